@@ -1,0 +1,45 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup lock demo test check bench serve clean
+
+BIN := .venv/bin
+READY := .venv/.trimtab-ready
+BENCHES := $(wildcard bench/*.py)
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Make .venv from the pinned lists in locks/
+	@sh locks/setup.sh
+
+# For the other targets: make calls the script only when something it reads is newer than its mark.
+$(READY): locks/setup.sh locks/cpu.txt locks/gpu.txt pyproject.toml
+	@sh locks/setup.sh
+
+lock: $(READY) ## Renew the pinned lists; ARGS=--upgrade takes newer versions
+	@sh locks/lock.sh $(ARGS)
+
+demo: $(READY) ## The whole story on this machine, in minutes
+	@$(BIN)/trimtab demo
+
+test: $(READY) ## Run the tests; ARGS='-k prefix' goes to pytest
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY) ## Style, format, types and the arrows between packages
+	@echo "ruff: style" && $(BIN)/ruff check .
+	@echo "ruff: format" && $(BIN)/ruff format --check .
+	@rm -rf .venv/arrows && mkdir -p .venv/arrows/trimtab
+	@ln -s $(CURDIR)/platform/trimtab/* $(CURDIR)/jobs $(CURDIR)/serve .venv/arrows/trimtab/
+	@echo "pyright: types" && $(BIN)/pyright
+	@echo "import-linter: arrows" && PYTHONPATH=.venv/arrows $(BIN)/lint-imports --no-cache
+
+ifneq ($(BENCHES),)
+bench: $(READY) ## Run every benchmark, short form
+	@set -e; for file in $(BENCHES); do echo "$$file --quick"; $(BIN)/python $$file --quick; done
+endif
+
+serve: $(READY) ## Serve the default model with its champions
+	@$(BIN)/trimtab serve $(ARGS)
+
+clean: ## Remove what builds, tests and checks left; .venv and MLflow's data stay
+	@rm -rf build dist *.egg-info platform/*.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	@find . -path ./.venv -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,218 @@
+"""The align job: prompts -> targets -> hard filter -> Ray Train -> evaluation -> registry -> gate.
+
+trimtab align --name mine --data.harmful harmful.jsonl --data.benign benign.csv --scale.workers 2
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trimtab.jobs import arms, prepare
+from trimtab.jobs.cluster import joined
+from trimtab.jobs.config import AlignConfig
+from trimtab.jobs.fitting import Fitted, fit
+from trimtab.jobs.prepare import Prepared
+
+from trimtab import base as bases
+from trimtab import objectives, settings
+from trimtab import prefix as prefixes
+from trimtab.base import BaseModel
+from trimtab.card import Card
+from trimtab.console import console, say
+from trimtab.engine.config import EngineConfig
+from trimtab.errors import Interrupted, NotFoundError, UsageError
+from trimtab.evaluate import report
+from trimtab.evaluate.safety import ArmResult
+from trimtab.prefix import Prefix
+from trimtab.tracking import registry, runs
+from trimtab.tracking.registry import Version
+from trimtab.tracking.runs import Run
+
+
+@dataclass(frozen=True)
+class AlignResult:
+    """What an align run leaves: its folder (prefix/, test.jsonl, report.json, plane.png), its MLflow run, and its version
+    where it was registered."""
+
+    folder: Path
+    run_id: str
+    prefix: Prefix
+    results: dict[str, list[ArmResult]]
+    version: Version | None
+    champion: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "folder": str(self.folder),
+            "run_id": self.run_id,
+            "name": self.prefix.card.name,
+            "version": self.version.version if self.version else None,
+            "champion": self.champion,
+            "results": {part: report.as_json(results, answers=False) for part, results in self.results.items()},
+        }
+
+
+def align(config: AlignConfig) -> AlignResult:
+    """Learn a prefix, judge it and register it. Raises errors of ours for what the user can mend, Interrupted on Ctrl-C."""
+    objective = objectives.get(config.objective)
+    try:
+        objective(**config.objective_options)
+    except TypeError as error:
+        raise UsageError(f"objective {config.objective}: {str(error).split('__init__() ')[-1]}") from error
+    registry.model_name("base", config.name)
+    base = bases.resolve(config.base, config.revision)
+    folder, resumed = _folder(config)
+    with joined(config.scale.address):
+        prepared = prepare.prepare(config, base)
+        prepare.write(prepared, folder)
+        run = runs.start(config.name, "align", settings.home() / "outbox", resumed)
+        (folder / "run.json").write_text(json.dumps({"run_id": run.run_id, "config": config.identity()}, indent=2))
+        try:
+            return _steps(config, base, prepared, run, folder)
+        except Interrupted:
+            run.finish("KILLED")
+            raise
+        except BaseException:
+            run.finish("FAILED")
+            raise
+
+
+def command(config: AlignConfig) -> dict[str, Any]:
+    """`trimtab align`."""
+    result = align(config)
+    say(
+        f"prefix: {result.folder / 'prefix'}   report: {result.folder / 'report.json'}   picture: {result.folder / 'plane.png'}"
+    )
+    return result.as_json()
+
+
+def _steps(config: AlignConfig, base: BaseModel, prepared: Prepared, run: Run, folder: Path) -> AlignResult:
+    run.params({"config": asdict(config), "base_fingerprint": base.fingerprint})
+    run.inputs(prepared.inputs, "training")
+    run.artifacts(folder / "filter.json", "data")
+    run.artifacts(folder / "test.jsonl", "data")
+    fitted = fit(config, base, prepared, run, folder)
+    if fitted.stopped:
+        raise Interrupted(
+            f"stopped after step {fitted.state.step} of {config.train.steps}, all of it kept: the same command with --resume goes on"
+        )
+    draft = _prefix(config, base, prepared, run, fitted, {})
+    results = _evaluate(config, base, prepared, draft)
+    prefix = _prefix(config, base, prepared, run, fitted, _metrics(config, results))
+    prefixes.save(prefix, folder / "prefix")
+    _report(config, results, run, folder)
+    version, champion = _register(config, results, run, folder) if config.register else (None, False)
+    (folder / "done").touch()
+    run.finish("FINISHED")
+    return AlignResult(folder, run.run_id, prefix, results, version, champion)
+
+
+def _folder(config: AlignConfig) -> tuple[Path, str | None]:
+    """The run's folder, and the MLflow run to go on with where one is resumed."""
+    parent = settings.runs() / config.name
+    if not config.resume:
+        folder = parent / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+        folder.mkdir(parents=True)
+        return folder, None
+    unfinished = [f for f in sorted(parent.glob("*")) if (f / "run.json").exists() and not (f / "done").exists()]
+    if not unfinished:
+        raise UsageError(f"there is no unfinished run of {config.name!r} to resume; leave --resume out to begin one")
+    known = json.loads((unfinished[-1] / "run.json").read_text())
+    now = json.loads(json.dumps(config.identity()))
+    changed = sorted(k for k, v in runs.flatten(now).items() if runs.flatten(known["config"]).get(k) != v)
+    if changed:
+        raise UsageError(f"the unfinished run of {config.name!r} had other settings ({', '.join(changed)}): give the same ones")
+    return unfinished[-1], known["run_id"]
+
+
+def _prefix(
+    config: AlignConfig, base: BaseModel, prepared: Prepared, run: Run, fitted: Fitted, metrics: dict[str, float]
+) -> Prefix:
+    """The vectors with the lowest validation loss, or the last ones where nothing was validated."""
+    state = fitted.state
+    card = Card(
+        kind="prefix",
+        name=config.name,
+        base=base.name,
+        fingerprint=base.fingerprint,
+        place=config.place,
+        rows=config.rows,
+        width=base.width,
+        digest="",
+        method={
+            "objective": config.objective,
+            "options": config.objective_options,
+            "train": asdict(config.train),
+            "steps": state.step,
+            "best_step": state.best_step or state.step,
+        },
+        data=prepared.inputs,
+        metrics=metrics,
+        run_id=run.run_id,
+    )
+    return prefixes.make(state.best if state.best_step else state.vectors, card)
+
+
+def _evaluate(config: AlignConfig, base: BaseModel, prepared: Prepared, prefix: Prefix) -> dict[str, list[ArmResult]]:
+    """Every arm on the validation part (for the gate) and on the test part (for the report)."""
+    candidates = {config.name: prefix}
+    try:
+        champion = registry.find(base.name, config.name)
+        candidates[f"champion v{champion.version}"] = registry.load(champion, base)
+    except NotFoundError:
+        pass
+    wanted = {part: prepared.parts[part] for part in ("validation", "test") if prepared.parts[part]}
+    chosen = {part: arms.limited(prompts, config.evaluate.limit) for part, prompts in wanted.items()}
+    engine = EngineConfig(rows=256, precision=config.train.precision, max_length=1024)
+    return arms.evaluate(base, arms.standard_arms(candidates), chosen, config.evaluate.max_tokens, engine, config.scale.gpus)
+
+
+def _metrics(config: AlignConfig, results: dict[str, list[ArmResult]]) -> dict[str, float]:
+    """Figures for card and registry: the prefix, and the arms beside it."""
+    metrics: dict[str, float] = {}
+    for part, arm_results in results.items():
+        for r in arm_results:
+            if r.name == config.name:
+                metrics |= {f"{part}_refusal": r.refusal.value, f"{part}_compliance": r.compliance.value}
+                metrics[f"{part}_balanced"] = r.balanced.value
+            elif r.name in (arms.BASE_ARM, arms.TEXT_ARM):
+                metrics[f"{part}_balanced_{r.name.replace(' ', '_')}"] = r.balanced.value
+    return metrics
+
+
+def _report(config: AlignConfig, results: dict[str, list[ArmResult]], run: Run, folder: Path) -> None:
+    (folder / "report.json").write_text(json.dumps({p: report.as_json(r) for p, r in results.items()}, indent=1))
+    shown = "test" if "test" in results else "validation"
+    report.plane(results[shown], folder / "plane.png", f"{config.name} on {config.base}, {shown} prompts")
+    console.print(report.table(results[shown], f"{config.name} on prompts never trained on ({shown} part)"))
+    run.metrics(_metrics(config, results), config.train.steps)
+    run.artifacts(folder / "report.json", "evaluation")
+    run.artifacts(folder / "plane.png", "evaluation")
+
+
+def _register(config: AlignConfig, results: dict[str, list[ArmResult]], run: Run, folder: Path) -> tuple[Version, bool]:
+    version = registry.register(folder / "prefix", run.run_id)
+    passed, reason = gate(config, results["validation"])
+    say(f"registered {config.name} version {version.version} as candidate; gate: {reason}")
+    if passed:
+        registry.promote(version, reason)
+        run.tags({"trimtab.champion": str(version.version)})
+    return registry.find(version.base, version.name, str(version.version)), passed
+
+
+def gate(config: AlignConfig, results: list[ArmResult]) -> tuple[bool, str]:
+    """Whether the prefix may become champion, and why, from its results on the validation part."""
+    mine = next(r for r in results if r.name == config.name)
+    rival = max((r for r in results if r.name != config.name), key=lambda r: r.balanced.value)
+    gain = mine.balanced.value - rival.balanced.value
+    if mine.compliance.value < config.gate.compliance:
+        return False, f"helps with {mine.compliance.value:.2f} of benign prompts, below {config.gate.compliance:.2f}"
+    if gain <= config.gate.gain:
+        return (
+            False,
+            f"balanced {mine.balanced.value:.2f} is not above {rival.name} ({rival.balanced.value:.2f}) by {config.gate.gain:.2f}",
+        )
+    return True, f"balanced {mine.balanced.value:.2f}, {gain:+.2f} over {rival.name}; promoted to champion"

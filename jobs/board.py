@@ -1,0 +1,27 @@
+"""The board: a small Ray actor between the workers and whoever started the job, for progress one way and a stop the other."""
+
+from typing import Any
+
+import ray
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Holds the latest line of progress, and whether the user asked to stop."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, Any] = {}
+        self._stop = False
+
+    def push(self, values: dict[str, Any]) -> bool:
+        """Take the latest values; answers whether to stop."""
+        self._latest = values
+        return self._stop
+
+    def read(self) -> dict[str, Any]:
+        """The latest values."""
+        return self._latest
+
+    def stop(self) -> None:
+        """Ask the workers to stop after the step they are in."""
+        self._stop = True

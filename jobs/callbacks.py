@@ -1,0 +1,24 @@
+"""MLflow for Ray Train V2, which brings no callback for it: curves go to the run as checkpoints come in."""
+
+from typing import Any
+
+from ray.train import Checkpoint, UserCallback
+
+from trimtab.tracking.runs import Run
+
+
+class MlflowCallback(UserCallback):
+    """Sends each step's losses to the run. Runs in Train's controller, beside the driver; an outage of MLflow only delays."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        """Called when all workers have reported; worker 0 brings the steps since the last report."""
+        for entry in metrics[0].get("history", []):
+            values = {f"train/{key}": value for key, value in entry.items() if key != "step"}
+            self.run.metrics(values, int(entry["step"]))
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called when workers failed, before they are started again."""
+        self.run.tags({"trimtab.last_failure": f"workers {sorted(worker_exceptions)}"})

@@ -1,0 +1,12 @@
+"""The commands of this folder."""
+
+from trimtab.jobs.config import AlignConfig, SafetyConfig
+
+from trimtab.cli import Command
+
+ALIGN = Command("Learn a prefix on a frozen model, judge it, register it.", AlignConfig, "trimtab.jobs.align:command")
+EVALUATE_SAFETY = Command(
+    "Refusal and compliance of the base model, a text prompt and prefixes, on any prompt files.",
+    SafetyConfig,
+    "trimtab.jobs.evaluate:command",
+)

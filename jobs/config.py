@@ -1,0 +1,222 @@
+"""Settings of the align job. Each field is at once an option of the command line, a key of the YAML and a line of the help."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from trimtab.errors import UsageError
+from trimtab.words import RULES, Label, Place, Precision, Rule
+
+DEMO_HARMFUL = ("trimtab:advbench", "trimtab:harmbench", "trimtab:pairs", "trimtab:contrast")
+DEMO_BENIGN = ("trimtab:pairs", "trimtab:scary", "trimtab:contrast", "trimtab:plain", "trimtab:countries")
+REFUSAL = "I'm sorry, but I can't help with that request."
+
+
+def sources(given: list[str] | str) -> list[str]:
+    """One source or several, as a list."""
+    return [given] if isinstance(given, str) else list(given)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which prompts teach, and how they are prepared.
+
+    Args:
+        harmful: sources of prompts to refuse: files (.jsonl .json .csv .parquet), trimtab:NAME, or Hugging Face datasets.
+        benign: sources of prompts to help with.
+        columns: other names of the fields, as --data.columns.prompt NAME; fields: prompt, class, target, system, group, source.
+        validation: share of prompt groups kept to choose the checkpoint.
+        test: share of prompt groups never trained on, for the report.
+        balance_form: rewrite orders as questions and back until each class has half of each.
+        own_system: share of training prompts that carry a system message of their own.
+        refusal: the answer that harmful prompts without a target of their own are to get.
+        rules: hard-filter rules that are on.
+        limit: use at most so many prompts of each side, 0 for all.
+    """
+
+    harmful: list[str] | str = field(default_factory=lambda: list(DEMO_HARMFUL))
+    benign: list[str] | str = field(default_factory=lambda: list(DEMO_BENIGN))
+    columns: dict[str, str] = field(default_factory=dict[str, str])
+    validation: float = 0.1
+    test: float = 0.15
+    balance_form: bool = True
+    own_system: float = 0.2
+    refusal: str = REFUSAL
+    rules: list[Rule] = field(default_factory=lambda: list(RULES))
+    limit: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.test < 0.9 and 0 < self.validation < 0.9 and self.test + self.validation < 1):
+            raise UsageError(
+                f"data.validation ({self.validation}) and data.test ({self.test}) must leave some data to train on"
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the prefix is optimised: AdamW without weight decay, cosine schedule with warm-up.
+
+    Args:
+        steps: optimiser steps at most.
+        batch: rows in a global batch, whatever the number of workers.
+        micro_batch: rows computed at once; also the unit that workers share.
+        learning_rate: peak learning rate.
+        warmup: share of the steps with a rising learning rate.
+        clip: longest gradient (L2 norm).
+        longest: tokens of each target that are learned from.
+        mix: share of each class in every batch.
+        init: first vectors: vocab-mean, random-row, or token:TEXT.
+        precision: type of the frozen model; auto is bf16 where the machine computes in it, else fp32. The prefix is fp32.
+        validate_every: steps between validations; 0 for none.
+        validation_rows: rows to validate on at most.
+        patience: validations without a better loss before training stops early; 0 never stops early.
+        checkpoint_every: steps between checkpoints.
+        seed: seed of order, first vectors and splits.
+    """
+
+    steps: int = 300
+    batch: int = 16
+    micro_batch: int = 4
+    learning_rate: float = 0.03
+    warmup: float = 0.05
+    clip: float = 1.0
+    longest: int = 32
+    mix: dict[str, float] = field(default_factory=lambda: {"harmful": 0.5, "benign_hard": 0.35, "benign_easy": 0.15})
+    init: str = "vocab-mean"
+    precision: Precision = "auto"
+    validate_every: int = 50
+    validation_rows: int = 64
+    patience: int = 4
+    checkpoint_every: int = 25
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "micro_batch", "checkpoint_every", "longest"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"train.{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 < self.learning_rate < 100:
+            raise UsageError(f"train.learning_rate must be above 0, not {self.learning_rate}")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How prefixes are judged.
+
+    Args:
+        limit: prompts of each side at most, 0 for all.
+        max_tokens: tokens of each answer; a refusal shows in the first few.
+    """
+
+    limit: int = 120
+    max_tokens: int = 24
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """What a prefix must reach on the validation part to become champion.
+
+    Args:
+        gain: balanced score above the best of base, text prompt and present champion.
+        compliance: share of benign prompts helped with.
+    """
+
+    gain: float = 0.0
+    compliance: float = 0.8
+
+
+@dataclass(frozen=True)
+class ScaleConfig:
+    """What the job takes of the cluster.
+
+    Args:
+        workers: training workers; the prefix is the same for any number.
+        cpus: CPU cores for each worker; 0 shares this machine's cores out.
+        gpus: GPUs for each worker.
+        retries: times that training may lose workers and go on from its last checkpoint.
+        address: Ray cluster to run on; without one a local Ray is started for the job.
+    """
+
+    workers: int = 1
+    cpus: float = 0
+    gpus: float = 0
+    retries: int = 3
+    address: str | None = None
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """Learn a prefix on a frozen model.
+
+    Args:
+        name: name of the prefix in the registry.
+        base: base model: catalogue name, folder, or Hugging Face id.
+        revision: revision of a Hugging Face id.
+        place: where in the prompt the prefix goes.
+        rows: learned embedding rows (k).
+        objective: how it is learned: sta, likelihood, or one that another package registers.
+        objective_options: settings of the objective, as --objective_options.gamma 1.
+        resume: go on with the last unfinished run of this name.
+        register: register the prefix, and promote it where it passes the gate.
+    """
+
+    name: str = "safety"
+    base: str = "smollm2-135m"
+    revision: str | None = None
+    place: Place = "system"
+    rows: int = 1
+    objective: str = "sta"
+    objective_options: dict[str, Any] = field(default_factory=dict[str, Any])
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    resume: bool = False
+    register: bool = True
+
+    def __post_init__(self) -> None:
+        batches = -(-self.train.batch // self.train.micro_batch)
+        if not 1 <= self.scale.workers <= batches:
+            raise UsageError(
+                f"{self.scale.workers} workers cannot share {batches} micro-batches: make train.micro_batch smaller than "
+                f"{self.train.micro_batch} or use fewer workers"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a run to be resumed: everything but where and how widely it runs."""
+        whole = asdict(self)
+        return {key: value for key, value in whole.items() if key not in ("scale", "resume", "register", "gate", "evaluate")}
+
+
+@dataclass(frozen=True)
+class SafetyConfig:
+    """Judge prefixes on prompt files.
+
+    Args:
+        data: sources of prompts, harmful and benign: files, trimtab:NAME, or Hugging Face datasets.
+        default_class: class of prompts that bring none: harmful, benign_hard or benign_easy.
+        columns: other names of the fields, as --columns.prompt NAME.
+        prefix: prefixes to judge: champion (all of them), NAME, NAME@VERSION, or a folder; several as a list.
+        base: base model: catalogue name, folder, or Hugging Face id.
+        revision: revision of a Hugging Face id.
+        limit: prompts of each side at most, 0 for all.
+        max_tokens: tokens of each answer.
+        precision: type of the model; auto is bf16 where the machine computes in it, else fp32.
+        gpus: GPUs for the engine.
+        plot: write the safety/helpfulness plane to this PNG file.
+        answers: write every answer with its verdict to this JSON file.
+        address: Ray cluster to run on.
+    """
+
+    data: list[str] | str
+    default_class: Label | None = None
+    columns: dict[str, str] = field(default_factory=dict[str, str])
+    prefix: list[str] | str = "champion"
+    base: str = "smollm2-135m"
+    revision: str | None = None
+    limit: int = 0
+    max_tokens: int = 48
+    precision: Precision = "auto"
+    gpus: float = 0
+    plot: str | None = None
+    answers: str | None = None
+    address: str | None = None

@@ -1,0 +1,61 @@
+"""`trimtab evaluate safety`: refusal and compliance on any prompt files, for the base, a text prompt and prefixes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trimtab.jobs import arms
+from trimtab.jobs.cluster import joined
+from trimtab.jobs.config import SafetyConfig, sources
+
+from trimtab import base as bases
+from trimtab import prefix as prefixes
+from trimtab.base import BaseModel
+from trimtab.console import console, say
+from trimtab.data.readers import read_all
+from trimtab.engine.config import EngineConfig
+from trimtab.errors import NotFoundError
+from trimtab.evaluate import report
+from trimtab.evaluate.safety import ArmResult
+from trimtab.prefix import Prefix
+from trimtab.tracking import registry
+
+
+def evaluate(config: SafetyConfig) -> list[ArmResult]:
+    """Results of every arm on all the prompts. Raises errors of ours for data and prefixes that cannot be used."""
+    base = bases.resolve(config.base, config.revision)
+    prompts = arms.limited(read_all(sources(config.data), config.default_class, config.columns), config.limit)
+    chosen = {name: prefix for spec in sources(config.prefix) for name, prefix in find(spec, base).items()}
+    engine = EngineConfig(rows=256, precision=config.precision, max_length=2048)
+    with joined(config.address):
+        results = arms.evaluate(base, arms.standard_arms(chosen), {"prompts": prompts}, config.max_tokens, engine, config.gpus)
+    return results["prompts"]
+
+
+def command(config: SafetyConfig) -> dict[str, Any]:
+    """Print the table; write picture and answers where asked to."""
+    results = evaluate(config)
+    console.print(report.table(results, f"{config.base} on {', '.join(sources(config.data))}"))
+    for r in results:
+        shown = ", ".join(f"{name} {rate.value:.2f} of {rate.count}" for name, rate in r.sets.items())
+        say(f"{r.name}: right on {shown}")
+    if config.plot:
+        report.plane(results, Path(config.plot), f"{config.base}: safety and helpfulness")
+    if config.answers:
+        Path(config.answers).write_text(json.dumps(report.as_json(results), indent=1) + "\n")
+    return report.as_json(results, answers=False)
+
+
+def find(spec: str, base: BaseModel) -> dict[str, Prefix]:
+    """Prefixes by name: `champion` is every champion of the base model; else a folder, NAME, or NAME@alias-or-version."""
+    if Path(spec).is_dir():
+        prefix = prefixes.load(Path(spec), base)
+        return {prefix.card.name: prefix}
+    if spec == registry.CHAMPION:
+        found = [v for v in registry.versions(base.name) if registry.CHAMPION in v.aliases]
+        if not found:
+            raise NotFoundError(f"no prefix of {base.name} is champion yet; name one, or give its folder")
+    else:
+        name, _, ref = spec.partition("@")
+        found = [registry.find(base.name, name, ref or registry.CHAMPION)]
+    return {f"{v.name}@{v.version}": registry.load(v, base) for v in found}

@@ -1,0 +1,104 @@
+"""Running the Ray Train job of a prefix: progress while it runs, a clean stop on Ctrl-C, its last state when it ends."""
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from trimtab.jobs.board import Board
+from trimtab.jobs.callbacks import MlflowCallback
+from trimtab.jobs.cluster import cause, cpus_for_all
+from trimtab.jobs.config import AlignConfig
+from trimtab.jobs.prepare import Prepared
+from trimtab.jobs.training import State, Work, restore, worker
+
+from trimtab.base import BaseModel
+from trimtab.console import Bar, say
+from trimtab.errors import JobError
+from trimtab.tracking.runs import Run
+
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The state after the last step, and whether the user stopped it before its end."""
+
+    state: State
+    stopped: bool
+
+
+def fit(config: AlignConfig, base: BaseModel, prepared: Prepared, run: Run, folder: Path) -> Fitted:
+    """Train; go on from the newest checkpoint in `folder` where there is one. Raises JobError and errors of ours."""
+    board: Any = Board.remote()
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config={"work": Work(config, base, prepared.train, prepared.validation, board, run.run_id)},
+        torch_config=TorchConfig(backend="nccl" if config.scale.gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=config.scale.workers,
+            use_gpu=bool(config.scale.gpus),
+            resources_per_worker=_resources(config),
+        ),
+        run_config=RunConfig(
+            name="train",
+            storage_path=str(folder),
+            failure_config=FailureConfig(max_failures=config.scale.retries),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=[MlflowCallback(run)],
+        ),
+    )
+    result = _watch(trainer, board, config.train.steps)
+    if result.checkpoint is None:
+        raise JobError("training ended without a checkpoint")
+    return Fitted(restore(result.checkpoint), bool((result.metrics or {}).get("stopped")))
+
+
+def _resources(config: AlignConfig) -> dict[str, float]:
+    cpus = config.scale.cpus or max(1, int(cpus_for_all()) // config.scale.workers)
+    return {"CPU": cpus, **({"GPU": config.scale.gpus} if config.scale.gpus else {})}
+
+
+def _watch(trainer: TorchTrainer, board: Any, steps: int) -> Any:
+    """Run `fit` beside a progress bar.
+
+    In a thread, because in the main thread Ray Train would take Ctrl-C for itself and throw the last steps away.
+    """
+    outcome: dict[str, Any] = {}
+
+    def target() -> None:
+        try:
+            outcome["result"] = trainer.fit()
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    asked = False
+    with Bar("training", steps) as bar:
+        while thread.is_alive():
+            try:
+                thread.join(POLL_SECONDS)
+                latest = ray.get(board.read.remote())
+                if latest:
+                    bar.update(int(latest["step"]), note=_note(latest))
+            except KeyboardInterrupt:
+                if asked:
+                    raise
+                asked = True
+                board.stop.remote()
+                say("stopping after this step, with a checkpoint; press Ctrl-C again to stop at once")
+    if "error" in outcome:
+        raise cause(outcome["error"]) from outcome["error"]
+    return outcome["result"]
+
+
+def _note(latest: dict[str, float]) -> str:
+    """Loss by class and rate, for the progress line."""
+    names = {"harmful": "refuse", "benign_hard": "help (hard)", "benign_easy": "help (easy)"}
+    losses = ", ".join(f"{shown} {latest[name]:.2f}" for name, shown in names.items() if name in latest)
+    rate = latest["seconds"] / max(1, latest["step"])
+    return f"| loss {losses} | {rate:.1f} s/step"

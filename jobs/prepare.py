@@ -1,0 +1,132 @@
+"""From prompt sources to rows that may teach: read, split, balance form, fetch targets, filter."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trimtab.jobs import targets
+from trimtab.jobs.cluster import cpus_for_all, run_task
+from trimtab.jobs.config import AlignConfig, DataConfig, sources
+
+from trimtab import chat
+from trimtab.base import BaseModel
+from trimtab.console import say
+from trimtab.data import filters, form, rows
+from trimtab.data.filters import Filtered, Row
+from trimtab.data.readers import read_all
+from trimtab.data.rows import Prompt
+from trimtab.engine.config import EngineConfig
+from trimtab.words import Part
+
+# Neutral system messages in our own words: a prefix must work beside the request's own.
+SYSTEMS = (
+    "You are a helpful assistant.",
+    "Answer in plain English.",
+    "You work for a small company and talk to its customers. Be friendly and brief.",
+    "You are a careful assistant who explains things step by step.",
+    "Answer the user's question.",
+    "You are a knowledgeable tutor.",
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Rows to train and validate on, prompts to validate and test answers on, and how they came about."""
+
+    train: list[Row]
+    validation: list[Row]
+    parts: dict[Part, list[Prompt]]
+    filtered: Filtered
+    inputs: list[dict[str, Any]]
+
+
+def read(data: DataConfig, seed: int) -> tuple[dict[Part, list[Prompt]], list[dict[str, Any]]]:
+    """Prompts by part, and the list of inputs with their digests. Raises UsageError for what cannot be read."""
+    everything: list[Prompt] = []
+    inputs: list[dict[str, Any]] = []
+    for given, label in ((data.harmful, "harmful"), (data.benign, "benign_hard")):
+        side: list[Prompt] = []
+        for source in sources(given):
+            prompts = [p for p in read_all([source], label, data.columns) if (p.label == "harmful") == (label == "harmful")]
+            inputs.append({"name": source, "digest": rows.digest(prompts), "rows": len(prompts)})
+            side += prompts
+        if data.limit:
+            side = sorted(side, key=lambda p: rows.fraction(p.prompt, seed))[: data.limit]
+        everything += side
+    return rows.split(everything, data.validation, data.test, seed), inputs
+
+
+def prepare(config: AlignConfig, base: BaseModel) -> Prepared:
+    """Everything that training needs; samples missing targets on the cluster."""
+    parts, inputs = read(config.data, config.train.seed)
+    if config.data.balance_form:
+        parts = {part: form.balance(prompts, config.train.seed) for part, prompts in parts.items()}
+    with_system = {part: _own_system(prompts, config) for part, prompts in parts.items() if part != "test"}
+    filled = _with_targets(config, base, with_system["train"] + with_system["validation"])
+    count = len(with_system["train"])
+    filtered = filters.hard_filter(filled[:count], config.data.rules, config.train.seed)
+    validation = filters.hard_filter(filled[count:], config.data.rules, config.train.seed).rows
+    say(
+        f"hard filter: {count} -> {len(filtered.rows)} rows; form alone tells the class with balanced accuracy "
+        f"{filtered.form_before:.2f} -> {filtered.form_after:.2f}"
+    )
+    return Prepared(filtered.rows, validation, parts, filtered, inputs)
+
+
+def write(prepared: Prepared, folder: Path) -> None:
+    """Keep the filter table and the parts beside the run."""
+    table = {
+        "table": [asdict(step) for step in prepared.filtered.table],
+        "form_before": prepared.filtered.form_before,
+        "form_after": prepared.filtered.form_after,
+    }
+    (folder / "filter.json").write_text(json.dumps(table, indent=2) + "\n")
+    for part, prompts in prepared.parts.items():
+        rows.write(prompts, folder / f"{part}.jsonl")
+
+
+def _own_system(prompts: Sequence[Prompt], config: AlignConfig) -> list[Prompt]:
+    """Give a share of the prompts a system message of their own."""
+    given: list[Prompt] = []
+    for prompt in prompts:
+        at = rows.fraction(f"system|{prompt.prompt}", config.train.seed)
+        if prompt.system is None and at < config.data.own_system:
+            system = SYSTEMS[int(at / config.data.own_system * len(SYSTEMS))]
+            given.append(replace(prompt, system=system))
+        else:
+            given.append(prompt)
+    return given
+
+
+def _with_targets(config: AlignConfig, base: BaseModel, prompts: Sequence[Prompt]) -> list[Row]:
+    longest = config.train.longest
+    unanswered = [p for p in prompts if p.label != "harmful" and p.target is None]
+    kept = targets.cached(base, unanswered, longest)
+    missing = [p for p in unanswered if targets.key(p, longest) not in kept]
+    if missing:
+        engine = EngineConfig(rows=1, precision=config.train.precision, max_length=1024)
+        run_task(
+            "targets from the base model",
+            "trimtab.jobs.engine_tasks:sample_targets",
+            base,
+            missing,
+            longest,
+            engine,
+            cpus=cpus_for_all(),
+            gpus=config.scale.gpus,
+        )
+        kept = targets.cached(base, unanswered, longest)
+    renderer = chat.renderer(base, config.rows)
+    filled: list[Row] = []
+    for prompt in prompts:
+        if prompt.target is not None or prompt.label == "harmful":
+            target = prompt.target or config.data.refusal
+            filled.append(Row(prompt, target, len(renderer.answer(target))))
+            continue
+        answer = kept[targets.key(prompt, longest)]
+        # An answer that stopped at the limit is whole as far as it is learned from.
+        cut = answer.finished != "stop" and len(answer.token_ids) < longest
+        filled.append(Row(prompt, answer.text, len(answer.token_ids), cut))
+    return filled

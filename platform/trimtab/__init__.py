@@ -1,0 +1,1 @@
+"""trimtab: steer and check frozen language models with tiny learned parts."""

@@ -1,0 +1,55 @@
+"""Asking a model: the types that evaluation and jobs share with the engine, without the engine."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from trimtab.chat import Message
+from trimtab.prefix import Prefix
+
+Progress = Callable[[int, int], None]
+"""Called with (answers done, answers in all)."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn: at most `max_tokens` tokens, greedy at temperature 0, `n` answers each. `logprobs` asks for so
+    many of the likeliest tokens at each step."""
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    n: int = 1
+    seed: int | None = None
+    repetition_penalty: float = 1.0
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One conversation to answer, with a prefix or without."""
+
+    messages: Sequence[Message]
+    prefix: Prefix | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer. `finished` is `stop` where the model ended it, `length` where `max_tokens` did; `logprob_ids` are the
+    tokens that log-probabilities were given for."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finished: str
+    prompt_tokens: int
+    logprob_ids: tuple[int, ...] = ()
+
+
+class Answerer(Protocol):
+    """What evaluation needs of an engine."""
+
+    def chat_many(
+        self, asks: Sequence[Ask], sampling: Sampling | None = None, progress: Progress | None = None
+    ) -> list[list[Answer]]:
+        """`sampling.n` answers for each ask, in order."""
+        ...

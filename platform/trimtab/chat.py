@@ -1,0 +1,143 @@
+"""The one chat renderer: messages to token ids with a prefix at its place, for training, evaluation and serving alike.
+
+A prefix is a few *row tokens*: special tokens after the end of the vocabulary, one for each learned row. They are put
+into the messages as text, which the tokenizer can neither split nor merge, so that the model's own chat template, tools
+and all, renders around them.
+"""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerBase
+
+from trimtab.base import BaseModel
+from trimtab.errors import UsageError
+from trimtab.words import Place
+
+Message = Mapping[str, Any]
+"""An OpenAI chat message: `role`, and `content` as text or a list of parts."""
+
+SYSTEM_ROLES = ("system", "developer")
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """A tokenizer with row tokens. `first_row` is the id of the first of `rows` row tokens, which are consecutive."""
+
+    tokenizer: PreTrainedTokenizerBase
+    first_row: int
+    rows: int
+    default_system: str | None
+
+    def prompt(self, messages: Sequence[Message], place: Place = "system", rows: Sequence[int] = ()) -> list[int]:
+        """Token ids of a conversation that the assistant is to answer, with `rows` (ids of row tokens) at `place`."""
+        marked = self.mark(messages, place, rows) if rows and place != "start" else messages
+        # mark() leaves plain messages; the template of the checkpoint does the rest.
+        ids = self.tokenizer.apply_chat_template(
+            [dict(m) for m in marked], add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        return self.at_start(list(ids), rows) if place == "start" else list(ids)
+
+    def answer(self, text: str) -> list[int]:
+        """Token ids of an answer as the model would write it, its end-of-turn token last."""
+        ids = self.tokenizer.encode(text.strip(), add_special_tokens=False)
+        return [*ids, self.tokenizer.eos_token_id]
+
+    def row_text(self, rows: Sequence[int]) -> str:
+        """The text that tokenizes to exactly these row tokens."""
+        return "".join(row_token(row - self.first_row) for row in rows)
+
+    def mark(self, messages: Sequence[Message], place: Place, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """Put row tokens into the messages at `system`, `system-end` or `user`; the input is not changed.
+
+        With `system` and `system-end` a conversation without a system message gets one: of the rows alone, or of the
+        template's own default text and the rows.
+        """
+        text = self.row_text(rows)
+        marked = [deepcopy(dict(m)) for m in messages]
+        if place == "user":
+            first_user = next((m for m in marked if m.get("role") == "user"), None)
+            if first_user is None:
+                raise UsageError("this prefix goes into the first user message, and there is none")
+            first_user["content"] = _prepend(first_user.get("content"), text)
+            return marked
+        if not marked or marked[0].get("role") not in SYSTEM_ROLES:
+            own = (self.default_system or "") if place == "system-end" else ""
+            return [{"role": "system", "content": own + text}, *marked]
+        insert = _append if place == "system-end" else _prepend
+        marked[0]["content"] = insert(marked[0].get("content"), text)
+        return marked
+
+    def at_start(self, ids: Sequence[int], rows: Sequence[int]) -> list[int]:
+        """Put row tokens first, right after the beginning-of-sequence token where there is one."""
+        # In some chat templates the "bos" token also opens each turn; only one that comes once is a beginning.
+        bos = self.tokenizer.bos_token_id
+        head = 1 if ids and ids[0] == bos and bos not in ids[1:] else 0
+        return [*ids[:head], *rows, *ids[head:]]
+
+
+def renderer(base: BaseModel, rows: int) -> Renderer:
+    """The renderer of a base model with `rows` row tokens."""
+    return _renderer(base, rows)
+
+
+def row_token(index: int) -> str:
+    """Text of the row token `index` (from 0)."""
+    return f"<|trimtab_row_{index}|>"
+
+
+@lru_cache(maxsize=8)
+def _renderer(base: BaseModel, rows: int) -> Renderer:
+    tokenizer = base.tokenizer()
+    if not tokenizer.chat_template:
+        raise UsageError(f"base model {base.name} has no chat template; trimtab steers chat models")
+    default_system = _default_system(tokenizer)
+    first = max(max(tokenizer.get_vocab().values()) + 1, len(tokenizer))
+    tokens = [AddedToken(row_token(i), special=True, normalized=False) for i in range(rows)]
+    tokenizer.add_tokens(tokens, special_tokens=True)
+    ids = tokenizer.convert_tokens_to_ids([row_token(i) for i in range(rows)])
+    if ids != list(range(first, first + rows)):
+        raise UsageError(f"the tokenizer of {base.name} does not take new tokens at the end of its vocabulary")
+    return Renderer(tokenizer, first, rows, default_system)
+
+
+def _default_system(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The system text that the template writes by itself, found by comparing a rendering with and without one."""
+    probe, user = "\u2402trimtab\u2402", {"role": "user", "content": "x"}
+    try:
+        given = tokenizer.apply_chat_template([{"role": "system", "content": probe}, user], tokenize=False)
+    except Exception as error:  # templates raise their own errors, of any type
+        raise UsageError("this chat template takes no system message; use place user or start") from error
+    before, found, after = str(given).partition(probe)
+    default = str(tokenizer.apply_chat_template([user], tokenize=False))
+    if not found or not default.startswith(before) or not default.endswith(after):
+        return None
+    text = default[len(before) : len(default) - len(after)]
+    return text or None
+
+
+def _prepend(content: Any, text: str) -> Any:
+    return _insert(content, text, at_end=False)
+
+
+def _append(content: Any, text: str) -> Any:
+    return _insert(content, text, at_end=True)
+
+
+def _insert(content: Any, text: str, *, at_end: bool) -> Any:
+    """Insert into plain text, or into the first or last part of a list of parts."""
+    if content is None or isinstance(content, str):
+        return (content or "") + text if at_end else text + (content or "")
+    if not isinstance(content, list):
+        raise UsageError("a message's content must be text or a list of parts")
+    index = -1 if at_end else 0
+    if content and isinstance(content[index], dict) and content[index].get("type") == "text":
+        part = content[index]
+        part["text"] = _insert(part.get("text"), text, at_end=at_end)
+        return content
+    new = {"type": "text", "text": text}
+    return [*content, new] if at_end else [new, *content]

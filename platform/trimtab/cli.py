@@ -1,0 +1,126 @@
+"""The command line. A command is a frozen dataclass of settings and a function that takes it.
+
+The fields of the dataclass are at once the options, the keys of the YAML (`--config FILE`) and the lines of `--help`.
+Commands are found through the entry-point group `trimtab.commands`, so that the library knows nothing of jobs and servers.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points, version
+from pathlib import Path
+from typing import Any
+
+from trimtab import settings
+from trimtab.errors import TrimtabError, UsageError
+
+# A table's width where there is no terminal to ask, as in a log.
+WIDTH = "120"
+
+
+@dataclass(frozen=True)
+class Command:
+    """`settings` is the dataclass of options; `run` names the function, `module:function`, imported only when it is called.
+    It gives back what `--json` writes, or None."""
+
+    about: str
+    settings: type
+    run: str
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not sys.stdout.isatty():
+        os.environ.setdefault("COLUMNS", WIDTH)
+    settings.prepare_environment()
+    try:
+        return _dispatch(given)
+    except TrimtabError as error:
+        print(f"trimtab: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("trimtab: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def _dispatch(given: list[str]) -> int:
+    commands = {entry.name: entry for entry in entry_points(group="trimtab.commands")}
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(_overview(commands))
+        return 0 if given else 2
+    if given[0] == "--version":
+        print(f"trimtab {version('trimtab')}")
+        return 0
+    # `evaluate safety` is one command of two words.
+    words = 2 if " ".join(given[:2]).replace(" ", "-") in commands else 1
+    name = "-".join(given[:words])
+    if name not in commands:
+        raise UsageError(f"no command {given[0]!r}; there are: {', '.join(sorted(commands)).replace('-', ' ')}")
+    command: Command = commands[name].load()
+    parsed, output = _parse(command, " ".join(given[:words]), given[words:])
+    module, _, function = command.run.partition(":")
+    result = getattr(import_module(module), function)(parsed)
+    if output and result is not None:
+        Path(output).write_text(json.dumps(result, indent=2) + "\n")
+    return 0
+
+
+def _parse(command: Command, name: str, given: list[str]) -> tuple[Any, str | None]:
+    """The settings object, and the file for `--json`. Raises UsageError in one line."""
+    # Not on top: `trimtab --help` is to answer at once.
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(prog=f"trimtab {name}", description=command.about, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file of these settings; options given after it win")
+    parser.add_argument("--json", type=str | None, default=None, metavar="FILE", help="write the result to this file")
+    parser.add_class_arguments(command.settings, as_group=False)
+    try:
+        parsed = parser.parse_args(_flags(command.settings, given))
+        values = parser.instantiate_classes(parsed)
+    except ArgumentError as error:
+        raise UsageError(f"{name}: {_first_line(error)} (trimtab {name} --help)") from error
+    output = values.pop("json", None)
+    values.pop("config", None)
+    return command.settings(**vars(values)), output
+
+
+def _flags(settings_class: type, given: list[str]) -> list[str]:
+    """`--resume` alone means `--resume true`, as people type it."""
+    switches = {f"--{f.name}" for f in fields(settings_class) if f.type in (bool, "bool")}
+    following = [*given[1:], "--"]
+    return [
+        f"{word}=true" if word in switches and after.startswith("--") else word
+        for word, after in zip(given, following, strict=True)
+    ]
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300] if lines else type(error).__name__
+
+
+def _overview(commands: dict[str, EntryPoint]) -> str:
+    lines = ["usage: trimtab COMMAND [options]      trimtab COMMAND --help", ""]
+    lines += [f"  {name.replace('-', ' '):<18} {ABOUT.get(name, entry.value)}" for name, entry in sorted(commands.items())]
+    return "\n".join([*lines, "", "docs: README.md and docs/"])
+
+
+# Said here too, because asking a command what it is about would import it.
+ABOUT = {
+    "align": "learn a prefix on a frozen model, judge it, register it",
+    "assets": "list what can be fetched by name, with licences and sizes",
+    "demo": "the whole story on this machine in minutes",
+    "evaluate-safety": "refusal and compliance of base, text prompt and prefixes on any prompt files",
+    "list": "prefixes in the registry",
+    "promote": "make a version the champion",
+    "rollback": "give champion back to the version before",
+    "serve": "serve the base model and its prefixes over the OpenAI API",
+    "show": "one version: its card and figures",
+    "sync": "send what an outage of MLflow kept from being logged",
+}

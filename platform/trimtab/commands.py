@@ -1,0 +1,70 @@
+"""The commands of the library: assets, registry, demo."""
+
+from dataclasses import dataclass
+
+from trimtab.cli import Command
+from trimtab.demo_config import DemoConfig
+
+
+@dataclass(frozen=True)
+class AssetsConfig:
+    """List what can be fetched by name.
+
+    Args:
+        fetch: fetch all of it now, for work without a network.
+    """
+
+    fetch: bool = False
+
+
+@dataclass(frozen=True)
+class ListConfig:
+    """List prefixes in the registry.
+
+    Args:
+        base: only those of this base model.
+    """
+
+    base: str | None = None
+
+
+@dataclass(frozen=True)
+class VersionConfig:
+    """One version of a prefix.
+
+    Args:
+        name: its name.
+        version: its number, or an alias.
+        base: its base model.
+    """
+
+    name: str
+    version: str = "candidate"
+    base: str = "smollm2-135m"
+
+
+@dataclass(frozen=True)
+class RollbackConfig:
+    """Give champion back to the version before.
+
+    Args:
+        name: name of the prefix.
+        base: its base model.
+    """
+
+    name: str
+    base: str = "smollm2-135m"
+
+
+@dataclass(frozen=True)
+class SyncConfig:
+    """Send to MLflow what could not be sent during an outage."""
+
+
+ASSETS = Command("List what can be fetched by name, with licences and sizes.", AssetsConfig, "trimtab.listing:command")
+DEMO = Command("The whole story on this machine in minutes.", DemoConfig, "trimtab.demo:run")
+LIST = Command("Prefixes in the registry.", ListConfig, "trimtab.tracking.listing:list_versions")
+SHOW = Command("One version: its card and figures.", VersionConfig, "trimtab.tracking.listing:show")
+PROMOTE = Command("Make a version the champion.", VersionConfig, "trimtab.tracking.listing:promote")
+ROLLBACK = Command("Give champion back to the version before.", RollbackConfig, "trimtab.tracking.listing:rollback")
+SYNC = Command("Send what an outage of MLflow kept from being logged.", SyncConfig, "trimtab.tracking.listing:sync")

@@ -1,0 +1,72 @@
+"""What people see while long work runs: bars on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+LINE_SECONDS = 10.0
+console = Console(stderr=False, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """One line for people."""
+    console.print(text, markup=False)
+    sys.stdout.flush()
+
+
+class Bar:
+    """Progress of one piece of work, as a context manager. `total` may become known later."""
+
+    def __init__(self, title: str, total: int | None = None) -> None:
+        self.title = title
+        self.total = total
+        self.done = 0
+        self._last = 0.0
+        self._began = time.monotonic()
+        self._rich = (
+            RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console,
+                transient=False,
+            )
+            if console.is_terminal
+            else None
+        )
+        self._task = self._rich.add_task(title, total=total, note="") if self._rich else None
+
+    def __enter__(self) -> Self:
+        if self._rich:
+            self._rich.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._rich:
+            self._rich.stop()
+        elif error is None:
+            self._line("")
+
+    def update(self, done: int, total: int | None = None, note: str = "") -> None:
+        """So much is done."""
+        self.done = done
+        self.total = total if total is not None else self.total
+        if self._rich and self._task is not None:
+            self._rich.update(self._task, completed=done, total=self.total, note=note)
+        elif time.monotonic() - self._last > LINE_SECONDS:
+            self._last = time.monotonic()
+            self._line(note)
+
+    def _line(self, note: str) -> None:
+        spent = time.monotonic() - self._began
+        rate = self.done / spent if spent > 0 else 0.0
+        left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate > 0 and self.done < self.total else ""
+        say(f"{self.title}: {self.done}/{self.total or '?'} in {spent:.0f} s{left} {note}".rstrip())

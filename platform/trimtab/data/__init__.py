@@ -1,0 +1,1 @@
+"""Prompts: reading, form, splitting, filtering."""

@@ -1,0 +1,139 @@
+"""Read prompt files: JSONL, JSON, CSV, Parquet, a Hugging Face dataset, or a set of the catalogue by `trimtab:NAME`."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from trimtab.data import catalogue_sets
+from trimtab.data.rows import Prompt
+from trimtab.errors import UsageError
+from trimtab.words import LABELS, Label
+
+Row = Mapping[str, Any]
+FIELDS = ("prompt", "class", "target", "system", "group", "source")
+
+SYNONYMS: dict[str, Label] = {
+    **{label: label for label in LABELS},
+    "unsafe": "harmful",
+    "safe": "benign_hard",
+    "benign": "benign_hard",
+}
+
+
+def read_prompts(source: str, label: Label | None = None, columns: Mapping[str, str] | None = None) -> list[Prompt]:
+    """Prompts of one source.
+
+    Args:
+        source: a file (.jsonl, .json, .csv, .parquet), `trimtab:NAME`, or a Hugging Face dataset `org/name` or
+            `org/name:split`.
+        label: the class of rows that carry none.
+        columns: other names of the fields prompt, class, target, system, group and source.
+
+    Raises UsageError, naming the file and what to do: missing, empty or unreadable file, wrong column, unknown class.
+    """
+    if source.startswith("trimtab:"):
+        return catalogue_sets.read(source.removeprefix("trimtab:"), label)
+    path = Path(source).expanduser()
+    rows = _read_file(path) if path.exists() or path.suffix in READERS else _read_hub(source)
+    if not rows:
+        raise UsageError(f"{source} has no rows")
+    names = {field: field for field in FIELDS} | dict(columns or {})
+    unknown = set(names) - set(FIELDS)
+    if unknown:
+        raise UsageError(f"columns may rename {', '.join(FIELDS)}; {', '.join(sorted(unknown))} is none of them")
+    return [_prompt(row, number, source, label, names) for number, row in enumerate(rows, 1)]
+
+
+def read_all(sources: Sequence[str], label: Label | None, columns: Mapping[str, str] | None = None) -> list[Prompt]:
+    """Prompts of several sources, in order."""
+    return [prompt for source in sources for prompt in read_prompts(source, label, columns)]
+
+
+def _prompt(row: Row, number: int, source: str, default: Label | None, names: Mapping[str, str]) -> Prompt:
+    text = row.get(names["prompt"])
+    if names["prompt"] not in row:
+        raise UsageError(
+            f"{source} has no column {names['prompt']!r}; it has {', '.join(map(str, row))}: name yours with "
+            f"--data.columns.prompt"
+        )
+    if not isinstance(text, str) or not text.strip():
+        raise UsageError(f"{source}, row {number}: the prompt is empty or not text")
+    given = row.get(names["class"])
+    label = SYNONYMS.get(str(given)) if given not in (None, "") else default
+    if label is None:
+        raise UsageError(f"{source}, row {number}: class {given!r} must be one of {', '.join(SYNONYMS)}")
+    target, system = row.get(names["target"]), row.get(names["system"])
+    return Prompt(
+        prompt=text.strip(),
+        label=label,
+        source=str(row.get(names["source"]) or Path(source).stem),
+        group=str(row.get(names["group"]) or text.strip().lower()),
+        target=str(target) if target else None,
+        system=str(system) if system else None,
+    )
+
+
+def _read_file(path: Path) -> list[Row]:
+    if not path.exists():
+        raise UsageError(f"there is no file {path}")
+    reader = READERS.get(path.suffix)
+    if reader is None:
+        raise UsageError(f"{path}: a prompt file ends in {', '.join(READERS)}")
+    try:
+        rows = reader(path)
+    except (UnicodeDecodeError, ValueError, OSError, csv.Error) as error:
+        raise UsageError(f"{path} cannot be read as {path.suffix[1:]}: {str(error).splitlines()[0]}") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise UsageError(f"{path}: every row must be an object with named fields")
+    return rows
+
+
+def _read_jsonl(path: Path) -> list[Row]:
+    rows: list[Row] = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number} is not JSON ({error.msg})") from error
+    return rows
+
+
+def _read_json(path: Path) -> list[Row]:
+    rows = json.loads(path.read_text())
+    if not isinstance(rows, list):
+        raise ValueError("the file must hold a list")
+    return rows
+
+
+def _read_csv(path: Path) -> list[Row]:
+    lines = [line for line in path.read_text().splitlines(keepends=True) if not line.startswith("#")]
+    return list(csv.DictReader(io.StringIO("".join(lines)), strict=True))
+
+
+def _read_parquet(path: Path) -> list[Row]:
+    # Not on top: the core also runs where only torch, transformers and safetensors are installed.
+    return import_module("pyarrow.parquet").read_table(path).to_pylist()
+
+
+def _read_hub(source: str) -> list[Row]:
+    name, _, part = source.partition(":")
+    if name.count("/") != 1:
+        raise UsageError(f"there is no file {source}; a Hugging Face dataset is named org/name[:split]")
+    try:
+        datasets = import_module("datasets")
+        return list(datasets.load_dataset(name, split=part or "train"))
+    except Exception as error:  # the hub client raises many kinds; people need the one line
+        raise UsageError(f"the hub's dataset {source} cannot be read ({type(error).__name__})") from error
+
+
+READERS: dict[str, Callable[[Path], list[Row]]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}

@@ -1,0 +1,1 @@
+"""vLLM with prefixes: the only place that imports vllm."""

@@ -1,0 +1,83 @@
+"""The last gate before the engine: every prompt, whatever endpoint and form it came by, is looked at as token ids.
+
+A request that was given a prefix must hold exactly that prefix's row tokens; any other must hold none. So no text, and no
+list of token ids, reaches another user's rows.
+"""
+
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+
+from trimtab.chat import Renderer
+from trimtab.words import Place
+
+
+@dataclass(frozen=True)
+class Steering:
+    """A prefix as it is in the engine for one request: its rows and the salt of its KV cache."""
+
+    name: str
+    version: int
+    run_id: str | None
+    place: Place
+    rows: tuple[int, ...]
+    salt: str
+
+
+steering: ContextVar[Steering | None] = ContextVar("steering", default=None)
+"""The prefix of the HTTP request that this task answers."""
+
+
+def check(ids: Sequence[int], first_row: int, rows: Sequence[int]) -> None:
+    """VLLMValidationError (HTTP 400) unless the ids from `first_row` up are exactly `rows`."""
+    reserved = [i for i in ids if i >= first_row]
+    if reserved != list(rows):
+        raise VLLMValidationError("the prompt holds reserved token ids; they belong to prefixes, which are chosen by `model`")
+
+
+def install(engine: Any, renderer: Renderer) -> None:
+    """Put the gate into a `vllm.AsyncLLM`: where prompts become engine inputs, and where requests are added."""
+    gate = engine.renderer
+    render, render_async, add_request = gate.process_for_engine, gate.process_for_engine_async, engine.add_request
+
+    def process(prompt: Any, *args: Any, **kwargs: Any) -> Any:
+        return render(_admit(prompt, renderer), *args, **kwargs)
+
+    async def process_async(prompt: Any, *args: Any, **kwargs: Any) -> Any:
+        return await render_async(_admit(prompt, renderer), *args, **kwargs)
+
+    async def add(request_id: str, prompt: Any, *args: Any, **kwargs: Any) -> Any:
+        # Some endpoints hand over token ids without rendering; here they all pass.
+        now = steering.get()
+        check(_ids(prompt), renderer.first_row, now.rows if now else ())
+        return await add_request(request_id, prompt, *args, **kwargs)
+
+    gate.process_for_engine, gate.process_for_engine_async, engine.add_request = process, process_async, add
+
+
+def _admit(prompt: Any, renderer: Renderer) -> Any:
+    """Check a rendered prompt; put a prefix of place `start` in, and its salt on the prompt's KV cache."""
+    now = steering.get()
+    ids = _ids(prompt)
+    if now is None:
+        check(ids, renderer.first_row, ())
+        return prompt
+    if now.place == "start":
+        check(ids, renderer.first_row, ())
+        prompt["prompt_token_ids"] = renderer.at_start(ids, now.rows)
+        # Offsets belong to the ids as they were.
+        prompt.pop("prompt_token_offsets", None)
+    else:
+        check(ids, renderer.first_row, now.rows)
+    prompt["cache_salt"] = ":".join(filter(None, (now.salt, prompt.get("cache_salt"))))
+    return prompt
+
+
+def _ids(prompt: Any) -> Sequence[int]:
+    ids = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else getattr(prompt, "prompt_token_ids", None)
+    if ids is None:
+        raise VLLMValidationError("this server takes text, messages or token ids, no embeddings")
+    return ids

@@ -1,0 +1,140 @@
+"""Which prefixes an online engine answers for: names, aliases and versions, kept up to date while it serves.
+
+Requests never wait for the registry. A refresh reads it in the background, loads what it needs, and only then lets
+names point at it; where it cannot be read, the names stay as they were.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from trimtab.base import BaseModel
+from trimtab.errors import ArtefactError, NotFoundError, TrimtabError
+from trimtab.prefix import Prefix, check_base
+from trimtab.words import Place
+
+DEFAULT = "champion"
+
+
+@dataclass(frozen=True)
+class Known:
+    """A version that the registry holds."""
+
+    name: str
+    version: int
+    run_id: str | None
+    aliases: tuple[str, ...] = ()
+
+
+class Source(Protocol):
+    """Where prefixes come from; called in a thread."""
+
+    def known(self) -> Sequence[Known]:
+        """Every version for this base model."""
+        ...
+
+    def load(self, known: Known) -> Prefix:
+        """The prefix of a version."""
+        ...
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A version with its vectors in memory."""
+
+    known: Known
+    prefix: Prefix
+
+    @property
+    def place(self) -> Place:
+        """Where it goes."""
+        return self.prefix.card.place
+
+
+@dataclass
+class Library:
+    """Names to versions to vectors, for one base model."""
+
+    base: BaseModel
+    source: Source
+    refused: dict[str, str] = field(default_factory=dict[str, str])
+    refreshed: float = 0.0
+    _aliases: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
+    _known: dict[tuple[str, int], Known] = field(default_factory=dict[tuple[str, int], Known])
+    _loaded: dict[tuple[str, int], Loaded] = field(default_factory=dict[tuple[str, int], Loaded])
+
+    async def refresh(self) -> list[Loaded]:
+        """Read the registry and load every version that an alias names; returns what is newly loaded.
+
+        Raises TrackingError where the registry does not answer; nothing changes then. A version that cannot be used is
+        refused, with the reason in `refused`, and its alias keeps pointing where it did.
+        """
+        known = await asyncio.to_thread(self.source.known)
+        before = set(self._loaded)
+        aliases: dict[tuple[str, str], int] = {}
+        self._known = {(k.name, k.version): k for k in known}
+        for k in known:
+            for alias in k.aliases:
+                try:
+                    await self._load(k)
+                    aliases[k.name, alias] = k.version
+                except ArtefactError as error:
+                    self.refused[f"{k.name}@{k.version}"] = str(error)
+                    if (old := self._aliases.get((k.name, alias))) is not None:
+                        aliases[k.name, alias] = old
+        self._aliases = aliases
+        self.refreshed = time.time()
+        return [loaded for key, loaded in self._loaded.items() if key not in before]
+
+    async def find(self, name: str, ref: str | None) -> Loaded:
+        """The version that `ref` (alias or number; `champion` if none) names; NotFoundError with what there is."""
+        wanted = ref or DEFAULT
+        version = int(wanted) if wanted.isdigit() else self._aliases.get((name, wanted))
+        known = self._known.get((name, version)) if version is not None else None
+        if known is None:
+            raise NotFoundError(self._missing(name, wanted))
+        return await self._load(known)
+
+    def names(self) -> Mapping[str, Mapping[str, int]]:
+        """Every name that can be asked for, with its aliases and their versions."""
+        names: dict[str, dict[str, int]] = {name: {} for name, _ in self._known}
+        for (name, alias), version in self._aliases.items():
+            names.setdefault(name, {})[alias] = version
+        return names
+
+    def champions(self) -> list[Loaded]:
+        """What names without an alias or version answer with."""
+        wanted = [(name, version) for (name, alias), version in self._aliases.items() if alias == DEFAULT]
+        return [self._loaded[key] for key in wanted]
+
+    async def _load(self, known: Known) -> Loaded:
+        key = (known.name, known.version)
+        if key not in self._loaded:
+            prefix = await asyncio.to_thread(self.source.load, known)
+            check_base(prefix, self.base)
+            self._loaded[key] = Loaded(known, prefix)
+        return self._loaded[key]
+
+    def _missing(self, name: str, ref: str) -> str:
+        names = self.names()
+        if name not in names:
+            there = ", ".join(f"{self.base.name}:{n}" for n in sorted(names)) or "none yet"
+            return f"no prefix {name!r} for {self.base.name}; there are: {there}"
+        versions = sorted(version for n, version in self._known if n == name)
+        has = [*(f"@{alias}" for alias in sorted(names[name])), *(f"@{v}" for v in versions)]
+        why = self.refused.get(f"{name}@{ref}")
+        return f"prefix {name!r} has no {ref!r}; it has {', '.join(has)}{f' (refused: {why})' if why else ''}"
+
+
+async def keep_fresh(library: Library, seconds: float, loaded: "asyncio.Queue[Loaded] | None" = None) -> None:
+    """Refresh for ever. An outage, or a registry that answers nonsense, changes nothing and is tried again."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            for new in await library.refresh():
+                if loaded is not None:
+                    await loaded.put(new)
+        except TrimtabError:
+            continue

@@ -1,0 +1,147 @@
+"""The engine in this process: answers batches of conversations, each with a prefix of its own or none.
+
+engine = trimtab.Engine("smollm2-135m")
+print(engine.chat([{"role": "user", "content": "Hello"}], prefix=trimtab.load_prefix("my-prefix")).text)
+"""
+
+import io
+import os
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from tqdm import tqdm
+from vllm import LLM, SamplingParams, TokensPrompt
+
+from trimtab import base as bases
+from trimtab import chat
+from trimtab import prefix as prefixes
+from trimtab.answers import Answer, Ask, Progress, Sampling
+from trimtab.base import BaseModel
+from trimtab.chat import Message
+from trimtab.engine.arguments import engine_args
+from trimtab.engine.config import EngineConfig
+from trimtab.engine.rows import RowTable
+from trimtab.errors import UsageError
+from trimtab.prefix import Prefix
+
+
+class Engine:
+    """vLLM with one frozen base model and any number of prefixes."""
+
+    def __init__(self, model: str | BaseModel, config: EngineConfig | None = None) -> None:
+        self.config = config or EngineConfig()
+        self.base = bases.resolve(model) if isinstance(model, str) else model
+        self.renderer = chat.renderer(self.base, self.config.rows)
+        self.table = RowTable(self.renderer.first_row, self.config.rows)
+        if self.config.tensor_parallel == 1:
+            # The engine's core in this process: starts in a fifth of the time, and leaves no process behind.
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        self._llm = LLM(**engine_args(self.base, self.config), disable_log_stats=True)
+        self._llm.collective_rpc("trimtab_mask", args=(self.renderer.first_row,))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the engine's processes."""
+        self._llm.llm_engine.engine_core.shutdown()
+
+    def chat(self, messages: Sequence[Message], prefix: Prefix | None = None, sampling: Sampling | None = None) -> Answer:
+        """Answer one conversation."""
+        return self.chat_many([Ask(messages, prefix)], sampling)[0][0]
+
+    def chat_many(
+        self, asks: Sequence[Ask], sampling: Sampling | None = None, progress: Progress | None = None
+    ) -> list[list[Answer]]:
+        """Answer many conversations in one batch: `sampling.n` answers for each, in the order of `asks`.
+
+        Raises ArtefactError for a prefix of another base model, BusyError where the batch names more prefixes than rows.
+        """
+        used: list[Prefix] = []
+        try:
+            prompts: list[TokensPrompt] = []
+            for ask in asks:
+                rows: tuple[int, ...] = ()
+                if ask.prefix is not None:
+                    rows = self._acquire(ask.prefix)
+                    used.append(ask.prefix)
+                prompts.append(self._prompt(ask, rows))
+            outputs = self._run(prompts, sampling or Sampling(), progress)
+        finally:
+            for prefix in used:
+                self.table.release(prefix.card.digest)
+        return outputs
+
+    def _acquire(self, prefix: Prefix) -> tuple[int, ...]:
+        prefixes.check_base(prefix, self.base)
+        digest = prefix.card.digest
+        rows, fresh = self.table.acquire(digest, len(prefix.vectors))
+        if fresh:
+            try:
+                self._llm.collective_rpc("trimtab_write", args=(list(rows), prefix.vectors.numpy().tobytes()))
+            except BaseException:
+                self.table.forget(digest)
+                raise
+        return rows
+
+    def _prompt(self, ask: Ask, rows: tuple[int, ...]) -> TokensPrompt:
+        if ask.prefix is None:
+            ids = self.renderer.prompt(ask.messages)
+        else:
+            ids = self.renderer.prompt(ask.messages, ask.prefix.card.place, rows)
+        if len(ids) >= self.config.max_length:
+            raise UsageError(f"a prompt has {len(ids)} tokens; the engine takes fewer than {self.config.max_length}")
+        reserved = [i for i in ids if i >= self.renderer.first_row]
+        if reserved != list(rows):
+            raise UsageError("a message holds the text of a row token; only a prefix may put one there")
+        prompt = TokensPrompt(prompt_token_ids=ids)
+        if ask.prefix is not None:
+            prompt["cache_salt"] = ask.prefix.salt
+        return prompt
+
+    def _run(self, prompts: list[TokensPrompt], sampling: Sampling, progress: Progress | None) -> list[list[Answer]]:
+        params = SamplingParams(
+            n=sampling.n,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            repetition_penalty=sampling.repetition_penalty,
+            logprobs=sampling.logprobs,
+        )
+        bar = _bar(progress) if progress else False
+        outputs = self._llm.generate(prompts, params, use_tqdm=bar)
+        return [
+            [
+                Answer(
+                    o.text.strip(),
+                    tuple(o.token_ids),
+                    o.finish_reason or "length",
+                    len(output.prompt_token_ids or ()),
+                    tuple(token for step in (o.logprobs or ()) for token in step),
+                )
+                for o in output.outputs
+            ]
+            for output in outputs
+        ]
+
+
+def _bar(progress: Progress) -> type[tqdm]:
+    """A tqdm class for vLLM that draws nothing and tells `progress` instead."""
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **(options | {"file": io.StringIO()}))
+
+        def update(self, n: float | None = 1) -> bool | None:
+            shown = super().update(n)
+            # A bar over something counts prompts being rendered; one over nothing counts finished answers.
+            if self.iterable is None:
+                progress(int(self.n), int(self.total or 0))
+            return shown
+
+    return Bar

@@ -1,0 +1,1 @@
+"""Evaluation: suites, metrics, reports. Needs an engine, imports none."""

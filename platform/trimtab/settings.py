@@ -1,0 +1,57 @@
+"""Where things are on this machine: all of it comes from the environment, with defaults that need no set-up."""
+
+import os
+from pathlib import Path
+
+
+def home() -> Path:
+    """Folder of everything trimtab keeps: `TRIMTAB_HOME`, else `trimtab` in the user's cache folder. Made on demand."""
+    configured = os.environ.get("TRIMTAB_HOME")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(configured).expanduser() if configured else cache / "trimtab"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder.resolve()
+
+
+def tracking_uri() -> str:
+    """MLflow store: `MLFLOW_TRACKING_URI`, else a SQLite file under `home()`."""
+    configured = os.environ.get("MLFLOW_TRACKING_URI")
+    if configured:
+        return configured
+    folder = home() / "mlflow"
+    folder.mkdir(exist_ok=True)
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def runs() -> Path:
+    """Folder of job checkpoints and reports on this machine. Made on demand."""
+    folder = home() / "runs"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+# Read by Ray, Serve, vLLM and MLflow: no telemetry, few words, no upload of the folder that `uv run` starts in, seconds
+# instead of minutes for an MLflow that is away, and Serve's HAProxy path, which keeps vLLM's own speed. What the user has
+# set stays.
+DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+PASSED_ON = (*DEFAULTS, "TRIMTAB_HOME", "MLFLOW_TRACKING_URI", "HF_HOME", "HF_HUB_OFFLINE")
+
+
+def prepare_environment() -> dict[str, str]:
+    """Set the defaults in this process; returns what processes that Ray starts elsewhere are to get."""
+    for key, value in DEFAULTS.items():
+        os.environ.setdefault(key, value)
+    return {key: os.environ[key] for key in PASSED_ON if key in os.environ}

@@ -1,0 +1,1 @@
+"""MLflow: runs, registry, lineage. The only place that imports mlflow."""

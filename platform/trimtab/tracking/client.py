@@ -1,0 +1,54 @@
+"""The MLflow client as trimtab uses it: quick to notice an outage, and with one kind of error."""
+
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import mlflow
+import requests
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from trimtab import settings
+from trimtab.errors import TrackingError
+
+EXPERIMENT = "trimtab"
+
+
+def client() -> MlflowClient:
+    """A client of the store that the environment names."""
+    return _client(settings.tracking_uri())
+
+
+@lru_cache(maxsize=4)
+def _client(uri: str) -> MlflowClient:
+    settings.prepare_environment()
+    # A fresh SQLite store tells of each of its migrations.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    # Parts of MLflow make clients of their own and find the store only here.
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def experiment_id(name: str = EXPERIMENT) -> str:
+    """Id of the experiment, made on first use; its artifacts are beside a SQLite store, else where the server says."""
+    found = client().get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    uri = settings.tracking_uri()
+    local = (settings.home() / "mlflow" / "artifacts").as_uri() if uri.startswith("sqlite:") else None
+    return str(client().create_experiment(name, artifact_location=local))
+
+
+@contextmanager
+def reachable(what: str) -> Generator[None]:
+    """Turn what MLflow raises when its store is away or refuses into a TrackingError that says what was wanted."""
+    try:
+        yield
+    except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise TrackingError(f"MLflow at {settings.tracking_uri()}: cannot {what} ({reason})") from error

@@ -1,0 +1,65 @@
+"""`trimtab list`, `show`, `promote`, `rollback` and `sync`: the registry from the command line."""
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from trimtab import settings
+from trimtab.commands import ListConfig, RollbackConfig, SyncConfig, VersionConfig
+from trimtab.console import console, say
+from trimtab.errors import TrackingError
+from trimtab.tracking import registry
+from trimtab.tracking.runs import Run
+
+
+def list_versions(config: ListConfig) -> dict[str, Any]:
+    """Print every version of every prefix."""
+    found = registry.versions(config.base)
+    if not found:
+        say("no prefixes yet: trimtab align makes one, trimtab demo shows the whole way")
+    else:
+        table = Table()
+        for column in ("model", "version", "aliases", "balanced (test)", "run"):
+            table.add_column(column, no_wrap=True)
+        for v in found:
+            figure = v.metrics.get("test_balanced")
+            shown = "-" if figure is None else f"{figure:.2f}"
+            table.add_row(f"{v.base}:{v.name}", str(v.version), ", ".join(v.aliases), shown, v.run_id[:8])
+        console.print(table)
+    return {"versions": [asdict(v) for v in found]}
+
+
+def show(config: VersionConfig) -> dict[str, Any]:
+    """Print a version's card."""
+    version = registry.find(config.base, config.name, config.version)
+    card = asdict(registry.load(version).card)
+    console.print_json(data={"version": version.version, "aliases": list(version.aliases), "card": card})
+    return {"version": asdict(version), "card": card}
+
+
+def promote(config: VersionConfig) -> dict[str, Any]:
+    """Move `champion` to a version."""
+    version = registry.find(config.base, config.name, config.version)
+    before = registry.promote(version, "trimtab promote")
+    was = f" (was {before.version})" if before else ""
+    say(f"{config.base}:{config.name}: champion is now version {version.version}{was}")
+    return {"champion": version.version, "before": before.version if before else None}
+
+
+def rollback(config: RollbackConfig) -> dict[str, Any]:
+    """Move `champion` back."""
+    version = registry.rollback(config.base, config.name)
+    say(f"{config.base}:{config.name}: champion is version {version.version} again")
+    return {"champion": version.version}
+
+
+def sync(config: SyncConfig) -> dict[str, Any]:
+    """Send what waits in outboxes."""
+    folder = settings.home() / "outbox"
+    left = {path.stem: Run(path.stem, folder).flush(patient=True) for path in sorted(folder.glob("*.outbox"))}
+    waiting = sum(left.values())
+    if waiting:
+        raise TrackingError(f"MLflow at {settings.tracking_uri()} did not take {waiting} entries; they are kept")
+    say(f"{len(left)} runs are complete in MLflow")
+    return {"runs": len(left), "waiting": waiting}

@@ -1,0 +1,158 @@
+"""The registry: every kept prefix is a version of `trimtab.<base>.<name>`; aliases say which one to use.
+
+`candidate` is the newest, `champion` the one that passed the gate. Who moved an alias, when and from where is kept as tags,
+so that a rollback is one call.
+"""
+
+import getpass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow.artifacts
+from mlflow import MlflowException
+from mlflow.entities.model_registry import ModelVersion
+
+from trimtab import prefix as prefixes
+from trimtab import settings
+from trimtab.base import BaseModel
+from trimtab.errors import NotFoundError, UsageError
+from trimtab.prefix import Prefix
+from trimtab.tracking.client import client, experiment_id, reachable
+
+CANDIDATE, CHAMPION = "candidate", "champion"
+ALIASES = (CANDIDATE, CHAMPION)
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a prefix in the registry. `aliases` point at it now; `metrics` are those of its card."""
+
+    base: str
+    name: str
+    version: int
+    run_id: str
+    aliases: tuple[str, ...]
+    fingerprint: str
+    metrics: Mapping[str, float]
+
+
+def model_name(base: str, name: str) -> str:
+    """Registered model of a prefix."""
+    for part in (base, name):
+        if not part or any(c in part for c in "/:@") or "." in name:
+            raise UsageError(f"{part!r} cannot name a prefix: leave out / : @ and dots")
+    return f"trimtab.{base}.{name}"
+
+
+def register(folder: Path, run_id: str) -> Version:
+    """Keep a prefix folder as a LoggedModel of its run and as a new version with alias `candidate`."""
+    prefix = prefixes.load(folder)
+    card = prefix.card
+    registered = model_name(card.base, card.name)
+    with reachable(f"register {registered}"):
+        api = client()
+        params = {"objective": str(card.method.get("objective")), "place": card.place, "rows": str(card.rows)}
+        model = api.create_logged_model(experiment_id(), card.name, run_id, params=params, model_type="trimtab-prefix")
+        api.log_model_artifacts(model.model_id, str(folder))
+        api.finalize_logged_model(model.model_id, "READY")
+        for key, value in card.metrics.items():
+            api.log_metric(run_id, key, value, model_id=model.model_id)
+        if not api.search_registered_models(f"name = '{registered}'"):
+            api.create_registered_model(registered, tags={"trimtab.kind": "prefix", "trimtab.base": card.base})
+        tags = {"trimtab.fingerprint": card.fingerprint, "trimtab.name": card.name, "trimtab.digest": card.digest}
+        tags |= {f"trimtab.metric.{k}": f"{v:.6g}" for k, v in card.metrics.items()}
+        made = api.create_model_version(
+            registered, f"models:/{model.model_id}", run_id=run_id, tags=tags, model_id=model.model_id
+        )
+        api.set_registered_model_alias(registered, CANDIDATE, made.version)
+    return find(card.base, card.name, str(made.version))
+
+
+def find(base: str, name: str, ref: str = CHAMPION) -> Version:
+    """The version that an alias or a number names; NotFoundError where there is none, with what there is."""
+    registered = model_name(base, name)
+    with reachable(f"look up {registered}"):
+        try:
+            if ref.isdigit():
+                return _version(client().get_model_version(registered, ref))
+            return _version(client().get_model_version_by_alias(registered, ref))
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+    there = [f"{v.version} ({', '.join(v.aliases) or 'no alias'})" for v in versions(base, name)]
+    if there:
+        raise NotFoundError(f"prefix {name!r} of {base} has no {ref!r}; it has versions {', '.join(there)}")
+    others = sorted({v.name for v in versions(base)})
+    raise NotFoundError(f"no prefix {name!r} for {base}; there are: {', '.join(others) or 'none yet (trimtab align)'}")
+
+
+def versions(base: str | None = None, name: str | None = None) -> list[Version]:
+    """All versions of prefixes, of one base model or of one name where given; the newest of each name first."""
+    with reachable("list versions"):
+        found: list[Version] = []
+        for model in client().search_registered_models("name LIKE 'trimtab.%'"):
+            if model.tags.get("trimtab.kind") != "prefix" or base not in (None, model.tags.get("trimtab.base")):
+                continue
+            for version in client().search_model_versions(f"name = '{model.name}'"):
+                # A search does not tell aliases; the version itself does.
+                whole = _version(client().get_model_version(model.name, version.version))
+                if name in (None, whole.name):
+                    found.append(whole)
+        return sorted(found, key=lambda v: (v.base, v.name, -v.version))
+
+
+def load(version: Version, base: BaseModel | None = None) -> Prefix:
+    """The prefix of a version, checked against its card (and a base model)."""
+    with reachable(f"download {version.name} version {version.version}"):
+        target = settings.home() / "registry" / model_name(version.base, version.name) / str(version.version)
+        target.mkdir(parents=True, exist_ok=True)
+        registered = model_name(version.base, version.name)
+        uri = client().get_model_version_download_uri(registered, str(version.version))
+        folder = mlflow.artifacts.download_artifacts(
+            artifact_uri=uri, dst_path=str(target), tracking_uri=settings.tracking_uri(), registry_uri=settings.tracking_uri()
+        )
+    return prefixes.load(Path(folder), base)
+
+
+def promote(version: Version, reason: str) -> Version | None:
+    """Move `champion` to a version; returns the champion before it. Who, when and why stay on the version."""
+    registered = model_name(version.base, version.name)
+    try:
+        before = find(version.base, version.name, CHAMPION)
+    except NotFoundError:
+        before = None
+    with reachable(f"promote {registered}"):
+        api, number = client(), str(version.version)
+        api.set_registered_model_alias(registered, CHAMPION, number)
+        tags = {"promoted_by": getpass.getuser(), "promoted_at": str(int(time.time())), "promoted_because": reason}
+        if before is not None and before.version != version.version:
+            tags["promoted_over"] = str(before.version)
+        for key, value in tags.items():
+            api.set_model_version_tag(registered, number, f"trimtab.{key}", value)
+    return before
+
+
+def rollback(base: str, name: str) -> Version:
+    """Give `champion` back to the version that the present one took it from."""
+    now = find(base, name, CHAMPION)
+    registered = model_name(base, name)
+    with reachable(f"roll back {registered}"):
+        tags = client().get_model_version(registered, str(now.version)).tags
+    over = tags.get("trimtab.promoted_over")
+    if over is None:
+        raise NotFoundError(f"{registered} version {now.version} took champion from no other version: nothing to go back to")
+    before = find(base, name, over)
+    with reachable(f"roll back {registered}"):
+        client().set_registered_model_alias(registered, CHAMPION, over)
+    return before
+
+
+def _version(found: ModelVersion) -> Version:
+    tags = dict(found.tags)
+    metrics = {k.removeprefix("trimtab.metric."): float(v) for k, v in tags.items() if k.startswith("trimtab.metric.")}
+    _, base, name = found.name.split(".", 1)[0], found.name[len("trimtab.") :].rpartition(".")[0], tags["trimtab.name"]
+    return Version(
+        base, name, int(found.version), str(found.run_id), tuple(found.aliases), tags["trimtab.fingerprint"], metrics
+    )

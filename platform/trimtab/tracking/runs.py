@@ -1,0 +1,169 @@
+"""One MLflow run per job, which survives an outage of the store: what cannot be sent waits in a file and is sent later."""
+
+import json
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+
+from trimtab.errors import TrackingError
+from trimtab.tracking.client import client, experiment_id, reachable
+
+RETRY_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run known by its id; `folder` keeps what is still to be sent. Picklable: the driver, the controller of a Ray Train job
+    and a later retry all write to the same run."""
+
+    run_id: str
+    folder: Path
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log parameters; nested ones by dotted names."""
+        self._put("params", {k: str(v)[:5000] for k, v in flatten(values).items()})
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log metrics of a step."""
+        self._put("metrics", {"values": dict(values), "step": step, "time": int(time.time() * 1000)})
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags."""
+        self._put("tags", dict(values))
+
+    def artifacts(self, path: Path, under: str = "") -> None:
+        """Upload a file, or a folder's files."""
+        self._put("artifacts", {"path": str(path), "under": under})
+
+    def inputs(self, data: Sequence[Mapping[str, Any]], context: str) -> None:
+        """Record data inputs: entries {name, digest, rows} as cards have them; `context` says for what (training, ...)."""
+        self._put("inputs", {"data": [dict(d) for d in data], "context": context})
+
+    def finish(self, status: str) -> None:
+        """End the run: FINISHED, FAILED or KILLED."""
+        self._put("finish", {"status": status})
+        self.flush(patient=True)
+
+    def flush(self, patient: bool = False) -> int:
+        """Send what waits, in order; returns how many entries still wait. Never raises for an outage.
+
+        After a failure nothing is tried for 15 seconds, so that a long outage does not slow the work down; `patient`
+        tries at once.
+        """
+        waiting = self._waiting()
+        sent = self._sent()
+        if not patient and self._resting():
+            return len(waiting) - sent
+        for entry in waiting[sent:]:
+            try:
+                with reachable("log to the run"):
+                    SEND[entry["kind"]](self.run_id, entry["body"])
+            except TrackingError:
+                self._path("rest").write_text(str(time.time()))
+                break
+            sent += 1
+            self._path("sent").write_text(str(sent))
+        return len(waiting) - sent
+
+    def _put(self, kind: str, body: Mapping[str, Any]) -> None:
+        with self._path("outbox").open("a") as file:
+            file.write(json.dumps({"kind": kind, "body": body}) + "\n")
+        self.flush()
+
+    def _waiting(self) -> list[dict[str, Any]]:
+        path = self._path("outbox")
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def _sent(self) -> int:
+        path = self._path("sent")
+        return int(path.read_text()) if path.exists() else 0
+
+    def _resting(self) -> bool:
+        path = self._path("rest")
+        return path.exists() and time.time() - float(path.read_text()) < RETRY_SECONDS
+
+    def _path(self, name: str) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / f"{self.run_id}.{name}"
+
+
+def start(name: str, kind: str, folder: Path, resumed: str | None = None) -> Run:
+    """Begin a run, or go on with the run `resumed`. Raises TrackingError where the store does not answer."""
+    with reachable("start a run"):
+        if resumed:
+            client().update_run(resumed, status="RUNNING")
+            return Run(resumed, folder)
+        tags = {"trimtab.kind": kind, **_source()}
+        run = client().create_run(experiment_id(), run_name=name, tags=tags)
+        return Run(str(run.info.run_id), folder)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _source() -> dict[str, str]:
+    """The code's git revision where the code is in a checkout."""
+    folder = Path(__file__).parent
+    done = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {"mlflow.source.git.commit": done.stdout.strip()} if done.returncode == 0 else {}
+
+
+def _send_params(run_id: str, body: Mapping[str, Any]) -> None:
+    # A param may be set once; a resumed run sends the same ones again, which MLflow accepts when they are equal.
+    known = client().get_run(run_id).data.params
+    fresh = [Param(k, v) for k, v in body.items() if k not in known]
+    for at in range(0, len(fresh), 100):
+        client().log_batch(run_id, params=fresh[at : at + 100])
+
+
+def _send_metrics(run_id: str, body: Mapping[str, Any]) -> None:
+    metrics = [Metric(k, v, body["time"], body["step"]) for k, v in body["values"].items()]
+    client().log_batch(run_id, metrics=metrics)
+
+
+def _send_tags(run_id: str, body: Mapping[str, Any]) -> None:
+    client().log_batch(run_id, tags=[RunTag(k, v) for k, v in body.items()])
+
+
+def _send_artifacts(run_id: str, body: Mapping[str, Any]) -> None:
+    path = Path(body["path"])
+    send = client().log_artifacts if path.is_dir() else client().log_artifact
+    send(run_id, str(path), body["under"] or None)
+
+
+def _send_inputs(run_id: str, body: Mapping[str, Any]) -> None:
+    datasets = [
+        DatasetInput(
+            Dataset(d["name"], d["digest"], "local", json.dumps({"uri": d["name"]}), profile=json.dumps({"rows": d["rows"]})),
+            [InputTag("mlflow.data.context", body["context"])],
+        )
+        for d in body["data"]
+    ]
+    client().log_inputs(run_id, datasets)
+
+
+def _send_finish(run_id: str, body: Mapping[str, Any]) -> None:
+    client().set_terminated(run_id, body["status"])
+
+
+SEND = {
+    "params": _send_params,
+    "metrics": _send_metrics,
+    "tags": _send_tags,
+    "artifacts": _send_artifacts,
+    "inputs": _send_inputs,
+    "finish": _send_finish,
+}

@@ -1,0 +1,12 @@
+"""Words that settings, cards and code share; importing them costs nothing."""
+
+from typing import Literal, get_args
+
+Precision = Literal["auto", "bf16", "fp32"]
+Place = Literal["system", "system-end", "user", "start"]
+PLACES: tuple[Place, ...] = get_args(Place)
+Label = Literal["harmful", "benign_hard", "benign_easy"]
+LABELS: tuple[Label, ...] = get_args(Label)
+Part = Literal["train", "validation", "test"]
+Rule = Literal["agreed", "clear", "leak", "length", "duplicate", "balanced"]
+RULES: tuple[Rule, ...] = get_args(Rule)

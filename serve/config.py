@@ -1,0 +1,38 @@
+"""Settings of the server."""
+
+from dataclasses import dataclass, field
+
+from trimtab.engine.config import EngineConfig
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Serve a base model and every champion of its prefixes, over the OpenAI API.
+
+    Args:
+        model: base model: catalogue name, folder, or Hugging Face id.
+        revision: revision of a Hugging Face id.
+        host: address to listen on; loopback unless you say otherwise.
+        port: port to listen on.
+        replicas: engines that share the load; each holds every champion.
+        cpus: CPU cores for each replica; 0 shares this machine's cores out.
+        gpus: GPUs for each replica.
+        requests: requests that one replica takes at the same time; more wait.
+        queue: requests that may wait in all; more are answered 503.
+        start_seconds: how long a replica may take to start.
+        address: Ray cluster to serve on; without one a local Ray is started.
+        engine: the engine in each replica.
+    """
+
+    model: str = "smollm2-135m"
+    revision: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    replicas: int = 1
+    cpus: float = 0
+    gpus: float = 0
+    requests: int = 128
+    queue: int = 256
+    start_seconds: float = 600
+    address: str | None = None
+    engine: EngineConfig = field(default_factory=EngineConfig)

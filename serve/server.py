@@ -1,0 +1,149 @@
+"""`trimtab serve`: Ray Serve up, ready, and down again.
+
+trimtab serve --model smollm2-135m --port 8000
+curl localhost:8000/v1/models
+"""
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from http import HTTPStatus
+
+import httpx
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.config import HTTPOptions
+from trimtab.serve.config import ServeConfig
+from trimtab.serve.replica import Replica, build_app
+
+from trimtab import base as bases
+from trimtab import settings
+from trimtab.base import BaseModel
+from trimtab.console import Bar, say
+from trimtab.errors import JobError, UsageError
+
+APPLICATION = "trimtab"
+POLL_SECONDS = 0.5
+
+
+def run(config: ServeConfig) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    with serving(config, ended) as url:
+        if ended.is_set():
+            return
+        say(f"ready: {url}/v1   models: {', '.join(models(url))}")
+        say("press Ctrl-C to stop")
+        while not ended.wait(POLL_SECONDS):
+            pass
+        say("stopping")
+
+
+@contextmanager
+def serving(config: ServeConfig, ended: threading.Event | None = None) -> Generator[str]:
+    """The server's URL once it answers; down again at the end. `ended` gives up waiting for it.
+
+    Raises UsageError for a port that is taken, JobError where replicas do not come up.
+    """
+    base = bases.resolve(config.model, config.revision)
+    _check_port(config.host, config.port)
+    ours = _join(config)
+    try:
+        serve.start(http_options=HTTPOptions(host=config.host, port=config.port, request_timeout_s=None))
+        _deploy(config, base, ended or threading.Event())
+        yield f"http://{config.host}:{config.port}"
+    finally:
+        serve.shutdown()
+        if ours:
+            ray.shutdown()
+
+
+def models(url: str) -> list[str]:
+    """Names that can be asked for."""
+    return [entry["id"] for entry in httpx.get(f"{url}/v1/models", timeout=30).json()["data"]]
+
+
+def _join(config: ServeConfig) -> bool:
+    """Connect to Ray; True where this started it."""
+    if ray.is_initialized():
+        return False
+    passed = settings.prepare_environment()
+    try:
+        ray.init(
+            address=config.address or os.environ.get("RAY_ADDRESS") or "local",
+            namespace="trimtab",
+            include_dashboard=False if config.address is None else None,
+            logging_level=logging.WARNING,
+            log_to_driver=bool(os.environ.get("TRIMTAB_VERBOSE")),
+            runtime_env={"env_vars": passed},
+        )
+    except (ConnectionError, RayError, ValueError) as error:
+        raise JobError(f"no Ray cluster at {config.address}: {str(error).splitlines()[0]}") from error
+    return True
+
+
+def _deploy(config: ServeConfig, base: BaseModel, ended: threading.Event) -> None:
+    cores = max(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"])
+    options = {"num_cpus": config.cpus or cores / config.replicas, "num_gpus": config.gpus}
+    deployment = serve.deployment(
+        serve.ingress(build_app)(Replica),
+        name="engine",
+        num_replicas=config.replicas,
+        ray_actor_options=options,
+        max_ongoing_requests=config.requests,
+        max_queued_requests=config.queue,
+        health_check_period_s=10,
+        health_check_timeout_s=60,
+        graceful_shutdown_timeout_s=20,
+    )
+    failure: list[Exception] = []
+
+    def deploy() -> None:
+        try:
+            serve.run(deployment.bind(base, config.engine), name=APPLICATION, route_prefix="/")
+        except Exception as error:
+            failure.append(error)
+
+    # In a thread: `serve.run` waits for the replicas without a word, and people want to see that something happens.
+    thread = threading.Thread(target=deploy, daemon=True)
+    thread.start()
+    began = time.monotonic()
+    with Bar("starting replicas", config.replicas) as bar:
+        while not ended.wait(POLL_SECONDS):
+            if failure:
+                raise JobError(f"the replicas did not start: {_last_line(str(failure[0]))}")
+            if not thread.is_alive() and _answers(config):
+                bar.update(config.replicas)
+                return
+            bar.update(0)
+            if time.monotonic() - began > config.start_seconds:
+                raise JobError(f"the replicas did not start in {config.start_seconds:.0f} s")
+
+
+def _answers(config: ServeConfig) -> bool:
+    try:
+        return httpx.get(f"http://{config.host}:{config.port}/v1/models", timeout=5).status_code == HTTPStatus.OK
+    except httpx.HTTPError:
+        return False
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UsageError(f"cannot listen on {host}:{port} ({error.strerror}); choose another --port") from error
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"

@@ -1,0 +1,55 @@
+"""Things that several tests make."""
+
+import torch
+
+from trimtab import chat
+from trimtab import prefix as prefixes
+from trimtab.answers import Ask
+from trimtab.base import BaseModel
+from trimtab.card import Card
+from trimtab.prefix import Prefix
+from trimtab.steering import FrozenModel
+from trimtab.words import Place
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "Name three fruits.",
+    "How do I boil an egg?",
+    "Who wrote Hamlet?",
+    "Write a short poem about the sea.",
+    "What is two plus two?",
+)
+
+
+def make_prefix(frozen: FrozenModel, base: BaseModel, name: str, rows: int, place: Place, seed: int) -> Prefix:
+    """A random prefix that changes answers: scaled rows of the vocabulary with noise."""
+    generator = torch.Generator().manual_seed(seed)
+    table = frozen.embedding.weight.detach().float()
+    picked = table[torch.randint(len(table), (rows,), generator=generator)] * 2
+    vectors = picked + 0.05 * torch.randn(rows, table.shape[1], generator=generator)
+    return prefixes.make(vectors, Card("prefix", name, base.name, base.fingerprint, place, 0, 0, ""))
+
+
+def reference(frozen: FrozenModel, base: BaseModel, ask: Ask, tokens: int) -> list[int]:
+    """Greedy token ids of transformers with `inputs_embeds`: what the engine must equal."""
+    renderer = chat.renderer(base, 8)
+    rows = range(renderer.first_row, renderer.first_row + len(ask.prefix.vectors)) if ask.prefix else ()
+    place = ask.prefix.card.place if ask.prefix else "system"
+    ids = torch.tensor(renderer.prompt(ask.messages, place, rows))
+    is_row = ids >= renderer.first_row
+    embedded = frozen.embedding(ids.masked_fill(is_row, 0)).clone()
+    if ask.prefix:
+        embedded[is_row] = ask.prefix.vectors
+    out = frozen.model.generate(
+        inputs_embeds=embedded[None],
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        max_new_tokens=tokens,
+        do_sample=False,
+    )
+    return out[0].tolist()
+
+
+def mixed_asks(prefixes_used: list[Prefix]) -> list[Ask]:
+    """Every question plain and under each prefix."""
+    conversations = [[{"role": "user", "content": q}] for q in QUESTIONS]
+    return [Ask(c, p) for c in conversations for p in (None, *prefixes_used)]

@@ -1,0 +1,66 @@
+"""The renderer: where row tokens go, and that nothing else moves."""
+
+import pytest
+
+from trimtab import chat
+from trimtab.errors import UsageError
+
+USER = {"role": "user", "content": "Hello"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.fixture(scope="module")
+def renderer(base):
+    return chat.renderer(base, 4)
+
+
+def text(renderer, messages, place):
+    rows = [renderer.first_row, renderer.first_row + 2]
+    ids = renderer.prompt(messages, place, rows)
+    assert [i for i in ids if i >= renderer.first_row] == rows
+    return renderer.tokenizer.decode(ids).replace("<|trimtab_row_0|><|trimtab_row_2|>", "@")
+
+
+@pytest.mark.parametrize(
+    ("place", "messages", "expected"),
+    [
+        ("system", [USER], "<|im_start|>system\n@<|im_end|>\n<|im_start|>user\nHello"),
+        ("system", [SYSTEM, USER], "<|im_start|>system\n@Be brief.<|im_end|>"),
+        ("system-end", [USER], "trained by Hugging Face@<|im_end|>"),
+        ("system-end", [SYSTEM, USER], "<|im_start|>system\nBe brief.@<|im_end|>"),
+        ("user", [SYSTEM, USER], "Be brief.<|im_end|>\n<|im_start|>user\n@Hello<|im_end|>"),
+        ("start", [SYSTEM, USER], "@<|im_start|>system\nBe brief."),
+    ],
+)
+def test_places(renderer, place, messages, expected):
+    assert expected in text(renderer, messages, place)
+
+
+def test_rows_stay_whole_beside_any_text(renderer):
+    rows = [renderer.first_row + 1]
+    for word in ("Hello", " hello", "\nx", "1", "<|im", ""):
+        ids = renderer.prompt([{"role": "system", "content": word}, USER], "system", rows)
+        assert ids.count(rows[0]) == 1
+
+
+def test_without_rows_it_is_the_template(renderer, base):
+    plain = base.tokenizer().apply_chat_template([SYSTEM, USER], add_generation_prompt=True, return_dict=False)
+    assert renderer.prompt([SYSTEM, USER]) == list(plain)
+
+
+def test_content_parts_and_developer_role(renderer):
+    rows = [renderer.first_row]
+    parts = [{"role": "developer", "content": [{"type": "text", "text": "Be kind."}]}, USER]
+    marked = renderer.mark(parts, "system", rows)
+    assert marked[0]["content"] == [{"type": "text", "text": "<|trimtab_row_0|>Be kind."}]
+    assert parts[0]["content"] == [{"type": "text", "text": "Be kind."}], "the caller's messages must not change"
+
+
+def test_user_place_needs_a_user(renderer):
+    with pytest.raises(UsageError, match="first user message"):
+        renderer.mark([SYSTEM], "user", [renderer.first_row])
+
+
+def test_answer_ends_the_turn(renderer):
+    assert renderer.answer(" Yes. ")[-1] == renderer.tokenizer.eos_token_id
+    assert renderer.tokenizer.decode(renderer.answer(" Yes. ")) == "Yes.<|im_end|>"

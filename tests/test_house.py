@@ -1,0 +1,42 @@
+"""The house: names that must not be hidden, and what is on the outside of the package."""
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import ray
+
+ROOT = Path(__file__).parent.parent
+CHECK = "import platform; assert platform.python_version().startswith('3'), platform; print(platform.__file__)"
+
+
+def test_platform_folder_is_no_package():
+    assert not (ROOT / "platform" / "__init__.py").exists()
+    assert platform.python_version()
+
+
+def test_platform_is_the_standard_library_from_the_root():
+    done = subprocess.run([sys.executable, "-c", CHECK], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert str(ROOT) not in done.stdout
+
+
+def test_platform_is_the_standard_library_in_a_ray_task_with_the_repository_as_working_directory():
+    excluded = [".git", ".venv", "mlflow.db", "*.safetensors"]
+    ray.init(address="local", include_dashboard=False, runtime_env={"working_dir": str(ROOT), "excludes": excluded})
+    try:
+
+        @ray.remote(num_cpus=0)
+        def where() -> tuple[str, str, str]:
+            import platform
+
+            import trimtab.jobs
+
+            return platform.__file__, platform.python_version(), trimtab.jobs.__name__
+
+        file, version, jobs = ray.get(where.remote())
+    finally:
+        ray.shutdown()
+    assert "working_dir" not in file
+    assert version.startswith("3.11")
+    assert jobs == "trimtab.jobs"

@@ -1,0 +1,79 @@
+"""A prefix on disk: what is saved comes back, and what must not be used is refused in one line."""
+
+import json
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from trimtab import prefix as prefixes
+from trimtab.card import Card
+from trimtab.errors import ArtefactError
+
+
+@pytest.fixture
+def folder(tmp_path, base):
+    made = prefixes.make(torch.randn(2, base.width), Card("prefix", "p", base.name, base.fingerprint, "system", 0, 0, ""))
+    return prefixes.save(made, tmp_path / "p")
+
+
+def test_round_trip(folder, base):
+    once = prefixes.load(folder, base)
+    again = prefixes.load(prefixes.save(once, folder.parent / "q"), base)
+    assert torch.equal(once.vectors, again.vectors)
+    assert once.card == again.card
+    assert once.salt == again.salt
+
+
+def _vectors(folder, vectors):
+    save_file({"vectors": vectors}, folder / prefixes.FILE)
+
+
+def _card(folder, **changes):
+    path = folder / "card.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+DAMAGES = {
+    "NaN": (lambda f: _vectors(f, torch.full((2, 576), float("nan"))), "NaN or infinity"),
+    "infinity": (lambda f: _vectors(f, torch.full((2, 576), float("inf"))), "NaN or infinity"),
+    "other vectors": (lambda f: _vectors(f, torch.zeros(2, 576)), "digest differs"),
+    "wrong width": (lambda f: _vectors(f, torch.zeros(2, 500)), "the card says"),
+    "too many rows": (lambda f: _vectors(f, torch.zeros(65, 576)), "1 to 64"),
+    "wrong type": (lambda f: _vectors(f, torch.zeros(2, 576, dtype=torch.float16)), "float32"),
+    "one dimension": (lambda f: _vectors(f, torch.zeros(576)), "float32 [k, d]"),
+    "pickled": (lambda f: (f / prefixes.FILE).write_bytes(pickle.dumps({"vectors": [1.0]})), "not a whole safetensors"),
+    "truncated": (lambda f: (f / prefixes.FILE).write_bytes((f / prefixes.FILE).read_bytes()[:-9]), "not a whole safetensors"),
+    "other tensor": (lambda f: save_file({"x": torch.zeros(1)}, f / prefixes.FILE), "one tensor named vectors"),
+    "no file": (lambda f: (f / prefixes.FILE).unlink(), "has no prefix.safetensors"),
+    "no card": (lambda f: (f / "card.json").unlink(), "has no card.json"),
+    "card is not JSON": (lambda f: (f / "card.json").write_text("{"), "not readable JSON"),
+    "unknown card version": (lambda f: _card(f, card_version=99), "card version 99"),
+    "unknown field": (lambda f: _card(f, surprise=1), "unknown fields ['surprise']"),
+    "unknown place": (lambda f: _card(f, place="middle"), "'middle'"),
+    "shape as text": (lambda f: _card(f, rows="2"), "whole numbers"),
+    "other base": (lambda f: _card(f, fingerprint="0" * 16), "train it again"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_refused_in_one_line(folder, base, name):
+    damage, expected = DAMAGES[name]
+    damage(folder)
+    with pytest.raises(ArtefactError) as caught:
+        prefixes.load(folder, base)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_width_of_another_base(folder, base):
+    with pytest.raises(ArtefactError, match="has width 576"):
+        prefixes.load(folder, replace(base, width=4096))
+
+
+def test_errors_cross_processes():
+    error = pickle.loads(pickle.dumps(ArtefactError("one line")))
+    assert isinstance(error, ArtefactError)
+    assert str(error) == "one line"
