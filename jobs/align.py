@@ -97,7 +97,8 @@ def _steps(config: AlignConfig, base: BaseModel, prepared: Prepared, run: Run, f
     fitted = fit(config, base, prepared, run, folder)
     if fitted.stopped:
         raise Interrupted(
-            f"stopped after step {fitted.state.step} of {config.train.steps}, all of it kept: the same command with --resume goes on"
+            f"stopped after step {fitted.state.step} of {config.train.steps}, all of it kept: "
+            "the same command with --resume goes on"
         )
     draft = _prefix(config, base, prepared, run, fitted, {})
     results = _evaluate(config, base, prepared, draft)
@@ -211,8 +212,6 @@ def gate(config: AlignConfig, results: list[ArmResult]) -> tuple[bool, str]:
     if mine.compliance.value < config.gate.compliance:
         return False, f"helps with {mine.compliance.value:.2f} of benign prompts, below {config.gate.compliance:.2f}"
     if gain <= config.gate.gain:
-        return (
-            False,
-            f"balanced {mine.balanced.value:.2f} is not above {rival.name} ({rival.balanced.value:.2f}) by {config.gate.gain:.2f}",
-        )
+        above = f"{rival.name} ({rival.balanced.value:.2f}) by {config.gate.gain:.2f}"
+        return False, f"balanced {mine.balanced.value:.2f} is not above {above}"
     return True, f"balanced {mine.balanced.value:.2f}, {gain:+.2f} over {rival.name}; promoted to champion"

@@ -26,6 +26,8 @@ def joined(address: str | None) -> Generator[None]:
         yield
         return
     passed = settings.prepare_environment()
+    # Ray tells of its token authentication at each start, before its own level is set.
+    logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         ray.init(
             address=address or os.environ.get("RAY_ADDRESS") or "local",
@@ -54,7 +56,8 @@ def run_task(title: str, function: str, *args: Any, cpus: float, gpus: float) ->
     try:
         with Bar(title) as bar:
             while not ray.wait([reference], timeout=POLL_SECONDS)[0]:
-                latest = ray.get(board.read.remote())
+                reading: ray.ObjectRef[dict[str, Any]] = board.read.remote()
+                latest = ray.get(reading)
                 if latest:
                     bar.update(latest["done"], latest["total"])
         return ray.get(reference)

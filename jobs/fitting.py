@@ -82,7 +82,8 @@ def _watch(trainer: TorchTrainer, board: Any, steps: int) -> Any:
         while thread.is_alive():
             try:
                 thread.join(POLL_SECONDS)
-                latest = ray.get(board.read.remote())
+                reading: ray.ObjectRef[dict[str, Any]] = board.read.remote()
+                latest = ray.get(reading)
                 if latest:
                     bar.update(int(latest["step"]), note=_note(latest))
             except KeyboardInterrupt:

@@ -18,7 +18,8 @@ from trimtab.data.filters import Filtered, Row
 from trimtab.data.readers import read_all
 from trimtab.data.rows import Prompt
 from trimtab.engine.config import EngineConfig
-from trimtab.words import Part
+from trimtab.errors import UsageError
+from trimtab.words import Label, Part
 
 # Neutral system messages in our own words: a prefix must work beside the request's own.
 SYSTEMS = (
@@ -46,7 +47,8 @@ def read(data: DataConfig, seed: int) -> tuple[dict[Part, list[Prompt]], list[di
     """Prompts by part, and the list of inputs with their digests. Raises UsageError for what cannot be read."""
     everything: list[Prompt] = []
     inputs: list[dict[str, Any]] = []
-    for given, label in ((data.harmful, "harmful"), (data.benign, "benign_hard")):
+    sides: dict[Label, list[str] | str] = {"harmful": data.harmful, "benign_hard": data.benign}
+    for label, given in sides.items():
         side: list[Prompt] = []
         for source in sources(given):
             prompts = [p for p in read_all([source], label, data.columns) if (p.label == "harmful") == (label == "harmful")]
@@ -60,18 +62,23 @@ def read(data: DataConfig, seed: int) -> tuple[dict[Part, list[Prompt]], list[di
 
 def prepare(config: AlignConfig, base: BaseModel) -> Prepared:
     """Everything that training needs; samples missing targets on the cluster."""
+    parts: dict[Part, list[Prompt]]
     parts, inputs = read(config.data, config.train.seed)
+    form_before = form.predictability(parts["train"])
     if config.data.balance_form:
         parts = {part: form.balance(prompts, config.train.seed) for part, prompts in parts.items()}
     with_system = {part: _own_system(prompts, config) for part, prompts in parts.items() if part != "test"}
     filled = _with_targets(config, base, with_system["train"] + with_system["validation"])
     count = len(with_system["train"])
     filtered = filters.hard_filter(filled[:count], config.data.rules, config.train.seed)
+    filtered = replace(filtered, form_before=form_before)
     validation = filters.hard_filter(filled[count:], config.data.rules, config.train.seed).rows
     say(
         f"hard filter: {count} -> {len(filtered.rows)} rows; form alone tells the class with balanced accuracy "
         f"{filtered.form_before:.2f} -> {filtered.form_after:.2f}"
     )
+    if not filtered.rows or not validation:
+        raise UsageError("the hard filter left no rows; look at data.rules, or give more prompts and clearer targets")
     return Prepared(filtered.rows, validation, parts, filtered, inputs)
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from ray import train
 from ray.train import Checkpoint
+from ray.train.torch import get_device
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from trimtab.jobs.config import AlignConfig
@@ -64,7 +65,7 @@ def worker(settings: Mapping[str, Work]) -> None:
     work = settings["work"]
     config = work.config
     rank, workers = train.get_context().get_world_rank(), train.get_context().get_world_size()
-    device = ray.train.torch.get_device() if config.scale.gpus else torch.device("cpu")
+    device = get_device() if config.scale.gpus else torch.device("cpu")
     base = bases.here(work.base)
     renderer = chat.renderer(base, config.rows)
     frozen = FrozenModel(base.load(config.train.precision, device), renderer.first_row)

@@ -13,6 +13,8 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from http import HTTPStatus
+from types import FrameType
+from typing import Any
 
 import httpx
 import ray
@@ -35,8 +37,12 @@ POLL_SECONDS = 0.5
 def run(config: ServeConfig) -> None:
     """Serve until SIGINT or SIGTERM."""
     ended = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        ended.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
+        signal.signal(number, end)
     with serving(config, ended) as url:
         if ended.is_set():
             return
@@ -76,6 +82,8 @@ def _join(config: ServeConfig) -> bool:
     if ray.is_initialized():
         return False
     passed = settings.prepare_environment()
+    # Ray tells of its token authentication at each start, before its own level is set.
+    logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         ray.init(
             address=config.address or os.environ.get("RAY_ADDRESS") or "local",
@@ -93,7 +101,7 @@ def _join(config: ServeConfig) -> bool:
 def _deploy(config: ServeConfig, base: BaseModel, ended: threading.Event) -> None:
     cores = max(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"])
     options = {"num_cpus": config.cpus or cores / config.replicas, "num_gpus": config.gpus}
-    deployment = serve.deployment(
+    deployment: Any = serve.deployment(
         serve.ingress(build_app)(Replica),
         name="engine",
         num_replicas=config.replicas,
@@ -102,6 +110,7 @@ def _deploy(config: ServeConfig, base: BaseModel, ended: threading.Event) -> Non
         max_queued_requests=config.queue,
         health_check_period_s=10,
         health_check_timeout_s=60,
+        graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=20,
     )
     failure: list[Exception] = []

@@ -40,7 +40,7 @@ def reference(frozen: FrozenModel, base: BaseModel, ask: Ask, tokens: int) -> li
     embedded = frozen.embedding(ids.masked_fill(is_row, 0)).clone()
     if ask.prefix:
         embedded[is_row] = ask.prefix.vectors
-    out = frozen.model.generate(
+    out = frozen.model.generate(  # pyright: ignore[reportCallIssue]
         inputs_embeds=embedded[None],
         attention_mask=torch.ones(1, len(ids), dtype=torch.long),
         max_new_tokens=tokens,

@@ -11,9 +11,10 @@ from trimtab.data.readers import read_prompts
 from trimtab.data.rows import Prompt
 from trimtab.data.schedule import batch_rows
 from trimtab.errors import NotFoundError, UsageError
+from trimtab.words import Label
 
 
-def prompt(text, label="harmful", **more):
+def prompt(text: str, label: Label = "harmful", **more):
     return Prompt(text, label, "test", more.pop("group", text), **more)
 
 
@@ -116,7 +117,8 @@ def test_balance_takes_the_class_out_of_the_form():
 
 
 def test_split_keeps_groups_together_and_is_stable():
-    prompts = [prompt(f"{side} {i}", side, group=str(i)) for i in range(200) for side in ("harmful", "benign_hard")]
+    sides: tuple[Label, ...] = ("harmful", "benign_hard")
+    prompts = [prompt(f"{side} {i}", side, group=str(i)) for i in range(200) for side in sides]
     parts = rows.split(prompts, 0.1, 0.2, seed=3)
     groups = {part: {p.group for p in members} for part, members in parts.items()}
     assert not groups["train"] & groups["test"]

@@ -1,1 +1,25 @@
-"""trimtab: steer and check frozen language models with tiny learned parts."""
+"""trimtab: steer and check frozen language models with tiny learned parts.
+
+import trimtab
+
+engine = trimtab.Engine("smollm2-135m")
+print(engine.chat([{"role": "user", "content": "Hello"}], prefix=trimtab.load_prefix("mine")).text)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trimtab.engine.offline import Engine
+    from trimtab.find import load_prefix
+
+__all__ = ["Engine", "load_prefix"]
+
+# Looked up when they are asked for: importing trimtab imports neither torch nor vLLM.
+_PLACES = {"Engine": "trimtab.engine.offline", "load_prefix": "trimtab.find"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'trimtab' has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)

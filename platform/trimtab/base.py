@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +27,11 @@ def dtype(precision: Precision) -> torch.dtype:
     A CPU without bf16 instructions is several times slower in bf16 than in float32.
     """
     if precision == "auto":
-        native = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        native = (
+            torch.cuda.is_available()
+            or torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
+            or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
+        )
         return torch.bfloat16 if native else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
@@ -58,7 +63,7 @@ class BaseModel:
         """The model, frozen and in evaluation mode, its weights in the type of `precision`."""
         model = AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype(precision))
         model.requires_grad_(False)
-        return model.eval().to(device)
+        return model.eval().to(device)  # pyright: ignore[reportArgumentType]
 
 
 def resolve(name: str, revision: str | None = None) -> BaseModel:
@@ -112,7 +117,7 @@ def fingerprint(folder: Path) -> str:
     config = json.loads((folder / "config.json").read_text())
     digest.update(json.dumps({k: v for k, v in config.items() if k not in VOLATILE}, sort_keys=True).encode())
     for shard in sorted(folder.glob("*.safetensors")):
-        _digest_weights(digest, shard)
+        _digest_weights(digest.update, shard)
     for name in ("tokenizer.json", "tokenizer.model", "chat_template.jinja"):
         if (folder / name).exists():
             digest.update(name.encode() + (folder / name).read_bytes())
@@ -122,7 +127,7 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _digest_weights(digest: "hashlib._Hash", shard: Path) -> None:
+def _digest_weights(update: Callable[[bytes], None], shard: Path) -> None:
     with shard.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header: dict[str, Any] = json.loads(file.read(length))
@@ -131,10 +136,10 @@ def _digest_weights(digest: "hashlib._Hash", shard: Path) -> None:
                 continue
             entry = header[name]
             begin, end = entry["data_offsets"]
-            digest.update(f"{name}{entry['dtype']}{entry['shape']}".encode())
+            update(f"{name}{entry['dtype']}{entry['shape']}".encode())
             for offset in (begin, max(begin, end - SAMPLE)):
                 file.seek(8 + length + offset)
-                digest.update(file.read(min(SAMPLE, end - begin)))
+                update(file.read(min(SAMPLE, end - begin)))
 
 
 @lru_cache(maxsize=8)
@@ -157,9 +162,9 @@ def _converted(name: str) -> Path:
             partial = target.with_name(target.name + ".part")
             loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.bfloat16)
             # A model that came from GGUF refuses to be saved while it is marked as quantised.
-            loaded.hf_quantizer = None
+            loaded.hf_quantizer = None  # pyright: ignore[reportArgumentType]
             if hasattr(loaded.config, "quantization_config"):
-                del loaded.config.quantization_config
+                del loaded.config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
             loaded.save_pretrained(partial)
             AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(partial)
             partial.rename(target)

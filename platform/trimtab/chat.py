@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedTokenizerBase
 
 from trimtab.base import BaseModel
 from trimtab.errors import UsageError
@@ -37,7 +36,7 @@ class Renderer:
         """Token ids of a conversation that the assistant is to answer, with `rows` (ids of row tokens) at `place`."""
         marked = self.mark(messages, place, rows) if rows and place != "start" else messages
         # mark() leaves plain messages; the template of the checkpoint does the rest.
-        ids = self.tokenizer.apply_chat_template(
+        ids: list[int] = self.tokenizer.apply_chat_template(  # pyright: ignore[reportAssignmentType]
             [dict(m) for m in marked], add_generation_prompt=True, tokenize=True, return_dict=False
         )
         return self.at_start(list(ids), rows) if place == "start" else list(ids)
@@ -45,7 +44,7 @@ class Renderer:
     def answer(self, text: str) -> list[int]:
         """Token ids of an answer as the model would write it, its end-of-turn token last."""
         ids = self.tokenizer.encode(text.strip(), add_special_tokens=False)
-        return [*ids, self.tokenizer.eos_token_id]
+        return [*ids, self.tokenizer.eos_token_id]  # pyright: ignore[reportReturnType]
 
     def row_text(self, rows: Sequence[int]) -> str:
         """The text that tokenizes to exactly these row tokens."""

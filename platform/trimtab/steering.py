@@ -6,9 +6,10 @@ order. So a run gives the same prefix on one worker and on many, and after any n
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import log_softmax, pad
 from transformers import PreTrainedModel
 
@@ -77,7 +78,8 @@ class FrozenModel:
     def __init__(self, model: PreTrainedModel, first_row: int) -> None:
         self.model = model
         self.first_row = first_row
-        self.embedding = model.get_input_embeddings()
+        # transformers knows tables and heads as modules of any kind.
+        self.embedding = cast(nn.Embedding, model.get_input_embeddings())
         # Models that scale their embeddings do it inside the table; a row of the serving engine is scaled too.
         self.scale = getattr(self.embedding, "embed_scale", 1.0)
         self.device = self.embedding.weight.device
@@ -115,7 +117,8 @@ class FrozenModel:
             raise UsageError(f"{type(self.model).__name__} computes its logits in a way that trimtab does not know")
 
     def _head(self, hidden: Tensor) -> Tensor:
-        logits = self.model.get_output_embeddings()(hidden).float()
+        head = cast(nn.Module, self.model.get_output_embeddings())
+        logits = head(hidden).float()
         config = self.model.config.get_text_config()
         if scaling := getattr(config, "logits_scaling", None):
             logits = logits / scaling
@@ -140,7 +143,7 @@ def compute(frozen: FrozenModel, vectors: Tensor, batch: Sequence[Example], obje
     return StepResult(gradient.float().cpu(), loss.item(), *summarise(scores, batch))
 
 
-def score(frozen: FrozenModel, vectors: Tensor, batch: Sequence[Example], drift: bool = False) -> Scores:
+def score(frozen: FrozenModel, vectors: Tensor | None, batch: Sequence[Example], drift: bool = False) -> Scores:
     """Log-probabilities of the targets of a micro-batch, as objectives take them."""
     targets = [e.targets for e in batch]
     logits = frozen.target_logits(vectors, [e.ids for e in batch], targets)

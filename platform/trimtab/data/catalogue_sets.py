@@ -86,7 +86,7 @@ SETS: dict[str, Callable[[], list[Prompt]]] = {
 
 
 def _row(text: str, label: str, source: str, group: str | None = None) -> Prompt:
-    known = next(known for known in LABELS if known == label)
+    known: Label = next(known for known in LABELS if known == label)
     return Prompt(prompt=text.strip(), label=known, source=source, group=group or text.strip().lower())
 
 

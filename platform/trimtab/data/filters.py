@@ -37,8 +37,8 @@ class Step:
     """One line of the filter table: rows removed by a rule, by class, and rows left."""
 
     rule: str
-    removed: Mapping[str, int]
-    left: Mapping[str, int]
+    removed: Mapping[Label, int]
+    left: Mapping[Label, int]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def hard_filter(rows: Sequence[Row], rules: Sequence[Rule] = RULES, seed: int = 
         if rule not in rules:
             continue
         after = APPLY[rule](kept, seed)
-        removed = Counter(r.prompt.label for r in kept)
+        removed: Counter[Label] = Counter(r.prompt.label for r in kept)
         removed.subtract(r.prompt.label for r in after)
         table.append(Step(rule, dict(removed), _count(after)))
         kept = after

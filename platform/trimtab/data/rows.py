@@ -50,7 +50,8 @@ def split(prompts: Sequence[Prompt], validation: float, test: float, seed: int) 
         at = fraction(prompt.group, seed)
         part: Part = "test" if at < test else "validation" if at < test + validation else "train"
         parts[part].append(prompt)
-    for part, share in (("train", 1.0), ("validation", validation), ("test", test)):
+    shares: dict[Part, float] = {"train": 1.0, "validation": validation, "test": test}
+    for part, share in shares.items():
         labels = {p.label == "harmful" for p in parts[part]}
         if share > 0 and labels != {True, False}:
             raise UsageError(

@@ -5,13 +5,12 @@ names point at it; where it cannot be read, the names stay as they were.
 """
 
 import asyncio
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from trimtab.base import BaseModel
-from trimtab.errors import ArtefactError, NotFoundError, TrimtabError
+from trimtab.errors import ArtefactError, NotFoundError
 from trimtab.prefix import Prefix, check_base
 from trimtab.words import Place
 
@@ -60,19 +59,17 @@ class Library:
     base: BaseModel
     source: Source
     refused: dict[str, str] = field(default_factory=dict[str, str])
-    refreshed: float = 0.0
     _aliases: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
     _known: dict[tuple[str, int], Known] = field(default_factory=dict[tuple[str, int], Known])
     _loaded: dict[tuple[str, int], Loaded] = field(default_factory=dict[tuple[str, int], Loaded])
 
-    async def refresh(self) -> list[Loaded]:
-        """Read the registry and load every version that an alias names; returns what is newly loaded.
+    async def refresh(self) -> None:
+        """Read the registry and load every version that an alias names.
 
         Raises TrackingError where the registry does not answer; nothing changes then. A version that cannot be used is
         refused, with the reason in `refused`, and its alias keeps pointing where it did.
         """
         known = await asyncio.to_thread(self.source.known)
-        before = set(self._loaded)
         aliases: dict[tuple[str, str], int] = {}
         self._known = {(k.name, k.version): k for k in known}
         for k in known:
@@ -85,8 +82,6 @@ class Library:
                     if (old := self._aliases.get((k.name, alias))) is not None:
                         aliases[k.name, alias] = old
         self._aliases = aliases
-        self.refreshed = time.time()
-        return [loaded for key, loaded in self._loaded.items() if key not in before]
 
     async def find(self, name: str, ref: str | None) -> Loaded:
         """The version that `ref` (alias or number; `champion` if none) names; NotFoundError with what there is."""
@@ -126,15 +121,3 @@ class Library:
         has = [*(f"@{alias}" for alias in sorted(names[name])), *(f"@{v}" for v in versions)]
         why = self.refused.get(f"{name}@{ref}")
         return f"prefix {name!r} has no {ref!r}; it has {', '.join(has)}{f' (refused: {why})' if why else ''}"
-
-
-async def keep_fresh(library: Library, seconds: float, loaded: "asyncio.Queue[Loaded] | None" = None) -> None:
-    """Refresh for ever. An outage, or a registry that answers nonsense, changes nothing and is tried again."""
-    while True:
-        await asyncio.sleep(seconds)
-        try:
-            for new in await library.refresh():
-                if loaded is not None:
-                    await loaded.put(new)
-        except TrimtabError:
-            continue

@@ -6,7 +6,7 @@ print(engine.chat([{"role": "user", "content": "Hello"}], prefix=trimtab.load_pr
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -130,10 +130,10 @@ class Engine:
         ]
 
 
-def _bar(progress: Progress) -> type[tqdm]:
+def _bar(progress: Progress) -> Callable[..., Any]:
     """A tqdm class for vLLM that draws nothing and tells `progress` instead."""
 
-    class Bar(tqdm):
+    class Bar(tqdm):  # pyright: ignore[reportMissingTypeArgument]
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **(options | {"file": io.StringIO()}))
 

@@ -6,8 +6,8 @@ model's name and the prefix's row tokens, lets vLLM answer, and writes what answ
 
 import asyncio
 import json
-from argparse import Namespace
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 from vllm import AsyncEngineArgs
@@ -23,7 +23,7 @@ from trimtab.engine import guard
 from trimtab.engine.arguments import engine_args
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.guard import Steering, steering
-from trimtab.engine.library import Library, Loaded, Source, keep_fresh
+from trimtab.engine.library import Library, Loaded, Source
 from trimtab.engine.respond import Rewriter, error_response
 from trimtab.engine.rows import RowTable
 from trimtab.errors import BusyError, TrimtabError, UsageError
@@ -50,14 +50,14 @@ class OnlineEngine:
         self._engine = engine
         self._app = app
         self._writing = asyncio.Lock()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._fresh: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(cls, base: BaseModel, config: EngineConfig, source: Source) -> "OnlineEngine":
         """Start vLLM, mask and guard its rows, and load every champion; ready for traffic when this returns."""
         args = engine_args(base, config)
         engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**args))
-        options: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+        options: Any = make_arg_parser(FlexibleArgumentParser()).parse_args([])
         options.model, options.served_model_name = args["model"], [base.name]
         options.disable_fastapi_docs = True
         app = build_app(options, ("generate",), engine.model_config)
@@ -67,13 +67,13 @@ class OnlineEngine:
         guard.install(engine, renderer)
         online = cls(engine, app, base, config, Library(base, source))
         await online.refresh()
-        online._tasks.append(asyncio.create_task(keep_fresh(online.library, REFRESH_SECONDS)))
+        online._fresh = asyncio.create_task(online._keep_fresh())
         return online
 
     async def stop(self) -> None:
         """Stop the engine's processes."""
-        for task in self._tasks:
-            task.cancel()
+        if self._fresh is not None:
+            self._fresh.cancel()
         self._engine.shutdown()
 
     async def refresh(self) -> None:
@@ -82,6 +82,13 @@ class OnlineEngine:
         for loaded in self.library.champions():
             await self._acquire(loaded)
             self.table.release(loaded.prefix.card.digest)
+
+    async def _keep_fresh(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            # An outage of the registry changes nothing here, and the next round may find it back.
+            with suppress(TrimtabError):
+                await self.refresh()
 
     async def check_health(self) -> None:
         """Raises where the engine has died."""
@@ -119,7 +126,7 @@ class OnlineEngine:
             return
         try:
             try:
-                replayed = _replay(_rewrite(request, body, now, self.renderer, scope["path"], self.base.name), receive)
+                replayed = _Replayed(_rewrite(request, body, now, self.renderer, scope["path"], self.base.name), receive)
             except UsageError as error:
                 await _json(send, 400, error_response(400, str(error)))
                 return
@@ -188,10 +195,6 @@ class _Replayed:
             self._given = True
             return {"type": "http.request", "body": self.body, "more_body": False}
         return await self._receive()
-
-
-def _replay(body: bytes, receive: Receive) -> _Replayed:
-    return _Replayed(body, receive)
 
 
 async def _read(receive: Receive) -> bytes | None:

@@ -44,8 +44,8 @@ class RowWorker:
                 weight[row - start].copy_(value.to(weight.dtype))
 
 
-def _table(model: nn.Module) -> VocabParallelEmbedding:
-    """The input embedding. Found by type: where it hangs differs between vLLM's model classes."""
+def _table(model: nn.Module) -> Any:
+    """The input embedding, a VocabParallelEmbedding. Found by type: where it hangs differs between vLLM's model classes."""
     for module in model.modules():
         if isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead):
             return module

@@ -19,9 +19,10 @@ SUBSTANCE = 200
 
 REFUSING = re.compile(
     r"\b(?:"
-    r"(?:i|we)(?:'m| am| are|'re)? (?:really |truly |very |so )?(?:sorry|afraid)\b.{0,60}?\b(?:can ?not|can't|won't|unable|not able)"
-    r"|(?:i|we) (?:can ?not|can't|could not|couldn't|won't|will not|must decline|must refuse|decline|refuse|do not feel comfortable|"
-    r"don't feel comfortable|do not think it(?: i|')s appropriate)\b(?: \w+){0,2}? ?"
+    r"(?:i|we)(?:'m| am| are|'re)? (?:really |truly |very |so )?(?:sorry|afraid)\b.{0,60}?"
+    r"\b(?:can ?not|can't|won't|unable|not able)"
+    r"|(?:i|we) (?:can ?not|can't|could not|couldn't|won't|will not|must decline|must refuse|decline|refuse|"
+    r"do not feel comfortable|don't feel comfortable|do not think it(?: i|')s appropriate)\b(?: \w+){0,2}? ?"
     r"(?:help|assist|provide|support|fulfil|fulfill|comply|create|write|offer|give|share|do that|do this|engage|"
     r"participate|condone|encourage|discuss|answer|generate|promote|teach|explain|to)"
     r"|(?:i|we)(?:'m| am|'re| are) (?:not able|unable|not allowed|not permitted|not programmed|not comfortable|not going) "

@@ -6,7 +6,7 @@ so that a rollback is one call.
 
 import getpass
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,8 +96,9 @@ def versions(base: str | None = None, name: str | None = None) -> list[Version]:
             if model.tags.get("trimtab.kind") != "prefix" or base not in (None, model.tags.get("trimtab.base")):
                 continue
             for version in client().search_model_versions(f"name = '{model.name}'"):
-                # A search does not tell aliases; the version itself does.
-                whole = _version(client().get_model_version(model.name, version.version))
+                # The versions of a search come without their aliases; the model has them all.
+                names = [alias for alias, number in model.aliases.items() if int(number) == int(version.version)]
+                whole = _version(version, names)
                 if name in (None, whole.name):
                     found.append(whole)
         return sorted(found, key=lambda v: (v.base, v.name, -v.version))
@@ -149,10 +150,11 @@ def rollback(base: str, name: str) -> Version:
     return before
 
 
-def _version(found: ModelVersion) -> Version:
+def _version(found: ModelVersion, aliases: Sequence[str] | None = None) -> Version:
     tags = dict(found.tags)
     metrics = {k.removeprefix("trimtab.metric."): float(v) for k, v in tags.items() if k.startswith("trimtab.metric.")}
-    _, base, name = found.name.split(".", 1)[0], found.name[len("trimtab.") :].rpartition(".")[0], tags["trimtab.name"]
+    base = found.name.removeprefix("trimtab.").rpartition(".")[0]
+    names = tuple(sorted(found.aliases if aliases is None else aliases))
     return Version(
-        base, name, int(found.version), str(found.run_id), tuple(found.aliases), tags["trimtab.fingerprint"], metrics
+        base, tags["trimtab.name"], int(found.version), str(found.run_id), names, tags["trimtab.fingerprint"], metrics
     )

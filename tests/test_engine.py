@@ -1,0 +1,87 @@
+"""The engine in this process, with the real model in fp32: it answers as transformers does, whatever else is in flight."""
+
+import pytest
+
+from tests.helpers import QUESTIONS, make_prefix, mixed_asks, reference
+from trimtab.answers import Ask, Sampling
+from trimtab.base import BaseModel
+from trimtab.engine.config import EngineConfig
+from trimtab.engine.offline import Engine
+from trimtab.errors import ArtefactError, BusyError, UsageError
+from trimtab.prefix import Prefix
+from trimtab.steering import FrozenModel
+
+TOKENS = 16
+
+
+@pytest.fixture(scope="module")
+def engine(base: BaseModel):
+    # Five rows: three prefixes of 1, 1 and 3 rows fill them, a fourth must take some.
+    with Engine(base, EngineConfig(rows=5, precision="fp32", max_length=512)) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def three(frozen: FrozenModel, base: BaseModel) -> list[Prefix]:
+    return [
+        make_prefix(frozen, base, "a", 1, "system", 1),
+        make_prefix(frozen, base, "b", 1, "system-end", 2),
+        make_prefix(frozen, base, "c", 3, "user", 3),
+    ]
+
+
+@pytest.fixture(scope="module")
+def wanted(frozen: FrozenModel, base: BaseModel, three: list[Prefix]) -> list[list[int]]:
+    return [reference(frozen, base, ask, TOKENS) for ask in mixed_asks(three)]
+
+
+def equal(engine: Engine, asks: list[Ask], wanted: list[list[int]]) -> int:
+    answers = engine.chat_many(asks, Sampling(max_tokens=TOKENS))
+    return sum(list(a.token_ids) == w[: len(a.token_ids)] for (a,), w in zip(answers, wanted, strict=True))
+
+
+def test_mixed_requests_equal_transformers_cold_warm_and_after_reuse(engine, frozen, base, three, wanted):
+    asks = mixed_asks(three)
+    assert len(asks) == 24
+    assert len({tuple(w) for w in wanted}) > 18, "the prefixes must change the answers, or equality would prove nothing"
+    assert equal(engine, asks, wanted) == 24, "cold"
+    assert equal(engine, asks, wanted) == 24, "warm"
+    other = make_prefix(frozen, base, "d", 2, "system", 4)
+    ask = Ask([{"role": "user", "content": QUESTIONS[0]}], other)
+    before = engine.table.residents()
+    assert equal(engine, [ask], [reference(frozen, base, ask, TOKENS)]) == 1
+    assert len(set(before) - set(engine.table.residents())) > 0, "a prefix must have lost its rows"
+    assert equal(engine, asks, wanted) == 24, "after rows were reused"
+
+
+def test_sampling_never_gives_a_reserved_token(engine, three):
+    asks = [Ask([{"role": "user", "content": QUESTIONS[i % 6]}], (None, *three)[i % 4]) for i in range(200)]
+    hot = Sampling(max_tokens=12, temperature=1.5, repetition_penalty=1.3, logprobs=20, seed=None)
+    answers = engine.chat_many(asks, hot)
+    seen = [i for (a,) in answers for i in (*a.token_ids, *a.logprob_ids)]
+    assert len(seen) > 200 * 12
+    assert max(seen) < engine.renderer.first_row
+
+
+def test_more_prefixes_than_rows_at_once_is_refused_and_harmless(engine, frozen, base, three, wanted):
+    many = [make_prefix(frozen, base, f"m{i}", 1, "system", 100 + i) for i in range(6)]
+    conversation = [{"role": "user", "content": "Hi"}]
+    with pytest.raises(BusyError):
+        engine.chat_many([Ask(conversation, p) for p in many])
+    assert all(r.users == 0 for r in engine.table.residents().values())
+    assert equal(engine, mixed_asks(three), wanted) == 24
+
+
+def test_prompts_cannot_hold_row_tokens(engine):
+    with pytest.raises(UsageError, match="row token"):
+        engine.chat([{"role": "user", "content": "Say <|trimtab_row_0|>"}])
+
+
+def test_too_long_prompts_and_foreign_prefixes_are_refused(engine, frozen, base, three):
+    with pytest.raises(UsageError, match="takes fewer than 512"):
+        engine.chat([{"role": "user", "content": "word " * 600}])
+    from dataclasses import replace
+
+    foreign = Prefix(three[0].vectors, replace(three[0].card, fingerprint="0" * 16))
+    with pytest.raises(ArtefactError, match="train it again"):
+        engine.chat([{"role": "user", "content": "Hi"}], foreign)

@@ -1,0 +1,231 @@
+"""The server over real HTTP: Ray Serve, HAProxy, vLLM, the registry; asked as users ask."""
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+
+import httpx
+import openai
+import pytest
+from trimtab.serve.config import ServeConfig
+from trimtab.serve.server import serving
+
+from tests.helpers import QUESTIONS, make_prefix, mixed_asks, reference
+from trimtab import prefix as prefixes
+from trimtab.base import BaseModel
+from trimtab.engine.config import EngineConfig
+from trimtab.prefix import Prefix
+from trimtab.steering import FrozenModel
+from trimtab.tracking import registry, runs
+
+TOKENS = 16
+BASE = "smollm2-135m"
+ROWS = 4
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def four(frozen: FrozenModel, base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> list[Prefix]:
+    """Four registered prefixes: three champions of 1, 1 and 2 rows, and one more version of the first."""
+    folder = tmp_path_factory.mktemp("prefixes")
+    run = runs.start("test", "align", folder)
+    made = [
+        make_prefix(frozen, base, "one", 1, "system", 1),
+        make_prefix(frozen, base, "two", 1, "user", 2),
+        make_prefix(frozen, base, "three", 2, "start", 3),
+        make_prefix(frozen, base, "one", 1, "system", 4),
+    ]
+    for number, prefix in enumerate(made):
+        version = registry.register(prefixes.save(prefix, folder / str(number)), run.run_id)
+        if number < 3:
+            registry.promote(version, "test")
+    run.finish("FINISHED")
+    return made
+
+
+@pytest.fixture(scope="module")
+def url(four: list[Prefix]) -> Generator[str]:
+    engine = EngineConfig(rows=ROWS, precision="fp32", max_length=512)
+    with serving(ServeConfig(port=free_port(), engine=engine)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=120, max_retries=0)
+
+
+def chat(client: openai.OpenAI, model: str, text: str, **options):
+    settings = {"max_tokens": TOKENS, "temperature": 0} | options
+    return client.chat.completions.create(model=model, messages=[{"role": "user", "content": text}], **settings)
+
+
+def model_of(prefix: Prefix | None, number: int = 1) -> str:
+    return f"{BASE}:{prefix.card.name}@{number}" if prefix else BASE
+
+
+def test_models_are_listed(client):
+    names = {m.id for m in client.models.list()}
+    assert {BASE, f"{BASE}:one", f"{BASE}:two", f"{BASE}:three"} <= names
+
+
+def test_answers_equal_transformers_cold_warm_and_after_reuse(client, url, frozen, base, four):
+    asks = mixed_asks(four[:3])
+    tokenizer = base.tokenizer()
+    wanted = [tokenizer.decode(reference(frozen, base, a, TOKENS), skip_special_tokens=True) for a in asks]
+    assert len(set(wanted)) > 18
+
+    def equal() -> int:
+        """All requests at once, so that they share batches."""
+        got = ask_together(url, [(model_of(a.prefix), a.messages[-1]["content"]) for a in asks])
+        return sum(g == w for g, w in zip(got, wanted, strict=True))
+
+    assert equal() == 24, "cold"
+    assert equal() == 24, "warm"
+    # The fourth takes the row of one that is not running.
+    chat(client, f"{BASE}:one@2", QUESTIONS[0])
+    assert equal() == 24, "after a row was reused"
+
+
+def ask_together(url: str, requests: list[tuple[str, str]]) -> list[str]:
+    import asyncio
+
+    async def run() -> list[str]:
+        client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=300, max_retries=0)
+
+        async def one(model: str, text: str) -> str:
+            messages = [{"role": "user", "content": text}]
+            reply = await client.chat.completions.create(model=model, messages=messages, max_tokens=TOKENS, temperature=0)
+            assert reply.model.split("@")[0] == model.split("@")[0]
+            return reply.choices[0].message.content
+
+        return await asyncio.gather(*(one(*r) for r in requests))
+
+    return asyncio.run(run())
+
+
+def test_the_answer_says_which_version_gave_it(client, four):
+    plain = chat(client, BASE, "Hi").model_extra["trimtab"]
+    assert plain == {"prefix": None}
+    reply = chat(client, f"{BASE}:one", "Hi")
+    assert reply.model == f"{BASE}:one@1"
+    assert reply.model_extra["trimtab"]["prefix"]["version"] == 1
+    assert chat(client, f"{BASE}:one@candidate", "Hi").model == f"{BASE}:one@2"
+
+
+def test_streams_say_it_too_and_add_up_to_the_same_text(client):
+    whole = chat(client, f"{BASE}:two", QUESTIONS[2])
+    chunks = list(chat(client, f"{BASE}:two", QUESTIONS[2], stream=True, stream_options={"include_usage": True}))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
+    assert {c.model for c in chunks} == {f"{BASE}:two@1"}
+    last = chunks[-1]
+    assert last.model_extra["trimtab"]["prefix"]["name"] == "two"
+    assert last.usage.prompt_tokens == whole.usage.prompt_tokens
+
+
+def test_text_completions(client, frozen, base, four):
+    plain = client.completions.create(model=BASE, prompt="The capital of France is", max_tokens=4, temperature=0)
+    assert "Paris" in plain.choices[0].text
+    steered = client.completions.create(model=f"{BASE}:three", prompt="The capital of France is", max_tokens=8, temperature=0)
+    assert steered.model == f"{BASE}:three@1"
+    assert steered.usage.prompt_tokens == plain.usage.prompt_tokens + 2
+    with pytest.raises(openai.BadRequestError, match="use /v1/chat/completions"):
+        client.completions.create(model=f"{BASE}:one", prompt="x", max_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("nope", "no prefix 'nope'"), ("one@7", "has no '7'; it has @candidate, @champion, @1, @2"), ("one@x", "has no 'x'")],
+)
+def test_unknown_names_are_404_and_say_what_there_is(client, name, message):
+    with pytest.raises(openai.NotFoundError, match=message):
+        chat(client, f"{BASE}:{name}", "Hi")
+
+
+def test_reserved_tokens_are_400_on_every_way_in(url, client, base):
+    reserved = 49152
+    bad = [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "<|trimtab_row_0|>"}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "text", "text": "<|trimtab_row_1|>"}]}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "model": f"{BASE}:one", "extra": 1}),
+        ("/v1/completions", {"prompt": "<|trimtab_row_0|>"}),
+        ("/v1/completions", {"prompt": [1, reserved]}),
+        ("/v1/completions", {"prompt": [[1, 2], [1, reserved + 3]]}),
+        ("/v1/responses", {"input": "<|trimtab_row_0|>"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "<|trimtab_row_0|>"}]}),
+        ("/tokenize", {"prompt": "<|trimtab_row_0|>"}),
+    ]
+    for path, body in bad:
+        request = {"model": BASE, "max_tokens": 4} | body
+        if "extra" in body:
+            request["messages"] = [{"role": "system", "content": "<|trimtab_row_0|>"}, {"role": "user", "content": "x"}]
+        reply = httpx.post(f"{url}{path}", json=request, timeout=60)
+        assert reply.status_code == 400, (path, body, reply.text)
+        assert "reserved" in reply.text, (path, reply.text)
+
+
+def test_bad_requests_never_give_a_500(url):
+    post = f"{url}/v1/chat/completions"
+    user = [{"role": "user", "content": "x"}]
+    for body in (b"", b"{", b"[]", b'"x"', b"\xff", b"[" * 100_000):
+        assert httpx.post(post, content=body, timeout=60).status_code == 400, body[:20]
+    for body in (
+        {"model": f"{BASE}:one", "messages": "x"},
+        {"model": f"{BASE}:one", "messages": [1]},
+        {"model": f"{BASE}:one", "messages": []},
+        {"model": f"{BASE}:two", "messages": [{"role": "system", "content": "x"}]},
+        {"model": f"{BASE}:one", "messages": [{"role": "system", "content": 5}, *user]},
+        {"model": f"{BASE}:one", "messages": user, "max_tokens": -1},
+        {"model": f"{BASE}:one", "messages": user, "temperature": "hot"},
+        {"model": f"{BASE}:one", "messages": [{"role": "user", "content": "word " * 600}]},
+        {"model": f"{BASE}:one", "messages": user, "chat_template": "{{ messages }}"},
+        {"model": f"{BASE}:one"},
+        {"model": 5, "messages": user},
+    ):
+        reply = httpx.post(post, json=body, timeout=60)
+        assert 400 <= reply.status_code < 500, (body, reply.status_code, reply.text)
+        assert reply.json()["error"]["message"]
+    assert httpx.post(f"{url}/v1/load_lora_adapter", json={}).status_code == 404
+    assert httpx.post(post, content=b"x" * (9 << 20), timeout=60).status_code in (400, 413)
+
+
+def test_hot_sampling_never_shows_a_reserved_token(client):
+    reply = chat(
+        client,
+        f"{BASE}:one",
+        "Write.",
+        n=8,
+        temperature=1.5,
+        max_tokens=24,
+        logprobs=True,
+        top_logprobs=5,
+        extra_body={"repetition_penalty": 1.3},
+    )
+    tokens = [t.token for c in reply.choices for s in c.logprobs.content for t in (s, *s.top_logprobs)]
+    assert len(tokens) > 8 * 24
+    assert not [t for t in tokens if "trimtab_row" in t]
+
+
+def test_promotion_is_live_without_a_restart(client, base):
+    registry.promote(registry.find(base.name, "one", "2"), "test")
+    deadline = time.monotonic() + 30
+    while chat(client, f"{BASE}:one", "Hi", max_tokens=1).model != f"{BASE}:one@2":
+        assert time.monotonic() < deadline
+    registry.rollback(base.name, "one")
+    while chat(client, f"{BASE}:one", "Hi", max_tokens=1).model != f"{BASE}:one@1":
+        assert time.monotonic() < deadline
+
+
+def test_a_taken_port_is_said_in_one_line(url):
+    port = url.rsplit(":", 1)[1]
+    command = [sys.executable, "-m", "trimtab", "serve", "--port", port]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith(f"trimtab: cannot listen on 127.0.0.1:{port}")

@@ -1,0 +1,137 @@
+"""Runs and registry on a real store: SQLite, and a real MLflow server that goes away and comes back."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+import torch
+
+from trimtab import prefix as prefixes
+from trimtab.card import Card
+from trimtab.errors import NotFoundError, TrackingError, UsageError
+from trimtab.tracking import registry, runs
+from trimtab.tracking.client import client
+
+
+@pytest.fixture
+def folder(tmp_path, base):
+    def make(name: str, seed: int):
+        vectors = torch.randn(1, base.width, generator=torch.Generator().manual_seed(seed))
+        card = Card("prefix", name, base.name, base.fingerprint, "system", 0, 0, "", metrics={"test_balanced": 0.7})
+        return prefixes.save(prefixes.make(vectors, card), tmp_path / f"{name}{seed}")
+
+    return make
+
+
+@pytest.fixture
+def run(tmp_path):
+    return runs.start("test", "align", tmp_path / "outbox")
+
+
+def test_versions_aliases_promotion_and_rollback(folder, run, base):
+    first = registry.register(folder("steer", 1), run.run_id)
+    second = registry.register(folder("steer", 2), run.run_id)
+    assert registry.find(base.name, "steer", "candidate").version == second.version
+    with pytest.raises(NotFoundError, match=r"it has versions 2 \(candidate\), 1 \(no alias\)"):
+        registry.find(base.name, "steer")
+    registry.promote(first, "because")
+    with pytest.raises(NotFoundError, match="nothing to go back to"):
+        registry.rollback(base.name, "steer")
+    assert registry.promote(second, "better").version == first.version
+    assert registry.find(base.name, "steer").version == second.version
+    assert registry.rollback(base.name, "steer").version == first.version
+    assert registry.find(base.name, "steer").metrics["test_balanced"] == pytest.approx(0.7)
+    assert torch.equal(registry.load(second, base).vectors, prefixes.load(folder("steer", 2)).vectors)
+
+
+def test_a_version_leads_back_to_its_run_and_model(folder, run, base):
+    version = registry.register(folder("traced", 1), run.run_id)
+    assert version.run_id == run.run_id
+    found = client().get_model_version(registry.model_name(base.name, "traced"), str(version.version))
+    model = client().get_logged_model(found.model_id)
+    assert model.source_run_id == run.run_id
+    assert model.model_type == "trimtab-prefix"
+
+
+def test_names_that_could_be_taken_for_something_else():
+    for name in ("a/b", "a:b", "a@b", "a.b", ""):
+        with pytest.raises(UsageError, match="cannot name a prefix"):
+            registry.model_name("base", name)
+    with pytest.raises(NotFoundError, match="no prefix 'ghost'"):
+        registry.find("smollm2-135m", "ghost")
+
+
+def test_a_run_keeps_what_it_is_given(run, tmp_path):
+    run.params({"train": {"steps": 3}, "name": "x"})
+    run.params({"train": {"steps": 3}})
+    run.metrics({"loss": 1.5}, 1)
+    (tmp_path / "note.txt").write_text("hello")
+    run.artifacts(tmp_path / "note.txt", "notes")
+    run.inputs([{"name": "data.csv", "digest": "abc", "rows": 3}], "training")
+    run.finish("FINISHED")
+    found = client().get_run(run.run_id)
+    assert found.data.params == {"train.steps": "3", "name": "x"}
+    assert found.info.status == "FINISHED"
+    assert found.inputs.dataset_inputs[0].dataset.digest == "abc"
+    assert [a.path for a in client().list_artifacts(run.run_id, "notes")] == ["notes/note.txt"]
+    assert run.flush(patient=True) == 0
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path / "files")]
+
+    def start() -> subprocess.Popen:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                if httpx.get(f"{uri}/health", timeout=1).status_code == 200:
+                    return process
+            except httpx.HTTPError:
+                assert process.poll() is None
+        raise AssertionError("the MLflow server did not start")
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    started: list[subprocess.Popen] = []
+    yield lambda: started.append(start()) or started[-1]
+    for process in started:
+        stop(process)
+
+
+def stop(process: subprocess.Popen) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_an_outage_loses_nothing(server, tmp_path):
+    process = server()
+    run = runs.start("outage", "align", tmp_path / "outbox")
+    run.metrics({"loss": 3.0}, 1)
+    stop(process)
+    began = time.monotonic()
+    for step in (2, 3, 4):
+        run.metrics({"loss": 3.0 / step}, step)
+    run.tags({"while": "away"})
+    assert time.monotonic() - began < 30, "an outage must not hold the work up"
+    assert run.flush() == 4
+    with pytest.raises(TrackingError, match="cannot start a run"):
+        runs.start("another", "align", tmp_path / "outbox")
+    server()
+    assert run.flush(patient=True) == 0
+    run.finish("FINISHED")
+    found = client().get_run(run.run_id)
+    assert [m.step for m in client().get_metric_history(run.run_id, "loss")] == [1, 2, 3, 4]
+    assert found.data.tags["while"] == "away"
+    assert found.info.status == "FINISHED"
