@@ -63,7 +63,10 @@ def serving(config: ServeConfig, ended: threading.Event | None = None) -> Genera
     _check_port(config.host, config.port)
     ours = _join(config)
     try:
-        serve.start(http_options=HTTPOptions(host=config.host, port=config.port, request_timeout_s=None))
+        try:
+            serve.start(http_options=HTTPOptions(host=config.host, port=config.port, request_timeout_s=None))
+        except RayError as error:
+            raise JobError(f"Serve did not start: {_last_line(str(error))}") from error
         _deploy(config, base, ended or threading.Event())
         yield f"http://{config.host}:{config.port}"
     finally:
@@ -83,7 +86,8 @@ def _join(config: ServeConfig) -> bool:
         return False
     passed = settings.prepare_environment()
     # Ray tells of its token authentication at each start, before its own level is set.
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         ray.init(
             address=config.address or os.environ.get("RAY_ADDRESS") or "local",

@@ -44,3 +44,28 @@ def cluster() -> Generator[None]:
 
     with joined(None):
         yield
+
+
+@pytest.fixture(scope="session")
+def three(frozen, base):
+    """Three prefixes that change answers, of 1, 1 and 2 rows, each at a place of its own."""
+    from tests.helpers import make_prefix
+
+    return [
+        make_prefix(frozen, base, "one", 1, "system", 1),
+        make_prefix(frozen, base, "two", 1, "user", 2),
+        make_prefix(frozen, base, "three", 2, "start", 3),
+    ]
+
+
+@pytest.fixture(scope="session")
+def wanted(frozen, base, three):
+    """Greedy token ids of transformers for `mixed_asks(three)`: what every engine must equal."""
+    from tests.helpers import TOKENS, mixed_asks, reference
+
+    ids = [reference(frozen, base, ask, TOKENS) for ask in mixed_asks(three)]
+    plain = ids[::4]
+    for number in (1, 2, 3):
+        changed = sum(a != b for a, b in zip(ids[number::4], plain, strict=True))
+        assert changed >= 4, "the prefixes must change the answers, or equality would prove nothing"
+    return ids

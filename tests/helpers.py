@@ -25,7 +25,7 @@ def make_prefix(frozen: FrozenModel, base: BaseModel, name: str, rows: int, plac
     """A random prefix that changes answers: scaled rows of the vocabulary with noise."""
     generator = torch.Generator().manual_seed(seed)
     table = frozen.embedding.weight.detach().float()
-    picked = table[torch.randint(len(table), (rows,), generator=generator)] * 2
+    picked = table[torch.randint(len(table), (rows,), generator=generator)] * 4
     vectors = picked + 0.05 * torch.randn(rows, table.shape[1], generator=generator)
     return prefixes.make(vectors, Card("prefix", name, base.name, base.fingerprint, place, 0, 0, ""))
 
@@ -47,6 +47,10 @@ def reference(frozen: FrozenModel, base: BaseModel, ask: Ask, tokens: int) -> li
         do_sample=False,
     )
     return out[0].tolist()
+
+
+# Tokens of each answer that are compared.
+TOKENS = 10
 
 
 def mixed_asks(prefixes_used: list[Prefix]) -> list[Ask]:

@@ -12,7 +12,7 @@ import pytest
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.server import serving
 
-from tests.helpers import QUESTIONS, make_prefix, mixed_asks, reference
+from tests.helpers import QUESTIONS, TOKENS, make_prefix, mixed_asks
 from trimtab import prefix as prefixes
 from trimtab.base import BaseModel
 from trimtab.engine.config import EngineConfig
@@ -20,7 +20,6 @@ from trimtab.prefix import Prefix
 from trimtab.steering import FrozenModel
 from trimtab.tracking import registry, runs
 
-TOKENS = 16
 BASE = "smollm2-135m"
 ROWS = 4
 
@@ -32,26 +31,19 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def four(frozen: FrozenModel, base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> list[Prefix]:
-    """Four registered prefixes: three champions of 1, 1 and 2 rows, and one more version of the first."""
+def registered(frozen: FrozenModel, base: BaseModel, three: list[Prefix], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Three champions, and one more version of the first that is only a candidate."""
     folder = tmp_path_factory.mktemp("prefixes")
     run = runs.start("test", "align", folder)
-    made = [
-        make_prefix(frozen, base, "one", 1, "system", 1),
-        make_prefix(frozen, base, "two", 1, "user", 2),
-        make_prefix(frozen, base, "three", 2, "start", 3),
-        make_prefix(frozen, base, "one", 1, "system", 4),
-    ]
-    for number, prefix in enumerate(made):
+    for number, prefix in enumerate([*three, make_prefix(frozen, base, "one", 1, "system", 4)]):
         version = registry.register(prefixes.save(prefix, folder / str(number)), run.run_id)
-        if number < 3:
+        if number < len(three):
             registry.promote(version, "test")
     run.finish("FINISHED")
-    return made
 
 
 @pytest.fixture(scope="module")
-def url(four: list[Prefix]) -> Generator[str]:
+def url(registered: None) -> Generator[str]:
     engine = EngineConfig(rows=ROWS, precision="fp32", max_length=512)
     with serving(ServeConfig(port=free_port(), engine=engine)) as url:
         yield url
@@ -76,16 +68,14 @@ def test_models_are_listed(client):
     assert {BASE, f"{BASE}:one", f"{BASE}:two", f"{BASE}:three"} <= names
 
 
-def test_answers_equal_transformers_cold_warm_and_after_reuse(client, url, frozen, base, four):
-    asks = mixed_asks(four[:3])
-    tokenizer = base.tokenizer()
-    wanted = [tokenizer.decode(reference(frozen, base, a, TOKENS), skip_special_tokens=True) for a in asks]
-    assert len(set(wanted)) > 18
+def test_answers_equal_transformers_cold_warm_and_after_reuse(client, url, base, three, wanted):
+    asks = mixed_asks(three)
+    texts = [base.tokenizer().decode(ids, skip_special_tokens=True) for ids in wanted]
 
     def equal() -> int:
         """All requests at once, so that they share batches."""
         got = ask_together(url, [(model_of(a.prefix), a.messages[-1]["content"]) for a in asks])
-        return sum(g == w for g, w in zip(got, wanted, strict=True))
+        return sum(g == w for g, w in zip(got, texts, strict=True))
 
     assert equal() == 24, "cold"
     assert equal() == 24, "warm"
@@ -111,7 +101,7 @@ def ask_together(url: str, requests: list[tuple[str, str]]) -> list[str]:
     return asyncio.run(run())
 
 
-def test_the_answer_says_which_version_gave_it(client, four):
+def test_the_answer_says_which_version_gave_it(client):
     plain = chat(client, BASE, "Hi").model_extra["trimtab"]
     assert plain == {"prefix": None}
     reply = chat(client, f"{BASE}:one", "Hi")
@@ -130,7 +120,7 @@ def test_streams_say_it_too_and_add_up_to_the_same_text(client):
     assert last.usage.prompt_tokens == whole.usage.prompt_tokens
 
 
-def test_text_completions(client, frozen, base, four):
+def test_text_completions(client):
     plain = client.completions.create(model=BASE, prompt="The capital of France is", max_tokens=4, temperature=0)
     assert "Paris" in plain.choices[0].text
     steered = client.completions.create(model=f"{BASE}:three", prompt="The capital of France is", max_tokens=8, temperature=0)

@@ -53,7 +53,7 @@ def test_a_version_leads_back_to_its_run_and_model(folder, run, base):
     version = registry.register(folder("traced", 1), run.run_id)
     assert version.run_id == run.run_id
     found = client().get_model_version(registry.model_name(base.name, "traced"), str(version.version))
-    model = client().get_logged_model(found.model_id)
+    model = client().get_logged_model(found.source.removeprefix("models:/"))
     assert model.source_run_id == run.run_id
     assert model.model_type == "trimtab-prefix"
 

@@ -27,6 +27,8 @@ from trimtab.demo_config import DemoConfig
 from trimtab.errors import JobError
 
 BASE = "smollm2-135m"
+HARMFUL = ("advbench", "harmbench", "pairs")
+BENIGN = ("pairs", "scary", "plain", "countries")
 START_SECONDS = 400.0
 STOP_SECONDS = 60.0
 
@@ -64,12 +66,18 @@ def _align(config: DemoConfig) -> dict[str, Any]:
         # Two workers, to show that they agree; a prefix is the same for any number.
         options = {
             "name": config.name,
+            "data.harmful": json.dumps([f"trimtab:{name}" for name in HARMFUL]),
+            "data.benign": json.dumps([f"trimtab:{name}" for name in BENIGN]),
             "data.limit": config.prompts,
             "train.steps": config.steps,
+            # The first words decide whether an answer is a refusal; learning from those only is quick.
+            "train.longest": 8,
+            "train.learning_rate": 0.05,
             "train.micro_batch": 8,
-            "train.longest": 24,
-            "train.validate_every": max(1, config.steps // 3),
-            "evaluate.limit": 80,
+            "train.validate_every": max(1, config.steps // 2),
+            "train.validation_rows": 32,
+            "evaluate.limit": 64,
+            "evaluate.max_tokens": 16,
             "scale.workers": 2,
             "json": output,
         }

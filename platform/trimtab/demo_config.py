@@ -15,6 +15,6 @@ class DemoConfig:
     """
 
     name: str = "demo"
-    steps: int = 90
+    steps: int = 110
     prompts: int = 420
     port: int = 0

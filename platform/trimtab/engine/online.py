@@ -232,6 +232,8 @@ def _rewrite(
     changed = request | {"model": base}
     if now.place != "start":
         messages = request.get("messages")
+        if messages == []:
+            raise UsageError("messages must hold at least one message")
         if path.endswith("/chat/completions") and isinstance(messages, list) and all(isinstance(m, dict) for m in messages):
             changed["messages"] = renderer.mark(messages, now.place, now.rows)
         elif not path.endswith("/chat/completions"):

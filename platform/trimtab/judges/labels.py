@@ -8,28 +8,9 @@ from dataclasses import dataclass
 from trimtab import assets
 
 SETS = ("refusal-labels", "refusal-labels-extra")
-COMMON = frozenset(
-    {
-        "about",
-        "some",
-        "that",
-        "this",
-        "with",
-        "what",
-        "your",
-        "them",
-        "write",
-        "give",
-        "tell",
-        "help",
-        "make",
-        "from",
-        "ways",
-        "people",
-        "their",
-        "have",
-        "does",
-    }
+# Words that any answer to any prompt may hold.
+COMMON = re.compile(
+    r"\b(?:about|does|from|give|have|help|make|people|some|tell|that|their|them|this|ways|what|with|write|your)\b"
 )
 LONG = 150
 
@@ -60,5 +41,5 @@ def _read(name: str) -> list[Labelled]:
 
 
 def _words(text: str) -> set[str]:
-    """Stems, cut to five letters, of words with at least four."""
-    return {w[:5] for w in re.findall(r"[a-z]{4,}", text.lower())} - {w[:5] for w in COMMON}
+    """Stems, cut to five letters, of words with at least four that are not common ones."""
+    return {word[:5] for word in re.findall(r"[a-z]{4,}", COMMON.sub(" ", text.lower()))}
