@@ -26,8 +26,8 @@ def joined(address: str | None) -> Generator[None]:
         yield
         return
     passed = settings.prepare_environment()
-    # Ray tells of its token authentication at each start, before its own level is set.
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    # It tells at each start that token authentication is on.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     try:
         ray.init(
             address=address or os.environ.get("RAY_ADDRESS") or "local",

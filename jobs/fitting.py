@@ -68,20 +68,23 @@ def _watch(trainer: TorchTrainer, board: Any, steps: int) -> Any:
     In a thread, because in the main thread Ray Train would take Ctrl-C for itself and throw the last steps away.
     """
     outcome: dict[str, Any] = {}
+    # An event, because a `join` that Ctrl-C breaks into takes its thread for dead (Python 3.11).
+    ended = threading.Event()
 
     def target() -> None:
         try:
             outcome["result"] = trainer.fit()
         except BaseException as error:
             outcome["error"] = error
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=target, daemon=True)
-    thread.start()
+    threading.Thread(target=target, daemon=True).start()
     asked = False
     with Bar("training", steps) as bar:
-        while thread.is_alive():
+        while not ended.is_set():
             try:
-                thread.join(POLL_SECONDS)
+                ended.wait(POLL_SECONDS)
                 reading: ray.ObjectRef[dict[str, Any]] = board.read.remote()
                 latest = ray.get(reading)
                 if latest:

@@ -85,9 +85,9 @@ def _join(config: ServeConfig) -> bool:
     if ray.is_initialized():
         return False
     passed = settings.prepare_environment()
-    # Ray tells of its token authentication at each start, before its own level is set.
-    for name in ("ray", "ray.serve"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    # It tells at each start that token authentication is on.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         ray.init(
             address=config.address or os.environ.get("RAY_ADDRESS") or "local",

@@ -93,7 +93,7 @@ def _parse(command: Command, name: str, given: list[str]) -> tuple[Any, str | No
 def _flags(settings_class: type, given: list[str]) -> list[str]:
     """`--resume` alone means `--resume true`, as people type it."""
     switches = {f"--{f.name}" for f in fields(settings_class) if f.type in (bool, "bool")}
-    following = [*given[1:], "--"]
+    following = [*given, "--"][1:]
     return [
         f"{word}=true" if word in switches and after.startswith("--") else word
         for word, after in zip(given, following, strict=True)
