@@ -207,7 +207,7 @@ class SafetyConfig:
         address: Ray cluster to run on.
     """
 
-    data: list[str] | str
+    data: list[str] | str = ""
     default_class: Label | None = None
     columns: dict[str, str] = field(default_factory=dict[str, str])
     prefix: list[str] | str = "champion"
@@ -220,3 +220,7 @@ class SafetyConfig:
     plot: str | None = None
     answers: str | None = None
     address: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise UsageError("say which prompts to judge on, with --data FILE")

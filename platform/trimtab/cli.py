@@ -79,7 +79,7 @@ def _parse(command: Command, name: str, given: list[str]) -> tuple[Any, str | No
     parser = ArgumentParser(prog=f"trimtab {name}", description=command.about, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file of these settings; options given after it win")
     parser.add_argument("--json", type=str | None, default=None, metavar="FILE", help="write the result to this file")
-    parser.add_class_arguments(command.settings, as_group=False)
+    parser.add_class_arguments(command.settings, as_group=False, as_positional=True)
     try:
         parsed = parser.parse_args(_flags(command.settings, given))
         values = parser.instantiate_classes(parsed)
