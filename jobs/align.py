@@ -9,12 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trimtab.jobs import arms, prepare
-from trimtab.jobs.cluster import joined
-from trimtab.jobs.config import AlignConfig
-from trimtab.jobs.fitting import Fitted, fit
-from trimtab.jobs.prepare import Prepared
-
 from trimtab import base as bases
 from trimtab import objectives, settings
 from trimtab import prefix as prefixes
@@ -29,6 +23,12 @@ from trimtab.prefix import Prefix
 from trimtab.tracking import registry, runs
 from trimtab.tracking.registry import Version
 from trimtab.tracking.runs import Run
+
+from . import arms, prepare
+from .cluster import joined
+from .config import AlignConfig
+from .fitting import Fitted, fit
+from .prepare import Prepared
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ def align(config: AlignConfig) -> AlignResult:
     except TypeError as error:
         raise UsageError(f"objective {config.objective}: {str(error).split('__init__() ')[-1]}") from error
     registry.model_name("base", config.name)
+    say(f"base model {config.base}, and the prompts (the first time they are downloaded)")
     base = bases.resolve(config.base, config.revision)
     folder, resumed = _folder(config)
     with joined(config.scale.address):

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-from trimtab.jobs.cluster import cpus_for_all, run_task
-
 from trimtab.base import BaseModel
 from trimtab.data.rows import Prompt, fraction
 from trimtab.engine.config import EngineConfig
 from trimtab.evaluate.safety import SAFETY_PROMPT, Arm, ArmResult
 from trimtab.prefix import Prefix
+
+from .cluster import cpus_for_all, run_task
 
 BASE_ARM, TEXT_ARM = "base", "text prompt"
 

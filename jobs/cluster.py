@@ -10,11 +10,12 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from trimtab.jobs.board import Board
 
 from trimtab import settings
 from trimtab.console import Bar
 from trimtab.errors import JobError, TrimtabError
+
+from .board import Board
 
 POLL_SECONDS = 0.5
 

@@ -1,8 +1,8 @@
 """The commands of this folder."""
 
-from trimtab.jobs.config import AlignConfig, SafetyConfig
-
 from trimtab.cli import Command
+
+from .config import AlignConfig, SafetyConfig
 
 ALIGN = Command("Learn a prefix on a frozen model, judge it, register it.", AlignConfig, "trimtab.jobs.align:command")
 EVALUATE_SAFETY = Command(

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from trimtab.jobs import targets
-
 from trimtab import base as bases
 from trimtab.answers import Ask, Progress, Sampling
 from trimtab.base import BaseModel
@@ -12,6 +10,8 @@ from trimtab.engine.config import EngineConfig
 from trimtab.engine.offline import Engine
 from trimtab.evaluate import safety
 from trimtab.evaluate.safety import Arm, ArmResult
+
+from . import targets
 
 
 def sample_targets(tell: Progress, base: BaseModel, prompts: Sequence[Prompt], max_tokens: int, config: EngineConfig) -> int:

@@ -4,10 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trimtab.jobs import arms
-from trimtab.jobs.cluster import joined
-from trimtab.jobs.config import SafetyConfig, sources
-
 from trimtab import base as bases
 from trimtab import prefix as prefixes
 from trimtab.base import BaseModel
@@ -19,6 +15,10 @@ from trimtab.evaluate import report
 from trimtab.evaluate.safety import ArmResult
 from trimtab.prefix import Prefix
 from trimtab.tracking import registry
+
+from . import arms
+from .cluster import joined
+from .config import SafetyConfig, sources
 
 
 def evaluate(config: SafetyConfig) -> list[ArmResult]:

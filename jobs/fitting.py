@@ -8,17 +8,18 @@ from typing import Any
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from trimtab.jobs.board import Board
-from trimtab.jobs.callbacks import MlflowCallback
-from trimtab.jobs.cluster import cause, cpus_for_all
-from trimtab.jobs.config import AlignConfig
-from trimtab.jobs.prepare import Prepared
-from trimtab.jobs.training import State, Work, restore, worker
 
 from trimtab.base import BaseModel
 from trimtab.console import Bar, say
 from trimtab.errors import JobError
 from trimtab.tracking.runs import Run
+
+from .board import Board
+from .callbacks import MlflowCallback
+from .cluster import cause, cpus_for_all
+from .config import AlignConfig
+from .prepare import Prepared
+from .training import State, Work, restore, worker
 
 POLL_SECONDS = 0.5
 

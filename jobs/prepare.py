@@ -6,10 +6,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trimtab.jobs import targets
-from trimtab.jobs.cluster import cpus_for_all, run_task
-from trimtab.jobs.config import AlignConfig, DataConfig, sources
-
 from trimtab import chat
 from trimtab.base import BaseModel
 from trimtab.console import say
@@ -20,6 +16,10 @@ from trimtab.data.rows import Prompt
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import UsageError
 from trimtab.words import Label, Part
+
+from . import targets
+from .cluster import cpus_for_all, run_task
+from .config import AlignConfig, DataConfig, sources
 
 # Neutral system messages in our own words: a prefix must work beside the request's own.
 SYSTEMS = (

@@ -17,7 +17,6 @@ from ray.train import Checkpoint
 from ray.train.torch import get_device
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from trimtab.jobs.config import AlignConfig
 
 from trimtab import base as bases
 from trimtab import chat, objectives
@@ -29,6 +28,8 @@ from trimtab.errors import UsageError
 from trimtab.objectives import Objective
 from trimtab.steering import Example, FrozenModel, compute, example, micro_batches, score, share, summarise
 from trimtab.words import LABELS
+
+from .config import AlignConfig
 
 STATE, VECTORS = "state.json", "state.safetensors"
 

@@ -1,7 +1,7 @@
 """The command of this folder."""
 
-from trimtab.serve.config import ServeConfig
-
 from trimtab.cli import Command
+
+from .config import ServeConfig
 
 SERVE = Command("Serve a base model and its prefixes over the OpenAI API.", ServeConfig, "trimtab.serve.server:run")

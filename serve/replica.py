@@ -6,11 +6,11 @@ Serve pickles a deployment class by value, so the app that it is to call lives h
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from trimtab.serve.registry_source import RegistrySource
-
 from trimtab import base as bases
 from trimtab.base import BaseModel
 from trimtab.engine.config import EngineConfig
+
+from .registry_source import RegistrySource
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -21,14 +21,15 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
-from trimtab.serve.config import ServeConfig
-from trimtab.serve.replica import Replica, build_app
 
 from trimtab import base as bases
 from trimtab import settings
 from trimtab.base import BaseModel
 from trimtab.console import Bar, say
 from trimtab.errors import JobError, UsageError
+
+from .config import ServeConfig
+from .replica import Replica, build_app
 
 APPLICATION = "trimtab"
 POLL_SECONDS = 0.5
