@@ -12,7 +12,6 @@ from typing import Protocol
 from trimtab.base import BaseModel
 from trimtab.errors import ArtefactError, NotFoundError
 from trimtab.prefix import Prefix, check_base
-from trimtab.words import Place
 
 DEFAULT = "champion"
 
@@ -45,11 +44,6 @@ class Loaded:
 
     known: Known
     prefix: Prefix
-
-    @property
-    def place(self) -> Place:
-        """Where it goes."""
-        return self.prefix.card.place
 
 
 @dataclass
