@@ -23,7 +23,8 @@ class DataConfig:
     Args:
         harmful: sources of prompts to refuse: files (.jsonl .json .csv .parquet), trimtab:NAME, or Hugging Face datasets.
         benign: sources of prompts to help with.
-        columns: other names of the fields, as --data.columns.prompt NAME; fields: prompt, class, target, system, group, source.
+        columns: other names of the fields, as --data.columns.prompt NAME; fields: prompt, class, target, system,
+            group, source, messages.
         validation: share of prompt groups kept to choose the checkpoint.
         test: share of prompt groups never trained on, for the report.
         balance_form: rewrite orders as questions and back until each class has half of each.

@@ -64,3 +64,13 @@ def test_user_place_needs_a_user(renderer):
 def test_answer_ends_the_turn(renderer):
     assert renderer.answer(" Yes. ")[-1] == renderer.tokenizer.eos_token_id
     assert renderer.tokenizer.decode(renderer.answer(" Yes. ")) == "Yes.<|im_end|>"
+
+
+def test_answers_have_spans_in_a_conversation_of_several_turns(renderer):
+    turns = [SYSTEM, USER, {"role": "assistant", "content": "Hi there."}, USER, {"role": "assistant", "content": "Again!"}]
+    for place in ("system", "user", "start"):
+        ids, spans = renderer.conversation(turns, place, [renderer.first_row])
+        assert [renderer.tokenizer.decode(ids[s.start : s.stop]) for s in spans] == ["Hi there.<|im_end|>", "Again!<|im_end|>"]
+        assert spans[-1].stop == len(ids)
+        assert ids[: spans[-1].start] == renderer.prompt(turns[:-1], place, [renderer.first_row])
+    assert renderer.conversation([USER]) == ([], [])

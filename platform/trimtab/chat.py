@@ -46,6 +46,25 @@ class Renderer:
         ids = self.tokenizer.encode(text.strip(), add_special_tokens=False)
         return [*ids, self.tokenizer.eos_token_id]  # pyright: ignore[reportReturnType]
 
+    def conversation(
+        self, messages: Sequence[Message], place: Place = "system", rows: Sequence[int] = ()
+    ) -> tuple[list[int], list[range]]:
+        """Token ids of a conversation up to its last answer, and the span of each of the assistant's answers in them.
+
+        An earlier answer that the template shows otherwise than it was said (without its thoughts, say) has no span.
+        """
+        said = [i for i, m in enumerate(messages) if m.get("role") == "assistant" and isinstance(m.get("content"), str)]
+        upto = [(self.prompt(messages[:i], place, rows), self.answer(messages[i]["content"])) for i in said]
+        if not upto:
+            return [], []
+        ids = [*upto[-1][0], *upto[-1][1]]
+        spans = [
+            range(len(before), len(before) + len(answer))
+            for before, answer in upto
+            if ids[: len(before) + len(answer)] == [*before, *answer]
+        ]
+        return ids, spans
+
     def row_text(self, rows: Sequence[int]) -> str:
         """The text that tokenizes to exactly these row tokens."""
         return "".join(row_token(row - self.first_row) for row in rows)

@@ -4,17 +4,17 @@ from typing import Any
 
 from rich.table import Table
 
-from trimtab import assets
-from trimtab.catalogue import ASSETS
+from trimtab import assets, catalogue
 from trimtab.commands import AssetsConfig
 from trimtab.console import Bar, console
 
 
 def command(config: AssetsConfig) -> dict[str, Any]:
     """Print the catalogue; fetch it first where asked to."""
+    entries = catalogue.known()
     if config.fetch:
-        with Bar("fetching", len(ASSETS)) as bar:
-            for number, name in enumerate(ASSETS, 1):
+        with Bar("fetching", len(entries)) as bar:
+            for number, name in enumerate(entries, 1):
                 assets.fetch(
                     name, lambda what, done, total: bar.update(bar.done, note=f"{what} {done >> 20}/{total >> 20} MiB")
                 )
@@ -22,15 +22,14 @@ def command(config: AssetsConfig) -> dict[str, Any]:
     table = Table()
     for column in ("name", "what", "size", "licence", "from", "here"):
         table.add_column(column, no_wrap=column != "what")
-    for asset in ASSETS.values():
-        here = "yes" if assets.local_path(asset).exists() else "no"
-        size = f"{asset.size / 1e6:.1f} MB" if asset.size > 1e6 else f"{asset.size / 1e3:.0f} kB"
-        source = f"{asset.wheel.package} {asset.wheel.version}"
-        table.add_row(asset.name, asset.about, size, asset.licence, source, here)
+    for asset in entries.values():
+        here = "yes" if assets.is_here(asset) else "no"
+        size = f"{asset.size / 1e6:.1f} MB" if asset.size > 1e6 else f"{asset.size / 1e3:.0f} kB" if asset.size else "?"
+        table.add_row(asset.name, asset.about, size, asset.licence, str(asset.source), here)
     console.print(table)
     return {
         "assets": [
-            {"name": a.name, "size": a.size, "licence": a.licence, "sha256": a.sha256, "here": assets.local_path(a).exists()}
-            for a in ASSETS.values()
+            {"name": a.name, "size": a.size, "licence": a.licence, "sha256": a.sha256, "here": assets.is_here(a)}
+            for a in entries.values()
         ]
     }

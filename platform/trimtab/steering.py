@@ -48,10 +48,11 @@ def example(
 ) -> Example:
     """Render a row; at most `longest` target tokens are learned from."""
     row_ids = range(renderer.first_row, renderer.first_row + rows)
-    answer = renderer.answer(target)[:longest]
-    ids = (*renderer.prompt(prompt.messages, place, row_ids), *answer)
-    plain = (*renderer.prompt(prompt.messages), *answer) if reference else None
-    return Example(ids, len(answer), prompt.label, weight, plain)
+    said = [*prompt.messages, {"role": "assistant", "content": target}]
+    ids, spans = renderer.conversation(said, place, row_ids)
+    answer = spans[-1][:longest]
+    plain = (*renderer.prompt(prompt.messages), *ids[answer.start : answer.stop]) if reference else None
+    return Example(tuple(ids[: answer.stop]), len(answer), prompt.label, weight, plain)
 
 
 def micro_batches(examples: Sequence[Example], size: int) -> list[list[Example]]:

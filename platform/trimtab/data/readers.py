@@ -8,13 +8,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from trimtab import assets, catalogue
 from trimtab.data import catalogue_sets
 from trimtab.data.rows import Prompt
 from trimtab.errors import UsageError
 from trimtab.words import LABELS, Label
 
 Row = Mapping[str, Any]
-FIELDS = ("prompt", "class", "target", "system", "group", "source")
+FIELDS = ("prompt", "class", "target", "system", "group", "source", "messages")
 
 SYNONYMS: dict[str, Label] = {
     **{label: label for label in LABELS},
@@ -31,13 +32,15 @@ def read_prompts(source: str, label: Label | None = None, columns: Mapping[str, 
         source: a file (.jsonl, .json, .csv, .parquet), `trimtab:NAME`, or a Hugging Face dataset `org/name` or
             `org/name:split`.
         label: the class of rows that carry none.
-        columns: other names of the fields prompt, class, target, system, group and source.
+        columns: other names of the fields prompt, class, target, system, group, source and messages.
 
     Raises UsageError, naming the file and what to do: missing, empty or unreadable file, wrong column, unknown class.
     """
-    if source.startswith("trimtab:"):
-        return catalogue_sets.read(source.removeprefix("trimtab:"), label)
-    path = Path(source).expanduser()
+    name = source.removeprefix("trimtab:")
+    added = name != source and name not in catalogue_sets.SETS and name in catalogue.known()
+    if name != source and not added:
+        return catalogue_sets.read(name, label)
+    path = assets.fetch(name) if added else Path(source).expanduser()
     rows = _read_file(path) if path.exists() or path.suffix in READERS else _read_hub(source)
     if not rows:
         raise UsageError(f"{source} has no rows")
@@ -54,6 +57,9 @@ def read_all(sources: Sequence[str], label: Label | None, columns: Mapping[str, 
 
 
 def _prompt(row: Row, number: int, source: str, default: Label | None, names: Mapping[str, str]) -> Prompt:
+    said = _conversation(row[names["messages"]], f"{source}, row {number}") if row.get(names["messages"]) else {}
+    history = said.pop("history", ())
+    row = {**row, **{names[field]: value for field, value in said.items() if value is not None}}
     text = row.get(names["prompt"])
     if names["prompt"] not in row:
         raise UsageError(
@@ -74,7 +80,23 @@ def _prompt(row: Row, number: int, source: str, default: Label | None, names: Ma
         group=str(row.get(names["group"]) or text.strip().lower()),
         target=str(target) if target else None,
         system=str(system) if system else None,
+        history=tuple(history),
     )
+
+
+def _conversation(messages: Any, where: str) -> dict[str, Any]:
+    """The fields that a list of chat messages holds: system, history, prompt, and target where the assistant has the end."""
+    turns: list[tuple[str, str]] = []
+    for message in messages if isinstance(messages, list) else [None]:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str) or "role" not in message:
+            raise UsageError(f"{where}: messages must be a list of objects with role and content, both text")
+        turns.append((str(message["role"]), message["content"]))
+    system = turns.pop(0)[1] if turns[0][0] == "system" else None
+    target = turns.pop()[1] if turns and turns[-1][0] == "assistant" else None
+    if not turns or turns[-1][0] != "user":
+        raise UsageError(f"{where}: messages must end with the user's, or with the assistant's answer to it")
+    prompt = turns.pop()[1]
+    return {"system": system, "history": turns, "prompt": prompt, "target": target}
 
 
 def _read_file(path: Path) -> list[Row]:

@@ -13,7 +13,8 @@ from trimtab.words import Label, Part
 @dataclass(frozen=True)
 class Prompt:
     """One prompt with its class. `group` keeps what belongs together (twins, rewrites) on one side of a split;
-    `target` is the wanted answer where the source brings one; `system` a system message of its own."""
+    `target` is the wanted answer where the source brings one; `system` a system message of its own; `history` the turns
+    (role, content) of a conversation before this prompt."""
 
     prompt: str
     label: Label
@@ -21,12 +22,14 @@ class Prompt:
     group: str
     target: str | None = None
     system: str | None = None
+    history: tuple[tuple[str, str], ...] = ()
 
     @property
     def messages(self) -> list[dict[str, str]]:
         """The prompt as chat messages."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": self.prompt}]
+        turns = [{"role": role, "content": content} for role, content in self.history]
+        return [*system, *turns, {"role": "user", "content": self.prompt}]
 
 
 def digest(prompts: Sequence[Prompt]) -> str:
@@ -66,5 +69,5 @@ def write(prompts: Sequence[Prompt], path: Path) -> None:
     with path.open("w") as file:
         for p in prompts:
             row = {"prompt": p.prompt, "class": p.label, "source": p.source, "group": p.group}
-            extra = {"target": p.target, "system": p.system}
+            extra = {"target": p.target, "system": p.system, "messages": p.messages if p.history else None}
             file.write(json.dumps(row | {k: v for k, v in extra.items() if v}) + "\n")
