@@ -2,7 +2,7 @@
 
 from trimtab.cli import Command
 
-from .config import AlignConfig, SafetyConfig
+from .config import AlignConfig, SafetyConfig, StudyConfig
 
 ALIGN = Command("Learn a prefix on a frozen model, judge it, register it.", AlignConfig, "trimtab.jobs.align:command")
 EVALUATE_SAFETY = Command(
@@ -10,3 +10,4 @@ EVALUATE_SAFETY = Command(
     SafetyConfig,
     "trimtab.jobs.evaluate:command",
 )
+STUDY = Command("Compare ways to learn a prefix over several seeds, in one report.", StudyConfig, "trimtab.jobs.study:command")

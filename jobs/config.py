@@ -32,6 +32,7 @@ class DataConfig:
         refusal: the answer that harmful prompts without a target of their own are to get.
         rules: hard-filter rules that are on.
         limit: use at most so many prompts of each side, 0 for all.
+        seed: seed of splits, form and filter; runs that differ in train.seed alone learn from the same rows.
     """
 
     harmful: list[str] | str = field(default_factory=lambda: list(DEMO_HARMFUL))
@@ -44,6 +45,7 @@ class DataConfig:
     refusal: str = REFUSAL
     rules: list[Rule] = field(default_factory=lambda: list(RULES))
     limit: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if not (0 <= self.test < 0.9 and 0 < self.validation < 0.9 and self.test + self.validation < 1):
@@ -71,7 +73,7 @@ class TrainConfig:
         validation_rows: rows to validate on at most.
         patience: validations without a better loss before training stops early; 0 never stops early.
         checkpoint_every: steps between checkpoints.
-        seed: seed of order, first vectors and splits.
+        seed: seed of order and first vectors.
     """
 
     steps: int = 300
@@ -225,3 +227,53 @@ class SafetyConfig:
     def __post_init__(self) -> None:
         if not self.data:
             raise UsageError("say which prompts to judge on, with --data FILE")
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    """Prompts that every arm of a study is judged on besides the test part.
+
+    Args:
+        data: sources of prompts, as in `trimtab evaluate safety`.
+        columns: other names of the fields.
+        default_class: class of prompts that bring none.
+        limit: prompts of each side at most, 0 for all.
+    """
+
+    data: list[str] | str
+    columns: dict[str, str] = field(default_factory=dict[str, str])
+    default_class: Label | None = None
+    limit: int = 0
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Compare ways to learn a prefix, arm by arm, over several seeds; one report at the end.
+
+    Args:
+        name: name of the study; its folder and MLflow run go on where they stopped.
+        seeds: seeds of every arm.
+        shared: settings of `trimtab align` for all arms, as in its YAML.
+        arms: learned arms by name, each with the settings of `trimtab align` that differ, dotted or nested.
+        random: add an arm with a random vector, which nothing was learned for.
+        token: add an arm with the best single vocabulary token that a search finds; so many candidates are tried, 0 for none.
+        suites: prompts to judge on besides the test part, by name.
+        out: folder for the report; without it, in the study's own folder.
+        address: Ray cluster to run on.
+    """
+
+    name: str = "study"
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    shared: dict[str, Any] = field(default_factory=dict[str, Any])
+    arms: dict[str, dict[str, Any]] = field(default_factory=lambda: {"likelihood": {"objective": "likelihood"}, "sta": {}})
+    random: bool = True
+    token: int = 0
+    suites: dict[str, SuiteConfig] = field(default_factory=dict[str, SuiteConfig])
+    out: str | None = None
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.seeds or not self.arms:
+            raise UsageError("a study needs at least one seed and one arm")
+        if bad := [name for name in self.arms if not name or any(c in name for c in "/#") or name in ("base", "text prompt")]:
+            raise UsageError(f"{bad[0]!r} cannot name an arm: leave out / and #, and base and text prompt are there anyway")

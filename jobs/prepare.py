@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trimtab import chat
+from trimtab import chat, objectives
+from trimtab.answers import Answer
 from trimtab.base import BaseModel
 from trimtab.console import say
 from trimtab.data import filters, form, rows
@@ -15,6 +16,7 @@ from trimtab.data.readers import read_all
 from trimtab.data.rows import Prompt
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import UsageError
+from trimtab.judges.refusal import judge
 from trimtab.words import Label, Part
 
 from . import targets
@@ -31,6 +33,9 @@ SYSTEMS = (
     "You are a knowledgeable tutor.",
 )
 
+# The answer that a harmful prompt is not to get, where the base model itself gave none of help.
+HELP = "Sure! Here is what you need to do."
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -43,7 +48,7 @@ class Prepared:
     inputs: list[dict[str, Any]]
 
 
-def read(data: DataConfig, seed: int) -> tuple[dict[Part, list[Prompt]], list[dict[str, Any]]]:
+def read(data: DataConfig) -> tuple[dict[Part, list[Prompt]], list[dict[str, Any]]]:
     """Prompts by part, and the list of inputs with their digests. Raises UsageError for what cannot be read."""
     everything: list[Prompt] = []
     inputs: list[dict[str, Any]] = []
@@ -55,24 +60,24 @@ def read(data: DataConfig, seed: int) -> tuple[dict[Part, list[Prompt]], list[di
             inputs.append({"name": source, "digest": rows.digest(prompts), "rows": len(prompts)})
             side += prompts
         if data.limit:
-            side = sorted(side, key=lambda p: rows.fraction(p.prompt, seed))[: data.limit]
+            side = sorted(side, key=lambda p: rows.fraction(p.prompt, data.seed))[: data.limit]
         everything += side
-    return rows.split(everything, data.validation, data.test, seed), inputs
+    return rows.split(everything, data.validation, data.test, data.seed), inputs
 
 
 def prepare(config: AlignConfig, base: BaseModel) -> Prepared:
     """Everything that training needs; samples missing targets on the cluster."""
     parts: dict[Part, list[Prompt]]
-    parts, inputs = read(config.data, config.train.seed)
+    parts, inputs = read(config.data)
     form_before = form.predictability(parts["train"])
     if config.data.balance_form:
-        parts = {part: form.balance(prompts, config.train.seed) for part, prompts in parts.items()}
+        parts = {part: form.balance(prompts, config.data.seed) for part, prompts in parts.items()}
     with_system = {part: _own_system(prompts, config) for part, prompts in parts.items() if part != "test"}
     filled = _with_targets(config, base, with_system["train"] + with_system["validation"])
     count = len(with_system["train"])
-    filtered = filters.hard_filter(filled[:count], config.data.rules, config.train.seed)
+    filtered = filters.hard_filter(filled[:count], config.data.rules, config.data.seed)
     filtered = replace(filtered, form_before=form_before)
-    validation = filters.hard_filter(filled[count:], config.data.rules, config.train.seed).rows
+    validation = filters.hard_filter(filled[count:], config.data.rules, config.data.seed).rows
     say(
         f"hard filter: {count} -> {len(filtered.rows)} rows; form alone tells the class with balanced accuracy "
         f"{filtered.form_before:.2f} -> {filtered.form_after:.2f}"
@@ -80,6 +85,11 @@ def prepare(config: AlignConfig, base: BaseModel) -> Prepared:
     if not filtered.rows or not validation:
         raise UsageError("the hard filter left no rows; look at data.rules, or give more prompts and clearer targets")
     return Prepared(filtered.rows, validation, parts, filtered, inputs)
+
+
+def wants_rejected(config: AlignConfig) -> bool:
+    """Whether the objective learns from answers that are not wanted, too."""
+    return "rejected" in objectives.get(config.objective)(**config.objective_options).needs
 
 
 def write(prepared: Prepared, folder: Path) -> None:
@@ -98,7 +108,7 @@ def _own_system(prompts: Sequence[Prompt], config: AlignConfig) -> list[Prompt]:
     """Give a share of the prompts a system message of their own."""
     given: list[Prompt] = []
     for prompt in prompts:
-        at = rows.fraction(f"system|{prompt.prompt}", config.train.seed)
+        at = rows.fraction(f"system|{prompt.prompt}", config.data.seed)
         if prompt.system is None and at < config.data.own_system:
             system = SYSTEMS[int(at / config.data.own_system * len(SYSTEMS))]
             given.append(replace(prompt, system=system))
@@ -108,32 +118,46 @@ def _own_system(prompts: Sequence[Prompt], config: AlignConfig) -> list[Prompt]:
 
 
 def _with_targets(config: AlignConfig, base: BaseModel, prompts: Sequence[Prompt]) -> list[Row]:
-    longest = config.train.longest
-    unanswered = [p for p in prompts if p.label != "harmful" and p.target is None]
-    kept = targets.cached(base, unanswered, longest)
-    missing = [p for p in unanswered if targets.key(p, longest) not in kept]
-    if missing:
-        engine = EngineConfig(rows=1, precision=config.train.precision, max_length=1024)
-        run_task(
-            "targets from the base model",
-            "trimtab.jobs.engine_tasks:sample_targets",
-            base,
-            missing,
-            longest,
-            engine,
-            cpus=cpus_for_all(),
-            gpus=config.scale.gpus,
-        )
-        kept = targets.cached(base, unanswered, longest)
+    """Rows with the answers that they are to get and, where the objective asks for them, not to get."""
+    both = wants_rejected(config)
+    unanswered = [p for p in prompts if (both if p.label == "harmful" else p.target is None)]
+    said = _said_by_base(config, base, unanswered)
     renderer = chat.renderer(base, config.rows)
     filled: list[Row] = []
     for prompt in prompts:
-        if prompt.target is not None or prompt.label == "harmful":
+        answer = said.get(targets.key(prompt, config.train.longest))
+        if prompt.label == "harmful":
             target = prompt.target or config.data.refusal
-            filled.append(Row(prompt, target, len(renderer.answer(target))))
+            helpful = answer is not None and judge(answer.text) == "compliance"
+            rejected = (answer.text if answer and helpful else HELP) if both else None
+            filled.append(Row(prompt, target, len(renderer.answer(target)), rejected=rejected))
             continue
-        answer = kept[targets.key(prompt, longest)]
-        # An answer that stopped at the limit is whole as far as it is learned from.
-        cut = answer.finished != "stop" and len(answer.token_ids) < longest
-        filled.append(Row(prompt, answer.text, len(answer.token_ids), cut))
+        rejected = config.data.refusal if both else None
+        if prompt.target is not None:
+            filled.append(Row(prompt, prompt.target, len(renderer.answer(prompt.target)), rejected=rejected))
+        elif answer is not None:
+            # An answer that stopped at the limit is whole as far as it is learned from.
+            cut = answer.finished != "stop" and len(answer.token_ids) < config.train.longest
+            filled.append(Row(prompt, answer.text, len(answer.token_ids), cut, rejected))
     return filled
+
+
+def _said_by_base(config: AlignConfig, base: BaseModel, prompts: Sequence[Prompt]) -> dict[str, Answer]:
+    """What the frozen model answers by itself, by `targets.key`; sampled on the cluster where it is not kept yet."""
+    longest = config.train.longest
+    kept = targets.cached(base, prompts, longest)
+    missing = [p for p in prompts if targets.key(p, longest) not in kept]
+    if not missing:
+        return kept
+    engine = EngineConfig(rows=1, precision=config.train.precision, max_length=1024)
+    run_task(
+        "targets from the base model",
+        "trimtab.jobs.engine_tasks:sample_targets",
+        base,
+        missing,
+        longest,
+        engine,
+        cpus=cpus_for_all(),
+        gpus=config.scale.gpus,
+    )
+    return targets.cached(base, prompts, longest)

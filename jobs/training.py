@@ -4,7 +4,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import cos, pi
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,16 @@ from trimtab.data.filters import Row
 from trimtab.data.schedule import batch_rows
 from trimtab.errors import UsageError
 from trimtab.objectives import Objective
-from trimtab.steering import Example, FrozenModel, compute, example, micro_batches, score, share, summarise
+from trimtab.objectives.likelihood import Likelihood
+from trimtab.scoring import Scorer, openers, summarise
+from trimtab.steering import Example, FrozenModel, micro_batches, sample, share
 from trimtab.words import LABELS
 
 from .config import AlignConfig
 
 STATE, VECTORS = "state.json", "state.safetensors"
+# Rows whose base states an objective is fitted to, about.
+ANCHORS = 128
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class State:
     vectors: Tensor
     moments: dict[str, Tensor]
     best: Tensor
+    running: Tensor
+    anchor: Tensor | None = None
     step: int = 0
     best_loss: float = float("inf")
     best_step: int = 0
@@ -72,12 +78,12 @@ def worker(settings: Mapping[str, Work]) -> None:
     frozen = FrozenModel(base.load(config.train.precision, device), renderer.first_row)
     frozen.check_head()
     objective: Objective = objectives.get(config.objective)(**config.objective_options)
-    rows = [_example(renderer, row, config, objective) for row in work.train]
-    held_out = [_example(renderer, row, config, objective) for row in work.validation][: config.train.validation_rows]
+    rows = [_example(renderer, row, config) for row in work.train]
+    held_out = [_example(renderer, row, config) for row in work.validation][: config.train.validation_rows]
+    scorer = _fitted(Scorer(frozen, objective, *openers(rows)), rows)
     checkpoint = train.get_checkpoint()
-    state = restore(checkpoint) if checkpoint else begin(frozen, config, renderer)
-    loop = Loop(config, work, frozen, objective, rows, held_out, rank, workers)
-    loop.run(state)
+    state = restore(checkpoint) if checkpoint else begin(frozen, config, renderer, objective)
+    Loop(config, work, scorer, rows, held_out, rank, workers).run(state)
 
 
 @dataclass
@@ -86,8 +92,7 @@ class Loop:
 
     config: AlignConfig
     work: Work
-    frozen: FrozenModel
-    objective: Objective
+    scorer: Scorer
     rows: list[Example]
     held_out: list[Example]
     rank: int
@@ -95,10 +100,16 @@ class Loop:
     _pending: Any = None
     _asked_to_stop: bool = False
 
+    def __post_init__(self) -> None:
+        # Validation is the plain loss for every objective, so that their curves compare.
+        self.plainly = Scorer(self.scorer.frozen, Likelihood())
+
     def run(self, state: State) -> None:
         """Train to the last step, an early stop, or a stop by the user, with a checkpoint at the end."""
         settings = self.config.train
         while state.step < settings.steps:
+            if state.anchor is None and state.step == round(self.scorer.objective.switch * settings.steps) > 0:
+                state.anchor = state.vectors.clone()
             began = time.monotonic()
             losses, stop = self.step(state)
             state.seconds += time.monotonic() - began
@@ -124,22 +135,23 @@ class Loop:
         total = sum(e.weight for e in batch)
         # One line for each micro-batch, filled by the worker that computed it: adding the workers' tables is then exact,
         # and adding the lines in order gives the same sum for any number of workers.
-        width = state.vectors.numel()
-        gathered = torch.zeros(len(parts), width + 1 + 2 * len(LABELS) + 1, dtype=torch.float64)
+        width, tracked = state.vectors.numel(), len(state.running)
+        gathered = torch.zeros(len(parts), width + tracked + 1 + 2 * len(LABELS) + 1, dtype=torch.float64)
         for index in share(parts, self.rank, self.workers):
-            result = compute(self.frozen, state.vectors, parts[index], self.objective, total)
-            gathered[index, :width] = result.gradient.flatten().double()
-            gathered[index, width] = result.loss
-            for at, label in enumerate(LABELS):
-                gathered[index, width + 1 + 2 * at] = result.nll.get(label, 0.0)
-                gathered[index, width + 2 + 2 * at] = result.rows.get(label, 0)
+            result = self.scorer.compute(state.vectors, parts[index], total, state.running, state.anchor)
+            per_class = [(result.nll.get(label, 0.0), result.rows.get(label, 0)) for label in LABELS]
+            rest = [result.loss, *(value for pair in per_class for value in pair)]
+            line = torch.cat([result.gradient.flatten().double(), result.observed.double(), torch.tensor(rest).double()])
+            gathered[index, :-1] = line
         gathered[0, -1] = float(self._stop_asked())
         sums = self._add(gathered)
+        state.running = self.scorer.objective.track(state.running, sums[width : width + tracked].float())
         gradient = sums[:width].float().view_as(state.vectors)
         update(
             state, gradient, learning_rate(settings.learning_rate, settings.warmup, state.step, settings.steps), settings.clip
         )
-        losses = {"loss": sums[width].item(), **_per_class(sums[width + 1 : -1].tolist())}
+        loss, *per_class = sums[width + tracked : -1].tolist()
+        losses = {"loss": loss, **_per_class(per_class)}
         return losses, bool(sums[-1] > 0)
 
     def validate(self, state: State) -> dict[str, float]:
@@ -148,7 +160,7 @@ class Loop:
         gathered = torch.zeros(len(parts), 2 * len(LABELS), dtype=torch.float64)
         for index in share(parts, self.rank, self.workers):
             with torch.no_grad():
-                nll, counts = summarise(score(self.frozen, state.vectors, parts[index]), parts[index])
+                nll, counts = summarise(self.plainly.scores(state.vectors, parts[index], torch.empty(0)), parts[index])
             for at, label in enumerate(LABELS):
                 gathered[index, 2 * at] = nll.get(label, 0.0)
                 gathered[index, 2 * at + 1] = counts.get(label, 0)
@@ -185,7 +197,7 @@ class Loop:
     def _add(self, gathered: Tensor) -> Tensor:
         """Sum over workers, then over micro-batches in order: float64 [columns]."""
         if self.workers > 1:
-            on_device = gathered.to(self.frozen.device)
+            on_device = gathered.to(self.scorer.frozen.device)
             dist.all_reduce(on_device)
             gathered = on_device.cpu()
         total = torch.zeros_like(gathered[0])
@@ -194,11 +206,11 @@ class Loop:
         return total
 
 
-def begin(frozen: FrozenModel, config: AlignConfig, renderer: Renderer) -> State:
+def begin(frozen: FrozenModel, config: AlignConfig, renderer: Renderer, objective: Objective) -> State:
     """State before the first step."""
     vectors = initial(frozen, config, renderer)
     moments = {"first": torch.zeros_like(vectors), "second": torch.zeros_like(vectors)}
-    return State(vectors, moments, vectors.clone())
+    return State(vectors, moments, vectors.clone(), torch.zeros(objective.tracked))
 
 
 def initial(frozen: FrozenModel, config: AlignConfig, renderer: Renderer) -> Tensor:
@@ -247,7 +259,10 @@ def update(state: State, gradient: Tensor, rate: float, clip: float) -> None:
 
 def keep(state: State, folder: Path, run_id: str | None) -> None:
     """Write a checkpoint: tensors as safetensors, numbers as JSON."""
-    save_file({"vectors": state.vectors, "best": state.best, **state.moments}, folder / VECTORS)
+    tensors = {"vectors": state.vectors, "best": state.best, "running": state.running, **state.moments}
+    if state.anchor is not None:
+        tensors["anchor"] = state.anchor
+    save_file(tensors, folder / VECTORS)
     numbers = {
         "step": state.step,
         "best_loss": state.best_loss if state.best_step else None,
@@ -270,6 +285,8 @@ def restore(checkpoint: Checkpoint) -> State:
         tensors["vectors"],
         moments,
         tensors["best"],
+        tensors["running"],
+        tensors.get("anchor"),
         numbers["step"],
         best_loss,
         numbers["best_step"],
@@ -278,9 +295,24 @@ def restore(checkpoint: Checkpoint) -> State:
     )
 
 
-def _example(renderer: Renderer, row: Row, config: AlignConfig, objective: Objective) -> Example:
-    reference = objective.needs_drift and row.prompt.label == "benign_easy"
-    return example(renderer, row.prompt, row.target, config.place, config.rows, config.train.longest, reference, 1.0)
+def _example(renderer: Renderer, row: Row, config: AlignConfig) -> Example:
+    chosen, *rejected = [
+        sample(renderer, row.prompt, answer, config.place, config.rows, config.train.longest)
+        for answer in (row.target, row.rejected)
+        if answer is not None
+    ]
+    return Example(chosen, row.prompt.label, 1.0, rejected[0] if rejected else None)
+
+
+def _fitted(scorer: Scorer, rows: list[Example]) -> Scorer:
+    """The scorer with its objective fitted to the base model's states, where it asks for them."""
+    if "states" not in scorer.objective.needs:
+        return scorer
+    anchors = rows[:: max(1, len(rows) // ANCHORS)]
+    plain = [scorer.plain(e.chosen) for e in anchors]
+    states, odds = torch.stack([p.state for p in plain]), torch.stack([p.odds for p in plain])
+    harmful = torch.tensor([e.label == "harmful" for e in anchors], device=states.device)
+    return replace(scorer, objective=scorer.objective.fitted(states, odds, harmful))
 
 
 def _per_class(sums: list[float]) -> dict[str, float]:

@@ -1,9 +1,14 @@
 """Downloads: checked, resumed, shared between processes, and not asked for twice. Wheels are made here."""
 
+import functools
 import hashlib
 import http.server
+import json
 import multiprocessing
 import os
+import shutil
+import subprocess
+import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -13,7 +18,8 @@ import pytest
 
 from trimtab import assets, catalogue
 from trimtab.catalogue import Asset, Wheel
-from trimtab.errors import AssetError, NotFoundError
+from trimtab.data.readers import read_prompts
+from trimtab.errors import AssetError, NotFoundError, UsageError
 
 CONTENT = os.urandom(3 << 20)
 
@@ -152,3 +158,117 @@ def test_a_broken_download_goes_on_where_it_stopped(tmp_path):
     assert partial.read_bytes() == CONTENT
     assert RangeServer.asked == [None, f"bytes={kept}-"]
     assert seen[-1] == (len(CONTENT), len(CONTENT))
+
+
+def test_a_catalogue_of_ones_own(tmp_path, monkeypatch, home):
+    """Local files and folders by name, in a YAML file that TRIMTAB_CATALOGUE names."""
+    (tmp_path / "mine.csv").write_text("prompt\nHello\n")
+    good = assets.file_sha256(tmp_path / "mine.csv")
+    entries = (
+        f"mine: {{path: {tmp_path}, member: mine.csv, sha256: {good}, licence: MIT}}\n"
+        f"changed: {{path: {tmp_path}, member: mine.csv, sha256: {'f' * 64}}}\n"
+        f"gone: {{path: {tmp_path}/gone}}\n"
+    )
+    (tmp_path / "catalogue.yaml").write_text(entries)
+    monkeypatch.setenv("TRIMTAB_CATALOGUE", str(tmp_path / "catalogue.yaml"))
+    assert [p.prompt for p in read_prompts("trimtab:mine", "benign_hard")] == ["Hello"]
+    assert assets.is_here(catalogue.known()["mine"])
+    assert not assets.is_here(catalogue.known()["gone"])
+    with pytest.raises(AssetError, match="has not the SHA-256 ffff"):
+        assets.fetch("changed")
+    with pytest.raises(AssetError, match="there is nothing at"):
+        assets.fetch("gone")
+
+
+WRONG_ENTRIES = {
+    "x: 5": "an entry is a mapping",
+    "[1, 2]": "must map names to entries",
+    "x: {path: a, hub: b}": "give one of path, hub and wheel",
+    "x: {hub: org/name}": "hub also needs revision",
+    "x: {wheel: w, version: 1}": "wheel also needs wheel_sha256, member, sha256",
+    "x: {path: a, colour: red}": "unknown colour",
+    "x: {": "cannot be read",
+}
+
+
+@pytest.mark.parametrize("text", WRONG_ENTRIES)
+def test_wrong_catalogues_end_in_one_line(text, tmp_path, monkeypatch):
+    (tmp_path / "wrong.yaml").write_text(text)
+    monkeypatch.setenv("TRIMTAB_CATALOGUE", str(tmp_path / "wrong.yaml"))
+    with pytest.raises(UsageError, match=WRONG_ENTRIES[text]):
+        catalogue.known()
+
+
+REVISION = "a" * 40
+
+
+class FakeHub(http.server.SimpleHTTPRequestHandler):
+    """The hub's calls for one repository `org/tiny`: what it is, its list of files, and a file."""
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def answer(self, body: bool) -> None:
+        path = self.path.split("?")[0]
+        if path.startswith("/api/models/org/tiny/"):
+            files = [p for p in Path(self.directory).iterdir() if p.is_file()]
+            tree = [{"type": "file", "path": p.name, "size": p.stat().st_size, "oid": "0" * 40} for p in files]
+            about = {"id": "org/tiny", "sha": REVISION, "siblings": [{"rfilename": p.name} for p in files]}
+            return self.reply(json.dumps(tree if "/tree/" in path else about).encode(), "", body)
+        name = path.removeprefix("/org/tiny/resolve/").partition("/")[2]
+        file = Path(self.directory) / name
+        if not name or not file.exists():
+            return self.send_error(404)
+        return self.reply(file.read_bytes(), assets.file_sha256(file), body)
+
+    def reply(self, data: bytes, etag: str, body: bool) -> None:
+        self.send_response(200)
+        for key, value in (("Content-Length", str(len(data))), ("ETag", f'"{etag}"'), ("X-Repo-Commit", REVISION)):
+            self.send_header(key, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        return None
+
+
+FETCH = """
+import sys
+from trimtab import base
+found = base.resolve(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
+print(found.name, found.width, found.fingerprint)
+"""
+
+
+def test_base_models_from_the_hub_by_id_and_by_name(tmp_path, base):
+    """A repository with a real tokenizer and config; only the hub's server is ours."""
+    repository = tmp_path / "repository"
+    shutil.copytree(base.path, repository, symlinks=False)
+    handler = functools.partial(FakeHub, directory=str(repository))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (tmp_path / "catalogue.yaml").write_text(f"small: {{hub: org/tiny, revision: {REVISION}}}\n")
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "TRIMTAB_CATALOGUE": str(tmp_path / "catalogue.yaml"),
+    }
+
+    def resolve(*arguments: str, **more: str) -> list[str]:
+        command = [sys.executable, "-c", FETCH, *arguments]
+        done = subprocess.run(command, env=environment | more, capture_output=True, text=True, timeout=120)
+        return done.stdout.split() or done.stderr.strip().splitlines()[-1:]
+
+    try:
+        assert resolve("org/tiny", REVISION) == ["tiny", str(base.width), base.fingerprint]
+        assert "the hub has no model 'org/other'" in resolve("org/other")[0]
+    finally:
+        server.shutdown()
+    offline = {"HF_HUB_OFFLINE": "1"}
+    assert resolve("small", **offline) == ["small", str(base.width), base.fingerprint], "by name, and offline afterwards"

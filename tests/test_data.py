@@ -39,7 +39,13 @@ def test_other_column_names_and_class_words(tmp_path):
 
 
 def test_conversations(tmp_path):
-    turns = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello."), ("user", "Kill the lights"), ("assistant", "Done.")]
+    turns = [
+        ("system", "Be brief."),
+        ("user", "Hi"),
+        ("assistant", "Hello."),
+        ("user", "Kill the lights"),
+        ("assistant", "Done."),
+    ]
     messages = [{"role": r, "content": c} for r, c in turns]
     (tmp_path / "c.jsonl").write_text(json.dumps({"messages": messages, "class": "safe"}))
     (found,) = read_prompts(str(tmp_path / "c.jsonl"))
@@ -86,7 +92,7 @@ def test_unknown_named_set_says_what_there_is():
 
 def test_own_sets_are_balanced_twins():
     both = read_prompts("trimtab:contrast")
-    assert Counter(p.label for p in both) == {"harmful": 230, "benign_hard": 230}
+    assert Counter(p.label for p in both) == {"harmful": 422, "benign_hard": 422}
     assert all(count == 2 for count in Counter(p.group for p in both).values())
     assert form.predictability(both) == pytest.approx(0.5, abs=0.02)
 

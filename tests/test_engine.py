@@ -1,6 +1,7 @@
 """The engine in this process, with the real model in fp32: it answers as transformers does, whatever else is in flight."""
 
 import pytest
+import torch
 
 from tests.helpers import QUESTIONS, TOKENS, make_prefix, mixed_asks, reference
 from trimtab.answers import Ask, Sampling
@@ -36,11 +37,26 @@ def test_mixed_requests_equal_transformers_cold_warm_and_after_reuse(engine, fro
     assert equal(engine, asks, wanted) == 24, "after rows were reused"
 
 
+def test_the_base_model_is_unchanged_by_the_rows(engine, frozen):
+    """Tokens and log-probs of the enlarged model are those of the checkpoint as it is."""
+    conversations = [[{"role": "user", "content": q}] for q in QUESTIONS]
+    answers = engine.chat_many([Ask(c) for c in conversations], Sampling(max_tokens=1, logprobs=5))
+    for conversation, (answer,) in zip(conversations, answers, strict=True):
+        ids = torch.tensor([engine.renderer.prompt(conversation)])
+        with torch.no_grad():
+            wanted = frozen.model(ids).logits[0, -1].float().log_softmax(-1)
+        assert len(wanted) == engine.renderer.first_row, "the reference has no rows"
+        best = wanted.topk(5)
+        assert answer.token_ids == (best.indices[0].item(),)
+        (given,) = answer.logprobs
+        assert given == pytest.approx(dict(zip(best.indices.tolist(), best.values.tolist(), strict=True)), abs=1e-3)
+
+
 def test_sampling_never_gives_a_reserved_token(engine, three):
     asks = [Ask([{"role": "user", "content": QUESTIONS[i % 6]}], (None, *three)[i % 4]) for i in range(200)]
     hot = Sampling(max_tokens=12, temperature=1.5, repetition_penalty=1.3, logprobs=20, seed=None)
     answers = engine.chat_many(asks, hot)
-    seen = [i for (a,) in answers for i in (*a.token_ids, *a.logprob_ids)]
+    seen = [i for (a,) in answers for i in (*a.token_ids, *(i for step in a.logprobs for i in step))]
     assert len(seen) > 200 * 12
     assert max(seen) < engine.renderer.first_row
 

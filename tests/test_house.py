@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import ray
+import yaml
+from jsonschema import ValidationError
 
 ROOT = Path(__file__).parent.parent
 CHECK = "import platform; assert platform.python_version().startswith('3'), platform; print(platform.__file__)"
@@ -40,3 +43,16 @@ def test_platform_is_the_standard_library_in_a_ray_task_with_the_repository_as_w
     assert "working_dir" not in file
     assert version.startswith("3.11")
     assert jobs == "trimtab.jobs"
+
+
+def test_the_cluster_file_is_one_that_ray_takes():
+    """Ray's own schema, and its own filling in of what the file leaves out."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
+    # `ray up` adds this itself, from the command line.
+    config.setdefault("cluster_synced_files", [])
+    validate_config(config)
+    assert config["head_node_type"] in config["available_node_types"]
+    with pytest.raises(ValidationError):
+        validate_config(config | {"max_workers": "many"})

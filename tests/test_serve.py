@@ -1,5 +1,6 @@
 """The server over real HTTP: Ray Serve, HAProxy, vLLM, the registry; asked as users ask."""
 
+import asyncio
 import socket
 import subprocess
 import sys
@@ -73,7 +74,6 @@ def test_answers_equal_transformers_cold_warm_and_after_reuse(client, url, base,
     texts = [base.tokenizer().decode(ids, skip_special_tokens=True) for ids in wanted]
 
     def equal() -> int:
-        """All requests at once, so that they share batches."""
         got = ask_together(url, [(model_of(a.prefix), a.messages[-1]["content"]) for a in asks])
         return sum(g == w for g, w in zip(got, texts, strict=True))
 
@@ -85,18 +85,22 @@ def test_answers_equal_transformers_cold_warm_and_after_reuse(client, url, base,
 
 
 def ask_together(url: str, requests: list[tuple[str, str]]) -> list[str]:
-    import asyncio
+    replies = together(url, requests, max_tokens=TOKENS, temperature=0)
+    for (model, _), reply in zip(requests, replies, strict=True):
+        assert reply.model.split("@")[0] == model.split("@")[0]
+    return [reply.choices[0].message.content for reply in replies]
 
-    async def run() -> list[str]:
+
+def together(url: str, requests: list[tuple[str, str]], **options):
+    """All requests at once, so that they share batches."""
+
+    async def run():
         client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=300, max_retries=0)
-
-        async def one(model: str, text: str) -> str:
-            messages = [{"role": "user", "content": text}]
-            reply = await client.chat.completions.create(model=model, messages=messages, max_tokens=TOKENS, temperature=0)
-            assert reply.model.split("@")[0] == model.split("@")[0]
-            return reply.choices[0].message.content
-
-        return await asyncio.gather(*(one(*r) for r in requests))
+        calls = [
+            client.chat.completions.create(model=model, messages=[{"role": "user", "content": text}], **options)
+            for model, text in requests
+        ]
+        return await asyncio.gather(*calls)
 
     return asyncio.run(run())
 
@@ -186,20 +190,19 @@ def test_bad_requests_never_give_a_500(url):
     assert httpx.post(post, content=b"x" * (9 << 20), timeout=60).status_code in (400, 413)
 
 
-def test_hot_sampling_never_shows_a_reserved_token(client):
-    reply = chat(
-        client,
-        f"{BASE}:one",
-        "Write.",
-        n=8,
-        temperature=1.5,
-        max_tokens=24,
-        logprobs=True,
-        top_logprobs=5,
-        extra_body={"repetition_penalty": 1.3},
-    )
-    tokens = [t.token for c in reply.choices for s in c.logprobs.content for t in (s, *s.top_logprobs)]
-    assert len(tokens) > 8 * 24
+def test_hot_sampling_never_shows_a_reserved_token(url):
+    """200 sampled requests at once, over the base model and all prefixes; what they show is looked at as text and as bytes."""
+    names = [BASE, f"{BASE}:one", f"{BASE}:two", f"{BASE}:three"]
+    options = {
+        "temperature": 1.5,
+        "max_tokens": 8,
+        "logprobs": True,
+        "top_logprobs": 5,
+        "extra_body": {"repetition_penalty": 1.3},
+    }
+    replies = together(url, [(names[i % 4], QUESTIONS[i % 6]) for i in range(200)], **options)
+    tokens = [t.token for r in replies for s in r.choices[0].logprobs.content for t in (s, *s.top_logprobs)]
+    assert len(tokens) > 200 * 8
     assert not [t for t in tokens if "trimtab_row" in t]
 
 

@@ -1,6 +1,6 @@
 """Asking a model: the types that evaluation and jobs share with the engine, without the engine."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,14 +35,14 @@ class Ask:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer. `finished` is `stop` where the model ended it, `length` where `max_tokens` did; `logprob_ids` are the
-    tokens that log-probabilities were given for."""
+    """One answer. `finished` is `stop` where the model ended it, `length` where `max_tokens` did; `logprobs` holds, for
+    each token of the answer where they were asked for, natural log-probabilities by token id: its own and the likeliest."""
 
     text: str
     token_ids: tuple[int, ...]
     finished: str
     prompt_tokens: int
-    logprob_ids: tuple[int, ...] = ()
+    logprobs: tuple[Mapping[int, float], ...] = ()
 
 
 class Answerer(Protocol):

@@ -71,12 +71,14 @@ def is_here(asset: Asset) -> bool:
 def fetch_hub(hub: Hub, member: str = "", offline: bool = False) -> Path:
     """A file of a hub repository, or the folder of a whole base model, in the hub client's own cache. Raises AssetError."""
     kind = "dataset" if hub.repo.startswith("datasets/") else "model"
-    place = {"repo_type": kind, "revision": hub.revision, "local_files_only": offline}
     repo = hub.repo.removeprefix("datasets/")
     try:
         if member:
-            return Path(hf_hub_download(repo, member, **place))
-        return Path(snapshot_download(repo, allow_patterns=MODEL_FILES, **place))
+            return Path(hf_hub_download(repo, member, repo_type=kind, revision=hub.revision, local_files_only=offline))
+        folder = snapshot_download(
+            repo, repo_type=kind, revision=hub.revision, allow_patterns=MODEL_FILES, local_files_only=offline
+        )
+        return Path(folder)
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise AssetError(f"{hub.repo}@{hub.revision} cannot be fetched from the hub ({type(error).__name__})") from error
 

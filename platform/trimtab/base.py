@@ -87,7 +87,9 @@ def resolve(name: str, revision: str | None = None) -> BaseModel:
     try:
         path = assets.fetch_hub(Hub(hub_id, revision or pinned or "main"))
     except AssetError as error:
-        raise NotFoundError(f"the hub has no model {name!r} that can be read from here ({type(error.__cause__).__name__})") from error
+        raise NotFoundError(
+            f"the hub has no model {name!r} that can be read from here ({type(error.__cause__).__name__})"
+        ) from error
     return _inspect(hub_id.split("/")[1].lower(), path)
 
 

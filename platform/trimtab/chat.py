@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from trimtab.base import BaseModel
@@ -21,30 +22,49 @@ Message = Mapping[str, Any]
 """An OpenAI chat message: `role`, and `content` as text or a list of parts."""
 
 SYSTEM_ROLES = ("system", "developer")
+PROBE = "\u2402trimtab\u2402"
+THINK = "<think>"
 
 
 @dataclass(frozen=True)
 class Renderer:
-    """A tokenizer with row tokens. `first_row` is the id of the first of `rows` row tokens, which are consecutive."""
+    """A tokenizer with row tokens. `first_row` is the id of the first of `rows` row tokens, which are consecutive.
+
+    `turn_end` is the token that ends an answer. `takes_system` is whether the template shows a system message;
+    `default_system` is what it shows without one.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     first_row: int
     rows: int
+    turn_end: int
+    takes_system: bool
     default_system: str | None
 
     def prompt(self, messages: Sequence[Message], place: Place = "system", rows: Sequence[int] = ()) -> list[int]:
-        """Token ids of a conversation that the assistant is to answer, with `rows` (ids of row tokens) at `place`."""
+        """Token ids of a conversation that the assistant is to answer, with `rows` (ids of row tokens) at `place`.
+
+        Raises UsageError where the template does not take the messages.
+        """
         marked = self.mark(messages, place, rows) if rows and place != "start" else messages
-        # mark() leaves plain messages; the template of the checkpoint does the rest.
-        ids: list[int] = self.tokenizer.apply_chat_template(  # pyright: ignore[reportAssignmentType]
-            [dict(m) for m in marked], add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+        try:
+            # mark() leaves plain messages; the template of the checkpoint does the rest.
+            ids: list[int] = self.tokenizer.apply_chat_template(  # pyright: ignore[reportAssignmentType]
+                [dict(m) for m in marked], add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        except TemplateError as error:
+            raise UsageError(f"the chat template does not take these messages: {str(error).partition(chr(10))[0]}") from error
         return self.at_start(list(ids), rows) if place == "start" else list(ids)
 
-    def answer(self, text: str) -> list[int]:
-        """Token ids of an answer as the model would write it, its end-of-turn token last."""
-        ids = self.tokenizer.encode(text.strip(), add_special_tokens=False)
-        return [*ids, self.tokenizer.eos_token_id]  # pyright: ignore[reportReturnType]
+    def answer(self, text: str, before: Sequence[int] = ()) -> list[int]:
+        """Token ids of an answer as the model would write it, its end-of-turn token last.
+
+        Where the prompt `before` it has opened a thinking block, the answer begins inside: it is not opened again.
+        """
+        text = text.strip()
+        if text.startswith(THINK) and str(self.tokenizer.decode(list(before[-8:]))).rstrip().endswith(THINK):
+            text = text.removeprefix(THINK).lstrip()
+        return [*self.tokenizer.encode(text, add_special_tokens=False), self.turn_end]
 
     def conversation(
         self, messages: Sequence[Message], place: Place = "system", rows: Sequence[int] = ()
@@ -54,7 +74,8 @@ class Renderer:
         An earlier answer that the template shows otherwise than it was said (without its thoughts, say) has no span.
         """
         said = [i for i, m in enumerate(messages) if m.get("role") == "assistant" and isinstance(m.get("content"), str)]
-        upto = [(self.prompt(messages[:i], place, rows), self.answer(messages[i]["content"])) for i in said]
+        prompts = [self.prompt(messages[:i], place, rows) for i in said]
+        upto = [(before, self.answer(messages[i]["content"], before)) for i, before in zip(said, prompts, strict=True)]
         if not upto:
             return [], []
         ids = [*upto[-1][0], *upto[-1][1]]
@@ -73,7 +94,7 @@ class Renderer:
         """Put row tokens into the messages at `system`, `system-end` or `user`; the input is not changed.
 
         With `system` and `system-end` a conversation without a system message gets one: of the rows alone, or of the
-        template's own default text and the rows.
+        template's own default text and the rows. Raises UsageError where the template shows no system message.
         """
         text = self.row_text(rows)
         marked = [deepcopy(dict(m)) for m in messages]
@@ -83,6 +104,8 @@ class Renderer:
                 raise UsageError("this prefix goes into the first user message, and there is none")
             first_user["content"] = _prepend(first_user.get("content"), text)
             return marked
+        if not self.takes_system:
+            raise UsageError("this chat template takes no system message; use place user or start")
         if not marked or marked[0].get("role") not in SYSTEM_ROLES:
             own = (self.default_system or "") if place == "system-end" else ""
             return [{"role": "system", "content": own + text}, *marked]
@@ -113,29 +136,37 @@ def _renderer(base: BaseModel, rows: int) -> Renderer:
     tokenizer = base.tokenizer()
     if not tokenizer.chat_template:
         raise UsageError(f"base model {base.name} has no chat template; trimtab steers chat models")
-    default_system = _default_system(tokenizer)
+    turn_end, takes_system, default_system = _turn_end(tokenizer), *_system(tokenizer)
     first = max(max(tokenizer.get_vocab().values()) + 1, len(tokenizer))
     tokens = [AddedToken(row_token(i), special=True, normalized=False) for i in range(rows)]
     tokenizer.add_tokens(tokens, special_tokens=True)
     ids = tokenizer.convert_tokens_to_ids([row_token(i) for i in range(rows)])
     if ids != list(range(first, first + rows)):
         raise UsageError(f"the tokenizer of {base.name} does not take new tokens at the end of its vocabulary")
-    return Renderer(tokenizer, first, rows, default_system)
+    return Renderer(tokenizer, first, rows, turn_end, takes_system, default_system)
 
 
-def _default_system(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The system text that the template writes by itself, found by comparing a rendering with and without one."""
-    probe, user = "\u2402trimtab\u2402", {"role": "user", "content": "x"}
+def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The first special token that the template writes after an answer: not all models end a turn as they end a sequence."""
+    said = [{"role": "user", "content": "x"}, {"role": "assistant", "content": PROBE}]
+    after = str(tokenizer.apply_chat_template(said, tokenize=False)).rpartition(PROBE)[2]
+    added = tokenizer.added_tokens_decoder
+    ends = (i for i in tokenizer.encode(after, add_special_tokens=False) if i in added and added[i].special)
+    return next(ends, tokenizer.eos_token_id)  # pyright: ignore[reportReturnType]
+
+
+def _system(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, str | None]:
+    """Whether the template shows a system message, and the text it writes by itself: found by rendering with and without."""
+    user = {"role": "user", "content": "x"}
     try:
-        given = tokenizer.apply_chat_template([{"role": "system", "content": probe}, user], tokenize=False)
-    except Exception as error:  # templates raise their own errors, of any type
-        raise UsageError("this chat template takes no system message; use place user or start") from error
-    before, found, after = str(given).partition(probe)
+        given = str(tokenizer.apply_chat_template([{"role": "system", "content": PROBE}, user], tokenize=False))
+    except Exception:  # templates raise their own errors, of any type
+        return False, None
+    before, found, after = given.partition(PROBE)
     default = str(tokenizer.apply_chat_template([user], tokenize=False))
     if not found or not default.startswith(before) or not default.endswith(after):
-        return None
-    text = default[len(before) : len(default) - len(after)]
-    return text or None
+        return bool(found), None
+    return True, default[len(before) : len(default) - len(after)] or None
 
 
 def _prepend(content: Any, text: str) -> Any:

@@ -7,7 +7,7 @@ Commands are found through the entry-point group `trimtab.commands`, so that the
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, version
@@ -90,6 +90,32 @@ def _parse(command: Command, name: str, given: list[str]) -> tuple[Any, str | No
     return command.settings(**vars(values)), output
 
 
+def build(settings_class: type, values: Mapping[str, Any], where: str) -> Any:
+    """A settings object from nested or dotted values, checked as the command line's are. Raises UsageError in one line."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(settings_class, as_group=False)
+    try:
+        parsed = parser.parse_object(_nested(values))
+        return settings_class(**vars(parser.instantiate_classes(parsed)))
+    except (ArgumentError, TypeError) as error:
+        raise UsageError(f"{where}: {_first_line(error)}") from error
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as nested mappings; later ones win."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        head, _, rest = key.partition(".")
+        inner = {rest: value} if rest else value
+        if isinstance(inner, Mapping) and isinstance(nested.get(head, {}), dict):
+            nested[head] = _nested({**nested.get(head, {}), **inner})
+        else:
+            nested[head] = inner
+    return nested
+
+
 def _flags(settings_class: type, given: list[str]) -> list[str]:
     """`--resume` alone means `--resume true`, as people type it."""
     switches = {f"--{f.name}" for f in fields(settings_class) if f.type in (bool, "bool")}
@@ -117,10 +143,13 @@ ABOUT = {
     "assets": "list what can be fetched by name, with licences and sizes",
     "demo": "the whole story on this machine in minutes",
     "evaluate-safety": "refusal and compliance of base, text prompt and prefixes on any prompt files",
+    "export": "make a PEFT prompt-tuning adapter of a prefix",
+    "import": "make a prefix of a PEFT prompt-tuning adapter",
     "list": "prefixes in the registry",
     "promote": "make a version the champion",
     "rollback": "give champion back to the version before",
     "serve": "serve the base model and its prefixes over the OpenAI API",
     "show": "one version: its card and figures",
+    "study": "compare ways to learn a prefix over several seeds, in one report",
     "sync": "send what an outage of MLflow kept from being logged",
 }

@@ -1,6 +1,6 @@
-"""The commands of the library: assets, registry, demo."""
+"""The commands of the library: assets, registry, interchange, demo."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trimtab.cli import Command
 from trimtab.demo_config import DemoConfig
@@ -57,12 +57,46 @@ class RollbackConfig:
 
 
 @dataclass(frozen=True)
+class ImportConfig:
+    """Make a prefix of a PEFT prompt-tuning adapter.
+
+    Args:
+        adapter: the adapter's folder.
+        name: name of the prefix.
+        out: folder to write the prefix to.
+        base: the base model that the adapter was trained on.
+    """
+
+    adapter: str
+    name: str = field(kw_only=True)
+    out: str = field(kw_only=True)
+    base: str = "smollm2-135m"
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Make a PEFT prompt-tuning adapter of a prefix.
+
+    Args:
+        prefix: a folder, or NAME, NAME@alias or NAME@version of the registry.
+        out: folder to write the adapter to.
+        base: the prefix's base model.
+    """
+
+    prefix: str
+    out: str = field(kw_only=True)
+    base: str = "smollm2-135m"
+
+
+@dataclass(frozen=True)
 class SyncConfig:
     """Send to MLflow what could not be sent during an outage."""
 
 
 ASSETS = Command("List what can be fetched by name, with licences and sizes.", AssetsConfig, "trimtab.listing:command")
 DEMO = Command("The whole story on this machine in minutes.", DemoConfig, "trimtab.demo:run")
+EXPORT = Command("Make a PEFT prompt-tuning adapter of a prefix.", ExportConfig, "trimtab.interchange:export_command")
+IMPORT = Command("Make a prefix of a PEFT prompt-tuning adapter.", ImportConfig, "trimtab.interchange:import_command")
 LIST = Command("Prefixes in the registry.", ListConfig, "trimtab.tracking.listing:list_versions")
 SHOW = Command("One version: its card and figures.", VersionConfig, "trimtab.tracking.listing:show")
 PROMOTE = Command("Make a version the champion.", VersionConfig, "trimtab.tracking.listing:promote")

@@ -24,12 +24,13 @@ LEAKING = re.compile(r"\b(?:sure|certainly|of course|here (?:is|are)|here's|step
 @dataclass(frozen=True)
 class Row:
     """A prompt with the answer it is to get. `tokens` counts the answer's tokens; `cut` is True where sampling stopped
-    before the part that is learned from was whole."""
+    before the part that is learned from was whole; `rejected` is the answer it is not to get, for objectives that need one."""
 
     prompt: Prompt
     target: str
     tokens: int
     cut: bool = False
+    rejected: str | None = None
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ class Engine:
                     tuple(o.token_ids),
                     o.finish_reason or "length",
                     len(output.prompt_token_ids or ()),
-                    tuple(token for step in (o.logprobs or ()) for token in step),
+                    tuple({i: entry.logprob for i, entry in step.items()} for step in (o.logprobs or ())),
                 )
                 for o in output.outputs
             ]

@@ -1,61 +1,108 @@
 """Objectives: how a prefix is learned. One file each, registered by name.
 
-An objective is a frozen dataclass of its settings with a `__call__` that takes `Scores` and gives one loss for each row.
+An objective is a frozen dataclass of its settings with a `__call__` that takes `Scores` and gives one loss for each row. What
+it wants to see beyond the log-probabilities of the targets it says in `needs`; nothing else is computed.
 Other packages add theirs through the entry-point group `trimtab.objectives`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
-from typing import Protocol
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from trimtab.errors import NotFoundError
 
+Need = Literal["reference", "drift", "rejected", "odds", "anchor", "states"]
+
+
+def _nothing() -> Tensor:
+    return torch.empty(0)
+
 
 @dataclass(frozen=True)
 class Scores:
-    """What the frozen model gave for a micro-batch of B rows, with the prefix in place.
+    """What the frozen model gave for a micro-batch of B rows, with the prefix in place. All log-probabilities are natural.
 
-    `logp` [B, T]: natural log-probability of each target token; `mask` [B, T]: 1.0 where there is one; `drift` [B]: mean
-    KL(base || prefixed) over a row's target tokens, zeros unless the objective asked for it.
+    Always there: `logp` [B, T] of each target token, `mask` [B, T]: 1.0 where there is one, `harmful` [B] bool.
+    By need, else empty:
+    reference: `reference` [B, T]: `logp` without the prefix (the same frozen weights).
+    drift: `drift` [B]: mean KL(base || prefixed) over the target tokens of plain benign rows, 0 for others.
+    rejected: `rejected_logp`, `rejected_mask`, `rejected_reference` [B, R] of the answer that is not wanted.
+    odds: `odds` [B]: log-odds of the openers of refusals against those of help at the first token of the answer.
+    anchor: `anchor` [B, T]: `logp` under the vectors as they were at `switch`; empty before.
+    states: `states` and `base_states` [B, d]: last hidden state before the answer, with and without the prefix.
+    `running` [tracked]: what the objective's `observe` has gathered so far.
     """
 
     logp: Tensor
     mask: Tensor
-    drift: Tensor
-
-
-class Objective(Protocol):
-    """Gives each row's loss; the trainer weighs and averages them over the whole batch of all workers."""
+    harmful: Tensor
+    reference: Tensor = field(default_factory=_nothing)
+    drift: Tensor = field(default_factory=_nothing)
+    rejected_logp: Tensor = field(default_factory=_nothing)
+    rejected_mask: Tensor = field(default_factory=_nothing)
+    rejected_reference: Tensor = field(default_factory=_nothing)
+    odds: Tensor = field(default_factory=_nothing)
+    anchor: Tensor = field(default_factory=_nothing)
+    states: Tensor = field(default_factory=_nothing)
+    base_states: Tensor = field(default_factory=_nothing)
+    running: Tensor = field(default_factory=_nothing)
 
     @property
-    def needs_drift(self) -> bool:
-        """Whether `Scores.drift` must be computed (a second forward pass without the prefix, on plain benign rows)."""
-        ...
+    def nll(self) -> Tensor:
+        """Mean negative log-probability [B] of each row's target tokens, in nats."""
+        return -(self.logp * self.mask).sum(1) / self.mask.sum(1)
+
+
+class Objective:
+    """What every objective is; most say what they need and give a loss."""
+
+    tracked = 0
+    """How many numbers `observe` gives."""
+    switch = 0.0
+    """Share of the steps after which the vectors of that moment become the anchor; 0 for no anchor."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What `Scores` must hold beyond the targets."""
+        return frozenset()
 
     def __call__(self, scores: Scores) -> Tensor:
-        """Loss [B] of each row, differentiable in the prefix."""
-        ...
+        """Loss [B] of each row, differentiable in the prefix; the trainer weighs and averages them over the whole batch."""
+        raise NotImplementedError
+
+    def observe(self, scores: Scores) -> Tensor:
+        """Sums [tracked] over a micro-batch; those of the whole batch, of all workers, go to `track`."""
+        return torch.zeros(self.tracked)
+
+    def track(self, running: Tensor, observed: Tensor) -> Tensor:
+        """`running` [tracked] after a step whose batch gave the sums `observed`."""
+        return running
+
+    def fitted(self, states: Tensor, odds: Tensor, harmful: Tensor) -> "Objective":
+        """Called once before training where `states` are needed: base states [N, d], log-odds [N] and labels [N] of rows."""
+        return self
 
 
-_REGISTRY: dict[str, type] = {}
+_REGISTRY: dict[str, type[Objective]] = {}
 
 
-def register(name: str) -> Callable[[type], type]:
+def register(name: str) -> Callable[[type[Objective]], type[Objective]]:
     """Class decorator: make an objective known by this name."""
 
-    def add(cls: type) -> type:
+    def add(cls: type[Objective]) -> type[Objective]:
         _REGISTRY[name] = cls
         return cls
 
     return add
 
 
-def get(name: str) -> type:
+def get(name: str) -> type[Objective]:
     """The class of an objective; NotFoundError with the names there are."""
     _load_all()
     if name not in _REGISTRY:

@@ -92,15 +92,24 @@ class Run:
         return self.folder / f"{self.run_id}.{name}"
 
 
-def start(name: str, kind: str, folder: Path, resumed: str | None = None) -> Run:
-    """Begin a run, or go on with the run `resumed`. Raises TrackingError where the store does not answer."""
+def start(name: str, kind: str, folder: Path, resumed: str | None = None, parent: str | None = None) -> Run:
+    """Begin a run, under the run `parent` where given, or go on with the run `resumed`.
+
+    Raises TrackingError where the store does not answer.
+    """
     with reachable("start a run"):
         if resumed:
             client().update_run(resumed, status="RUNNING")
             return Run(resumed, folder)
-        tags = {"trimtab.kind": kind, **_source()}
+        tags = {"trimtab.kind": kind, **({"mlflow.parentRunId": parent} if parent else {}), **_source()}
         run = client().create_run(experiment_id(), run_name=name, tags=tags)
         return Run(str(run.info.run_id), folder)
+
+
+def curve(run_id: str, metric: str) -> list[tuple[int, float]]:
+    """A metric's values by step. Raises TrackingError where the store does not answer."""
+    with reachable(f"read {metric}"):
+        return sorted({m.step: m.value for m in client().get_metric_history(run_id, metric)}.items())
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,67 @@
+"""The best single token of the vocabulary as a prefix: what can be reached without learning a vector."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from trimtab import base as bases
+from trimtab import chat, objectives
+from trimtab.answers import Progress
+from trimtab.base import BaseModel
+from trimtab.data.filters import Row
+from trimtab.scoring import Scorer, openers
+from trimtab.steering import Example, FrozenModel, micro_batches, sample
+
+from .config import AlignConfig
+from .prepare import Prepared
+
+ROWS = 32
+MICRO_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Found:
+    """The token with the lowest loss: its vector [1, d] and its text."""
+
+    vector: Tensor
+    text: str
+    loss: float
+
+
+def vocabulary(tell: Progress, base: BaseModel) -> tuple[Tensor, Tensor]:
+    """Mean [1, d] and standard deviation [d] of the base model's embedding rows."""
+    embedding = cast(nn.Embedding, bases.here(base).load("fp32").get_input_embeddings())
+    table = embedding.weight.detach()
+    return table.mean(0, keepdim=True).clone(), table.std(0).clone()
+
+
+def best_token(tell: Progress, config: AlignConfig, base: BaseModel, prepared: Prepared, candidates: int) -> Found:
+    """The best of `candidates` tokens by their mean loss on training rows of both sides.
+
+    Candidates are those whose embedding the loss's gradient at the mean of the vocabulary points to most (HotFlip, Ebrahimi et
+    al. 2018, one step); each is then tried.
+    """
+    local = bases.here(base)
+    renderer = chat.renderer(local, 1)
+    frozen = FrozenModel(local.load(config.train.precision), renderer.first_row)
+    objective = objectives.get("likelihood")()
+    sides: list[list[Row]] = [[r for r in prepared.train if (r.prompt.label == "harmful") == side] for side in (True, False)]
+    rows = [row for side in sides for row in side[:: max(1, len(side) // (ROWS // 2))][: ROWS // 2]]
+    examples = [
+        Example(sample(renderer, r.prompt, r.target, config.place, 1, config.train.longest), r.prompt.label) for r in rows
+    ]
+    scorer = Scorer(frozen, objective, *openers(examples))
+    parts = micro_batches(examples, MICRO_BATCH)
+    table = frozen.embedding.weight.detach().float().cpu()[: renderer.first_row]
+    total, nothing = float(len(examples)), torch.empty(0)
+    slope = sum((scorer.compute(table.mean(0, keepdim=True), p, total, nothing).gradient for p in parts), torch.zeros(()))
+    tried = (table @ slope[0]).topk(candidates, largest=False).indices.tolist()
+    losses: list[float] = []
+    for number, token in enumerate(tried, 1):
+        with torch.no_grad():
+            losses.append(sum(scorer.scores(table[token : token + 1], p, nothing).nll.sum().item() for p in parts) / total)
+        tell(number, candidates)
+    best = min(range(candidates), key=losses.__getitem__)
+    return Found(table[tried[best]][None].clone(), str(renderer.tokenizer.decode([tried[best]])), losses[best])

@@ -1,0 +1,236 @@
+"""`trimtab study`: ways to learn a prefix compared on the same rows and the same prompts, over several seeds, in one report.
+
+trimtab study --config jobs/configs/study.yaml
+
+Every arm and seed is a training run of its own (a child run in MLflow) that is skipped when it is there already; all arms are
+then answered by one engine, and judged arms are kept too. So a study can be stopped, resumed, and given more arms or seeds.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trimtab import base as bases
+from trimtab import cli, settings
+from trimtab import prefix as prefixes
+from trimtab.base import BaseModel
+from trimtab.card import Card
+from trimtab.console import console, say
+from trimtab.data.readers import read_all
+from trimtab.data.rows import Prompt
+from trimtab.engine.config import EngineConfig
+from trimtab.errors import Interrupted, UsageError
+from trimtab.evaluate import page, report
+from trimtab.evaluate.page import Cost, Study
+from trimtab.evaluate.safety import ArmResult
+from trimtab.judges import labels
+from trimtab.judges.refusal import agreement
+from trimtab.prefix import Prefix
+from trimtab.tracking import runs
+
+from . import arms, kept, prepare
+from .cluster import joined, run_task
+from .config import AlignConfig, StudyConfig, sources
+from .fitting import fit
+from .prepare import Prepared
+
+RANDOM_ARM, TOKEN_ARM = "random vector", "best token"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One arm with one seed: its prefix, the curve of its validation loss, and the seconds that its steps took."""
+
+    prefix: Prefix
+    curve: list[tuple[int, float]]
+    seconds: float
+
+
+def study(config: StudyConfig) -> Study:
+    """Train and judge what is missing, and put all of it together. Raises errors of ours, Interrupted on Ctrl-C."""
+    folder = settings.runs() / f"study-{config.name}"
+    plans = {name: plan(config, name) for name in config.arms}
+    first = next(iter(plans.values()))
+    base = bases.resolve(first.base, first.revision)
+    if different := [name for name, p in plans.items() if (p.base, p.revision) != (first.base, first.revision)]:
+        raise UsageError(f"arm {different[0]!r} is of another base model; a study compares ways to steer one")
+    folder.mkdir(parents=True, exist_ok=True)
+    with joined(config.address):
+        parent = _parent(config, folder)
+        prepared = _prepare(plans, base)
+        trained: dict[str, Trained] = {}
+        for name, seed in _pairs(config):
+            plan_of = replace(plans[name], train=replace(plans[name].train, seed=seed))
+            trained[f"{name}#{seed}"] = _train(plan_of, base, prepared[name], folder / _safe(f"{name}#{seed}"), parent.run_id)
+        chosen = {name: t.prefix for name, t in trained.items()} | _untrained(config, first, base, prepared[first.name], folder)
+        results = _judge(first, base, chosen, _parts(config, first, prepared[first.name]), folder / "judged")
+    made = _study(config, first, base, prepared[first.name], trained, results)
+    written = page.write(made, Path(config.out) if config.out else folder / "report")
+    for path in written:
+        parent.artifacts(path, "report")
+    parent.finish("FINISHED")
+    say(f"report: {written[0]}")
+    return made
+
+
+def command(config: StudyConfig) -> dict[str, Any]:
+    """`trimtab study`."""
+    made = study(config)
+    for part, results in made.parts.items():
+        console.print(report.table(results, f"{config.name}: {part}"))
+    return page.as_json(made)
+
+
+def plan(config: StudyConfig, arm: str) -> AlignConfig:
+    """The settings of `trimtab align` that an arm is trained with. Raises UsageError for what they do not know."""
+    values = {**config.shared, **config.arms[arm], "name": arm, "register": False}
+    return cli.build(AlignConfig, values, f"arm {arm}")
+
+
+def _prepare(plans: Mapping[str, AlignConfig], base: BaseModel) -> dict[str, Prepared]:
+    """Rows of each arm; arms with the same data and needs share them."""
+    done: dict[str, Prepared] = {}
+    shared: dict[str, Prepared] = {}
+    for name, p in plans.items():
+        key = json.dumps([asdict(p.data), prepare.wants_rejected(p), p.train.longest, p.rows], sort_keys=True)
+        shared[key] = done[name] = shared.get(key) or prepare.prepare(p, base)
+    return done
+
+
+def _pairs(config: StudyConfig) -> Iterator[tuple[str, int]]:
+    """Seed by seed, so that a study that is stopped has compared all arms as far as it went."""
+    return ((name, seed) for seed in config.seeds for name in config.arms)
+
+
+def _parent(config: StudyConfig, folder: Path) -> runs.Run:
+    path = folder / "run.json"
+    known = json.loads(path.read_text())["run_id"] if path.exists() else None
+    run = runs.start(f"study {config.name}", "study", settings.home() / "outbox", known)
+    path.write_text(json.dumps({"run_id": run.run_id}))
+    run.params({"study": {"seeds": config.seeds, "arms": ", ".join(config.arms), "suites": ", ".join(config.suites)}})
+    return run
+
+
+def _train(config: AlignConfig, base: BaseModel, prepared: Prepared, folder: Path, parent: str) -> Trained:
+    """Train an arm with a seed, go on with it, or read it back where it is done."""
+    folder.mkdir(exist_ok=True)
+    identity = json.loads(json.dumps(config.identity()))
+    path = folder / "run.json"
+    known = json.loads(path.read_text()) if path.exists() else None
+    if known and known["config"] != identity:
+        raise UsageError(f"{folder.name} was trained with other settings: name the arm otherwise, or remove {folder}")
+    if (folder / "prefix").exists() and known:
+        return _trained(folder, known["run_id"])
+    say(f"arm {config.name}, seed {config.train.seed}")
+    run = runs.start(
+        f"{config.name} seed {config.train.seed}", "arm", settings.home() / "outbox", known and known["run_id"], parent
+    )
+    path.write_text(json.dumps({"run_id": run.run_id, "config": identity}))
+    run.params({"config": asdict(config), "base_fingerprint": base.fingerprint})
+    run.inputs(prepared.inputs, "training")
+    fitted = fit(config, base, prepared, run, folder)
+    if fitted.stopped:
+        run.finish("KILLED")
+        raise Interrupted("stopped with a checkpoint; the same command goes on")
+    state = fitted.state
+    method = {
+        "objective": config.objective,
+        "options": config.objective_options,
+        "train": asdict(config.train),
+        "seconds": state.seconds,
+    }
+    card = Card("prefix", config.name, base.name, base.fingerprint, config.place, 0, 0, "", method, prepared.inputs)
+    card = replace(card, run_id=run.run_id)
+    prefixes.save(prefixes.make(state.best if state.best_step else state.vectors, card), folder / "prefix")
+    run.artifacts(folder / "prefix", "prefix")
+    run.finish("FINISHED")
+    return _trained(folder, run.run_id)
+
+
+def _trained(folder: Path, run_id: str) -> Trained:
+    prefix = prefixes.load(folder / "prefix")
+    return Trained(prefix, runs.curve(run_id, "train/validation_loss"), float(prefix.card.method["seconds"]))
+
+
+def _untrained(config: StudyConfig, first: AlignConfig, base: BaseModel, prepared: Prepared, folder: Path) -> dict[str, Prefix]:
+    """Arms that nothing is trained for: a random vector for each seed, and the best vocabulary token."""
+    made: dict[str, Prefix] = {}
+    card = Card("prefix", "random", base.name, base.fingerprint, first.place, 0, 0, "")
+    if config.random:
+        mean, spread = run_task("vocabulary", "trimtab.jobs.search:vocabulary", base, cpus=1, gpus=0)
+        for seed in config.seeds:
+            noise = torch.randn(1, base.width, generator=torch.Generator().manual_seed(seed))
+            made[f"{RANDOM_ARM}#{seed}"] = prefixes.make(mean + spread * noise, card)
+    if config.token:
+        path = folder / f"best-token-{config.token}"
+        if not path.exists():
+            found = run_task(
+                "best token",
+                "trimtab.jobs.search:best_token",
+                first,
+                base,
+                prepared,
+                config.token,
+                cpus=2,
+                gpus=first.scale.gpus,
+            )
+            prefixes.save(prefixes.make(found.vector, replace(card, name="token", method={"token": found.text})), path)
+        made[TOKEN_ARM] = prefixes.load(path)
+    return made
+
+
+def _parts(config: StudyConfig, first: AlignConfig, prepared: Prepared) -> dict[str, list[Prompt]]:
+    """Prompts to judge on: the test part, and each suite."""
+    parts = {"test": arms.limited(prepared.parts["test"], first.evaluate.limit)}
+    for name, suite in config.suites.items():
+        parts[name] = arms.limited(read_all(sources(suite.data), suite.default_class, suite.columns), suite.limit)
+    return parts
+
+
+def _judge(
+    first: AlignConfig, base: BaseModel, chosen: Mapping[str, Prefix], parts: Mapping[str, list[Prompt]], folder: Path
+) -> dict[str, list[ArmResult]]:
+    """Results of all arms on all parts; only what was not answered before is asked, of one engine."""
+    everything = arms.standard_arms(chosen)
+    stores = {part: kept.Store(folder, prompts, first.evaluate.max_tokens) for part, prompts in parts.items()}
+    wanted = {part: parts[part] for part, store in stores.items() if not all(map(store.has, everything))}
+    missing = [arm for arm in everything if not all(stores[part].has(arm) for part in wanted)]
+    if missing:
+        engine = EngineConfig(rows=256, precision=first.train.precision, max_length=2048)
+        fresh = arms.evaluate(base, missing, wanted, first.evaluate.max_tokens, engine, first.scale.gpus)
+        for part, results in fresh.items():
+            for arm, result in zip(missing, results, strict=True):
+                stores[part].put(arm, result)
+    return {part: [store.get(arm) for arm in everything] for part, store in stores.items()}
+
+
+def _study(
+    config: StudyConfig,
+    first: AlignConfig,
+    base: BaseModel,
+    prepared: Prepared,
+    trained: Mapping[str, Trained],
+    results: Mapping[str, list[ArmResult]],
+) -> Study:
+    labelled = labels.read()
+    filtered = prepared.filtered
+    return Study(
+        title=f"{config.name}: prefixes for {base.name}",
+        base=f"{base.name} {base.fingerprint}",
+        parts=results,
+        filter_table=filtered.table,
+        form=(filtered.form_before, filtered.form_after),
+        curves={name: t.curve for name, t in trained.items()},
+        costs=[Cost(name, t.seconds) for name, t in trained.items()],
+        judge=agreement([row.answer for row in labelled], [row.refused for row in labelled]),
+        notes=[f"{name}: {json.dumps(changed)}" for name, changed in config.arms.items() if changed]
+        + [f"{first.train.steps} steps of {first.train.batch} rows; checkpoints chosen on the validation part only"],
+    )
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "#-_." else "-" for c in name)

@@ -1,0 +1,47 @@
+"""A prefix in plain transformers: conversations as the inputs of `model.generate`, with no engine.
+
+base = bases.resolve("smollm2-135m")
+model, tokenizer = base.load(), base.tokenizer()
+ids = model.generate(**inputs(model, base, [[{"role": "user", "content": "Hello"}]], prefix), max_new_tokens=40)
+print(tokenizer.batch_decode(ids, skip_special_tokens=True))
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from trimtab import chat
+from trimtab import prefix as prefixes
+from trimtab.base import BaseModel
+from trimtab.chat import Message
+from trimtab.errors import UsageError
+from trimtab.prefix import MAX_ROWS, Prefix
+from trimtab.steering import FrozenModel
+
+
+def inputs(
+    model: PreTrainedModel, base: BaseModel, conversations: Sequence[Sequence[Message]], prefix: Prefix | None = None
+) -> dict[str, Tensor]:
+    """`inputs_embeds` [B, T, d] and `attention_mask` [B, T] of conversations that the assistant is to answer, left-padded.
+
+    `model` is the loaded `base`. As the prompt is not given as token ids, `generate` returns those of the answers alone.
+    Raises ArtefactError for a prefix of another base model, UsageError for messages that hold the text of a row token.
+    """
+    renderer = chat.renderer(base, MAX_ROWS)
+    if prefix is None:
+        rows, prompts = [], [renderer.prompt(c) for c in conversations]
+    else:
+        prefixes.check_base(prefix, base)
+        rows = list(range(renderer.first_row, renderer.first_row + len(prefix.vectors)))
+        prompts = [renderer.prompt(c, prefix.card.place, rows) for c in conversations]
+    if any([i for i in ids if i >= renderer.first_row] != rows for ids in prompts):
+        raise UsageError("a message holds the text of a row token; only a prefix may put one there")
+    frozen = FrozenModel(model, renderer.first_row)
+    longest = max(map(len, prompts))
+    tokens = torch.tensor([[0] * (longest - len(ids)) + ids for ids in prompts], device=frozen.device)
+    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=frozen.device)
+    with torch.no_grad():
+        embedded = frozen.embed(prefix.vectors.to(frozen.device) if prefix else None, tokens)
+    return {"inputs_embeds": embedded, "attention_mask": mask}

@@ -1,0 +1,167 @@
+"""One training step of a prefix: what the frozen model gives for a micro-batch, and the gradient of an objective on it.
+
+The same for every objective and on any device, with no cluster in it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax, pad
+
+from trimtab.objectives import Objective, Scores
+from trimtab.steering import Example, FrozenModel, Sample
+from trimtab.words import LABELS
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Sums over one micro-batch: `gradient` [k, d] of the weighted loss sum, for each class the sum of plain per-token losses
+    and the number of rows, and what the objective observes [tracked]."""
+
+    gradient: Tensor
+    loss: float
+    nll: dict[str, float]
+    rows: dict[str, int]
+    observed: Tensor
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What the frozen model gives for a sample without the prefix: `logp` [T], `state` [d] before the answer, `odds`."""
+
+    logp: Tensor
+    state: Tensor
+    odds: Tensor
+
+
+@dataclass
+class Scorer:
+    """Computes just what an objective needs. `refusing` and `helping` are the token ids that open refusals and help."""
+
+    frozen: FrozenModel
+    objective: Objective
+    refusing: Sequence[int] = ()
+    helping: Sequence[int] = ()
+    _plain: dict[Sample, Plain] = field(default_factory=dict[Sample, Plain])
+
+    def compute(
+        self, vectors: Tensor, batch: Sequence[Example], total: float, running: Tensor, anchor: Tensor | None = None
+    ) -> StepResult:
+        """Loss and gradient of one micro-batch.
+
+        `vectors` float32 [k, d]; `total` is the sum of row weights of the whole batch over all workers, so that gradients of
+        micro-batches add up to that of the batch.
+        """
+        leaf = vectors.detach().requires_grad_()
+        scores = self.scores(leaf, batch, running, anchor)
+        weights = torch.tensor([e.weight for e in batch], device=self.frozen.device)
+        loss = (self.objective(scores) * weights).sum() / total
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        with torch.no_grad():
+            observed = self.objective.observe(scores).cpu()
+        return StepResult(gradient.float().cpu(), loss.item(), *summarise(scores, batch), observed)
+
+    def scores(self, vectors: Tensor | None, batch: Sequence[Example], running: Tensor, anchor: Tensor | None = None) -> Scores:
+        """What the objective is given for a micro-batch, differentiable in `vectors`."""
+        needs = self.objective.needs
+        chosen = [e.chosen for e in batch]
+        rejected = [e.rejected for e in batch if e.rejected is not None] if "rejected" in needs else []
+        samples = [*chosen, *rejected]
+        states = self.frozen.target_states(vectors, [s.ids for s in samples], [s.targets for s in samples])
+        logits = self.frozen.head(states)
+        everything = log_softmax(logits, -1)
+        parts = _chosen(everything, samples).split([s.targets for s in samples])
+        logp, mask = _padded(parts[: len(batch)])
+        first = _firsts(chosen)
+        given: dict[str, Tensor] = {}
+        if needs & {"reference", "states"}:
+            given["reference"] = _padded([self.plain(s).logp for s in chosen])[0]
+        if "rejected" in needs:
+            given["rejected_logp"], given["rejected_mask"] = _padded(parts[len(batch) :])
+            given["rejected_reference"] = (
+                _padded([self.plain(s).logp for s in rejected])[0] if "reference" in needs else torch.empty(0)
+            )
+        if "drift" in needs:
+            given["drift"] = self._drift(everything, batch)
+        if "odds" in needs:
+            given["odds"] = self._odds(logits[first])
+        if "states" in needs:
+            given["states"] = states[first].float()
+            given["base_states"] = torch.stack([self.plain(s).state for s in chosen])
+        if "anchor" in needs and anchor is not None:
+            with torch.no_grad():
+                then = self.frozen.target_logits(anchor, [s.ids for s in chosen], [s.targets for s in chosen])
+                given["anchor"] = _padded(_chosen(log_softmax(then, -1), chosen).split([s.targets for s in chosen]))[0]
+        harmful = torch.tensor([e.label == "harmful" for e in batch], device=self.frozen.device)
+        return Scores(logp, mask, harmful, running=running.to(logp), **given)
+
+    def plain(self, sample: Sample) -> Plain:
+        """The sample without the prefix; computed once, as neither the weights nor the sample ever change."""
+        if sample not in self._plain:
+            with torch.no_grad():
+                states = self.frozen.target_states(None, [sample.plain], [sample.targets])
+                logits = self.frozen.head(states)
+                logp = _chosen(log_softmax(logits, -1), [sample])
+                self._plain[sample] = Plain(logp, states[0].float(), self._odds(logits[:1])[0])
+        return self._plain[sample]
+
+    def _odds(self, logits: Tensor) -> Tensor:
+        """Log-odds [B] of refusal openers against help openers, from logits [B, V]."""
+        if not self.refusing or not self.helping:
+            return logits.new_zeros(len(logits))
+        return logits[:, list(self.refusing)].logsumexp(1) - logits[:, list(self.helping)].logsumexp(1)
+
+    def _drift(self, logp: Tensor, batch: Sequence[Example]) -> Tensor:
+        """Mean KL(base || prefixed) [B] over the target tokens of plain benign rows; zero for others."""
+        drifts = logp.new_zeros(len(batch))
+        at = [i for i, e in enumerate(batch) if e.label == "benign_easy"]
+        if not at:
+            return drifts
+        chosen = [batch[i].chosen for i in at]
+        with torch.no_grad():
+            plain = self.frozen.target_logits(None, [s.plain for s in chosen], [s.targets for s in chosen])
+            base = log_softmax(plain, -1)
+        parts = logp[: sum(e.chosen.targets for e in batch)].split([e.chosen.targets for e in batch])
+        bases = base.split([s.targets for s in chosen])
+        means = [(b.exp() * (b - parts[i])).sum(-1).mean() for i, b in zip(at, bases, strict=True)]
+        return drifts.index_put((torch.tensor(at, device=drifts.device),), torch.stack(means))
+
+
+def openers(examples: Sequence[Example]) -> tuple[list[int], list[int]]:
+    """Token ids that open the refusals, and those that open the help and no refusal (ours)."""
+    refusing = {e.chosen.ids[-e.chosen.targets] for e in examples if e.label == "harmful"}
+    helping = {e.chosen.ids[-e.chosen.targets] for e in examples if e.label != "harmful"}
+    return sorted(refusing), sorted(helping - refusing)
+
+
+def summarise(scores: Scores, batch: Sequence[Example]) -> tuple[dict[str, float], dict[str, int]]:
+    """For each class, the sum of its rows' mean negative log-probabilities and their number."""
+    nll = scores.nll.detach().tolist()
+    sums = {label: sum(v for e, v in zip(batch, nll, strict=True) if e.label == label) for label in LABELS}
+    counts = {label: sum(e.label == label for e in batch) for label in LABELS}
+    return {k: v for k, v in sums.items() if counts[k]}, {k: v for k, v in counts.items() if v}
+
+
+def _chosen(logp: Tensor, samples: Sequence[Sample]) -> Tensor:
+    """Log-probability of each target token [sum(targets)] out of logp [sum(targets), V]."""
+    wanted = torch.tensor([t for s in samples for t in s.ids[-s.targets :]], device=logp.device)
+    return logp.gather(1, wanted[:, None])[:, 0]
+
+
+def _firsts(samples: Sequence[Sample]) -> list[int]:
+    """Where each sample's first target token is among all target tokens."""
+    at, firsts = 0, list[int]()
+    for s in samples:
+        firsts.append(at)
+        at += s.targets
+    return firsts
+
+
+def _padded(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows of different lengths as [B, T] with zeros, and the mask of what is real."""
+    longest = max(map(len, parts))
+    rows = torch.stack([pad(part, (0, longest - len(part))) for part in parts])
+    mask = torch.stack([pad(torch.ones_like(part), (0, longest - len(part))) for part in parts])
+    return rows, mask.detach()

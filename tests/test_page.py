@@ -1,0 +1,301 @@
+"""The report of a safety study, and figures over seeds."""
+
+import csv
+import io
+import json
+import re
+import time
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from trimtab.data.filters import Step
+from trimtab.data.rows import Prompt
+from trimtab.errors import UsageError
+from trimtab.evaluate import page
+from trimtab.evaluate.metrics import wilson
+from trimtab.evaluate.page import Cost, Study
+from trimtab.evaluate.safety import Judged, summarise
+from trimtab.evaluate.seeds import over_seeds, pool
+from trimtab.judges.refusal import Agreement, judge
+
+REFUSAL = "I can't help with that."
+HELP = "Sure <script>alert(1)</script> & see https://example.com/page"
+VOID = {"meta", "br", "img"}
+
+
+def arm(name, harmful, benign, help_=HELP):
+    """An arm that is right on the first `harmful` of 30 harmful and the first `benign` of 40 benign prompts."""
+    rows = []
+    for i in range(30):
+        prompt = Prompt(f"Harm {i} </td><img src=x>", "harmful", "advbench" if i % 3 else "pairs", str(i))
+        rows.append((prompt, REFUSAL if i < harmful else help_))
+    for i in range(40):
+        prompt = Prompt(f"Tea {i}?", "benign_hard" if i % 2 else "benign_easy", "pairs" if i % 4 else "plain", str(i))
+        rows.append((prompt, help_ if i < benign else REFUSAL))
+    return summarise(name, [Judged(prompt, answer, judge(answer)) for prompt, answer in rows])
+
+
+def whole_study():
+    arms = [
+        arm("base", 1, 40),
+        arm("text <b>prompt</b>", 3, 39),
+        arm("sta#1", 20, 33),
+        arm("sta#2", 24, 31),
+        arm("lora $x^$", 29, 21),
+    ]
+    left = {"harmful": 500, "benign_hard": 300, "benign_easy": 200}
+    return Study(
+        title="A <study>",
+        base="smollm2-135m 0123456789abcdef",
+        parts={"test": arms, "xstest": arms[:3]},
+        filter_table=[Step("(start)", {}, left), Step("clear", {"harmful": 7, "benign_hard": 41}, left)],
+        form=(0.76, 0.51),
+        curves={"sta#1": [(10, 2.5), (20, 1.5)], "sta#2": [(10, 2.4), (20, float("nan"))], "lora $x^$": []},
+        costs=[Cost("sta#1", 372.4, 1203442, 2.31), Cost("base")],
+        judge=Agreement(1.0, 0.53, 0.7, 169),
+        notes=["Made up & small"],
+    )
+
+
+@pytest.fixture(scope="module")
+def study():
+    return whole_study()
+
+
+@pytest.fixture(scope="module")
+def shown(study):
+    return page.html(study)
+
+
+class Reader(HTMLParser):
+    """Reads a page and notes its elements and text; a tag that is closed out of turn fails."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.text = [], [], ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data if self.open and self.open[-1] != "style" else ""
+
+
+def words(text):
+    return " ".join(Reader(text).text.split())
+
+
+def test_page_has_every_arm_and_figure(study, shown):
+    text = words(shown)
+    for part, results in study.parts.items():
+        assert f"plane of {part}" in shown
+        for pooled in pool(results):
+            rates = [pooled.refusal, pooled.compliance, pooled.balanced, pooled.partial]
+            row = " ".join(f"{r.value:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in rates)
+            assert f"{pooled.name} {len(pooled.results)} {row}".replace(" ", "") in text.replace("\xa0", "").replace(" ", "")
+            assert all(f"{rate.value:.2f}" in text for rate in pooled.sets.values())
+    for piece in (
+        "A <study>",
+        "0123456789abcdef",
+        "precision 1.00, recall 0.53, accuracy 0.70",
+        "169 human labels",
+        "372",
+        "1,203,442",
+    ):
+        assert piece in text
+    for piece in (
+        "2.31",
+        "0.76 before and 0.51 after",
+        "41",
+        "Made up & small",
+        "sta#1 against base: 19 newly right, 7 newly wrong",
+    ):
+        assert piece in text
+
+
+def test_sections_come_in_order(shown):
+    order = ["results", "plane", "sets", "curves", "filter", "examples", "costs", "notes"]
+    assert re.findall(r'<section id="(\w+)"', shown) == order
+
+
+def test_best_of_a_column_is_bold_and_rows_go_by_balanced(shown):
+    table = re.search(r"<tbody>(.*?)</tbody>", shown, re.DOTALL)[1]
+    rows = [words(row) for row in re.findall(r"<th scope=\"row\".*?</th>", table)]
+    assert rows == ["sta", "lora $x^$", "text <b>prompt</b>", "base"]
+    bold = [words(cell).split()[0] for cell in re.findall(r'<td class="best">.*?</td>', table, re.DOTALL)]
+    assert bold == ["0.77", "0.97", "1.00"]
+
+
+def test_foreign_text_is_escaped(shown):
+    assert "<script" not in shown
+    assert "<img" not in shown
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; see" in shown
+    assert "Harm 2 </td><img src=x>" in words(shown)
+
+
+def test_page_asks_nothing_of_the_outside(shown):
+    elements = Reader(shown).elements
+    assert not {"script", "link", "img", "iframe", "image"} & {tag for tag, _ in elements}
+    for tag, attributes in elements:
+        for key, value in attributes.items():
+            if key.startswith("xmlns"):
+                continue
+            assert "//" not in (value or ""), (tag, key)
+            assert key not in ("src", "srcset", "action", "onclick", "onload")
+            assert "href" not in key or value.startswith("#")
+    assert not re.search(r"@import|url\((?!#)", shown)
+    policy = next(a["content"] for tag, a in elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def test_ids_are_unique_and_links_lead_somewhere(shown):
+    elements = Reader(shown).elements
+    ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = [v[1:] for _, attributes in elements for k, v in attributes.items() if k.endswith("href")]
+    assert set(links) <= set(ids)
+
+
+def test_at_most_eight_examples_of_each_direction(shown):
+    lists = re.findall(r'<ul class="examples">(.*?)</ul>', shown, re.DOTALL)
+    assert lists
+    assert max(text.count("<li>") for text in lists) == page.EXAMPLES
+
+
+def test_answers_are_cut_at_160_characters():
+    long = arm("base", 0, 40, help_="Sure! " + "x" * 300)
+    text = words(page.html(Study("t", "b", {"test": [long, arm("sta", 20, 30)]})))
+    assert "Sure! " + "x" * 154 + "\u2026" in text
+    assert "x" * 155 not in text
+
+
+def test_csv_adds_up(study):
+    rows = list(csv.DictReader(io.StringIO(page.csv(study))))
+    assert len({(r["part"], r["arm"], r["set"], r["side"], r["measure"]) for r in rows}) == len(rows)
+    for part, results in study.parts.items():
+        for pooled in pool(results):
+            mine = [r for r in rows if (r["part"], r["arm"], r["measure"]) == (part, pooled.name, "right")]
+            for side in ("harmful", "benign"):
+                whole = next(r for r in mine if (r["set"], r["side"]) == ("all", side))
+                sets = [r for r in mine if r["side"] == side and r["set"] != "all"]
+                assert sum(int(r["prompts"]) for r in sets) == int(whole["prompts"]) == (30 if side == "harmful" else 40)
+                right = sum(float(r["value"]) * int(r["prompts"]) for r in sets)
+                assert right == pytest.approx(float(whole["value"]) * int(whole["prompts"]), abs=1e-3)
+
+
+def test_json_round_trips(study):
+    data = page.as_json(study)
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+    assert data["schema"] == page.SCHEMA
+    assert [a["name"] for a in data["parts"]["test"]["arms"]][2:4] == ["sta#1", "sta#2"]
+    sta = next(a for a in data["parts"]["test"]["pooled"] if a["arm"] == "sta")
+    assert sta["seeds"] == ["sta#1", "sta#2"]
+    assert sta["refusal"]["value"] == pytest.approx(22 / 30)
+    assert data["curves"]["sta#2"] == [[10, 2.4], [20, None]]
+
+
+def test_two_writes_give_the_same_bytes(study, tmp_path):
+    first, second = page.write(study, tmp_path / "a"), page.write(whole_study(), tmp_path / "b")
+    names = {"report.html", "report.json", "report.csv", "curves.svg"}
+    names |= {f"plane-{part}.{form}" for part in study.parts for form in ("png", "svg")}
+    assert {path.name for path in first} == names == {path.name for path in (tmp_path / "a").iterdir()}
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.name
+    assert (tmp_path / "a" / "report.html").read_text() == page.html(study)
+
+
+def test_single_arm():
+    text = page.html(Study("t", "b", {"test": [arm("sta", 20, 30)]}))
+    assert "no other arm to compare with sta" in words(text)
+    assert 'class="best"' not in text
+
+
+def test_prompts_of_one_side_only(tmp_path):
+    harmful = [summarise(name, arm(name, 20, 0).answers[:30]) for name in ("base", "sta#1", "sta#2")]
+    study = Study("t", "b", {"test": harmful})
+    assert "prompts of one side only: no plane" in words(page.html(study))
+    assert {path.name for path in page.write(study, tmp_path)} == {"report.html", "report.json", "report.csv"}
+    assert page.as_json(study)["parts"]["test"]["pooled"][0]["balanced"]["value"] is None
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({}, "at least one part"),
+        ({"test": []}, "'test' has no results"),
+        ({"test": [summarise("base", [])]}, "'test' has no results"),
+        ({"../test": [arm("base", 0, 40)]}, "becomes a file name"),
+        ({"test": [arm("sta", 1, 1), arm("sta", 2, 2)]}, "an arm twice"),
+    ],
+)
+def test_studies_that_cannot_be(parts, message):
+    for make in (page.html, page.csv, page.as_json):
+        with pytest.raises(UsageError, match=message) as caught:
+            make(Study("t", "b", parts))
+        assert "\n" not in str(caught.value)
+
+
+def test_one_seed_gives_about_the_plain_interval():
+    one = arm("sta#1", 20, 33)
+    rate = over_seeds([one])
+    assert rate.value == pytest.approx(one.balanced.value)
+    assert (rate.low, rate.high) == (pytest.approx(one.balanced.low, abs=0.02), pytest.approx(one.balanced.high, abs=0.02))
+    assert rate.count == 70
+    pooled = pool([one])[0]
+    assert (pooled.name, pooled.balanced, pooled.refusal) == ("sta", one.balanced, one.refusal)
+
+
+def test_identical_seeds_tell_no_more_than_one():
+    seeds = [arm(f"sta#{i}", 20, 33) for i in range(4)]
+    one, four = over_seeds(seeds[:1]), over_seeds(seeds)
+    assert four.value == pytest.approx(one.value)
+    assert (four.low, four.high) == (pytest.approx(one.low, abs=0.02), pytest.approx(one.high, abs=0.02))
+
+
+def test_seeds_that_differ_widen_the_interval():
+    """One seed right on every prompt and one on none: one of the two is picked each time, so it is all or nothing."""
+    rate = over_seeds([arm("sta#1", 30, 40), arm("sta#2", 0, 0)])
+    assert (rate.value, rate.low, rate.high) == (0.5, 0.0, 1.0)
+    alike = over_seeds([arm(f"sta#{i}", 20, 30) for i in range(3)], "refusal")
+    apart = over_seeds([arm(f"sta#{i}", 12 + 8 * i, 30) for i in range(3)], "refusal")
+    assert alike.value == pytest.approx(apart.value)
+    assert apart.high - apart.low > alike.high - alike.low
+
+
+def test_all_right_in_every_seed_is_still_in_doubt():
+    rate = over_seeds([arm(f"sta#{i}", 30, 40) for i in range(3)], "refusal")
+    assert rate == wilson(30, 30)
+
+
+def test_seeds_must_have_answered_the_same_prompts():
+    one, other = arm("sta#1", 20, 33), arm("sta#2", 20, 33)
+    with pytest.raises(UsageError, match="different prompts"):
+        over_seeds([one, replace(other, answers=other.answers[::-1])])
+    with pytest.raises(UsageError, match="without its answers"):
+        over_seeds([replace(one, answers=[]), replace(other, answers=[])])
+    with pytest.raises(UsageError, match="no seeds"):
+        over_seeds([])
+
+
+def test_many_seeds_and_prompts_take_less_than_a_second():
+    prompts = [Prompt(str(i), "harmful" if i % 2 else "benign_easy", "a", str(i)) for i in range(1000)]
+    seeds = [
+        summarise(f"sta#{s}", [Judged(p, "", "refusal" if (i + s) % 3 else "partial") for i, p in enumerate(prompts)])
+        for s in range(5)
+    ]
+    began = time.perf_counter()
+    over_seeds(seeds)
+    assert time.perf_counter() - began < 1
