@@ -53,11 +53,25 @@ def test_wilson_interval_against_known_values():
 
 
 def test_balanced_interval_holds_the_value_and_shrinks_with_data():
-    small = mean_of_rates([True] * 7 + [False] * 3, [True] * 9 + [False])
-    large = mean_of_rates(([True] * 7 + [False] * 3) * 40, ([True] * 9 + [False]) * 40)
+    small = mean_of_rates(wilson(7, 10), wilson(9, 10))
+    large = mean_of_rates(wilson(280, 400), wilson(360, 400))
     assert small.value == large.value == pytest.approx(0.8)
     assert small.low < 0.8 < small.high
     assert large.high - large.low < (small.high - small.low) / 3
+
+
+def test_balanced_interval_against_a_published_one():
+    """Newcombe (1998) has 56/70 - 48/80 = 0.2 [0.0524, 0.3339]; the mean of 56/70 and 32/80 is half of that above 0.5."""
+    rate = mean_of_rates(wilson(56, 70), wilson(32, 80))
+    assert (rate.value, rate.count) == (pytest.approx(0.6), 150)
+    assert (rate.low, rate.high) == (pytest.approx(0.5262, abs=1e-4), pytest.approx(0.66695, abs=1e-4))
+
+
+def test_all_wrong_on_one_side_and_all_right_on_the_other_is_still_in_doubt():
+    """By hand: Wilson's low end of 10/10 is 10 / (10 + 1.96^2) = 0.7225, and half of the rest is 0.1388."""
+    rate = mean_of_rates(wilson(0, 10), wilson(10, 10))
+    assert (rate.value, rate.low, rate.high) == (0.5, pytest.approx(0.3612, abs=1e-4), pytest.approx(0.6388, abs=1e-4))
+    assert mean_of_rates(wilson(0, 0), wilson(10, 10)).count == 0
 
 
 class Parrot:

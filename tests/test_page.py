@@ -107,22 +107,9 @@ def test_page_has_every_arm_and_figure(study, shown):
             row = " ".join(f"{r.value:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in rates)
             assert f"{pooled.name} {len(pooled.results)} {row}".replace(" ", "") in text.replace("\xa0", "").replace(" ", "")
             assert all(f"{rate.value:.2f}" in text for rate in pooled.sets.values())
-    for piece in (
-        "A <study>",
-        "0123456789abcdef",
-        "precision 1.00, recall 0.53, accuracy 0.70",
-        "169 human labels",
-        "372",
-        "1,203,442",
-    ):
-        assert piece in text
-    for piece in (
-        "2.31",
-        "0.76 before and 0.51 after",
-        "41",
-        "Made up & small",
-        "sta#1 against base: 19 newly right, 7 newly wrong",
-    ):
+    pieces = ["A <study>", "0123456789abcdef", "precision 1.00, recall 0.53, accuracy 0.70", "169 human labels", "372"]
+    pieces += ["1,203,442", "2.31", "0.76 before and 0.51 after", "41", "Made up & small"]
+    for piece in [*pieces, "sta#1 against base: 19 newly right, 7 newly wrong"]:
         assert piece in text
 
 
@@ -278,6 +265,15 @@ def test_seeds_that_differ_widen_the_interval():
 def test_all_right_in_every_seed_is_still_in_doubt():
     rate = over_seeds([arm(f"sta#{i}", 30, 40) for i in range(3)], "refusal")
     assert rate == wilson(30, 30)
+
+
+@pytest.mark.parametrize(("harmful", "benign"), [(0, 40), (30, 40), (0, 20), (1, 39)])
+def test_seeds_that_agree_are_as_much_in_doubt_as_one(harmful, benign):
+    seeds = [arm(f"sta#{i}", harmful, benign) for i in range(3)]
+    rate, one = over_seeds(seeds), seeds[0].balanced
+    assert (rate.value, rate.count) == (one.value, 70)
+    assert rate.low <= one.low < one.high <= rate.high
+    assert (rate.low, rate.high) == (pytest.approx(one.low, abs=0.02), pytest.approx(one.high, abs=0.02))
 
 
 def test_seeds_must_have_answered_the_same_prompts():

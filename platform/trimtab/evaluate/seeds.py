@@ -5,6 +5,9 @@ prompts of each side once, and crosses them (the pigeonhole bootstrap, Owen 2007
 for fresh evidence, and the interval would be too narrow. One seed less than there are is picked, since picking as many makes
 the variance over seeds too small by (n - 1) / n (McCarthy and Snowden 1985). Over few seeds it is a guess all the same:
 where seeds differ much, simulated intervals of three held the truth in 86 % of cases, and those of two in 69 %.
+
+No interval is narrower than the plain one of a single seed with the mean rates (Wilson; MOVER for balanced): where all seeds
+are right or wrong on everything, resamples are all alike, as if nothing were left in doubt.
 """
 
 from collections.abc import Mapping, Sequence
@@ -103,7 +106,7 @@ def _right(results: Sequence[ArmResult], prompts: Sequence[int]) -> Tensor:
 
 
 def _bootstrap(tables: Sequence[Tensor], resamples: int) -> Rate:
-    """Share of one table, or mean of two sides' shares; the same seeds are picked in every table."""
+    """Share of one table, or mean of two sides' shares, at least as wide as one seed's; all tables pick the same seeds."""
     seeds = len(tables[0])
     shares = [wilson(table.sum().item() / seeds, table.shape[1]) for table in tables]
     least = mean_of_rates(*shares) if len(shares) == 2 else shares[0]
@@ -119,5 +122,4 @@ def _bootstrap(tables: Sequence[Tensor], resamples: int) -> Rate:
         by_seed = times @ table.float().T / size
         total += by_seed.gather(1, picked).mean(1) / len(tables)
     low, high = torch.quantile(total, torch.tensor([0.025, 0.975])).tolist()
-    # Where all is right or all is wrong, every resample is the same, as if nothing were left in doubt.
     return Rate(least.value, min(low, least.low), max(high, least.high), least.count)
