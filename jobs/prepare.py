@@ -66,7 +66,11 @@ def read(data: DataConfig) -> tuple[dict[Part, list[Prompt]], list[dict[str, Any
 
 
 def prepare(config: AlignConfig, base: BaseModel) -> Prepared:
-    """Everything that training needs; samples missing targets on the cluster."""
+    """Everything that training needs; samples missing targets on the cluster.
+
+    Raises UsageError for prompts that cannot be read or are too few, and for a place that the chat template does not have.
+    """
+    chat.renderer(base, config.rows).mark([{"role": "user", "content": "x"}], config.place, ())
     parts: dict[Part, list[Prompt]]
     parts, inputs = read(config.data)
     form_before = form.predictability(parts["train"])

@@ -87,7 +87,7 @@ def command(config: StudyConfig) -> dict[str, Any]:
 
 def plan(config: StudyConfig, arm: str) -> AlignConfig:
     """The settings of `trimtab align` that an arm is trained with. Raises UsageError for what they do not know."""
-    values = {**config.shared, **config.arms[arm], "name": arm, "register": False}
+    values = runs.flatten(config.shared) | runs.flatten(config.arms[arm]) | {"name": arm, "register": False}
     return cli.build(AlignConfig, values, f"arm {arm}")
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,7 @@ from trimtab.jobs.prepare import Prepared
 from trimtab import prefix as prefixes
 from trimtab import settings
 from trimtab.base import BaseModel
+from trimtab.cli import _parse, build, main
 from trimtab.data.filters import Filtered, Row
 from trimtab.data.rows import Prompt
 from trimtab.tracking import runs
@@ -99,12 +101,26 @@ def test_a_killed_worker_changes_nothing(undisturbed, base, tmp_path):
     assert "trimtab.last_failure" in client().get_run(run_id).data.tags
 
 
+def test_a_field_is_the_same_by_option_by_yaml_and_in_python(tmp_path):
+    """What is equal here is all that a run is made of."""
+    (tmp_path / "a.yaml").write_text("name: x\nobjective_options: {gamma: 1.0}\ntrain: {steps: 7, learning_rate: 0.01}\n")
+    command = entry_points(group="trimtab.commands")["align"].load()
+    options = ["--name", "x", "--objective_options.gamma", "1.0", "--train.steps", "7", "--train.learning_rate", "0.01"]
+    by_option, _ = _parse(command, "align", options)
+    by_yaml, _ = _parse(command, "align", ["--config", str(tmp_path / "a.yaml")])
+    by_values = build(
+        AlignConfig, {"name": "x", "objective_options.gamma": 1.0, "train.steps": 7, "train.learning_rate": 0.01}, "x"
+    )
+    in_python = AlignConfig(name="x", objective_options={"gamma": 1.0}, train=TrainConfig(steps=7, learning_rate=0.01))
+    assert by_option == by_yaml == by_values == in_python
+
+
 WRONG = {
     "missing file": (["--data.harmful", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
     "wrong column": (["--data.harmful", "goals.csv", "--data.benign", "empty.jsonl"], "has no column 'prompt'; it has goal"),
     "empty file": (["--data.harmful", "empty.jsonl"], "empty.jsonl has no rows"),
     "missing model": (["--base", "no-such-model"], "no base model 'no-such-model'"),
-    "unknown objective": (["--objective", "magic"], "there are: likelihood, sta"),
+    "unknown objective": (["--objective", "magic"], "there are: bco, dpo, dro, likelihood"),
     "unknown option of an objective": (["--objective_options.beam", "3"], "unexpected keyword argument 'beam'"),
     "too many workers": (["--scale.workers", "99"], "cannot share"),
     "bad name": (["--name", "a/b"], "cannot name a prefix"),
@@ -116,8 +132,6 @@ WRONG = {
 
 
 def test_wrong_use_ends_in_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
-    from trimtab.cli import main
-
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "goals.csv").write_text("goal\nSteal\n")
@@ -130,7 +144,7 @@ def test_wrong_use_ends_in_one_line_and_exit_code_2(tmp_path, monkeypatch, capsy
         assert not any("Traceback" in line for line in lines), name
 
 
-def test_own_files_a_stop_and_a_resume(tmp_path):
+def test_own_files_a_stop_and_a_resume(tmp_path, capsys):
     """By the command line, as `--help` says: own files with targets, Ctrl-C, --resume, registry."""
     harmful = [f"{h}, number {i}" for i, h in enumerate(HARMFUL * 6)]
     (tmp_path / "harmful.jsonl").write_text("\n".join(json.dumps({"prompt": h, "target": REFUSAL}) for h in harmful))
@@ -168,8 +182,8 @@ def test_own_files_a_stop_and_a_resume(tmp_path):
     names = {d.dataset.name for d in run.inputs.dataset_inputs}
     assert names == {str(tmp_path / "harmful.jsonl"), str(tmp_path / "benign.csv")}
     assert (run_folder / "plane.png").exists()
-    listed = subprocess.run([sys.executable, "-m", "trimtab", "list"], capture_output=True, text=True, timeout=120)
-    assert "smollm2-135m:mine" in listed.stdout
+    assert main(["list"]) == 0
+    assert "smollm2-135m:mine" in capsys.readouterr().out
 
 
 def _left_behind(group: int) -> list[int]:

@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from trimtab.jobs import study
 
 from trimtab.cli import _parse, main
 from trimtab.judges import labels
@@ -44,10 +45,13 @@ def test_enough_is_shown():
 
 
 def test_every_shipped_config_is_loaded():
-    command = entry_points(group="trimtab.commands")["align"].load()
+    """Each is named after its command."""
+    known = {e.name: e for e in entry_points(group="trimtab.commands")}
     for path in sorted((ROOT / "jobs" / "configs").glob("*.yaml")):
-        settings, _ = _parse(command, "align", ["--config", str(path)])
+        settings, _ = _parse(known[path.stem].load(), path.stem, ["--config", str(path)])
         assert settings.name
+        if path.stem == "study":
+            assert [study.plan(settings, arm).name for arm in settings.arms] == list(settings.arms)
 
 
 def test_the_judges_figures_are_those_of_the_page():
