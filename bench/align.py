@@ -15,8 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -24,6 +26,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from trimtab.objectives.likelihood import Likelihood
 from trimtab.scoring import Scorer
 from trimtab.steering import Example, FrozenModel, Sample, micro_batches
+
+Rows = list[tuple[list[int], list[int]]]
+"""Prompts and answers as token ids."""
 
 BATCH, TARGETS, RATE = 16, 8, 0.01
 ANSWER = "Here is what you can do about that, step by step and with care."
@@ -78,7 +83,7 @@ def measure(name: str) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def load(options: argparse.Namespace):
+def load(options: argparse.Namespace) -> tuple[Any, Rows]:
     """The frozen model, and rows of token ids: prompt and answer."""
     if options.shape == "default":
         from trimtab import base as bases
@@ -87,7 +92,7 @@ def load(options: argparse.Namespace):
         tokenizer, model = base.tokenizer(), base.load("auto", options.device)
         lines = (files("trimtab.data") / "prompts" / "contrast.jsonl").read_text().splitlines()[: BATCH * (options.steps + 1)]
         answer = tokenizer.encode(ANSWER)[:TARGETS]
-        prompts = [
+        prompts: Any = [
             tokenizer.apply_chat_template(
                 [{"role": "user", "content": json.loads(line)["prompt"]}], add_generation_prompt=True, return_dict=False
             )
@@ -139,11 +144,11 @@ def run_peft(options: argparse.Namespace) -> dict[str, float]:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     model, rows = load(options)
-    tuned = get_peft_model(model, PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=1))
+    tuned: Any = get_peft_model(model, PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=1))
     tuned.prompt_encoder["default"].embedding.weight.data.copy_(first_vector(model))
-    data = [{"input_ids": [*p, *a], "labels": [*[-100] * len(p), *a]} for p, a in rows]
+    data: Any = [{"input_ids": [*p, *a], "labels": [*[-100] * len(p), *a]} for p, a in rows]
 
-    def collate(batch):
+    def collate(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
         longest = max(len(r["input_ids"]) for r in batch)
         padded = {
             "input_ids": [r["input_ids"] + [0] * (longest - len(r["input_ids"])) for r in batch],
@@ -155,11 +160,11 @@ def run_peft(options: argparse.Namespace) -> dict[str, float]:
     times: list[float] = []
 
     class Clock(TrainerCallback):
-        def on_step_begin(self, *_, **__):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
             synchronise(options)
             times.append(-time.perf_counter())
 
-        def on_step_end(self, *_, **__):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
             synchronise(options)
             times[-1] += time.perf_counter()
 
@@ -184,7 +189,7 @@ def run_peft(options: argparse.Namespace) -> dict[str, float]:
     return figures(times[1:], loaded, options, model, rows) | {"first_loss": losses[0], "last_loss": losses[-1]}
 
 
-def timed(step, options: argparse.Namespace, model, rows) -> dict[str, float]:
+def timed(step: Callable[[int], None], options: argparse.Namespace, model: Any, rows: Rows) -> dict[str, float]:
     loaded = resident(options)
     times: list[float] = []
     for number in range(options.steps + 1):
@@ -195,7 +200,7 @@ def timed(step, options: argparse.Namespace, model, rows) -> dict[str, float]:
     return figures(times[1:], loaded, options, model, rows)
 
 
-def figures(times: list[float], loaded: float, options: argparse.Namespace, model, rows) -> dict[str, float]:
+def figures(times: list[float], loaded: float, options: argparse.Namespace, model: Any, rows: Rows) -> dict[str, float]:
     """Median seconds of a step after the first, peak memory, and the share of the machine's matrix speed that is reached."""
     used = rows[BATCH : BATCH * (options.steps + 1)]
     tokens = sum(len(p) + len(a) + 1 for p, a in used) / options.steps
@@ -212,7 +217,7 @@ def figures(times: list[float], loaded: float, options: argparse.Namespace, mode
     }
 
 
-def first_vector(model) -> torch.Tensor:
+def first_vector(model: Any) -> torch.Tensor:
     return model.get_input_embeddings().weight[100:101].detach().float().cpu().clone()
 
 
