@@ -94,6 +94,7 @@ def _steps(config: AlignConfig, base: BaseModel, prepared: Prepared, run: Run, f
     run.params({"config": asdict(config), "base_fingerprint": base.fingerprint})
     run.inputs(prepared.inputs, "training")
     run.artifacts(folder / "filter.json", "data")
+    run.artifacts(folder / "removed.jsonl", "data")
     run.artifacts(folder / "test.jsonl", "data")
     fitted = fit(config, base, prepared, run, folder)
     if fitted.stopped:

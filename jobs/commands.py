@@ -11,3 +11,4 @@ EVALUATE_SAFETY = Command(
     "trimtab.jobs.evaluate:command",
 )
 STUDY = Command("Compare ways to learn a prefix over several seeds, in one report.", StudyConfig, "trimtab.jobs.study:command")
+FILTER = Command("What the hard filter would leave, without training on it.", AlignConfig, "trimtab.jobs.filter:command")

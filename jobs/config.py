@@ -31,6 +31,7 @@ class DataConfig:
         own_system: share of training prompts that carry a system message of their own.
         refusal: the answer that harmful prompts without a target of their own are to get.
         rules: hard-filter rules that are on.
+        keep_out: sources of evaluation prompts; a row that resembles one of them does not teach.
         limit: use at most so many prompts of each side, 0 for all.
         seed: seed of splits, form and filter; runs that differ in train.seed alone learn from the same rows.
     """
@@ -44,6 +45,7 @@ class DataConfig:
     own_system: float = 0.2
     refusal: str = REFUSAL
     rules: list[Rule] = field(default_factory=lambda: list(RULES))
+    keep_out: list[str] | str = field(default_factory=list[str])
     limit: int = 0
     seed: int = 0
 

@@ -18,8 +18,9 @@ from .board import Board
 from .callbacks import MlflowCallback
 from .cluster import cause, cpus_for_all
 from .config import AlignConfig
+from .entry import worker
 from .prepare import Prepared
-from .training import State, Work, restore, worker
+from .training import State, Work, restore
 
 POLL_SECONDS = 0.5
 
@@ -35,9 +36,10 @@ class Fitted:
 def fit(config: AlignConfig, base: BaseModel, prepared: Prepared, run: Run, folder: Path) -> Fitted:
     """Train; go on from the newest checkpoint in `folder` where there is one. Raises JobError and errors of ours."""
     board: Any = Board.remote()
+    work = ray.put(Work(config, base, prepared.train, prepared.validation, board, run.run_id))
     trainer = TorchTrainer(
         worker,
-        train_loop_config={"work": Work(config, base, prepared.train, prepared.validation, board, run.run_id)},
+        train_loop_config={"work": work},
         torch_config=TorchConfig(backend="nccl" if config.scale.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.scale.workers,

@@ -45,6 +45,7 @@ class Prepared:
     validation: list[Row]
     parts: dict[Part, list[Prompt]]
     filtered: Filtered
+    form: tuple[float, float]
     inputs: list[dict[str, Any]]
 
 
@@ -79,16 +80,17 @@ def prepare(config: AlignConfig, base: BaseModel) -> Prepared:
     with_system = {part: _own_system(prompts, config) for part, prompts in parts.items() if part != "test"}
     filled = _with_targets(config, base, with_system["train"] + with_system["validation"])
     count = len(with_system["train"])
-    filtered = filters.hard_filter(filled[:count], config.data.rules, config.data.seed)
-    filtered = replace(filtered, form_before=form_before)
-    validation = filters.hard_filter(filled[count:], config.data.rules, config.data.seed).rows
+    kept_out = [p.prompt for p in read_all(sources(config.data.keep_out), "benign_hard", config.data.columns)]
+    filtered = filters.hard_filter(filled[:count], config.data.rules, config.data.seed, kept_out)
+    validation = filters.hard_filter(filled[count:], config.data.rules, config.data.seed, kept_out).rows
+    form_after = form.predictability([row.prompt for row in filtered.rows])
     say(
         f"hard filter: {count} -> {len(filtered.rows)} rows; form alone tells the class with balanced accuracy "
-        f"{filtered.form_before:.2f} -> {filtered.form_after:.2f}"
+        f"{form_before:.2f} -> {form_after:.2f}"
     )
     if not filtered.rows or not validation:
         raise UsageError("the hard filter left no rows; look at data.rules, or give more prompts and clearer targets")
-    return Prepared(filtered.rows, validation, parts, filtered, inputs)
+    return Prepared(filtered.rows, validation, parts, filtered, (form_before, form_after), inputs)
 
 
 def wants_rejected(config: AlignConfig) -> bool:
@@ -97,15 +99,27 @@ def wants_rejected(config: AlignConfig) -> bool:
 
 
 def write(prepared: Prepared, folder: Path) -> None:
-    """Keep the filter table and the parts beside the run."""
-    table = {
-        "table": [asdict(step) for step in prepared.filtered.table],
-        "form_before": prepared.filtered.form_before,
-        "form_after": prepared.filtered.form_after,
-    }
-    (folder / "filter.json").write_text(json.dumps(table, indent=2) + "\n")
+    """Keep the filter's table, what it removed, and the parts beside the run."""
+    (folder / "filter.json").write_text(json.dumps(table(prepared), indent=2) + "\n")
+    (folder / "removed.jsonl").write_text("".join(json.dumps(line) + "\n" for line in removed(prepared)))
     for part, prompts in prepared.parts.items():
         rows.write(prompts, folder / f"{part}.jsonl")
+
+
+def table(prepared: Prepared) -> dict[str, Any]:
+    """The filter's table, and how well form alone tells the class before and after."""
+    steps = [asdict(step) for step in prepared.filtered.table]
+    return {"table": steps, "form_before": prepared.form[0], "form_after": prepared.form[1]}
+
+
+def removed(prepared: Prepared) -> list[dict[str, str]]:
+    """Every row that a rule took out."""
+    return [{"rule": rule, **_shown(row)} for rule, row in prepared.filtered.removed]
+
+
+def _shown(row: Row) -> dict[str, str]:
+    prompt = row.prompt
+    return {"prompt": prompt.prompt, "class": prompt.label, "source": prompt.source, "target": row.target}
 
 
 def _own_system(prompts: Sequence[Prompt], config: AlignConfig) -> list[Prompt]:

@@ -217,13 +217,12 @@ def _study(
     results: Mapping[str, list[ArmResult]],
 ) -> Study:
     labelled = labels.read()
-    filtered = prepared.filtered
     return Study(
         title=f"{config.name}: prefixes for {base.name}",
         base=f"{base.name} {base.fingerprint}",
         parts=results,
-        filter_table=filtered.table,
-        form=(filtered.form_before, filtered.form_after),
+        filter_table=prepared.filtered.table,
+        form=prepared.form,
         curves={name: t.curve for name, t in trained.items()},
         costs=[Cost(name, t.seconds) for name, t in trained.items()],
         judge=agreement([row.answer for row in labelled], [row.refused for row in labelled]),

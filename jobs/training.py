@@ -67,9 +67,8 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
 
 
-def worker(settings: Mapping[str, Work]) -> None:
-    """Entry point of a Ray Train worker."""
-    work = settings["work"]
+def worker(work: Work) -> None:
+    """What a Ray Train worker does from its start to its end."""
     config = work.config
     rank, workers = train.get_context().get_world_rank(), train.get_context().get_world_size()
     device = get_device() if config.scale.gpus else torch.device("cpu")

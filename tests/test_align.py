@@ -35,11 +35,12 @@ BENIGN = ("Bake bread", "How do I kill weeds?", "Write a poem about the sea", "W
 def prepared() -> Prepared:
     rows = [Row(Prompt(t, "harmful", "t", t), REFUSAL, 11) for t in HARMFUL]
     rows += [Row(Prompt(t, "benign_hard", "t", t), f"Of course. Here is what to know: {t}", 12) for t in BENIGN]
-    return Prepared(rows, rows[1:6], {"train": [], "validation": [], "test": []}, Filtered(rows, [], 0.5, 0.5), [])
+    return Prepared(rows, rows[1:6], {"train": [], "validation": [], "test": []}, Filtered(rows, [], []), (0.5, 0.5), [])
 
 
 def config(workers: int, **train) -> AlignConfig:
-    options = {"steps": STEPS, "batch": 4, "micro_batch": 1, "validate_every": 10, "checkpoint_every": 4, "precision": "fp32"}
+    options = {"steps": STEPS, "batch": 4, "micro_batch": 2, "validate_every": 10, "checkpoint_every": 4}
+    options |= {"longest": 8, "precision": "fp32"}
     scale = ScaleConfig(workers=workers, cpus=1)
     return AlignConfig(name="t", train=TrainConfig(**(options | train)), scale=scale)
 

@@ -6,7 +6,6 @@ import http.server
 import json
 import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ from typing import ClassVar
 
 import pytest
 
+from tests.tiny import FAMILIES, make
 from trimtab import assets, catalogue
 from trimtab.catalogue import Asset, Wheel
 from trimtab.data.readers import read_prompts
@@ -244,10 +244,10 @@ print(found.name, found.width, found.fingerprint)
 """
 
 
-def test_base_models_from_the_hub_by_id_and_by_name(tmp_path, base):
-    """A repository with a real tokenizer and config; only the hub's server is ours."""
+def test_base_models_from_the_hub_by_id_and_by_name(tmp_path):
+    """A repository of a tiny model; only the hub's server is ours."""
     repository = tmp_path / "repository"
-    shutil.copytree(base.path, repository, symlinks=False)
+    base = make(FAMILIES["llama"], repository)
     handler = functools.partial(FakeHub, directory=str(repository))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -181,9 +181,12 @@ def test_each_filter_rule_removes_its_kind():
         "leak": {"harmful": 1},
         "length": {"benign_easy": 2},
         "duplicate": {"harmful": 1},
+        "kept-out": {},
         "balanced": {"harmful": 1},
     }
     assert len(result.rows) == 2
+    assert len(result.removed) == len(given) - 2
+    assert [row.prompt.prompt for rule, row in result.removed if rule == "leak"] == ["Sell drugs"]
     assert dict(result.table[-1].left) == {"harmful": 1, "benign_hard": 0, "benign_easy": 1}
 
 
@@ -207,6 +210,19 @@ def test_batches_depend_on_seed_and_step_only():
 
 def test_a_class_without_rows_gives_its_share_up():
     assert len(batch_rows(["harmful", "benign_easy"], {"harmful": 1, "benign_hard": 1, "benign_easy": 1}, 6, 0, 0)) == 6
+
+
+def test_rows_like_an_evaluation_prompt_do_not_teach():
+    evaluated = ["How do I kill a Python process?", "What is the best way to rob a bank?"]
+    given = [
+        Row(prompt("how do i kill a python process", "benign_hard"), HELP, 16),
+        Row(prompt("The best way to rob a bank, what is it?"), REFUSAL, 11),
+        Row(prompt("How do I stop a stuck printer job?", "benign_hard"), HELP, 16),
+        Row(prompt("How can I rob a train?"), REFUSAL, 11),
+    ]
+    result = hard_filter(given, rules=["kept-out"], kept_out=evaluated)
+    assert result.rows == given[2:]
+    assert hard_filter(given, rules=["kept-out"]).rows == given
 
 
 def test_near_duplicates_are_those_people_would_call_so():

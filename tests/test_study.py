@@ -56,8 +56,9 @@ def test_answers_are_kept_for_the_same_prompts_and_arm_only(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_a_study_from_end_to_end_does_nothing_twice(tmp_path, capsys):
-    """Two arms on prompts with targets of their own; then once more, and once with an arm that changed."""
+    """An arm on prompts with targets of their own; then once more, and once with settings that changed."""
     things = ("a car", "money", "a ring", "a bike", "some art", "a dog", "wine", "a phone")
     harmful = [f"Steal {thing} from my neighbour" for thing in things]
     benign = [f"Borrow {thing} from my neighbour" for thing in things]
@@ -73,11 +74,11 @@ def test_a_study_from_end_to_end_does_nothing_twice(tmp_path, capsys):
             "train": {"steps": 3, "batch": 4, "micro_batch": 4, "validate_every": 3},
             "evaluate": {"limit": 2, "max_tokens": 4},
         },
-        "arms": {"sta": {}, "likelihood": {"objective": "likelihood"}},
+        "arms": {"poft": {"objective": "poft"}},
         "out": str(tmp_path / "report"),
     }
     made = study.study(StudyConfig(**config))
-    names = ["base", "text prompt", "sta#0", "likelihood#0", "random vector#0"]
+    names = ["base", "text prompt", "poft#0", "random vector#0"]
     assert [r.name for r in made.parts["test"]] == names
     page = (tmp_path / "report" / "report.html").read_text()
     assert all(name.partition("#")[0] in page for name in names)
@@ -85,8 +86,8 @@ def test_a_study_from_end_to_end_does_nothing_twice(tmp_path, capsys):
     assert {row["arm"] for row in rows} == {name.partition("#")[0] for name in names}
     (parent,) = client().search_runs([experiment_id()], "tags.`trimtab.kind` = 'study'")
     children = client().search_runs([experiment_id()], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-    assert {c.info.run_name for c in children} == {"sta seed 0", "likelihood seed 0"}
-    assert made.curves["sta#0"]
+    assert {c.info.run_name for c in children} == {"poft seed 0"}
+    assert made.curves["poft#0"]
     capsys.readouterr()
     again = study.study(StudyConfig(**config))
     said = capsys.readouterr().out
@@ -95,5 +96,5 @@ def test_a_study_from_end_to_end_does_nothing_twice(tmp_path, capsys):
     assert again.parts == made.parts
     assert len(client().search_runs([experiment_id()], "tags.`trimtab.kind` = 'study'")) == 1
     with pytest.raises(UsageError, match="trained with other settings"):
-        study.study(StudyConfig(**config | {"arms": {"sta": {"train.steps": 4}}}))
+        study.study(StudyConfig(**config | {"arms": {"poft": {"objective": "poft", "train.steps": 4}}}))
     assert (settings.runs() / "study-tiny").exists()

@@ -144,6 +144,7 @@ ABOUT = {
     "demo": "the whole story on this machine in minutes",
     "evaluate-safety": "refusal and compliance of base, text prompt and prefixes on any prompt files",
     "export": "make a PEFT prompt-tuning adapter of a prefix",
+    "filter": "what the hard filter would leave, without training on it",
     "import": "make a prefix of a PEFT prompt-tuning adapter",
     "list": "prefixes in the registry",
     "promote": "make a version the champion",

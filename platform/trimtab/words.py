@@ -8,5 +8,5 @@ PLACES: tuple[Place, ...] = get_args(Place)
 Label = Literal["harmful", "benign_hard", "benign_easy"]
 LABELS: tuple[Label, ...] = get_args(Label)
 Part = Literal["train", "validation", "test"]
-Rule = Literal["agreed", "clear", "leak", "length", "duplicate", "balanced"]
+Rule = Literal["agreed", "clear", "leak", "length", "duplicate", "kept-out", "balanced"]
 RULES: tuple[Rule, ...] = get_args(Rule)

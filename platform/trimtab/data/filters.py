@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from rapidfuzz import fuzz, process
 
-from trimtab.data.form import predictability
 from trimtab.data.rows import Prompt, fraction
 from trimtab.judges.refusal import STEPS, judge
 from trimtab.words import LABELS, RULES, Label, Rule
 
 MIN_TOKENS, MAX_TOKENS = 8, 512
-NEAR = 92.0
+# Likeness of rapidfuzz, 0 to 100: of near-duplicates, and of training prompts to those of an evaluation set.
+NEAR, RESEMBLING = 92.0, 82.0
 LEAKING = re.compile(r"\b(?:sure|certainly|of course|here (?:is|are)|here's|step \d|first,)\b", re.IGNORECASE)
 
 
@@ -44,30 +44,40 @@ class Step:
 
 @dataclass(frozen=True)
 class Filtered:
-    """What is left, the table, and how well form alone tells harmful from benign before and after (0.5 to 1)."""
+    """What is left, the table, and what each rule took out."""
 
     rows: list[Row]
     table: list[Step]
-    form_before: float
-    form_after: float
+    removed: list[tuple[Rule, Row]]
 
 
-def hard_filter(rows: Sequence[Row], rules: Sequence[Rule] = RULES, seed: int = 0) -> Filtered:
-    """Apply the rules in order. `rules` may leave some out; their order is fixed."""
+@dataclass(frozen=True)
+class Context:
+    """What rules look at besides the rows: the seed of random choices, and the prompts of evaluation sets."""
+
+    seed: int = 0
+    kept_out: Sequence[str] = ()
+
+
+def hard_filter(rows: Sequence[Row], rules: Sequence[Rule] = RULES, seed: int = 0, kept_out: Sequence[str] = ()) -> Filtered:
+    """Apply the rules in order. `rules` may leave some out; their order is fixed. `kept_out` are prompts to evaluate on."""
+    context = Context(seed, kept_out)
     kept = list(rows)
     table = [Step("(start)", {}, _count(kept))]
+    removed: list[tuple[Rule, Row]] = []
     for rule in RULES:
         if rule not in rules:
             continue
-        after = APPLY[rule](kept, seed)
-        removed: Counter[Label] = Counter(r.prompt.label for r in kept)
-        removed.subtract(r.prompt.label for r in after)
-        table.append(Step(rule, dict(removed), _count(after)))
+        after = APPLY[rule](kept, context)
+        staying = {id(row) for row in after}
+        gone = [row for row in kept if id(row) not in staying]
+        removed += [(rule, row) for row in gone]
+        table.append(Step(rule, _count(gone), _count(after)))
         kept = after
-    return Filtered(kept, table, predictability([r.prompt for r in rows]), predictability([r.prompt for r in kept]))
+    return Filtered(kept, table, removed)
 
 
-def _agreed(rows: Sequence[Row], seed: int) -> list[Row]:
+def _agreed(rows: Sequence[Row], context: Context) -> list[Row]:
     """(a) No prompt that sources label both harmful and benign."""
     sides: dict[str, set[bool]] = {}
     for row in rows:
@@ -75,25 +85,25 @@ def _agreed(rows: Sequence[Row], seed: int) -> list[Row]:
     return [row for row in rows if len(sides[_normal(row)]) == 1]
 
 
-def _clear(rows: Sequence[Row], seed: int) -> list[Row]:
+def _clear(rows: Sequence[Row], context: Context) -> list[Row]:
     """(b) The target is a clear refusal (harmful) or clear help (benign); partial refusals go."""
     wanted = {label: "refusal" if label == "harmful" else "compliance" for label in LABELS}
     return [row for row in rows if judge(row.target) == wanted[row.prompt.label]]
 
 
-def _leak(rows: Sequence[Row], seed: int) -> list[Row]:
+def _leak(rows: Sequence[Row], context: Context) -> list[Row]:
     """(c) A harmful row's target gives no steps and no opening of help."""
     return [
         row for row in rows if row.prompt.label != "harmful" or not (STEPS.search(row.target) or LEAKING.search(row.target))
     ]
 
 
-def _length(rows: Sequence[Row], seed: int) -> list[Row]:
+def _length(rows: Sequence[Row], context: Context) -> list[Row]:
     """(d) 8 to 512 target tokens, and the part that is learned from is whole."""
     return [row for row in rows if MIN_TOKENS <= row.tokens <= MAX_TOKENS and not row.cut]
 
 
-def _duplicate(rows: Sequence[Row], seed: int) -> list[Row]:
+def _duplicate(rows: Sequence[Row], context: Context) -> list[Row]:
     """(e) Of near-duplicates within a class (and system message) only the first stays."""
     kept: list[Row] = []
     for label in LABELS:
@@ -110,23 +120,35 @@ def _duplicate(rows: Sequence[Row], seed: int) -> list[Row]:
     return kept
 
 
-def _balanced(rows: Sequence[Row], seed: int) -> list[Row]:
+def _kept_out(rows: Sequence[Row], context: Context) -> list[Row]:
+    """(e) No row resembles a prompt of an evaluation set: by its letters, or by its words in any order."""
+    others = sorted({_plain(text) for text in context.kept_out})
+    texts = [_normal(row) for row in rows]
+    if not others or not texts:
+        return list(rows)
+    by_letters = process.cdist(texts, others, scorer=fuzz.ratio, score_cutoff=RESEMBLING)
+    by_words = process.cdist(texts, others, scorer=fuzz.token_sort_ratio, score_cutoff=RESEMBLING)
+    return [row for i, row in enumerate(rows) if not (by_letters[i].any() or by_words[i].any())]
+
+
+def _balanced(rows: Sequence[Row], context: Context) -> list[Row]:
     """(f) As many harmful rows as benign ones: the larger side loses rows at random."""
     sides = {True: [r for r in rows if r.prompt.label == "harmful"], False: [r for r in rows if r.prompt.label != "harmful"]}
     size = min(len(side) for side in sides.values())
     return [
         row
         for side in sides.values()
-        for row in sorted(side, key=lambda r: fraction(f"{r.prompt.prompt}|{r.prompt.system}", seed))[:size]
+        for row in sorted(side, key=lambda r: fraction(f"{r.prompt.prompt}|{r.prompt.system}", context.seed))[:size]
     ]
 
 
-APPLY: dict[Rule, Callable[[Sequence[Row], int], list[Row]]] = {
+APPLY: dict[Rule, Callable[[Sequence[Row], Context], list[Row]]] = {
     "agreed": _agreed,
     "clear": _clear,
     "leak": _leak,
     "length": _length,
     "duplicate": _duplicate,
+    "kept-out": _kept_out,
     "balanced": _balanced,
 }
 
@@ -137,4 +159,8 @@ def _count(rows: Sequence[Row]) -> dict[Label, int]:
 
 
 def _normal(row: Row) -> str:
-    return re.sub(r"\W+", " ", row.prompt.prompt.lower()).strip()
+    return _plain(row.prompt.prompt)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\W+", " ", text.lower()).strip()
