@@ -71,7 +71,7 @@ def hard_filter(rows: Sequence[Row], rules: Sequence[Rule] = RULES, seed: int = 
         after = APPLY[rule](kept, context)
         staying = {id(row) for row in after}
         gone = [row for row in kept if id(row) not in staying]
-        removed += [(rule, row) for row in gone]
+        removed.extend((rule, row) for row in gone)
         table.append(Step(rule, _count(gone), _count(after)))
         kept = after
     return Filtered(kept, table, removed)
