@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from trimtab import settings
 from trimtab.answers import Sampling
 from trimtab.base import BaseModel
 from trimtab.chat import Message
 from trimtab.words import Precision
+
+from . import lines
 
 
 @dataclass(frozen=True)
@@ -39,29 +39,14 @@ class Drawn:
 
 
 def read(base: BaseModel, keys: set[str]) -> dict[str, list[Drawn]]:
-    """Answers that are kept for these keys. A line that a crash cut off is as good as none."""
-    path = _file(base)
-    if not path.exists():
-        return {}
-    found: dict[str, list[Drawn]] = {}
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if row["key"] in keys:
-            found[row["key"]] = [Drawn(**answer) for answer in row["answers"]]
-    return found
+    """Answers that are kept for these keys."""
+    found = (row for row in lines.read(_file(base)) if row["key"] in keys)
+    return {row["key"]: [Drawn(**answer) for answer in row["answers"]] for row in found}
 
 
 def append(base: BaseModel, answers: Mapping[str, Sequence[Drawn]]) -> None:
     """Keep answers by their keys."""
-    lines = [json.dumps({"key": key, "answers": [asdict(d) for d in drawn]}) for key, drawn in answers.items()]
-    path = _file(base)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"), path.open("a") as file:
-        # A line break first, as the last line may be one that a crash cut off.
-        file.write("".join(f"\n{line}" for line in lines))
+    lines.append(_file(base), ({"key": key, "answers": [asdict(d) for d in drawn]} for key, drawn in answers.items()))
 
 
 def _file(base: BaseModel) -> Path:

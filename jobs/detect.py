@@ -33,9 +33,13 @@ from .signal_store import Collected
 ALL = "all"
 # Groups of FLaG that are tried where nothing is said: few, as there are few rows (METHODS 2).
 GROUPS = [4, 8, 16]
-# Training-free scores from the trace: higher where an answer seems more truthful.
-FREE: dict[str, int] = {"perplexity": 1, "lowest log-prob": 1, "entropy": -1, "margin": 1}
-FREE_FROM = {"perplexity": "mean_logp", "lowest log-prob": "min_logp", "entropy": "mean_entropy", "margin": "mean_margin"}
+# Training-free scores: a figure of the trace, and the sign with which it is higher where an answer seems more truthful.
+FREE: dict[str, tuple[str, int]] = {
+    "perplexity": ("mean_logp", 1),
+    "lowest log-prob": ("min_logp", 1),
+    "entropy": ("mean_entropy", -1),
+    "margin": ("mean_margin", 1),
+}
 
 
 @dataclass(frozen=True)
@@ -152,16 +156,17 @@ def _measure(made: Learned, rows: Parts) -> Truth:
     test = learning.seen(rows.test, made.candidate)
     score = heads.scores(made.head, test)
     raw = torch.sigmoid(-score)
-    return truth.measure(_numbers(learning.risk(score, made.calibration)), _made_up(test.truthful), _numbers(raw), made.seed)
+    return truth.measure(_numbers(calibration.risk(score, made.calibration)), _made_up(test.truthful), _numbers(raw), made.seed)
 
 
 def _free(name: str, split: Mapping[int, Parts]) -> Result:
     """A training-free score, calibrated on validation as heads are."""
-    column, sign = TRACE.index(FREE_FROM[name]), FREE[name]
+    figure, sign = FREE[name]
+    column = TRACE.index(figure)
     by_seed: list[Truth] = []
     for seed, rows in split.items():
         known, test = sign * rows.validation.phi[:, column], sign * rows.test.phi[:, column]
-        risk = learning.risk(test, calibration.platt(known, rows.validation.truthful))
+        risk = calibration.risk(test, calibration.platt(known, rows.validation.truthful))
         by_seed.append(truth.measure(_numbers(risk), _made_up(rows.test.truthful), _numbers(torch.sigmoid(-test)), seed))
     return Result(name, {"tokens generated": 0}, by_seed, mean(t.auroc.value for t in by_seed))
 

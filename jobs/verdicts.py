@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from trimtab import settings
 from trimtab.judges import VERDICTS, Verdict
+
+from . import lines
 
 Pair = tuple[str, str]
 """A prompt and an answer to it."""
@@ -23,15 +23,9 @@ class Verdicts:
 
     def read(self, pairs: Iterable[Pair]) -> dict[Pair, Verdict]:
         """What is known of these pairs. A line that was cut off by a crash is skipped."""
-        if not self._file.exists():
-            return {}
         wanted = {_digest(pair): pair for pair in pairs}
         found: dict[Pair, Verdict] = {}
-        for line in self._file.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
+        for row in lines.read(self._file):
             verdict: Verdict | None = next((v for v in VERDICTS if v == row["verdict"]), None)
             if verdict and row["key"] in wanted:
                 found[wanted[row["key"]]] = verdict
@@ -39,10 +33,10 @@ class Verdicts:
 
     def keep(self, pairs: Sequence[Pair], verdicts: Sequence[Verdict]) -> None:
         """Add verdicts."""
-        rows = [{"key": _digest(pair), "verdict": verdict} for pair, verdict in zip(pairs, verdicts, strict=True)]
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{self._file}.lock"), self._file.open("a") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
+        lines.append(
+            self._file,
+            ({"key": _digest(pair), "verdict": verdict} for pair, verdict in zip(pairs, verdicts, strict=True)),
+        )
 
     @property
     def _file(self) -> Path:

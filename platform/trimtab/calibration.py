@@ -36,6 +36,12 @@ def platt(scores: Tensor, truthful: Tensor) -> Tensor:
     return torch.stack([slope / spread, offset - slope * centre / spread]).float()
 
 
+def risk(scores: Tensor, calibration: Tensor) -> Tensor:
+    """Probability [N] that answers are made up, from scores [N] and slope and offset [2]."""
+    slope, offset = calibration
+    return torch.sigmoid(-(slope * scores + offset))
+
+
 def thresholds(risk: Tensor, truthful: Tensor) -> dict[str, float]:
     """For each share of false alarms the least risk above which no more than that share of the right answers lies."""
     right = risk[truthful == 1].double().sort().values

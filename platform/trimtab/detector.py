@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from trimtab import heads
+from trimtab import calibration, heads, tensors
 from trimtab.base import BaseModel
 from trimtab.card import read_object
 from trimtab.errors import ArtefactError, TrimtabError
@@ -24,7 +23,7 @@ from trimtab.signals import TRACE
 
 CARD_VERSION = 1
 FILE, CARD = "detector.safetensors", "card.json"
-MAX_BYTES = 1 << 30
+MAX_MIB = 1024
 # What stands beside the head's own tensors: means and deviations of phi, and Platt's slope and offset.
 NORMALISER, CALIBRATION = "phi", "platt"
 HEAD = "head."
@@ -73,8 +72,7 @@ class Detector:
     def risk(self, psi: Tensor, phi: Tensor) -> Tensor:
         """Probability [N] that answers are made up, from psi [N, L, 3d] at the card's layers and phi [N, 7] as it comes."""
         score = self.head(psi, normalised(phi, self.normaliser))
-        slope, offset = self.calibration
-        return torch.sigmoid(-(slope * score + offset))
+        return calibration.risk(score, self.calibration)
 
     def flagged(self, risk: Tensor, alarms: str = "0.05") -> Tensor:
         """Whether risks [N] are above the threshold for this share of false alarms."""
@@ -110,13 +108,13 @@ def load(folder: Path, base: BaseModel | None = None) -> Detector:
     card = _read_card(folder)
     if base is not None:
         check_base(card, base)
-    tensors = _read_tensors(folder / FILE)
-    if _digest(tensors) != card.digest:
+    held = _read_tensors(folder / FILE)
+    if _digest(held) != card.digest:
         raise ArtefactError(f"{folder / FILE}: the tensors are not those of the card (digest differs)")
     try:
         head = heads.get(card.head)(card.width, len(card.layers), **card.settings)
-        head.load_state_dict({name.removeprefix(HEAD): t for name, t in tensors.items() if name.startswith(HEAD)})
-        normaliser, calibration = tensors[NORMALISER].view(2, len(TRACE)), tensors[CALIBRATION].view(2)
+        head.load_state_dict({name.removeprefix(HEAD): t for name, t in held.items() if name.startswith(HEAD)})
+        normaliser, calibration = held[NORMALISER].view(2, len(TRACE)), held[CALIBRATION].view(2)
     except (KeyError, RuntimeError, TypeError, TrimtabError) as error:
         raise ArtefactError(f"{folder}: {FILE} does not hold the head that the card tells of ({card.head})") from error
     return Detector(card, head.eval(), normaliser, calibration)
@@ -145,17 +143,10 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.exists():
-        raise ArtefactError(f"{path.parent} has no {FILE}")
-    if path.stat().st_size > MAX_BYTES:
-        raise ArtefactError(f"{path} is larger than a detector may be (1 GiB)")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ArtefactError(f"{path} is not a whole safetensors file (truncated, or of another format)") from error
-    if not all(t.dtype == torch.float32 and torch.isfinite(t).all() for t in tensors.values()):
+    found = tensors.read(path, "a detector", MAX_MIB)
+    if not all(t.dtype == torch.float32 and torch.isfinite(t).all() for t in found.values()):
         raise ArtefactError(f"{path} holds NaN, infinity, or numbers that are not float32")
-    return tensors
+    return found
 
 
 def _read_card(folder: Path) -> DetectorCard:

@@ -97,15 +97,10 @@ def learn(candidate: Candidate, rows: Parts, seed: int) -> Learned:
     head.fit(train, validation, seed)
     score = scores(head, validation)
     made = calibration.platt(score, validation.truthful)
-    limits = calibration.thresholds(risk(score, made), validation.truthful)
+    limits = calibration.thresholds(calibration.risk(score, made), validation.truthful)
     return Learned(candidate, seed, head, auroc(score, validation.truthful), made, limits)
 
 
 def seen(rows: Rows, candidate: Candidate) -> Rows:
     """The rows as a candidate sees them: at its layers only."""
     return Rows(rows.psi[:, list(candidate.layers)], rows.phi, rows.truthful, rows.spread)
-
-
-def risk(score: Tensor, made: Tensor) -> Tensor:
-    """Probability [N] that answers are made up, from scores [N] and a calibration [2]."""
-    return torch.sigmoid(-(made[0] * score + made[1]))

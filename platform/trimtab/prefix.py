@@ -6,18 +6,18 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from trimtab import card as cards
+from trimtab import tensors
 from trimtab.base import BaseModel
 from trimtab.card import Card
 from trimtab.errors import ArtefactError
 
 FILE = "prefix.safetensors"
 MAX_ROWS = 64
-MAX_BYTES = 64 << 20
+MAX_MIB = 64
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,10 @@ def load(folder: Path, base: BaseModel | None = None) -> Prefix:
 
 def read_tensor(path: Path, name: str) -> Tensor:
     """The only tensor of a safetensors file; ArtefactError for a file that is missing, too large, damaged, or holds another."""
-    if not path.exists():
-        raise ArtefactError(f"{path.parent} has no {path.name}")
-    if path.stat().st_size > MAX_BYTES:
-        raise ArtefactError(f"{path} is larger than a prefix may be (64 MiB)")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ArtefactError(f"{path} is not a whole safetensors file (truncated, or of another format)") from error
-    if set(tensors) != {name}:
-        raise ArtefactError(f"{path} must hold one tensor named {name}, not {sorted(tensors)[:5]}")
-    return tensors[name]
+    found = tensors.read(path, "a prefix", MAX_MIB)
+    if set(found) != {name}:
+        raise ArtefactError(f"{path} must hold one tensor named {name}, not {sorted(found)[:5]}")
+    return found[name]
 
 
 def check_base(prefix: Prefix, base: BaseModel) -> None:

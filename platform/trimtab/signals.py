@@ -31,9 +31,12 @@ class Reading:
 
 def reading(logits: Tensor, tokens: Tensor) -> Reading:
     """Read logits [N, V] at the tokens [N] that were written from them."""
-    logits = logits.float()
-    logp = logits.log_softmax(-1)
-    top = logits.topk(2, -1).values
+    return reading_of(logits.float().log_softmax(-1), tokens)
+
+
+def reading_of(logp: Tensor, tokens: Tensor) -> Reading:
+    """The same from log-probabilities [N, V], whose differences are those of the logits."""
+    top = logp.topk(2, -1).values
     return Reading(
         logp.gather(-1, tokens[..., None])[..., 0],
         # Tokens that a mask forbids have a probability of 0 and a logarithm that is not finite.

@@ -141,7 +141,7 @@ class Capture:
         if (pending := self.pending) is not None:
             self.pending = None
             tokens = output.sampled_token_ids[pending.lines, 0].long()
-            reading = signals.reading(pending.logp, tokens)
+            reading = signals.reading_of(pending.logp, tokens)
             if len(self.history):
                 at = self.sums.tokens[pending.slots]
                 self.history[pending.slots, at] = torch.stack([reading.logp, reading.entropy, reading.margin], 1)

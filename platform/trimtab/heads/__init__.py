@@ -5,18 +5,14 @@ the answer seems more truthful; `fit` learns it. Other packages add theirs throu
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import import_module
-from importlib.metadata import entry_points
-from pkgutil import iter_modules
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from trimtab.errors import NotFoundError, UsageError
+from trimtab.errors import UsageError
+from trimtab.plugins import Plugins
 
 
 @dataclass(frozen=True)
@@ -134,36 +130,5 @@ def auroc(scores: Tensor, truthful: Tensor) -> float:
     return ((below + upto) / 2 / len(wrong)).mean().item()
 
 
-_REGISTRY: dict[str, type[Head]] = {}
-SomeHead = TypeVar("SomeHead", bound=Head)
-
-
-def register(name: str) -> Callable[[type[SomeHead]], type[SomeHead]]:
-    """Class decorator: make a head known by this name."""
-
-    def add(cls: type[SomeHead]) -> type[SomeHead]:
-        _REGISTRY[name] = cls
-        return cls
-
-    return add
-
-
-def get(name: str) -> type[Head]:
-    """The class of a head; NotFoundError with the names there are."""
-    _load_all()
-    if name not in _REGISTRY:
-        raise NotFoundError(f"no head {name!r}; there are: {', '.join(sorted(_REGISTRY))}")
-    return _REGISTRY[name]
-
-
-def names() -> list[str]:
-    """All known heads."""
-    _load_all()
-    return sorted(_REGISTRY)
-
-
-def _load_all() -> None:
-    for module in iter_modules(__path__):
-        import_module(f"{__name__}.{module.name}")
-    for entry in entry_points(group="trimtab.heads"):
-        entry.load()
+_known: Plugins[Head] = Plugins("head", __name__, __path__)
+register, get, names = _known.register, _known.get, _known.names

@@ -6,17 +6,13 @@ Other packages add theirs through the entry-point group `trimtab.objectives`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import import_module
-from importlib.metadata import entry_points
-from pkgutil import iter_modules
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from trimtab.errors import NotFoundError
+from trimtab.plugins import Plugins
 
 Need = Literal["reference", "drift", "rejected", "odds", "anchor", "states"]
 
@@ -100,35 +96,5 @@ class Objective(ABC):
         return self
 
 
-_REGISTRY: dict[str, type[Objective]] = {}
-
-
-def register(name: str) -> Callable[[type[Objective]], type[Objective]]:
-    """Class decorator: make an objective known by this name."""
-
-    def add(cls: type[Objective]) -> type[Objective]:
-        _REGISTRY[name] = cls
-        return cls
-
-    return add
-
-
-def get(name: str) -> type[Objective]:
-    """The class of an objective; NotFoundError with the names there are."""
-    _load_all()
-    if name not in _REGISTRY:
-        raise NotFoundError(f"no objective {name!r}; there are: {', '.join(sorted(_REGISTRY))}")
-    return _REGISTRY[name]
-
-
-def names() -> list[str]:
-    """All known objectives."""
-    _load_all()
-    return sorted(_REGISTRY)
-
-
-def _load_all() -> None:
-    for module in iter_modules(__path__):
-        import_module(f"{__name__}.{module.name}")
-    for entry in entry_points(group="trimtab.objectives"):
-        entry.load()
+_known: Plugins[Objective] = Plugins("objective", __name__, __path__)
+register, get, names = _known.register, _known.get, _known.names
