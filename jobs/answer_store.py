@@ -17,14 +17,15 @@ from . import lines
 
 @dataclass(frozen=True)
 class Request:
-    """A conversation to answer, and how."""
+    """A conversation to answer, and how; or to read, where its answer is `given`."""
 
     messages: Sequence[Message]
     sampling: Sampling
+    given: str | None = None
 
     def key(self, precision: Precision) -> str:
         """24 hex digits that name the request, for answers of one base model computed in one precision."""
-        what = json.dumps([list(self.messages), asdict(self.sampling), precision])
+        what = json.dumps([list(self.messages), asdict(self.sampling), precision, self.given])
         return hashlib.sha256(what.encode()).hexdigest()[:24]
 
 

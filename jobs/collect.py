@@ -1,11 +1,12 @@
 """`trimtab collect`: questions -> answers, labels and signals, in one pass of the frozen model.
 
 trimtab collect --questions trimtab:countries --out signals
+trimtab collect --questions labelled.jsonl --given true --out signals
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from trimtab import base as bases
 from trimtab.answers import Answer, Sampling
 from trimtab.base import BaseModel
 from trimtab.console import say
-from trimtab.data.questions import Question, read_all
+from trimtab.data import given as givens
+from trimtab.data import questions as asks
+from trimtab.data.given import Given
+from trimtab.data.questions import Question
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import ArtefactError, UsageError
 from trimtab.judges.answers import mark
@@ -36,12 +40,13 @@ TWO_THIRDS = 2 / 3
 
 @dataclass(frozen=True)
 class Asked:
-    """A question with its key in the data set, and how its answer is judged."""
+    """A question with its key in the data set, and how its answer is judged, or what a given one is known to be."""
 
     key: str
     question: Question
     kind: AnswerKind
     request: Request
+    truthful: bool | None = None
 
 
 def collect(config: CollectConfig) -> Path:
@@ -51,7 +56,7 @@ def collect(config: CollectConfig) -> Path:
     if layers[0] < 0 or layers[-1] >= base.depth:
         raise UsageError(f"layers must be from 0 to {base.depth - 1} for {base.name}, not {list(layers)}")
     prefix = next(iter(find(config.prefix, base).values())) if config.prefix else None
-    asked = plan(config, read_all(sources(config.questions), config.columns))
+    asked = _planned(config)
     folder = Path(config.out)
     there = signal_store.begin(folder, _meta(config, base, layers, prefix))
     missing = {a.key: a for a in asked if a.key not in there}
@@ -83,24 +88,33 @@ def plan(config: CollectConfig, questions: Sequence[Question]) -> list[Asked]:
         what = json.dumps([question.prompt.messages, question.answers, kind])
         key = hashlib.sha256(what.encode()).hexdigest()[:24]
         found.setdefault(key, Asked(key, question, kind, Request(question.prompt.messages, sampling)))
-    chosen = sorted(found.values(), key=lambda a: a.key)[: config.limit] if config.limit else list(found.values())
-    if not chosen:
-        raise UsageError("there are no questions to ask")
-    return chosen
+    return _some(config, found)
+
+
+def plan_given(config: CollectConfig, answers: Sequence[Given]) -> list[Asked]:
+    """Answers that are read, each once. A key names the question, the answer, and whether it is right."""
+    found: dict[str, Asked] = {}
+    for given in answers:
+        what = json.dumps([given.question.prompt.messages, given.text, given.truthful])
+        key = hashlib.sha256(what.encode()).hexdigest()[:24]
+        request = Request(given.question.prompt.messages, Sampling(max_tokens=1), given.text)
+        found.setdefault(key, Asked(key, given.question, DEFAULT_KIND, request, given.truthful))
+    return _some(config, found)
 
 
 def row(asked: Asked, answer: Answer) -> dict[str, Any]:
     """A line of the data set. Raises ArtefactError where the engine lost the answer's signals."""
     if answer.signals is None:
         raise ArtefactError(f"the engine gave no signals for {asked.question.question[:60]!r}")
-    judged = mark(asked.kind, answer.text, asked.question.answers)
+    truthful, why = _label(asked, answer)
     return {
         "key": asked.key,
         "question": asked.question.question,
         "source": asked.question.source,
         "answer": answer.text,
-        "truthful": None if judged.abstained else judged.right,
-        "why": judged.why,
+        "group": asked.question.prompt.group,
+        "truthful": truthful,
+        "why": why,
         "tokens": len(answer.token_ids),
         "whole": answer.finished == "stop",
         "psi": answer.signals.psi.flatten().tolist(),
@@ -108,7 +122,29 @@ def row(asked: Asked, answer: Answer) -> dict[str, Any]:
     }
 
 
+def _planned(config: CollectConfig) -> list[Asked]:
+    files = sources(config.questions)
+    if config.given:
+        return plan_given(config, givens.read_all(files, config.columns, config.separator))
+    return plan(config, asks.read_all(files, config.columns))
+
+
+def _some(config: CollectConfig, found: Mapping[str, Asked]) -> list[Asked]:
+    if not found:
+        raise UsageError(f"there is nothing to ask or to read in {', '.join(sources(config.questions))}")
+    # By their keys: any order that is always the same, and has nothing to do with what is asked.
+    return sorted(found.values(), key=lambda a: a.key)[: config.limit] if config.limit else list(found.values())
+
+
+def _label(asked: Asked, answer: Answer) -> tuple[bool | None, str]:
+    """Whether the answer is right, None where that is not known, and why."""
+    if asked.request.given is not None:
+        return asked.truthful, "as the file says" if asked.truthful is not None else "nobody said"
+    judged = mark(asked.kind, answer.text, asked.question.answers)
+    return (None if judged.abstained else judged.right), judged.why
+
+
 def _meta(config: CollectConfig, base: BaseModel, layers: tuple[int, ...], prefix: Prefix | None) -> Meta:
-    asked = json.dumps({"max_tokens": config.max_tokens, "kind": config.kind})
+    asked = json.dumps({"max_tokens": config.max_tokens, "kind": config.kind, "given": config.given})
     steered = prefix.card.digest if prefix else None
     return Meta(base.name, base.fingerprint, layers, base.width, config.precision, steered, asked)

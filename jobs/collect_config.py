@@ -10,12 +10,16 @@ from .config import ScaleConfig
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """Answer questions with the frozen model and keep its signals: what detectors learn from.
+    """Answer questions with the frozen model, or read given answers, and keep its signals: what detectors learn from.
 
     Args:
         questions: sources of questions with their answers: files, trimtab:NAME, or Hugging Face datasets.
         out: folder of the data set; the same command goes on where it stopped.
-        columns: other names of the fields, as --columns.answers NAME: question, answers, context, kind, source.
+        given: read answers that the files hold instead of asking: each row has `given`, and `truthful` where that is known, or
+            has answers that are `right` and others that are `wrong`.
+        separator: what stands between several given answers in one text.
+        columns: other names of the fields, as --columns.answers NAME: question, answers, context, kind, source, group; and
+            given, truthful, right, wrong.
         kind: how answers are compared: exact, contains, f1 or numeric; without it as each question says, else contains.
         base: base model: catalogue name, folder, or Hugging Face id.
         revision: revision of a Hugging Face id.
@@ -29,6 +33,8 @@ class CollectConfig:
 
     questions: list[str] | str = ""
     out: str = ""
+    given: bool = False
+    separator: str | None = None
     columns: dict[str, str] = field(default_factory=dict[str, str])
     kind: AnswerKind | None = None
     base: str = "smollm2-135m"

@@ -133,7 +133,7 @@ def table(results: Sequence[Result], title: str) -> Table:
 
 def _parts(config: DetectConfig, data: Collected, seed: int) -> Parts:
     return learning.parts(
-        data.psi, data.traces, data.truthful, data.questions, seed, config.validation, config.test, config.labels
+        data.psi, data.traces, data.truthful, data.groups, seed, config.validation, config.test, config.labels
     )
 
 

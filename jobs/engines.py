@@ -34,7 +34,8 @@ def batches(
     scale: ScaleConfig,
     prefix: Prefix | None = None,
 ) -> Iterator[dict[str, list[Answer]]]:
-    """Answers by the requests' keys, some requests at a time and as they come in, behind a progress bar.
+    """Answers by the requests' keys, some requests at a time and as they come in, behind a progress bar. Either all requests
+    bring their answers or none does.
 
     Raises errors of ours for what an engine refuses, JobError for an engine that is lost.
     """
@@ -77,12 +78,19 @@ class Engines:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The answers of each request; an error of ours in their place, as Ray Data would lose it if it were raised."""
-        asks = [Ask(request.messages, self.prefix) for request in batch["request"]]
         try:
-            answers = self.engine.chat_many(asks, [request.sampling for request in batch["request"]])
+            answers: Sequence[Any] = self.answers(batch["request"])
         except TrimtabError as error:
-            answers = [error] * len(asks)
+            answers = [error] * len(batch["key"])
         return {"key": batch["key"], "answers": _objects(answers)}
+
+    def answers(self, requests: Sequence[Request]) -> list[list[Answer]]:
+        """Answers to all requests, or all of their given ones, read."""
+        asks = [Ask(request.messages, self.prefix) for request in requests]
+        given = [request.given for request in requests if request.given is not None]
+        if given:
+            return [[read] for read in self.engine.read_many(asks, given)]
+        return self.engine.chat_many(asks, [request.sampling for request in requests])
 
 
 def _objects(values: Sequence[Any]) -> Any:

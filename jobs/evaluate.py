@@ -59,7 +59,7 @@ def find(spec: str, base: BaseModel) -> dict[str, Prefix]:
         prefix = prefixes.load(Path(spec), base)
         return {prefix.card.name: prefix}
     if spec == registry.CHAMPION:
-        found = [v for v in registry.versions(base.name) if registry.CHAMPION in v.aliases]
+        found = [v for v in registry.versions(base.name, kind="prefix") if registry.CHAMPION in v.aliases]
         if not found:
             raise NotFoundError(f"no prefix of {base.name} is champion yet; name one, or give its folder")
     else:

@@ -20,7 +20,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Add rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A line break first, as the last line may be one that a crash cut off.
-    text = "".join(f"\n{json.dumps(row)}" for row in rows)
+    # A line break on both sides, as any line may be cut off by a crash: each costs itself only.
+    text = "".join(f"\n{json.dumps(row)}\n" for row in rows)
     with FileLock(f"{path}.lock"), path.open("a") as file:
         file.write(text)

@@ -21,13 +21,14 @@ from torch import Tensor
 from trimtab.base import BaseModel
 from trimtab.errors import ArtefactError, UsageError
 
-VERSION = 1
+VERSION = 2
 META = "dataset.json"
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
         ("question", pa.string()),
         ("source", pa.string()),
+        ("group", pa.string()),
         ("answer", pa.string()),
         ("truthful", pa.bool_()),
         ("why", pa.string()),
@@ -57,12 +58,13 @@ class Meta:
 @dataclass(frozen=True)
 class Collected:
     """N answers. `psi` [N, L, 3d], `traces` N times [m, 3] (log-prob, entropy, margin of each token), `truthful` [N] (1, 0 or
-    NaN); the rest as in the files. `digest` names exactly these rows."""
+    NaN); the rest as in the files, where answers of one group belong on one side of a split. `digest` names these rows."""
 
     meta: Meta
     keys: list[str]
     questions: list[str]
     sources: list[str]
+    groups: list[str]
     answers: list[str]
     whys: list[str]
     psi: Tensor
@@ -112,6 +114,7 @@ def read(folder: Path, base: BaseModel | None = None) -> Collected:
         table["key"].to_pylist(),
         table["question"].to_pylist(),
         table["source"].to_pylist(),
+        table["group"].to_pylist(),
         table["answer"].to_pylist(),
         table["why"].to_pylist(),
         torch.from_numpy(psi).view(len(psi), len(meta.layers), 3 * meta.width),

@@ -17,7 +17,7 @@ class RegistrySource:
 
     def known(self) -> Sequence[Known]:
         """Every version, with the aliases that point at it."""
-        return [Known(v.name, v.version, v.run_id, v.aliases) for v in registry.versions(self.base.name)]
+        return [Known(v.name, v.version, v.run_id, v.aliases) for v in registry.versions(self.base.name, kind="prefix")]
 
     def load(self, known: Known) -> Prefix:
         """The checked prefix of a version."""

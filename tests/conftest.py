@@ -49,6 +49,14 @@ def frozen(base):
     return FrozenModel(base.load("fp32"), chat.renderer(base, 8).first_row)
 
 
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """A tiny random base model, where it does not matter what a model knows."""
+    from tests import tiny
+
+    return tiny.make(tiny.FAMILIES["llama"], tmp_path_factory.mktemp("small") / "llama")
+
+
 @pytest.fixture
 def cluster() -> Generator[None]:
     """A local Ray of two cores, for one test."""

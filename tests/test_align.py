@@ -17,7 +17,6 @@ from trimtab.jobs.config import AlignConfig, ScaleConfig, TrainConfig
 from trimtab.jobs.fitting import fit
 from trimtab.jobs.prepare import Prepared
 
-from tests import tiny
 from trimtab import prefix as prefixes
 from trimtab import settings
 from trimtab.base import BaseModel
@@ -86,9 +85,8 @@ def test_two_workers_learn_what_one_does(undisturbed, base, tmp_path):
     assert (vectors - undisturbed[0]).abs().max() < 1e-5
 
 
-def test_workers_that_share_the_model_learn_what_one_does(local_ray, tmp_path):
+def test_workers_that_share_the_model_learn_what_one_does(local_ray, small, tmp_path):
     """FSDP2: each worker holds half of every layer, and computes now and then for nothing, to stay in step with the other."""
-    small = tiny.make(tiny.FAMILIES["llama"], tmp_path / "model")
     alone, _ = train(small, tmp_path / "alone", workers=1)
     shared, _ = train(small, tmp_path / "shared", workers=2, parallel="shard", recompute=True)
     assert (shared - alone).abs().max() < 1e-4
@@ -137,7 +135,7 @@ WRONG = {
     "unknown objective": (["--objective", "magic"], "there are: bco, dpo, dro, likelihood"),
     "unknown option of an objective": (["--objective_options.beam", "3"], "unexpected keyword argument 'beam'"),
     "too many workers": (["--scale.workers", "99"], "cannot share"),
-    "bad name": (["--name", "a/b"], "cannot name a prefix"),
+    "bad name": (["--name", "a/b"], "cannot be a name"),
     "no such option": (["--learning-rate", "3"], "unrecognized arguments: --learning-rate"),
     "text for a number": (["--train.steps", "many"], "train.steps"),
     "zero steps": (["--train.steps", "0"], "train.steps must be at least 1"),

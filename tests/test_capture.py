@@ -101,3 +101,27 @@ def test_sampling_settings_do_not_change_what_is_read(engine, frozen):
     check(
         engine, frozen, asks, engine.chat_many(asks, Sampling(max_tokens=10, temperature=1.5, repetition_penalty=1.3, seed=2))
     )
+
+
+def test_answers_that_someone_else_wrote(engine, frozen, base):
+    """Read in pieces beside each other: the same as one pass, and as what the model showed when it wrote one itself."""
+    steered = make_prefix(frozen, base, "p", 2, "system", 1)
+    asks = [*asked(*SHORT, *LONG), *asked(*SHORT[:4], prefix=steered), *asked(SHORT[0])]
+    texts = ["Paris.", "", "I do not know " * 20, *["It is a town by the sea."] * (len(asks) - 4), "Paris. " * 200]
+    answers = engine.read_many(asks, texts)
+    check(engine, frozen, asks, [[answer] for answer in answers])
+    assert [answer.finished for answer in answers] == ["stop"] * (len(asks) - 1) + ["length"]
+    assert [len(answer.token_ids) for answer in answers[:2]] == [3, 1]
+
+
+def test_reading_an_answer_shows_what_writing_it_did(engine):
+    asks = asked(*SHORT)
+    written = [several[0] for several in engine.chat_many(asks, Sampling(max_tokens=60))]
+    whole = [(ask, answer) for ask, answer in zip(asks, written, strict=True) if answer.finished == "stop"]
+    assert whole, "no answer ended by itself"
+    read = engine.read_many([ask for ask, _ in whole], [answer.text for _, answer in whole])
+    same = [(w, r.signals) for (_, w), r in zip(whole, read, strict=True) if r.token_ids == w.token_ids]
+    assert same, "no text was read in the tokens that it was written in"
+    for answer, signals_read in same:
+        assert (signals_read.psi - answer.signals.psi).norm() / answer.signals.psi.norm() < 1e-3
+        torch.testing.assert_close(signals_read.history, answer.signals.history, rtol=1e-3, atol=2e-3)

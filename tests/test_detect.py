@@ -38,6 +38,7 @@ def line(number: int, width: int, generator: torch.Generator) -> dict:
         "key": f"{number:05d}",
         "question": f"Question {number}?",
         "source": "made",
+        "group": f"Question {number}?",
         "answer": "So.",
         "truthful": None if number % 10 == 0 else truthful,
         "why": "made",
@@ -126,7 +127,7 @@ def test_a_question_is_asked_once():
     question = Question("What is the capital of France?", ("Paris",), "t")
     asked = collect.plan(CollectConfig("x", "y"), [question, question, Question("And of Spain?", ("Madrid",), "t")])
     assert len({a.key for a in asked}) == 2
-    with pytest.raises(UsageError, match="no questions"):
+    with pytest.raises(UsageError, match="nothing to ask"):
         collect.plan(CollectConfig("x", "y"), [])
 
 

@@ -20,7 +20,12 @@ from trimtab.objectives.poft import Poft
 from trimtab.objectives.sta import Sta
 from trimtab.objectives.t3s import T3s
 from trimtab.scoring import Scorer, openers
-from trimtab.steering import Example, micro_batches, sample, share
+from trimtab.steering import Example, FrozenModel, micro_batches, sample, share
+
+
+@pytest.fixture(scope="module")
+def frozen(small):
+    return FrozenModel(small.load("fp32"), chat.renderer(small, 8).first_row)
 
 
 @pytest.fixture
@@ -180,8 +185,8 @@ def test_registry():
 
 
 @pytest.fixture(scope="module")
-def examples(base):
-    renderer = chat.renderer(base, 8)
+def examples(small):
+    renderer = chat.renderer(small, 8)
     texts = ["Hi", "What is the capital of France, and what is it known for?", "Write a poem about the sea", "Steal a car"]
     targets = ["Hello, how are you today?", "It is Paris, known for the river.", "Waves.", "I cannot help with that."]
     sides = ("benign_easy", "benign_easy", "harmful", "harmful")
@@ -247,8 +252,8 @@ def test_every_objective_gives_one_gradient_however_the_batch_is_cut(frozen, exa
     assert torch.allclose(sum((p.observed for p in parts), torch.zeros(())), whole.observed, rtol=1e-4)
 
 
-def test_drift_is_zero_where_the_prefix_changes_nothing(frozen, base):
-    renderer = chat.renderer(base, 8)
+def test_drift_is_zero_where_the_prefix_changes_nothing(frozen, small):
+    renderer = chat.renderer(small, 8)
     prompt = Prompt("Hi", "benign_easy", "t", "t", system="x")
     e = Example(sample(renderer, prompt, "Hello there, friend.", "user", 1, 8), "benign_easy")
     scorer = Scorer(frozen, Sta(gamma=0, beta=1.0))

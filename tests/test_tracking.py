@@ -60,9 +60,9 @@ def test_a_version_leads_back_to_its_run_and_model(folder, run, base):
 
 def test_names_that_could_be_taken_for_something_else():
     for name in ("a/b", "a:b", "a@b", "a.b", ""):
-        with pytest.raises(UsageError, match="cannot name a prefix"):
+        with pytest.raises(UsageError, match="cannot be a name"):
             registry.model_name("base", name)
-    with pytest.raises(NotFoundError, match="no prefix 'ghost'"):
+    with pytest.raises(NotFoundError, match="nothing named 'ghost'"):
         registry.find("smollm2-135m", "ghost")
 
 

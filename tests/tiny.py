@@ -25,7 +25,7 @@ SIZES = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "head_dim": 32,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 2048,
     # Large enough for logits that differ, and that a cap changes.
     "initializer_range": 0.3,
 }

@@ -19,7 +19,7 @@ class AssetsConfig:
 
 @dataclass(frozen=True)
 class ListConfig:
-    """List prefixes in the registry.
+    """List prefixes and detectors in the registry.
 
     Args:
         base: only those of this base model.
@@ -30,7 +30,7 @@ class ListConfig:
 
 @dataclass(frozen=True)
 class VersionConfig:
-    """One version of a prefix.
+    """One version of a prefix or a detector.
 
     Args:
         name: its name.
@@ -48,7 +48,7 @@ class RollbackConfig:
     """Give champion back to the version before.
 
     Args:
-        name: name of the prefix.
+        name: its name.
         base: its base model.
     """
 
@@ -97,7 +97,7 @@ ASSETS = Command("List what can be fetched by name, with licences and sizes.", A
 DEMO = Command("The whole story on this machine in minutes.", DemoConfig, "trimtab.demo:run")
 EXPORT = Command("Make a PEFT prompt-tuning adapter of a prefix.", ExportConfig, "trimtab.interchange:export_command")
 IMPORT = Command("Make a prefix of a PEFT prompt-tuning adapter.", ImportConfig, "trimtab.interchange:import_command")
-LIST = Command("Prefixes in the registry.", ListConfig, "trimtab.tracking.listing:list_versions")
+LIST = Command("Prefixes and detectors in the registry.", ListConfig, "trimtab.tracking.listing:list_versions")
 SHOW = Command("One version: its card and figures.", VersionConfig, "trimtab.tracking.listing:show")
 PROMOTE = Command("Make a version the champion.", VersionConfig, "trimtab.tracking.listing:promote")
 ROLLBACK = Command("Give champion back to the version before.", RollbackConfig, "trimtab.tracking.listing:rollback")

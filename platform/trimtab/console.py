@@ -10,7 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 LINE_SECONDS = 10.0
-console = Console(stderr=False, highlight=False, soft_wrap=True)
+# Where there is no terminal nothing is too wide: a file or a pipe takes tables whole.
+WIDE = 240
+console = Console(stderr=False, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 
 
 def say(text: str) -> None:

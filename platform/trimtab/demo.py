@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -42,14 +42,17 @@ QUESTIONS = (
 
 
 def run(config: DemoConfig) -> dict[str, Any]:
-    """Learn a prefix, serve it, and show what it changes; returns the figures for `--json`."""
+    """Learn a prefix and a detector, serve, and show what the prefix changes; returns the figures for `--json`."""
     began = time.monotonic()
-    say(f"1/3  learn a one-token prefix on the frozen {BASE}, and judge it on prompts never trained on")
+    say(f"1/4  learn a one-token prefix on the frozen {BASE}, and judge it on prompts never trained on")
     aligned = _align(config)
     say("")
-    say("2/3  serve the frozen model with Ray Serve and vLLM; the prefix is chosen per request")
+    say("2/4  ask the frozen model what it half knows, and learn to tell its made-up answers by its signals")
+    detected = _detect(config)
+    say("")
+    say("3/4  serve the frozen model with Ray Serve and vLLM; the prefix is chosen per request")
     with _server(config) as url:
-        say("3/3  ask the same questions with and without the prefix, through the OpenAI client")
+        say("4/4  ask the same questions with and without the prefix, through the OpenAI client")
         name = f"{BASE}:{config.name}" + ("" if aligned["champion"] else f"@{aligned['version']}")
         answers = _ask(url, name)
     _show(answers, name)
@@ -57,7 +60,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
     say(f"look at the runs:   mlflow ui --backend-store-uri {settings.tracking_uri()}")
     say(f"serve it again:     trimtab serve --model {BASE}")
     say(f"picture of the arms: {aligned['folder']}/plane.png")
-    return aligned | {"answers": answers, "seconds": time.monotonic() - began}
+    return aligned | {"detector": detected, "answers": answers, "seconds": time.monotonic() - began}
 
 
 def _align(config: DemoConfig) -> dict[str, Any]:
@@ -81,9 +84,28 @@ def _align(config: DemoConfig) -> dict[str, Any]:
             "scale.workers": 2,
             "json": output,
         }
-        command = ["align", *(text for key, value in options.items() for text in (f"--{key}", str(value)))]
-        _trimtab(command)
+        _trimtab(["align", *_options(options)])
         return json.loads(output.read_text())
+
+
+def _detect(config: DemoConfig) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        signals, output = Path(folder) / "signals", Path(folder) / "detect.json"
+        asked = {"questions": "trimtab:countries", "out": signals, "max_tokens": 24}
+        _trimtab(["collect", *_options(asked)])
+        # Heads share the splits of three seeds; the first one is saved and registered.
+        learned = {
+            "signals": signals,
+            "head": '["flag", "linear", "saplma", "mlp"]',
+            "seeds": 3,
+            "name": f"{config.name}-truth",
+        }
+        _trimtab(["detect", *_options(learned), "--json", str(output)])
+        return json.loads(output.read_text())
+
+
+def _options(values: Mapping[str, Any]) -> list[str]:
+    return [text for key, value in values.items() for text in (f"--{key}", str(value))]
 
 
 def _trimtab(arguments: Sequence[str]) -> None:

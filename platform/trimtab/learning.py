@@ -57,22 +57,22 @@ def parts(
     psi: Tensor,
     traces: Sequence[Tensor],
     truthful: Tensor,
-    questions: Sequence[str],
+    groups: Sequence[str],
     seed: int,
     validation: float,
     test: float,
     labels: float = 1.0,
 ) -> Parts:
-    """Split N answers by question, so that none is on two sides, and normalise by the training part.
+    """Split N answers by their groups, so that none is on two sides, and normalise by the training part.
 
     `psi` [N, L, 3d], `traces` N times [m, 3], `truthful` [N] with NaN for unlabelled answers, which only train. Of the training
     labels the share `labels` is kept.
     """
-    place = torch.tensor([fraction(question.lower(), seed) for question in questions])
+    place = torch.tensor([fraction(group, seed) for group in groups])
     known = ~truthful.isnan()
     tests, validations = (place < test) & known, (place >= test) & (place < test + validation) & known
     trains = place >= test + validation
-    hidden = torch.tensor([fraction(f"label {question.lower()}", seed) >= labels for question in questions])
+    hidden = torch.tensor([fraction(f"label {group}", seed) >= labels for group in groups])
     logp = torch.cat([trace[:, 0] for trace, train in zip(traces, trains.tolist(), strict=True) if train])
     low = logp.quantile(LOW).item()
     phi = torch.stack([signals.trace(trace[:, 0], trace[:, 1], trace[:, 2], low) for trace in traces])

@@ -63,16 +63,18 @@ def _countries() -> list[dict[str, Any]]:
         iso, bare = country["iso"], country["name"].removeprefix("The ")
         name = f"the {bare}" if iso in NAMED_WITH_ARTICLE else bare
         turn = number % 2
-        rows.append(_row(CAPITAL_ASKS[turn].format(name), _spelled(country["capital"], *CAPITALS.get(iso, ())), "capitals"))
+        rows.append(
+            _row(CAPITAL_ASKS[turn].format(name), _spelled(country["capital"], *CAPITALS.get(iso, ())), "capitals", iso)
+        )
         currency = (country["currencyname"], *CURRENCIES.get(country["currencyname"], ()))
-        rows.append(_row(CURRENCY_ASKS[turn].format(name), [*currency, *(f"{c}s" for c in currency)], "currencies"))
+        rows.append(_row(CURRENCY_ASKS[turn].format(name), [*currency, *(f"{c}s" for c in currency)], "currencies", iso))
         if iso not in BETWEEN_CONTINENTS:
-            rows.append(_row(CONTINENT_ASKS[turn].format(name), list(CONTINENTS[country["continentcode"]]), "continents"))
+            rows.append(_row(CONTINENT_ASKS[turn].format(name), list(CONTINENTS[country["continentcode"]]), "continents", iso))
     return [row for row in rows if not _given_away(row)]
 
 
-def _row(question: str, answers: list[str], source: str) -> dict[str, Any]:
-    return {"question": question, "answers": answers, "source": source, "kind": "contains"}
+def _row(question: str, answers: list[str], source: str, group: str) -> dict[str, Any]:
+    return {"question": question, "answers": answers, "source": source, "kind": "contains", "group": group}
 
 
 def _spelled(*names: str) -> list[str]:

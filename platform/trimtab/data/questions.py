@@ -14,7 +14,7 @@ from trimtab.data.rows import Prompt
 from trimtab.errors import NotFoundError, UsageError
 from trimtab.words import ANSWER_KINDS, AnswerKind
 
-FIELDS = ("question", "answers", "context", "kind", "source")
+FIELDS = ("question", "answers", "context", "kind", "source", "group")
 SEPARATORS = str.maketrans("|", ";")
 # What stands before the final number in GSM8K's worked answers.
 HASHES = "####"
@@ -23,19 +23,21 @@ HASHES = "####"
 @dataclass(frozen=True)
 class Question:
     """A question, the answers that are right (aliases of one another; none where there is no answer), and how to compare with
-    them where the data say so. `context` is shown before the question."""
+    them where the data say so. `context` is shown before the question. Questions of one `group`, as those about one country,
+    are never parted by a split."""
 
     question: str
     answers: tuple[str, ...]
     source: str
     kind: AnswerKind | None = None
     context: str | None = None
+    group: str | None = None
 
     @property
     def prompt(self) -> Prompt:
         """The question as a prompt that anyone may be asked."""
         text = f"{self.context}\n\n{self.question}" if self.context else self.question
-        return Prompt(text, "benign_easy", self.source, self.question.lower())
+        return Prompt(text, "benign_easy", self.source, self.group or self.question.lower())
 
 
 def read_questions(source: str, columns: Mapping[str, str] | None = None) -> list[Question]:
@@ -43,8 +45,8 @@ def read_questions(source: str, columns: Mapping[str, str] | None = None) -> lis
 
     Args:
         source: a file (.jsonl, .json, .csv, .parquet), `trimtab:NAME`, or a Hugging Face dataset `org/name[/config][:split]`.
-        columns: other names of the fields question, answers, context, kind and source. Without one, `answer` is read where
-            there is no `answers`.
+        columns: other names of the fields question, answers, context, kind, source and group. Where there is no `answers`,
+            `answer` is read.
 
     Answers are a list; text with aliases between `|` or `;`; a number, true or false; a worked answer that ends in `#### 42`;
     or an object as SQuAD (`text`) and TriviaQA (`value`, `aliases`) have them. An empty list says that there is no answer.
@@ -68,32 +70,46 @@ def read_all(sources: Sequence[str], columns: Mapping[str, str] | None = None) -
 
 def _question(row: Row, number: int, source: str, names: Mapping[str, str]) -> Question:
     where = f"{source}, row {number}"
-    text = row.get(_column(row, source, "question", names["question"]))
-    if not isinstance(text, str) or not text.strip():
-        raise UsageError(f"{where}: the question is empty or not text")
     fallback = "answer" if names["answers"] == "answers" and "answers" not in row and "answer" in row else names["answers"]
-    given = row[_column(row, source, "answers", fallback)]
+    given = row[column(row, source, "answers", fallback)]
     answers, found = _aliases(given, where)
     wanted = row.get(names["kind"]) or found
     kind: AnswerKind | None = next((k for k in ANSWER_KINDS if k == wanted), None)
     if wanted and kind is None:
         raise UsageError(f"{where}: kind {wanted!r} must be one of {', '.join(ANSWER_KINDS)}")
-    context = row.get(names["context"])
+    return asked(row, number, source, names, answers, kind)
+
+
+def asked(
+    row: Row,
+    number: int,
+    source: str,
+    names: Mapping[str, str],
+    answers: tuple[str, ...] = (),
+    kind: AnswerKind | None = None,
+) -> Question:
+    """A row's question with these answers. Raises UsageError where it has none."""
+    text = row.get(column(row, source, "question", names["question"]))
+    if not isinstance(text, str) or not text.strip():
+        raise UsageError(f"{source}, row {number}: the question is empty or not text")
+    context, group = row.get(names["context"]), row.get(names["group"])
     return Question(
         question=text.strip(),
         answers=answers,
         source=str(row.get(names["source"]) or Path(source).stem.removeprefix("trimtab:")),
         kind=kind,
         context=str(context).strip() if context else None,
+        group=str(group) if group else None,
     )
 
 
-def _column(row: Row, source: str, field: str, column: str) -> str:
-    if column not in row:
+def column(row: Row, source: str, field: str, name: str) -> str:
+    """The column of a field. Raises UsageError where a row has none of that name."""
+    if name not in row:
         raise UsageError(
-            f"{source} has no column {column!r}; it has {', '.join(map(str, row))}: name yours with --columns.{field}"
+            f"{source} has no column {name!r}; it has {', '.join(map(str, row))}: name yours with --columns.{field}"
         )
-    return column
+    return name
 
 
 def _aliases(given: Any, where: str) -> tuple[tuple[str, ...], AnswerKind | None]:

@@ -41,8 +41,7 @@ def engine_args(base: BaseModel, config: EngineConfig) -> dict[str, Any]:
         "load_format": LOAD_FORMAT,
         "model_loader_extra_config": {"vocabulary": base.vocabulary},
         "hf_overrides": _vocabulary_override(base, vocabulary),
-        "worker_extension_cls": "trimtab.engine.worker.RowWorker",
-        **_capture(config),
+        **_worker(config),
         "dtype": str(dtype(config.precision)).removeprefix("torch."),
         "max_model_len": config.max_length,
         "max_num_seqs": config.max_sequences,
@@ -75,10 +74,10 @@ def _executor(config: EngineConfig) -> dict[str, Any]:
     return {"distributed_executor_backend": "uni"}
 
 
-def _capture(config: EngineConfig) -> dict[str, Any]:
-    """A worker with taps, where hidden states are wanted."""
+def _worker(config: EngineConfig) -> dict[str, Any]:
+    """vLLM's own worker that can write rows; one with taps as well, where hidden states are wanted."""
     if not config.layers:
-        return {}
+        return {"worker_extension_cls": "trimtab.engine.worker.RowWorker"}
     # The taps are those of vLLM's first model runner.
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     return {

@@ -19,18 +19,24 @@ import torch
 from torch import Tensor
 
 from trimtab import signals
-from trimtab.signals import Accumulator
+from trimtab.signals import Accumulator, Reading
 
 # Length of what vLLM adds to the id of a request.
 SUFFIX = 9
+# Extra argument of requests whose prompt holds an answer that someone else wrote: the number of tokens before it.
+GIVEN = "trimtab_answer_from"
+# Positions whose logits are computed at once.
+PIECE = 256
 
 
 @dataclass
 class Running:
-    """A request in the accumulator's `slot`: tokens of its prompt, how many of them were read, and the tokens written."""
+    """A request in the accumulator's `slot`: tokens of its prompt, how many of them were read, and the tokens written.
+    `given` is the answer that follows its prompt where someone else wrote it; none of the engine's own tokens count then."""
 
     slot: int
     prompt: int
+    given: list[int] | None = None
     read: int = 0
     written: int = 0
 
@@ -82,7 +88,7 @@ class Capture:
             self.end(request)
         fresh = [new for new in scheduled.scheduled_new_reqs if self.free]
         for new in fresh:
-            self.running[new.req_id] = Running(self.free.pop(), len(new.prompt_token_ids or ()))
+            self.running[new.req_id] = _running(self.free.pop(), new)
         if fresh:
             self.sums.clear(self._tensor([self.running[new.req_id].slot for new in fresh]))
 
@@ -133,6 +139,7 @@ class Capture:
         rows = torch.stack([layer[: len(line)] for layer in state.aux_hidden_states], 1).float()
         self._add_to_blocks(line, position, rows)
         self._read_tails(batch.req_ids, line, position, rows)
+        self._write_given(batch.req_ids, line, position, rows, state.hidden_states)
         self._prepare_writes(batch.req_ids, first + np.asarray(counts) - 1, position, rows, state.logits)
 
     def sample(self, *args: Any, **kwargs: Any) -> Any:
@@ -141,12 +148,14 @@ class Capture:
         if (pending := self.pending) is not None:
             self.pending = None
             tokens = output.sampled_token_ids[pending.lines, 0].long()
-            reading = signals.reading_of(pending.logp, tokens)
-            if len(self.history):
-                at = self.sums.tokens[pending.slots]
-                self.history[pending.slots, at] = torch.stack([reading.logp, reading.entropy, reading.margin], 1)
-            self.sums.write(pending.slots, pending.states, reading)
+            self._write(pending.slots, pending.states, signals.reading_of(pending.logp, tokens))
         return output
+
+    def _write(self, slots: Tensor, states: Tensor, reading: Reading) -> None:
+        if len(self.history):
+            at = self.sums.tokens[slots]
+            self.history[slots, at] = torch.stack([reading.logp, reading.entropy, reading.margin], 1)
+        self.sums.write(slots, states, reading)
 
     def _add_to_blocks(self, line: Any, position: Any, rows: Tensor) -> None:
         table = self.table.get_numpy_array()
@@ -155,14 +164,15 @@ class Capture:
         self.block_sums.index_add_(0, block, rows)
 
     def _read_tails(self, requests: list[str], line: Any, position: Any, rows: Tensor) -> None:
-        """Add prompt tokens after the last whole block, each once: a request that was preempted computes them again."""
+        """Add prompt tokens after the last whole block, each once: a request that was preempted computes them again. Of one
+        that brings its answer, which reads nothing from the cache, all of them."""
         chosen: list[int] = []
         slots: list[int] = []
         for index, request in enumerate(requests):
             if (now := self.running.get(request)) is None:
                 continue
             own = np.flatnonzero(line == index)
-            tail = now.prompt - now.prompt % self.table.block_size
+            tail = 0 if now.given is not None else now.prompt - now.prompt % self.table.block_size
             mine = own[(position[own] >= max(tail, now.read)) & (position[own] < now.prompt)]
             now.read = max(now.read, min(now.prompt, int(position[own[-1]]) + 1)) if len(own) else now.read
             chosen += mine.tolist()
@@ -170,13 +180,35 @@ class Capture:
         if chosen:
             self.sums.read(self._tensor(slots), rows[self._tensor(chosen)])
 
+    def _write_given(self, requests: list[str], line: Any, position: Any, rows: Tensor, hidden: Tensor) -> None:
+        """Fold in the tokens of given answers that this step has states for: of each request the first, then the second, …"""
+        found: list[tuple[int, int, int, int]] = []
+        for index, request in enumerate(requests):
+            now = self.running.get(request)
+            if now is None or now.given is None:
+                continue
+            number = position - (now.prompt - 1)
+            own = np.flatnonzero((line == index) & (number >= now.written) & (number < len(now.given)))
+            found += [(turn, at, now.slot, now.given[int(number[at])]) for turn, at in enumerate(own.tolist())]
+            now.written += len(own)
+        if not found:
+            return
+        turns, at, slots, tokens = self._tensor(sorted(found)).T
+        pieces = zip(at.split(PIECE), tokens.split(PIECE), strict=True)
+        read = [signals.reading(self.runner.model.compute_logits(hidden[piece]), ids) for piece, ids in pieces]
+        logp, entropy, margin = (torch.cat([getattr(r, name) for r in read]) for name in ("logp", "entropy", "margin"))
+        sizes = turns.bincount().tolist()
+        parts = (values.split(sizes) for values in (slots, rows[at], logp, entropy, margin))
+        for slot, states, *figures in zip(*parts, strict=True):
+            self._write(slot, states, Reading(*figures))
+
     def _prepare_writes(self, requests: list[str], last: Any, position: Any, rows: Tensor, logits: Tensor) -> None:
         """Requests that reached their next new token: not those in the middle of a prompt, or of a second way through."""
         size = self.table.block_size
         lines: list[int] = []
         for index, request in enumerate(requests):
             now = self.running.get(request)
-            if now is None or self.runner.discard_request_mask.np[index]:
+            if now is None or now.given is not None or self.runner.discard_request_mask.np[index]:
                 continue
             if position[last[index]] != now.prompt - 1 + now.written:
                 continue
@@ -194,3 +226,9 @@ class Capture:
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.as_tensor(values, device=self.runner.device).long()
+
+
+def _running(slot: int, new: Any) -> Running:
+    ids: list[int] = list(new.prompt_token_ids or ())
+    start: int | None = ((new.sampling_params and new.sampling_params.extra_args) or {}).get(GIVEN)
+    return Running(slot, len(ids)) if start is None else Running(slot, start, ids[start:])

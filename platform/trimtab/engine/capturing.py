@@ -4,6 +4,7 @@ from typing import Any
 
 from trimtab.engine.arguments import on_cpu
 from trimtab.engine.capture import Capture
+from trimtab.engine.worker import RowWorker
 
 if on_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as Own
@@ -14,7 +15,7 @@ else:
 KEEP = 1024
 
 
-class CapturingWorker(Own):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
+class CapturingWorker(Own, RowWorker):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
     """`additional_config["trimtab"]` holds `layers`, `lows` and `history` (see `Capture`)."""
 
     capture: Capture | None = None
@@ -30,9 +31,7 @@ class CapturingWorker(Own):  # pyright: ignore[reportGeneralTypeIssues, reportUn
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """One step, its rows folded in."""
-        # One rank has all that is needed: hidden states and logits are whole on each.
-        if self.rank != 0:
-            return super().execute_model(scheduler_output)
+        # On every rank, though one would have all that is needed: logits of given answers are computed by all together.
         if self.capture is None:
             settings = self._settings
             self.capture = Capture(self.model_runner, len(settings["layers"]), settings["lows"], settings["history"], KEEP)

@@ -6,7 +6,8 @@ print(engine.chat([{"role": "user", "content": "Hello"}], prefix=trimtab.load_pr
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +23,7 @@ from trimtab.answers import Answer, Ask, Progress, Sampling, Signals
 from trimtab.base import BaseModel
 from trimtab.chat import Message
 from trimtab.engine.arguments import engine_args
+from trimtab.engine.capture import GIVEN
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.rows import RowTable
 from trimtab.errors import UsageError
@@ -64,21 +66,51 @@ class Engine:
 
         Raises ArtefactError for a prefix of another base model, BusyError where the batch names more prefixes than rows.
         """
-        used: list[Prefix] = []
-        try:
-            prompts: list[TokensPrompt] = []
-            for ask in asks:
-                rows: tuple[int, ...] = ()
-                if ask.prefix is not None:
-                    rows = self._acquire(ask.prefix)
-                    used.append(ask.prefix)
-                prompts.append(self._prompt(ask, rows))
+        with self._rows(asks) as rows:
+            prompts = [self._prompt(ask, used) for ask, used in zip(asks, rows, strict=True)]
             given = sampling or Sampling()
-            outputs = self._run(prompts, [given] * len(asks) if isinstance(given, Sampling) else given, progress)
+            return self._run(prompts, [given] * len(asks) if isinstance(given, Sampling) else given, progress)
+
+    def read_many(self, asks: Sequence[Ask], texts: Sequence[str], progress: Progress | None = None) -> list[Answer]:
+        """What the model shows of answers that someone else wrote, `texts` to `asks`, as if it had written them itself; each
+        ends with the token that ends a turn. One that the engine's length cuts off is `finished` with `length`.
+
+        Raises UsageError where the engine captures no layers, and as `chat_many`.
+        """
+        if not self.config.layers:
+            raise UsageError("this engine captures no layers: give it some with EngineConfig(layers=…) to read answers")
+        with self._rows(asks) as rows:
+            prompts = [self._prompt(ask, used) for ask, used in zip(asks, rows, strict=True)]
+            starts = [len(prompt["prompt_token_ids"]) for prompt in prompts]
+            given = [self.renderer.answer(t, p["prompt_token_ids"]) for t, p in zip(texts, prompts, strict=True)]
+            # One more token is the least that vLLM writes.
+            fitting = [ids[: self.config.max_length - 1 - start] for ids, start in zip(given, starts, strict=True)]
+            for prompt, ids in zip(prompts, fitting, strict=True):
+                prompt["prompt_token_ids"] = [*prompt["prompt_token_ids"], *ids]
+            sampling = [
+                SamplingParams(max_tokens=1, skip_reading_prefix_cache=True, extra_args={GIVEN: start}) for start in starts
+            ]
+            outputs = self._llm.generate(prompts, sampling, use_tqdm=_bar(progress) if progress else False)
+            wanted = {output.request_id: len(ids) for output, ids in zip(outputs, fitting, strict=True)}
+            found = self._captured(wanted)
+        return [
+            Answer(text, tuple(ids), "stop" if ids == whole else "length", start, (), found.get(output.request_id))
+            for text, ids, whole, start, output in zip(texts, fitting, given, starts, outputs, strict=True)
+        ]
+
+    @contextmanager
+    def _rows(self, asks: Sequence[Ask]) -> Generator[list[tuple[int, ...]]]:
+        """The rows of each conversation's prefix, held as long as this lasts."""
+        used: list[Prefix] = []
+        rows: list[tuple[int, ...]] = []
+        try:
+            for ask in asks:
+                rows.append(self._acquire(ask.prefix) if ask.prefix else ())
+                used += [ask.prefix] if ask.prefix else []
+            yield rows
         finally:
             for prefix in used:
                 self.table.release(prefix.card.digest)
-        return outputs
 
     def _acquire(self, prefix: Prefix) -> tuple[int, ...]:
         prefixes.check_base(prefix, self.base)
@@ -108,7 +140,8 @@ class Engine:
     def _run(self, prompts: list[TokensPrompt], sampling: Sequence[Sampling], progress: Progress | None) -> list[list[Answer]]:
         bar = _bar(progress) if progress else False
         outputs = self._llm.generate(prompts, [SamplingParams(**asdict(s)) for s in sampling], use_tqdm=bar)
-        captured = self._captured(outputs) if self.config.layers else {}
+        wanted = {_id(output, o): len(o.token_ids) for output in outputs for o in output.outputs}
+        captured = self._captured(wanted) if self.config.layers else {}
         return [
             [
                 Answer(
@@ -124,10 +157,9 @@ class Engine:
             for output in outputs
         ]
 
-    def _captured(self, outputs: Sequence[RequestOutput]) -> dict[str, Signals]:
-        """Signals of the answers, by their ids in the engine."""
-        wanted = {_id(output, o): len(o.token_ids) for output in outputs for o in output.outputs}
-        found = next(f for f in self._llm.collective_rpc("trimtab_signals", args=(wanted,)) if f is not None)
+    def _captured(self, wanted: Mapping[str, int]) -> dict[str, Signals]:
+        """Signals of answers of so many tokens, by their ids in the engine."""
+        found = next(f for f in self._llm.collective_rpc("trimtab_signals", args=(dict(wanted),)) if f is not None)
         return {
             name: Signals(
                 torch.frombuffer(bytearray(record["psi"]), dtype=torch.float32).view(len(self.config.layers), -1),

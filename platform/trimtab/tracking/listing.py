@@ -12,20 +12,23 @@ from trimtab.errors import TrackingError
 from trimtab.tracking import registry
 from trimtab.tracking.runs import Run
 
+# The figure of a kind that tells most, and its name in the card.
+HEADLINES = {"prefix": ("balanced", "test_balanced"), "detector": ("AUROC", "test_auroc")}
+
 
 def list_versions(config: ListConfig) -> dict[str, Any]:
-    """Print every version of every prefix."""
+    """Print every version of every prefix and detector."""
     found = registry.versions(config.base)
     if not found:
-        say("no prefixes yet: trimtab align makes one, trimtab demo shows the whole way")
+        say("nothing yet: trimtab align makes prefixes, trimtab detect makes detectors, trimtab demo shows the whole way")
     else:
         table = Table()
-        for column in ("model", "version", "aliases", "balanced (test)", "run"):
+        for column in ("model", "kind", "version", "aliases", "on test", "run"):
             table.add_column(column, no_wrap=True)
         for v in found:
-            figure = v.metrics.get("test_balanced")
-            shown = "-" if figure is None else f"{figure:.2f}"
-            table.add_row(f"{v.base}:{v.name}", str(v.version), ", ".join(v.aliases), shown, v.run_id[:8])
+            name, figure = HEADLINES[v.kind]
+            shown = f"{name} {v.metrics[figure]:.2f}" if figure in v.metrics else "-"
+            table.add_row(f"{v.base}:{v.name}", v.kind, str(v.version), ", ".join(v.aliases), shown, v.run_id[:8])
         console.print(table)
     return {"versions": [asdict(v) for v in found]}
 
@@ -33,7 +36,7 @@ def list_versions(config: ListConfig) -> dict[str, Any]:
 def show(config: VersionConfig) -> dict[str, Any]:
     """Print a version's card."""
     version = registry.find(config.base, config.name, config.version)
-    card = asdict(registry.load(version).card)
+    card = asdict(registry.card_of(version))
     console.print_json(data={"version": version.version, "aliases": list(version.aliases), "card": card})
     return {"version": asdict(version), "card": card}
 

@@ -1,4 +1,4 @@
-"""The registry: every kept prefix is a version of `trimtab.<base>.<name>`; aliases say which one to use.
+"""The registry: every kept prefix and detector is a version of `trimtab.<base>.<name>`; aliases say which one to use.
 
 `candidate` is the newest, `champion` the one that passed the gate. Who moved an alias, when and from where is kept as tags,
 so that a rollback is one call.
@@ -14,20 +14,26 @@ import mlflow.artifacts
 from mlflow import MlflowException
 from mlflow.entities.model_registry import ModelVersion
 
+from trimtab import card as cards
+from trimtab import detector as detectors
 from trimtab import prefix as prefixes
 from trimtab import settings
 from trimtab.base import BaseModel
+from trimtab.card import Card
+from trimtab.detector import Detector, DetectorCard
 from trimtab.errors import NotFoundError, UsageError
 from trimtab.prefix import Prefix
 from trimtab.tracking.client import client, experiment_id, reachable
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 ALIASES = (CANDIDATE, CHAMPION)
+# What the command makes that names a kind.
+MAKERS = {"prefix": "trimtab align", "detector": "trimtab detect"}
 
 
 @dataclass(frozen=True)
 class Version:
-    """One version of a prefix in the registry. `aliases` point at it now; `metrics` are those of its card."""
+    """One version in the registry, of a `kind`: prefix or detector. `aliases` point at it now; `metrics` are its card's."""
 
     base: str
     name: str
@@ -36,32 +42,40 @@ class Version:
     aliases: tuple[str, ...]
     fingerprint: str
     metrics: Mapping[str, float]
+    kind: str = "prefix"
 
 
 def model_name(base: str, name: str) -> str:
-    """Registered model of a prefix."""
+    """Registered model of a prefix or a detector."""
     for part in (base, name):
         if not part or any(c in part for c in "/:@") or "." in name:
-            raise UsageError(f"{part!r} cannot name a prefix: leave out / : @ and dots")
+            raise UsageError(f"{part!r} cannot be a name: leave out / : @ and dots")
     return f"trimtab.{base}.{name}"
 
 
 def register(folder: Path, run_id: str) -> Version:
-    """Keep a prefix folder as a LoggedModel of its run and as a new version with alias `candidate`."""
-    prefix = prefixes.load(folder)
-    card = prefix.card
+    """Keep the folder of a prefix or detector as a LoggedModel of its run and as a new version with alias `candidate`.
+
+    Raises ArtefactError for a folder that must not be used, UsageError where its name is taken by another kind.
+    """
+    card = _card(folder)
     registered = model_name(card.base, card.name)
     with reachable(f"register {registered}"):
         api = client()
-        params = {"objective": str(card.method.get("objective")), "place": card.place, "rows": str(card.rows)}
-        model = api.create_logged_model(experiment_id(), card.name, run_id, params=params, model_type="trimtab-prefix")
+        there = api.search_registered_models(f"name = '{registered}'")
+        if there and (kind := there[0].tags.get("trimtab.kind")) != card.kind:
+            raise UsageError(f"{card.base} has a {kind} of the name {card.name!r} already: give the {card.kind} another --name")
+        model = api.create_logged_model(
+            experiment_id(), card.name, run_id, params=_params(card), model_type=f"trimtab-{card.kind}"
+        )
         api.log_model_artifacts(model.model_id, str(folder))
         api.finalize_logged_model(model.model_id, "READY")
         for key, value in card.metrics.items():
             api.log_metric(run_id, key, value, model_id=model.model_id)
-        if not api.search_registered_models(f"name = '{registered}'"):
-            api.create_registered_model(registered, tags={"trimtab.kind": "prefix", "trimtab.base": card.base})
-        tags = {"trimtab.fingerprint": card.fingerprint, "trimtab.name": card.name, "trimtab.digest": card.digest}
+        tags = {"trimtab.kind": card.kind, "trimtab.base": card.base}
+        if not there:
+            api.create_registered_model(registered, tags=tags)
+        tags |= {"trimtab.fingerprint": card.fingerprint, "trimtab.name": card.name, "trimtab.digest": card.digest}
         tags |= {f"trimtab.metric.{k}": f"{v:.6g}" for k, v in card.metrics.items()}
         made = api.create_model_version(
             registered, f"models:/{model.model_id}", run_id=run_id, tags=tags, model_id=model.model_id
@@ -83,17 +97,19 @@ def find(base: str, name: str, ref: str = CHAMPION) -> Version:
                 raise
     there = [f"{v.version} ({', '.join(v.aliases) or 'no alias'})" for v in versions(base, name)]
     if there:
-        raise NotFoundError(f"prefix {name!r} of {base} has no {ref!r}; it has versions {', '.join(there)}")
+        raise NotFoundError(f"{name!r} of {base} has no {ref!r}; it has versions {', '.join(there)}")
     others = sorted({v.name for v in versions(base)})
-    raise NotFoundError(f"no prefix {name!r} for {base}; there are: {', '.join(others) or 'none yet (trimtab align)'}")
+    none = f"none yet ({' and '.join(MAKERS.values())} make some)"
+    raise NotFoundError(f"nothing named {name!r} for {base}; there are: {', '.join(others) or none}")
 
 
-def versions(base: str | None = None, name: str | None = None) -> list[Version]:
-    """All versions of prefixes, of one base model or of one name where given; the newest of each name first."""
+def versions(base: str | None = None, name: str | None = None, kind: str | None = None) -> list[Version]:
+    """All versions, of one base model, name or kind where given; the newest of each name first."""
     with reachable("list versions"):
         found: list[Version] = []
         for model in client().search_registered_models("name LIKE 'trimtab.%'"):
-            if model.tags.get("trimtab.kind") != "prefix" or base not in (None, model.tags.get("trimtab.base")):
+            mine = model.tags.get("trimtab.kind")
+            if mine not in MAKERS or kind not in (None, mine) or base not in (None, model.tags.get("trimtab.base")):
                 continue
             for version in client().search_model_versions(f"name = '{model.name}'"):
                 # The versions of a search come without their aliases; the model has them all.
@@ -106,6 +122,23 @@ def versions(base: str | None = None, name: str | None = None) -> list[Version]:
 
 def load(version: Version, base: BaseModel | None = None) -> Prefix:
     """The prefix of a version, checked against its card (and a base model)."""
+    return prefixes.load(_fetched(version, "prefix"), base)
+
+
+def load_detector(version: Version, base: BaseModel | None = None) -> Detector:
+    """The detector of a version, checked against its card (and a base model)."""
+    return detectors.load(_fetched(version, "detector"), base)
+
+
+def card_of(version: Version) -> Card | DetectorCard:
+    """The card of a version."""
+    return _card(_fetched(version, version.kind))
+
+
+def _fetched(version: Version, kind: str) -> Path:
+    """The folder of a version, downloaded. Raises NotFoundError where it is of another kind."""
+    if version.kind != kind:
+        raise NotFoundError(f"{version.name!r} of {version.base} is a {version.kind}, not a {kind}")
     with reachable(f"download {version.name} version {version.version}"):
         target = settings.home() / "registry" / model_name(version.base, version.name) / str(version.version)
         target.mkdir(parents=True, exist_ok=True)
@@ -114,7 +147,7 @@ def load(version: Version, base: BaseModel | None = None) -> Prefix:
         folder = mlflow.artifacts.download_artifacts(
             artifact_uri=uri, dst_path=str(target), tracking_uri=settings.tracking_uri(), registry_uri=settings.tracking_uri()
         )
-    return prefixes.load(Path(folder), base)
+    return Path(folder)
 
 
 def promote(version: Version, reason: str) -> Version | None:
@@ -150,11 +183,30 @@ def rollback(base: str, name: str) -> Version:
     return before
 
 
+def _card(folder: Path) -> Card | DetectorCard:
+    kind = cards.read_object(folder / cards.FILE, "a card").get("kind") if (folder / cards.FILE).exists() else None
+    return detectors.load(folder).card if kind == "detector" else prefixes.load(folder).card
+
+
+def _params(card: Card | DetectorCard) -> dict[str, str]:
+    """What tells one version from another at a glance."""
+    if isinstance(card, DetectorCard):
+        return {"head": card.head, "layers": ", ".join(map(str, card.layers))}
+    return {"objective": str(card.method.get("objective")), "place": card.place, "rows": str(card.rows)}
+
+
 def _version(found: ModelVersion, aliases: Sequence[str] | None = None) -> Version:
     tags = dict(found.tags)
     metrics = {k.removeprefix("trimtab.metric."): float(v) for k, v in tags.items() if k.startswith("trimtab.metric.")}
     base = found.name.removeprefix("trimtab.").rpartition(".")[0]
     names = tuple(sorted(found.aliases if aliases is None else aliases))
     return Version(
-        base, tags["trimtab.name"], int(found.version), str(found.run_id), names, tags["trimtab.fingerprint"], metrics
+        base,
+        tags["trimtab.name"],
+        int(found.version),
+        str(found.run_id),
+        names,
+        tags["trimtab.fingerprint"],
+        metrics,
+        tags.get("trimtab.kind", "prefix"),
     )

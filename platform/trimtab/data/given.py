@@ -1,0 +1,77 @@
+"""Read answers that someone else wrote, with their questions and whether they are right: what labelled sets hold."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trimtab.data.questions import Question, asked, column
+from trimtab.data.readers import Row, read_rows, renamed
+from trimtab.errors import UsageError
+
+FIELDS = ("question", "context", "kind", "source", "group", "given", "truthful", "right", "wrong")
+
+
+@dataclass(frozen=True)
+class Given:
+    """An answer to a question, and whether it is right; None where nobody said."""
+
+    question: Question
+    text: str
+    truthful: bool | None
+
+
+def read_given(source: str, columns: Mapping[str, str] | None = None, separator: str | None = None) -> list[Given]:
+    """Answers of one source.
+
+    Args:
+        source: a file (.jsonl, .json, .csv, .parquet), `trimtab:NAME`, or a Hugging Face dataset `org/name[/config][:split]`.
+        columns: other names of the fields question, context, kind, source, group, given, truthful, right and wrong.
+        separator: what stands between several answers in one text; without it a text is one answer.
+
+    A row has an answer as `given`, and whether it is right as `truthful` (true, false, or nothing where it is not known); or it
+    has answers that are `right` and others that are `wrong`, one or a list each.
+
+    Raises UsageError, naming the row and what to do.
+    """
+    names = renamed(FIELDS, columns)
+    rows = enumerate(read_rows(source), 1)
+    return [given for number, row in rows for given in _given(row, number, source, names, separator)]
+
+
+def read_all(sources: Sequence[str], columns: Mapping[str, str] | None = None, separator: str | None = None) -> list[Given]:
+    """Answers of several sources, in order."""
+    return [given for source in sources for given in read_given(source, columns, separator)]
+
+
+def _given(row: Row, number: int, source: str, names: Mapping[str, str], separator: str | None) -> Iterator[Given]:
+    where = f"{source}, row {number}"
+    question = asked(row, number, source, names)
+    if names["given"] in row:
+        (text,) = _texts(row[names["given"]], where, None)
+        yield Given(question, text, _truth(row.get(names["truthful"]), where))
+        return
+    if names["right"] not in row and names["wrong"] not in row:
+        # Its error says which columns there are.
+        column(row, source, "given", names["given"])
+    for field, truthful in (("right", True), ("wrong", False)):
+        for text in _texts(row.get(names[field]), where, separator):
+            yield Given(question, text, truthful)
+
+
+def _texts(value: Any, where: str, separator: str | None) -> list[str]:
+    if value is None:
+        return []
+    parts = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(part, str) for part in parts):
+        raise UsageError(f"{where}: a given answer must be text, not {type(value).__name__}")
+    cut = [piece for part in parts for piece in (part.split(separator) if separator else [part])]
+    return [piece.strip() for piece in cut if piece.strip() or len(cut) == 1]
+
+
+def _truth(value: Any, where: str) -> bool | None:
+    if value is None or value == "" or value != value:
+        return None
+    known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if (found := known.get(str(value).strip().lower().removesuffix(".0"))) is None:
+        raise UsageError(f"{where}: truthful is {value!r}, and must be true, false, or empty where it is not known")
+    return found
