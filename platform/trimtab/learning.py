@@ -1,6 +1,6 @@
 """Learning a detector from collected answers: split, normalise, fit, choose on validation, calibrate (METHODS 2, protocol).
 
-Nothing here looks at a test answer but `measure`, which is called with what was chosen without it.
+Nothing here looks at a test answer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ class Candidate:
 @dataclass(frozen=True)
 class Parts:
     """The rows of one seed: what is learned from, chosen on, and reported on, with tau_l and the normaliser [2, 7] of the
-    training rows. `test` are indices of rows in the data set."""
+    training rows. `at` are the indices of the test rows in the data set."""
 
     train: Rows
     validation: Rows
@@ -75,7 +75,7 @@ def parts(
     hidden = torch.tensor([fraction(f"label {question.lower()}", seed) >= labels for question in questions])
     logp = torch.cat([trace[:, 0] for trace, train in zip(traces, trains.tolist(), strict=True) if train])
     low = logp.quantile(LOW).item()
-    phi = torch.stack([signals.trace(trace[:, 0], trace[:, 1], trace[:, 2], low) for trace in traces])
+    phi = _phi(traces, low)
     normaliser = torch.stack([phi[trains].mean(0), phi[trains].std(0).clamp(min=1e-6)])
     z = normalised(phi, normaliser)
     taught = truthful.masked_fill(hidden, float("nan"))
@@ -87,6 +87,11 @@ def parts(
         low,
         normaliser,
     )
+
+
+def foreign(psi: Tensor, traces: Sequence[Tensor], truthful: Tensor, rows: Parts) -> Rows:
+    """Answers [N] of another data set, as detectors that learned from `rows` read them: with their tau_l and normaliser."""
+    return Rows(psi, normalised(_phi(traces, rows.low), rows.normaliser), truthful)
 
 
 def learn(candidate: Candidate, rows: Parts, seed: int) -> Learned:
@@ -104,3 +109,7 @@ def learn(candidate: Candidate, rows: Parts, seed: int) -> Learned:
 def seen(rows: Rows, candidate: Candidate) -> Rows:
     """The rows as a candidate sees them: at its layers only."""
     return Rows(rows.psi[:, list(candidate.layers)], rows.phi, rows.truthful, rows.spread)
+
+
+def _phi(traces: Sequence[Tensor], low: float) -> Tensor:
+    return torch.stack([signals.trace(trace[:, 0], trace[:, 1], trace[:, 2], low) for trace in traces])

@@ -61,9 +61,12 @@ class Schedule:
 
 
 class Head(nn.Module, ABC):
-    """What every head is; most say a `forward`, some a loss of their own."""
+    """What every head is; most say a `forward`, some a loss of their own. `joint`: it looks at all layers that it is given, not
+    only at the highest. `taught`: it learns from labels."""
 
     schedule = Schedule()
+    joint = True
+    taught = True
 
     @abstractmethod
     def forward(self, psi: Tensor, phi: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ class Haloscope(Head):
         hidden: width of the MLP's hidden layer.
     """
 
+    joint, taught = False, False
+
     def __init__(self, width: int, layers: int, hidden: int = 1024) -> None:
         super().__init__()
         self.width = width
