@@ -4,7 +4,7 @@ Nothing here looks at a test answer.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,12 +31,13 @@ class Candidate:
 @dataclass(frozen=True)
 class Parts:
     """The rows of one seed: what is learned from, chosen on, and reported on, with tau_l and the normaliser [2, 7] of the
-    training rows. `at` are the indices of the test rows in the data set."""
+    training rows. `at` and `trained` are the indices of the test and the training rows in the data set."""
 
     train: Rows
     validation: Rows
     test: Rows
     at: Tensor
+    trained: Tensor
     low: float
     normaliser: Tensor
 
@@ -72,21 +73,29 @@ def parts(
     known = ~truthful.isnan()
     tests, validations = (place < test) & known, (place >= test) & (place < test + validation) & known
     trains = place >= test + validation
-    hidden = torch.tensor([fraction(f"label {question.lower()}", seed) >= labels for question in questions])
     logp = torch.cat([trace[:, 0] for trace, train in zip(traces, trains.tolist(), strict=True) if train])
     low = logp.quantile(LOW).item()
     phi = _phi(traces, low)
     normaliser = torch.stack([phi[trains].mean(0), phi[trains].std(0).clamp(min=1e-6)])
     z = normalised(phi, normaliser)
-    taught = truthful.masked_fill(hidden, float("nan"))
-    return Parts(
-        Rows(psi[trains], z[trains], taught[trains]),
+    made = Parts(
+        Rows(psi[trains], z[trains], truthful[trains]),
         Rows(psi[validations], z[validations], truthful[validations]),
         Rows(psi[tests], z[tests], truthful[tests]),
         tests.nonzero()[:, 0],
+        trains.nonzero()[:, 0],
         low,
         normaliser,
     )
+    return made if labels >= 1 else with_labels(made, questions, seed, labels)
+
+
+def with_labels(rows: Parts, questions: Sequence[str], seed: int, labels: float) -> Parts:
+    """The same parts with the share `labels` of the training labels, by question; a larger share holds a smaller one."""
+    trained = [questions[int(at)] for at in rows.trained.tolist()]
+    hidden = [fraction(f"label {question.lower()}", seed) >= labels for question in trained]
+    known = rows.train.truthful.masked_fill(torch.tensor(hidden, dtype=torch.bool), float("nan"))
+    return replace(rows, train=replace(rows.train, truthful=known))
 
 
 def foreign(psi: Tensor, traces: Sequence[Tensor], truthful: Tensor, rows: Parts) -> Rows:

@@ -1,4 +1,4 @@
-"""Detectors measured over seeds, each of which has a test part of its own, with intervals that cover questions and seeds (ours).
+"""Detectors measured over seeds, each with a test part of its own; intervals cover questions and seeds (ours).
 
 A question may be in the test parts of several seeds, so answers drawn anew for each seed would pass for fresh evidence. One
 resample therefore draws the data set's questions once, with all their answers in all test parts, and crosses them with seeds,
@@ -28,8 +28,8 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Tested:
-    """What a detector says of the n test answers of a seed: `at` [n] are their rows in the data set, `risk` [n] how probably they
-    are made up, `raw` [n] the same before calibration, `made_up` [n] whether they are."""
+    """What a detector says of the n test answers of a seed: `at` [n] are their rows in the data set, `risk` [n] how probably
+    they are made up, `raw` [n] the same before calibration, `made_up` [n] whether they are."""
 
     seed: int
     at: Rows
@@ -40,8 +40,8 @@ class Tested:
 
 @dataclass(frozen=True)
 class Result:
-    """A head or a score over seeds, chosen on validation: `chosen` says what; `validation` is its mean AUROC there, `oracle` the
-    mean AUROC that choosing on test would have claimed, which no report may. `learned` is whether anything was trained."""
+    """A head or a score over seeds, chosen on validation: `chosen` says what; `validation` is its mean AUROC there, `oracle`
+    the mean AUROC that choosing on test would have claimed, which no report may. `learned`: whether anything was trained."""
 
     name: str
     chosen: dict[str, Any]
@@ -58,7 +58,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Figures:
-    """Figures as in evaluate/truth.py, means over seeds. `count` and `made_up` are of different answers, over all test parts."""
+    """Figures as in evaluate/truth.py, means over seeds. `count` and `made_up`: different answers in all test parts."""
 
     auroc: Interval
     auprc: Interval

@@ -15,8 +15,8 @@ GRID = np.linspace(0, 1, 101)
 
 @dataclass(frozen=True)
 class Curves:
-    """Means over seeds. `roc`: share of made-up answers caught where so many right ones are flagged; `coverage`: share of made-up
-    ones among so many answers given, the least risky first; both at GRID. `before` and `after` calibration, `bins` by risk."""
+    """Means over seeds. `roc`: share of made-up answers caught where so many right ones are flagged; `coverage`: share of
+    made-up ones among so many answers given, the least risky first; both at GRID. Bins of risk before and after calibration."""
 
     name: str
     roc: Floats
@@ -26,7 +26,7 @@ class Curves:
 
 
 def curves(name: str, tests: Sequence[Tested]) -> Curves:
-    """The curves of a detector. Bins hold the answers of all test parts: one that several seeds test is in them several times."""
+    """The curves of a detector. Bins hold the answers of all test parts: one that several seeds test counts as often."""
     made_up = np.concatenate([t.made_up for t in tests])
     return Curves(
         name,
@@ -38,9 +38,9 @@ def curves(name: str, tests: Sequence[Tested]) -> Curves:
 
 
 def roc(risk: Floats, made_up: Labels) -> Floats:
-    """Share of made-up answers caught [101] where the shares GRID of right ones are flagged; between thresholds a straight line.
+    """Share of made-up answers caught [101] where the shares GRID of right ones are flagged.
 
-    At the shares that a threshold flags it is the most that can be caught with them."""
+    At a share that some thresholds flag it is the most that they catch; between them runs a straight line."""
     thresholds = np.unique(risk)[::-1]
     right, wrong = np.sort(risk[~made_up]), np.sort(risk[made_up])
     alarms = 1 - np.searchsorted(right, thresholds, side="left") / len(right)
