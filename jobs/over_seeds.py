@@ -4,7 +4,7 @@ Both `trimtab detect` and `trimtab evaluate truth` stand on this.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from statistics import mean
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trimtab import calibration, heads, learning
 from trimtab.errors import UsageError
-from trimtab.evaluate.pooled import Result, Tested
+from trimtab.evaluate.pooled import Result, Risks
 from trimtab.heads import Rows
 from trimtab.learning import Candidate, Learned, Parts
 from trimtab.signals import TRACE
@@ -100,9 +100,9 @@ def compete(tried: Trials, rows: Mapping[int, Parts], tick: Callable[[], None]) 
     every = [fit(Candidate(tried.head, layers, middle), rows, tick) for layers in tried.layers]
     found = _best(every)[0].candidate.layers
     every += [fit(Candidate(tried.head, found, s), rows, tick) for s in tried.settings if s is not middle]
-    best = _best(every)
-    oracle = max(mean(_ranked(made, rows[made.seed].test) for made in each) for each in every)
-    return arm(tried.head, best, rows, tried.there, oracle)
+    best = arm(tried.head, _best(every), rows, tried.there)
+    oracle = max(arm(tried.head, each, rows, tried.there).result.auroc for each in every)
+    return replace(best, result=replace(best.result, oracle=oracle))
 
 
 def fit(candidate: Candidate, rows: Mapping[int, Parts], tick: Callable[[], None]) -> list[Learned]:
@@ -114,18 +114,15 @@ def fit(candidate: Candidate, rows: Mapping[int, Parts], tick: Callable[[], None
     return made
 
 
-def arm(
-    name: str, made: Sequence[Learned], rows: Mapping[int, Parts], there: Sequence[int], oracle: float | None = None
-) -> Arm:
+def arm(name: str, made: Sequence[Learned], rows: Mapping[int, Parts], there: Sequence[int]) -> Arm:
     """What was learned with each seed, and what it says of its test part; psi has the layers `there`."""
-    tests = [tested(one, rows[one.seed].test, rows[one.seed].at) for one in made]
+    tests = [risks(one, rows[one.seed].test, rows[one.seed].at) for one in made]
     candidate = made[0].candidate
     chosen = {"layers": [there[index] for index in candidate.layers], **candidate.settings}
-    plain = mean(_ranked(one, rows[one.seed].test) for one in made) if oracle is None else oracle
-    return Arm(Result(name, chosen, tests, validated(made), plain), made)
+    return Arm(_without_choice(Result(name, chosen, tests, validated(made), 0.0)), made)
 
 
-def tested(made: Learned, test: Rows, at: Tensor) -> Tested:
+def risks(made: Learned, test: Rows, at: Tensor) -> Risks:
     """What a detector says of answers [N] that stand `at` [N] in their data set."""
     seen = learning.seen(test, made.candidate)
     return judged(heads.scores(made.head, seen), made.calibration, test, at, made.seed)
@@ -151,14 +148,13 @@ def scored(
         for seed, parts in rows.items()
     ]
     validation = mean(heads.auroc(known[seed], parts.validation.truthful) for seed, parts in rows.items())
-    oracle = mean(heads.auroc(asked[seed], parts.test.truthful) for seed, parts in rows.items())
-    return Result(name, chosen, tests, validation, oracle, learned=False)
+    return _without_choice(Result(name, chosen, tests, validation, 0.0, learned=False))
 
 
-def judged(score: Tensor, platt: Tensor, test: Rows, at: Tensor, seed: int) -> Tested:
+def judged(score: Tensor, platt: Tensor, test: Rows, at: Tensor, seed: int) -> Risks:
     """Scores [N] of test answers as risks, before and after calibration."""
     risk, raw = calibration.risk(score, platt), torch.sigmoid(-score)
-    return Tested(seed, at.numpy(), risk.double().numpy(), raw.double().numpy(), (test.truthful == 0).numpy())
+    return Risks(seed, at.numpy(), risk.double().numpy(), raw.double().numpy(), (test.truthful == 0).numpy())
 
 
 def two_classes(rows: Rows) -> bool:
@@ -188,7 +184,6 @@ def _best(every: Sequence[list[Learned]]) -> list[Learned]:
     return max(every, key=validated)
 
 
-def _ranked(made: Learned, rows: Rows) -> float:
-    """AUROC on rows."""
-    seen = learning.seen(rows, made.candidate)
-    return heads.auroc(heads.scores(made.head, seen), seen.truthful)
+def _without_choice(result: Result) -> Result:
+    """Where there was nothing to choose, the test part could not have chosen better."""
+    return replace(result, oracle=result.auroc)

@@ -187,7 +187,7 @@ def _moved(given: Sequence[Source], arms: Sequence[Sequence[Arm]]) -> list[Moved
             places = {seed: parts.at for seed, parts in there.rows.items()}
             read = {seed: _read(there.data, at, here.rows[seed]) for seed, at in places.items()}
             for arm in learned:
-                tests = [over_seeds.tested(made, read[made.seed], places[made.seed]) for made in arm.learned]
+                tests = [over_seeds.risks(made, read[made.seed], places[made.seed]) for made in arm.learned]
                 found.append(truth_report.moved(arm.result.name, here.name, there.name, tests, there.drawn))
     order = list(dict.fromkeys(arm.result.name for learned in arms for arm in learned))
     return sorted(found, key=lambda cell: order.index(cell.name))

@@ -27,7 +27,7 @@ Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Tested:
+class Risks:
     """What a detector says of the n test answers of a seed: `at` [n] are their rows in the data set, `risk` [n] how probably
     they are made up, `raw` [n] the same before calibration, `made_up` [n] whether they are."""
 
@@ -45,7 +45,7 @@ class Result:
 
     name: str
     chosen: dict[str, Any]
-    tests: Sequence[Tested]
+    tests: Sequence[Risks]
     validation: float
     oracle: float
     learned: bool = True
@@ -53,7 +53,7 @@ class Result:
     @property
     def auroc(self) -> float:
         """On test, mean over the seeds."""
-        return float(np.mean([truth.auroc(t.risk, t.made_up) for t in self.tests]))
+        return _plain(weighted.auroc, self.tests)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def resamples(questions: Sequence[str], seeds: int, count: int = RESAMPLES) -> R
     return Resamples(times, question.reshape(-1).astype(np.int64), picked.astype(np.int64))
 
 
-def measure(tests: Sequence[Tested], drawn: Resamples) -> Figures:
+def measure(tests: Sequence[Risks], drawn: Resamples) -> Figures:
     """All figures of a detector over its seeds."""
     answers = {int(at): bool(wrong) for t in tests for at, wrong in zip(t.at, t.made_up, strict=True)}
     return Figures(
@@ -128,7 +128,7 @@ def measure(tests: Sequence[Tested], drawn: Resamples) -> Figures:
     )
 
 
-def estimate(figure: Figure, tests: Sequence[Tested], drawn: Resamples) -> Interval:
+def estimate(figure: Figure, tests: Sequence[Risks], drawn: Resamples) -> Interval:
     """A figure, mean over seeds, with its 95 % interval over questions and seeds."""
     return _interval(_plain(figure, tests), _spread(figure, tests, drawn))
 
@@ -144,7 +144,7 @@ def difference(ours: Result, rival: Result, drawn: Resamples) -> Difference:
     return Difference(ours.name, rival.name, found, found.low > 0)
 
 
-def by_kind(tests: Sequence[Tested], sources: Sequence[str], drawn: Resamples) -> list[Kind]:
+def by_kind(tests: Sequence[Risks], sources: Sequence[str], drawn: Resamples) -> list[Kind]:
     """AUROC on the questions of each source [N], those with most answers first. A seed without both classes is left out."""
     names, kind = np.unique(sources, return_inverse=True)
     kinds = [_kind(str(name), [_only(t, kind[t.at] == index) for t in tests], drawn) for index, name in enumerate(names)]
@@ -171,7 +171,7 @@ def as_json(result: Result, figures: Figures) -> dict[str, Any]:
     }
 
 
-def _kind(source: str, tests: Sequence[Tested], drawn: Resamples) -> Kind:
+def _kind(source: str, tests: Sequence[Risks], drawn: Resamples) -> Kind:
     answers = {int(at): bool(wrong) for t in tests for at, wrong in zip(t.at, t.made_up, strict=True)}
     made_up = sum(answers.values())
     whole = [place for place, t in enumerate(tests) if t.made_up.any() and not t.made_up.all()]
@@ -183,19 +183,19 @@ def _kind(source: str, tests: Sequence[Tested], drawn: Resamples) -> Kind:
     return Kind(source, estimate(weighted.auroc, [tests[i] for i in whole], mine), len(answers), made_up)
 
 
-def _only(t: Tested, kept: Labels) -> Tested:
-    return Tested(t.seed, t.at[kept], t.risk[kept], t.raw[kept], t.made_up[kept])
+def _only(t: Risks, kept: Labels) -> Risks:
+    return Risks(t.seed, t.at[kept], t.risk[kept], t.raw[kept], t.made_up[kept])
 
 
-def _once(t: Tested) -> NDArray[np.uint8]:
+def _once(t: Risks) -> NDArray[np.uint8]:
     return np.ones((1, len(t.at)), dtype=np.uint8)
 
 
-def _plain(figure: Figure, tests: Sequence[Tested]) -> float:
+def _plain(figure: Figure, tests: Sequence[Risks]) -> float:
     return float(np.mean([figure(t.risk, t.made_up, _once(t))[0] for t in tests]))
 
 
-def _spread(figure: Figure, tests: Sequence[Tested], drawn: Resamples) -> Floats:
+def _spread(figure: Figure, tests: Sequence[Risks], drawn: Resamples) -> Floats:
     """The mean figure over the picked seeds in each resample [R]; NaN where a class is missing in one of them."""
     by_seed = np.stack([figure(t.risk, t.made_up, drawn.of(t.at)) for t in tests], axis=1)
     return np.take_along_axis(by_seed, drawn.picked, 1).mean(1)

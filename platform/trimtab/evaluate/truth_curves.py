@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trimtab.evaluate import truth
-from trimtab.evaluate.pooled import Tested
+from trimtab.evaluate.pooled import Risks
 from trimtab.evaluate.truth import Bin
 from trimtab.evaluate.weighted import Floats, Labels
 
@@ -25,7 +25,7 @@ class Curves:
     after: list[Bin]
 
 
-def curves(name: str, tests: Sequence[Tested]) -> Curves:
+def curves(name: str, tests: Sequence[Risks]) -> Curves:
     """The curves of a detector. Bins hold the answers of all test parts: one that several seeds test counts as often."""
     made_up = np.concatenate([t.made_up for t in tests])
     return Curves(

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -19,8 +18,8 @@ from trimtab.evaluate.truth_report import DataSet, Line, Share
 # Dashes beside colours, for print without them.
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1)), (0, (8, 2)), "-")
 GREY = "#8a8a8a"
-SIZE = (4.6, 3.9)
-FRAME = (0.13, 0.13, 0.84, 0.84)
+SIZE = (4.6, 4.5)
+FRAME = (0.13, 0.3, 0.83, 0.67)
 FEWEST = 20
 Looks = Mapping[str, tuple[str, object]]
 
@@ -67,7 +66,7 @@ def _roc(lines: Sequence[Line], looks: Looks) -> Figure:
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
     for one in lines:
         _line(axes, GRID, one.curves.roc, one, f"{one.figures.auroc.value:.3f}", looks)
-    _legend(axes, "AUROC", "lower right")
+    _legend(axes, "with the area under the curve:")
     return figure
 
 
@@ -85,13 +84,13 @@ def _coverage(entry: DataSet, looks: Looks) -> Figure:
     axes.set_ylim(bottom=0)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _legend(axes, "area under it", "lower right")
+    _legend(axes, "with the area under the curve:")
     return figure
 
 
 def _reliability(entry: DataSet, looks: Looks) -> Figure:
     """Ours and the rival that it is compared with, side by side."""
-    figure = Figure(figsize=(2 * SIZE[0], SIZE[1]))
+    figure = Figure(figsize=(2 * SIZE[0], 3.9))
     pair = [one for one in entry.lines if one.result.name in (entry.compared.name, entry.compared.rival)]
     pair.sort(key=lambda one: one.result.name != entry.compared.name)
     for place, one in enumerate(pair):
@@ -103,7 +102,15 @@ def _reliability(entry: DataSet, looks: Looks) -> Figure:
         colour = looks.get(one.result.name, (COLOURS[0], "-"))[0]
         _bins(axes, one.curves.before, GREY, "white", f"before, ECE {one.figures.ece_raw:.3f}")
         _bins(axes, one.curves.after, colour, colour, f"calibrated, ECE {one.figures.ece:.3f}")
-        axes.legend(frameon=False, loc="upper left", handlelength=1.6)
+        axes.legend(
+            frameon=False,
+            loc="lower right",
+            bbox_to_anchor=(1.02, 0.99),
+            ncols=2,
+            fontsize=8,
+            handlelength=1.6,
+            columnspacing=1,
+        )
     return figure
 
 
@@ -140,7 +147,7 @@ def _labels(entry: DataSet, looks: Looks) -> Figure:
     axes.xaxis.set_major_locator(FixedLocator(sorted({p.share for p in entry.shares})))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _legend(axes, "", "best")
+    _legend(axes, "")
     return figure
 
 
@@ -151,9 +158,18 @@ def _line(axes: Axes, x: object, y: object, one: Line, figure: str, looks: Looks
     axes.plot(x, y, color=colour, linestyle=dash, linewidth=2 if front else 1.3, zorder=3 if front else 2, label=label)  # pyright: ignore[reportArgumentType]
 
 
-def _legend(axes: Axes, title: str, place: Literal["lower right", "best"]) -> None:
-    legend = axes.legend(title=title or None, loc=place, fontsize=8, title_fontsize=8, handlelength=2.6, framealpha=0.9)
-    legend.get_frame().set(edgecolor="none", facecolor="white")
+def _legend(axes: Axes, title: str) -> None:
+    """Below the axes, where it covers nothing."""
+    legend = axes.legend(
+        title=title or None,
+        loc="upper left",
+        bbox_to_anchor=(-0.02, -0.16),
+        ncols=2,
+        fontsize=8,
+        title_fontsize=8,
+        handlelength=2.8,
+        frameon=False,
+    )
     legend.set_alignment("left")
     for text in legend.get_texts():
         text.set_parse_math(False)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trimtab.evaluate import pooled, templates, weighted
-from trimtab.evaluate.pooled import Difference, Figures, Kind, Resamples, Result, Tested
+from trimtab.evaluate.pooled import Difference, Figures, Kind, Resamples, Result, Risks
 from trimtab.evaluate.truth import Interval
 from trimtab.evaluate.truth_curves import GRID, Curves, curves
 
@@ -92,7 +92,7 @@ def share(result: Result, labels: float, drawn: Resamples) -> Share:
     return Share(result.name, labels, pooled.estimate(weighted.auroc, result.tests, drawn))
 
 
-def moved(name: str, learned_on: str, tested_on: str, tests: Sequence[Tested], drawn: Resamples) -> Moved:
+def moved(name: str, learned_on: str, tested_on: str, tests: Sequence[Risks], drawn: Resamples) -> Moved:
     """A cell of the transfer matrix; `drawn` are resamples of the data set that is tested on."""
     figures = pooled.measure(tests, drawn)
     return Moved(name, learned_on, tested_on, figures.auroc, figures.ece)
