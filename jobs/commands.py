@@ -9,6 +9,7 @@ from .evaluate_config import SafetyConfig
 from .judge_config import JudgesConfig
 from .study_config import StudyConfig
 from .sweep_config import SweepConfig
+from .truth_config import TruthConfig
 from .utility_config import UtilityConfig
 
 ALIGN = Command("Learn a prefix on a frozen model, judge it, register it.", AlignConfig, "trimtab.jobs.align:command")
@@ -18,6 +19,11 @@ EVALUATE_SAFETY = Command(
     "Refusal and compliance of the base model, a text prompt and prefixes, on any prompt files.",
     SafetyConfig,
     "trimtab.jobs.evaluate:command",
+)
+EVALUATE_TRUTH = Command(
+    "The whole report on detectors of made-up answers: every head and score on every data set.",
+    TruthConfig,
+    "trimtab.jobs.truth:command",
 )
 EVALUATE_UTILITY = Command(
     "What prefixes cost in ability: accuracy on questions, perplexity and KL drift on neutral texts.",

@@ -4,177 +4,66 @@ trimtab detect --signals signals --head flag --out detector
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
-import torch
 from rich.table import Table
-from torch import Tensor
 
 from trimtab import base as bases
-from trimtab import calibration, detector, heads, learning
+from trimtab import detector
 from trimtab.base import BaseModel
 from trimtab.console import Bar, console, say
 from trimtab.detector import DetectorCard
-from trimtab.errors import UsageError
-from trimtab.evaluate import truth
-from trimtab.evaluate.truth import Truth
-from trimtab.learning import Candidate, Learned, Parts
-from trimtab.signals import TRACE
+from trimtab.evaluate import pooled
+from trimtab.evaluate.pooled import Figures, Result
+from trimtab.learning import Parts
 
-from . import signal_store
-from .config import sources
+from . import over_seeds, signal_store
 from .detect_config import DetectConfig
+from .over_seeds import Arm
 from .signal_store import Collected
 
-ALL = "all"
-# Groups of FLaG that are tried where nothing is said: few, as there are few rows (METHODS 2).
-GROUPS = [4, 8, 16]
-# Training-free scores: a figure of the trace, and the sign with which it is higher where an answer seems more truthful.
-FREE: dict[str, tuple[str, int]] = {
-    "perplexity": ("mean_logp", 1),
-    "lowest log-prob": ("min_logp", 1),
-    "entropy": ("mean_entropy", -1),
-    "margin": ("mean_margin", 1),
-}
 
-
-@dataclass(frozen=True)
-class Result:
-    """One line of the table. `by_seed` are the test figures of each seed; `oracle` the mean AUROC that choosing on test would
-    have claimed, which no report may."""
-
-    name: str
-    chosen: dict[str, Any]
-    by_seed: list[Truth]
-    oracle: float
-
-    @property
-    def auroc(self) -> float:
-        """Mean over the seeds."""
-        return mean(t.auroc.value for t in self.by_seed)
-
-    def as_json(self) -> dict[str, Any]:
-        """For `--json`: means over seeds, the interval's ends averaged too, and every seed."""
-        intervals = {
-            name: {key: mean(asdict(t)[name][key] for t in self.by_seed) for key in ("value", "low", "high")}
-            for name in ("auroc", "auprc", "fpr95", "aurc")
-        }
-        flat = {name: mean(asdict(t)[name] for t in self.by_seed) for name in ("ece", "ece_raw", "count", "made_up")}
-        return {"name": self.name, "chosen": self.chosen, "test": intervals | flat, "oracle_auroc": self.oracle} | {
-            "seeds": [asdict(t) for t in self.by_seed]
-        }
-
-
-def detect(config: DetectConfig) -> tuple[list[Result], Path | None]:
-    """Results of every head and score, and the folder of the detector where one was asked for. Raises errors of ours."""
+def detect(config: DetectConfig) -> tuple[list[Result], list[Figures], Path | None]:
+    """Results of every head and score with their figures, and the folder of the detector where one was asked for. Raises errors
+    of ours."""
     base = bases.resolve(config.base, config.revision)
     data = signal_store.read(Path(config.signals), base)
-    names = heads.names() if sources(config.head) == [ALL] else sources(config.head)
-    plans = {name: candidates(config, name, data, first=name == names[0]) for name in names if name != "sep" or len(names) == 1}
-    split = {seed: _parts(config, data, seed) for seed in range(config.seeds)}
-    results: list[Result] = []
-    best: Learned | None = None
-    with Bar("heads", config.seeds * sum(map(len, plans.values()))) as bar:
-        done = 0
-        for name, tried in plans.items():
-            learned: dict[int, list[Learned]] = {}
-            for index, candidate in enumerate(tried):
-                learned[index] = [learning.learn(candidate, rows, seed) for seed, rows in split.items()]
-                done += config.seeds
-                bar.update(done)
-            result, chosen = _chosen(name, learned, split)
-            results.append(result)
-            best = best or max(chosen, key=lambda made: made.validation)
-    results += [_free(name, split) for name in FREE]
-    folder = _save(config, base, data, best, split, results[0]) if config.out and best else None
-    return results, folder
+    tried = over_seeds.trials(config.head, data, config.layers, config.settings)
+    split = over_seeds.split(data, config.seeds, config.validation, config.test, config.labels)
+    with Bar("heads", config.seeds * sum(trials.count for trials in tried.values())) as bar:
+        arms = [over_seeds.compete(trials, split, lambda: bar.update(bar.done + 1)) for trials in tried.values()]
+    results = [arm.result for arm in arms] + over_seeds.free(split)
+    drawn = pooled.resamples(data.groups, config.seeds)
+    figures = [pooled.measure(result.tests, drawn) for result in results]
+    folder = _save(config, base, data, arms, split) if config.out else None
+    return results, figures, folder
 
 
 def command(config: DetectConfig) -> dict[str, Any]:
     """`trimtab detect`."""
-    results, folder = detect(config)
-    console.print(table(results, f"made-up answers in {config.signals}: test part, mean of {config.seeds} seeds"))
+    results, figures, folder = detect(config)
+    console.print(table(results, figures, f"made-up answers in {config.signals}: test part, mean of {config.seeds} seeds"))
     if folder:
         say(f"detector: {folder}")
-    head, *rivals = [r.as_json() for r in results]
+    head, *rivals = [pooled.as_json(r, f) for r, f in zip(results, figures, strict=True)]
     return head | {"rivals": rivals, "detector": str(folder) if folder else None}
 
 
-def candidates(config: DetectConfig, name: str, data: Collected, *, first: bool) -> list[Candidate]:
-    """What is tried for a head: each layer alone, all together, and each choice of settings."""
-    there = data.meta.layers
-    if unknown := [layer for layer in config.layers if layer not in there]:
-        raise UsageError(f"layer {unknown[0]} was not collected; there are {', '.join(map(str, there))}")
-    indices = [there.index(layer) for layer in (config.layers or there)]
-    sets = [(index,) for index in indices] + ([tuple(indices)] if len(indices) > 1 else [])
-    given = config.settings if first else {}
-    choices = ({"groups": GROUPS} if name == "flag" else {}) | given
-    lists = [value if isinstance(value, list) else [value] for value in choices.values()]
-    settings = [dict(zip(choices, values, strict=True)) for values in product(*lists)]
-    return [Candidate(name, layers, chosen) for layers in sets for chosen in settings]
-
-
-def table(results: Sequence[Result], title: str) -> Table:
+def table(results: Sequence[Result], figures: Sequence[Figures], title: str) -> Table:
     """One line for each head and score."""
     shown = Table(title=title, title_justify="left")
     for column in ("", "AUROC", "AUPRC", "FPR at 95 % caught", "ECE", "before", "chosen on test"):
         shown.add_column(column, no_wrap=True)
-    for r in results:
-        means = r.as_json()["test"]
-        auroc = "{value:.3f} [{low:.3f}, {high:.3f}]".format(**means["auroc"])
-        figures = [f"{means[name]['value']:.3f}" for name in ("auprc", "fpr95")]
-        shown.add_row(r.name, auroc, *figures, f"{means['ece']:.3f}", f"{means['ece_raw']:.3f}", f"{r.oracle:.3f}")
+    for r, f in zip(results, figures, strict=True):
+        numbers = (f.auprc.value, f.fpr95.value, f.ece, f.ece_raw, r.oracle)
+        shown.add_row(r.name, str(f.auroc), *(f"{number:.3f}" for number in numbers))
     return shown
 
 
-def _parts(config: DetectConfig, data: Collected, seed: int) -> Parts:
-    return learning.parts(
-        data.psi, data.traces, data.truthful, data.groups, seed, config.validation, config.test, config.labels
-    )
-
-
-def _chosen(name: str, learned: Mapping[int, Sequence[Learned]], split: Mapping[int, Parts]) -> tuple[Result, list[Learned]]:
-    """The candidate with the best mean AUROC on validation, its test figures, and what the best on test would have claimed."""
-    best = max(learned, key=lambda index: mean(made.validation for made in learned[index]))
-    oracle = max(mean(_ranked(made, split[made.seed]) for made in each) for each in learned.values())
-    candidate = learned[best][0].candidate
-    chosen = {"layers": list(candidate.layers), **candidate.settings}
-    return Result(name, chosen, [_measure(made, split[made.seed]) for made in learned[best]], oracle), list(learned[best])
-
-
-def _ranked(made: Learned, rows: Parts) -> float:
-    """AUROC on test."""
-    test = learning.seen(rows.test, made.candidate)
-    return heads.auroc(heads.scores(made.head, test), test.truthful)
-
-
-def _measure(made: Learned, rows: Parts) -> Truth:
-    test = learning.seen(rows.test, made.candidate)
-    score = heads.scores(made.head, test)
-    raw = torch.sigmoid(-score)
-    return truth.measure(_numbers(calibration.risk(score, made.calibration)), _made_up(test.truthful), _numbers(raw), made.seed)
-
-
-def _free(name: str, split: Mapping[int, Parts]) -> Result:
-    """A training-free score, calibrated on validation as heads are."""
-    figure, sign = FREE[name]
-    column = TRACE.index(figure)
-    by_seed: list[Truth] = []
-    for seed, rows in split.items():
-        known, test = sign * rows.validation.phi[:, column], sign * rows.test.phi[:, column]
-        risk = calibration.risk(test, calibration.platt(known, rows.validation.truthful))
-        by_seed.append(truth.measure(_numbers(risk), _made_up(rows.test.truthful), _numbers(torch.sigmoid(-test)), seed))
-    return Result(name, {"tokens generated": 0}, by_seed, mean(t.auroc.value for t in by_seed))
-
-
-def _save(
-    config: DetectConfig, base: BaseModel, data: Collected, best: Learned, split: Mapping[int, Parts], result: Result
-) -> Path:
+def _save(config: DetectConfig, base: BaseModel, data: Collected, arms: Sequence[Arm], split: Mapping[int, Parts]) -> Path:
     """The best seed's head, by validation, as an artefact."""
+    best = max(arms[0].learned, key=lambda made: made.validation)
     rows = split[best.seed]
     card = DetectorCard(
         name=config.name,
@@ -189,14 +78,6 @@ def _save(
         prefix=data.meta.prefix,
         method={"seed": best.seed, "seeds": config.seeds, "validation": config.validation, "test": config.test},
         data=[{"name": config.signals, "digest": data.digest, "rows": len(data.keys)}],
-        metrics={"test_auroc": result.auroc, "validation_auroc": best.validation},
+        metrics={"test_auroc": arms[0].result.auroc, "validation_auroc": best.validation},
     )
     return detector.save(detector.make(best.head, rows.normaliser, best.calibration, card), Path(str(config.out)))
-
-
-def _numbers(values: Tensor) -> truth.Floats:
-    return values.double().numpy()
-
-
-def _made_up(truthful: Tensor) -> truth.Labels:
-    return (truthful == 0).numpy()

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from trimtab.jobs import collect, detect, signal_store
+from trimtab.jobs import collect, detect, over_seeds, signal_store
 from trimtab.jobs.collect_config import CollectConfig
 from trimtab.jobs.detect_config import DetectConfig
 from trimtab.jobs.signal_store import Meta
@@ -90,10 +90,11 @@ def test_no_question_is_on_two_sides_and_test_rows_shape_nothing(signals):
 
 def test_a_detector_is_learned_chosen_saved_and_gives_risks(signals, base, tmp_path):
     config = DetectConfig(str(signals), "flag", {"groups": [2, 4], "projection": 32, "hidden": 32}, seeds=2, out=str(tmp_path))
-    (flag, *free), folder = detect.detect(config)
+    (flag, *free), figures, folder = detect.detect(config)
+    assert figures[0].auroc.low < flag.auroc < figures[0].auroc.high
     assert flag.auroc > 0.8
     assert flag.oracle >= flag.auroc
-    assert {r.name for r in free} == set(detect.FREE)
+    assert {r.name for r in free} == set(over_seeds.FREE)
     assert all(0.3 < r.auroc < 0.7 for r in free)
     made = detector.load(folder, base)
     assert made.card.metrics["test_auroc"] == flag.auroc

@@ -117,13 +117,29 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flags(settings_class: type, given: list[str]) -> list[str]:
-    """`--resume` alone means `--resume true`, as people type it."""
+    """`--resume` alone means `--resume true`, and `--signals A B` a list, as people type it."""
+    given = _lists(settings_class, given)
     switches = {f"--{f.name}" for f in fields(settings_class) if f.type in (bool, "bool")}
     following = [*given, "--"][1:]
     return [
         f"{word}=true" if word in switches and after.startswith("--") else word
         for word, after in zip(given, following, strict=True)
     ]
+
+
+def _lists(settings_class: type, given: list[str]) -> list[str]:
+    """Several words after an option that takes several names, as the one list that the parser knows."""
+    several = {f"--{f.name}" for f in fields(settings_class) if "list[str]" in str(f.type)}
+    joined: list[str] = []
+    at = 0
+    while at < len(given):
+        word, at = given[at], at + 1
+        joined.append(word)
+        if word in several:
+            end = next((i for i in range(at, len(given)) if given[i].startswith("--")), len(given))
+            joined += [json.dumps(given[at:end])] if end - at > 1 else given[at:end]
+            at = end
+    return joined
 
 
 def _first_line(error: Exception) -> str:
@@ -145,6 +161,7 @@ ABOUT = {
     "demo": "the whole story on this machine in minutes",
     "detect": "train detectors on collected signals; choose on validation, report on test",
     "evaluate-safety": "refusal and compliance of base, text prompt and prefixes on any prompt files",
+    "evaluate-truth": "the whole report on detectors: every head and training-free score, with intervals",
     "evaluate-utility": "accuracy, perplexity and KL drift of base, text prompt and prefixes",
     "export": "make a PEFT prompt-tuning adapter of a prefix",
     "filter": "what the hard filter would leave, without training on it",

@@ -1,10 +1,10 @@
 """Learning a detector from collected answers: split, normalise, fit, choose on validation, calibrate (METHODS 2, protocol).
 
-Nothing here looks at a test answer but `measure`, which is called with what was chosen without it.
+Nothing here looks at a test answer.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,12 +31,13 @@ class Candidate:
 @dataclass(frozen=True)
 class Parts:
     """The rows of one seed: what is learned from, chosen on, and reported on, with tau_l and the normaliser [2, 7] of the
-    training rows. `test` are indices of rows in the data set."""
+    training rows. `at` and `trained` are the indices of the test and the training rows in the data set."""
 
     train: Rows
     validation: Rows
     test: Rows
     at: Tensor
+    trained: Tensor
     low: float
     normaliser: Tensor
 
@@ -72,21 +73,34 @@ def parts(
     known = ~truthful.isnan()
     tests, validations = (place < test) & known, (place >= test) & (place < test + validation) & known
     trains = place >= test + validation
-    hidden = torch.tensor([fraction(f"label {group}", seed) >= labels for group in groups])
     logp = torch.cat([trace[:, 0] for trace, train in zip(traces, trains.tolist(), strict=True) if train])
     low = logp.quantile(LOW).item()
-    phi = torch.stack([signals.trace(trace[:, 0], trace[:, 1], trace[:, 2], low) for trace in traces])
+    phi = _phi(traces, low)
     normaliser = torch.stack([phi[trains].mean(0), phi[trains].std(0).clamp(min=1e-6)])
     z = normalised(phi, normaliser)
-    taught = truthful.masked_fill(hidden, float("nan"))
-    return Parts(
-        Rows(psi[trains], z[trains], taught[trains]),
+    made = Parts(
+        Rows(psi[trains], z[trains], truthful[trains]),
         Rows(psi[validations], z[validations], truthful[validations]),
         Rows(psi[tests], z[tests], truthful[tests]),
         tests.nonzero()[:, 0],
+        trains.nonzero()[:, 0],
         low,
         normaliser,
     )
+    return made if labels >= 1 else with_labels(made, groups, seed, labels)
+
+
+def with_labels(rows: Parts, groups: Sequence[str], seed: int, labels: float) -> Parts:
+    """The same parts with the share `labels` of the training labels, by group; a larger share holds a smaller one."""
+    trained = [groups[int(at)] for at in rows.trained.tolist()]
+    hidden = [fraction(f"label {group}", seed) >= labels for group in trained]
+    known = rows.train.truthful.masked_fill(torch.tensor(hidden, dtype=torch.bool), float("nan"))
+    return replace(rows, train=replace(rows.train, truthful=known))
+
+
+def foreign(psi: Tensor, traces: Sequence[Tensor], truthful: Tensor, rows: Parts) -> Rows:
+    """Answers [N] of another data set, as detectors that learned from `rows` read them: with their tau_l and normaliser."""
+    return Rows(psi, normalised(_phi(traces, rows.low), rows.normaliser), truthful)
 
 
 def learn(candidate: Candidate, rows: Parts, seed: int) -> Learned:
@@ -104,3 +118,7 @@ def learn(candidate: Candidate, rows: Parts, seed: int) -> Learned:
 def seen(rows: Rows, candidate: Candidate) -> Rows:
     """The rows as a candidate sees them: at its layers only."""
     return Rows(rows.psi[:, list(candidate.layers)], rows.phi, rows.truthful, rows.spread)
+
+
+def _phi(traces: Sequence[Tensor], low: float) -> Tensor:
+    return torch.stack([signals.trace(trace[:, 0], trace[:, 1], trace[:, 2], low) for trace in traces])

@@ -99,7 +99,7 @@ def _name(figure: Figure, axes: Axes, arm: Pooled, colour: str, taken: Sequence[
     """Write an arm's name where it covers least: beside its point, or further off with a thin line. Returns its box."""
     frame = _box(axes, [(-0.03, -0.03), (1.05, 1.01)])
     x, y = axes.transData.transform((arm.compliance.value, arm.refusal.value))
-    text = axes.text(0, 0, f"{_short(arm.name)}  {arm.balanced.value:.2f}", color=_dark(colour), parse_math=False)
+    text = axes.text(0, 0, f"{short(arm.name)}  {arm.balanced.value:.2f}", color=_dark(colour), parse_math=False)
     text.set(ha="center", va="center", path_effects=[withStroke(linewidth=2, foreground="white")], zorder=5)
     extent = text.get_window_extent(FigureCanvasAgg(figure).get_renderer())
     width, height = extent.width / 2, extent.height / 2
@@ -154,7 +154,7 @@ def _curves(curves: Mapping[str, Sequence[tuple[int, float]]], looks: Mapping[st
     for name in sorted(heights, key=lambda name: heights[name]):
         # Names keep a line's height from each other.
         at = max(heights[name], at + (high - low) / 18)
-        text = axes.text(1.02, at, _short(name), color=_dark(looks[name][0]), va="center", parse_math=False)
+        text = axes.text(1.02, at, short(name), color=_dark(looks[name][0]), va="center", parse_math=False)
         text.set_transform(axes.get_yaxis_transform())
     return figure
 
@@ -165,7 +165,7 @@ def _dark(colour: str) -> tuple[float, float, float]:
     return 0.7 * red, 0.7 * green, 0.7 * blue
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     """A name as a picture can hold it."""
     plain = "".join(c if c.isprintable() else "?" for c in name)
     return plain if len(plain) <= 24 else f"{plain[:23]}\u2026"

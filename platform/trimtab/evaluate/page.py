@@ -9,17 +9,14 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import resources
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-
 from trimtab.data.filters import Step
 from trimtab.data.rows import fraction
 from trimtab.errors import UsageError
-from trimtab.evaluate import report, utility_report
+from trimtab.evaluate import report, templates, utility_report
 from trimtab.evaluate.figures import draw, inline, saved
 from trimtab.evaluate.safety import ArmResult, Judged
 from trimtab.evaluate.seeds import Pooled, pool
@@ -112,7 +109,7 @@ def as_json(study: Study) -> dict[str, Any]:
 
 def _json(study: Study, pooled: Mapping[str, Sequence[Pooled]]) -> dict[str, Any]:
     form = {"before": study.form[0], "after": study.form[1]} if study.form else None
-    return _plain(
+    return templates.plain(
         {
             "schema": SCHEMA,
             "title": study.title,
@@ -178,9 +175,8 @@ def _names(study: Study) -> list[str]:
 
 def _page(study: Study, arms: Mapping[str, Sequence[Pooled]], drawn: Mapping[str, bytes]) -> str:
     """The template filled in. Only the figures go in unescaped: matplotlib has escaped the names in them."""
-    loader = FunctionLoader(lambda name: resources.files("trimtab.evaluate").joinpath(name).read_text("utf-8"))
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    return environment.get_template("page.html.jinja").render(
+    return templates.render(
+        "page.html.jinja",
         study=study,
         arms=arms,
         measures=MEASURES,
@@ -240,12 +236,3 @@ def _entry(arm: Pooled) -> dict[str, Any]:
     rates = {measure: asdict(getattr(arm, measure)) for measure in MEASURES}
     sets = {key: asdict(rate) for key, rate in arm.sets.items()}
     return {"arm": arm.name, "seeds": [r.name for r in arm.results], **rates, "sets": sets}
-
-
-def _plain(value: Any) -> Any:
-    """The same with what JSON knows: lists, dictionaries, and null for what is no number."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not isfinite(value) else value

@@ -3,19 +3,15 @@
 Made-up answers are the positives. All figures come from risks [N] and labels [N] of one test set, nothing is chosen on it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trimtab.errors import UsageError
-
-Floats = NDArray[np.float64]
-Labels = NDArray[np.bool_]
+from trimtab.evaluate import weighted
+from trimtab.evaluate.weighted import CATCHING, Figure, Floats, Labels
 
 RESAMPLES, BINS = 1000, 10
-CATCHING = 0.95
 
 
 @dataclass(frozen=True)
@@ -57,24 +53,26 @@ def measure(risk: Floats, made_up: Labels, raw: Floats | None = None, seed: int 
     if made_up.all() or not made_up.any():
         raise UsageError("the test answers are all of one class; a detector is measured on right answers and made-up ones")
     return Truth(
-        auroc=bootstrap(auroc, risk, made_up, seed),
-        auprc=bootstrap(auprc, risk, made_up, seed),
-        fpr95=bootstrap(fpr95, risk, made_up, seed),
+        auroc=bootstrap(weighted.auroc, risk, made_up, seed),
+        auprc=bootstrap(weighted.auprc, risk, made_up, seed),
+        fpr95=bootstrap(weighted.fpr95, risk, made_up, seed),
         ece=ece(risk, made_up),
         ece_raw=ece(risk if raw is None else raw, made_up),
-        aurc=bootstrap(aurc, risk, made_up, seed),
+        aurc=bootstrap(weighted.aurc, risk, made_up, seed),
         count=len(risk),
         made_up=int(made_up.sum()),
     )
 
 
-def bootstrap(figure: Callable[[Floats, Labels], float], risk: Floats, made_up: Labels, seed: int = 0) -> Interval:
-    """A figure with its percentile interval over answers drawn with replacement, each class by itself so that none is empty."""
+def bootstrap(figure: Figure, risk: Floats, made_up: Labels, seed: int = 0) -> Interval:
+    """A figure of evaluate/weighted.py with its percentile interval over answers drawn with replacement, each class by itself
+    so that none is empty."""
     generator = np.random.default_rng(seed)
-    sides = [np.flatnonzero(made_up == side) for side in (True, False)]
-    drawn = (np.concatenate([generator.choice(side, len(side)) for side in sides]) for _ in range(RESAMPLES))
-    low, high = np.quantile([figure(risk[at], made_up[at]) for at in drawn], [0.025, 0.975])
-    return Interval(figure(risk, made_up), float(low), float(high))
+    times = np.zeros((RESAMPLES, len(risk)), dtype=np.int64)
+    for side in (np.flatnonzero(made_up), np.flatnonzero(~made_up)):
+        times[:, side] = generator.multinomial(len(side), np.full(len(side), 1 / len(side)), RESAMPLES)
+    low, high = np.quantile(figure(risk, made_up, times), [0.025, 0.975])
+    return Interval(float(figure(risk, made_up, np.ones((1, len(risk)), dtype=np.int64))[0]), float(low), float(high))
 
 
 def auroc(risk: Floats, made_up: Labels) -> float:

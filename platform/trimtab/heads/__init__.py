@@ -61,9 +61,12 @@ class Schedule:
 
 
 class Head(nn.Module, ABC):
-    """What every head is; most say a `forward`, some a loss of their own."""
+    """What every head is; most say a `forward`, some a loss of their own. `joint`: it looks at all layers that it is given, not
+    only at the highest. `taught`: it learns from labels."""
 
     schedule = Schedule()
+    joint = True
+    taught = True
 
     @abstractmethod
     def forward(self, psi: Tensor, phi: Tensor) -> Tensor:
@@ -80,8 +83,9 @@ class Head(nn.Module, ABC):
         descend(self, train.labelled, validation, seed)
 
 
-def descend(head: Head, train: Rows, validation: Rows, seed: int) -> None:
-    """Train by `head.loss` after `head.schedule`, and keep the epoch that is best on validation.
+def descend(head: Head, train: Rows, validation: Rows, seed: int, epochs: int | None = None) -> float:
+    """Train by `head.loss` after `head.schedule`, or for so many epochs; keep the one that is best on validation, and give its
+    AUROC there.
 
     Raises UsageError where a class is missing among the rows.
     """
@@ -90,10 +94,10 @@ def descend(head: Head, train: Rows, validation: Rows, seed: int) -> None:
     plan = head.schedule
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(
-        [p for p in head.parameters() if p.requires_grad], lr=plan.learning_rate, weight_decay=plan.decay
+        [p for p in head.parameters() if p.requires_grad], lr=plan.learning_rate, weight_decay=plan.decay, fused=True
     )
     best, kept = -1.0, {name: value.clone() for name, value in head.state_dict().items()}
-    for _ in range(plan.epochs):
+    for _ in range(epochs or plan.epochs):
         head.train()
         for chosen in torch.randperm(len(train), generator=generator).split(plan.batch):
             rows = train[chosen]
@@ -105,6 +109,7 @@ def descend(head: Head, train: Rows, validation: Rows, seed: int) -> None:
             best, kept = reached, {name: value.clone() for name, value in head.state_dict().items()}
     head.load_state_dict(kept)
     head.eval()
+    return best
 
 
 def both_classes(truthful: Tensor, name: str) -> None:

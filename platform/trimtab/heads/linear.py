@@ -15,6 +15,8 @@ class Linear(Head):
     """s = w . h_end + b at the highest layer given, fitted to its optimum on z-scored states. `layers` is taken for the sake of
     one form."""
 
+    joint = False
+
     def __init__(self, width: int, layers: int) -> None:
         super().__init__()
         self.width = width

@@ -10,6 +10,8 @@ class Saplma(Head):
     """ReLU layers of 256, 128 and 64 on h_end at the highest layer given, and a logistic output [paper]. `layers` is taken for
     the sake of one form."""
 
+    joint = False
+
     def __init__(self, width: int, layers: int) -> None:
         super().__init__()
         self.width = width

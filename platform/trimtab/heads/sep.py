@@ -14,6 +14,8 @@ class Sep(Linear):
     The entropies part where the two sides' squared distances from their means are least [paper].
     """
 
+    taught = False
+
     def fit(self, train: Rows, validation: Rows, seed: int) -> None:
         """Learn from `train.spread`, its labels unseen. Raises UsageError where no semantic entropies were collected."""
         if not len(train.spread):

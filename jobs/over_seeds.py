@@ -1,0 +1,189 @@
+"""Ways to tell made-up answers, learned over seeds: what is tried, chosen on validation, and what it says of the test parts.
+
+Both `trimtab detect` and `trimtab evaluate truth` stand on this.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtab import calibration, heads, learning
+from trimtab.errors import UsageError
+from trimtab.evaluate.pooled import Result, Risks
+from trimtab.heads import Rows
+from trimtab.learning import Candidate, Learned, Parts
+from trimtab.signals import TRACE
+
+from .config import sources
+from .signal_store import Collected
+
+ALL = "all"
+# Learns from what is not collected yet: it is a head only where it is asked for by itself.
+UNCOLLECTED = "sep"
+# Groups of FLaG that are tried where nothing is said: few, as there are few rows (METHODS 2).
+GROUPS = [4, 8, 16]
+LEAST_ANSWERS = 50
+# Training-free scores: a figure of the trace, and the sign with which it is higher where an answer seems more truthful.
+FREE: dict[str, tuple[str, int]] = {
+    "perplexity": ("mean_logp", 1),
+    "lowest log-prob": ("min_logp", 1),
+    "entropy": ("mean_entropy", -1),
+    "margin": ("mean_margin", 1),
+}
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What is tried for a head: sets of layers with the middle one of the settings, then the other settings on the layers that
+    were best; every pair would be twice as many. `layers` are indices into psi, whose layers are `there`."""
+
+    head: str
+    there: Sequence[int]
+    layers: Sequence[tuple[int, ...]]
+    settings: Sequence[Mapping[str, Any]]
+
+    @property
+    def count(self) -> int:
+        """Fits of each seed."""
+        return len(self.layers) + len(self.settings) - 1
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A head with the figures that are shown of it, and what was learned with each seed."""
+
+    result: Result
+    learned: Sequence[Learned]
+
+
+def split(data: Collected, seeds: int, validation: float, test: float, labels: float = 1.0) -> dict[int, Parts]:
+    """The parts of each seed. Raises UsageError where there are too few answers, or all answers of a part are of one class."""
+    known = int((~data.truthful.isnan()).sum())
+    if known < LEAST_ANSWERS:
+        raise UsageError(f"there are {known} labelled answers; a detector needs {LEAST_ANSWERS}: collect more")
+    made = {
+        seed: learning.parts(data.psi, data.traces, data.truthful, data.groups, seed, validation, test, labels)
+        for seed in range(seeds)
+    }
+    for seed, rows in made.items():
+        for name, part in (("validation", rows.validation), ("test", rows.test)):
+            if not two_classes(part):
+                raise UsageError(
+                    f"seed {seed}: the {len(part)} {name} answers are all of one class; collect more, or raise the share {name}"
+                )
+    return made
+
+
+def trials(head: list[str] | str, data: Collected, layers: Sequence[int], settings: Mapping[str, Any]) -> dict[str, Trials]:
+    """What is tried for each head that is asked for; `settings` are those of the first one. Raises UsageError for a layer that
+    was not collected, NotFoundError for a head that there is not."""
+    names = heads.names() if sources(head) == [ALL] else list(dict.fromkeys(sources(head)))
+    there = data.meta.layers
+    if unknown := [layer for layer in layers if layer not in there]:
+        raise UsageError(f"layer {unknown[0]} was not collected; there are {', '.join(map(str, there))}")
+    indices = [there.index(layer) for layer in (layers or there)]
+    return {
+        name: Trials(name, there, _sets(name, indices), _choices(name, settings if name == names[0] else {}))
+        for name in names
+        if name != UNCOLLECTED or len(names) == 1
+    }
+
+
+def compete(tried: Trials, rows: Mapping[int, Parts], tick: Callable[[], None]) -> Arm:
+    """Fit all that is tried with every seed; the one with the best mean AUROC on validation is measured on test."""
+    middle = tried.settings[len(tried.settings) // 2]
+    every = [fit(Candidate(tried.head, layers, middle), rows, tick) for layers in tried.layers]
+    found = _best(every)[0].candidate.layers
+    every += [fit(Candidate(tried.head, found, s), rows, tick) for s in tried.settings if s is not middle]
+    best = arm(tried.head, _best(every), rows, tried.there)
+    oracle = max(arm(tried.head, each, rows, tried.there).result.auroc for each in every)
+    return replace(best, result=replace(best.result, oracle=oracle))
+
+
+def fit(candidate: Candidate, rows: Mapping[int, Parts], tick: Callable[[], None]) -> list[Learned]:
+    """One candidate with every seed; `tick` is called after each."""
+    made: list[Learned] = []
+    for seed, parts in rows.items():
+        made.append(learning.learn(candidate, parts, seed))
+        tick()
+    return made
+
+
+def arm(name: str, made: Sequence[Learned], rows: Mapping[int, Parts], there: Sequence[int]) -> Arm:
+    """What was learned with each seed, and what it says of its test part; psi has the layers `there`."""
+    tests = [risks(one, rows[one.seed].test, rows[one.seed].at) for one in made]
+    candidate = made[0].candidate
+    chosen = {"layers": [there[index] for index in candidate.layers], **candidate.settings}
+    return Arm(_without_choice(Result(name, chosen, tests, validated(made), 0.0)), made)
+
+
+def risks(made: Learned, test: Rows, at: Tensor) -> Risks:
+    """What a detector says of answers [N] that stand `at` [N] in their data set."""
+    seen = learning.seen(test, made.candidate)
+    return judged(heads.scores(made.head, seen), made.calibration, test, at, made.seed)
+
+
+def free(rows: Mapping[int, Parts]) -> list[Result]:
+    """The training-free scores, calibrated on validation as heads are."""
+    results: list[Result] = []
+    for name, (figure, sign) in FREE.items():
+        column = TRACE.index(figure)
+        known = {seed: sign * parts.validation.phi[:, column] for seed, parts in rows.items()}
+        asked = {seed: sign * parts.test.phi[:, column] for seed, parts in rows.items()}
+        results.append(scored(name, {"tokens generated": 0}, known, asked, rows))
+    return results
+
+
+def scored(
+    name: str, chosen: dict[str, Any], known: Mapping[int, Tensor], asked: Mapping[int, Tensor], rows: Mapping[int, Parts]
+) -> Result:
+    """A training-free score from its values on validation, `known`, and on test, `asked`, by seed; higher is more truthful."""
+    tests = [
+        judged(asked[seed], calibration.platt(known[seed], parts.validation.truthful), parts.test, parts.at, seed)
+        for seed, parts in rows.items()
+    ]
+    validation = mean(heads.auroc(known[seed], parts.validation.truthful) for seed, parts in rows.items())
+    return _without_choice(Result(name, chosen, tests, validation, 0.0, learned=False))
+
+
+def judged(score: Tensor, platt: Tensor, test: Rows, at: Tensor, seed: int) -> Risks:
+    """Scores [N] of test answers as risks, before and after calibration."""
+    risk, raw = calibration.risk(score, platt), torch.sigmoid(-score)
+    return Risks(seed, at.numpy(), risk.double().numpy(), raw.double().numpy(), (test.truthful == 0).numpy())
+
+
+def two_classes(rows: Rows) -> bool:
+    """Whether there are right and made-up answers among the labelled ones."""
+    return len(rows.labelled.truthful.unique()) == 2
+
+
+def validated(made: Sequence[Learned]) -> float:
+    """Mean AUROC on validation."""
+    return mean(one.validation for one in made)
+
+
+def _sets(name: str, indices: Sequence[int]) -> list[tuple[int, ...]]:
+    """Each layer alone and, for heads that look at several, all together."""
+    joint = heads.get(name).joint and len(indices) > 1
+    return [(index,) for index in indices] + ([tuple(indices)] if joint else [])
+
+
+def _choices(name: str, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each choice of settings; one that is a list is a choice by itself."""
+    choices = ({"groups": GROUPS} if name == "flag" else {}) | dict(given)
+    lists = [value if isinstance(value, list) else [value] for value in choices.values()]
+    return [dict(zip(choices, values, strict=True)) for values in product(*lists)]
+
+
+def _best(every: Sequence[list[Learned]]) -> list[Learned]:
+    return max(every, key=validated)
+
+
+def _without_choice(result: Result) -> Result:
+    """Where there was nothing to choose, the test part could not have chosen better."""
+    return replace(result, oracle=result.auroc)
