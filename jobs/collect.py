@@ -1,6 +1,7 @@
 """`trimtab collect`: questions -> answers, labels and signals, in one pass of the frozen model.
 
 trimtab collect --questions trimtab:countries --out signals
+trimtab collect --questions trimtab:countries --out signals --samples 10 --p_true true
 """
 
 import hashlib
@@ -10,7 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from trimtab import base as bases
+from trimtab import chat
 from trimtab.answers import Answer, Sampling
 from trimtab.base import BaseModel
 from trimtab.console import say
@@ -19,6 +23,7 @@ from trimtab.engine.config import EngineConfig
 from trimtab.errors import ArtefactError, UsageError
 from trimtab.judges.answers import mark
 from trimtab.prefix import Prefix
+from trimtab.scores import p_true
 from trimtab.words import AnswerKind
 
 from . import engines, signal_store
@@ -27,6 +32,7 @@ from .cluster import joined
 from .collect_config import CollectConfig
 from .config import sources
 from .evaluate import find
+from .gather import Gather, Gathered
 from .signal_store import Meta
 
 DEFAULT_KIND: AnswerKind = "contains"
@@ -58,9 +64,11 @@ def collect(config: CollectConfig) -> Path:
     if missing:
         engine = EngineConfig(rows=8, precision=config.precision, max_length=2048, layers=layers, history=True)
         requests = {key: a.request for key, a in missing.items()}
+        work = Gather(config.samples, config.temperature, config.p_true)
+        tokenizer = chat.renderer(base, engine.rows).tokenizer
         with joined(config.scale.address):
-            for batch in engines.batches("answers with signals", base, requests, engine, config.scale, prefix):
-                signal_store.append(folder, [row(missing[key], answers[0]) for key, answers in batch.items()])
+            for batch in engines.worked("answers with signals", base, requests, engine, config.scale, prefix, work):
+                signal_store.append(folder, [row(missing[key], gathered, tokenizer) for key, gathered in batch.items()])
     return folder
 
 
@@ -89,8 +97,9 @@ def plan(config: CollectConfig, questions: Sequence[Question]) -> list[Asked]:
     return chosen
 
 
-def row(asked: Asked, answer: Answer) -> dict[str, Any]:
+def row(asked: Asked, gathered: Gathered, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """A line of the data set. Raises ArtefactError where the engine lost the answer's signals."""
+    answer = gathered.answer
     if answer.signals is None:
         raise ArtefactError(f"the engine gave no signals for {asked.question.question[:60]!r}")
     judged = mark(asked.kind, answer.text, asked.question.answers)
@@ -105,10 +114,18 @@ def row(asked: Asked, answer: Answer) -> dict[str, Any]:
         "whole": answer.finished == "stop",
         "psi": answer.signals.psi.flatten().tolist(),
         "history": answer.signals.history.flatten().tolist(),
+        **signal_store.kept(gathered.samples),
+        "p_true": None if gathered.verdict is None else believed(gathered.verdict, tokenizer),
     }
 
 
+def believed(verdict: Answer, tokenizer: PreTrainedTokenizerBase) -> float:
+    """The probability with which the model calls its answer true, by the likeliest first tokens of its verdict."""
+    return p_true.probability((str(tokenizer.decode([token])), logp) for token, logp in verdict.logprobs[0].items())
+
+
 def _meta(config: CollectConfig, base: BaseModel, layers: tuple[int, ...], prefix: Prefix | None) -> Meta:
-    asked = json.dumps({"max_tokens": config.max_tokens, "kind": config.kind})
+    drawn = {"samples": config.samples, "temperature": config.temperature if config.samples else None}
+    asked = json.dumps({"max_tokens": config.max_tokens, "kind": config.kind, **drawn, "p_true": config.p_true})
     steered = prefix.card.digest if prefix else None
     return Meta(base.name, base.fingerprint, layers, base.width, config.precision, steered, asked)

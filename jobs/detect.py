@@ -23,9 +23,8 @@ from trimtab.errors import UsageError
 from trimtab.evaluate import truth
 from trimtab.evaluate.truth import Truth
 from trimtab.learning import Candidate, Learned, Parts
-from trimtab.signals import TRACE
 
-from . import signal_store
+from . import free, signal_store
 from .config import sources
 from .detect_config import DetectConfig
 from .signal_store import Collected
@@ -33,24 +32,18 @@ from .signal_store import Collected
 ALL = "all"
 # Groups of FLaG that are tried where nothing is said: few, as there are few rows (METHODS 2).
 GROUPS = [4, 8, 16]
-# Training-free scores: a figure of the trace, and the sign with which it is higher where an answer seems more truthful.
-FREE: dict[str, tuple[str, int]] = {
-    "perplexity": ("mean_logp", 1),
-    "lowest log-prob": ("min_logp", 1),
-    "entropy": ("mean_entropy", -1),
-    "margin": ("mean_margin", 1),
-}
 
 
 @dataclass(frozen=True)
 class Result:
     """One line of the table. `by_seed` are the test figures of each seed; `oracle` the mean AUROC that choosing on test would
-    have claimed, which no report may."""
+    have claimed, which no report may. `tokens` are generated for each answer beyond it."""
 
     name: str
     chosen: dict[str, Any]
     by_seed: list[Truth]
     oracle: float
+    tokens: float = 0.0
 
     @property
     def auroc(self) -> float:
@@ -65,7 +58,8 @@ class Result:
         }
         flat = {name: mean(asdict(t)[name] for t in self.by_seed) for name in ("ece", "ece_raw", "count", "made_up")}
         return {"name": self.name, "chosen": self.chosen, "test": intervals | flat, "oracle_auroc": self.oracle} | {
-            "seeds": [asdict(t) for t in self.by_seed]
+            "tokens_generated": self.tokens,
+            "seeds": [asdict(t) for t in self.by_seed],
         }
 
 
@@ -74,8 +68,12 @@ def detect(config: DetectConfig) -> tuple[list[Result], Path | None]:
     base = bases.resolve(config.base, config.revision)
     data = signal_store.read(Path(config.signals), base)
     names = heads.names() if sources(config.head) == [ALL] else sources(config.head)
-    plans = {name: candidates(config, name, data, first=name == names[0]) for name in names if name != "sep" or len(names) == 1}
-    split = {seed: _parts(config, data, seed) for seed in range(config.seeds)}
+    answers = free.seen(data)
+    spread = free.spread(answers, config.similarity)
+    # Without samples there is nothing that it could learn, which only those who ask for it by name are told.
+    able = [name for name in names if name != "sep" or len(spread.unique()) > 1 or len(names) == 1]
+    plans = {name: candidates(config, name, data, first=name == names[0]) for name in able}
+    split = {seed: _parts(config, data, seed, spread) for seed in range(config.seeds)}
     results: list[Result] = []
     best: Learned | None = None
     with Bar("heads", config.seeds * sum(map(len, plans.values()))) as bar:
@@ -89,7 +87,10 @@ def detect(config: DetectConfig) -> tuple[list[Result], Path | None]:
             result, chosen = _chosen(name, learned, split)
             results.append(result)
             best = best or max(chosen, key=lambda made: made.validation)
-    results += [_free(name, split) for name in FREE]
+    results += [
+        Result(score.name, {}, score.by_seed, mean(t.auroc.value for t in score.by_seed), score.tokens)
+        for score in free.scored(answers, split, config.similarity)
+    ]
     folder = _save(config, base, data, best, split, results[0]) if config.out and best else None
     return results, folder
 
@@ -121,19 +122,21 @@ def candidates(config: DetectConfig, name: str, data: Collected, *, first: bool)
 def table(results: Sequence[Result], title: str) -> Table:
     """One line for each head and score."""
     shown = Table(title=title, title_justify="left")
-    for column in ("", "AUROC", "AUPRC", "FPR at 95 % caught", "ECE", "before", "chosen on test"):
+    for column in ("", "AUROC", "AUPRC", "FPR at 95 % caught", "ECE", "before", "chosen on test", "tokens"):
         shown.add_column(column, no_wrap=True)
     for r in results:
         means = r.as_json()["test"]
         auroc = "{value:.3f} [{low:.3f}, {high:.3f}]".format(**means["auroc"])
         figures = [f"{means[name]['value']:.3f}" for name in ("auprc", "fpr95")]
-        shown.add_row(r.name, auroc, *figures, f"{means['ece']:.3f}", f"{means['ece_raw']:.3f}", f"{r.oracle:.3f}")
+        shown.add_row(
+            r.name, auroc, *figures, f"{means['ece']:.3f}", f"{means['ece_raw']:.3f}", f"{r.oracle:.3f}", f"{r.tokens:.1f}"
+        )
     return shown
 
 
-def _parts(config: DetectConfig, data: Collected, seed: int) -> Parts:
+def _parts(config: DetectConfig, data: Collected, seed: int, spread: Tensor) -> Parts:
     return learning.parts(
-        data.psi, data.traces, data.truthful, data.questions, seed, config.validation, config.test, config.labels
+        data.psi, data.traces, data.truthful, data.questions, seed, config.validation, config.test, config.labels, spread
     )
 
 
@@ -157,18 +160,6 @@ def _measure(made: Learned, rows: Parts) -> Truth:
     score = heads.scores(made.head, test)
     raw = torch.sigmoid(-score)
     return truth.measure(_numbers(calibration.risk(score, made.calibration)), _made_up(test.truthful), _numbers(raw), made.seed)
-
-
-def _free(name: str, split: Mapping[int, Parts]) -> Result:
-    """A training-free score, calibrated on validation as heads are."""
-    figure, sign = FREE[name]
-    column = TRACE.index(figure)
-    by_seed: list[Truth] = []
-    for seed, rows in split.items():
-        known, test = sign * rows.validation.phi[:, column], sign * rows.test.phi[:, column]
-        risk = calibration.risk(test, calibration.platt(known, rows.validation.truthful))
-        by_seed.append(truth.measure(_numbers(risk), _made_up(rows.test.truthful), _numbers(torch.sigmoid(-test)), seed))
-    return Result(name, {"tokens generated": 0}, by_seed, mean(t.auroc.value for t in by_seed))
 
 
 def _save(

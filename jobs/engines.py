@@ -1,9 +1,9 @@
 """A pool of engines on the cluster that answers any number of requests: Ray Data over actors that each hold the model."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray.data
@@ -25,6 +25,12 @@ from .config import ScaleConfig
 # Requests that an engine is given at once: a few rounds of what it runs at the same time, so that little idles at the end.
 BATCH = 128
 
+T = TypeVar("T")
+Asking = Callable[[Sequence[Request]], list[list[Answer]]]
+"""Asks an engine: the answers of each request."""
+Work = Callable[[Asking, Sequence[Request]], Sequence[T]]
+"""What is done beside an engine with a batch of requests, asking it once or more: one thing for each request."""
+
 
 def batches(
     title: str,
@@ -34,7 +40,25 @@ def batches(
     scale: ScaleConfig,
     prefix: Prefix | None = None,
 ) -> Iterator[dict[str, list[Answer]]]:
-    """Answers by the requests' keys, some requests at a time and as they come in, behind a progress bar.
+    """Answers by the requests' keys; see `worked`."""
+    return worked(title, base, requests, engine, scale, prefix, answered)
+
+
+def answered(ask: Asking, requests: Sequence[Request]) -> list[list[Answer]]:
+    """The least work: their answers."""
+    return ask(requests)
+
+
+def worked(
+    title: str,
+    base: BaseModel,
+    requests: Mapping[str, Request],
+    engine: EngineConfig,
+    scale: ScaleConfig,
+    prefix: Prefix | None,
+    work: Work[T],
+) -> Iterator[dict[str, T]]:
+    """What `work` makes of requests, by their keys, some requests at a time and as they come in, behind a progress bar.
 
     Raises errors of ours for what an engine refuses, JobError for an engine that is lost.
     """
@@ -45,7 +69,7 @@ def batches(
         Engines,
         # A block is a batch: of several blocks Ray Data would make one task, and answers would come late.
         batch_size=None,
-        fn_constructor_args=(base, engine, prefix),
+        fn_constructor_args=(base, engine, prefix, work),
         compute=ActorPoolStrategy(size=scale.engines),
         num_cpus=max(1.0, cpus_for_all() // scale.engines),
         num_gpus=scale.gpus or None,
@@ -56,10 +80,10 @@ def batches(
     try:
         with Bar(title, len(rows)) as bar:
             for batch in answered.iter_batches(batch_size=None):
-                first: Any = batch["answers"][0]
+                first: Any = batch["made"][0]
                 if isinstance(first, TrimtabError):
                     raise first
-                yield dict(zip(map(str, batch["key"]), batch["answers"], strict=True))
+                yield dict(zip(map(str, batch["key"]), batch["made"], strict=True))
                 done += len(batch["key"])
                 bar.update(done)
     except RayError as error:
@@ -67,22 +91,27 @@ def batches(
 
 
 class Engines:
-    """One engine of the pool. Takes batches with the columns `key` and `request`, and gives `key` and `answers`."""
+    """One engine of the pool. Takes batches with the columns `key` and `request`, and gives `key` and `made`."""
 
-    def __init__(self, base: BaseModel, config: EngineConfig, prefix: Prefix | None) -> None:
+    def __init__(self, base: BaseModel, config: EngineConfig, prefix: Prefix | None, work: Work[Any]) -> None:
         # Not on top: the driver, which only names this class, does without vLLM's half minute.
         offline = import_module("trimtab.engine.offline")
         self.engine = offline.Engine(bases.here(base), config)
         self.prefix = prefix
+        self.work = work
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The answers of each request; an error of ours in their place, as Ray Data would lose it if it were raised."""
-        asks = [Ask(request.messages, self.prefix) for request in batch["request"]]
+        """What is made of each request; an error of ours in its place, as Ray Data would lose it if it were raised."""
         try:
-            answers = self.engine.chat_many(asks, [request.sampling for request in batch["request"]])
+            made = self.work(self.ask, list(batch["request"]))
         except TrimtabError as error:
-            answers = [error] * len(asks)
-        return {"key": batch["key"], "answers": _objects(answers)}
+            made = [error] * len(batch["key"])
+        return {"key": batch["key"], "made": _objects(made)}
+
+    def ask(self, requests: Sequence[Request]) -> list[list[Answer]]:
+        """The answers of each request."""
+        asks = [Ask(request.messages, self.prefix) for request in requests]
+        return self.engine.chat_many(asks, [request.sampling for request in requests])
 
 
 def _objects(values: Sequence[Any]) -> Any:

@@ -92,8 +92,9 @@ def test_a_detector_is_learned_chosen_saved_and_gives_risks(signals, base, tmp_p
     (flag, *free), folder = detect.detect(config)
     assert flag.auroc > 0.8
     assert flag.oracle >= flag.auroc
-    assert {r.name for r in free} == set(detect.FREE)
+    assert {r.name for r in free} == {"perplexity", "min-logprob", "entropy", "max-entropy", "margin"}
     assert all(0.3 < r.auroc < 0.7 for r in free)
+    assert all(r.as_json()["tokens_generated"] == 0 for r in (flag, *free))
     made = detector.load(folder, base)
     assert made.card.metrics["test_auroc"] == flag.auroc
     data = signal_store.read(signals)

@@ -4,7 +4,7 @@ Nothing here looks at a test answer but `measure`, which is called with what was
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,12 +31,13 @@ class Candidate:
 @dataclass(frozen=True)
 class Parts:
     """The rows of one seed: what is learned from, chosen on, and reported on, with tau_l and the normaliser [2, 7] of the
-    training rows. `test` are indices of rows in the data set."""
+    training rows. `at` are the indices of the test rows in the data set, `validation_at` those of the validation rows."""
 
     train: Rows
     validation: Rows
     test: Rows
     at: Tensor
+    validation_at: Tensor
     low: float
     normaliser: Tensor
 
@@ -62,11 +63,12 @@ def parts(
     validation: float,
     test: float,
     labels: float = 1.0,
+    spread: Tensor | None = None,
 ) -> Parts:
     """Split N answers by question, so that none is on two sides, and normalise by the training part.
 
     `psi` [N, L, 3d], `traces` N times [m, 3], `truthful` [N] with NaN for unlabelled answers, which only train. Of the training
-    labels the share `labels` is kept.
+    labels the share `labels` is kept. `spread` [N] are semantic entropies, where samples were collected.
     """
     place = torch.tensor([fraction(question.lower(), seed) for question in questions])
     known = ~truthful.isnan()
@@ -79,11 +81,13 @@ def parts(
     normaliser = torch.stack([phi[trains].mean(0), phi[trains].std(0).clamp(min=1e-6)])
     z = normalised(phi, normaliser)
     taught = truthful.masked_fill(hidden, float("nan"))
+    rows = Rows(psi, z, truthful, torch.empty(0) if spread is None else spread)
     return Parts(
-        Rows(psi[trains], z[trains], taught[trains]),
-        Rows(psi[validations], z[validations], truthful[validations]),
-        Rows(psi[tests], z[tests], truthful[tests]),
+        replace(rows, truthful=taught)[trains],
+        rows[validations],
+        rows[tests],
         tests.nonzero()[:, 0],
+        validations.nonzero()[:, 0],
         low,
         normaliser,
     )
