@@ -67,12 +67,13 @@ def detect(config: DetectConfig) -> tuple[list[Result], Path | None]:
     """Results of every head and score, and the folder of the detector where one was asked for. Raises errors of ours."""
     base = bases.resolve(config.base, config.revision)
     data = signal_store.read(Path(config.signals), base)
-    names = heads.names() if sources(config.head) == [ALL] else sources(config.head)
     answers = free.seen(data)
     spread = free.spread(answers, config.similarity)
-    # Without samples there is nothing that it could learn, which only those who ask for it by name are told.
-    able = [name for name in names if name != "sep" or len(spread.unique()) > 1 or len(names) == 1]
-    plans = {name: candidates(config, name, data, first=name == names[0]) for name in able}
+    names = sources(config.head)
+    if names == [ALL]:
+        # Without samples there is nothing that sep could learn; who asks for it by name is told so.
+        names = [name for name in heads.names() if name != "sep" or len(spread.unique()) > 1]
+    plans = {name: candidates(config, name, data, first=name == names[0]) for name in names}
     split = {seed: _parts(config, data, seed, spread) for seed in range(config.seeds)}
     results: list[Result] = []
     best: Learned | None = None
