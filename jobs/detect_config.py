@@ -20,8 +20,8 @@ class DetectConfig:
         test: share of the questions for the report.
         validation: share of the questions to choose and calibrate on.
         labels: share of the training labels that is used; the rest counts as unlabelled.
-        similarity: how scores and the head sep tell that samples say the same: exact, overlap or states, or one of these with
-            a threshold, as overlap:0.8.
+        similarity: how scores and the head sep tell that samples say the same: exact, overlap, news or states, or one of
+            these with a threshold, as overlap:0.8.
         name: name of the detector.
         out: folder to save the detector to.
         base: base model, to check the signals against.

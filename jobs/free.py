@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -46,15 +47,25 @@ def spread(answers: Sequence[Seen], alike: str = "exact") -> Tensor:
 
 def seen(data: Collected) -> list[Seen]:
     """The answers of a data set as scores see them."""
+    # Samples repeat one another, and normalising is what takes the time here.
+    plain = lru_cache(maxsize=None)(normalised)
+
+    def said(question: str, text: str, tokens: int, logp: float, state: Tensor) -> Said:
+        words, asked = plain(text), set(plain(question).split())
+        news = " ".join(word for word in words.split() if word not in asked)
+        return Said(text, words, news, tokens, logp, state)
+
     ends = data.psi[:, :, : data.meta.width]
     return [
         Seen(
-            Said(answer, normalised(answer), len(trace), trace[:, 0].mean().item(), end),
+            said(question, answer, len(trace), trace[:, 0].mean().item(), end),
             trace,
-            tuple(Said(s.text, normalised(s.text), s.tokens, s.logp, s.state) for s in samples),
+            tuple(said(question, s.text, s.tokens, s.logp, s.state) for s in samples),
             p_true,
         )
-        for answer, trace, end, samples, p_true in zip(data.answers, data.traces, ends, data.samples, data.p_true, strict=True)
+        for question, answer, trace, end, samples, p_true in zip(
+            data.questions, data.answers, data.traces, ends, data.samples, data.p_true, strict=True
+        )
     ]
 
 

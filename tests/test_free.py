@@ -64,7 +64,7 @@ def sample(width: int, agreeing: float, generator: torch.Generator) -> Sample:
 
 def test_samples_and_verdicts_are_read_as_they_were_written(base, tmp_path):
     states = torch.randn(2, 2, base.width).half()
-    drawn = [Sample("", 1, -0.5, states[0]), Sample("Lyon é", 7, -2.0, states[1])]
+    drawn = [Sample("", 1, -0.5, states[0]), Sample("Lyon, question é", 7, -2.0, states[1])]
     folder = tmp_path / "one"
     signal_store.begin(folder, Meta(base.name, base.fingerprint, LAYERS, base.width, "fp32", None, ""))
     generator = torch.Generator().manual_seed(0)
@@ -72,11 +72,12 @@ def test_samples_and_verdicts_are_read_as_they_were_written(base, tmp_path):
     data = signal_store.read(folder)
     assert data.p_true == [0.25]
     ((first, second),) = data.samples
-    assert (first.text, first.tokens, first.logp, second.text, second.tokens) == ("", 1, -0.5, "Lyon é", 7)
+    assert (first.text, first.tokens, first.logp, second.text, second.tokens) == ("", 1, -0.5, "Lyon, question é", 7)
     assert torch.equal(torch.stack([first.state, second.state]), states)
     assert first.state.shape == (2, base.width)
     (answer,) = free.seen(data)
-    assert [s.words for s in answer.samples] == ["", "lyon e"]
+    assert [s.words for s in answer.samples] == ["", "lyon question e"]
+    assert [s.news for s in answer.samples] == ["", "lyon e"]
     assert torch.equal(answer.answer.state, data.psi[0, :, : base.width])
 
 

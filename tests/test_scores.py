@@ -1,6 +1,7 @@
 """Scores: each equation by hand, what is refused, and that another package can add one."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ FREE = {"perplexity": -0.6, "min-logprob": -1.1, "entropy": -1.0, "max-entropy":
 SAMPLED = ("ln-entropy", "eigenscore", "semantic-entropy", "discrete-semantic-entropy", "self-consistency")
 
 
-def said(text: str, logp: float = -1.0, tokens: int = 3, state: list[float] | None = None) -> Said:
+def said(text: str, logp: float = -1.0, tokens: int = 3, state: list[float] | None = None, asked: str = "") -> Said:
     layers = torch.tensor([state or [1.0, 0.0, 0.0]] * 2)
-    return Said(text, normalised(text), tokens, logp, layers)
+    words = normalised(text)
+    news = " ".join(word for word in words.split() if word not in asked.split())
+    return Said(text, words, news, tokens, logp, layers)
 
 
 def seen(*samples: Said, answer: str = "Paris.", p: float | None = None) -> Seen:
@@ -73,7 +76,7 @@ def test_eigenscore_by_hand():
     assert make(alpha=1.0).one(seen(first, second)) == pytest.approx(-math.log(9) / 2)
     by_values = torch.linalg.eigvalsh(torch.tensor([[1.0, 1.0], [1.0, 4.0]]).double() + 1e-3 * torch.eye(2)).log().mean()
     assert one("eigenscore", seen(first, second)) == pytest.approx(-by_values.item())
-    moved = [Said(s.text, s.words, s.tokens, s.logp, s.state * torch.tensor([[1.0], [3.0]])) for s in (first, second)]
+    moved = [replace(s, state=s.state * torch.tensor([[1.0], [3.0]])) for s in (first, second)]
     assert make(layer=1).one(seen(*moved)) == pytest.approx(
         -(9 * torch.tensor([[1.0, 1], [1, 4]]).double() + 1e-3 * torch.eye(2)).logdet() / 2
     )
@@ -84,7 +87,7 @@ def test_eigenscore_falls_as_samples_part_and_half_precision_does_not_hurt_it():
     common, noise = 5 * torch.randn(576, generator=generator), torch.randn(10, 576, generator=generator)
 
     def samples(size: float, dtype: torch.dtype) -> Seen:
-        return seen(*[Said("", "", 1, -1.0, (common + size * row)[None].to(dtype)) for row in noise])
+        return seen(*[replace(said(""), state=(common + size * row)[None].to(dtype)) for row in noise])
 
     sizes = (0.0, 0.1, 0.5, 1.0)
     whole = [one("eigenscore", samples(size, torch.float32)) for size in sizes]
@@ -100,6 +103,8 @@ def test_p_true_is_the_letters_odds():
     listed = [("A", 0.4), (" A", 0.1), ("(B", 0.2), ("The", 0.2), ("b", 0.05), ("\n", 0.01)]
     found = p_true.probability((text, math.log(p)) for text, p in listed)
     assert found == pytest.approx(0.5 / 0.7)
+    words = [("A", 0.1), ("True", 0.2), ("False", 0.4), ("No", 0.3)]
+    assert p_true.probability((text, math.log(p)) for text, p in words) == pytest.approx(0.3 / 0.7)
 
 
 def test_a_letter_that_is_not_listed_is_as_likely_as_the_last_that_is():
@@ -150,7 +155,28 @@ def test_similarities_by_hand():
     assert similarity.same("overlap:0.4")(one_way, other)
     assert not similarity.same("overlap")(one_way, other)
     assert similarity.same("states:0.7")(one_way, other)
+    assert not similarity.same("states")(one_way, other)
     assert similarity.exact(said("The 1,000"), said("1000.")) == 1
+
+
+def test_only_what_the_question_does_not_say_tells_sentences_apart():
+    asked = "what is capital of france"
+    paris, again, lyon, parrot = (
+        said(text, asked=asked)
+        for text in (
+            "The capital of France is Paris.",
+            "It is Paris.",
+            "The capital of France is Lyon.",
+            "The capital of France.",
+        )
+    )
+    assert similarity.news(paris, again) == pytest.approx(2 / 3)
+    assert similarity.news(paris, lyon) == 0
+    assert similarity.overlap(paris, lyon) == pytest.approx(4 / 5)
+    assert similarity.news(paris, parrot) == similarity.overlap(paris, parrot)
+    assert one("discrete-semantic-entropy", seen(paris, again, lyon), "news") > one(
+        "discrete-semantic-entropy", seen(paris, again, lyon)
+    )
 
 
 def test_an_empty_sample_is_like_another_empty_one_only():
@@ -160,7 +186,7 @@ def test_an_empty_sample_is_like_another_empty_one_only():
 
 
 def test_a_similarity_that_cannot_be_is_refused_and_one_of_ones_own_is_taken(monkeypatch):
-    with pytest.raises(NotFoundError, match="no similarity 'nli'; there are: exact, overlap, states"):
+    with pytest.raises(NotFoundError, match="no similarity 'nli'; there are: exact, overlap, news, states"):
         similarity.same("nli")
     with pytest.raises(UsageError, match="threshold after the colon"):
         similarity.same("overlap:high")

@@ -25,11 +25,12 @@ ENOUGH = 10
 @dataclass(frozen=True)
 class Said:
     """One answer as the model gave it: its `text`, the same as `words` that answer judges compare (normalised, one space
-    between them), its number of `tokens`, the mean `logp` of these in nats, and the last `state` [L, d] at the L layers
-    collected."""
+    between them), `news`, those of them that the question does not hold, its number of `tokens`, the mean `logp` of these in
+    nats, and the last `state` [L, d] at the L layers collected."""
 
     text: str
     words: str
+    news: str
     tokens: int
     logp: float
     state: Tensor

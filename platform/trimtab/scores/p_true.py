@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from trimtab.scores import Need, Score, Seen, register
 
-TRUE, FALSE = "A", "B"
+TRUE, FALSE = ("A", "True"), ("B", "False")
 # A probability of exactly 0 or 1 has no log-odds.
 NEAREST = 1e-6
 ABOUT = " \t\n().:*\"'"
@@ -15,8 +15,8 @@ ABOUT = " \t\n().:*\"'"
 @register("p-true")
 class PTrue(Score):
     """log(p / (1 - p)), p the probability of the letter for "True" against the letter for "False" as the first token of the
-    reply to `question`. The paper asks a base model to go on with its text, here a chat model is asked (ours). Generates one
-    token."""
+    reply to `question` [paper]. The paper has a base model go on with a text; here a chat model is asked, and the words count
+    as their letters do, as small models reply with either (ours). Generates one token."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"p_true"})
 
@@ -27,20 +27,20 @@ class PTrue(Score):
 
 
 def question(asked: str, answer: str) -> str:
-    """What the model is asked about its answer to what it was asked; the words are the paper's, the last line is ours."""
+    """What the model is asked about its `answer` to what it was `asked`: the form is the paper's, the last line is ours."""
     return (
-        f"Question: {asked}\nProposed Answer: {answer}\nIs the proposed answer:\n ({TRUE}) True\n ({FALSE}) False\n"
-        f"Reply with the letter {TRUE} or {FALSE} only."
+        f"Question: {asked}\nProposed Answer: {answer}\nIs the proposed answer:\n"
+        f" ({TRUE[0]}) {TRUE[1]}\n ({FALSE[0]}) {FALSE[1]}\nReply with the letter {TRUE[0]} or {FALSE[0]} only."
     )
 
 
 def probability(likeliest: Iterable[tuple[str, float]]) -> float:
     """P(A) / (P(A) + P(B)) from the likeliest first tokens with their natural log-probabilities; at least one of them.
 
-    Tokens that differ by spaces or brackets are one letter. A letter that is not among them is taken to be as likely as the
-    last of them, which it is at most (ours).
+    Tokens that differ by spaces or brackets are one. A side that is not among them is taken to be as likely as the last of
+    them, which none of its tokens exceeds (ours).
     """
     listed = [(text.strip(ABOUT), math.exp(logp)) for text, logp in likeliest]
     last = min(p for _, p in listed)
-    true, false = (sum(p for text, p in listed if text == letter) or last for letter in (TRUE, FALSE))
+    true, false = (sum(p for text, p in listed if text in side) or last for side in (TRUE, FALSE))
     return true / (true + false) if true + false else 0.5
