@@ -67,7 +67,7 @@ def collect(config: CollectConfig) -> Path:
         work = Gather(config.samples, config.temperature, config.p_true)
         tokenizer = chat.renderer(base, engine.rows).tokenizer
         with joined(config.scale.address):
-            for batch in engines.worked("answers with signals", base, requests, engine, config.scale, prefix, work):
+            for batch in engines.worked("answers with signals", base, requests, engine, config.scale, prefix, work, work.batch):
                 signal_store.append(folder, [row(missing[key], gathered, tokenizer) for key, gathered in batch.items()])
     return folder
 

@@ -57,15 +57,16 @@ def worked(
     scale: ScaleConfig,
     prefix: Prefix | None,
     work: Work[T],
+    batch: int = BATCH,
 ) -> Iterator[dict[str, T]]:
-    """What `work` makes of requests, by their keys, some requests at a time and as they come in, behind a progress bar.
+    """What `work` makes of requests, by their keys, `batch` requests at a time and as they come in, behind a progress bar.
 
     Raises errors of ours for what an engine refuses, JobError for an engine that is lost.
     """
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [{"key": key, "request": request} for key, request in requests.items()]
-    answered = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // BATCH)).map_batches(
+    answered = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // batch)).map_batches(
         Engines,
         # A block is a batch: of several blocks Ray Data would make one task, and answers would come late.
         batch_size=None,
@@ -79,12 +80,12 @@ def worked(
     done = 0
     try:
         with Bar(title, len(rows)) as bar:
-            for batch in answered.iter_batches(batch_size=None):
-                first: Any = batch["made"][0]
+            for block in answered.iter_batches(batch_size=None):
+                first: Any = block["made"][0]
                 if isinstance(first, TrimtabError):
                     raise first
-                yield dict(zip(map(str, batch["key"]), batch["made"], strict=True))
-                done += len(batch["key"])
+                yield dict(zip(map(str, block["key"]), block["made"], strict=True))
+                done += len(block["key"])
                 bar.update(done)
     except RayError as error:
         raise cause(error) from error

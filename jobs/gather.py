@@ -14,11 +14,12 @@ from trimtab.errors import ArtefactError
 from trimtab.scores import p_true
 
 from .answer_store import Request
-from .engines import Asking
+from .engines import BATCH, Asking
 from .signal_store import Sample
 
-# Answers that the engine is asked for at once: it remembers the signals of no more than 1,024.
-AT_ONCE = 512
+# Answers that an engine is asked for at once: a few rounds of what it runs at the same time. It remembers the signals of 1,024
+# at most, and what a stop loses is one batch.
+AT_ONCE = 256
 # As many of the likeliest tokens as vLLM names; the two letters are among them where the model means to reply at all.
 LIKELIEST = 20
 HALF = torch.finfo(torch.float16).max
@@ -42,20 +43,22 @@ class Gather:
     temperature: float
     p_true: bool
 
+    @property
+    def batch(self) -> int:
+        """Questions that an engine is given at once."""
+        return min(BATCH, max(1, AT_ONCE // (1 + self.samples)))
+
     def __call__(self, ask: Asking, requests: Sequence[Request]) -> list[Gathered]:
         """One for each request, in order. Raises errors of ours."""
-        step = AT_ONCE // (1 + self.samples)
-        found = [g for at in range(0, len(requests), step) for g in self._drawn(ask, requests[at : at + step])]
-        if not self.p_true:
-            return found
-        verdicts = ask([verdict(request, g.answer) for request, g in zip(requests, found, strict=True)])
-        return [Gathered(g.answer, g.samples, one[0]) for g, one in zip(found, verdicts, strict=True)]
-
-    def _drawn(self, ask: Asking, requests: Sequence[Request]) -> list[Gathered]:
-        drawing = [self._drawing(request) for request in requests] if self.samples else []
-        answers = ask([*requests, *drawing])
-        drawn = [tuple(map(sample, several)) for several in answers[len(requests) :]] or [()] * len(requests)
-        return [Gathered(several[0], samples) for several, samples in zip(answers[: len(requests)], drawn, strict=True)]
+        answers = [several[0] for several in ask(requests)]
+        nothing: list[list[Answer]] = [[]] * len(requests)
+        drawn = ask([self._drawing(request) for request in requests]) if self.samples else nothing
+        asking = [verdict(request, answer) for request, answer in zip(requests, answers, strict=True)]
+        verdicts = ask(asking) if self.p_true else nothing
+        return [
+            Gathered(answer, tuple(map(sample, several)), one[0] if one else None)
+            for answer, several, one in zip(answers, drawn, verdicts, strict=True)
+        ]
 
     def _drawing(self, request: Request) -> Request:
         # A seed of the question's own: the same for a question each time, and no two questions share their luck.
