@@ -2,6 +2,7 @@
 
 trimtab collect --questions trimtab:countries --out signals
 trimtab collect --questions labelled.jsonl --given true --out signals
+trimtab collect --questions trimtab:countries --out signals --samples 10 --p_true true
 """
 
 import hashlib
@@ -11,7 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from trimtab import base as bases
+from trimtab import chat
 from trimtab.answers import Answer, Sampling
 from trimtab.base import BaseModel
 from trimtab.console import say
@@ -23,6 +27,7 @@ from trimtab.engine.config import EngineConfig
 from trimtab.errors import ArtefactError, UsageError
 from trimtab.judges.answers import mark
 from trimtab.prefix import Prefix
+from trimtab.scores import p_true
 from trimtab.words import AnswerKind
 
 from . import engines, signal_store
@@ -31,6 +36,7 @@ from .cluster import joined
 from .collect_config import CollectConfig
 from .config import sources
 from .evaluate import find
+from .gather import Gather, Gathered
 from .signal_store import Meta
 
 DEFAULT_KIND: AnswerKind = "contains"
@@ -63,9 +69,11 @@ def collect(config: CollectConfig) -> Path:
     if missing:
         engine = EngineConfig(rows=8, precision=config.precision, max_length=2048, layers=layers, history=True)
         requests = {key: a.request for key, a in missing.items()}
+        work = Gather(config.samples, config.temperature, config.p_true)
+        tokenizer = chat.renderer(base, engine.rows).tokenizer
         with joined(config.scale.address):
-            for batch in engines.batches("answers with signals", base, requests, engine, config.scale, prefix):
-                signal_store.append(folder, [row(missing[key], answers[0]) for key, answers in batch.items()])
+            for batch in engines.worked("answers with signals", base, requests, engine, config.scale, prefix, work, work.batch):
+                signal_store.append(folder, [row(missing[key], gathered, tokenizer) for key, gathered in batch.items()])
     return folder
 
 
@@ -97,13 +105,14 @@ def plan_given(config: CollectConfig, answers: Sequence[Given]) -> list[Asked]:
     for given in answers:
         what = json.dumps([given.question.prompt.messages, given.text, given.truthful])
         key = hashlib.sha256(what.encode()).hexdigest()[:24]
-        request = Request(given.question.prompt.messages, Sampling(max_tokens=1), given.text)
+        request = Request(given.question.prompt.messages, Sampling(max_tokens=config.max_tokens), given.text)
         found.setdefault(key, Asked(key, given.question, DEFAULT_KIND, request, given.truthful))
     return _some(config, found)
 
 
-def row(asked: Asked, answer: Answer) -> dict[str, Any]:
+def row(asked: Asked, gathered: Gathered, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """A line of the data set. Raises ArtefactError where the engine lost the answer's signals."""
+    answer = gathered.answer
     if answer.signals is None:
         raise ArtefactError(f"the engine gave no signals for {asked.question.question[:60]!r}")
     truthful, why = _label(asked, answer)
@@ -119,7 +128,14 @@ def row(asked: Asked, answer: Answer) -> dict[str, Any]:
         "whole": answer.finished == "stop",
         "psi": answer.signals.psi.flatten().tolist(),
         "history": answer.signals.history.flatten().tolist(),
+        **signal_store.kept(gathered.samples),
+        "p_true": None if gathered.verdict is None else believed(gathered.verdict, tokenizer),
     }
+
+
+def believed(verdict: Answer, tokenizer: PreTrainedTokenizerBase) -> float:
+    """The probability with which the model calls its answer true, by the likeliest first tokens of its verdict."""
+    return p_true.probability((str(tokenizer.decode([token])), logp) for token, logp in verdict.logprobs[0].items())
 
 
 def _planned(config: CollectConfig) -> list[Asked]:
@@ -145,6 +161,8 @@ def _label(asked: Asked, answer: Answer) -> tuple[bool | None, str]:
 
 
 def _meta(config: CollectConfig, base: BaseModel, layers: tuple[int, ...], prefix: Prefix | None) -> Meta:
-    asked = json.dumps({"max_tokens": config.max_tokens, "kind": config.kind, "given": config.given})
+    drawn = {"samples": config.samples, "temperature": config.temperature if config.samples else None}
+    judged = {"max_tokens": config.max_tokens, "kind": config.kind, "given": config.given}
+    asked = json.dumps({**judged, **drawn, "p_true": config.p_true})
     steered = prefix.card.digest if prefix else None
     return Meta(base.name, base.fingerprint, layers, base.width, config.precision, steered, asked)

@@ -7,6 +7,8 @@ from trimtab.words import AnswerKind, Precision
 
 from .config import ScaleConfig
 
+MOST_SAMPLES = 100
+
 
 @dataclass(frozen=True)
 class CollectConfig:
@@ -27,6 +29,10 @@ class CollectConfig:
         layers: layers whose states are kept, 0 being the embeddings; without any, one at two thirds of the depth and the last.
         max_tokens: tokens of each answer at most.
         limit: questions at most; 0 for all.
+        samples: more answers drawn for each question, which some scores and the head sep learn from: 10 are enough; each
+            costs as many tokens as an answer.
+        temperature: temperature of the samples.
+        p_true: ask the model of each answer whether it is true, for the score p-true; costs one token.
         precision: type of the model; auto is bf16 where the machine computes in it, else fp32.
         scale: engines, and what they take of the cluster.
     """
@@ -43,6 +49,9 @@ class CollectConfig:
     layers: list[int] = field(default_factory=list[int])
     max_tokens: int = 48
     limit: int = 0
+    samples: int = 0
+    temperature: float = 1.0
+    p_true: bool = False
     precision: Precision = "auto"
     scale: ScaleConfig = field(default_factory=ScaleConfig)
 
@@ -51,3 +60,7 @@ class CollectConfig:
             raise UsageError("say what to ask and where to keep it, with --questions FILE (or trimtab:countries) --out FOLDER")
         if self.max_tokens < 1 or self.limit < 0:
             raise UsageError("max_tokens must be at least 1, and limit not below 0")
+        if not 0 <= self.samples <= MOST_SAMPLES:
+            raise UsageError(f"samples must be from 0 to {MOST_SAMPLES}, not {self.samples}")
+        if not 0 < self.temperature <= 2:
+            raise UsageError(f"temperature must be above 0 and at most 2, not {self.temperature}; samples must differ")

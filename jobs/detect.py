@@ -18,7 +18,7 @@ from trimtab.evaluate import pooled
 from trimtab.evaluate.pooled import Figures, Result
 from trimtab.learning import Parts
 
-from . import over_seeds, signal_store
+from . import free, over_seeds, signal_store
 from .detect_config import DetectConfig
 from .over_seeds import Arm
 from .signal_store import Collected
@@ -29,11 +29,13 @@ def detect(config: DetectConfig) -> tuple[list[Result], list[Figures], Path | No
     of ours."""
     base = bases.resolve(config.base, config.revision)
     data = signal_store.read(Path(config.signals), base)
-    tried = over_seeds.trials(config.head, data, config.layers, config.settings)
-    split = over_seeds.split(data, config.seeds, config.validation, config.test, config.labels)
+    answers = free.seen(data)
+    spread = free.spread(answers, config.similarity)
+    tried = over_seeds.trials(config.head, data, config.layers, config.settings, sampled=len(spread.unique()) > 1)
+    split = over_seeds.split(data, config.seeds, config.validation, config.test, config.labels, spread)
     with Bar("heads", config.seeds * sum(trials.count for trials in tried.values())) as bar:
         arms = [over_seeds.compete(trials, split, lambda: bar.update(bar.done + 1)) for trials in tried.values()]
-    results = [arm.result for arm in arms] + over_seeds.free(split)
+    results = [arm.result for arm in arms] + free.results(answers, split, config.similarity)
     drawn = pooled.resamples(data.groups, config.seeds)
     figures = [pooled.measure(result.tests, drawn) for result in results]
     folder = _save(config, base, data, arms, split) if config.out else None
@@ -53,11 +55,11 @@ def command(config: DetectConfig) -> dict[str, Any]:
 def table(results: Sequence[Result], figures: Sequence[Figures], title: str) -> Table:
     """One line for each head and score."""
     shown = Table(title=title, title_justify="left")
-    for column in ("", "AUROC", "AUPRC", "FPR at 95 % caught", "ECE", "before", "chosen on test"):
+    for column in ("", "AUROC", "AUPRC", "FPR at 95 % caught", "ECE", "before", "chosen on test", "tokens"):
         shown.add_column(column, no_wrap=True)
     for r, f in zip(results, figures, strict=True):
         numbers = (f.auprc.value, f.fpr95.value, f.ece, f.ece_raw, r.oracle)
-        shown.add_row(r.name, str(f.auroc), *(f"{number:.3f}" for number in numbers))
+        shown.add_row(r.name, str(f.auroc), *(f"{number:.3f}" for number in numbers), f"{r.tokens:.1f}")
     return shown
 
 

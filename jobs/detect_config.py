@@ -20,6 +20,8 @@ class DetectConfig:
         test: share of the questions for the report.
         validation: share of the questions to choose and calibrate on.
         labels: share of the training labels that is used; the rest counts as unlabelled.
+        similarity: how scores and the head sep tell that samples say the same: exact, overlap, news or states, or one of
+            these with a threshold, as overlap:0.8.
         name: name of the detector.
         out: folder to save the detector to.
         base: base model, to check the signals against.
@@ -34,6 +36,7 @@ class DetectConfig:
     test: float = 0.25
     validation: float = 0.1
     labels: float = 1.0
+    similarity: str = "exact"
     name: str = "truth"
     out: str | None = None
     base: str = "smollm2-135m"

@@ -1,9 +1,9 @@
 """A pool of engines on the cluster that answers any number of requests: Ray Data over actors that each hold the model."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray.data
@@ -25,6 +25,12 @@ from .config import ScaleConfig
 # Requests that an engine is given at once: a few rounds of what it runs at the same time, so that little idles at the end.
 BATCH = 128
 
+T = TypeVar("T")
+Asking = Callable[[Sequence[Request]], list[list[Answer]]]
+"""Asks an engine: the answers of each request."""
+Work = Callable[[Asking, Sequence[Request]], Sequence[T]]
+"""What is done beside an engine with a batch of requests, asking it once or more: one thing for each request."""
+
 
 def batches(
     title: str,
@@ -34,19 +40,37 @@ def batches(
     scale: ScaleConfig,
     prefix: Prefix | None = None,
 ) -> Iterator[dict[str, list[Answer]]]:
-    """Answers by the requests' keys, some requests at a time and as they come in, behind a progress bar. Either all requests
-    bring their answers or none does.
+    """Answers by the requests' keys; see `worked`. Either all requests bring their answers or none does."""
+    return worked(title, base, requests, engine, scale, prefix, answered)
+
+
+def answered(ask: Asking, requests: Sequence[Request]) -> list[list[Answer]]:
+    """The least work: their answers."""
+    return ask(requests)
+
+
+def worked(
+    title: str,
+    base: BaseModel,
+    requests: Mapping[str, Request],
+    engine: EngineConfig,
+    scale: ScaleConfig,
+    prefix: Prefix | None,
+    work: Work[T],
+    batch: int = BATCH,
+) -> Iterator[dict[str, T]]:
+    """What `work` makes of requests, by their keys, `batch` requests at a time and as they come in, behind a progress bar.
 
     Raises errors of ours for what an engine refuses, JobError for an engine that is lost.
     """
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [{"key": key, "request": request} for key, request in requests.items()]
-    answered = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // BATCH)).map_batches(
+    answered = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // batch)).map_batches(
         Engines,
         # A block is a batch: of several blocks Ray Data would make one task, and answers would come late.
         batch_size=None,
-        fn_constructor_args=(base, engine, prefix),
+        fn_constructor_args=(base, engine, prefix, work),
         compute=ActorPoolStrategy(size=scale.engines),
         num_cpus=max(1.0, cpus_for_all() // scale.engines),
         num_gpus=scale.gpus or None,
@@ -56,36 +80,37 @@ def batches(
     done = 0
     try:
         with Bar(title, len(rows)) as bar:
-            for batch in answered.iter_batches(batch_size=None):
-                first: Any = batch["answers"][0]
+            for block in answered.iter_batches(batch_size=None):
+                first: Any = block["made"][0]
                 if isinstance(first, TrimtabError):
                     raise first
-                yield dict(zip(map(str, batch["key"]), batch["answers"], strict=True))
-                done += len(batch["key"])
+                yield dict(zip(map(str, block["key"]), block["made"], strict=True))
+                done += len(block["key"])
                 bar.update(done)
     except RayError as error:
         raise cause(error) from error
 
 
 class Engines:
-    """One engine of the pool. Takes batches with the columns `key` and `request`, and gives `key` and `answers`."""
+    """One engine of the pool. Takes batches with the columns `key` and `request`, and gives `key` and `made`."""
 
-    def __init__(self, base: BaseModel, config: EngineConfig, prefix: Prefix | None) -> None:
+    def __init__(self, base: BaseModel, config: EngineConfig, prefix: Prefix | None, work: Work[Any]) -> None:
         # Not on top: the driver, which only names this class, does without vLLM's half minute.
         offline = import_module("trimtab.engine.offline")
         self.engine = offline.Engine(bases.here(base), config)
         self.prefix = prefix
+        self.work = work
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The answers of each request; an error of ours in their place, as Ray Data would lose it if it were raised."""
+        """What is made of each request; an error of ours in its place, as Ray Data would lose it if it were raised."""
         try:
-            answers: Sequence[Any] = self.answers(batch["request"])
+            made = self.work(self.ask, list(batch["request"]))
         except TrimtabError as error:
-            answers = [error] * len(batch["key"])
-        return {"key": batch["key"], "answers": _objects(answers)}
+            made = [error] * len(batch["key"])
+        return {"key": batch["key"], "made": _objects(made)}
 
-    def answers(self, requests: Sequence[Request]) -> list[list[Answer]]:
-        """Answers to all requests, or all of their given ones, read."""
+    def ask(self, requests: Sequence[Request]) -> list[list[Answer]]:
+        """The answers of each request; those that are given, read."""
         asks = [Ask(request.messages, self.prefix) for request in requests]
         given = [request.given for request in requests if request.given is not None]
         if given:

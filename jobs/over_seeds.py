@@ -17,24 +17,16 @@ from trimtab.errors import UsageError
 from trimtab.evaluate.pooled import Result, Risks
 from trimtab.heads import Rows
 from trimtab.learning import Candidate, Learned, Parts
-from trimtab.signals import TRACE
 
 from .config import sources
 from .signal_store import Collected
 
 ALL = "all"
-# Learns from what is not collected yet: it is a head only where it is asked for by itself.
-UNCOLLECTED = "sep"
+# Learns from samples: without them only who asks for it by name is told so.
+SAMPLED = "sep"
 # Groups of FLaG that are tried where nothing is said: few, as there are few rows (METHODS 2).
 GROUPS = [4, 8, 16]
 LEAST_ANSWERS = 50
-# Training-free scores: a figure of the trace, and the sign with which it is higher where an answer seems more truthful.
-FREE: dict[str, tuple[str, int]] = {
-    "perplexity": ("mean_logp", 1),
-    "lowest log-prob": ("min_logp", 1),
-    "entropy": ("mean_entropy", -1),
-    "margin": ("mean_margin", 1),
-}
 
 
 @dataclass(frozen=True)
@@ -61,13 +53,16 @@ class Arm:
     learned: Sequence[Learned]
 
 
-def split(data: Collected, seeds: int, validation: float, test: float, labels: float = 1.0) -> dict[int, Parts]:
-    """The parts of each seed. Raises UsageError where there are too few answers, or all answers of a part are of one class."""
+def split(
+    data: Collected, seeds: int, validation: float, test: float, labels: float = 1.0, spread: Tensor | None = None
+) -> dict[int, Parts]:
+    """The parts of each seed; `spread` [N] are semantic entropies, where there are samples. Raises UsageError where there are
+    too few answers, or all answers of a part are of one class."""
     known = int((~data.truthful.isnan()).sum())
     if known < LEAST_ANSWERS:
         raise UsageError(f"there are {known} labelled answers; a detector needs {LEAST_ANSWERS}: collect more")
     made = {
-        seed: learning.parts(data.psi, data.traces, data.truthful, data.groups, seed, validation, test, labels)
+        seed: learning.parts(data.psi, data.traces, data.truthful, data.groups, seed, validation, test, labels, spread)
         for seed in range(seeds)
     }
     for seed, rows in made.items():
@@ -79,9 +74,11 @@ def split(data: Collected, seeds: int, validation: float, test: float, labels: f
     return made
 
 
-def trials(head: list[str] | str, data: Collected, layers: Sequence[int], settings: Mapping[str, Any]) -> dict[str, Trials]:
-    """What is tried for each head that is asked for; `settings` are those of the first one. Raises UsageError for a layer that
-    was not collected, NotFoundError for a head that there is not."""
+def trials(
+    head: list[str] | str, data: Collected, layers: Sequence[int], settings: Mapping[str, Any], *, sampled: bool
+) -> dict[str, Trials]:
+    """What is tried for each head that is asked for; `settings` are those of the first one; `sampled` is whether there are
+    samples to learn from. Raises UsageError for a layer that was not collected, NotFoundError for a head that there is not."""
     names = heads.names() if sources(head) == [ALL] else list(dict.fromkeys(sources(head)))
     there = data.meta.layers
     if unknown := [layer for layer in layers if layer not in there]:
@@ -90,7 +87,7 @@ def trials(head: list[str] | str, data: Collected, layers: Sequence[int], settin
     return {
         name: Trials(name, there, _sets(name, indices), _choices(name, settings if name == names[0] else {}))
         for name in names
-        if name != UNCOLLECTED or len(names) == 1
+        if name != SAMPLED or sampled or name in sources(head)
     }
 
 
@@ -128,27 +125,16 @@ def risks(made: Learned, test: Rows, at: Tensor) -> Risks:
     return judged(heads.scores(made.head, seen), made.calibration, test, at, made.seed)
 
 
-def free(rows: Mapping[int, Parts]) -> list[Result]:
-    """The training-free scores, calibrated on validation as heads are."""
-    results: list[Result] = []
-    for name, (figure, sign) in FREE.items():
-        column = TRACE.index(figure)
-        known = {seed: sign * parts.validation.phi[:, column] for seed, parts in rows.items()}
-        asked = {seed: sign * parts.test.phi[:, column] for seed, parts in rows.items()}
-        results.append(scored(name, {"tokens generated": 0}, known, asked, rows))
-    return results
-
-
-def scored(
-    name: str, chosen: dict[str, Any], known: Mapping[int, Tensor], asked: Mapping[int, Tensor], rows: Mapping[int, Parts]
-) -> Result:
-    """A training-free score from its values on validation, `known`, and on test, `asked`, by seed; higher is more truthful."""
+def scored(name: str, score: Tensor, tokens: float, rows: Mapping[int, Parts]) -> Result:
+    """A training-free score [N] of a data set's answers, calibrated on validation as heads are; higher is more truthful. It
+    costs so many `tokens` an answer."""
+    known = {seed: score[parts.validation_at] for seed, parts in rows.items()}
     tests = [
-        judged(asked[seed], calibration.platt(known[seed], parts.validation.truthful), parts.test, parts.at, seed)
+        judged(score[parts.at], calibration.platt(known[seed], parts.validation.truthful), parts.test, parts.at, seed)
         for seed, parts in rows.items()
     ]
     validation = mean(heads.auroc(known[seed], parts.validation.truthful) for seed, parts in rows.items())
-    return _without_choice(Result(name, chosen, tests, validation, 0.0, learned=False))
+    return _without_choice(Result(name, {}, tests, validation, 0.0, learned=False, tokens=tokens))
 
 
 def judged(score: Tensor, platt: Tensor, test: Rows, at: Tensor, seed: int) -> Risks:

@@ -36,6 +36,10 @@ SCHEMA = pa.schema(
         ("whole", pa.bool_()),
         ("psi", pa.list_(pa.float32())),
         ("history", pa.list_(pa.float32())),
+        # Null where they were not asked for.
+        ("samples", pa.list_(pa.struct([("text", pa.string()), ("tokens", pa.int32()), ("logp", pa.float32())]))),
+        ("states", pa.list_(pa.float16())),
+        ("p_true", pa.float32()),
     ]
 )
 
@@ -56,9 +60,22 @@ class Meta:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """One more answer to a question, drawn: its `text`, its number of `tokens`, their mean `logp` in nats, and its last
+    `state` [L, d], float16."""
+
+    text: str
+    tokens: int
+    logp: float
+    state: Tensor
+
+
+@dataclass(frozen=True)
 class Collected:
     """N answers. `psi` [N, L, 3d], `traces` N times [m, 3] (log-prob, entropy, margin of each token), `truthful` [N] (1, 0 or
-    NaN); the rest as in the files, where answers of one group belong on one side of a split. `digest` names these rows."""
+    NaN); `samples` of each question, and `p_true`, the probability with which the model calls each answer true, None where
+    they were not asked for; the rest as in the files, where answers of one group belong on one side of a split. `digest` names
+    these rows."""
 
     meta: Meta
     keys: list[str]
@@ -70,6 +87,8 @@ class Collected:
     psi: Tensor
     traces: list[Tensor]
     truthful: Tensor
+    samples: list[tuple[Sample, ...]]
+    p_true: list[float | None]
     digest: str
 
 
@@ -93,6 +112,16 @@ def append(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
     partial.rename(partial.with_suffix(".parquet"))
 
 
+def kept(samples: Sequence[Sample]) -> dict[str, Any]:
+    """The columns of a row's samples, which `append` takes; nulls where there are none."""
+    if not samples:
+        return {"samples": None, "states": None}
+    return {
+        "samples": [{"text": s.text, "tokens": s.tokens, "logp": s.logp} for s in samples],
+        "states": torch.stack([s.state for s in samples]).flatten().numpy(),
+    }
+
+
 def read(folder: Path, base: BaseModel | None = None) -> Collected:
     """Read a data set whole, in the order of its keys.
 
@@ -108,7 +137,9 @@ def read(folder: Path, base: BaseModel | None = None) -> Collected:
     table = pa.concat_tables([_table(part) for part in parts]).sort_by("key")
     psi = np.stack(table["psi"].to_numpy()).astype(np.float32)
     truth = [float("nan") if value is None else float(value) for value in table["truthful"].to_pylist()]
-    digest = hashlib.sha256(psi.tobytes() + json.dumps([table["key"].to_pylist(), truth]).encode()).hexdigest()[:16]
+    drawn, p_true = table["samples"].to_pylist(), table["p_true"].to_pylist()
+    said = json.dumps([table["key"].to_pylist(), truth, drawn, p_true])
+    digest = hashlib.sha256(psi.tobytes() + said.encode()).hexdigest()[:16]
     return Collected(
         meta,
         table["key"].to_pylist(),
@@ -120,8 +151,17 @@ def read(folder: Path, base: BaseModel | None = None) -> Collected:
         torch.from_numpy(psi).view(len(psi), len(meta.layers), 3 * meta.width),
         [torch.from_numpy(np.array(values, dtype=np.float32)).view(-1, 3) for values in table["history"].to_numpy()],
         torch.tensor(truth),
+        [_samples(*both, meta) for both in zip(drawn, table["states"].to_numpy(), strict=True)],
+        p_true,
         digest,
     )
+
+
+def _samples(drawn: list[dict[str, Any]] | None, states: Any, meta: Meta) -> tuple[Sample, ...]:
+    if not drawn:
+        return ()
+    each = torch.from_numpy(np.array(states, dtype=np.float16)).view(len(drawn), len(meta.layers), meta.width)
+    return tuple(Sample(state=state, **fields) for fields, state in zip(drawn, each, strict=True))
 
 
 def _meta(folder: Path) -> Meta:

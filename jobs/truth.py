@@ -22,7 +22,7 @@ from trimtab.heads import Rows
 from trimtab.learning import Parts
 from trimtab.tracking import runs
 
-from . import detect, over_seeds, signal_store
+from . import detect, free, over_seeds, signal_store
 from .config import sources
 from .over_seeds import Arm, Trials
 from .signal_store import Collected
@@ -46,6 +46,7 @@ class Source:
     rows: Mapping[int, Parts]
     fewer: Mapping[float, Mapping[int, Parts]]
     tried: Mapping[str, Trials]
+    free: Sequence[Result]
     drawn: Resamples
 
     def fits(self, ablations: bool) -> int:
@@ -115,8 +116,11 @@ def report(config: TruthConfig, base: BaseModel, given: Sequence[Source]) -> Tru
 
 def _source(config: TruthConfig, name: str, data: Collected) -> Source:
     try:
-        rows = over_seeds.split(data, config.seeds, config.validation, config.test)
-        tried = over_seeds.trials(config.head, data, config.layers, {})
+        answers = free.seen(data)
+        spread = free.spread(answers, config.similarity)
+        rows = over_seeds.split(data, config.seeds, config.validation, config.test, spread=spread)
+        tried = over_seeds.trials(config.head, data, config.layers, {}, sampled=len(spread.unique()) > 1)
+        scored = free.results(answers, rows, config.similarity)
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error
     cut = {
@@ -125,13 +129,13 @@ def _source(config: TruthConfig, name: str, data: Collected) -> Source:
     }
     # With few labels a seed may be left with one class: that share has no point.
     fewer = {share: parts for share, parts in cut.items() if all(over_seeds.two_classes(p.train) for p in parts.values())}
-    return Source(name, data, rows, fewer, tried, pooled.resamples(data.groups, config.seeds))
+    return Source(name, data, rows, fewer, tried, scored, pooled.resamples(data.groups, config.seeds))
 
 
 def _data_set(source: Source, ablations: bool, tick: Callable[[], None]) -> tuple[DataSet, list[Arm]]:
     """All figures on a data set, and the heads that were chosen."""
     arms = [over_seeds.compete(trials, source.rows, tick) for trials in source.tried.values()]
-    results = [arm.result for arm in arms] + over_seeds.free(source.rows)
+    results = [arm.result for arm in arms] + list(source.free)
     cut = [
         _without(name, arm, source, tick)
         for arm in arms

@@ -11,12 +11,14 @@ class TruthConfig:
 
     Args:
         signals: folders that `trimtab collect` wrote, of one base model; with several the report has a transfer matrix.
-        head: heads to report on: flag, linear, saplma, mlp, haloscope; all is every one of them.
+        head: heads to report on: flag, linear, saplma, mlp, sep, haloscope; all is every one of them that the data allow.
         layers: layers to try, each alone and all together; those of the data sets without any.
         seeds: seeds, each with a split of its own.
         test: share of the questions for the report.
         validation: share of the questions to choose and calibrate on.
         labels: shares of the training labels for the label curve, besides all of them; empty for no curve.
+        similarity: how scores and the head sep tell that samples say the same: exact, overlap, news or states, or one of
+            these with a threshold, as overlap:0.8.
         ablations: report on FLaG without each of its parts.
         name: name of the report and of its MLflow run.
         out: folder for the report; without it, among this machine's runs.
@@ -31,6 +33,7 @@ class TruthConfig:
     test: float = 0.25
     validation: float = 0.1
     labels: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.5])
+    similarity: str = "exact"
     ablations: bool = True
     name: str = "truth"
     out: str | None = None

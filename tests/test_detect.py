@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from trimtab.jobs import collect, detect, over_seeds, signal_store
+from trimtab.jobs import collect, detect, free, signal_store
 from trimtab.jobs.collect_config import CollectConfig
 from trimtab.jobs.detect_config import DetectConfig
 from trimtab.jobs.signal_store import Meta
 
-from trimtab import detector, learning
+from trimtab import detector, learning, scores
 from trimtab.data.questions import Question
 from trimtab.errors import ArtefactError, UsageError
 
@@ -90,12 +90,13 @@ def test_no_question_is_on_two_sides_and_test_rows_shape_nothing(signals):
 
 def test_a_detector_is_learned_chosen_saved_and_gives_risks(signals, base, tmp_path):
     config = DetectConfig(str(signals), "flag", {"groups": [2, 4], "projection": 32, "hidden": 32}, seeds=2, out=str(tmp_path))
-    (flag, *free), figures, folder = detect.detect(config)
+    (flag, *scored), figures, folder = detect.detect(config)
     assert figures[0].auroc.low < flag.auroc < figures[0].auroc.high
     assert flag.auroc > 0.8
     assert flag.oracle >= flag.auroc
-    assert {r.name for r in free} == set(over_seeds.FREE)
-    assert all(0.3 < r.auroc < 0.7 for r in free)
+    assert {r.name for r in scored} == {"perplexity", "min-logprob", "entropy", "max-entropy", "margin"}
+    assert all(0.3 < r.auroc < 0.7 for r in scored)
+    assert all(r.tokens == 0 for r in (flag, *scored))
     made = detector.load(folder, base)
     assert made.card.metrics["test_auroc"] == flag.auroc
     data = signal_store.read(signals)
@@ -140,6 +141,7 @@ def test_questions_are_answered_labelled_and_gone_on_with(base, tmp_path, capsys
     lines = [{"question": f"What is the capital of {c}?", "answers": [a]} for c, a in capitals.items()]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
     config = {"questions": str(tmp_path / "q.jsonl"), "out": str(tmp_path / "out"), "precision": "fp32", "max_tokens": 12}
+    config |= {"samples": 3, "p_true": True}
     collect.collect(CollectConfig(**config, limit=2))
     assert "2/2" in capsys.readouterr().out
     collect.collect(CollectConfig(**config))
@@ -150,7 +152,14 @@ def test_questions_are_answered_labelled_and_gone_on_with(base, tmp_path, capsys
     assert all(math.isfinite(value) for value in data.psi.sum((1, 2)).tolist())
     by_question = dict(zip(data.questions, data.truthful.tolist(), strict=True))
     assert by_question["What is the capital of France?"] == 1
+    for seen in free.seen(data):
+        assert len({s.text for s in seen.samples}) > 1
+        assert all(1 <= s.tokens <= 12 and s.logp < 0 and s.state.shape == (2, base.width) for s in seen.samples)
+        assert 0 < seen.p_true < 1
+    assert len({seen.p_true for seen in free.seen(data)}) > 1
+    assert {"p-true", "eigenscore", "semantic-entropy"} < set(scores.allowed(free.seen(data)))
     collect.collect(CollectConfig(**config))
     assert "answers with signals" not in capsys.readouterr().out
-    with pytest.raises(UsageError, match="another asked"):
-        collect.collect(CollectConfig(**config | {"max_tokens": 13}))
+    for changed in ({"max_tokens": 13}, {"samples": 4}, {"temperature": 0.5}, {"p_true": False}):
+        with pytest.raises(UsageError, match="another asked"):
+            collect.collect(CollectConfig(**config | changed))

@@ -1,4 +1,4 @@
-"""Figures of detectors over seeds: worked by hand, equal to the plain ones, and with intervals that take nothing for granted."""
+"""Figures of detectors over seeds: worked by hand, equal to the plain ones, with intervals that take nothing for granted."""
 
 import numpy as np
 import pytest
@@ -97,7 +97,7 @@ def test_seeds_that_differ_widen_the_interval():
 
 
 def test_answers_to_one_question_are_drawn_together():
-    asked = ["Who?", "who?", "Where?", "When?"]
+    asked = ["who", "who", "where", "when"]
     drawn = pooled.resamples(asked, 2)
     times = drawn.of(np.arange(4))
     assert np.array_equal(times[:, 0], times[:, 1])

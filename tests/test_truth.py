@@ -9,7 +9,6 @@ import pytest
 import torch
 from jsonschema import validate
 from trimtab.jobs import signal_store, truth
-from trimtab.jobs.over_seeds import FREE
 from trimtab.jobs.signal_store import Meta
 from trimtab.jobs.truth_config import TruthConfig
 
@@ -65,6 +64,9 @@ REPORT = {
     },
 }
 
+# Scores of the trace, which every data set has.
+TRACED = ("perplexity", "min-logprob", "entropy", "max-entropy", "margin")
+
 
 def collected(folder, base, count=190, layers=LAYERS, truthful=None, source=None, seed=0):
     """A data set whose last layer's last state tells the truth, with noise; every twentieth answer is unlabelled."""
@@ -80,6 +82,7 @@ def collected(folder, base, count=190, layers=LAYERS, truthful=None, source=None
             {
                 "key": f"{i:05d}",
                 "question": f"Question {seed} {i}?",
+                "group": f"question {seed} {i}?",
                 "source": source or ("capitals" if i % 2 else FOREIGN),
                 "answer": "So.",
                 "truthful": None if i % 20 == 0 else right,
@@ -124,7 +127,7 @@ def test_the_report_is_of_its_schema_and_what_json_gives(written, report):
 def test_every_head_and_score_is_measured_on_every_data_set(report):
     assert list(report["sets"]) == ["countries", "trivia <b>&"]
     for entry in report["sets"].values():
-        assert [arm["name"] for arm in entry["arms"]] == ["flag", "linear", *FREE]
+        assert {arm["name"] for arm in entry["arms"]} == {"flag", "linear", *TRACED}
         linear = entry["arms"][1]
         assert linear["chosen"] == {"layers": [29]}
         assert linear["test"]["auroc"]["low"] < linear["test"]["auroc"]["value"] < linear["test"]["auroc"]["high"]

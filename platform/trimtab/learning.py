@@ -31,13 +31,15 @@ class Candidate:
 @dataclass(frozen=True)
 class Parts:
     """The rows of one seed: what is learned from, chosen on, and reported on, with tau_l and the normaliser [2, 7] of the
-    training rows. `at` and `trained` are the indices of the test and the training rows in the data set."""
+    training rows. `at`, `trained` and `validation_at` are the indices of the test, training and validation rows in the data
+    set."""
 
     train: Rows
     validation: Rows
     test: Rows
     at: Tensor
     trained: Tensor
+    validation_at: Tensor
     low: float
     normaliser: Tensor
 
@@ -63,11 +65,12 @@ def parts(
     validation: float,
     test: float,
     labels: float = 1.0,
+    spread: Tensor | None = None,
 ) -> Parts:
     """Split N answers by their groups, so that none is on two sides, and normalise by the training part.
 
     `psi` [N, L, 3d], `traces` N times [m, 3], `truthful` [N] with NaN for unlabelled answers, which only train. Of the training
-    labels the share `labels` is kept.
+    labels the share `labels` is kept. `spread` [N] are semantic entropies, where samples were collected.
     """
     place = torch.tensor([fraction(group, seed) for group in groups])
     known = ~truthful.isnan()
@@ -78,12 +81,14 @@ def parts(
     phi = _phi(traces, low)
     normaliser = torch.stack([phi[trains].mean(0), phi[trains].std(0).clamp(min=1e-6)])
     z = normalised(phi, normaliser)
+    rows = Rows(psi, z, truthful, torch.empty(0) if spread is None else spread)
     made = Parts(
-        Rows(psi[trains], z[trains], truthful[trains]),
-        Rows(psi[validations], z[validations], truthful[validations]),
-        Rows(psi[tests], z[tests], truthful[tests]),
+        rows[trains],
+        rows[validations],
+        rows[tests],
         tests.nonzero()[:, 0],
         trains.nonzero()[:, 0],
+        validations.nonzero()[:, 0],
         low,
         normaliser,
     )

@@ -41,7 +41,8 @@ class Risks:
 @dataclass(frozen=True)
 class Result:
     """A head or a score over seeds, chosen on validation: `chosen` says what; `validation` is its mean AUROC there, `oracle`
-    the mean AUROC that choosing on test would have claimed, which no report may. `learned`: whether anything was trained."""
+    the mean AUROC that choosing on test would have claimed, which no report may. `learned`: whether anything was trained;
+    `tokens`: how many are generated for each answer beyond it."""
 
     name: str
     chosen: dict[str, Any]
@@ -49,6 +50,7 @@ class Result:
     validation: float
     oracle: float
     learned: bool = True
+    tokens: float = 0.0
 
     @property
     def auroc(self) -> float:
@@ -166,6 +168,7 @@ def as_json(result: Result, figures: Figures) -> dict[str, Any]:
         "validation_auroc": result.validation,
         "test": asdict(figures),
         "oracle_auroc": result.oracle,
+        "tokens_generated": result.tokens,
         "oracle_gap": result.oracle - figures.auroc.value,
         "seeds": seeds,
     }
