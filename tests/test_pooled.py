@@ -1,4 +1,4 @@
-"""Figures of detectors over seeds: worked by hand, equal to the plain ones, and with intervals that take nothing for granted."""
+"""Figures of detectors over seeds: worked by hand, equal to the plain ones, with intervals that claim no more than they may."""
 
 import numpy as np
 import pytest
