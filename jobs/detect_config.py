@@ -36,7 +36,7 @@ class DetectConfig:
     test: float = 0.25
     validation: float = 0.1
     labels: float = 1.0
-    similarity: str = "exact"
+    similarity: str = "news"
     name: str = "truth"
     out: str | None = None
     base: str = "smollm2-135m"
