@@ -3,53 +3,89 @@
 trimtab detect --signals signals --head flag --out detector
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from trimtab import base as bases
-from trimtab import detector
+from trimtab import detector, settings
 from trimtab.base import BaseModel
 from trimtab.console import Bar, console, say
-from trimtab.detector import DetectorCard
+from trimtab.detector import Detector, DetectorCard
 from trimtab.evaluate import pooled
 from trimtab.evaluate.pooled import Figures, Result
-from trimtab.learning import Parts
+from trimtab.learning import Learned, Parts
+from trimtab.tracking import registry, runs
+from trimtab.tracking.registry import Version
+from trimtab.tracking.runs import Run
 
 from . import free, over_seeds, signal_store
 from .detect_config import DetectConfig
-from .over_seeds import Arm
+from .detect_gate import gate
 from .signal_store import Collected
 
 
-def detect(config: DetectConfig) -> tuple[list[Result], list[Figures], Path | None]:
-    """Results of every head and score with their figures, and the folder of the detector where one was asked for. Raises errors
-    of ours."""
+@dataclass(frozen=True)
+class Detected:
+    """What `trimtab detect` made: the first head saved in `folder`, the results of all heads and scores with their figures, the
+    registered version, and why it is or is not champion; both None where it was not registered."""
+
+    folder: Path
+    results: list[Result]
+    figures: list[Figures]
+    version: Version | None
+    gate: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`: the first head's figures, and those of its rivals."""
+        head, *rivals = [pooled.as_json(r, f) for r, f in zip(self.results, self.figures, strict=True)]
+        version = asdict(self.version) if self.version else None
+        return head | {"rivals": rivals, "detector": str(self.folder), "version": version, "gate": self.gate}
+
+
+def detect(config: DetectConfig) -> Detected:
+    """Learn, measure, save, log and register. Raises errors of ours, before anything is learned where the data do not do."""
+    registry.model_name("base", config.name)
     base = bases.resolve(config.base, config.revision)
     data = signal_store.read(Path(config.signals), base)
     answers = free.seen(data)
     spread = free.spread(answers, config.similarity)
     tried = over_seeds.trials(config.head, data, config.layers, config.settings, sampled=len(spread.unique()) > 1)
     split = over_seeds.split(data, config.seeds, config.validation, config.test, config.labels, spread)
-    with Bar("heads", config.seeds * sum(trials.count for trials in tried.values())) as bar:
-        arms = [over_seeds.compete(trials, split, lambda: bar.update(bar.done + 1)) for trials in tried.values()]
-    results = [arm.result for arm in arms] + free.results(answers, split, config.similarity)
-    drawn = pooled.resamples(data.groups, config.seeds)
-    figures = [pooled.measure(result.tests, drawn) for result in results]
-    folder = _save(config, base, data, arms, split) if config.out else None
-    return results, figures, folder
+    scored = free.results(answers, split, config.similarity)
+    run = runs.start(config.name, "detect", settings.home() / "outbox")
+    with runs.closing(run):
+        run.params({"config": asdict(config), "base_fingerprint": base.fingerprint})
+        run.inputs([_source(config, data)], "training")
+        with Bar("heads", config.seeds * sum(trials.count for trials in tried.values())) as bar:
+            arms = [over_seeds.compete(trials, split, lambda: bar.update(bar.done + 1)) for trials in tried.values()]
+        results = [arm.result for arm in arms] + scored
+        drawn = pooled.resamples(data.groups, config.seeds)
+        figures = [pooled.measure(result.tests, drawn) for result in results]
+        best = max(arms[0].learned, key=lambda made: made.validation)
+        made = _detector(config, base, data, arms[0].result, best, split[best.seed], run)
+        folder = detector.save(made, Path(config.out) if config.out else settings.runs() / f"detect-{config.name}")
+        detected = Detected(folder, results, figures, None, None)
+        _log(detected, run)
+        if config.register:
+            passed, reason = gate(config.name, config.gain, base, data, best, split[best.seed], results)
+            detected = replace(detected, version=_registered(detected, run, passed, reason), gate=reason)
+    return detected
 
 
 def command(config: DetectConfig) -> dict[str, Any]:
     """`trimtab detect`."""
-    results, figures, folder = detect(config)
-    console.print(table(results, figures, f"made-up answers in {config.signals}: test part, mean of {config.seeds} seeds"))
-    if folder:
-        say(f"detector: {folder}")
-    head, *rivals = [pooled.as_json(r, f) for r, f in zip(results, figures, strict=True)]
-    return head | {"rivals": rivals, "detector": str(folder) if folder else None}
+    made = detect(config)
+    title = f"made-up answers in {config.signals}: test part, mean of {config.seeds} seeds"
+    console.print(table(made.results, made.figures, title))
+    if made.version:
+        say(f"registered {config.name} version {made.version.version} as candidate; gate: {made.gate}")
+    say(f"detector: {made.folder}")
+    return made.as_json()
 
 
 def table(results: Sequence[Result], figures: Sequence[Figures], title: str) -> Table:
@@ -63,10 +99,10 @@ def table(results: Sequence[Result], figures: Sequence[Figures], title: str) -> 
     return shown
 
 
-def _save(config: DetectConfig, base: BaseModel, data: Collected, arms: Sequence[Arm], split: Mapping[int, Parts]) -> Path:
+def _detector(
+    config: DetectConfig, base: BaseModel, data: Collected, result: Result, best: Learned, rows: Parts, run: Run
+) -> Detector:
     """The best seed's head, by validation, as an artefact."""
-    best = max(arms[0].learned, key=lambda made: made.validation)
-    rows = split[best.seed]
     card = DetectorCard(
         name=config.name,
         base=base.name,
@@ -79,7 +115,28 @@ def _save(config: DetectConfig, base: BaseModel, data: Collected, arms: Sequence
         thresholds=best.thresholds,
         prefix=data.meta.prefix,
         method={"seed": best.seed, "seeds": config.seeds, "validation": config.validation, "test": config.test},
-        data=[{"name": config.signals, "digest": data.digest, "rows": len(data.keys)}],
-        metrics={"test_auroc": arms[0].result.auroc, "validation_auroc": best.validation},
+        data=[_source(config, data)],
+        metrics={"test_auroc": result.auroc, "validation_auroc": best.validation},
+        run_id=run.run_id,
     )
-    return detector.save(detector.make(best.head, rows.normaliser, best.calibration, card), Path(str(config.out)))
+    return detector.make(best.head, rows.normaliser, best.calibration, card)
+
+
+def _source(config: DetectConfig, data: Collected) -> dict[str, Any]:
+    return {"name": config.signals, "digest": data.digest, "rows": len(data.keys)}
+
+
+def _log(made: Detected, run: Run) -> None:
+    path = made.folder / "report.json"
+    path.write_text(json.dumps(made.as_json(), indent=1) + "\n")
+    run.artifacts(path, "evaluation")
+    run.metrics({f"test/{r.name}/auroc": f.auroc.value for r, f in zip(made.results, made.figures, strict=True)}, 0)
+
+
+def _registered(made: Detected, run: Run, passed: bool, reason: str) -> Version:
+    version = registry.register(made.folder, run.run_id)
+    if not passed:
+        return version
+    registry.promote(version, reason)
+    run.tags({"trimtab.champion": str(version.version)})
+    return registry.find(version.base, version.name, str(version.version))

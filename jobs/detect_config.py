@@ -23,7 +23,9 @@ class DetectConfig:
         similarity: how scores and the head sep tell that samples say the same: exact, overlap, news or states, or one of
             these with a threshold, as overlap:0.8.
         name: name of the detector.
-        out: folder to save the detector to.
+        out: folder to save the detector to; without it, among this machine's runs.
+        register: keep the detector in the registry, as candidate.
+        gain: AUROC on validation above the best training-free score and the present champion that makes a champion.
         base: base model, to check the signals against.
         revision: revision of a Hugging Face id.
     """
@@ -39,6 +41,8 @@ class DetectConfig:
     similarity: str = "news"
     name: str = "truth"
     out: str | None = None
+    register: bool = True
+    gain: float = 0.0
     base: str = "smollm2-135m"
     revision: str | None = None
 

@@ -33,7 +33,7 @@ class TruthConfig:
     test: float = 0.25
     validation: float = 0.1
     labels: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.5])
-    similarity: str = "exact"
+    similarity: str = "news"
     ablations: bool = True
     name: str = "truth"
     out: str | None = None

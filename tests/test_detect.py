@@ -10,9 +10,14 @@ from trimtab.jobs.collect_config import CollectConfig
 from trimtab.jobs.detect_config import DetectConfig
 from trimtab.jobs.signal_store import Meta
 
+from tests.helpers import make_prefix
 from trimtab import detector, learning, scores
+from trimtab import prefix as prefixes
+from trimtab.cli import main
 from trimtab.data.questions import Question
-from trimtab.errors import ArtefactError, UsageError
+from trimtab.errors import ArtefactError, NotFoundError, UsageError
+from trimtab.tracking import registry, runs
+from trimtab.tracking.client import client
 
 LAYERS = (20, 29)
 
@@ -90,7 +95,8 @@ def test_no_question_is_on_two_sides_and_test_rows_shape_nothing(signals):
 
 def test_a_detector_is_learned_chosen_saved_and_gives_risks(signals, base, tmp_path):
     config = DetectConfig(str(signals), "flag", {"groups": [2, 4], "projection": 32, "hidden": 32}, seeds=2, out=str(tmp_path))
-    (flag, *scored), figures, folder = detect.detect(config)
+    made = detect.detect(config)
+    (flag, *scored), figures, folder = made.results, made.figures, made.folder
     assert figures[0].auroc.low < flag.auroc < figures[0].auroc.high
     assert flag.auroc > 0.8
     assert flag.oracle >= flag.auroc
@@ -104,6 +110,36 @@ def test_a_detector_is_learned_chosen_saved_and_gives_risks(signals, base, tmp_p
     phi = torch.stack([learning.signals.trace(*t.T, made.card.low) for t in data.traces])
     risk = made.risk(seen, phi)
     assert risk[data.truthful == 0].mean() > risk[data.truthful == 1].mean() + 0.1
+
+
+def test_a_detector_is_registered_and_becomes_champion_where_it_is_better(signals, base, tmp_path, capsys):
+    given = ["detect", "--signals", str(signals), "--head", "linear", "--layers", "[29]", "--seeds", "2", "--name", "made-up"]
+    assert main([*given, "--json", str(tmp_path / "first.json")]) == 0
+    first = json.loads((tmp_path / "first.json").read_text())
+    assert first["version"]["aliases"] == ["candidate", "champion"]
+    assert "promoted to champion" in first["gate"]
+    version = registry.find(base.name, "made-up")
+    assert registry.load_detector(version, base).card.run_id == version.run_id
+    assert client().get_run(version.run_id).info.status == "FINISHED"
+    with pytest.raises(NotFoundError, match="'made-up' of smollm2-135m is a detector, not a prefix"):
+        registry.load(version)
+    # The same data and seeds: nothing is gained.
+    assert main([*given, "--json", str(tmp_path / "second.json")]) == 0
+    second = json.loads((tmp_path / "second.json").read_text())
+    assert second["version"]["aliases"] == ["candidate"]
+    assert "is not above champion v1" in second["gate"]
+    capsys.readouterr()
+    assert main(["list"]) == 0
+    assert "detector" in capsys.readouterr().out
+    assert main(["show", "made-up"]) == 0
+    assert '"head": "linear"' in capsys.readouterr().out
+
+
+def test_a_name_is_of_one_kind(signals, frozen, base, tmp_path):
+    taken = prefixes.save(make_prefix(frozen, base, "taken", 1, "system", 1), tmp_path / "taken")
+    registry.register(taken, runs.start("taken", "align", tmp_path / "outbox").run_id)
+    with pytest.raises(UsageError, match="has a prefix of the name 'taken' already: give the detector another --name"):
+        detect.detect(DetectConfig(str(signals), "linear", layers=[29], seeds=1, name="taken"))
 
 
 def test_fewer_labels_leave_the_rest_unlabelled(signals):

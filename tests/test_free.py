@@ -100,7 +100,8 @@ def test_a_data_set_of_an_older_version_is_refused(base, tmp_path):
 
 
 def test_every_score_that_the_data_allow_is_in_the_table_with_its_cost(sampled, capsys):
-    results, figures, _ = detect.detect(DetectConfig(str(sampled), ["linear"], layers=[29], seeds=2))
+    made = detect.detect(DetectConfig(str(sampled), ["linear"], layers=[29], seeds=2))
+    results, figures = made.results, made.figures
     by_name = {r.name: r for r in results}
     assert set(by_name) == {"linear", "p-true"} | TRACE | SAMPLED
     for name in SAMPLED - {"ln-entropy"}:
@@ -124,7 +125,7 @@ def test_scores_by_another_similarity(sampled):
 
 
 def test_sep_learns_semantic_entropies_from_the_samples(sampled):
-    (sep, *_), _, _ = detect.detect(DetectConfig(str(sampled), "sep", layers=[29], seeds=2))
+    sep = detect.detect(DetectConfig(str(sampled), "sep", layers=[29], seeds=2)).results[0]
     assert sep.name == "sep"
     assert sep.auroc > 0.7
 
@@ -141,7 +142,7 @@ def test_sep_without_samples_says_how_to_collect_them(base, tmp_path, head):
 def test_all_heads_are_those_that_the_data_allow(base, tmp_path, monkeypatch, drawn):
     monkeypatch.setattr(heads, "names", lambda: ["linear", "sep"])
     folder = made(tmp_path / "some", base, drawn, False)
-    results, _, _ = detect.detect(DetectConfig(str(folder), "all", layers=[29], seeds=1))
+    results = detect.detect(DetectConfig(str(folder), "all", layers=[29], seeds=1)).results
     assert ("sep" in {r.name for r in results}) == bool(drawn)
 
 

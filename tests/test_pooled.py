@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Figures of detectors over seeds: worked by hand, equal to the plain ones, with intervals that take nothing for granted."""
-=======
 """Figures of detectors over seeds: worked by hand, equal to the plain ones, with intervals that claim no more than they may."""
->>>>>>> 7ae754db9910c1984b29596cc02019174ee158ae
 
 import numpy as np
 import pytest

@@ -78,7 +78,7 @@ def parts(
     trains = place >= test + validation
     logp = torch.cat([trace[:, 0] for trace, train in zip(traces, trains.tolist(), strict=True) if train])
     low = logp.quantile(LOW).item()
-    phi = _phi(traces, low)
+    phi = traced(traces, low)
     normaliser = torch.stack([phi[trains].mean(0), phi[trains].std(0).clamp(min=1e-6)])
     z = normalised(phi, normaliser)
     rows = Rows(psi, z, truthful, torch.empty(0) if spread is None else spread)
@@ -105,7 +105,7 @@ def with_labels(rows: Parts, groups: Sequence[str], seed: int, labels: float) ->
 
 def foreign(psi: Tensor, traces: Sequence[Tensor], truthful: Tensor, rows: Parts) -> Rows:
     """Answers [N] of another data set, as detectors that learned from `rows` read them: with their tau_l and normaliser."""
-    return Rows(psi, normalised(_phi(traces, rows.low), rows.normaliser), truthful)
+    return Rows(psi, normalised(traced(traces, rows.low), rows.normaliser), truthful)
 
 
 def learn(candidate: Candidate, rows: Parts, seed: int) -> Learned:
@@ -125,5 +125,6 @@ def seen(rows: Rows, candidate: Candidate) -> Rows:
     return Rows(rows.psi[:, list(candidate.layers)], rows.phi, rows.truthful, rows.spread)
 
 
-def _phi(traces: Sequence[Tensor], low: float) -> Tensor:
+def traced(traces: Sequence[Tensor], low: float) -> Tensor:
+    """phi [N, 7] of N answers by their tokens, [m, 3] each, and tau_l."""
     return torch.stack([signals.trace(trace[:, 0], trace[:, 1], trace[:, 2], low) for trace in traces])

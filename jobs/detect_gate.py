@@ -1,0 +1,53 @@
+"""Whether a detector becomes champion: on validation it must rank better than what needs no learning and than the champion."""
+
+from collections.abc import Sequence
+
+from trimtab import heads, learning
+from trimtab.base import BaseModel
+from trimtab.detector import Detector
+from trimtab.errors import NotFoundError
+from trimtab.evaluate.pooled import Result
+from trimtab.learning import Learned, Parts
+from trimtab.tracking import registry
+
+from .signal_store import Collected
+
+
+def gate(
+    name: str, gain: float, base: BaseModel, data: Collected, made: Learned, rows: Parts, results: Sequence[Result]
+) -> tuple[bool, str]:
+    """Whether the detector `made`, the first of the results, may become champion of its name, and why.
+
+    Training-free scores are compared by their means over all seeds, as any one seed's luck is `made`'s; the present champion on
+    the same validation answers as `made`. It may have learned from these very answers, which can only help it.
+    """
+    rivals = {r.name: (results[0].validation, r.validation) for r in results if not r.learned}
+    try:
+        version = registry.find(base.name, name)
+        champion = registry.load_detector(version, base)
+    except NotFoundError:
+        pass
+    else:
+        if (why := _unlike(champion, data)) is not None:
+            return False, f"champion version {version.version} {why}, so the two cannot be compared"
+        rivals[f"champion v{version.version}"] = (made.validation, _auroc(champion, data, rows))
+    rival = min(rivals, key=lambda n: rivals[n][0] - rivals[n][1])
+    mine, theirs = rivals[rival]
+    if mine - theirs <= gain:
+        return False, f"AUROC {mine:.3f} on validation is not above {rival} ({theirs:.3f}) by {gain:.3f}"
+    return True, f"AUROC {mine:.3f} on validation, {mine - theirs:+.3f} over {rival}; promoted to champion"
+
+
+def _unlike(champion: Detector, data: Collected) -> str | None:
+    """Why a champion cannot be asked about these answers."""
+    if missing := set(champion.card.layers) - set(data.meta.layers):
+        return f"reads layer {min(missing)}, which was not collected"
+    return "was fitted under another prefix" if champion.card.prefix != data.meta.prefix else None
+
+
+def _auroc(champion: Detector, data: Collected, rows: Parts) -> float:
+    """The champion's AUROC on the validation answers, read by its own tau_l, normaliser and layers."""
+    at = rows.validation_at
+    layers = [data.meta.layers.index(layer) for layer in champion.card.layers]
+    phi = learning.traced([data.traces[i] for i in at.tolist()], champion.card.low)
+    return heads.auroc(-champion.risk(data.psi[at][:, layers], phi), data.truthful[at])
