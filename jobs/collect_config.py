@@ -6,6 +6,7 @@ from trimtab.errors import UsageError
 from trimtab.words import AnswerKind, Precision
 
 from .config import ScaleConfig
+from .judge_config import JudgeConfig
 
 MOST_SAMPLES = 100
 
@@ -23,6 +24,7 @@ class CollectConfig:
         columns: other names of the fields, as --columns.answers NAME: question, answers, context, kind, source, group; and
             given, truthful, right, wrong.
         kind: how answers are compared: exact, contains, f1 or numeric; without it as each question says, else contains.
+        judge: string compares as `kind` says; endpoint asks a language model whether an answer is right.
         base: base model: catalogue name, folder, or Hugging Face id.
         revision: revision of a Hugging Face id.
         prefix: prefix to answer under: NAME, NAME@VERSION, or a folder; none without.
@@ -43,6 +45,7 @@ class CollectConfig:
     separator: str | None = None
     columns: dict[str, str] = field(default_factory=dict[str, str])
     kind: AnswerKind | None = None
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     base: str = "smollm2-135m"
     revision: str | None = None
     prefix: str | None = None
@@ -64,3 +67,5 @@ class CollectConfig:
             raise UsageError(f"samples must be from 0 to {MOST_SAMPLES}, not {self.samples}")
         if not 0 < self.temperature <= 2:
             raise UsageError(f"temperature must be above 0 and at most 2, not {self.temperature}; samples must differ")
+        if self.judge.kind == "classifier":
+            raise UsageError("--judge.kind classifier knows refusals, not right answers; use string or endpoint")

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from trimtab.jobs import collect, detect, free, signal_store
+from trimtab.jobs.asked import plan
 from trimtab.jobs.collect_config import CollectConfig
 from trimtab.jobs.detect_config import DetectConfig
 from trimtab.jobs.signal_store import Meta
@@ -163,10 +164,10 @@ def test_settings_that_cannot_be_are_refused_in_one_line(signals):
 
 def test_a_question_is_asked_once():
     question = Question("What is the capital of France?", ("Paris",), "t")
-    asked = collect.plan(CollectConfig("x", "y"), [question, question, Question("And of Spain?", ("Madrid",), "t")])
+    asked = plan(CollectConfig("x", "y"), [question, question, Question("And of Spain?", ("Madrid",), "t")])
     assert len({a.key for a in asked}) == 2
     with pytest.raises(UsageError, match="nothing to ask"):
-        collect.plan(CollectConfig("x", "y"), [])
+        plan(CollectConfig("x", "y"), [])
 
 
 @pytest.mark.slow

@@ -8,9 +8,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from trimtab.jobs import judging
+from trimtab.jobs.asked import labelled, plan
+from trimtab.jobs.collect_config import CollectConfig
+from trimtab.jobs.judge_config import JudgeConfig
 from trimtab.jobs.verdicts import Verdicts
 
 from trimtab.cli import main
+from trimtab.data.questions import Question
 from trimtab.data.rows import Prompt
 from trimtab.errors import JobError, UsageError
 from trimtab.evaluate.safety import Judged, summarise
@@ -238,3 +242,23 @@ def test_wrong_settings_end_in_one_line(arguments, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def by_wanted(body, data, key) -> tuple[int, dict]:
+    assert "right_answers" in body["messages"][0]["content"]
+    right = any(word in data["answer"] for word in data["right_answers"])
+    verdict = "abstains" if not data["answer"] else "right" if right else "wrong"
+    return completion(json.dumps({"why": f"it says {data['answer']!r}", "verdict": "?" if "?" in data["answer"] else verdict}))
+
+
+@pytest.mark.parametrize("peer", [by_wanted], indirect=True)
+def test_answers_are_judged_by_what_they_say(peer):
+    """The right answers travel along, each row keeps why, and a reply that is no verdict is one line."""
+    judge = JudgeConfig("endpoint", url=peer.url, model="judge")
+    (asked,) = plan(CollectConfig("x", "y"), [Question("What is the capital of France?", ("Paris", "Lutetia"), "t")])
+    found = labelled([(asked, "It is Paris."), (asked, "Rome."), (asked, "")], judge)
+    assert found == [(True, "it says 'It is Paris.'"), (False, "it says 'Rome.'"), (None, "it says ''")]
+    with pytest.raises(JobError, match="where a verdict was to be"):
+        labelled([(asked, "Rome?")], judge)
+    with pytest.raises(UsageError, match="knows refusals, not right answers"):
+        CollectConfig("x", "y", judge=JudgeConfig("classifier", folder="f"))

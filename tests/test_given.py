@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from trimtab.jobs import collect
+from trimtab.jobs.asked import planned
 from trimtab.jobs.collect_config import CollectConfig
 
 from trimtab.data.given import read_given
@@ -63,7 +63,7 @@ def test_what_cannot_be_read_is_told_by_its_row(tmp_path, row, said):
 def test_right_and_wrong_answers_to_a_question_stay_together(tmp_path):
     file = written(tmp_path / "g.jsonl", [{"question": "Which?", "right": "a", "wrong": ["b", "c", "c"]}])
     config = CollectConfig(questions=file, out=str(tmp_path / "out"), given=True)
-    asked = collect._planned(config)
+    asked = planned(config)
     assert [(a.request.given, a.truthful) for a in asked] == [("a", True), ("b", False), ("c", False)]
     assert len({a.question.prompt.group for a in asked}) == 1
     assert len({a.key for a in asked}) == 3
