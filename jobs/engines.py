@@ -4,11 +4,13 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, TypeVar
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
+from ray.util.annotations import RayDeprecationWarning
 
 from trimtab import base as bases
 from trimtab.answers import Answer, Ask
@@ -66,17 +68,20 @@ def worked(
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [{"key": key, "request": request} for key, request in requests.items()]
-    answered = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // batch)).map_batches(
-        Engines,
-        # A block is a batch: of several blocks Ray Data would make one task, and answers would come late.
-        batch_size=None,
-        fn_constructor_args=(base, engine, prefix, work),
-        compute=ActorPoolStrategy(size=scale.engines),
-        num_cpus=max(1.0, cpus_for_all() // scale.engines),
-        num_gpus=scale.gpus or None,
-        # What was answered is kept, and the same command asks the rest.
-        max_restarts=0,
-    )
+    with catch_warnings():
+        # Ray has no other name yet for how often an actor may restart.
+        simplefilter("ignore", RayDeprecationWarning)
+        answered = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // batch)).map_batches(
+            Engines,
+            # A block is a batch: of several blocks Ray Data would make one task, and answers would come late.
+            batch_size=None,
+            fn_constructor_args=(base, engine, prefix, work),
+            compute=ActorPoolStrategy(size=scale.engines),
+            num_cpus=max(1.0, cpus_for_all() // scale.engines),
+            num_gpus=scale.gpus or None,
+            # What was answered is kept, and the same command asks the rest.
+            max_restarts=0,
+        )
     done = 0
     try:
         with Bar(title, len(rows)) as bar:

@@ -56,7 +56,7 @@ def saved(figure: Figure, form: str) -> bytes:
     file = io.BytesIO()
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type") if form == "svg" else ("Software",))
     with mpl.rc_context(STYLE):
-        figure.savefig(file, format=form, dpi=160, metadata=metadata)
+        figure.savefig(file, format=form, dpi=160, metadata=metadata, bbox_inches="tight")
     return file.getvalue()
 
 
