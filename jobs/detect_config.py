@@ -47,11 +47,16 @@ class DetectConfig:
     revision: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.signals:
-            raise UsageError("say where the signals are, with --signals FOLDER; trimtab collect makes one")
-        if not 1 <= self.seeds <= 100:
-            raise UsageError(f"seeds must be from 1 to 100, not {self.seeds}")
-        if not (0 < self.test < 1 and 0 < self.validation < 1 and self.test + self.validation < 0.95):
-            raise UsageError(f"test ({self.test}) and validation ({self.validation}) must leave some answers to train on")
+        check_split(self.signals, self.seeds, self.validation, self.test)
         if not 0 < self.labels <= 1:
             raise UsageError(f"labels must be above 0 and at most 1, not {self.labels}")
+
+
+def check_split(signals: list[str] | str, seeds: int, validation: float, test: float) -> None:
+    """Raise UsageError for signals that are not named, and for seeds and shares that leave nothing to learn from."""
+    if not signals:
+        raise UsageError("say where the signals are, with --signals FOLDER; trimtab collect makes one")
+    if not 1 <= seeds <= 100:
+        raise UsageError(f"seeds must be from 1 to 100, not {seeds}")
+    if not (0 < test < 1 and 0 < validation < 1 and test + validation < 0.95):
+        raise UsageError(f"test ({test}) and validation ({validation}) must leave some answers to train on")

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from trimtab.errors import UsageError
 
+from .detect_config import check_split
+
 
 @dataclass(frozen=True)
 class TruthConfig:
@@ -41,12 +43,7 @@ class TruthConfig:
     revision: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.signals:
-            raise UsageError("say where the signals are, with --signals FOLDER; trimtab collect makes one")
-        if not 1 <= self.seeds <= 100:
-            raise UsageError(f"seeds must be from 1 to 100, not {self.seeds}")
-        if not (0 < self.test < 1 and 0 < self.validation < 1 and self.test + self.validation < 0.95):
-            raise UsageError(f"test ({self.test}) and validation ({self.validation}) must leave some answers to train on")
+        check_split(self.signals, self.seeds, self.validation, self.test)
         if bad := [share for share in self.labels if not 0 < share < 1]:
             raise UsageError(f"labels must be shares above 0 and below 1, not {bad[0]}")
         if not self.name or not all(c.isalnum() or c in "-_." for c in self.name) or self.name.startswith("."):

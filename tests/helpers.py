@@ -1,5 +1,7 @@
 """Things that several tests make."""
 
+from pathlib import Path
+
 import torch
 
 from trimtab import chat
@@ -57,3 +59,29 @@ def mixed_asks(prefixes_used: list[Prefix]) -> list[Ask]:
     """Every question plain and under each prefix."""
     conversations = [[{"role": "user", "content": q}] for q in QUESTIONS]
     return [Ask(c, p) for c in conversations for p in (None, *prefixes_used)]
+
+
+def installed(folder: Path, name: str, source: str, group: str) -> None:
+    """A package as pip would leave it: a module `trimtab_NAME`, and metadata with its entry point in a group."""
+    (folder / f"trimtab_{name}.py").write_text(source)
+    metadata = folder / f"trimtab_{name}-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: trimtab-{name}\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[{group}]\n{name} = trimtab_{name}\n")
+
+
+def signal_row(number: int, question: str, truthful: bool | None, psi: torch.Tensor, history: torch.Tensor) -> dict:
+    """A line of a data set of signals, of an answer of four tokens."""
+    return {
+        "key": f"{number:05d}",
+        "question": question,
+        "source": "made",
+        "group": question.lower(),
+        "answer": "So.",
+        "truthful": truthful,
+        "why": "made",
+        "tokens": 4,
+        "whole": True,
+        "psi": psi.flatten().tolist(),
+        "history": history.flatten().tolist(),
+    }

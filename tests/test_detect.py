@@ -11,7 +11,7 @@ from trimtab.jobs.collect_config import CollectConfig
 from trimtab.jobs.detect_config import DetectConfig
 from trimtab.jobs.signal_store import Meta
 
-from tests.helpers import make_prefix
+from tests.helpers import make_prefix, signal_row
 from trimtab import detector, learning, scores
 from trimtab import prefix as prefixes
 from trimtab.cli import main
@@ -40,19 +40,7 @@ def line(number: int, width: int, generator: torch.Generator) -> dict:
     psi = torch.randn(2, 3 * width, generator=generator)
     psi[1, :100] += truthful
     history = torch.randn(4, 3, generator=generator).abs() * torch.tensor([-1.0, 1.0, 1.0])
-    return {
-        "key": f"{number:05d}",
-        "question": f"Question {number}?",
-        "source": "made",
-        "group": f"Question {number}?",
-        "answer": "So.",
-        "truthful": None if number % 10 == 0 else truthful,
-        "why": "made",
-        "tokens": 4,
-        "whole": True,
-        "psi": psi.flatten().tolist(),
-        "history": history.flatten().tolist(),
-    }
+    return signal_row(number, f"Question {number}?", None if number % 10 == 0 else truthful, psi, history)
 
 
 def test_a_data_set_is_read_as_it_was_written_and_named_by_its_rows(signals, base):

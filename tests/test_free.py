@@ -10,6 +10,7 @@ from trimtab.jobs.collect_config import CollectConfig
 from trimtab.jobs.detect_config import DetectConfig
 from trimtab.jobs.signal_store import Meta, Sample
 
+from tests.helpers import signal_row
 from trimtab import heads, scores
 from trimtab.base import BaseModel
 from trimtab.errors import ArtefactError, NotFoundError, UsageError
@@ -39,18 +40,10 @@ def line(number: int, width: int, drawn: int, verdicts: bool, generator: torch.G
     truthful = bool(torch.rand(1, generator=generator) < 0.6)
     psi = torch.randn(2, 3 * width, generator=generator)
     psi[1, :50] += 2 * truthful
+    history = -torch.rand(4, 3, generator=generator)
     return {
-        "key": f"{number:05d}",
-        "question": f"Question {number}?",
-        "source": "made",
-        "group": f"question {number}?",
+        **signal_row(number, f"Question {number}?", None if number % 10 == 0 else truthful, psi, history),
         "answer": "Paris.",
-        "truthful": None if number % 10 == 0 else truthful,
-        "why": "made",
-        "tokens": 4,
-        "whole": True,
-        "psi": psi.flatten().tolist(),
-        "history": (-torch.rand(4, 3, generator=generator)).flatten().tolist(),
         **signal_store.kept([sample(width, 0.8 if truthful else 0.3, generator) for _ in range(drawn)]),
         "p_true": torch.rand(1, generator=generator).item() if verdicts else None,
     }

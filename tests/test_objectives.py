@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from tests.helpers import installed
 from trimtab import chat, objectives
 from trimtab.data.rows import Prompt
 from trimtab.errors import NotFoundError, UsageError
@@ -279,12 +280,7 @@ class Twice(Objective):
 
 
 def test_another_package_registers_an_objective(tmp_path, monkeypatch, scores):
-    """A package as pip would leave it: a module, and metadata with an entry point."""
-    (tmp_path / "trimtab_twice.py").write_text(OUTSIDE)
-    metadata = tmp_path / "trimtab_twice-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: trimtab-twice\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[trimtab.objectives]\ntwice = trimtab_twice\n")
+    installed(tmp_path, "twice", OUTSIDE, "trimtab.objectives")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert "twice" in objectives.names()
     assert torch.allclose(objectives.get("twice")()(scores), 2 * scores.nll)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.helpers import installed
 from trimtab import scores
 from trimtab.errors import NotFoundError, UsageError
 from trimtab.judges.normal import normalised
@@ -208,13 +209,8 @@ class Brevity(Score):
 
 
 def test_another_package_registers_a_score(tmp_path, monkeypatch):
-    """A package as pip would leave it: a module, and metadata with an entry point."""
     monkeypatch.setattr(scores._known, "_known", dict(scores._known._known))
-    (tmp_path / "trimtab_brevity.py").write_text(OUTSIDE)
-    metadata = tmp_path / "trimtab_brevity-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: trimtab-brevity\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[trimtab.scores]\nbrevity = trimtab_brevity\n")
+    installed(tmp_path, "brevity", OUTSIDE, "trimtab.scores")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert "brevity" in scores.allowed([seen()])
     assert one("brevity", seen()) == -3

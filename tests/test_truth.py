@@ -12,6 +12,7 @@ from trimtab.jobs import signal_store, truth
 from trimtab.jobs.signal_store import Meta
 from trimtab.jobs.truth_config import TruthConfig
 
+from tests.helpers import signal_row
 from tests.test_page import Reader, words
 from trimtab import cli, settings
 from trimtab.errors import ArtefactError, UsageError
@@ -78,21 +79,8 @@ def collected(folder, base, count=190, layers=LAYERS, truthful=None, source=None
         psi = torch.randn(len(layers), 3 * base.width, generator=generator)
         psi[-1, :100] += 0.3 * right
         history = torch.randn(4, 3, generator=generator).abs() * torch.tensor([-1.0, 1.0, 1.0]) * (0.8 if right else 1.2)
-        lines.append(
-            {
-                "key": f"{i:05d}",
-                "question": f"Question {seed} {i}?",
-                "group": f"question {seed} {i}?",
-                "source": source or ("capitals" if i % 2 else FOREIGN),
-                "answer": "So.",
-                "truthful": None if i % 20 == 0 else right,
-                "why": "made",
-                "tokens": 4,
-                "whole": True,
-                "psi": psi.flatten().tolist(),
-                "history": history.flatten().tolist(),
-            }
-        )
+        row = signal_row(i, f"Question {seed} {i}?", None if i % 20 == 0 else right, psi, history)
+        lines.append(row | {"source": source or ("capitals" if i % 2 else FOREIGN)})
     signal_store.append(folder, lines)
     return str(folder)
 
