@@ -27,6 +27,7 @@ from trimtab.words import BASE_ARM, TEXT_ARM
 from . import arms, prepare
 from .cluster import joined
 from .config import AlignConfig
+from .enrol import enrolled
 from .fitting import fit, learned
 from .prepare import Prepared
 
@@ -175,13 +176,10 @@ def _report(config: AlignConfig, results: dict[str, list[ArmResult]], run: Run, 
 
 
 def _register(config: AlignConfig, results: dict[str, list[ArmResult]], run: Run, folder: Path) -> tuple[Version, bool]:
-    version = registry.register(folder / "prefix", run.run_id)
     passed, reason = gate(config, results["validation"])
+    version = enrolled(folder / "prefix", run, passed, reason)
     say(f"registered {config.name} version {version.version} as candidate; gate: {reason}")
-    if passed:
-        registry.promote(version, reason)
-        run.tags({"trimtab.champion": str(version.version)})
-    return registry.find(version.base, version.name, str(version.version)), passed
+    return version, passed
 
 
 def gate(config: AlignConfig, results: list[ArmResult]) -> tuple[bool, str]:

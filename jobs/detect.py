@@ -26,6 +26,7 @@ from trimtab.tracking.runs import Run
 from . import free, over_seeds, signal_store
 from .detect_config import DetectConfig
 from .detect_gate import gate
+from .enrol import enrolled
 from .signal_store import Collected
 
 
@@ -73,7 +74,7 @@ def detect(config: DetectConfig) -> Detected:
         _log(detected, run)
         if config.register:
             passed, reason = gate(config.name, config.gain, base, data, best, split[best.seed], results)
-            detected = replace(detected, version=_registered(detected, run, passed, reason), gate=reason)
+            detected = replace(detected, version=enrolled(folder, run, passed, reason), gate=reason)
     return detected
 
 
@@ -131,12 +132,3 @@ def _log(made: Detected, run: Run) -> None:
     path.write_text(json.dumps(made.as_json(), indent=1) + "\n")
     run.artifacts(path, "evaluation")
     run.metrics({f"test/{r.name}/auroc": f.auroc.value for r, f in zip(made.results, made.figures, strict=True)}, 0)
-
-
-def _registered(made: Detected, run: Run, passed: bool, reason: str) -> Version:
-    version = registry.register(made.folder, run.run_id)
-    if not passed:
-        return version
-    registry.promote(version, reason)
-    run.tags({"trimtab.champion": str(version.version)})
-    return registry.find(version.base, version.name, str(version.version))
