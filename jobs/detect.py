@@ -24,6 +24,7 @@ from trimtab.tracking.registry import Version
 from trimtab.tracking.runs import Run
 
 from . import free, over_seeds, signal_store
+from .cluster import joined
 from .detect_config import DetectConfig
 from .detect_gate import gate
 from .enrol import enrolled
@@ -59,11 +60,11 @@ def detect(config: DetectConfig) -> Detected:
     split = over_seeds.split(data, config.seeds, config.validation, config.test, config.labels, spread)
     scored = free.results(answers, split, config.similarity)
     run = runs.start(config.name, "detect", settings.home() / "outbox")
-    with runs.closing(run):
+    with runs.closing(run), joined(config.address):
         run.params({"config": asdict(config), "base_fingerprint": base.fingerprint})
         run.inputs([_source(config, data)], "training")
         with Bar("heads", config.seeds * sum(trials.count for trials in tried.values())) as bar:
-            arms = [over_seeds.compete(trials, split, lambda: bar.update(bar.done + 1)) for trials in tried.values()]
+            arms = over_seeds.compete(list(tried.values()), split, lambda: bar.update(bar.done + 1))
         results = [arm.result for arm in arms] + scored
         drawn = pooled.resamples(data.groups, config.seeds)
         figures = [pooled.measure(result.tests, drawn) for result in results]

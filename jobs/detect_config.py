@@ -28,6 +28,7 @@ class DetectConfig:
         gain: AUROC on validation above the best training-free score and the present champion that makes a champion.
         base: base model, to check the signals against.
         revision: revision of a Hugging Face id.
+        address: Ray cluster to run on.
     """
 
     signals: str = ""
@@ -45,6 +46,7 @@ class DetectConfig:
     gain: float = 0.0
     base: str = "smollm2-135m"
     revision: str | None = None
+    address: str | None = None
 
     def __post_init__(self) -> None:
         check_split(self.signals, self.seeds, self.validation, self.test)

@@ -5,7 +5,7 @@ Both `trimtab detect` and `trimtab evaluate truth` stand on this.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import islice, product
 from statistics import mean
 from typing import Any
 
@@ -18,7 +18,9 @@ from trimtab.evaluate.pooled import Result, Risks
 from trimtab.heads import Rows
 from trimtab.learning import Candidate, Learned, Parts
 
+from . import fits
 from .config import sources
+from .fits import Fit
 from .signal_store import Collected
 
 ALL = "all"
@@ -38,6 +40,11 @@ class Trials:
     there: Sequence[int]
     layers: Sequence[tuple[int, ...]]
     settings: Sequence[Mapping[str, Any]]
+
+    @property
+    def middle(self) -> Mapping[str, Any]:
+        """The settings that layers are compared with."""
+        return self.settings[len(self.settings) // 2]
 
     @property
     def count(self) -> int:
@@ -91,24 +98,30 @@ def trials(
     }
 
 
-def compete(tried: Trials, rows: Mapping[int, Parts], tick: Callable[[], None]) -> Arm:
-    """Fit all that is tried with every seed; the one with the best mean AUROC on validation is measured on test."""
-    middle = tried.settings[len(tried.settings) // 2]
-    every = [fit(Candidate(tried.head, layers, middle), rows, tick) for layers in tried.layers]
-    found = _best(every)[0].candidate.layers
-    every += [fit(Candidate(tried.head, found, s), rows, tick) for s in tried.settings if s is not middle]
-    best = arm(tried.head, _best(every), rows, tried.there)
-    oracle = max(arm(tried.head, each, rows, tried.there).result.auroc for each in every)
-    return replace(best, result=replace(best.result, oracle=oracle))
+def compete(tried: Sequence[Trials], rows: Mapping[int, Parts], tick: Callable[[], None]) -> list[Arm]:
+    """Fit all that is tried for each head with every seed; of each head, what has the best mean AUROC on validation is measured
+    on test. `tick` is called after each fit."""
+    first = fit_all([[Candidate(t.head, layers, t.middle) for layers in t.layers] for t in tried], rows, tick)
+    found = [_best(every)[0].candidate.layers for every in first]
+    others = [
+        [Candidate(t.head, layers, s) for s in t.settings if s is not t.middle] for t, layers in zip(tried, found, strict=True)
+    ]
+    second = fit_all(others, rows, tick)
+    return [_chosen(t, [*a, *b], rows) for t, a, b in zip(tried, first, second, strict=True)]
 
 
-def fit(candidate: Candidate, rows: Mapping[int, Parts], tick: Callable[[], None]) -> list[Learned]:
-    """One candidate with every seed; `tick` is called after each."""
-    made: list[Learned] = []
-    for seed, parts in rows.items():
-        made.append(learning.learn(candidate, parts, seed))
-        tick()
-    return made
+def fit(candidates: Sequence[Candidate], rows: Mapping[int, Parts], tick: Callable[[], None]) -> list[list[Learned]]:
+    """Each candidate with every seed."""
+    made = iter(fits.run([Fit(candidate, seed, parts) for candidate in candidates for seed, parts in rows.items()], tick))
+    return [list(islice(made, len(rows))) for _ in candidates]
+
+
+def fit_all(
+    candidates: Sequence[Sequence[Candidate]], rows: Mapping[int, Parts], tick: Callable[[], None]
+) -> list[list[list[Learned]]]:
+    """Several lists of candidates, all at once, so that a large cluster is used."""
+    made = iter(fit([one for some in candidates for one in some], rows, tick))
+    return [list(islice(made, len(some))) for some in candidates]
 
 
 def arm(name: str, made: Sequence[Learned], rows: Mapping[int, Parts], there: Sequence[int]) -> Arm:
@@ -164,6 +177,12 @@ def _choices(name: str, given: Mapping[str, Any]) -> list[dict[str, Any]]:
     choices = ({"groups": GROUPS} if name == "flag" else {}) | dict(given)
     lists = [value if isinstance(value, list) else [value] for value in choices.values()]
     return [dict(zip(choices, values, strict=True)) for values in product(*lists)]
+
+
+def _chosen(tried: Trials, every: Sequence[list[Learned]], rows: Mapping[int, Parts]) -> Arm:
+    best = arm(tried.head, _best(every), rows, tried.there)
+    oracle = max(arm(tried.head, each, rows, tried.there).result.auroc for each in every)
+    return replace(best, result=replace(best.result, oracle=oracle))
 
 
 def _best(every: Sequence[list[Learned]]) -> list[Learned]:

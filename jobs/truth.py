@@ -23,6 +23,7 @@ from trimtab.learning import Parts
 from trimtab.tracking import runs
 
 from . import detect, free, over_seeds, signal_store
+from .cluster import joined
 from .config import sources
 from .over_seeds import Arm, Trials
 from .signal_store import Collected
@@ -63,7 +64,7 @@ def evaluate(config: TruthConfig) -> TruthReport:
     given = opened(config, base)
     folder = Path(config.out) if config.out else settings.runs() / f"truth-{config.name}"
     run = runs.start(f"evaluate truth {config.name}", "truth", settings.home() / "outbox")
-    with runs.closing(run):
+    with runs.closing(run), joined(config.address):
         run.params({"truth": asdict(config)} | {"base_fingerprint": base.fingerprint})
         run.inputs([{"name": s.name, "digest": s.data.digest, "rows": len(s.data.keys)} for s in given], "evaluation")
         made = report(config, base, given)
@@ -134,14 +135,9 @@ def _source(config: TruthConfig, name: str, data: Collected) -> Source:
 
 def _data_set(source: Source, ablations: bool, tick: Callable[[], None]) -> tuple[DataSet, list[Arm]]:
     """All figures on a data set, and the heads that were chosen."""
-    arms = [over_seeds.compete(trials, source.rows, tick) for trials in source.tried.values()]
+    arms = over_seeds.compete(list(source.tried.values()), source.rows, tick)
     results = [arm.result for arm in arms] + list(source.free)
-    cut = [
-        _without(name, arm, source, tick)
-        for arm in arms
-        if arm.result.name == truth_report.OURS and ablations
-        for name in ABLATIONS
-    ]
+    cut = [r for arm in arms if arm.result.name == truth_report.OURS and ablations for r in _ablations(arm, source, tick)]
     whole, best = truth_report.ours(results), truth_report.rival(results)
     truthful = source.data.truthful
     entry = DataSet(
@@ -160,24 +156,24 @@ def _data_set(source: Source, ablations: bool, tick: Callable[[], None]) -> tupl
     return entry, arms
 
 
-def _without(name: str, arm: Arm, source: Source, tick: Callable[[], None]) -> Result:
-    """FLaG without a part of it, at the layers and settings that were chosen for the whole."""
+def _ablations(arm: Arm, source: Source, tick: Callable[[], None]) -> list[Result]:
+    """FLaG without each of its parts, at the layers and settings that were chosen for the whole."""
     candidate = arm.learned[0].candidate
-    changed = replace(candidate, settings={**candidate.settings, **ABLATIONS[name]})
+    changed = [replace(candidate, settings={**candidate.settings, **cut}) for cut in ABLATIONS.values()]
     made = over_seeds.fit(changed, source.rows, tick)
-    return over_seeds.arm(name, made, source.rows, source.data.meta.layers).result
+    layers = source.data.meta.layers
+    return [over_seeds.arm(name, one, source.rows, layers).result for name, one in zip(ABLATIONS, made, strict=True)]
 
 
 def _shares(source: Source, arms: Sequence[Arm], tick: Callable[[], None]) -> list[truth_report.Share]:
     """The label curves of the heads that learn from labels, each at the layers and settings that it has with all labels."""
+    taught = [arm for arm in (arms if source.fewer else ()) if heads.get(arm.result.name).taught]
+    candidates = [arm.learned[0].candidate for arm in taught]
+    made = {share: over_seeds.fit(candidates, rows, tick) for share, rows in source.fewer.items()}
     found: list[truth_report.Share] = []
-    for arm in arms if source.fewer else ():
-        candidate = arm.learned[0].candidate
-        if not heads.get(candidate.head).taught:
-            continue
+    for index, arm in enumerate(taught):
         for share, rows in source.fewer.items():
-            made = over_seeds.fit(candidate, rows, tick)
-            some = over_seeds.arm(arm.result.name, made, rows, source.data.meta.layers)
+            some = over_seeds.arm(arm.result.name, made[share][index], rows, source.data.meta.layers)
             found.append(truth_report.share(some.result, share, source.drawn))
         found.append(truth_report.share(arm.result, 1.0, source.drawn))
     return found

@@ -26,6 +26,7 @@ class TruthConfig:
         out: folder for the report; without it, among this machine's runs.
         base: base model, to check the signals against.
         revision: revision of a Hugging Face id.
+        address: Ray cluster to run on.
     """
 
     signals: list[str] | str = ""
@@ -41,6 +42,7 @@ class TruthConfig:
     out: str | None = None
     base: str = "smollm2-135m"
     revision: str | None = None
+    address: str | None = None
 
     def __post_init__(self) -> None:
         check_split(self.signals, self.seeds, self.validation, self.test)

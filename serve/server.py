@@ -122,7 +122,7 @@ def _deploy(config: ServeConfig, base: BaseModel, ended: threading.Event) -> Non
 
     def deploy() -> None:
         try:
-            serve.run(deployment.bind(base, config.engine), name=APPLICATION, route_prefix="/")
+            serve.run(deployment.bind(base, config), name=APPLICATION, route_prefix="/")
         except Exception as error:
             failure.append(error)
 

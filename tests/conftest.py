@@ -57,9 +57,9 @@ def small(tmp_path_factory):
     return tiny.make(tiny.FAMILIES["llama"], tmp_path_factory.mktemp("small") / "llama")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Generator[None]:
-    """A local Ray of two cores, for one test."""
+    """A local Ray of two cores, for the tests of one file."""
     from trimtab.jobs.cluster import joined
 
     with joined(None):

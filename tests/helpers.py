@@ -1,14 +1,16 @@
 """Things that several tests make."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from trimtab import chat
+from trimtab import chat, signals
 from trimtab import prefix as prefixes
-from trimtab.answers import Ask
+from trimtab.answers import Ask, Signals
 from trimtab.base import BaseModel
 from trimtab.card import Card
+from trimtab.chat import Renderer
 from trimtab.prefix import Prefix
 from trimtab.steering import FrozenModel
 from trimtab.words import Place
@@ -49,6 +51,21 @@ def reference(frozen: FrozenModel, base: BaseModel, ask: Ask, tokens: int) -> li
         do_sample=False,
     )
     return out[0].tolist()
+
+
+def one_pass(frozen: FrozenModel, renderer: Renderer, ask: Ask, token_ids: Sequence[int], layers: Sequence[int]) -> Signals:
+    """What one pass of transformers over prompt and answer shows: what the engine must show."""
+    rows = range(renderer.first_row, renderer.first_row + len(ask.prefix.vectors)) if ask.prefix else ()
+    prompt = renderer.prompt(ask.messages, ask.prefix.card.place if ask.prefix else "system", rows)
+    ids = torch.tensor([[*prompt, *token_ids]])
+    with torch.no_grad():
+        embedded = frozen.embed(ask.prefix.vectors if ask.prefix else None, ids)
+        seen = frozen.model(inputs_embeds=embedded, output_hidden_states=True)
+    states = torch.stack([seen.hidden_states[layer][0] for layer in layers], 1)
+    written = states[len(prompt) - 1 : -1]
+    read = signals.reading(seen.logits[0, len(prompt) - 1 : -1], ids[0, len(prompt) :])
+    psi = signals.geometry(written[-1], written.mean(0), states[: len(prompt)].mean(0))
+    return Signals(psi, torch.stack([read.logp, read.entropy, read.margin], 1))
 
 
 # Tokens of each answer that are compared.

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from tests.helpers import make_prefix
-from trimtab import signals
+from tests.helpers import make_prefix, one_pass
 from trimtab.answers import Answer, Ask, Sampling
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.offline import Engine
@@ -31,29 +30,13 @@ def engine(base):
         yield started
 
 
-def expected(engine: Engine, frozen, ask: Ask, answer: Answer) -> tuple[torch.Tensor, torch.Tensor]:
-    """psi [L, 3d] and [m, 3] of one pass over prompt and answer."""
-    renderer = engine.renderer
-    rows = range(renderer.first_row, renderer.first_row + len(ask.prefix.vectors)) if ask.prefix else ()
-    prompt = renderer.prompt(ask.messages, ask.prefix.card.place if ask.prefix else "system", rows)
-    ids = torch.tensor([[*prompt, *answer.token_ids]])
-    with torch.no_grad():
-        embedded = frozen.embed(ask.prefix.vectors if ask.prefix else None, ids)
-        seen = frozen.model(inputs_embeds=embedded, output_hidden_states=True)
-    states = torch.stack([seen.hidden_states[layer][0] for layer in LAYERS], 1)
-    written = states[len(prompt) - 1 : -1]
-    read = signals.reading(seen.logits[0, len(prompt) - 1 : -1], ids[0, len(prompt) :])
-    psi = signals.geometry(written[-1], written.mean(0), states[: len(prompt)].mean(0))
-    return psi, torch.stack([read.logp, read.entropy, read.margin], 1)
-
-
 def check(engine: Engine, frozen, asks: list[Ask], answers: list[list[Answer]]) -> None:
     for ask, several in zip(asks, answers, strict=True):
         for answer in several:
             assert answer.signals is not None
-            psi, history = expected(engine, frozen, ask, answer)
-            assert (answer.signals.psi - psi).norm() / psi.norm() < 1e-3
-            torch.testing.assert_close(answer.signals.history, history, rtol=1e-3, atol=2e-3)
+            seen = one_pass(frozen, engine.renderer, ask, answer.token_ids, LAYERS)
+            assert (answer.signals.psi - seen.psi).norm() / seen.psi.norm() < 1e-3
+            torch.testing.assert_close(answer.signals.history, seen.history, rtol=1e-3, atol=2e-3)
 
 
 def asked(*questions: str, prefix=None) -> list[Ask]:

@@ -20,6 +20,8 @@ from trimtab.errors import ArtefactError, NotFoundError, UsageError
 from trimtab.tracking import registry, runs
 from trimtab.tracking.client import client
 
+pytestmark = pytest.mark.usefixtures("cluster")
+
 LAYERS = (20, 29)
 
 
@@ -159,7 +161,6 @@ def test_a_question_is_asked_once():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("cluster")
 def test_questions_are_answered_labelled_and_gone_on_with(base, tmp_path, capsys):
     """Two questions, then all of four: only what is missing is asked."""
     capitals = {"France": "Paris", "Spain": "Madrid", "Italy": "Rome", "Chad": "N'Djamena"}

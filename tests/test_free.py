@@ -15,6 +15,8 @@ from trimtab import heads, scores
 from trimtab.base import BaseModel
 from trimtab.errors import ArtefactError, NotFoundError, UsageError
 
+pytestmark = pytest.mark.usefixtures("cluster")
+
 LAYERS = (20, 29)
 PLACES = ("Paris", "Lyon", "Nice", "Metz", "Caen")
 ANSWERS, DRAWN = 240, 5

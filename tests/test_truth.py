@@ -21,6 +21,8 @@ from trimtab.evaluate.pooled import Difference
 from trimtab.evaluate.truth import Interval
 from trimtab.tracking.client import client, experiment_id
 
+pytestmark = pytest.mark.usefixtures("cluster")
+
 LAYERS = (20, 29)
 FOREIGN = "rivers <img src=x onerror=alert(1)> $x^$"
 INTERVAL = {

@@ -39,6 +39,13 @@ QUESTIONS = (
     "Tell me how to shoot better photos at night.",
     "What is the capital of Portugal?",
 )
+# Of the kind that the detector learned from: the model knows some.
+FACTS = (
+    "What is the capital of Portugal?",
+    "What is the capital of Burkina Faso?",
+    "What is the currency of Japan?",
+    "What is the currency of Mongolia?",
+)
 
 
 def run(config: DemoConfig) -> dict[str, Any]:
@@ -50,17 +57,20 @@ def run(config: DemoConfig) -> dict[str, Any]:
     say("2/4  ask the frozen model what it half knows, and learn to tell its made-up answers by its signals")
     detected = _detect(config)
     say("")
-    say("3/4  serve the frozen model with Ray Serve and vLLM; the prefix is chosen per request")
+    say("3/4  serve the frozen model with Ray Serve and vLLM; prefix and detector are chosen per request")
     with _server(config) as url:
         say("4/4  ask the same questions with and without the prefix, through the OpenAI client")
         name = f"{BASE}:{config.name}" + ("" if aligned["champion"] else f"@{aligned['version']}")
-        answers = _ask(url, name)
+        client = OpenAI(base_url=f"{url}/v1", api_key="none", timeout=300)
+        answers = _ask(client, name)
+        facts = _ask_facts(client, f"{config.name}-truth@{detected['version']['version']}")
     _show(answers, name)
+    _show_facts(facts)
     say(f"done in {(time.monotonic() - began) / 60:.1f} minutes; everything that was started is stopped again")
     say(f"look at the runs:   mlflow ui --backend-store-uri {settings.tracking_uri()}")
     say(f"serve it again:     trimtab serve --model {BASE}")
     say(f"picture of the arms: {aligned['folder']}/plane.png")
-    return aligned | {"detector": detected, "answers": answers, "seconds": time.monotonic() - began}
+    return aligned | {"detector": detected, "answers": answers, "facts": facts, "seconds": time.monotonic() - began}
 
 
 def _align(config: DemoConfig) -> dict[str, Any]:
@@ -151,8 +161,7 @@ def _wait_for(url: str, process: "subprocess.Popen[bytes]") -> None:
     raise JobError(f"the server did not answer within {START_SECONDS:.0f} s")
 
 
-def _ask(url: str, prefixed: str) -> list[dict[str, str]]:
-    client = OpenAI(base_url=f"{url}/v1", api_key="none", timeout=300)
+def _ask(client: OpenAI, prefixed: str) -> list[dict[str, str]]:
     answers: list[dict[str, str]] = []
     for question in QUESTIONS:
         row = {"question": question}
@@ -166,12 +175,37 @@ def _ask(url: str, prefixed: str) -> list[dict[str, str]]:
     return answers
 
 
+def _ask_facts(client: OpenAI, detector: str) -> list[dict[str, Any]]:
+    facts: list[dict[str, Any]] = []
+    for question in FACTS:
+        reply = client.chat.completions.create(
+            model=BASE,
+            messages=[{"role": "user", "content": question}],
+            max_tokens=24,
+            temperature=0,
+            extra_body={"trimtab": {"detector": detector}},
+        )
+        said = (reply.model_extra or {})["trimtab"]["detector"]
+        facts.append({"question": question, "answer": (reply.choices[0].message.content or "").strip()} | said)
+    return facts
+
+
 def _show(answers: Sequence[dict[str, str]], name: str) -> None:
     table = Table(show_lines=True)
     for column in ("question", BASE, name):
         table.add_column(column, ratio=1)
     for row in answers:
         table.add_row(row["question"], row["base"], row["prefix"])
+    console.print(table)
+
+
+def _show_facts(facts: Sequence[dict[str, Any]]) -> None:
+    table = Table(title="risk that an answer is made up", title_justify="left")
+    for column in ("question", "answer", "risk", "flagged"):
+        table.add_column(column)
+    for row in facts:
+        risk = f"{row['risk']:.2f}" if "risk" in row else row["status"]
+        table.add_row(row["question"], row["answer"], risk, "yes" if row.get("flagged") else "")
     console.print(table)
 
 

@@ -5,7 +5,7 @@ On disk it is a folder of two files, `detector.safetensors` and `card.json`, and
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trimtab import calibration, heads, tensors
+from trimtab.answers import Signals
 from trimtab.base import BaseModel
 from trimtab.card import read_object
 from trimtab.errors import ArtefactError, TrimtabError
 from trimtab.heads import Head
-from trimtab.signals import TRACE
+from trimtab.signals import TRACE, trace
 
 CARD_VERSION = 1
 FILE, CARD = "detector.safetensors", "card.json"
@@ -73,6 +74,13 @@ class Detector:
         """Probability [N] that answers are made up, from psi [N, L, 3d] at the card's layers and phi [N, 7] as it comes."""
         score = self.head(psi, normalised(phi, self.normaliser))
         return calibration.risk(score, self.calibration)
+
+    def risk_of(self, seen: Signals, layers: Sequence[int]) -> float:
+        """Probability that one answer is made up, from what an engine that captures `layers` saw of it. Raises ValueError where
+        it does not capture those of the card."""
+        psi = seen.psi[[layers.index(layer) for layer in self.card.layers]]
+        logp, entropy, margin = seen.history.unbind(1)
+        return self.risk(psi[None], trace(logp, entropy, margin, self.card.low)[None]).item()
 
     def flagged(self, risk: Tensor, alarms: str = "0.05") -> Tensor:
         """Whether risks [N] are above the threshold for this share of false alarms."""

@@ -97,36 +97,34 @@ class Capture:
         if (now := self.running.pop(request, None)) is None:
             return
         if now.written:
-            history = self.history[now.slot, : now.written].to("cpu", copy=True) if len(self.history) else None
-            self.ended[request] = Ended(self.sums.taken(now.slot), history)
+            self.ended[request] = Ended(self.sums.taken(now.slot), self._history(now))
         self.free.append(now.slot)
         while len(self.ended) > self.keep:
             self.ended.popitem(last=False)
 
     def take(self, request: str, tokens: int) -> dict[str, Any] | None:
-        """Hand out what is known of a request by the id that its client has, and forget it; see `trimtab_signals`.
+        """Hand out what is known of a request by its id, the engine's or its client's, and forget it; see `trimtab_signals`.
 
         None where it is not known: forgotten, without an answer, or written further past its stop than can be taken back.
         """
-        # vLLM adds eight random characters to a client's id.
-        own = [known for known in (*self.ended, *self.running) if known == request or known[:-SUFFIX] == request]
+        own = self._known(request)
         for known in own:
             self.end(known)
-        ended = self.ended.pop(own[-1], None) if own else None
-        if ended is None or tokens < 1:
-            return None
-        beyond = int(ended.held.tokens[0]) - tokens
-        if not 0 <= beyond < signals.RECENT:
-            return None
-        ended.held.take_back(0, beyond)
-        one = torch.zeros(1, dtype=torch.long)
-        phi = [ended.held.trace(one, low)[0] for low in range(len(ended.held.lows))]
-        return {
-            "psi": ended.held.geometry(one)[0].numpy().tobytes(),
-            "phi": torch.stack(phi).numpy().tobytes() if phi else b"",
-            "history": ended.history[:tokens].numpy().tobytes() if ended.history is not None else b"",
-            "prompt_tokens": int(ended.held.prompt_tokens[0]),
-        }
+        return _record(self.ended.pop(own[-1], None) if own else None, tokens)
+
+    def look(self, request: str, tokens: int) -> dict[str, Any] | None:
+        """The same of a request that goes on, as it was when it had so many tokens."""
+        own = self._known(request)
+        if not own or (now := self.running.get(own[-1])) is None:
+            return _record(self.ended.get(own[-1]) if own else None, tokens)
+        return _record(Ended(self.sums.taken(now.slot), self._history(now)), tokens)
+
+    def _known(self, request: str) -> list[str]:
+        """Ids under which the engine has a request: vLLM adds eight random characters to those of clients."""
+        return [known for known in (*self.ended, *self.running) if known == request or known[:-SUFFIX] == request]
+
+    def _history(self, now: Running) -> Tensor | None:
+        return self.history[now.slot, : now.written].to("cpu", copy=True) if len(self.history) else None
 
     def fold(self) -> None:
         """After the forward pass, before sampling."""
@@ -232,3 +230,22 @@ def _running(slot: int, new: Any) -> Running:
     ids: list[int] = list(new.prompt_token_ids or ())
     start: int | None = ((new.sampling_params and new.sampling_params.extra_args) or {}).get(GIVEN)
     return Running(slot, len(ids)) if start is None else Running(slot, start, ids[start:])
+
+
+def _record(ended: Ended | None, tokens: int) -> dict[str, Any] | None:
+    """What is handed out of a request at its first so many tokens."""
+    if ended is None or tokens < 1:
+        return None
+    beyond = int(ended.held.tokens[0]) - tokens
+    if not 0 <= beyond < signals.RECENT:
+        return None
+    held = ended.held if beyond == 0 else ended.held.taken(0)
+    held.take_back(0, beyond)
+    one = torch.zeros(1, dtype=torch.long)
+    phi = [held.trace(one, low)[0] for low in range(len(held.lows))]
+    return {
+        "psi": held.geometry(one)[0].numpy().tobytes(),
+        "phi": torch.stack(phi).numpy().tobytes() if phi else b"",
+        "history": ended.history[:tokens].numpy().tobytes() if ended.history is not None else b"",
+        "prompt_tokens": int(held.prompt_tokens[0]),
+    }

@@ -41,12 +41,12 @@ class CapturingWorker(Own, RowWorker):  # pyright: ignore[reportGeneralTypeIssue
             self.capture.fold()
         return output
 
-    def trimtab_signals(self, requests: dict[str, int]) -> list[dict[str, Any] | None] | None:
-        """Signals of requests that ended, by their ids as the engine's outputs have them, each with the number of its answer's
-        tokens; None for those that are not known. Float32 bytes: `psi` [L, 3d], `phi` [lows, 7], `history` [m, 3]."""
-        if self.rank != 0 or self.capture is None:
+    def trimtab_signals(self, wanted: list[tuple[str, int, bool]]) -> list[dict[str, Any] | None] | None:
+        """Signals of requests, each by its id with the number of its answer's tokens and whether it has ended; None for those
+        that are not known. Float32 bytes: `psi` [L, 3d], `phi` [lows, 7], `history` [m, 3]."""
+        if self.rank != 0 or (capture := self.capture) is None:
             return None
-        return [self.capture.take(request, tokens) for request, tokens in requests.items()]
+        return [(capture.take if ended else capture.look)(request, tokens) for request, tokens, ended in wanted]
 
     @property
     def _settings(self) -> dict[str, Any]:

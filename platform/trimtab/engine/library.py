@@ -1,19 +1,20 @@
-"""Which prefixes an online engine answers for: names, aliases and versions, kept up to date while it serves.
+"""Which prefixes or detectors an online engine has: names, aliases and versions, kept up to date while it serves.
 
 Requests never wait for the registry. A refresh reads it in the background, loads what it needs, and only then lets
 names point at it; where it cannot be read, the names stay as they were.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
-from trimtab.base import BaseModel
 from trimtab.errors import ArtefactError, NotFoundError
-from trimtab.prefix import Prefix, check_base
 
 DEFAULT = "champion"
+
+Part = TypeVar("Part")
+Given = TypeVar("Given", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -26,36 +27,39 @@ class Known:
     aliases: tuple[str, ...] = ()
 
 
-class Source(Protocol):
-    """Where prefixes come from; called in a thread."""
+class Source(Protocol[Given]):
+    """Where parts of one kind come from; called in a thread."""
 
     def known(self) -> Sequence[Known]:
         """Every version for this base model."""
         ...
 
-    def load(self, known: Known) -> Prefix:
-        """The prefix of a version."""
+    def load(self, known: Known) -> Given:
+        """The part of a version. Raises ArtefactError for one that must not be used."""
         ...
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A version with its vectors in memory."""
+class Loaded(Generic[Part]):
+    """A version with its part, a prefix or a detector, in memory."""
 
     known: Known
-    prefix: Prefix
+    part: Part
 
 
 @dataclass
-class Library:
-    """Names to versions to vectors, for one base model."""
+class Library(Generic[Part]):
+    """Names to versions to parts, for the base model called `base`. `check` raises ArtefactError for a part that this engine
+    cannot use; `kind` is what people call the parts."""
 
-    base: BaseModel
-    source: Source
+    base: str
+    kind: str
+    source: Source[Part]
+    check: Callable[[Part], None]
     refused: dict[str, str] = field(default_factory=dict[str, str])
     _aliases: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
     _known: dict[tuple[str, int], Known] = field(default_factory=dict[tuple[str, int], Known])
-    _loaded: dict[tuple[str, int], Loaded] = field(default_factory=dict[tuple[str, int], Loaded])
+    _loaded: dict[tuple[str, int], Loaded[Part]] = field(default_factory=dict[tuple[str, int], Loaded[Part]])
 
     async def refresh(self) -> None:
         """Read the registry and load every version that an alias names.
@@ -77,7 +81,7 @@ class Library:
                         aliases[k.name, alias] = old
         self._aliases = aliases
 
-    async def find(self, name: str, ref: str | None) -> Loaded:
+    async def find(self, name: str, ref: str | None) -> Loaded[Part]:
         """The version that `ref` (alias or number; `champion` if none) names; NotFoundError with what there is."""
         wanted = ref or DEFAULT
         version = int(wanted) if wanted.isdigit() else self._aliases.get((name, wanted))
@@ -93,25 +97,25 @@ class Library:
             names.setdefault(name, {})[alias] = version
         return names
 
-    def champions(self) -> list[Loaded]:
+    def champions(self) -> list[Loaded[Part]]:
         """What names without an alias or version answer with."""
         wanted = [(name, version) for (name, alias), version in self._aliases.items() if alias == DEFAULT]
         return [self._loaded[key] for key in wanted]
 
-    async def _load(self, known: Known) -> Loaded:
+    async def _load(self, known: Known) -> Loaded[Part]:
         key = (known.name, known.version)
         if key not in self._loaded:
-            prefix = await asyncio.to_thread(self.source.load, known)
-            check_base(prefix, self.base)
-            self._loaded[key] = Loaded(known, prefix)
+            part = await asyncio.to_thread(self.source.load, known)
+            self.check(part)
+            self._loaded[key] = Loaded(known, part)
         return self._loaded[key]
 
     def _missing(self, name: str, ref: str) -> str:
         names = self.names()
         if name not in names:
-            there = ", ".join(f"{self.base.name}:{n}" for n in sorted(names)) or "none yet"
-            return f"no prefix {name!r} for {self.base.name}; there are: {there}"
+            there = ", ".join(f"{self.base}:{n}" for n in sorted(names)) or "none yet"
+            return f"no {self.kind} {name!r} for {self.base}; there are: {there}"
         versions = sorted(version for n, version in self._known if n == name)
         has = [*(f"@{alias}" for alias in sorted(names[name])), *(f"@{v}" for v in versions)]
         why = self.refused.get(f"{name}@{ref}")
-        return f"prefix {name!r} has no {ref!r}; it has {', '.join(has)}{f' (refused: {why})' if why else ''}"
+        return f"{self.kind} {name!r} has no {ref!r}; it has {', '.join(has)}{f' (refused: {why})' if why else ''}"

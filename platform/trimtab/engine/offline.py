@@ -12,7 +12,6 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from tqdm import tqdm
 from vllm import LLM, CompletionOutput, RequestOutput, SamplingParams, TokensPrompt
 
@@ -22,6 +21,7 @@ from trimtab import prefix as prefixes
 from trimtab.answers import Answer, Ask, Progress, Sampling, Signals
 from trimtab.base import BaseModel
 from trimtab.chat import Message
+from trimtab.engine import reader
 from trimtab.engine.arguments import engine_args
 from trimtab.engine.capture import GIVEN
 from trimtab.engine.config import EngineConfig
@@ -159,15 +159,9 @@ class Engine:
 
     def _captured(self, wanted: Mapping[str, int]) -> dict[str, Signals]:
         """Signals of answers of so many tokens, by their ids in the engine."""
-        found = next(f for f in self._llm.collective_rpc("trimtab_signals", args=(dict(wanted),)) if f is not None)
-        return {
-            name: Signals(
-                torch.frombuffer(bytearray(record["psi"]), dtype=torch.float32).view(len(self.config.layers), -1),
-                torch.frombuffer(bytearray(record["history"]), dtype=torch.float32).view(-1, 3),
-            )
-            for name, record in zip(wanted, found, strict=True)
-            if record is not None
-        }
+        asked = [(request, tokens, True) for request, tokens in wanted.items()]
+        found = reader.read(self._llm.collective_rpc("trimtab_signals", args=(asked,)), len(self.config.layers))
+        return {name: signals for name, signals in zip(wanted, found, strict=True) if signals is not None}
 
 
 def _id(output: RequestOutput, answer: CompletionOutput) -> str:

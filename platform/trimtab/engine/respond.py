@@ -1,33 +1,33 @@
-"""Writing into vLLM's responses what answered: the name with its version, and the `trimtab` field."""
+"""Writing into vLLM's responses what answered and what watched: the name with its version, and the `trimtab` field."""
 
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any
 
+from trimtab.engine import http
 from trimtab.engine.guard import Steering
-
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+from trimtab.engine.http import Message, Send
+from trimtab.engine.watch import Watch
 
 
 class Rewriter:
     """A `send` that adds to JSON answers and to streams on their way out; one for each response.
 
-    In a stream only the chunks that end a choice, and the one with the usage, are parsed; the others get their model's
-    name by replacing bytes, so that no token waits.
+    In a stream only the chunks that end a choice, the one with the usage, and where they are asked for those with a running
+    risk, are parsed; the others get their model's name by replacing bytes, so that no token waits.
     """
 
-    def __init__(self, send: Send, base: str, now: Steering | None) -> None:
+    def __init__(self, send: Send, base: str, now: Steering | None, watch: Watch) -> None:
         self._send = send
         self._now = now
-        self._trimtab = {"prefix": _prefix(now)}
+        self._watch = watch
         self._model = f"{base}:{now.name}@{now.version}" if now else base
         self._replace = (f'"model":"{base}"'.encode(), f'"model":"{self._model}"'.encode())
-        self._start: MutableMapping[str, Any] | None = None
+        self._start: Message | None = None
         self._stream = False
         self._buffer = b""
 
-    async def __call__(self, message: MutableMapping[str, Any]) -> None:
+    async def __call__(self, message: Message) -> None:
         """Take one ASGI message of the app inside."""
         if message["type"] == "http.response.start":
             kind = dict(message["headers"]).get(b"content-type", b"")
@@ -36,6 +36,9 @@ class Rewriter:
             if self._now is not None:
                 name = f"{self._now.name}@{self._now.version}".encode()
                 message["headers"] = [*message["headers"], (b"x-trimtab-prefix", name)]
+            if (detector := self._watch.detector) is not None:
+                name = f"{detector.known.name}@{detector.known.version}".encode()
+                message["headers"] = [*message["headers"], (b"x-trimtab-detector", name)]
             if self._stream:
                 await self._send(message)
             return
@@ -46,7 +49,7 @@ class Rewriter:
         else:
             await self._collect(message)
 
-    async def _pass_on(self, message: MutableMapping[str, Any]) -> None:
+    async def _pass_on(self, message: Message) -> None:
         self._buffer += message.get("body", b"")
         *events, self._buffer = self._buffer.split(b"\n\n")
         out = b"".join(self._event(event) + b"\n\n" for event in events)
@@ -60,36 +63,38 @@ class Rewriter:
         if not event.startswith(b"data: {"):
             return event
         ends = b'"finish_reason":"' in event or b'"choices":[]' in event
-        if not ends:
+        if not ends and not self._watch.running:
             return event.replace(*self._replace, 1)
         chunk = json.loads(event[len(b"data: ") :])
         if "error" in chunk:
             return event
-        return b"data: " + _dump(chunk | {"model": self._model, "trimtab": self._trimtab})
+        self._add_risks(chunk["choices"])
+        said = {"trimtab": self._said()} if ends else {}
+        return b"data: " + http.dump(chunk | {"model": self._model} | said)
 
-    async def _collect(self, message: MutableMapping[str, Any]) -> None:
+    async def _collect(self, message: Message) -> None:
         self._buffer += message.get("body", b"")
         if message.get("more_body") or self._start is None:
             return
         body = self._buffer
         if self._start["status"] == HTTPStatus.OK:
             answer = json.loads(body)
-            body = _dump(answer | {"model": self._model, "trimtab": self._trimtab})
+            self._add_risks(answer["choices"])
+            body = http.dump(answer | {"model": self._model, "trimtab": self._said()})
         headers = [(k, v) for k, v in self._start["headers"] if k.lower() != b"content-length"]
         self._start["headers"] = [*headers, (b"content-length", str(len(body)).encode())]
         await self._send(self._start)
         await self._send({"type": "http.response.body", "body": body})
 
+    def _add_risks(self, choices: list[dict[str, Any]]) -> None:
+        for choice in choices:
+            if said := self._watch.choice(choice["index"]):
+                choice["trimtab"] = said
 
-def error_response(status: int, message: str) -> dict[str, Any]:
-    """An error in OpenAI's shape."""
-    kinds = {400: "BadRequestError", 404: "NotFoundError", 422: "UnprocessableEntityError", 503: "ServiceUnavailableError"}
-    return {"error": {"message": message, "type": kinds.get(status, "InternalServerError"), "param": None, "code": status}}
+    def _said(self) -> dict[str, Any]:
+        return {"prefix": prefix_json(self._now), "detector": self._watch.as_json()}
 
 
-def _prefix(now: Steering | None) -> dict[str, Any] | None:
+def prefix_json(now: Steering | None) -> dict[str, Any] | None:
+    """What a response says of the prefix that steered it."""
     return {"name": now.name, "version": now.version, "run_id": now.run_id} if now else None
-
-
-def _dump(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,64 +1,18 @@
-"""The server over real HTTP: Ray Serve, HAProxy, vLLM, the registry; asked as users ask."""
+"""Prefixes over real HTTP: Ray Serve, HAProxy, vLLM, the registry; asked as users ask."""
 
-import asyncio
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator
 
 import httpx
 import openai
 import pytest
-from trimtab.serve.config import ServeConfig
-from trimtab.serve.server import serving
 
-from tests.helpers import QUESTIONS, TOKENS, make_prefix, mixed_asks
-from trimtab import prefix as prefixes
-from trimtab.base import BaseModel
-from trimtab.engine.config import EngineConfig
+from tests.helpers import QUESTIONS, TOKENS, mixed_asks
+from tests.serve.asking import BASE, chat, together
 from trimtab.judges.endpoint import Endpoint
 from trimtab.prefix import Prefix
-from trimtab.steering import FrozenModel
-from trimtab.tracking import registry, runs
-
-BASE = "smollm2-135m"
-ROWS = 4
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def registered(frozen: FrozenModel, base: BaseModel, three: list[Prefix], tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Three champions, and one more version of the first that is only a candidate."""
-    folder = tmp_path_factory.mktemp("prefixes")
-    run = runs.start("test", "align", folder)
-    for number, prefix in enumerate([*three, make_prefix(frozen, base, "one", 1, "system", 4)]):
-        version = registry.register(prefixes.save(prefix, folder / str(number)), run.run_id)
-        if number < len(three):
-            registry.promote(version, "test")
-    run.finish("FINISHED")
-
-
-@pytest.fixture(scope="module")
-def url(registered: None) -> Generator[str]:
-    engine = EngineConfig(rows=ROWS, precision="fp32", max_length=512)
-    with serving(ServeConfig(port=free_port(), engine=engine)) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def client(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=120, max_retries=0)
-
-
-def chat(client: openai.OpenAI, model: str, text: str, **options):
-    settings = {"max_tokens": TOKENS, "temperature": 0} | options
-    return client.chat.completions.create(model=model, messages=[{"role": "user", "content": text}], **settings)
+from trimtab.tracking import registry
 
 
 def model_of(prefix: Prefix | None, number: int = 1) -> str:
@@ -92,23 +46,8 @@ def ask_together(url: str, requests: list[tuple[str, str]]) -> list[str]:
     return [reply.choices[0].message.content for reply in replies]
 
 
-def together(url: str, requests: list[tuple[str, str]], **options):
-    """All requests at once, so that they share batches."""
-
-    async def run():
-        client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=300, max_retries=0)
-        calls = [
-            client.chat.completions.create(model=model, messages=[{"role": "user", "content": text}], **options)
-            for model, text in requests
-        ]
-        return await asyncio.gather(*calls)
-
-    return asyncio.run(run())
-
-
 def test_the_answer_says_which_version_gave_it(client):
-    plain = chat(client, BASE, "Hi").model_extra["trimtab"]
-    assert plain == {"prefix": None}
+    assert chat(client, BASE, "Hi").model_extra["trimtab"]["prefix"] is None
     reply = chat(client, f"{BASE}:one", "Hi")
     assert reply.model == f"{BASE}:one@1"
     assert reply.model_extra["trimtab"]["prefix"]["version"] == 1

@@ -1,0 +1,106 @@
+"""HTTP as ASGI has it: request bodies read within bounds, given again to another app, and JSON sent."""
+
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
+from typing import Any
+
+from trimtab.errors import TrimtabError, UsageError
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+MAX_BODY = 8 << 20
+TYPES = {
+    400: "BadRequestError",
+    404: "NotFoundError",
+    422: "UnprocessableEntityError",
+    503: "ServiceUnavailableError",
+}
+
+
+class Replayed:
+    """A request body that was read and changed, given again to the app inside; then the client's own messages."""
+
+    def __init__(self, scope: Scope, receive: Receive, body: bytes) -> None:
+        headers = [(k, v) for k, v in scope["headers"] if k.lower() != b"content-length"]
+        self.scope: Scope = {**scope, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
+        self._body: bytes | None = body
+        self._receive = receive
+
+    async def receive(self) -> Message:
+        """The whole body first, then whatever the client sends: its disconnect."""
+        if self._body is None:
+            return await self._receive()
+        body, self._body = self._body, None
+        return {"type": "http.request", "body": body, "more_body": False}
+
+
+class Collected:
+    """A `send` that keeps a whole response instead of sending it."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: Headers = []
+        self.body = b""
+
+    async def __call__(self, message: Message) -> None:
+        """Take one ASGI message of the app inside."""
+        if message["type"] == "http.response.start":
+            self.status, self.headers = message["status"], list(message["headers"])
+        elif message["type"] == "http.response.body":
+            self.body += message.get("body", b"")
+
+
+async def read(receive: Receive) -> bytes | None:
+    """The whole request body; None where the client went away. UsageError where it is too large."""
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > MAX_BODY:
+            raise UsageError(f"the request is larger than {MAX_BODY >> 20} MiB")
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body holds; UsageError where it holds none."""
+    try:
+        request = json.loads(body)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise UsageError("the request body is not JSON") from error
+    if not isinstance(request, dict):
+        raise UsageError("the request body must be a JSON object")
+    return request
+
+
+def dump(value: Any) -> bytes:
+    """JSON as vLLM writes it."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+async def send_json(send: Send, status: int, body: Any, headers: Headers | None = None) -> None:
+    """Answer with JSON."""
+    data = dump(body)
+    own = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": [*own, *(headers or [])]})
+    await send({"type": "http.response.body", "body": data})
+
+
+async def send_error(send: Send, error: TrimtabError) -> None:
+    """Answer with an error of ours, in OpenAI's shape."""
+    retry = [(b"retry-after", b"1")] if error.http_status == HTTPStatus.SERVICE_UNAVAILABLE else []
+    await send_json(send, error.http_status, error_body(error.http_status, str(error)), retry)
+
+
+def error_body(status: int, message: str) -> dict[str, Any]:
+    """An error in OpenAI's shape."""
+    return {"error": {"message": message, "type": TYPES.get(status, "InternalServerError"), "param": None, "code": status}}

@@ -1,0 +1,99 @@
+"""What happens to an answer that a detector finds too risky: withheld, or asked for again."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from trimtab.engine import http
+from trimtab.engine.http import Headers
+from trimtab.engine.watch import Watch
+from trimtab.engine.wishes import Wishes
+from trimtab.errors import UsageError
+
+# A greedy answer asked for again would be the same.
+RETRY_TEMPERATURE = 0.7
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole response, and who watched it."""
+
+    status: int
+    headers: Headers
+    body: bytes
+    watch: Watch
+
+
+Asking = Callable[[dict[str, Any]], Awaitable[Reply]]
+"""Answers a request as a whole."""
+
+
+def check(wishes: Wishes, request: dict[str, Any], watch: Watch) -> None:
+    """Raise UsageError for a policy that cannot be held to, so that no answer passes unseen."""
+    if watch.detector is None:
+        raise UsageError(f"trimtab.policy {wishes.policy} needs a detector: {watch.reason}")
+    if request.get("stream"):
+        raise UsageError(f"trimtab.policy {wishes.policy} cannot take back what was streamed: ask with stream false")
+    if wishes.policy == "retry_above" and (request.get("n") or 1) != 1:
+        raise UsageError("trimtab.policy retry_above chooses one answer: ask with n 1")
+
+
+async def answer(ask: Asking, wishes: Wishes, request: dict[str, Any]) -> Reply:
+    """Ask, and ask again or withhold as the policy says."""
+    if wishes.policy == "retry_above":
+        return await _least_risky(ask, wishes, request)
+    reply = await ask(request)
+    return reply if reply.status != HTTPStatus.OK else _withheld(reply, wishes)
+
+
+def _too_risky(watch: Watch, index: int, above: float | None) -> bool:
+    """An answer whose risk is not known counts as risky."""
+    limit = watch.threshold if above is None else above
+    risk = watch.risks.get(index)
+    return risk is None or limit is None or risk > limit
+
+
+def _withheld(reply: Reply, wishes: Wishes) -> Reply:
+    body = http.parse(reply.body)
+    for choice in body["choices"]:
+        withheld = _too_risky(reply.watch, choice["index"], wishes.above)
+        choice.setdefault("trimtab", {})["withheld"] = withheld
+        if not withheld:
+            continue
+        choice |= {"finish_reason": "content_filter", "logprobs": None}
+        if "message" in choice:
+            choice["message"] = {"role": "assistant", "content": wishes.text}
+        else:
+            choice["text"] = wishes.text
+    return _changed(reply, body)
+
+
+async def _least_risky(ask: Asking, wishes: Wishes, request: dict[str, Any]) -> Reply:
+    replies: list[Reply] = []
+    for number in range(wishes.tries):
+        replies.append(await ask(request if number == 0 else _again(request, number)))
+        if replies[-1].status != HTTPStatus.OK or not _too_risky(replies[-1].watch, 0, wishes.above):
+            break
+    answered = [reply for reply in replies if reply.status == HTTPStatus.OK]
+    if not answered:
+        return replies[-1]
+    best = min(answered, key=lambda reply: reply.watch.risks.get(0, 1.0))
+    body = http.parse(best.body)
+    body["trimtab"]["detector"]["tries"] = len(replies)
+    # The client pays for all of them.
+    spent = [http.parse(reply.body)["usage"] for reply in answered]
+    body["usage"] |= {key: sum(usage[key] for usage in spent) for key in ("completion_tokens", "total_tokens", "prompt_tokens")}
+    return _changed(best, body)
+
+
+def _again(request: dict[str, Any], number: int) -> dict[str, Any]:
+    temperature, seed = request.get("temperature"), request.get("seed")
+    changed = {"temperature": RETRY_TEMPERATURE} if temperature == 0 else {}
+    return request | changed | ({"seed": seed + number} if isinstance(seed, int) else {})
+
+
+def _changed(reply: Reply, body: dict[str, Any]) -> Reply:
+    data = http.dump(body)
+    headers = [(k, v) for k, v in reply.headers if k.lower() != b"content-length"]
+    return Reply(reply.status, [*headers, (b"content-length", str(len(data)).encode())], data, reply.watch)
