@@ -21,6 +21,8 @@ class ServeConfig:
         queue: requests that may wait in all; more are answered 503.
         start_seconds: how long a replica may take to start.
         address: Ray cluster to serve on; without one a local Ray is started.
+        registry: folder in the place of MLflow's registry: NAME/VERSION/ holds a prefix or detector as trimtab saves it, and
+            NAME/aliases.json says which version each alias names, as {"champion": 2}.
         detect: watch answers with the registry's detectors, where it has any; costs about a twentieth of the speed.
         detector: detector that watches where a request names none: NAME, NAME@ALIAS or NAME@VERSION; without it, the champion
             that was fitted under the request's prefix, else the only champion.
@@ -38,6 +40,7 @@ class ServeConfig:
     queue: int = 256
     start_seconds: float = 600
     address: str | None = None
+    registry: str | None = None
     detect: bool = True
     detector: str | None = None
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -4,25 +4,28 @@ Serve pickles a deployment class by value, so the app that it is to call lives h
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 from trimtab import base as bases
 from trimtab.base import BaseModel
+from trimtab.engine.http import Headers, Receive, Scope, Send
 
+from . import pages, sources
 from .config import ServeConfig
-from .registry_source import Detectors, Prefixes
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _engine: list[Any] = []
+_pages: dict[str, tuple[Headers, bytes]] = {}
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """The ASGI app of this replica's engine."""
+    """The ASGI app of this replica: its engine, and the page."""
+    if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and (page := _pages.get(scope["path"] or "/")):
+        headers, body = page
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body if scope["method"] == "GET" else b""})
+        return
     await _engine[0](scope, receive, send)
 
 
@@ -39,11 +42,12 @@ class Replica:
         from trimtab.engine.online import OnlineEngine
 
         local = bases.here(base)
-        detectors = Detectors(local)
-        wanted = await asyncio.to_thread(detectors.layers) if config.detect and not config.engine.layers else ()
+        _pages.update(await asyncio.to_thread(pages.load))
+        prefixes, detectors = sources.opened(local, config.registry)
+        wanted = await asyncio.to_thread(sources.layers, detectors) if config.detect and not config.engine.layers else ()
         layers = config.engine.layers or wanted
         engine = replace(config.engine, layers=layers, history=bool(layers))
-        _engine[:] = [await OnlineEngine.start(local, engine, Prefixes(local), detectors, config.detector)]
+        _engine[:] = [await OnlineEngine.start(local, engine, prefixes, detectors, config.detector)]
 
     async def check_health(self) -> None:
         """Called by Serve; a replica whose engine has died is replaced."""

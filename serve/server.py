@@ -26,8 +26,10 @@ from trimtab import base as bases
 from trimtab import settings
 from trimtab.base import BaseModel
 from trimtab.console import Bar, say
+from trimtab.engine import arguments
 from trimtab.errors import JobError, UsageError
 
+from . import sources
 from .config import ServeConfig
 from .replica import Replica, build_app
 
@@ -61,6 +63,8 @@ def serving(config: ServeConfig, ended: threading.Event | None = None) -> Genera
     Raises UsageError for a port that is taken, JobError where replicas do not come up.
     """
     base = bases.resolve(config.model, config.revision)
+    arguments.check(base, config.engine)
+    sources.opened(base, config.registry)
     _check_port(config.host, config.port)
     ours = _join(config)
     try:

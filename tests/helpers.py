@@ -1,16 +1,18 @@
 """Things that several tests make."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from trimtab import chat, signals
+from trimtab import chat, detector, heads, signals
 from trimtab import prefix as prefixes
 from trimtab.answers import Ask, Signals
 from trimtab.base import BaseModel
 from trimtab.card import Card
 from trimtab.chat import Renderer
+from trimtab.detector import Detector, DetectorCard
 from trimtab.prefix import Prefix
 from trimtab.steering import FrozenModel
 from trimtab.words import Place
@@ -66,6 +68,26 @@ def one_pass(frozen: FrozenModel, renderer: Renderer, ask: Ask, token_ids: Seque
     read = signals.reading(seen.logits[0, len(prompt) - 1 : -1], ids[0, len(prompt) :])
     psi = signals.geometry(written[-1], written.mean(0), states[: len(prompt)].mean(0))
     return Signals(psi, torch.stack([read.logp, read.entropy, read.margin], 1))
+
+
+def make_detector(frozen: FrozenModel, base: BaseModel, name: str, layers: tuple[int, ...]) -> Detector:
+    """A random head, calibrated so that the questions' answers have risks around a half."""
+    torch.manual_seed(0)
+    settings = {"groups": 4, "projection": 16, "hidden": 32}
+    head = heads.get("flag")(base.width, len(layers), **settings)
+    renderer = chat.renderer(base, 8)
+    asks = [Ask([{"role": "user", "content": question}]) for question in QUESTIONS]
+    seen = [one_pass(frozen, renderer, ask, reference(frozen, base, ask, 10), layers) for ask in asks]
+    normaliser = torch.stack([torch.zeros(7), torch.ones(7)])
+    card = DetectorCard(name, base.name, base.fingerprint, list(layers), base.width, "flag", settings, -2.0, {})
+    # So flat that no risk is 0 or 1.
+    raw = detector.make(head, normaliser, torch.tensor([1e-3, 0.0]), card)
+    score = -1e3 * torch.tensor([raw.risk_of(each, layers) for each in seen]).logit()
+    calibration = torch.stack([1 / score.std(), -score.mean() / score.std()])
+    middle = detector.make(head, normaliser, calibration, card)
+    risks = torch.tensor([middle.risk_of(each, layers) for each in seen])
+    thresholds = {key: float(risks.median()) + 1e-3 for key in ("0.01", "0.05", "0.1")}
+    return detector.make(head, normaliser, calibration, replace(card, thresholds=thresholds))
 
 
 # Tokens of each answer that are compared.

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from tests.helpers import make_prefix, one_pass
+from tests.helpers import make_detector, make_prefix, one_pass
 from trimtab.answers import Answer, Ask, Sampling
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.offline import Engine
+from trimtab.errors import UsageError
 
 LAYERS = (20, 29)
 SHORT = [f"What is the capital of {name}?" for name in ("France", "Spain", "Japan", "Peru", "Chad", "Cuba", "Mali", "Laos")]
@@ -108,3 +109,14 @@ def test_reading_an_answer_shows_what_writing_it_did(engine):
     for answer, signals_read in same:
         assert (signals_read.psi - answer.signals.psi).norm() / answer.signals.psi.norm() < 1e-3
         torch.testing.assert_close(signals_read.history, answer.signals.history, rtol=1e-3, atol=2e-3)
+
+
+def test_an_answer_has_the_risk_that_a_detector_gives(engine, frozen, base):
+    watcher = make_detector(frozen, base, "truth", LAYERS)
+    messages = [{"role": "user", "content": SHORT[0]}]
+    answer = engine.chat(messages, sampling=Sampling(max_tokens=12), detector=watcher)
+    seen = one_pass(frozen, engine.renderer, Ask(messages), answer.token_ids, LAYERS)
+    assert answer.risk == pytest.approx(watcher.risk_of(seen, LAYERS), abs=2e-3)
+    assert engine.chat(messages, sampling=Sampling(max_tokens=12)).risk is None
+    with pytest.raises(UsageError, match=r"reads layer 10, which this engine does not capture: make it with trimtab\.Engine"):
+        engine.chat(messages, detector=make_detector(frozen, base, "other", (10,)))

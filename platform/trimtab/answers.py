@@ -48,7 +48,7 @@ class Signals:
 class Answer:
     """One answer. `finished` is `stop` where the model ended it, `length` where `max_tokens` did; `logprobs` holds, for
     each token of the answer where they were asked for, natural log-probabilities by token id: its own and the likeliest.
-    `signals` are there where the engine captures them."""
+    `signals` are there where the engine captures them, `risk` where a detector was given."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -56,6 +56,7 @@ class Answer:
     prompt_tokens: int
     logprobs: tuple[Mapping[int, float], ...] = ()
     signals: Signals | None = None
+    risk: float | None = None
 
     @property
     def likelihood(self) -> float:

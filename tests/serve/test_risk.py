@@ -59,8 +59,8 @@ def test_streams_end_with_the_risk_and_show_it_on_their_way(client):
     assert [c for c in chunks if c.choices and "trimtab" in (c.choices[0].model_extra or {})] == [chunks[-2]]
     running = list(chat(client, BASE, QUESTIONS[1], stream=True, **asked(running_risk=True)))
     risks = [c.choices[0].model_extra["trimtab"]["risk"] for c in running if "trimtab" in (c.choices[0].model_extra or {})]
-    assert len(risks) > 5
-    assert len(set(risks)) > 3
+    assert len(risks) > 3
+    assert len(set(risks)) > 2
     assert all(0 <= risk <= 1 for risk in risks)
     assert risks[-1] == said(running[-1])["risk"] == pytest.approx(whole["risk"], abs=1e-3)
     assert "".join(c.choices[0].delta.content or "" for c in running) == "".join(

@@ -26,10 +26,19 @@ def on_cpu() -> bool:
         return False
 
 
-def engine_args(base: BaseModel, config: EngineConfig) -> dict[str, Any]:
-    """Arguments of `vllm.LLM` and `vllm.AsyncEngineArgs` for a base model with room for rows."""
+def check(base: BaseModel, config: EngineConfig) -> None:
+    """Raise UsageError for settings that no engine of this base model can have."""
     if config.rows < 1:
         raise UsageError("engine.rows must be at least 1")
+    layers = list(config.layers)
+    # The model gives its taps in this order, whatever order they were asked for in.
+    if layers != sorted(set(layers)) or any(not 0 <= layer < base.depth for layer in layers):
+        raise UsageError(f"engine.layers must be from 0 to {base.depth - 1} in ascending order, not {layers}")
+
+
+def engine_args(base: BaseModel, config: EngineConfig) -> dict[str, Any]:
+    """Arguments of `vllm.LLM` and `vllm.AsyncEngineArgs` for a base model with room for rows."""
+    check(base, config)
     renderer = chat.renderer(base, config.rows)
     vocabulary = max(base.vocabulary, renderer.first_row + config.rows)
     if on_cpu():

@@ -1,14 +1,15 @@
 """The engine in this process: answers batches of conversations, each with a prefix of its own or none.
 
-engine = trimtab.Engine("smollm2-135m")
-print(engine.chat([{"role": "user", "content": "Hello"}], prefix=trimtab.load_prefix("my-prefix")).text)
+engine = trimtab.Engine("smollm2-135m", detectors=[truth := trimtab.load_detector("truth")])
+answer = engine.chat([{"role": "user", "content": "Hello"}], prefix=trimtab.load_prefix("my-prefix"), detector=truth)
+print(answer.text, answer.risk)
 """
 
 import io
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,10 +18,12 @@ from vllm import LLM, CompletionOutput, RequestOutput, SamplingParams, TokensPro
 
 from trimtab import base as bases
 from trimtab import chat
+from trimtab import detector as detection
 from trimtab import prefix as prefixes
 from trimtab.answers import Answer, Ask, Progress, Sampling, Signals
 from trimtab.base import BaseModel
 from trimtab.chat import Message
+from trimtab.detector import Detector
 from trimtab.engine import reader
 from trimtab.engine.arguments import engine_args
 from trimtab.engine.capture import GIVEN
@@ -33,8 +36,12 @@ from trimtab.prefix import Prefix
 class Engine:
     """vLLM with one frozen base model and any number of prefixes."""
 
-    def __init__(self, model: str | BaseModel, config: EngineConfig | None = None) -> None:
-        self.config = config or EngineConfig()
+    def __init__(self, model: str | BaseModel, config: EngineConfig | None = None, detectors: Sequence[Detector] = ()) -> None:
+        """`detectors` are those that answers will be given to: their layers are captured beside those of `config`."""
+        config = config or EngineConfig()
+        read = {layer for detector in detectors for layer in detector.card.layers}
+        layers = tuple(sorted({*config.layers, *read}))
+        self.config = replace(config, layers=layers, history=bool(read) or config.history)
         self.base = bases.resolve(model) if isinstance(model, str) else model
         self.renderer = chat.renderer(self.base, self.config.rows)
         self.table = RowTable(self.renderer.first_row, self.config.rows)
@@ -54,9 +61,28 @@ class Engine:
         """Stop the engine's processes."""
         self._llm.llm_engine.engine_core.shutdown()
 
-    def chat(self, messages: Sequence[Message], prefix: Prefix | None = None, sampling: Sampling | None = None) -> Answer:
-        """Answer one conversation."""
-        return self.chat_many([Ask(messages, prefix)], sampling)[0][0]
+    def chat(
+        self,
+        messages: Sequence[Message],
+        prefix: Prefix | None = None,
+        sampling: Sampling | None = None,
+        detector: Detector | None = None,
+    ) -> Answer:
+        """Answer one conversation; with a `detector`, the answer has the risk that it is made up.
+
+        Raises UsageError where the detector reads layers that this engine does not capture, and as `chat_many`.
+        """
+        if detector is not None:
+            detection.check_base(detector.card, self.base)
+            if missing := sorted(set(detector.card.layers) - set(self.config.layers)):
+                raise UsageError(
+                    f"detector {detector.card.name!r} reads layer {missing[0]}, which this engine does not capture: "
+                    "make it with trimtab.Engine(model, detectors=[…])"
+                )
+        answer = self.chat_many([Ask(messages, prefix)], sampling)[0][0]
+        if detector is None or answer.signals is None:
+            return answer
+        return replace(answer, risk=detector.risk_of(answer.signals, self.config.layers))
 
     def chat_many(
         self, asks: Sequence[Ask], sampling: Sampling | Sequence[Sampling] | None = None, progress: Progress | None = None

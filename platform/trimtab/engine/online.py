@@ -96,12 +96,13 @@ class OnlineEngine:
         self._engine.shutdown()
 
     async def refresh(self) -> None:
-        """Read the registry now, and put every champion into rows."""
+        """Read the registry now, and put new champions into rows that are free; others get theirs when they are asked for."""
         await self.prefixes.refresh()
         await self.watchers.refresh()
         for loaded in self.prefixes.champions():
-            await self._acquire(loaded)
-            self.table.release(loaded.part.card.digest)
+            if self.table.fits(loaded.part.card.digest, len(loaded.part.vectors)):
+                await self._acquire(loaded)
+                self.table.release(loaded.part.card.digest)
 
     async def _keep_fresh(self) -> None:
         while True:

@@ -44,6 +44,11 @@ class RowTable:
             self._residents.move_to_end(digest)
             return resident.rows, fresh
 
+    def fits(self, digest: str, size: int) -> bool:
+        """Whether a prefix that is not resident finds rows that no other has."""
+        with self._lock:
+            return digest not in self._residents and len(self._free) >= size
+
     def release(self, digest: str) -> None:
         """One request less uses this prefix; it stays resident."""
         with self._lock:

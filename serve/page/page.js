@@ -1,0 +1,177 @@
+// One prompt, two columns: what each says, coloured by the risk that it is made up.
+
+const SIDES = ["left", "right"];
+const by = (id) => document.getElementById(id);
+const side = (name, of) => document.querySelector(`[data-${name}="${of}"]`);
+let running = null;
+let tracking = null;
+
+async function start() {
+  try {
+    const [models, about] = await Promise.all([getJson("v1/models"), getJson("page.json")]);
+    tracking = about.runs;
+    fill(models.data);
+  } catch (error) {
+    problem(`The server does not answer: ${error.message}`);
+  }
+}
+
+function fill(models) {
+  const [base, ...prefixes] = models;
+  by("base").textContent = `frozen ${base.id}, ${prefixes.length} prefix${prefixes.length === 1 ? "" : "es"}`;
+  const names = [base.id, ...prefixes.flatMap((p) => [p.id, ...aliases(p)])];
+  for (const of of SIDES) side("side", of).replaceChildren(...names.map((name) => new Option(name)));
+  side("side", "right").selectedIndex = Math.min(1, names.length - 1);
+  const detectors = Object.entries(base.trimtab.detectors).flatMap(([name, held]) => Object.keys(held).map((a) => `${name}@${a}`));
+  by("detector").replaceChildren(new Option("the server's choice", ""), ...detectors.map((d) => new Option(d)), new Option("off"));
+}
+
+const aliases = (prefix) => Object.keys(prefix.trimtab.aliases).filter((a) => a !== "champion").map((a) => `${prefix.id}@${a}`);
+
+async function ask() {
+  stop();
+  problem("");
+  running = new AbortController();
+  busy(true);
+  const { signal } = running;
+  await Promise.all(SIDES.map((of) => answer(of, signal)));
+  if (!signal.aborted) busy(false);
+}
+
+async function answer(of, signal) {
+  const output = side("answer", of);
+  const note = side("note", of);
+  output.replaceChildren();
+  output.className = "";
+  note.replaceChildren();
+  try {
+    const body = request(side("side", of).value);
+    const reply = await fetch("v1/chat/completions", {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify(body),
+      signal,
+    });
+    if (!reply.ok) throw new Error(await reason(reply));
+    if (body.stream) for await (const chunk of events(reply)) show(chunk, output, note);
+    else show(await reply.json(), output, note);
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    output.className = "failed";
+    output.textContent = error.message;
+  }
+}
+
+function request(model) {
+  const policy = by("policy").value;
+  const wishes = { policy, running_risk: policy === "annotate" };
+  if (by("detector").value) wishes.detector = by("detector").value;
+  return {
+    model,
+    messages: [{ role: "user", content: by("prompt").value }],
+    max_tokens: by("tokens").valueAsNumber,
+    temperature: by("temperature").valueAsNumber,
+    stream: policy === "annotate",
+    trimtab: wishes,
+  };
+}
+
+function show(chunk, output, note) {
+  if (chunk.error) throw new Error(chunk.error.message);
+  const choice = chunk.choices[0];
+  const text = choice?.delta?.content ?? choice?.message?.content;
+  if (text) {
+    const token = document.createElement("span");
+    token.textContent = text;
+    const risk = choice.trimtab?.risk;
+    if (risk !== undefined) {
+      token.style.setProperty("--part", risk);
+      token.title = `risk so far ${risk.toFixed(2)}`;
+    }
+    output.append(token);
+  }
+  if (chunk.trimtab) note.replaceChildren(...told(chunk));
+}
+
+function told(chunk) {
+  const { prefix, detector } = chunk.trimtab;
+  const parts = [link(chunk.model, prefix?.run_id)];
+  if (detector.status === "scored") {
+    const risk = document.createElement("span");
+    risk.className = detector.flagged ? "flagged" : "";
+    risk.textContent = `risk ${detector.risk.toFixed(2)}${detector.flagged ? ", flagged" : ""}`;
+    parts.push(risk, link(`${detector.name}@${detector.version}`, detector.run_id));
+    if (detector.tries) parts.push(`least risky of ${detector.tries}`);
+    if (detector.warning) parts.push(detector.warning);
+  } else {
+    parts.push(`not checked: ${detector.reason}`);
+  }
+  return parts.flatMap((part, index) => (index ? [" · ", part] : [part]));
+}
+
+function link(text, run) {
+  if (!tracking || !run) return document.createTextNode(text);
+  const made = document.createElement("a");
+  made.href = tracking + encodeURIComponent(run);
+  made.target = "_blank";
+  made.rel = "noreferrer";
+  made.textContent = text;
+  return made;
+}
+
+async function* events(reply) {
+  const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
+  let waiting = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    waiting += value;
+    const whole = waiting.split("\n\n");
+    waiting = whole.pop();
+    for (const event of whole) {
+      if (event === "data: [DONE]") return;
+      if (event.startsWith("data: ")) yield JSON.parse(event.slice(6));
+    }
+  }
+}
+
+async function reason(reply) {
+  try {
+    return (await reply.json()).error.message;
+  } catch {
+    return `the server answered ${reply.status}`;
+  }
+}
+
+async function getJson(path) {
+  const reply = await fetch(path);
+  if (!reply.ok) throw new Error(await reason(reply));
+  return reply.json();
+}
+
+function stop() {
+  running?.abort();
+  running = null;
+  busy(false);
+}
+
+function busy(now) {
+  by("stop").disabled = !now;
+  document.body.dataset.busy = now;
+}
+
+function problem(text) {
+  by("problem").hidden = !text;
+  by("problem").textContent = text;
+}
+
+by("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  ask();
+});
+by("stop").addEventListener("click", stop);
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && by("ask").reportValidity()) ask();
+  if (event.key === "Escape") stop();
+});
+start();
