@@ -23,6 +23,9 @@ class ServeConfig:
         address: Ray cluster to serve on; without one a local Ray is started.
         registry: folder in the place of MLflow's registry: NAME/VERSION/ holds a prefix or detector as trimtab saves it, and
             NAME/aliases.json says which version each alias names, as {"champion": 2}.
+        key_file: file of API keys that `trimtab keys add` made; without it, the one in trimtab's home, where there is one.
+            Where there are keys, nobody is answered without one.
+        open: answer anyone on an address that is not loopback, without keys.
         detect: watch answers with the registry's detectors, where it has any; costs about a twentieth of the speed.
         detector: detector that watches where a request names none: NAME, NAME@ALIAS or NAME@VERSION; without it, the champion
             that was fitted under the request's prefix, else the only champion.
@@ -41,6 +44,8 @@ class ServeConfig:
     start_seconds: float = 600
     address: str | None = None
     registry: str | None = None
+    key_file: str | None = None
+    open: bool = False
     detect: bool = True
     detector: str | None = None
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -6,16 +6,19 @@ Serve pickles a deployment class by value, so the app that it is to call lives h
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from trimtab import base as bases
 from trimtab.base import BaseModel
-from trimtab.engine.http import Headers, Receive, Scope, Send
+from trimtab.engine.http import App, Headers, Receive, Scope, Send
 
 from . import pages, sources
+from .access import Access
 from .config import ServeConfig
 
 _engine: list[Any] = []
+_doors: list[App] = []
 _pages: dict[str, tuple[Headers, bytes]] = {}
 
 
@@ -26,7 +29,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body if scope["method"] == "GET" else b""})
         return
-    await _engine[0](scope, receive, send)
+    await _doors[0](scope, receive, send)
 
 
 def build_app() -> Callable[[Scope, Receive, Send], Awaitable[None]]:
@@ -48,6 +51,7 @@ class Replica:
         layers = config.engine.layers or wanted
         engine = replace(config.engine, layers=layers, history=bool(layers))
         _engine[:] = [await OnlineEngine.start(local, engine, prefixes, detectors, config.detector)]
+        _doors[:] = [Access(_engine[0], Path(config.key_file)) if config.key_file else _engine[0]]
 
     async def check_health(self) -> None:
         """Called by Serve; a replica whose engine has died is replaced."""

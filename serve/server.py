@@ -12,7 +12,9 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from http import HTTPStatus
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -29,12 +31,13 @@ from trimtab.console import Bar, say
 from trimtab.engine import arguments
 from trimtab.errors import JobError, UsageError
 
-from . import sources
+from . import keys, sources
 from .config import ServeConfig
 from .replica import Replica, build_app
 
 APPLICATION = "trimtab"
 POLL_SECONDS = 0.5
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def run(config: ServeConfig) -> None:
@@ -49,7 +52,7 @@ def run(config: ServeConfig) -> None:
     with serving(config, ended) as url:
         if ended.is_set():
             return
-        say(f"ready: {url}/v1   models: {', '.join(models(url))}")
+        say(f"ready: {url}/v1   page: {url}/   {_asked_for(config, url)}")
         say("press Ctrl-C to stop")
         while not ended.wait(POLL_SECONDS):
             pass
@@ -65,6 +68,7 @@ def serving(config: ServeConfig, ended: threading.Event | None = None) -> Genera
     base = bases.resolve(config.model, config.revision)
     arguments.check(base, config.engine)
     sources.opened(base, config.registry)
+    config = replace(config, key_file=_keys(config))
     _check_port(config.host, config.port)
     ours = _join(config)
     try:
@@ -78,6 +82,24 @@ def serving(config: ServeConfig, ended: threading.Event | None = None) -> Genera
         serve.shutdown()
         if ours:
             ray.shutdown()
+
+
+def _asked_for(config: ServeConfig, url: str) -> str:
+    return "an API key is asked for" if _keys(config) else f"models: {', '.join(models(url))}"
+
+
+def _keys(config: ServeConfig) -> str | None:
+    """The file of keys to ask for. Raises UsageError where others could come in without one."""
+    path = Path(config.key_file) if config.key_file else keys.default()
+    known = keys.read(path)
+    if config.key_file and not known:
+        raise UsageError(f"there are no keys in {path}: make one with trimtab keys add NAME --file {path}")
+    if not known and not config.open and config.host not in LOOPBACK:
+        raise UsageError(
+            f"on {config.host} anyone who reaches this machine could ask: make a key with trimtab keys add NAME, "
+            "or say --open true"
+        )
+    return str(path.resolve()) if known else None
 
 
 def models(url: str) -> list[str]:
@@ -148,7 +170,7 @@ def _deploy(config: ServeConfig, base: BaseModel, ended: threading.Event) -> Non
 
 def _answers(config: ServeConfig) -> bool:
     try:
-        return httpx.get(f"http://{config.host}:{config.port}/v1/models", timeout=5).status_code == HTTPStatus.OK
+        return httpx.get(f"http://{config.host}:{config.port}/health", timeout=5).status_code == HTTPStatus.OK
     except httpx.HTTPError:
         return False
 

@@ -8,11 +8,11 @@ let tracking = null;
 
 async function start() {
   try {
-    const [models, about] = await Promise.all([getJson("v1/models"), getJson("page.json")]);
-    tracking = about.runs;
-    fill(models.data);
+    tracking = (await getJson("page.json")).runs;
+    fill((await getJson("v1/models")).data);
+    problem("");
   } catch (error) {
-    problem(`The server does not answer: ${error.message}`);
+    problem(error.message);
   }
 }
 
@@ -48,7 +48,7 @@ async function answer(of, signal) {
     const body = request(side("side", of).value);
     const reply = await fetch("v1/chat/completions", {
       method: "POST",
-      headers: { "content-type": "application/json" },
+      headers: { "content-type": "application/json", ...authorization() },
       body: JSON.stringify(body),
       signal,
     });
@@ -144,10 +144,14 @@ async function reason(reply) {
 }
 
 async function getJson(path) {
-  const reply = await fetch(path);
+  const reply = await fetch(path, { headers: authorization() });
+  if (reply.status === 401) by("asks-key").hidden = false;
   if (!reply.ok) throw new Error(await reason(reply));
   return reply.json();
 }
+
+// Kept in this tab only, and sent to this server only.
+const authorization = () => (by("key").value ? { authorization: `Bearer ${by("key").value}` } : {});
 
 function stop() {
   running?.abort();
@@ -169,6 +173,7 @@ by("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   ask();
 });
+by("key").addEventListener("change", start);
 by("stop").addEventListener("click", stop);
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && by("ask").reportValidity()) ask();

@@ -1,0 +1,106 @@
+"""The door of a replica: who may come in, for which models, and how often."""
+
+import asyncio
+import hmac
+import json
+import math
+import time
+from collections import Counter
+from fnmatch import fnmatchcase
+from http import HTTPStatus
+from pathlib import Path
+
+from limits import RateLimitItemPerMinute
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import MovingWindowRateLimiter
+
+from trimtab.engine import http
+from trimtab.engine.http import App, Receive, Replayed, Scope, Send
+from trimtab.errors import TrimtabError, UsageError
+
+from . import keys
+from .keys import ANY, Key
+
+# What anyone may look at: the page itself, which can ask nothing without a key, and whether the server is well.
+OPEN = ("/", "/page.css", "/page.js", "/page.json", "/health", "/ping")
+READ_SECONDS = 2.0
+
+
+class Access:
+    """An ASGI app around another one, for those who have a key in the file `path`. A file that is changed is read again within
+    seconds; one that is damaged then changes nothing."""
+
+    def __init__(self, app: App, path: Path) -> None:
+        self._app = app
+        self._path = path
+        self._keys = keys.read(path)
+        self._running: Counter[str] = Counter()
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self._read_at = 0.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request in, or say why not."""
+        if scope["type"] != "http" or (scope["path"].rstrip("/") or "/") in OPEN:
+            await self._app(scope, receive, send)
+            return
+        key = await self._key(scope)
+        if key is None:
+            said = "this server asks for an API key, as Authorization: Bearer KEY"
+            await _turn_down(send, 401, said, b"www-authenticate", b"Bearer")
+            return
+        if key.concurrent and self._running[key.name] >= key.concurrent:
+            await _turn_down(send, 429, f"{key.name} has {key.concurrent} requests running already", b"retry-after", b"1")
+            return
+        if key.per_minute and not await self._limiter.hit(limit := RateLimitItemPerMinute(key.per_minute), key.name):
+            wait = (await self._limiter.get_window_stats(limit, key.name)).reset_time - time.time()
+            seconds = str(max(1, math.ceil(wait))).encode()
+            await _turn_down(send, 429, f"{key.name} may ask {key.per_minute} times a minute", b"retry-after", seconds)
+            return
+        self._running[key.name] += 1
+        try:
+            await self._admitted(key, scope, receive, send)
+        finally:
+            self._running[key.name] -= 1
+
+    async def _admitted(self, key: Key, scope: Scope, receive: Receive, send: Send) -> None:
+        if key.models == [ANY] or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        try:
+            body = await http.read(receive)
+            if body is None:
+                return
+            model = http.parse(body).get("model")
+        except UsageError as error:
+            await http.send_error(send, error)
+            return
+        if not isinstance(model, str) or not any(fnmatchcase(model, pattern) for pattern in key.models):
+            said = json.dumps(model) if isinstance(model, str) else "a request that names no model"
+            await _turn_down(send, 403, f"{key.name} may ask for {', '.join(key.models)}, not for {said[:200]}")
+            return
+        replayed = Replayed(scope, receive, body)
+        await self._app(replayed.scope, replayed.receive, send)
+
+    async def _key(self, scope: Scope) -> Key | None:
+        await self._refresh()
+        given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+        kind, _, token = given.partition(" ")
+        digest = keys.digest(token.strip())
+        # All of them each time, so that the time taken says nothing.
+        found = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
+        return found[0] if found and kind.lower() == "bearer" else None
+
+    async def _refresh(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._read_at < READ_SECONDS:
+            return
+        self._read_at = now
+        try:
+            self._keys = await asyncio.to_thread(keys.read, self._path)
+        except TrimtabError:
+            return
+
+
+async def _turn_down(send: Send, status: int, message: str, name: bytes = b"", value: bytes = b"") -> None:
+    headers = [(name, value)] if name else []
+    await http.send_json(send, status, http.error_body(HTTPStatus(status), message), headers)
