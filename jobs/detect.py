@@ -16,7 +16,7 @@ from trimtab import detector, settings
 from trimtab.base import BaseModel
 from trimtab.console import Bar, console, say
 from trimtab.detector import Detector, DetectorCard
-from trimtab.evaluate import pooled
+from trimtab.evaluate import pooled, templates
 from trimtab.evaluate.pooled import Figures, Result
 from trimtab.learning import Learned, Parts
 from trimtab.tracking import registry, runs
@@ -43,10 +43,11 @@ class Detected:
     gate: str | None
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`: the first head's figures, and those of its rivals."""
-        head, *rivals = [pooled.as_json(r, f) for r, f in zip(self.results, self.figures, strict=True)]
+        """For `--json`: figures of the first head and of its rivals; `test` has the AUROC with its interval [low, high]."""
+        head, *rivals = [_flat(pooled.as_json(r, f)) for r, f in zip(self.results, self.figures, strict=True)]
         version = asdict(self.version) if self.version else None
-        return head | {"rivals": rivals, "detector": str(self.folder), "version": version, "gate": self.gate}
+        made = head | {"rivals": rivals, "detector": str(self.folder), "version": version, "gate": self.gate}
+        return templates.plain(made)
 
 
 def detect(config: DetectConfig) -> Detected:
@@ -99,6 +100,13 @@ def table(results: Sequence[Result], figures: Sequence[Figures], title: str) -> 
         numbers = (f.auprc.value, f.fpr95.value, f.ece, f.ece_raw, r.oracle)
         shown.add_row(r.name, str(f.auroc), *(f"{number:.3f}" for number in numbers), f"{r.tokens:.1f}")
     return shown
+
+
+def _flat(entry: dict[str, Any]) -> dict[str, Any]:
+    """An arm's figures as numbers, with the interval of the first."""
+    test = entry["test"]
+    numbers = {name: figure["value"] if isinstance(figure, dict) else figure for name, figure in test.items()}
+    return entry | {"test": numbers | {"interval": [test["auroc"]["low"], test["auroc"]["high"]]}}
 
 
 def _detector(

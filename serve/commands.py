@@ -4,8 +4,10 @@ from trimtab.cli import Command
 
 from .config import ServeConfig
 from .keys import AddConfig, ListConfig, RemoveConfig
+from .traffic import TrafficConfig
 
 SERVE = Command("Serve a base model and its prefixes over the OpenAI API.", ServeConfig, "trimtab.serve.server:run")
 KEYS_ADD = Command("Make an API key for `trimtab serve`.", AddConfig, "trimtab.serve.keys:add")
 KEYS_LIST = Command("List the API keys.", ListConfig, "trimtab.serve.keys:show")
 KEYS_REMOVE = Command("Take an API key away.", RemoveConfig, "trimtab.serve.keys:remove")
+TRAFFIC = Command("What each version of a prefix got, and how it did.", TrafficConfig, "trimtab.serve.traffic:command")

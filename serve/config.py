@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from trimtab.engine.config import EngineConfig
+from trimtab.engine.traffic import Traffic
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class ServeConfig:
         detect: watch answers with the registry's detectors, where it has any; costs about a twentieth of the speed.
         detector: detector that watches where a request names none: NAME, NAME@ALIAS or NAME@VERSION; without it, the champion
             that was fitted under the request's prefix, else the only champion.
+        traffic: shares by alias of the requests that name a prefix without one, as {"mine": {"champion": 95, "candidate": 5}};
+            who sends the same `user` stays with a version.
+        shadow: alias of a prefix that is asked the same beside its answers, which nobody gets, as {"mine": "candidate"}.
         engine: the engine in each replica.
     """
 
@@ -48,4 +52,10 @@ class ServeConfig:
     open: bool = False
     detect: bool = True
     detector: str | None = None
+    traffic: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
+    shadow: dict[str, str] = field(default_factory=dict[str, str])
     engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        # Raises for shares that say nothing.
+        Traffic(self.traffic, self.shadow)

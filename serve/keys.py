@@ -20,7 +20,10 @@ from trimtab.card import read_object
 from trimtab.console import console, say
 from trimtab.errors import ArtefactError, NotFoundError, UsageError
 
+from .config import ServeConfig
+
 PREFIX = "tt-"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 ANY = "*"
 
 
@@ -104,6 +107,20 @@ def read(path: Path) -> list[Key]:
 def digest(token: str) -> str:
     """What is kept of a token."""
     return hashlib.sha256(token.encode()).hexdigest()
+
+
+def required(config: ServeConfig) -> str | None:
+    """The file of keys to ask for. Raises UsageError where others could come in without one."""
+    path = Path(config.key_file) if config.key_file else default()
+    known = read(path)
+    if config.key_file and not known:
+        raise UsageError(f"there are no keys in {path}: make one with trimtab keys add NAME --file {path}")
+    if not known and not config.open and config.host not in LOOPBACK:
+        raise UsageError(
+            f"on {config.host} anyone who reaches this machine could ask: make a key with trimtab keys add NAME, "
+            "or say --open true"
+        )
+    return str(path.resolve()) if known else None
 
 
 def add(config: AddConfig) -> dict[str, Any]:

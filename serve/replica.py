@@ -12,6 +12,7 @@ from typing import Any
 from trimtab import base as bases
 from trimtab.base import BaseModel
 from trimtab.engine.http import App, Headers, Receive, Scope, Send
+from trimtab.engine.traffic import Traffic
 
 from . import pages, sources
 from .access import Access
@@ -52,6 +53,10 @@ class Replica:
         engine = replace(config.engine, layers=layers, history=bool(layers))
         _engine[:] = [await OnlineEngine.start(local, engine, prefixes, detectors, config.detector)]
         _doors[:] = [Access(_engine[0], Path(config.key_file)) if config.key_file else _engine[0]]
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Called by Serve after the start, and where `user_config` changes: traffic moves without a restart."""
+        _engine[0].traffic = Traffic(user_config.get("traffic", {}), user_config.get("shadow", {}))
 
     async def check_health(self) -> None:
         """Called by Serve; a replica whose engine has died is replaced."""

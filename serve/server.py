@@ -14,9 +14,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from http import HTTPStatus
-from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import httpx
 import ray
@@ -32,12 +30,11 @@ from trimtab.engine import arguments
 from trimtab.errors import JobError, UsageError
 
 from . import keys, sources
+from .app import application
 from .config import ServeConfig
-from .replica import Replica, build_app
 
 APPLICATION = "trimtab"
 POLL_SECONDS = 0.5
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def run(config: ServeConfig) -> None:
@@ -68,7 +65,7 @@ def serving(config: ServeConfig, ended: threading.Event | None = None) -> Genera
     base = bases.resolve(config.model, config.revision)
     arguments.check(base, config.engine)
     sources.opened(base, config.registry)
-    config = replace(config, key_file=_keys(config))
+    config = replace(config, key_file=keys.required(config))
     _check_port(config.host, config.port)
     ours = _join(config)
     try:
@@ -85,21 +82,7 @@ def serving(config: ServeConfig, ended: threading.Event | None = None) -> Genera
 
 
 def _asked_for(config: ServeConfig, url: str) -> str:
-    return "an API key is asked for" if _keys(config) else f"models: {', '.join(models(url))}"
-
-
-def _keys(config: ServeConfig) -> str | None:
-    """The file of keys to ask for. Raises UsageError where others could come in without one."""
-    path = Path(config.key_file) if config.key_file else keys.default()
-    known = keys.read(path)
-    if config.key_file and not known:
-        raise UsageError(f"there are no keys in {path}: make one with trimtab keys add NAME --file {path}")
-    if not known and not config.open and config.host not in LOOPBACK:
-        raise UsageError(
-            f"on {config.host} anyone who reaches this machine could ask: make a key with trimtab keys add NAME, "
-            "or say --open true"
-        )
-    return str(path.resolve()) if known else None
+    return "an API key is asked for" if keys.required(config) else f"models: {', '.join(models(url))}"
 
 
 def models(url: str) -> list[str]:
@@ -131,24 +114,12 @@ def _join(config: ServeConfig) -> bool:
 
 def _deploy(config: ServeConfig, base: BaseModel, ended: threading.Event) -> None:
     cores = max(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"])
-    options = {"num_cpus": config.cpus or cores / config.replicas, "num_gpus": config.gpus}
-    deployment: Any = serve.deployment(
-        serve.ingress(build_app)(Replica),
-        name="engine",
-        num_replicas=config.replicas,
-        ray_actor_options=options,
-        max_ongoing_requests=config.requests,
-        max_queued_requests=config.queue,
-        health_check_period_s=10,
-        health_check_timeout_s=60,
-        graceful_shutdown_wait_loop_s=0.5,
-        graceful_shutdown_timeout_s=20,
-    )
+    made = application(config, base, config.cpus or cores / config.replicas)
     failure: list[Exception] = []
 
     def deploy() -> None:
         try:
-            serve.run(deployment.bind(base, config), name=APPLICATION, route_prefix="/")
+            serve.run(made, name=APPLICATION, route_prefix="/")
         except Exception as error:
             failure.append(error)
 

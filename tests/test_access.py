@@ -6,7 +6,7 @@ import stat
 
 import httpx
 import pytest
-from trimtab.serve import keys, server
+from trimtab.serve import keys
 from trimtab.serve.access import Access
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.keys import AddConfig, RemoveConfig
@@ -152,10 +152,10 @@ def test_files_and_settings_that_cannot_be_are_refused_in_one_line(home):
     with pytest.raises(UsageError, match="limits that are not below 0"):
         AddConfig("x", per_minute=-1)
     with pytest.raises(UsageError, match=r"there are no keys in .*: make one with trimtab keys add NAME"):
-        server._keys(ServeConfig(key_file=str(home / "none.json")))
+        keys.required(ServeConfig(key_file=str(home / "none.json")))
     with pytest.raises(UsageError, match=r"on 0\.0\.0\.0 anyone who reaches this machine could ask"):
-        server._keys(ServeConfig(host="0.0.0.0"))
-    assert server._keys(ServeConfig(host="0.0.0.0", open=True)) is None
-    assert server._keys(ServeConfig()) is None
+        keys.required(ServeConfig(host="0.0.0.0"))
+    assert keys.required(ServeConfig(host="0.0.0.0", open=True)) is None
+    assert keys.required(ServeConfig()) is None
     keys.add(AddConfig("alice"))
-    assert server._keys(ServeConfig()) == str(keys.default())
+    assert keys.required(ServeConfig()) == str(keys.default())

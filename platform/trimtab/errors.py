@@ -19,6 +19,12 @@ class UsageError(TrimtabError, ValueError):
     http_status = 400
 
 
+class TooLargeError(UsageError):
+    """A request that is larger than the server reads. HTTP 413."""
+
+    http_status = 413
+
+
 class NotFoundError(TrimtabError, LookupError):
     """A name that does not exist: a model, prefix, version, alias or asset. Exit code 2, HTTP 404."""
 

@@ -24,12 +24,13 @@ LAYERS = (20, 29)
 
 @pytest.fixture(scope="package")
 def registered(frozen: FrozenModel, base: BaseModel, three: list[Prefix], tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Three champions, and one more version of the first that is only a candidate."""
+    """Four champions, and one more version of the first and the fourth that is only a candidate."""
     folder = tmp_path_factory.mktemp("prefixes")
     run = runs.start("test", "align", folder)
-    for number, prefix in enumerate([*three, make_prefix(frozen, base, "one", 1, "system", 4)]):
+    fourth = [make_prefix(frozen, base, "four", 1, "system", seed) for seed in (5, 6)]
+    for number, prefix in enumerate([*three, fourth[0], make_prefix(frozen, base, "one", 1, "system", 4), fourth[1]]):
         version = registry.register(prefixes.save(prefix, folder / str(number)), run.run_id)
-        if number < len(three):
+        if number <= len(three):
             registry.promote(version, "test")
     run.finish("FINISHED")
 
@@ -52,7 +53,8 @@ def watcher(frozen: FrozenModel, base: BaseModel, tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="package")
 def url(registered: None, watcher: Detector) -> Generator[str]:
     engine = EngineConfig(rows=ROWS, precision="fp32", max_length=512)
-    with serving(ServeConfig(port=free_port(), engine=engine)) as url:
+    shares = {"four": {"champion": 1.0, "candidate": 1.0}}
+    with serving(ServeConfig(port=free_port(), engine=engine, traffic=shares, shadow={"four": "candidate"})) as url:
         yield url
 
 

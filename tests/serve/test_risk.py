@@ -1,8 +1,15 @@
 """Risks in the server's responses: those of one transformers pass, in every form that responses have."""
 
+import re
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
 import httpx
 import openai
 import pytest
+from trimtab.serve import traffic
+from trimtab.serve.traffic import TrafficConfig
 
 from tests.helpers import QUESTIONS, one_pass
 from tests.serve.asking import BASE, chat, together
@@ -10,6 +17,7 @@ from trimtab import chat as chats
 from trimtab.answers import Ask
 
 LAYERS = (20, 29)
+DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana.json"
 USER = [{"role": "user", "content": QUESTIONS[0]}]
 
 
@@ -188,3 +196,70 @@ def test_what_cannot_be_scored_is_400(url, change, message):
     reply = httpx.post(f"{url}/v1/score", json={"model": BASE, "messages": USER, "answer": "Paris."} | change, timeout=60)
     assert reply.status_code == 400
     assert message in reply.json()["error"]["message"]
+
+
+def counted(url: str) -> dict[str, float]:
+    """The server's metrics, by name with labels."""
+    lines = httpx.get(f"{url}/metrics", timeout=30).text.splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
+
+
+def test_clients_that_go_away_free_the_engine(url):
+    """Eight long streams, left after their first piece."""
+    plain = 'trimtab_tokens_total{mode="answer",prefix="none",version="0"}'
+    before = counted(url).get(plain, 0)
+    body = {"model": BASE, "messages": USER, "max_tokens": 400, "stream": True, "ignore_eos": True}
+    with ExitStack() as opened:
+        for _ in range(8):
+            request = body | {"trimtab": {"running_risk": True}}
+            reply = opened.enter_context(httpx.stream("POST", f"{url}/v1/chat/completions", json=request, timeout=120))
+            next(reply.iter_lines())
+    deadline = time.monotonic() + 60
+    while sum(value for name, value in counted(url).items() if name.startswith("vllm:num_requests_running")):
+        assert time.monotonic() < deadline
+    assert counted(url)[plain] - before < 8 * 400 / 2
+
+
+def test_metrics_count_by_prefix_and_detector(url, client):
+    def grown(name: str) -> float:
+        return after[name] - before.get(name, 0)
+
+    before = counted(url)
+    whole = chat(client, f"{BASE}:two", QUESTIONS[0])
+    list(chat(client, f"{BASE}:two", QUESTIONS[0], stream=True))
+    chat(client, BASE, "Hi", **asked(detector="off"))
+    with pytest.raises(openai.NotFoundError):
+        chat(client, f"{BASE}:nope", "Hi")
+    after = counted(url)
+    two = 'mode="answer",prefix="two"'
+    plain = 'mode="answer",prefix="none"'
+    assert grown(f'trimtab_requests_total{{{two},status="200",version="1"}}') == 2
+    assert grown(f'trimtab_requests_total{{{plain},status="404",version="0"}}') == 1
+    assert grown(f'trimtab_tokens_total{{{two},version="1"}}') == 2 * whole.usage.completion_tokens
+    assert grown(f'trimtab_first_token_seconds_count{{{two},version="1"}}') == 1
+    assert grown(f'trimtab_risk_count{{detector="truth",detector_version="1",{two},version="1"}}') == 2
+    assert grown(f'trimtab_unchecked_total{{{plain},status="off",version="0"}}') == 1
+    assert after["trimtab_rows_taken"] >= 3
+    assert after["trimtab_versions_refused"] == 0
+    # Every figure of the dashboard is one that the server has.
+    names = {name.partition("{")[0] for name in after}
+    shown = set(re.findall(r"(?:trimtab_|vllm:)[a-z_]+", DASHBOARD.read_text()))
+    assert len(shown) > 10
+    assert shown <= names
+
+
+def test_traffic_is_shared_and_shadowed(url, client):
+    models = {user: chat(client, f"{BASE}:four", "Hi", user=user, max_tokens=2).model for user in map(str, range(12))}
+    assert set(models.values()) == {f"{BASE}:four@1", f"{BASE}:four@2"}
+    assert models == {user: chat(client, f"{BASE}:four", "Hi", user=user, max_tokens=2).model for user in models}
+    assert chat(client, f"{BASE}:four@champion", "Hi", max_tokens=2).model == f"{BASE}:four@1"
+    deadline = time.monotonic() + 60
+    while True:
+        lines = {
+            (line["version"], line["mode"]): line for line in traffic.command(TrafficConfig(url)) if line["prefix"] == "four"
+        }
+        if lines.get(("2", "shadow"), {}).get("requests", 0) >= 20:
+            break
+        assert time.monotonic() < deadline
+    assert lines["1", "answer"]["requests"] + lines["2", "answer"]["requests"] == 25
+    assert 0 <= lines["2", "shadow"]["risk"] <= 1

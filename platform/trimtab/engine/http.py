@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any
 
-from trimtab.errors import TrimtabError, UsageError
+from trimtab.errors import TooLargeError, TrimtabError, UsageError
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -20,6 +20,7 @@ TYPES = {
     401: "AuthenticationError",
     403: "PermissionDeniedError",
     404: "NotFoundError",
+    413: "RequestTooLargeError",
     422: "UnprocessableEntityError",
     429: "RateLimitError",
     503: "ServiceUnavailableError",
@@ -43,6 +44,20 @@ class Replayed:
         return {"type": "http.request", "body": body, "more_body": False}
 
 
+class Told:
+    """A `send` that remembers the status of the response; 0 before there is one."""
+
+    def __init__(self, send: Send) -> None:
+        self.status = 0
+        self._send = send
+
+    async def __call__(self, message: Message) -> None:
+        """Take one ASGI message."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        await self._send(message)
+
+
 class Collected:
     """A `send` that keeps a whole response instead of sending it."""
 
@@ -60,7 +75,7 @@ class Collected:
 
 
 async def read(receive: Receive) -> bytes | None:
-    """The whole request body; None where the client went away. UsageError where it is too large."""
+    """The whole request body; None where the client went away. TooLargeError where it is too large."""
     parts: list[bytes] = []
     size = 0
     while True:
@@ -70,7 +85,7 @@ async def read(receive: Receive) -> bytes | None:
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > MAX_BODY:
-            raise UsageError(f"the request is larger than {MAX_BODY >> 20} MiB")
+            raise TooLargeError(f"the request is larger than {MAX_BODY >> 20} MiB")
         if not message.get("more_body"):
             return b"".join(parts)
 

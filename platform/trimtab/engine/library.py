@@ -69,17 +69,22 @@ class Library(Generic[Part]):
         """
         known = await asyncio.to_thread(self.source.known)
         aliases: dict[tuple[str, str], int] = {}
+        refused: dict[str, str] = {}
         self._known = {(k.name, k.version): k for k in known}
         for k in known:
             for alias in k.aliases:
+                label = f"{k.name}@{k.version}"
                 try:
+                    if label in self.refused:
+                        # Versions do not change: reading it again would fail again.
+                        raise ArtefactError(self.refused[label])
                     await self._load(k)
                     aliases[k.name, alias] = k.version
                 except ArtefactError as error:
-                    self.refused[f"{k.name}@{k.version}"] = str(error)
+                    refused[label] = str(error)
                     if (old := self._aliases.get((k.name, alias))) is not None:
                         aliases[k.name, alias] = old
-        self._aliases = aliases
+        self._aliases, self.refused = aliases, refused
 
     async def find(self, name: str, ref: str | None) -> Loaded[Part]:
         """The version that `ref` (alias or number; `champion` if none) names; NotFoundError with what there is."""

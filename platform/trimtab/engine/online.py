@@ -19,20 +19,20 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from trimtab import chat
 from trimtab.base import BaseModel
 from trimtab.detector import Detector
-from trimtab.engine import guard, http, policy, watch, wishes
+from trimtab.engine import guard, http, metrics, outputs, policy, wishes
 from trimtab.engine.arguments import engine_args
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.guard import Steering, steering
 from trimtab.engine.http import Collected, Receive, Replayed, Scope, Send
 from trimtab.engine.library import Library, Loaded, Source
 from trimtab.engine.policy import Reply
-from trimtab.engine.reader import SignalReader
 from trimtab.engine.respond import Rewriter, prefix_json
 from trimtab.engine.rows import RowTable
 from trimtab.engine.score import score
+from trimtab.engine.traffic import Traffic
 from trimtab.engine.watch import Watch, watching
 from trimtab.engine.watchers import Watchers
-from trimtab.errors import TrimtabError, UsageError
+from trimtab.errors import NotFoundError, TrimtabError, UsageError
 from trimtab.prefix import Prefix, check_base
 
 STEERED = ("/v1/chat/completions", "/v1/completions")
@@ -40,6 +40,7 @@ SCORE = "/v1/score"
 # What else of vLLM's server is let through: nothing that administers the engine.
 PLAIN = ("/health", "/ping", "/version", "/metrics", "/tokenize", "/detokenize", "/v1/responses", "/v1/messages")
 REFRESH_SECONDS = 2.0
+MOST_SHADOWS = 16
 
 
 class OnlineEngine:
@@ -55,7 +56,9 @@ class OnlineEngine:
         self.table = RowTable(self.renderer.first_row, config.rows)
         self._engine = engine
         self._app = app
+        self.traffic = Traffic()
         self._writing = asyncio.Lock()
+        self._shadows: set[asyncio.Task[None]] = set()
         self._fresh: asyncio.Task[None] | None = None
 
     @classmethod
@@ -81,8 +84,7 @@ class OnlineEngine:
         renderer = chat.renderer(base, config.rows)
         await engine.collective_rpc("trimtab_prepare", args=(renderer.first_row,))
         guard.install(engine, renderer)
-        if config.layers:
-            watch.install(engine, SignalReader(engine.collective_rpc, len(config.layers)), config.layers)
+        outputs.install(engine, config.layers)
         library = Library(base.name, "prefix", prefixes, lambda prefix: check_base(prefix, base))
         online = cls(engine, app, base, config, library, Watchers(base, config.layers, detectors, detector))
         await online.refresh()
@@ -103,6 +105,9 @@ class OnlineEngine:
             if self.table.fits(loaded.part.card.digest, len(loaded.part.vectors)):
                 await self._acquire(loaded)
                 self.table.release(loaded.part.card.digest)
+        metrics.ROWS.set(sum(len(resident.rows) for resident in self.table.residents().values()))
+        metrics.REFUSED.set(len(self.prefixes.refused) + len(self.watchers.library.refused))
+        metrics.REFRESHED.set_to_current_time()
 
     async def _keep_fresh(self) -> None:
         while True:
@@ -134,6 +139,7 @@ class OnlineEngine:
         """Answer a request that a prefix may steer and a detector may watch."""
         loaded: Loaded[Prefix] | None = None
         now: Steering | None = None
+        send = told = http.Told(send)
         try:
             body = await http.read(receive)
             if body is None:
@@ -146,6 +152,7 @@ class OnlineEngine:
             if path == SCORE:
                 await self._score(request, now, watched, send)
             elif wished.policy == "annotate":
+                self._shadowed(request, loaded, watched, scope)
                 await self._ask(request, now, watched, scope, receive, send)
             else:
                 policy.check(wished, request, watched)
@@ -155,6 +162,7 @@ class OnlineEngine:
         except TrimtabError as error:
             await http.send_error(send, error)
         finally:
+            metrics.REQUESTS.labels(*metrics.steered(now, None), str(told.status)).inc()
             if loaded is not None and now is not None:
                 self.table.release(loaded.part.card.digest)
 
@@ -192,7 +200,38 @@ class OnlineEngine:
         if not isinstance(model, str) or not model.startswith(f"{self.base.name}:"):
             return None
         name, _, ref = model[len(self.base.name) + 1 :].partition("@")
+        user = request.get("user")
+        if not ref and (alias := self.traffic.alias(name, user if isinstance(user, str) else None)):
+            # An alias that is not set has no share.
+            with suppress(NotFoundError):
+                return await self.prefixes.find(name, alias)
         return await self.prefixes.find(name, ref or None)
+
+    def _shadowed(self, request: dict[str, Any], loaded: Loaded[Prefix] | None, watched: Watch, scope: Scope) -> None:
+        """Ask the shadow of a prefix the same, beside; nobody waits for it, and where too many run it is left out."""
+        alias = self.traffic.shadow.get(loaded.known.name) if loaded else None
+        if loaded is not None and alias and len(self._shadows) < MOST_SHADOWS:
+            task = asyncio.create_task(self._shadow(request | {"stream": False}, loaded.known.name, alias, watched, scope))
+            self._shadows.add(task)
+            task.add_done_callback(self._shadows.discard)
+
+    async def _shadow(self, request: dict[str, Any], name: str, alias: str, watched: Watch, scope: Scope) -> None:
+        collected, never = http.Collected(), asyncio.Event()
+
+        async def receive() -> http.Message:
+            await never.wait()
+            return {"type": "http.disconnect"}
+
+        request.pop("stream_options", None)
+        with suppress(TrimtabError):
+            loaded = await self.prefixes.find(name, alias)
+            now = await self._steer(loaded)
+            try:
+                await self._ask(request, now, watched.fresh(shadow=True), scope, receive, collected)
+            finally:
+                self.table.release(loaded.part.card.digest)
+                labels = metrics.steered(now, watched.fresh(shadow=True))
+                metrics.REQUESTS.labels(*labels, str(collected.status)).inc()
 
     async def _steer(self, loaded: Loaded[Prefix]) -> Steering:
         rows = await self._acquire(loaded)

@@ -1,0 +1,40 @@
+"""What a server counts of its own, in Prometheus' words, beside the engine's metrics at `/metrics`."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from trimtab.engine.guard import Steering
+from trimtab.engine.watch import Watch
+
+# From a tenth of what a GPU needs for a token to what a busy CPU does.
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+STEERED = ("prefix", "version", "mode")
+NONE = ("none", "0")
+
+REQUESTS = Counter("trimtab_requests", "Requests for answers and scores, by what steered them.", (*STEERED, "status"))
+TOKENS = Counter("trimtab_tokens", "Tokens written, by what steered them.", STEERED)
+FIRST = Histogram("trimtab_first_token_seconds", "Time to the first token of streams.", STEERED, buckets=SECONDS)
+NEXT = Histogram("trimtab_next_token_seconds", "Time between pieces of streams.", STEERED, buckets=SECONDS)
+RISKS = [step / 20 for step in range(1, 21)]
+WATCHED = (*STEERED, "detector", "detector_version")
+RISK = Histogram("trimtab_risk", "Risk that an answer is made up.", WATCHED, buckets=RISKS)
+UNCHECKED = Counter("trimtab_unchecked", "Answers that no detector checked.", (*STEERED, "status"))
+ROWS = Gauge("trimtab_rows_taken", "Rows of the vocabulary that hold prefixes.", multiprocess_mode="livesum")
+REFRESHED = Gauge(
+    "trimtab_registry_read_seconds", "When the registry was last read, in seconds since 1970.", multiprocess_mode="livemin"
+)
+REFUSED = Gauge("trimtab_versions_refused", "Versions with an alias that could not be used.", multiprocess_mode="livemax")
+
+
+def steered(now: Steering | None, watch: Watch | None) -> tuple[str, str, str]:
+    """The labels of what steers a request; `mode` is answer, or shadow where nobody gets it."""
+    name, version = (now.name, str(now.version)) if now else NONE
+    return name, version, "shadow" if watch and watch.shadow else "answer"
+
+
+def risk(labels: tuple[str, str, str], watch: Watch, index: int) -> None:
+    """Count an answer that has ended."""
+    if watch.detector is None or index not in watch.risks:
+        UNCHECKED.labels(*labels, watch.status if watch.detector is None else "unavailable").inc()
+        return
+    known = watch.detector.known
+    RISK.labels(*labels, known.name, str(known.version)).observe(watch.risks[index])
