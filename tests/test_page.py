@@ -18,6 +18,7 @@ from trimtab.evaluate.metrics import wilson
 from trimtab.evaluate.page import Cost, Study
 from trimtab.evaluate.safety import Judged, summarise
 from trimtab.evaluate.seeds import over_seeds, pool
+from trimtab.evaluate.versus import difference
 from trimtab.judges.agreement import Agreement, Standing
 from trimtab.judges.refusal import judge
 
@@ -302,3 +303,34 @@ def test_many_seeds_and_prompts_take_less_than_a_second():
     began = time.perf_counter()
     over_seeds(seeds)
     assert time.perf_counter() - began < 1
+
+
+def test_an_arm_against_another_is_paired_over_prompts():
+    one, other = arm("sta#1", 20, 33), arm("sta#2", 24, 31)
+    same = difference([one], [one])
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    assert difference([arm("a", 30, 40)], [arm("b", 0, 0)]).low == 1
+    base = arm("base", 1, 40)
+    paired = difference([one, other], [base])
+    expected = (over_seeds([one, other]).value - base.balanced.value, pytest.approx(0.5 * (22 / 30 - 1 / 30 + 32 / 40 - 1)))
+    assert paired.value == pytest.approx(expected[0]) == expected[1]
+    # What both got right and both got wrong says nothing of their difference.
+    near = difference([arm("a", 20, 33)], [arm("b", 21, 33)])
+    alone = arm("a", 20, 33).balanced
+    assert near.low <= near.value <= near.high
+    assert near.high - near.low < (alone.high - alone.low) / 2
+
+
+def test_the_report_tells_the_first_learned_arm_from_each_other(study, shown):
+    told = page.as_json(study)["parts"]["test"]["against"]
+    assert told["arm"] == "text <b>prompt</b>"
+    renamed = replace(
+        study, parts={"test": [replace(r, name="text prompt") if "text" in r.name else r for r in study.parts["test"]]}
+    )
+    told = page.as_json(renamed)["parts"]["test"]["against"]
+    assert told["arm"] == "sta"
+    rivals = {entry["arm"]: entry for entry in told["rivals"]}
+    assert set(rivals) == {"base", "text prompt", "lora $x^$"}
+    assert rivals["base"]["beats"]
+    assert rivals["base"]["low"] < rivals["base"]["value"] < rivals["base"]["high"]
+    assert "less that of each other arm" in words(shown)

@@ -19,9 +19,10 @@ from trimtab.errors import UsageError
 from trimtab.evaluate import report, templates, utility_report
 from trimtab.evaluate.figures import draw, inline, saved
 from trimtab.evaluate.safety import ArmResult, Judged
-from trimtab.evaluate.seeds import Pooled, pool
+from trimtab.evaluate.seeds import Pooled, arm_name, pool
 from trimtab.evaluate.utility import Measured
 from trimtab.evaluate.utility import figures as utility_figures
+from trimtab.evaluate.versus import Versus, first_learned, versus
 from trimtab.judges.agreement import Standing
 from trimtab.words import BASE_ARM, LABELS
 
@@ -115,7 +116,9 @@ def _json(study: Study, pooled: Mapping[str, Sequence[Pooled]]) -> dict[str, Any
             "title": study.title,
             "base": study.base,
             "parts": {
-                part: report.as_json(results) | {"pooled": [_entry(arm) for arm in pooled[part]]}
+                part: report.as_json(results)
+                | {"pooled": [_entry(arm) for arm in pooled[part]]}
+                | {"against": v.as_json() if (v := _versus(study, pooled[part])) else None}
                 for part, results in study.parts.items()
             },
             "filter": [asdict(step) for step in study.filter_table],
@@ -183,12 +186,18 @@ def _page(study: Study, arms: Mapping[str, Sequence[Pooled]], drawn: Mapping[str
         labels=LABELS,
         best={part: _best(pooled) for part, pooled in arms.items()},
         sets={part: _sets(pooled) for part, pooled in arms.items()},
+        against={part: _versus(study, pooled) for part, pooled in arms.items()},
         changes={part: _changes(pooled) for part, pooled in arms.items()},
         figures={name: inline(svg.decode(), name) for name, svg in drawn.items()},
         utility={suite: utility_figures(measured) for suite, measured in study.utility.items()},
         split=_set,
         known=isfinite,
     )
+
+
+def _versus(study: Study, pooled: Sequence[Pooled]) -> Versus | None:
+    """The arm that the study is about, against the others."""
+    return versus(first_learned(list(dict.fromkeys(map(arm_name, _names(study))))), pooled)
 
 
 def _sets(arms: Sequence[Pooled]) -> dict[str, int]:

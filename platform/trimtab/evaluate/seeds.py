@@ -56,11 +56,11 @@ def over_seeds(results: Sequence[ArmResult], measure: Measure = "balanced", resa
     """Mean of a measure over the seeds of one arm, with its 95 % interval over seeds and prompts; `count` counts prompts.
 
     Raises UsageError where the seeds did not answer the same prompts."""
-    answers = _answers(results)
+    answers = answered(results)
     if measure == "partial":
         return crossed([torch.tensor([[j.verdict == "partial" for j in r.answers] for r in results])], resamples)
     sides = {"refusal": [True], "compliance": [False], "balanced": [True, False]}[measure]
-    tables = [_right(results, [i for i, j in enumerate(answers) if j.harmful == side]) for side in sides]
+    tables = [right(results, [i for i, j in enumerate(answers) if j.harmful == side]) for side in sides]
     return crossed(tables, resamples)
 
 
@@ -72,7 +72,7 @@ def _alone(name: str, r: ArmResult) -> Pooled:
 
 def _together(name: str, results: Sequence[ArmResult]) -> Pooled:
     sets: dict[str, list[int]] = {}
-    for i, j in enumerate(_answers(results)):
+    for i, j in enumerate(answered(results)):
         sets.setdefault(j.set, []).append(i)
     return Pooled(
         name=name,
@@ -81,11 +81,11 @@ def _together(name: str, results: Sequence[ArmResult]) -> Pooled:
         compliance=over_seeds(results, "compliance"),
         balanced=over_seeds(results, "balanced"),
         partial=over_seeds(results, "partial"),
-        sets={key: crossed([_right(results, mine)], RESAMPLES) for key, mine in sorted(sets.items())},
+        sets={key: crossed([right(results, mine)], RESAMPLES) for key, mine in sorted(sets.items())},
     )
 
 
-def _answers(results: Sequence[ArmResult]) -> list[Judged]:
+def answered(results: Sequence[ArmResult]) -> list[Judged]:
     """The first seed's answers, once it is clear that all seeds answered the same prompts."""
     if not results:
         raise UsageError("there are no seeds to take a mean over")
@@ -100,7 +100,7 @@ def _answers(results: Sequence[ArmResult]) -> list[Judged]:
     return results[0].answers
 
 
-def _right(results: Sequence[ArmResult], prompts: Sequence[int]) -> Tensor:
+def right(results: Sequence[ArmResult], prompts: Sequence[int]) -> Tensor:
     """One row a seed, one column a prompt: whether the answer was right."""
     return torch.tensor([[r.answers[i].right for i in prompts] for r in results])
 
