@@ -58,9 +58,13 @@ def main() -> None:
             ("lm-polygraph", options.lm_polygraph, lm_polygraph),
             ("uqlm", options.uqlm, uqlm),
         ):
-            if python:
-                print(f"{peer} ...", flush=True)
+            if not python:
+                continue
+            print(f"{peer} ...", flush=True)
+            try:
                 found[peer] = run(options, python, questions, parts, folder)
+            except RuntimeError as error:
+                print(f"{peer}: {error}", flush=True)
     lines = report(found, len(questions))
     print(json.dumps(lines, indent=1))
     if options.json:
@@ -155,7 +159,7 @@ def timed(command: Sequence[str]) -> float:
     began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"{' '.join(command[:3])} failed:\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"{' '.join(command[:3])} failed:\n{done.stderr[-3000:]}")
     return time.monotonic() - began
 
 
@@ -186,7 +190,7 @@ def await_answer(url: str, server: subprocess.Popen[bytes]) -> None:
             return
         except (urllib.error.URLError, OSError):
             time.sleep(0.5)
-    sys.exit("vLLM's server did not start")
+    raise RuntimeError("vLLM's server did not start")
 
 
 def report(found: dict[str, Measured], questions: int) -> list[dict[str, Any]]:
