@@ -19,7 +19,13 @@ EXPERIMENT = "trimtab"
 
 def client() -> MlflowClient:
     """A client of the store that the environment names."""
-    return _client(settings.tracking_uri())
+    uri = settings.tracking_uri()
+    made = _client(uri)
+    # Parts of MLflow make clients of their own and find the store only here.
+    if mlflow.get_tracking_uri() != uri:
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+    return made
 
 
 @lru_cache(maxsize=4)
@@ -28,9 +34,6 @@ def _client(uri: str) -> MlflowClient:
     # A fresh SQLite store tells of each of its migrations.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-    # Parts of MLflow make clients of their own and find the store only here.
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
