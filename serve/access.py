@@ -18,11 +18,11 @@ from trimtab.engine import http
 from trimtab.engine.http import App, Receive, Replayed, Scope, Send
 from trimtab.errors import TrimtabError, UsageError
 
-from . import keys
+from . import keys, pages
 from .keys import ANY, Key
 
 # What anyone may look at: the page itself, which can ask nothing without a key, and whether the server is well.
-OPEN = ("/", "/page.css", "/page.js", "/page.json", "/health", "/ping")
+OPEN = (*pages.NAMES, pages.ABOUT, "/health", "/ping")
 READ_SECONDS = 2.0
 
 

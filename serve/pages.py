@@ -11,6 +11,7 @@ from trimtab.tracking.client import experiment_id
 
 TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
 NAMES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
+ABOUT = "/page.json"
 # Nothing of the outside, and nobody may put the page into another.
 HEADERS = (
     (
@@ -28,7 +29,7 @@ def load() -> dict[str, tuple[Headers, bytes]]:
     """Headers and body of each page by its path."""
     folder = files("trimtab.serve") / "page"
     found = {path: _whole(TYPES[name.rpartition(".")[2]], (folder / name).read_bytes()) for path, name in NAMES.items()}
-    return found | {"/page.json": _whole("application/json", json.dumps({"runs": _runs()}).encode())}
+    return found | {ABOUT: _whole("application/json", json.dumps({"runs": _runs()}).encode())}
 
 
 def _runs() -> str | None:

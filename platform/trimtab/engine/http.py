@@ -1,7 +1,7 @@
 """HTTP as ASGI has it: request bodies read within bounds, given again to another app, and JSON sent."""
 
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from http import HTTPStatus
 from typing import Any
 
@@ -31,8 +31,7 @@ class Replayed:
     """A request body that was read and changed, given again to the app inside; then the client's own messages."""
 
     def __init__(self, scope: Scope, receive: Receive, body: bytes) -> None:
-        headers = [(k, v) for k, v in scope["headers"] if k.lower() != b"content-length"]
-        self.scope: Scope = {**scope, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
+        self.scope: Scope = {**scope, "headers": with_length(scope["headers"], body)}
         self._body: bytes | None = body
         self._receive = receive
 
@@ -101,6 +100,12 @@ def parse(body: bytes) -> dict[str, Any]:
     return request
 
 
+def with_length(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> Headers:
+    """The headers with the length of a body that was changed."""
+    kept = [(k, v) for k, v in headers if k.lower() != b"content-length"]
+    return [*kept, (b"content-length", str(len(body)).encode())]
+
+
 def dump(value: Any) -> bytes:
     """JSON as vLLM writes it."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
@@ -109,8 +114,8 @@ def dump(value: Any) -> bytes:
 async def send_json(send: Send, status: int, body: Any, headers: Headers | None = None) -> None:
     """Answer with JSON."""
     data = dump(body)
-    own = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": [*own, *(headers or [])]})
+    own = with_length([(b"content-type", b"application/json"), *(headers or [])], data)
+    await send({"type": "http.response.start", "status": status, "headers": own})
     await send({"type": "http.response.body", "body": data})
 
 

@@ -26,7 +26,7 @@ from trimtab.engine.guard import Steering, steering
 from trimtab.engine.http import Collected, Receive, Replayed, Scope, Send
 from trimtab.engine.library import Library, Loaded, Source
 from trimtab.engine.policy import Reply
-from trimtab.engine.respond import Rewriter, prefix_json
+from trimtab.engine.respond import Rewriter, model_name, said
 from trimtab.engine.rows import RowTable
 from trimtab.engine.score import score
 from trimtab.engine.traffic import Traffic
@@ -189,10 +189,9 @@ class OnlineEngine:
             tokens = await score(self._engine, self.renderer, request, now, watched)
         else:
             tokens = 0
-        said = {"prefix": prefix_json(now), "detector": watched.as_json()}
-        model = f"{self.base.name}:{now.name}@{now.version}" if now else self.base.name
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        await http.send_json(send, 200, {"object": "score", "model": model, "usage": usage, "trimtab": said})
+        scored = {"object": "score", "model": model_name(self.base.name, now), "usage": usage, "trimtab": said(now, watched)}
+        await http.send_json(send, 200, scored)
 
     async def _named(self, request: dict[str, Any]) -> Loaded[Prefix] | None:
         """The version that `model` names; None for the base model and for names that vLLM is to judge."""
@@ -223,15 +222,15 @@ class OnlineEngine:
             return {"type": "http.disconnect"}
 
         request.pop("stream_options", None)
+        unseen = watched.fresh(shadow=True)
         with suppress(TrimtabError):
             loaded = await self.prefixes.find(name, alias)
             now = await self._steer(loaded)
             try:
-                await self._ask(request, now, watched.fresh(shadow=True), scope, receive, collected)
+                await self._ask(request, now, unseen, scope, receive, collected)
             finally:
                 self.table.release(loaded.part.card.digest)
-                labels = metrics.steered(now, watched.fresh(shadow=True))
-                metrics.REQUESTS.labels(*labels, str(collected.status)).inc()
+                metrics.REQUESTS.labels(*metrics.steered(now, unseen), str(collected.status)).inc()
 
     async def _steer(self, loaded: Loaded[Prefix]) -> Steering:
         rows = await self._acquire(loaded)

@@ -95,5 +95,4 @@ def _again(request: dict[str, Any], number: int) -> dict[str, Any]:
 
 def _changed(reply: Reply, body: dict[str, Any]) -> Reply:
     data = http.dump(body)
-    headers = [(k, v) for k, v in reply.headers if k.lower() != b"content-length"]
-    return Reply(reply.status, [*headers, (b"content-length", str(len(data)).encode())], data, reply.watch)
+    return Reply(reply.status, http.with_length(reply.headers, data), data, reply.watch)

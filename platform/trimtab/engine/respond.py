@@ -21,7 +21,7 @@ class Rewriter:
         self._send = send
         self._now = now
         self._watch = watch
-        self._model = f"{base}:{now.name}@{now.version}" if now else base
+        self._model = model_name(base, now)
         self._replace = (f'"model":"{base}"'.encode(), f'"model":"{self._model}"'.encode())
         self._start: Message | None = None
         self._stream = False
@@ -69,8 +69,8 @@ class Rewriter:
         if "error" in chunk:
             return event
         self._add_risks(chunk["choices"])
-        said = {"trimtab": self._said()} if ends else {}
-        return b"data: " + http.dump(chunk | {"model": self._model} | said)
+        told = {"trimtab": said(self._now, self._watch)} if ends else {}
+        return b"data: " + http.dump(chunk | {"model": self._model} | told)
 
     async def _collect(self, message: Message) -> None:
         self._buffer += message.get("body", b"")
@@ -80,21 +80,23 @@ class Rewriter:
         if self._start["status"] == HTTPStatus.OK:
             answer = json.loads(body)
             self._add_risks(answer["choices"])
-            body = http.dump(answer | {"model": self._model, "trimtab": self._said()})
-        headers = [(k, v) for k, v in self._start["headers"] if k.lower() != b"content-length"]
-        self._start["headers"] = [*headers, (b"content-length", str(len(body)).encode())]
+            body = http.dump(answer | {"model": self._model, "trimtab": said(self._now, self._watch)})
+        self._start["headers"] = http.with_length(self._start["headers"], body)
         await self._send(self._start)
         await self._send({"type": "http.response.body", "body": body})
 
     def _add_risks(self, choices: list[dict[str, Any]]) -> None:
         for choice in choices:
-            if said := self._watch.choice(choice["index"]):
-                choice["trimtab"] = said
-
-    def _said(self) -> dict[str, Any]:
-        return {"prefix": prefix_json(self._now), "detector": self._watch.as_json()}
+            if risk := self._watch.choice(choice["index"]):
+                choice["trimtab"] = risk
 
 
-def prefix_json(now: Steering | None) -> dict[str, Any] | None:
-    """What a response says of the prefix that steered it."""
-    return {"name": now.name, "version": now.version, "run_id": now.run_id} if now else None
+def model_name(base: str, now: Steering | None) -> str:
+    """What answered, as a response's `model` has it."""
+    return f"{base}:{now.name}@{now.version}" if now else base
+
+
+def said(now: Steering | None, watch: Watch) -> dict[str, Any]:
+    """A response's `trimtab`: the prefix that steered it, and the detector that watched."""
+    prefix = {"name": now.name, "version": now.version, "run_id": now.run_id} if now else None
+    return {"prefix": prefix, "detector": watch.as_json()}
