@@ -10,22 +10,19 @@ five seeds, those that trimtab's detectors are tested on.
 
 import argparse
 import json
-import os
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from peers import servers
+from peers.servers import Server
 from trimtab.jobs import over_seeds, signal_store
 
 from trimtab import base as bases
@@ -34,7 +31,7 @@ from trimtab.data.questions import Question, read_questions
 from trimtab.judges.answers import mark
 
 PEERS = Path(__file__).parent / "peers"
-SOURCE, TOKENS, SEEDS, START_SECONDS = "trimtab:countries", 24, 5, 300
+SOURCE, TOKENS, SEEDS = "trimtab:countries", 24, 5
 # What lm-polygraph answers at once: the best of 16, 32 and 64 here.
 BATCH = 64
 
@@ -125,9 +122,10 @@ def uqlm(
     options: argparse.Namespace, python: str, questions: Sequence[Question], parts: dict[int, torch.Tensor], folder: Path
 ) -> Measured:
     began = time.monotonic()
-    with vllm_server(str(bases.resolve(options.base).path)) as url:
+    command = servers.vllm(str(bases.resolve(options.base).path), "base", "--max-model-len", "2048")
+    with servers.running(Server("vllm", command, environment=servers.VLLM_ENVIRONMENT)) as up:
         starting = time.monotonic() - began
-        task = {"model": "base", "url": url, "samples": options.samples}
+        task = {"model": "base", "url": f"{up.url}/v1", "samples": options.samples}
         made = peer(python, "with_uqlm.py", task, questions, parts, folder)
     return Measured(made.seconds + starting, made.auroc, made.extra)
 
@@ -161,36 +159,6 @@ def timed(command: Sequence[str]) -> float:
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[:3])} failed:\n{done.stderr[-3000:]}")
     return time.monotonic() - began
-
-
-@contextmanager
-def vllm_server(model: str) -> Generator[str]:
-    """vLLM's own OpenAI server on a free port, up while this lasts."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "base"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "2048", "--enforce-eager"]
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        await_answer(f"{url}/health", server)
-        yield f"{url}/v1"
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def await_answer(url: str, server: subprocess.Popen[bytes]) -> None:
-    began = time.monotonic()
-    while time.monotonic() - began < START_SECONDS and server.poll() is None:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    raise RuntimeError("vLLM's server did not start")
 
 
 def report(found: dict[str, Measured], questions: int) -> list[dict[str, Any]]:

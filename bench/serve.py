@@ -8,50 +8,31 @@ puts every load on it; answers stream and are of one length. The load comes from
 
 import argparse
 import json
-import os
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
+from peers import servers
+from peers.servers import Server
 from safetensors.torch import save_file
 
 from trimtab import base as bases
 from trimtab import detector, heads
-from trimtab import prefix as prefixes
 from trimtab.base import BaseModel
-from trimtab.card import Card
 from trimtab.data.questions import read_questions
 from trimtab.detector import DetectorCard
 
 LOAD = Path(__file__).parent / "peers" / "load.py"
 TOKENS, LENGTH, SEQUENCES, RANK = 32, 1024, 64, 8
 CONCURRENT = (1, 32, 64)
-START_SECONDS = 400.0
 LAYERS = (20, 29)
-TARGETS = ("q_proj.weight", "v_proj.weight")
 # Shares of the peer's tokens a second, and how many milliseconds later the first token may come than vLLM's.
 KEPT, ALMOST, LATER = 0.99, 0.95, 10.0
-
-
-@dataclass(frozen=True)
-class Server:
-    """A command that serves, the names that it may be asked for, and what is measured on it."""
-
-    name: str
-    command: Sequence[str]
-    models: Mapping[str, Sequence[str]]
-    environment: Mapping[str, str]
 
 
 def main() -> None:
@@ -60,16 +41,19 @@ def main() -> None:
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as name:
-        servers = made(bases.resolve(options.base), Path(name), options.quick)
+        peers = made(bases.resolve(options.base), Path(name), options.quick)
         for number in range(1 if options.quick else options.rounds):
-            for server in servers if number % 2 == 0 else reversed(servers):
+            for server in peers if number % 2 == 0 else reversed(peers):
                 if server.name in failed:
                     continue
                 try:
-                    with running(server) as url:
+                    with servers.running(server) as up:
+                        for models in server.models.values():
+                            # The first requests of all warm up.
+                            measured(up.url, models[:8], 8, -1)
                         for mode, models in server.models.items():
                             for many in concurrent:
-                                found.setdefault((mode, many), []).append(measured(url, models, many, number))
+                                found.setdefault((mode, many), []).append(measured(up.url, models, many, number))
                                 print(f"{number + 1} {mode}, {many} at once: {found[mode, many][-1]}", flush=True)
                 except RuntimeError as error:
                     failed[server.name] = str(error)
@@ -92,56 +76,24 @@ def arguments() -> argparse.Namespace:
 def made(base: BaseModel, folder: Path, quick: bool) -> list[Server]:
     """The servers, with 1,000 prefixes, a detector and as many adapters as are compared."""
     many = 64 if quick else 1000
-    names = steered(base, folder / "prefixes", many)
-    steered(base, folder / "watched", 1)
+    names = [f"{base.name}:{prefix.card.name}" for prefix in servers.random_prefixes(base, folder / "prefixes", many)]
+    servers.random_prefixes(base, folder / "watched", 1)
     watched(base, folder / "watched")
     adapters = adapted(base, folder / "adapters", 64)
-    vllm = [
-        sys.executable,
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--model",
-        str(base.path),
-        "--served-model-name",
-        base.name,
-    ]
-    vllm += ["--dtype", "float32", "--max-model-len", str(LENGTH), "--max-num-seqs", str(SEQUENCES), "--enforce-eager"]
-    vllm += ["--generation-config", "vllm"] + (["--block-size", "32"] if not torch.cuda.is_available() else [])
+    vllm = servers.vllm(str(base.path), base.name, "--max-model-len", str(LENGTH), "--max-num-seqs", str(SEQUENCES))
+    vllm += [] if torch.cuda.is_available() else ["--block-size", "32"]
     lora = ["--enable-lora", "--max-lora-rank", str(RANK), "--max-loras", "8", "--max-cpu-loras", "64", "--lora-modules"]
     lora += [f"{name}={path}" for name, path in adapters.items()]
-    ours = [
-        sys.executable,
-        "-m",
-        "trimtab",
-        "serve",
-        "--model",
-        base.name,
-        "--engine.precision",
-        "fp32",
-        "--engine.rows",
-        "256",
-    ]
-    ours += ["--engine.max_length", str(LENGTH), "--engine.max_sequences", str(SEQUENCES)]
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+    sizes = ["--engine.rows", "256", "--engine.max_length", str(LENGTH), "--engine.max_sequences", str(SEQUENCES)]
+    ours = servers.trimtab(base.name, *sizes, "--registry")
     counts = {f"trimtab, {count} prefixes": names[:count] for count in (1, 64, many) if count <= many}
     plain = {"trimtab": [base.name]} | counts
     return [
-        Server("vllm", vllm, {"vllm": [base.name]}, environment),
-        Server("trimtab", [*ours, "--registry", str(folder / "prefixes"), "--detect", "false"], plain, {}),
-        Server("detector", [*ours, "--registry", str(folder / "watched")], {"trimtab, detector": [base.name]}, {}),
-        Server("lora", [*vllm, *lora], {"vllm, 64 LoRA adapters": list(adapters)}, environment),
+        Server("vllm", vllm, {"vllm": [base.name]}, servers.VLLM_ENVIRONMENT),
+        Server("trimtab", [*ours, str(folder / "prefixes"), "--detect", "false"], plain),
+        Server("detector", [*ours, str(folder / "watched")], {"trimtab, detector": [base.name]}),
+        Server("lora", [*vllm, *lora], {"vllm, 64 LoRA adapters": list(adapters)}, servers.VLLM_ENVIRONMENT),
     ]
-
-
-def steered(base: BaseModel, folder: Path, count: int) -> list[str]:
-    """So many random prefixes in a folder that serves as registry; gives the models' names."""
-    generator = torch.Generator().manual_seed(0)
-    for number in range(count):
-        card = Card("prefix", f"p{number}", base.name, base.fingerprint, "system", 0, 0, "")
-        vectors = torch.randn(1, base.width, generator=generator) * 0.1
-        prefixes.save(prefixes.make(vectors, card), folder / f"p{number}" / "1")
-        (folder / f"p{number}" / "aliases.json").write_text('{"champion": 1}')
-    return [f"{base.name}:p{number}" for number in range(count)]
 
 
 def watched(base: BaseModel, folder: Path) -> None:
@@ -174,43 +126,6 @@ def adapted(base: BaseModel, folder: Path, count: int) -> dict[str, Path]:
             json.dumps(config | {"task_type": "CAUSAL_LM", "base_model_name_or_path": ""})
         )
     return found
-
-
-@contextmanager
-def running(server: Server) -> Generator[str]:
-    """A server's URL while it is up, warmed by a few requests."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [*server.command, "--host", "127.0.0.1", "--port", str(port)]
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            command, stdout=said, stderr=subprocess.STDOUT, env=os.environ | server.environment, start_new_session=True
-        )
-        try:
-            await_answer(f"http://127.0.0.1:{port}/v1/models", process, said)
-            for models in server.models.values():
-                measured(f"http://127.0.0.1:{port}", models[:8], 8, -1)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(90)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def await_answer(url: str, process: "subprocess.Popen[bytes]", said: Any) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(url, timeout=5).is_success:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.5)
-    said.seek(0)
-    raise RuntimeError(f"did not start: {said.read().decode(errors='replace').strip().splitlines()[-1][-300:]}")
 
 
 def measured(url: str, models: Sequence[str], concurrent: int, round_: int) -> dict[str, float]:

@@ -56,6 +56,7 @@ class Access:
             seconds = str(max(1, math.ceil(wait))).encode()
             await _turn_down(send, 429, f"{key.name} may ask {key.per_minute} times a minute", b"retry-after", seconds)
             return
+        http.note(scope, key=key.name)
         self._running[key.name] += 1
         try:
             await self._admitted(key, scope, receive, send)

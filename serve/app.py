@@ -11,8 +11,12 @@ from trimtab import cli
 from trimtab.base import BaseModel
 
 from . import keys
+from .agreement import Agreement
 from .config import ServeConfig
 from .replica import Replica, build_app
+
+# Requests beyond the door's: those that look at pages and metrics, and those that are turned down.
+SPARE = 256
 
 
 def build(args: Mapping[str, Any]) -> Any:
@@ -23,18 +27,27 @@ def build(args: Mapping[str, Any]) -> Any:
 
 
 def application(config: ServeConfig, base: BaseModel, cpus: float) -> Any:
-    """One deployment of replicas, each with an engine and so many `cpus`."""
+    """One deployment of replicas, each with an engine and so many `cpus`; beside several, what they agree by."""
+    most = max(config.replicas, config.most_replicas)
     deployment: Any = serve.deployment(
         serve.ingress(build_app)(Replica),
         name="engine",
-        num_replicas=config.replicas,
         ray_actor_options={"num_cpus": cpus, "num_gpus": config.gpus},
-        max_ongoing_requests=config.requests,
-        max_queued_requests=config.queue,
+        # What is too much is turned down by the replica's own door, in the API's words; this is for the rest.
+        max_ongoing_requests=config.requests + config.queue + SPARE,
+        max_queued_requests=SPARE,
         health_check_period_s=10,
         health_check_timeout_s=60,
         graceful_shutdown_wait_loop_s=0.5,
-        graceful_shutdown_timeout_s=20,
+        graceful_shutdown_timeout_s=config.drain_seconds,
         user_config={key: asdict(config)[key] for key in ("traffic", "shadow")},
     )
-    return deployment.bind(base, config)
+    if most > config.replicas:
+        scale = {"min_replicas": config.replicas, "max_replicas": most, "target_ongoing_requests": config.target_requests}
+        deployment = deployment.options(autoscaling_config=scale)
+    else:
+        deployment = deployment.options(num_replicas=config.replicas)
+    return deployment.bind(base, config, agreement.bind() if most > 1 else None)
+
+
+agreement: Any = serve.deployment(Agreement, name="agreement", ray_actor_options={"num_cpus": 0})

@@ -9,22 +9,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import CONTENT_TYPE_LATEST
+from ray import serve
+
 from trimtab import base as bases
 from trimtab.base import BaseModel
+from trimtab.engine import http
 from trimtab.engine.http import App, Headers, Receive, Scope, Send
 from trimtab.engine.traffic import Traffic
 
-from . import pages, sources
+from . import pages, sinks, sources
 from .access import Access
+from .bounded import Bounded
 from .config import ServeConfig
+from .peers import Peers
+from .records import Recorded
+from .sinks import Sinks
+
+METRICS = "/metrics"
+TEXT = (b"content-type", CONTENT_TYPE_LATEST.encode())
 
 _engine: list[Any] = []
 _doors: list[App] = []
+_peers: list[Peers] = []
+_sinks: list[Sinks] = []
 _pages: dict[str, tuple[Headers, bytes]] = {}
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """The ASGI app of this replica: its engine, and the page."""
+    """The ASGI app of this replica: its engine behind its doors, and the page."""
     if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and (page := _pages.get(scope["path"] or "/")):
         headers, body = page
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -38,10 +51,20 @@ def build_app() -> Callable[[Scope, Receive, Send], Awaitable[None]]:
     return app
 
 
+async def answers(scope: Scope, receive: Receive, send: Send) -> None:
+    """The engine, but for the metrics of several replicas."""
+    if _peers and scope["type"] == "http" and scope["method"] == "GET" and scope["path"].rstrip("/") == METRICS:
+        body = await asyncio.to_thread(_peers[0].metrics)
+        await send({"type": "http.response.start", "status": 200, "headers": http.with_length([TEXT], body)})
+        await send({"type": "http.response.body", "body": body})
+        return
+    await _engine[0](scope, receive, send)
+
+
 class Replica:
     """Starts the engine, answers health checks, and stops the engine at the end."""
 
-    async def __init__(self, base: BaseModel, config: ServeConfig) -> None:
+    async def __init__(self, base: BaseModel, config: ServeConfig, agreement: Any = None) -> None:
         # Not on top: the process that deploys replicas need not import vLLM.
         from trimtab.engine.online import OnlineEngine
 
@@ -51,12 +74,19 @@ class Replica:
         wanted = await asyncio.to_thread(sources.layers, detectors) if config.detect and not config.engine.layers else ()
         layers = config.engine.layers or wanted
         engine = replace(config.engine, layers=layers, history=bool(layers))
-        _engine[:] = [await OnlineEngine.start(local, engine, prefixes, detectors, config.detector)]
-        _doors[:] = [Access(_engine[0], Path(config.key_file)) if config.key_file else _engine[0]]
+        me = serve.get_replica_context().replica_id.unique_id
+        _sinks[:] = [await asyncio.to_thread(sinks.opened, config, me)]
+        if agreement is not None:
+            _peers[:] = [Peers(agreement, me)]
+        agree = _peers[0].agree if _peers else None
+        _engine[:] = [await OnlineEngine.start(local, engine, prefixes, detectors, config.detector, agree)]
+        door: App = Bounded(answers, config.requests + config.queue, config.request_seconds, config.stream_seconds)
+        door = Access(door, Path(config.key_file)) if config.key_file else door
+        _doors[:] = [Recorded(door, _sinks[0], with_text=config.log_text)]
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Called by Serve after the start, and where `user_config` changes: traffic moves without a restart."""
-        _engine[0].traffic = Traffic(user_config.get("traffic", {}), user_config.get("shadow", {}))
+        _engine[0].answering.traffic = Traffic(user_config.get("traffic", {}), user_config.get("shadow", {}))
 
     async def check_health(self) -> None:
         """Called by Serve; a replica whose engine has died is replaced."""
@@ -65,3 +95,7 @@ class Replica:
     async def __del__(self) -> None:
         if _engine:
             await _engine.pop().stop()
+        if _peers:
+            await _peers.pop().leave()
+        if _sinks:
+            await asyncio.to_thread(_sinks.pop().stop)

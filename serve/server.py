@@ -114,7 +114,7 @@ def _join(config: ServeConfig) -> bool:
 
 def _deploy(config: ServeConfig, base: BaseModel, ended: threading.Event) -> None:
     cores = max(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"])
-    made = application(config, base, config.cpus or cores / config.replicas)
+    made = application(config, base, config.cpus or cores / max(config.replicas, config.most_replicas))
     failure: list[Exception] = []
 
     def deploy() -> None:

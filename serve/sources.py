@@ -1,8 +1,9 @@
 """Where a server's prefixes and detectors come from: the MLflow registry, or a folder in its place."""
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -19,25 +20,48 @@ from trimtab.tracking.registry import Version
 
 ALIASES = "aliases.json"
 CARD = "card.json"
+# The share of the time that may go into reading a registry of many versions, where nothing in it is known to have changed.
+READING = 0.05
 
 Part = TypeVar("Part")
 
 
-@dataclass(frozen=True)
-class FromRegistry(Generic[Part]):
-    """Parts of one kind for one base model in the MLflow registry; `fetch` reads and checks one."""
+@dataclass
+class Registry:
+    """The versions of a base model in MLflow's registry: read again where trimtab changed something there, and now and then,
+    for aliases that others moved."""
 
     base: BaseModel
+    _versions: Sequence[Version] = ()
+    _changed: int = -1
+    _next: float = 0.0
+
+    def versions(self, kind: str) -> list[Version]:
+        """Every version of a kind, with the aliases that point at it."""
+        changed, began = registry.changed(self.base.name), time.monotonic()
+        if changed != self._changed or began >= self._next:
+            self._versions = registry.versions(self.base.name)
+            ended = time.monotonic()
+            self._changed, self._next = changed, ended + (ended - began) / READING
+        return [version for version in self._versions if version.kind == kind]
+
+
+@dataclass(frozen=True)
+class FromRegistry(Generic[Part]):
+    """Parts of one kind in the MLflow registry; `fetch` reads and checks one."""
+
+    registry: Registry
     kind: str
     fetch: Callable[[Version, BaseModel], Part]
 
     def known(self) -> Sequence[Known]:
         """Every version, with the aliases that point at it."""
-        return [Known(v.name, v.version, v.run_id, v.aliases) for v in registry.versions(self.base.name, kind=self.kind)]
+        return [Known(v.name, v.version, v.run_id, v.aliases) for v in self.registry.versions(self.kind)]
 
     def load(self, known: Known) -> Part:
         """The checked part of a version."""
-        return self.fetch(registry.find(self.base.name, known.name, str(known.version)), self.base)
+        base = self.registry.base
+        return self.fetch(registry.find(base.name, known.name, str(known.version)), base)
 
 
 @dataclass(frozen=True)
@@ -49,15 +73,16 @@ class FromFolder(Generic[Part]):
     base: BaseModel
     kind: str
     fetch: Callable[[Path, BaseModel], Part]
+    _read: dict[Path, tuple[int, dict[str, Any]]] = field(default_factory=dict[Path, tuple[int, dict[str, Any]]])
 
     def known(self) -> Sequence[Known]:
         """Every version of this kind, with the aliases that point at it."""
         found: list[Known] = []
         for held in sorted(self.folder.glob(f"*/*/{CARD}")):
             name, number = held.parent.parent.name, held.parent.name
-            aliases = self._aliases(name)
+            aliases = self._object(self.folder / name / ALIASES, "a list of aliases")
             try:
-                card = read_object(held, "a card")
+                card = self._object(held, "a card")
             except ArtefactError:
                 continue
             if (card.get("kind"), card.get("base")) == (self.kind, self.base.name) and number.isdigit():
@@ -69,15 +94,22 @@ class FromFolder(Generic[Part]):
         """The checked part of a version."""
         return self.fetch(self.folder / known.name / str(known.version), self.base)
 
-    def _aliases(self, name: str) -> dict[str, Any]:
-        path = self.folder / name / ALIASES
-        return read_object(path, "a list of aliases") if path.exists() else {}
+    def _object(self, path: Path, what: str) -> dict[str, Any]:
+        """What a file holds, read again only where it was written again; nothing where there is none."""
+        try:
+            written = path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return {}
+        if (held := self._read.get(path)) is None or held[0] != written:
+            held = self._read[path] = (written, read_object(path, what))
+        return held[1]
 
 
 def opened(base: BaseModel, folder: str | None) -> tuple[Source[Prefix], Source[Detector]]:
     """Sources of prefixes and of detectors. Raises UsageError for a folder that is not there."""
     if folder is None:
-        return FromRegistry(base, "prefix", registry.load), FromRegistry(base, "detector", registry.load_detector)
+        held = Registry(base)
+        return FromRegistry(held, "prefix", registry.load), FromRegistry(held, "detector", registry.load_detector)
     path = Path(folder)
     if not path.is_dir():
         raise UsageError(f"registry {folder} is no folder")

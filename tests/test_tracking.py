@@ -11,6 +11,8 @@ from contextlib import suppress
 import httpx
 import pytest
 import torch
+from trimtab.serve import sources
+from trimtab.serve.sources import Registry
 
 from trimtab import prefix as prefixes
 from trimtab.card import Card
@@ -57,6 +59,46 @@ def test_a_version_leads_back_to_its_run_and_model(folder, run, base):
     model = client().get_logged_model(found.source.removeprefix("models:/"))
     assert model.source_run_id == run.run_id
     assert model.model_type == "trimtab-prefix"
+
+
+def test_no_version_is_left_out_where_there_are_many(folder, run, base, monkeypatch):
+    """Stores give a page at a time."""
+    for seed in (1, 2):
+        for name in ("many", "more"):
+            registry.register(folder(name, seed), run.run_id)
+    whole = registry.versions(base.name)
+    monkeypatch.setattr(registry, "MODELS_PAGE", 1)
+    monkeypatch.setattr(registry, "VERSIONS_PAGE", 1)
+    assert registry.versions(base.name) == whole
+    assert [(v.name, v.version) for v in whole if v.name in ("many", "more")] == [
+        ("many", 2),
+        ("many", 1),
+        ("more", 2),
+        ("more", 1),
+    ]
+
+
+def test_a_large_registry_is_read_where_something_changed(folder, run, base, monkeypatch):
+    """And not once a second; what trimtab does to it shows at once."""
+    first = registry.register(folder("read", 1), run.run_id)
+    second = registry.register(folder("read", 2), run.run_id)
+    held, reads, versions = Registry(base), [], registry.versions
+    monkeypatch.setattr(sources, "READING", 1e-6)
+    monkeypatch.setattr(registry, "versions", lambda *about: reads.append(1) or versions(*about))
+
+    def champion():
+        """The champion, and how often the registry was read for it."""
+        reads.clear()
+        names = {alias: v.version for v in held.versions("prefix") if v.name == "read" for alias in v.aliases}
+        return names.get("champion"), len(reads)
+
+    assert [champion(), champion()] == [(None, 1), (None, 0)]
+    for version in (first, second):
+        registry.promote(version, "test")
+        assert [champion(), champion()] == [(version.version, 1), (version.version, 0)]
+    registry.rollback(base.name, "read")
+    assert champion() == (first.version, 1)
+    assert held.versions("detector") == [v for v in versions(base.name) if v.kind == "detector"]
 
 
 def test_names_that_could_be_taken_for_something_else():

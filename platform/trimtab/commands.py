@@ -23,9 +23,13 @@ class ListConfig:
 
     Args:
         base: only those of this base model.
+        live: URL of a server, to see what it answers with, and what it refuses.
+        key: API key, where that server asks for one.
     """
 
     base: str | None = None
+    live: str | None = None
+    key: str | None = None
 
 
 @dataclass(frozen=True)

@@ -151,8 +151,23 @@ def test_an_answer_that_is_too_risky_is_withheld(client):
     assert withheld.choices[0].message.content == "Ask a librarian."
     assert withheld.choices[0].finish_reason == "content_filter"
     assert said(withheld)["risk"] == said(kept)["risk"]
-    with pytest.raises(openai.BadRequestError, match="cannot take back what was streamed"):
-        chat(client, BASE, QUESTIONS[0], stream=True, **asked(policy="refuse_above"))
+
+
+@pytest.mark.parametrize("above", [0.0, 1.0])
+def test_a_stream_under_a_policy_comes_when_it_is_judged(client, above):
+    """What it adds up to is the answer that the same request without a stream gets."""
+    wishes = asked(policy="refuse_above", above=above)
+    whole = chat(client, BASE, QUESTIONS[0], **wishes)
+    usage = {"stream_options": {"include_usage": True}}
+    chunks = list(chat(client, BASE, QUESTIONS[0], stream=True, **usage, **wishes))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert chunks[-2].choices[0].model_extra["trimtab"] == whole.choices[0].model_extra["trimtab"]
+    assert chunks[-1].usage == whole.usage
+    text = list(client.completions.create(model=BASE, prompt="Once", max_tokens=6, temperature=0, stream=True, **wishes))
+    assert text[0].choices[0].text
+    assert text[-1].choices[0].finish_reason == ("content_filter" if above == 0 else "length")
 
 
 def test_the_least_risky_of_several_answers_is_given(client):

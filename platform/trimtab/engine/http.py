@@ -15,6 +15,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 MAX_BODY = 8 << 20
+NOTES = "trimtab.notes"
 TYPES = {
     400: "BadRequestError",
     401: "AuthenticationError",
@@ -24,7 +25,13 @@ TYPES = {
     422: "UnprocessableEntityError",
     429: "RateLimitError",
     503: "ServiceUnavailableError",
+    504: "TimeoutError",
 }
+
+
+def note(scope: Scope, **said: Any) -> None:
+    """Leave word of a request for whoever logs it."""
+    scope.setdefault(NOTES, {}).update(said)
 
 
 class Replayed:

@@ -1,20 +1,23 @@
 """Which prefixes or detectors an online engine has: names, aliases and versions, kept up to date while it serves.
 
-Requests never wait for the registry. A refresh reads it in the background, loads what it needs, and only then lets
-names point at it; where it cannot be read, the names stay as they were.
+Requests never wait for the registry. It is read in the background, what it names is loaded, and only then do names point
+at it; where it cannot be read, the names stay as they were.
 """
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from trimtab.errors import ArtefactError, NotFoundError
+from trimtab.errors import ArtefactError, NotFoundError, TrimtabError
 
 DEFAULT = "champion"
 
 Part = TypeVar("Part")
 Given = TypeVar("Given", covariant=True)
+Aliases = Mapping[tuple[str, str], int]
+"""Versions by name and alias."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,14 @@ class Source(Protocol[Given]):
 
 
 @dataclass(frozen=True)
+class Names:
+    """What an engine can answer with, by kind: versions by name and alias, and why others with an alias are refused."""
+
+    aliases: Mapping[str, Aliases]
+    refused: Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
 class Loaded(Generic[Part]):
     """A version with its part, a prefix or a detector, in memory."""
 
@@ -61,11 +72,11 @@ class Library(Generic[Part]):
     _known: dict[tuple[str, int], Known] = field(default_factory=dict[tuple[str, int], Known])
     _loaded: dict[tuple[str, int], Loaded[Part]] = field(default_factory=dict[tuple[str, int], Loaded[Part]])
 
-    async def refresh(self) -> None:
-        """Read the registry and load every version that an alias names.
+    async def read(self) -> Aliases:
+        """Read the registry and load every version that an alias names; names answer as before until `point` moves them.
 
         Raises TrackingError where the registry does not answer; nothing changes then. A version that cannot be used is
-        refused, with the reason in `refused`, and its alias keeps pointing where it did.
+        refused, with the reason in `refused`, and its alias is given as it is now.
         """
         known = await asyncio.to_thread(self.source.known)
         aliases: dict[tuple[str, str], int] = {}
@@ -84,16 +95,37 @@ class Library(Generic[Part]):
                     refused[label] = str(error)
                     if (old := self._aliases.get((k.name, alias))) is not None:
                         aliases[k.name, alias] = old
-        self._aliases, self.refused = aliases, refused
+        self.refused = refused
+        return aliases
+
+    async def point(self, aliases: Aliases) -> None:
+        """Let names answer with these versions. One that cannot be had here leaves its alias as it is."""
+        pointed: dict[tuple[str, str], int] = {}
+        for (name, alias), version in aliases.items():
+            with suppress(TrimtabError):
+                await self.find(name, str(version))
+                pointed[name, alias] = version
+                continue
+            if (old := self._aliases.get((name, alias))) is not None:
+                pointed[name, alias] = old
+        self._aliases = pointed
 
     async def find(self, name: str, ref: str | None) -> Loaded[Part]:
         """The version that `ref` (alias or number; `champion` if none) names; NotFoundError with what there is."""
         wanted = ref or DEFAULT
         version = int(wanted) if wanted.isdigit() else self._aliases.get((name, wanted))
-        known = self._known.get((name, version)) if version is not None else None
-        if known is None:
+        if version is None:
+            raise NotFoundError(self._missing(name, wanted))
+        if loaded := self._loaded.get((name, version)):
+            return loaded
+        if (known := self._known.get((name, version))) is None:
             raise NotFoundError(self._missing(name, wanted))
         return await self._load(known)
+
+    @property
+    def aliases(self) -> Aliases:
+        """The version that each name and alias answers with now."""
+        return self._aliases
 
     def names(self) -> Mapping[str, Mapping[str, int]]:
         """Every name that can be asked for, with its aliases and their versions."""

@@ -18,11 +18,10 @@ RISKS = [step / 20 for step in range(1, 21)]
 WATCHED = (*STEERED, "detector", "detector_version")
 RISK = Histogram("trimtab_risk", "Risk that an answer is made up.", WATCHED, buckets=RISKS)
 UNCHECKED = Counter("trimtab_unchecked", "Answers that no detector checked.", (*STEERED, "status"))
-ROWS = Gauge("trimtab_rows_taken", "Rows of the vocabulary that hold prefixes.", multiprocess_mode="livesum")
-REFRESHED = Gauge(
-    "trimtab_registry_read_seconds", "When the registry was last read, in seconds since 1970.", multiprocess_mode="livemin"
-)
-REFUSED = Gauge("trimtab_versions_refused", "Versions with an alias that could not be used.", multiprocess_mode="livemax")
+ROWS = Gauge("trimtab_rows_taken", "Rows of the vocabulary that hold prefixes.")
+REFRESHED = Gauge("trimtab_registry_read_seconds", "When the registry was last read, in seconds since 1970.")
+REFUSED = Gauge("trimtab_versions_refused", "Versions with an alias that could not be used.")
+UNRECORDED = Counter("trimtab_records_lost", "Requests that neither log nor trace has.")
 
 
 def steered(now: Steering | None, watch: Watch | None) -> tuple[str, str, str]:

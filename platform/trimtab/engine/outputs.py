@@ -67,7 +67,9 @@ class Outputs:
                 if not (output.finished and last is None):
                     (metrics.FIRST if last is None else metrics.NEXT).labels(*seen.labels).observe(at - (last or began))
                 last = at
-                metrics.TOKENS.labels(*seen.labels).inc(sum(len(one.token_ids) for one in output.outputs))
+                written = sum(len(one.token_ids) for one in output.outputs)
+                metrics.TOKENS.labels(*seen.labels).inc(written)
+                now.tokens += written
                 await asyncio.gather(*(self._look(one, now, request_id, seen) for one in output.outputs))
                 yield output
 

@@ -33,14 +33,25 @@ def check(wishes: Wishes, request: dict[str, Any], watch: Watch) -> None:
     """Raise UsageError for a policy that cannot be held to, so that no answer passes unseen."""
     if watch.detector is None:
         raise UsageError(f"trimtab.policy {wishes.policy} needs a detector: {watch.reason}")
-    if request.get("stream"):
-        raise UsageError(f"trimtab.policy {wishes.policy} cannot take back what was streamed: ask with stream false")
     if wishes.policy == "retry_above" and (request.get("n") or 1) != 1:
         raise UsageError("trimtab.policy retry_above chooses one answer: ask with n 1")
 
 
 async def answer(ask: Asking, wishes: Wishes, request: dict[str, Any]) -> Reply:
-    """Ask, and ask again or withhold as the policy says."""
+    """Ask, and ask again or withhold as the policy says.
+
+    What was streamed cannot be taken back: to a request for a stream the answer that is given is streamed when it is whole.
+    """
+    options = request.get("stream_options")
+    streams = request.get("stream") is True
+    whole = {key: value for key, value in request.items() if key != "stream_options"} | {"stream": False}
+    reply = await _judged(ask, wishes, whole if streams else request)
+    if not streams or reply.status != HTTPStatus.OK:
+        return reply
+    return _streamed(reply, usage=isinstance(options, dict) and options.get("include_usage") is True)
+
+
+async def _judged(ask: Asking, wishes: Wishes, request: dict[str, Any]) -> Reply:
     if wishes.policy == "retry_above":
         return await _least_risky(ask, wishes, request)
     reply = await ask(request)
@@ -96,3 +107,27 @@ def _again(request: dict[str, Any], number: int) -> dict[str, Any]:
 def _changed(reply: Reply, body: dict[str, Any]) -> Reply:
     data = http.dump(body)
     return Reply(reply.status, http.with_length(reply.headers, data), data, reply.watch)
+
+
+def _streamed(reply: Reply, *, usage: bool) -> Reply:
+    """A whole answer as a stream: a chunk with each choice, one with its end, and where wanted one with the usage."""
+    body = http.parse(reply.body)
+    about = {key: body[key] for key in ("id", "created", "model")}
+    about["object"] = "chat.completion.chunk" if body["object"] == "chat.completion" else body["object"]
+    chunks: list[dict[str, Any]] = []
+    for choice in body["choices"]:
+        begun = {"index": choice["index"], "logprobs": choice["logprobs"], "finish_reason": None}
+        if "message" in choice:
+            said = {key: value for key, value in choice["message"].items() if value is not None and value != []}
+            begun["delta"], ended = said, {"delta": {}}
+        else:
+            begun["text"], ended = choice["text"], {"text": ""}
+        chunks.append({"choices": [begun]})
+        ended |= {key: choice[key] for key in ("index", "finish_reason", "trimtab") if key in choice}
+        chunks.append({"choices": [ended | {"logprobs": None}], "trimtab": body["trimtab"]})
+    if usage:
+        chunks.append({"choices": [], "usage": body["usage"], "trimtab": body["trimtab"]})
+    data = b"".join(b"data: " + http.dump(about | chunk) + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"
+    headers = [(k, v) for k, v in reply.headers if k.lower() != b"content-type"]
+    streams = (b"content-type", b"text/event-stream; charset=utf-8")
+    return Reply(reply.status, http.with_length([*headers, streams], data), data, reply.watch)

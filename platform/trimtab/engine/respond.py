@@ -36,9 +36,8 @@ class Rewriter:
             if self._now is not None:
                 name = f"{self._now.name}@{self._now.version}".encode()
                 message["headers"] = [*message["headers"], (b"x-trimtab-prefix", name)]
-            if (detector := self._watch.detector) is not None:
-                name = f"{detector.known.name}@{detector.known.version}".encode()
-                message["headers"] = [*message["headers"], (b"x-trimtab-detector", name)]
+            if label := self._watch.label:
+                message["headers"] = [*message["headers"], (b"x-trimtab-detector", label.encode())]
             if self._stream:
                 await self._send(message)
             return

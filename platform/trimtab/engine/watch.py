@@ -14,7 +14,8 @@ class Watch:
 
     `alarms` is the share of false alarms that its threshold is chosen by; `running` gives risks of answers that are not done;
     `warning` says why risks may be off; `shadow` that nobody gets the answer; `given` is the number of tokens of an answer that
-    someone else wrote. `risks` are by the choices' indices, as far as they are known, of which so many have `ended`.
+    someone else wrote. `risks` are by the choices' indices, as far as they are known, of which so many have `ended`; `tokens`
+    were written so far.
     """
 
     detector: Loaded[Detector] | None = None
@@ -29,10 +30,16 @@ class Watch:
     ids: dict[str, str] = field(default_factory=dict[str, str])
     choices: int = 0
     ended: int = 0
+    tokens: int = 0
 
     def fresh(self, *, shadow: bool = False) -> "Watch":
         """The same watcher, for another answer."""
         return Watch(self.detector, self.status, self.reason, self.alarms, self.running, self.warning, shadow)
+
+    @property
+    def label(self) -> str | None:
+        """The detector's name and version."""
+        return f"{self.detector.known.name}@{self.detector.known.version}" if self.detector else None
 
     @property
     def threshold(self) -> float | None:

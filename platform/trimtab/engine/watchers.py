@@ -6,7 +6,7 @@ from typing import Any
 
 from trimtab.base import BaseModel
 from trimtab.detector import Detector, check_base
-from trimtab.engine.library import Library, Loaded, Source
+from trimtab.engine.library import Aliases, Library, Loaded, Source
 from trimtab.engine.watch import Watch
 from trimtab.engine.wishes import Wishes
 from trimtab.errors import ArtefactError
@@ -34,10 +34,9 @@ class Watchers:
         self._default = default
         self.library = Library(base.name, "detector", source, self._check)
 
-    async def refresh(self) -> None:
-        """Read the registry now. Raises TrackingError where it does not answer."""
-        if self._layers:
-            await self.library.refresh()
+    async def read(self) -> Aliases:
+        """Read the registry as `Library.read` does; an engine that captures nothing wants no detectors."""
+        return await self.library.read() if self._layers else {}
 
     async def chosen(self, wishes: Wishes, prefix: Prefix | None, request: dict[str, Any]) -> Watch:
         """Who watches a request that `prefix` steers. Raises NotFoundError for a detector that there is not."""

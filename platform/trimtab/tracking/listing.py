@@ -1,5 +1,6 @@
 """`trimtab list`, `show`, `promote`, `rollback` and `sync`: the registry from the command line."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,7 +10,9 @@ from trimtab import settings
 from trimtab.commands import ListConfig, RollbackConfig, SyncConfig, VersionConfig
 from trimtab.console import console, say
 from trimtab.errors import TrackingError
-from trimtab.tracking import registry
+from trimtab.tracking import live, registry
+from trimtab.tracking.live import Line
+from trimtab.tracking.registry import Version
 from trimtab.tracking.runs import Run
 
 # The figure of a kind that tells most, and its name in the card.
@@ -17,8 +20,10 @@ HEADLINES = {"prefix": ("balanced", "test_balanced"), "detector": ("AUROC", "tes
 
 
 def list_versions(config: ListConfig) -> dict[str, Any]:
-    """Print every version of every prefix and detector."""
+    """Print every version of every prefix and detector, or what a server answers with."""
     found = registry.versions(config.base)
+    if config.live:
+        return {"live": live.as_json(_live(config.live, config.key, found))}
     if not found:
         say("nothing yet: trimtab align makes prefixes, trimtab detect makes detectors, trimtab demo shows the whole way")
     else:
@@ -31,6 +36,16 @@ def list_versions(config: ListConfig) -> dict[str, Any]:
             table.add_row(f"{v.base}:{v.name}", v.kind, str(v.version), ", ".join(v.aliases), shown, v.run_id[:8])
         console.print(table)
     return {"versions": [asdict(v) for v in found]}
+
+
+def _live(url: str, key: str | None, found: Sequence[Version]) -> list[Line]:
+    lines = live.lines(url, key, found)
+    table = Table(*("model", "alias", "answers", "registry", "refused"))
+    for line in lines:
+        shown = "nobody" if line.live is None else str(line.live)
+        table.add_row(line.model, line.alias, shown, str(line.registered or "-"), line.refused or "")
+    console.print(table)
+    return lines
 
 
 def show(config: VersionConfig) -> dict[str, Any]:

@@ -6,13 +6,15 @@ so that a rollback is one call.
 
 import getpass
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import mlflow.artifacts
 from mlflow import MlflowException
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.store.entities.paged_list import PagedList
 
 from trimtab import card as cards
 from trimtab import detector as detectors
@@ -27,6 +29,8 @@ from trimtab.tracking.client import client, experiment_id, reachable
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 ALIASES = (CANDIDATE, CHAMPION)
+MODELS_PAGE, VERSIONS_PAGE = 1000, 10_000
+Found = TypeVar("Found")
 # What the command makes that names a kind.
 MAKERS = {"prefix": "trimtab align", "detector": "trimtab detect"}
 
@@ -81,6 +85,7 @@ def register(folder: Path, run_id: str) -> Version:
             registered, f"models:/{model.model_id}", run_id=run_id, tags=tags, model_id=model.model_id
         )
         api.set_registered_model_alias(registered, CANDIDATE, made.version)
+        _touch(registered)
     return find(card.base, card.name, str(made.version))
 
 
@@ -105,19 +110,40 @@ def find(base: str, name: str, ref: str = CHAMPION) -> Version:
 
 def versions(base: str | None = None, name: str | None = None, kind: str | None = None) -> list[Version]:
     """All versions, of one base model, name or kind where given; the newest of each name first."""
+    # In LIKE, an underscore is any character, so that what comes is looked at again.
+    pattern = f"name LIKE 'trimtab.{f'{base}.' if base else ''}%'"
     with reachable("list versions"):
-        found: list[Version] = []
-        for model in client().search_registered_models("name LIKE 'trimtab.%'"):
-            mine = model.tags.get("trimtab.kind")
-            if mine not in MAKERS or kind not in (None, mine) or base not in (None, model.tags.get("trimtab.base")):
-                continue
-            for version in client().search_model_versions(f"name = '{model.name}'"):
-                # The versions of a search come without their aliases; the model has them all.
-                names = [alias for alias, number in model.aliases.items() if int(number) == int(version.version)]
-                whole = _version(version, names)
-                if name in (None, whole.name):
-                    found.append(whole)
-        return sorted(found, key=lambda v: (v.base, v.name, -v.version))
+        models = _pages(lambda token: client().search_registered_models(pattern, max_results=MODELS_PAGE, page_token=token))
+        held = _pages(lambda token: client().search_model_versions(pattern, max_results=VERSIONS_PAGE, page_token=token))
+    wanted = {
+        model.name: model
+        for model in models
+        if (mine := model.tags.get("trimtab.kind")) in MAKERS
+        and kind in (None, mine)
+        and base in (None, model.tags.get("trimtab.base"))
+    }
+    found: list[Version] = []
+    for version in held:
+        if (model := wanted.get(version.name)) is None:
+            continue
+        # The versions of a search come without their aliases; the model has them all.
+        names = [alias for alias, number in model.aliases.items() if int(number) == int(version.version)]
+        whole = _version(version, names)
+        if name in (None, whole.name):
+            found.append(whole)
+    return sorted(found, key=lambda v: (v.base, v.name, -v.version))
+
+
+def changed(base: str) -> int:
+    """When something of a base model was last registered, promoted or rolled back by trimtab, in milliseconds since 1970.
+
+    A look of some milliseconds, where `versions` takes as long as there are versions. An alias that others moved does not show.
+    """
+    with reachable("look for changes"):
+        newest = client().search_registered_models(
+            f"name LIKE 'trimtab.{base}.%'", max_results=1, order_by=["last_updated_timestamp DESC"]
+        )
+    return int(newest[0].last_updated_timestamp or 0) if newest else 0
 
 
 def load(version: Version, base: BaseModel | None = None) -> Prefix:
@@ -165,6 +191,7 @@ def promote(version: Version, reason: str) -> Version | None:
             tags["promoted_over"] = str(before.version)
         for key, value in tags.items():
             api.set_model_version_tag(registered, number, f"trimtab.{key}", value)
+        _touch(registered)
     return before
 
 
@@ -180,7 +207,24 @@ def rollback(base: str, name: str) -> Version:
     before = find(base, name, over)
     with reachable(f"roll back {registered}"):
         client().set_registered_model_alias(registered, CHAMPION, over)
+        _touch(registered)
     return before
+
+
+def _touch(registered: str) -> None:
+    """Let `changed` see that an alias was moved, which MLflow itself does not date."""
+    client().update_registered_model(registered, client().get_registered_model(registered).description or "")
+
+
+def _pages(page: Callable[[str | None], PagedList[Found]]) -> list[Found]:
+    found: list[Found] = []
+    token = None
+    while True:
+        held = page(token)
+        found += held
+        token = held.token
+        if not token:
+            return found
 
 
 def _card(folder: Path) -> Card | DetectorCard:

@@ -1,0 +1,107 @@
+"""Servers as benchmarks start them: a command, until it answers, and down again; and the prefixes that they are given."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+
+from trimtab import prefix as prefixes
+from trimtab.base import BaseModel
+from trimtab.card import Card
+from trimtab.prefix import Prefix
+
+START_SECONDS, STOP_SECONDS = 400.0, 90.0
+# vLLM's CPU build reads these from the environment only.
+VLLM_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A command that serves, but for its address; `models` are the names that each of its loads asks for."""
+
+    name: str
+    command: Sequence[str]
+    models: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Up:
+    """A server that answers."""
+
+    url: str
+    process: "subprocess.Popen[bytes]"
+
+
+def vllm(model: str, name: str, *options: str) -> list[str]:
+    """The command of vLLM's own server."""
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", name]
+    return [*command, "--dtype", "float32", "--enforce-eager", "--generation-config", "vllm", *options]
+
+
+def trimtab(name: str, *options: str) -> list[str]:
+    """The command of trimtab's."""
+    return [sys.executable, "-m", "trimtab", "serve", "--model", name, "--engine.precision", "fp32", *options]
+
+
+@contextmanager
+def running(server: Server) -> Generator[Up]:
+    """A server while it is up. Raises RuntimeError with its last words where it does not start."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [*server.command, "--host", "127.0.0.1", "--port", str(port)]
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            command, stdout=said, stderr=subprocess.STDOUT, env=os.environ | server.environment, start_new_session=True
+        )
+        try:
+            await_answer(f"http://127.0.0.1:{port}/v1/models", process, said)
+            yield Up(f"http://127.0.0.1:{port}", process)
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def await_answer(url: str, process: "subprocess.Popen[bytes]", said: Any) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(url, timeout=5).is_success:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.5)
+    said.seek(0)
+    words = said.read().decode(errors="replace").strip().splitlines() or ["no word"]
+    raise RuntimeError(f"did not start: {words[-1][-300:]}")
+
+
+def random_prefixes(base: BaseModel, folder: Path, count: int, *, strength: float = 0.1) -> list[Prefix]:
+    """So many prefixes in a folder that serves as registry, p0, p1, ...: noise, or rows of the vocabulary where `strength` is
+    above 1, which change answers."""
+    generator, made = torch.Generator().manual_seed(0), list[Prefix]()
+    table = base.load("fp32").get_input_embeddings().weight.detach() if strength > 1 else None
+    for number in range(count):
+        card = Card("prefix", f"p{number}", base.name, base.fingerprint, "system", 0, 0, "")
+        noise = torch.randn(1, base.width, generator=generator)
+        picked = 0 if table is None else table[torch.randint(len(table), (1,), generator=generator)] * strength
+        prefix = prefixes.make(picked + noise * (0.05 if strength > 1 else strength), card)
+        prefixes.save(prefix, folder / f"p{number}" / "1")
+        (folder / f"p{number}" / "aliases.json").write_text('{"champion": 1}')
+        made.append(prefix)
+    return made

@@ -1,0 +1,63 @@
+"""A replica's line to the others: what they agreed to answer with, and their metrics."""
+
+from collections.abc import Generator, Mapping
+from contextlib import suppress
+from typing import Any
+
+from prometheus_client import REGISTRY, CollectorRegistry, Metric, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from trimtab.engine.library import Names
+from trimtab.errors import JobError
+
+
+class Peers:
+    """The replica `me` among those that tell an `agreement`, the handle of a deployment of that class."""
+
+    def __init__(self, agreement: Any, me: str) -> None:
+        self._agreement = agreement
+        self._me = me
+        self._metrics: Mapping[str, str] = {}
+
+    async def agree(self, names: Names) -> Names:
+        """Say what this replica could answer with; what all of them can is what it is to answer with. Raises JobError where
+        nobody hears it."""
+        try:
+            told = await self._agreement.tell.remote(self._me, names, generate_latest(REGISTRY).decode())
+        except (RayError, RayServeException) as error:
+            raise JobError(f"the other replicas cannot be reached: {error}") from error
+        self._metrics = told.metrics
+        return told.names
+
+    async def leave(self) -> None:
+        """Say that this replica stops."""
+        with suppress(RayError, RayServeException):
+            await self._agreement.leave.remote(self._me)
+
+    def metrics(self) -> bytes:
+        """The metrics of all replicas, those of the others some seconds old, each sample with its `replica`."""
+        return merged({**self._metrics, self._me: generate_latest(REGISTRY).decode()})
+
+
+def merged(texts: Mapping[str, str]) -> bytes:
+    """One exposition of several, by replica."""
+    families: dict[str, Metric] = {}
+    for replica, text in texts.items():
+        for family in text_string_to_metric_families(text):
+            held = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            held.samples += [s._replace(labels={**s.labels, "replica": replica}) for s in family.samples]
+    registry = CollectorRegistry()
+    registry.register(_Families(list(families.values())))
+    return generate_latest(registry)
+
+
+class _Families:
+    """What Prometheus' library calls a collector."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Generator[Metric]:
+        yield from self._families

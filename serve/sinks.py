@@ -1,0 +1,153 @@
+"""Where records of requests go: a log of JSON lines, an OpenTelemetry collector, and a sample of them into MLflow."""
+
+import logging
+import random
+import threading
+from collections.abc import Sequence
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from queue import Full, Queue
+from typing import Protocol
+
+import mlflow
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from trimtab import settings
+from trimtab.engine import metrics
+from trimtab.tracking.client import experiment_id
+
+from .config import ServeConfig
+from .records import Record, line
+
+log = logging.getLogger(__name__)
+
+MOST_WAITING = 1000
+LOG_BYTES, LOG_FILES = 32 << 20, 4
+STOP_SECONDS = 5.0
+FAILED = 500
+
+
+class Taker(Protocol):
+    """Takes one record at a time, and gives on what it keeps back."""
+
+    def __call__(self, record: Record) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+class Sinks:
+    """Gives records to `takers` in a thread of its own. A full disk or a slow collector costs records, which are counted, and
+    never an answer."""
+
+    def __init__(self, takers: Sequence[Taker]) -> None:
+        self._takers = takers
+        self._waiting: Queue[Record | None] = Queue(MOST_WAITING)
+        self._thread = threading.Thread(target=self._run, name="records", daemon=True)
+        self._thread.start()
+
+    def __call__(self, record: Record) -> None:
+        """Take a record; does not wait."""
+        try:
+            self._waiting.put_nowait(record)
+        except Full:
+            metrics.UNRECORDED.inc()
+
+    def stop(self) -> None:
+        """Give away what waits, for a few seconds at most."""
+        try:
+            self._waiting.put(None, timeout=STOP_SECONDS)
+        except Full:
+            return
+        self._thread.join(STOP_SECONDS)
+        for take in self._takers:
+            take.flush()
+
+    def _run(self) -> None:
+        while (record := self._waiting.get()) is not None:
+            for take in self._takers:
+                try:
+                    take(record)
+                except Exception:
+                    metrics.UNRECORDED.inc()
+                    log.warning("a record of a request was lost", exc_info=True)
+
+
+def opened(config: ServeConfig, replica: str) -> Sinks:
+    """The sinks that a server's settings ask for."""
+    folder = Path(config.logs) if config.logs else settings.home() / "logs"
+    takers: list[Taker] = [ToLog(folder / f"serve-{replica}.jsonl")]
+    takers += [ToCollector(config.otlp)] if config.otlp else []
+    takers += [ToMlflow(config.trace)] if config.trace > 0 else []
+    return Sinks(takers)
+
+
+class ToLog:
+    """A line of JSON for each request; where there are too many, the oldest file goes."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, delay=True)
+        self.flush = self._handler.flush
+
+    def __call__(self, record: Record) -> None:
+        """Write a line."""
+        self._handler.emit(logging.makeLogRecord({"msg": line(record)}))
+
+
+class ToCollector:
+    """A span for each request, in the trace that its `traceparent` names, sent over HTTP to an OpenTelemetry collector."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._provider = TracerProvider(resource=Resource.create({"service.name": "trimtab"}))
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
+        self._tracer, self._propagator = self._provider.get_tracer("trimtab"), TraceContextTextMapPropagator()
+
+    def __call__(self, record: Record) -> None:
+        """Make a span; it is sent with others."""
+        context = self._propagator.extract({"traceparent": record.parent}) if record.parent else None
+        said = attributes(record)
+        span = self._tracer.start_span(f"POST {record.path}", context, SpanKind.SERVER, said, start_time=record.began)
+        if record.status >= FAILED:
+            span.set_status(StatusCode.ERROR)
+        span.end(record.ended)
+
+    def flush(self) -> None:
+        """Send what was not sent yet."""
+        self._provider.force_flush(int(STOP_SECONDS * 1000))
+
+
+class ToMlflow:
+    """A trace in MLflow for this share of the requests, in the experiment that jobs log to."""
+
+    def __init__(self, share: float) -> None:
+        mlflow.set_tracking_uri(settings.tracking_uri())
+        self._share = share
+        self._experiment = experiment_id()
+
+    def __call__(self, record: Record) -> None:
+        """Make a trace, or not."""
+        if random.random() >= self._share:
+            return
+        inputs = {"id": record.id} | ({} if record.text is None else {"request": record.text})
+        said = {key: str(value) for key, value in attributes(record).items()}
+        span = mlflow.start_span_no_context(
+            record.path, inputs=inputs, attributes=said, experiment_id=self._experiment, start_time_ns=record.began
+        )
+        span.end(status="ERROR" if record.status >= FAILED else "OK", end_time_ns=record.ended)
+
+    def flush(self) -> None:
+        """Send what was not sent yet."""
+        mlflow.flush_trace_async_logging()
+
+
+def attributes(record: Record) -> dict[str, str | int | float]:
+    """What a span says of a request, in OpenTelemetry's words where there are some."""
+    said: dict[str, str | int | float] = {"http.response.status_code": record.status, "url.path": record.path}
+    named = {"model": "gen_ai.response.model", "tokens": "gen_ai.usage.output_tokens"}
+    said |= {"trimtab.request_id": record.id} | {named.get(k, f"trimtab.{k}"): value for k, value in record.notes.items()}
+    return said | ({} if record.first is None else {"gen_ai.server.time_to_first_token": record.first})

@@ -1,0 +1,161 @@
+"""The doors in front of a replica's engine: how many may come in, how long they may stay, and what is kept of them."""
+
+import asyncio
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import httpx
+import mlflow
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from trimtab.serve import sinks
+from trimtab.serve.bounded import Bounded
+from trimtab.serve.config import ServeConfig
+from trimtab.serve.records import Record, Recorded
+
+from trimtab import settings
+from trimtab.engine import http
+from trimtab.errors import UsageError
+from trimtab.tracking.client import experiment_id
+
+RECORD = Record("r1", "/v1/chat/completions", 200, 1_760_000_000_000_000_000, 1_760_000_001_500_000_000, 0.2, {}, None, None)
+
+
+async def slow(scope, receive, send):
+    """The server inside: answers, or streams for ever, after its door is opened."""
+    if scope["path"] == "/stream":
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        await send({"type": "http.response.body", "body": b"data: {}\n\n", "more_body": True})
+        await asyncio.Event().wait()
+    if scope["path"] == "/never":
+        await asyncio.Event().wait()
+    http.note(scope, model="m@1", risk=0.5, detector=None)
+    await asyncio.sleep(0)
+    await http.send_json(send, 200, {"read": len(await http.read(receive) or b"")})
+
+
+def asked(app, *requests, together=False):
+    async def run():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", timeout=30) as client:
+            calls = [client.post(path, content=b'{"secret": 1}', headers=headers) for path, headers in requests]
+            return await asyncio.gather(*calls) if together else [await call for call in calls]
+
+    return asyncio.run(run())
+
+
+def test_too_many_requests_are_told_to_come_again():
+    replies = asked(Bounded(slow, 3, 60, 60), *[("/", {})] * 5, together=True)
+    assert sorted(reply.status_code for reply in replies) == [200, 200, 200, 503, 503]
+    late = next(reply for reply in replies if reply.status_code == 503)
+    assert late.headers["retry-after"] == "1"
+    assert "3 requests run and wait here already" in late.json()["error"]["message"]
+
+
+def test_what_takes_too_long_is_ended_and_makes_room():
+    door = Bounded(slow, 1, 0.05, 0.05)
+    never, stream, good = asked(door, ("/never", {}), ("/stream", {}), ("/", {}))
+    assert never.status_code == 504
+    assert "longer than the 0.05 seconds" in never.json()["error"]["message"]
+    pieces = stream.text.strip().split("\n\n")
+    assert pieces[0] == "data: {}"
+    assert json.loads(pieces[1].removeprefix("data: "))["error"]["type"] == "TimeoutError"
+    assert good.status_code == 200
+
+
+def test_a_record_says_what_answered_and_not_what_was_said():
+    kept = []
+    first, named, strange = asked(
+        Recorded(slow, kept.append), ("/", {}), ("/", {"x-request-id": "mine-7"}), ("/", {"x-request-id": "a b"})
+    )
+    assert [record.id for record in kept] == [reply.headers["x-request-id"] for reply in (first, named, strange)]
+    assert kept[1].id == "mine-7"
+    assert kept[2].id != "a b"
+    line = kept[0].as_json()
+    assert (line["status"], line["model"], line["risk"], line["path"]) == (200, "m@1", 0.5, "/")
+    assert "detector" not in line
+    assert "secret" not in json.dumps(line)
+    (reply,) = asked(Recorded(slow, kept.append, with_text=True), ("/", {}))
+    assert kept[-1].as_json()["text"] == '{"secret": 1}'
+    assert reply.json() == {"read": 13}
+
+
+def test_a_line_of_json_for_each_request(tmp_path):
+    taken = sinks.opened(ServeConfig(logs=str(tmp_path)), "abc")
+    taken(RECORD)
+    taken(RECORD)
+    taken.stop()
+    lines = [json.loads(line) for line in (tmp_path / "serve-abc.jsonl").read_text().splitlines()]
+    assert lines[0] == lines[1]
+    assert lines[0]["at"] == "2025-10-09T08:53:20.000Z"
+    assert (lines[0]["id"], lines[0]["seconds"], lines[0]["first"]) == ("r1", 1.5, 0.2)
+
+
+def test_a_sink_that_fails_or_hangs_costs_records_only(monkeypatch):
+    monkeypatch.setattr(sinks, "MOST_WAITING", 2)
+    monkeypatch.setattr(sinks, "STOP_SECONDS", 0.1)
+    opened, kept = threading.Event(), []
+
+    class Full:
+        def __call__(self, record):
+            opened.wait(30)
+            kept.append(record)
+            raise OSError("the disk is full")
+
+        def flush(self):
+            return
+
+    taken = sinks.Sinks([Full()])
+    for _ in range(10):
+        taken(RECORD)
+    opened.set()
+    taken.stop()
+    assert 2 <= len(kept) <= 4
+
+
+def test_spans_reach_a_collector_in_the_trace_that_the_client_names():
+    got = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self):
+            got.append(self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args):
+            return
+
+    server = HTTPServer(("127.0.0.1", 0), Collector)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    take = sinks.ToCollector(f"http://127.0.0.1:{server.server_port}/v1/traces")
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    notes = {"model": "m@1", "risk": 0.5}
+    take(Record("r1", "/p", 200, 10**18, 2 * 10**18, 0.2, notes, None, f"00-{trace}-b7ad6b7169203331-01"))
+    take.flush()
+    server.shutdown()
+    (span,) = ExportTraceServiceRequest.FromString(got[0]).resource_spans[0].scope_spans[0].spans
+    assert span.trace_id.hex() == trace
+    assert (span.start_time_unix_nano, span.end_time_unix_nano) == (10**18, 2 * 10**18)
+    said = {a.key: a.value for a in span.attributes}
+    assert said["gen_ai.response.model"].string_value == "m@1"
+    assert said["trimtab.risk"].double_value == 0.5
+
+
+def test_a_share_of_the_requests_leaves_a_trace_in_mlflow(home):
+    whole = sinks.ToMlflow(1.0)
+    whole(RECORD)
+    whole.flush()
+    client = mlflow.MlflowClient(settings.tracking_uri())
+    (trace,) = client.search_traces(locations=[experiment_id()])
+    assert trace.info.request_time == RECORD.began // 10**6
+    assert trace.data.spans[0].attributes["trimtab.request_id"] == "r1"
+    none = sinks.ToMlflow(0.0)
+    none(RECORD)
+    none.flush()
+    assert len(client.search_traces(locations=[experiment_id()])) == 1
+
+
+@pytest.mark.parametrize("wrong", [{"replicas": 0}, {"trace": 2}, {"request_seconds": 0}, {"queue": -1}])
+def test_settings_that_cannot_be_are_refused(wrong):
+    with pytest.raises(UsageError):
+        ServeConfig(**wrong)
