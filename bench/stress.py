@@ -2,8 +2,9 @@
 
 python bench/stress.py [--quick] [--json FILE]
 
-Three things are done to it. A thousand prefixes go through 256 rows, and a sample of the answers is compared with those of
-transformers. A hundred streams are left in the middle. Ten times as many clients as it has room for ask without a pause.
+Four things are done to it. A thousand prefixes go through 256 rows, and a sample of the answers is compared with those of
+transformers. A hundred streams are left in the middle. Ten times as many clients as it has room for ask without a pause. A
+second replica comes when there is much to do, and goes when there is little, under load all the time.
 """
 
 import argparse
@@ -37,6 +38,8 @@ PREFIXES, ROWS, CHECKED, TOKENS = 1000, 256, 200, 12
 STREAMS, IDLE_SECONDS = 100, 2.0
 ROOM, TIMES, OVERLOAD_SECONDS, WELL_SECONDS = 32, 10, 120.0, 10.0
 GROWTH = 1.1
+# Of two engines that start on the same two cores, and of ten seconds with little to do.
+UP_SECONDS, DOWN_SECONDS = 180.0, 60.0
 OK, BUSY = 200, (429, 503)
 
 
@@ -55,6 +58,20 @@ def main() -> None:
         room = ["--requests", str(ROOM // 2), "--queue", str(ROOM - ROOM // 2)]
         with servers.running(Server("overload", servers.trimtab(base.name, *sizes, *room))) as up:
             lines += overload(up, base, OVERLOAD_SECONDS / share)
+        scale = [
+            "--replicas",
+            "1",
+            "--most_replicas",
+            "2",
+            "--target_requests",
+            "4",
+            "--up_seconds",
+            "2",
+            "--down_seconds",
+            "10",
+        ]
+        with servers.running(Server("scaling", servers.trimtab(base.name, *sizes, *scale))) as up:
+            lines += scaling(up, base)
     print(json.dumps(lines, indent=1))
     if options.json:
         Path(options.json).write_text(json.dumps(lines, indent=1) + "\n")
@@ -160,6 +177,49 @@ def overload(up: Up, base: BaseModel, seconds: float) -> list[dict[str, Any]]:
         line("stress.overload.memory", most / before, "times that before", GROWTH) | {"gib": most / 2**30},
         line("stress.overload.well_after", well, "s", WELL_SECONDS) | {"alone_seconds": alone},
     ]
+
+
+def scaling(up: Up, base: BaseModel) -> list[dict[str, Any]]:
+    """16 clients until a second replica answers, then one until it is gone; no answer is lost on the way."""
+    failed, times, most = 0, dict[str, float](), 16
+
+    async def client(session: aiohttp.ClientSession, number: int) -> None:
+        nonlocal failed, most
+        while number < most:
+            body = question(base.name, f"Count to {number}.") | {"max_tokens": 32, "ignore_eos": True}
+            try:
+                async with session.post(f"{up.url}/v1/chat/completions", json=body) as reply:
+                    failed += reply.status != OK
+                    await reply.read()
+            except aiohttp.ClientError:
+                failed += 1
+
+    async def watch() -> None:
+        nonlocal most
+        for name, count, clients_left in (("up", 2, 1), ("down", 1, 0)):
+            began = time.perf_counter()
+            while await asyncio.to_thread(replicas, up) != count:
+                await asyncio.sleep(0.5)
+            times[name] = time.perf_counter() - began
+            print(f"{count} replicas after {times[name]:.0f} s", flush=True)
+            most = clients_left
+
+    async def run() -> None:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(600)) as session:
+            await asyncio.gather(watch(), *(client(session, number) for number in range(most)))
+
+    asyncio.run(run())
+    return [
+        line("stress.scaling.failed", failed, "answers that failed", 0),
+        line("stress.scaling.up_after", times["up"], "s", UP_SECONDS),
+        line("stress.scaling.down_after", times["down"], "s", DOWN_SECONDS),
+    ]
+
+
+def replicas(up: Up) -> int:
+    """Replicas that /metrics knows of."""
+    text = httpx.get(f"{up.url}/metrics", timeout=60).text
+    return len({part.split('"')[0] for part in text.split('replica="')[1:]})
 
 
 def question(model: str, text: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ray import serve
+from ray.serve.config import AutoscalingConfig
 
 from trimtab import base as bases
 from trimtab import cli
@@ -43,7 +44,13 @@ def application(config: ServeConfig, base: BaseModel, cpus: float) -> Any:
         user_config={key: asdict(config)[key] for key in ("traffic", "shadow")},
     )
     if most > config.replicas:
-        scale = {"min_replicas": config.replicas, "max_replicas": most, "target_ongoing_requests": config.target_requests}
+        scale = AutoscalingConfig(
+            min_replicas=config.replicas,
+            max_replicas=most,
+            target_ongoing_requests=config.target_requests,
+            upscale_delay_s=config.up_seconds,
+            downscale_delay_s=config.down_seconds,
+        )
         deployment = deployment.options(autoscaling_config=scale)
     else:
         deployment = deployment.options(num_replicas=config.replicas)

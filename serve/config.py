@@ -1,10 +1,13 @@
 """Settings of the server."""
 
+import re
 from dataclasses import dataclass, field
 
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.traffic import Traffic
 from trimtab.errors import UsageError
+
+HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,10 @@ class ServeConfig:
         replicas: engines that share the load; each holds every champion.
         most_replicas: where above `replicas`, so many are started where there is more to do, and stopped again.
         target_requests: requests, running and waiting, that a replica should have; with more of them, replicas are added.
+        up_seconds: how long there must be too much to do before a replica is added.
+        down_seconds: how long there must be too little before one is stopped.
+        affinity: header whose value chooses the replica, as x-session-id, so that a conversation finds its prompts in the
+            prefix cache; without it, the replica with the least to do answers.
         cpus: CPU cores for each replica; 0 shares this machine's cores out.
         gpus: GPUs for each replica.
         requests: requests that one replica should run at the same time.
@@ -53,6 +60,9 @@ class ServeConfig:
     replicas: int = 1
     most_replicas: int = 0
     target_requests: float = 32
+    up_seconds: float = 30
+    down_seconds: float = 600
+    affinity: str | None = None
     cpus: float = 0
     gpus: float = 0
     requests: int = 128
@@ -80,6 +90,8 @@ class ServeConfig:
             raise UsageError("replicas and requests must be at least 1, queue not below 0")
         if min(self.request_seconds, self.stream_seconds, self.target_requests) <= 0 or self.drain_seconds < 0:
             raise UsageError("request_seconds, stream_seconds and target_requests must be above 0, drain_seconds not below")
+        if self.affinity is not None and not HEADER.fullmatch(self.affinity):
+            raise UsageError(f"affinity must be the name of a header, not {self.affinity!r}")
         if not 0 <= self.trace <= 1:
             raise UsageError("trace is a share of the requests, from 0 to 1")
         # Raises for shares that say nothing.

@@ -94,6 +94,8 @@ def _join(config: ServeConfig) -> bool:
     """Connect to Ray; True where this started it."""
     if ray.is_initialized():
         return False
+    if config.affinity:
+        os.environ[settings.BALANCE] = f"hdr({config.affinity})"
     passed = settings.prepare_environment()
     # It tells at each start that token authentication is on.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)

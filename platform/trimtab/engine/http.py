@@ -1,6 +1,7 @@
 """HTTP as ASGI has it: request bodies read within bounds, given again to another app, and JSON sent."""
 
 import json
+import logging
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from http import HTTPStatus
 from typing import Any
@@ -13,6 +14,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+
+log = logging.getLogger(__name__)
 
 MAX_BODY = 8 << 20
 NOTES = "trimtab.notes"
@@ -78,6 +81,34 @@ class Collected:
             self.status, self.headers = message["status"], list(message["headers"])
         elif message["type"] == "http.response.body":
             self.body += message.get("body", b"")
+
+
+class Blamed:
+    """A `send` for an app that stumbles over odd requests: its 500 is a 400 where `well` says that nothing is broken."""
+
+    def __init__(self, send: Send, well: Callable[[], bool]) -> None:
+        self._send = send
+        self._well = well
+        self._failed: Collected | None = None
+
+    async def __call__(self, message: Message) -> None:
+        """Take one ASGI message of the app inside."""
+        if message["type"] == "http.response.start" and message["status"] == HTTPStatus.INTERNAL_SERVER_ERROR and self._well():
+            self._failed = Collected()
+        if self._failed is None:
+            await self._send(message)
+            return
+        await self._failed(message)
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            log.warning("a request could not be taken: %s", self._failed.body[:500])
+            await send_json(self._send, 400, error_body(400, f"vLLM could not take this request: {_said(self._failed.body)}"))
+
+
+def _said(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return "no reason given"
 
 
 async def read(receive: Receive) -> bytes | None:

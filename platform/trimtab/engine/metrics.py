@@ -3,6 +3,7 @@
 from prometheus_client import Counter, Gauge, Histogram
 
 from trimtab.engine.guard import Steering
+from trimtab.engine.library import Aliases
 from trimtab.engine.watch import Watch
 
 # From a tenth of what a GPU needs for a token to what a busy CPU does.
@@ -20,6 +21,9 @@ RISK = Histogram("trimtab_risk", "Risk that an answer is made up.", WATCHED, buc
 UNCHECKED = Counter("trimtab_unchecked", "Answers that no detector checked.", (*STEERED, "status"))
 ROWS = Gauge("trimtab_rows_taken", "Rows of the vocabulary that hold prefixes.")
 REFRESHED = Gauge("trimtab_registry_read_seconds", "When the registry was last read, in seconds since 1970.")
+ALIAS = ("kind", "name", "alias")
+POINTED = Gauge("trimtab_alias_version", "The version that an alias answers with.", ALIAS)
+MOVED = Gauge("trimtab_alias_moved_seconds", "When an alias was last moved here, in seconds since 1970.", ALIAS)
 REFUSED = Gauge("trimtab_versions_refused", "Versions with an alias that could not be used.")
 UNRECORDED = Counter("trimtab_records_lost", "Requests that neither log nor trace has.")
 
@@ -37,3 +41,14 @@ def risk(labels: tuple[str, str, str], watch: Watch, index: int) -> None:
         return
     known = watch.detector.known
     RISK.labels(*labels, known.name, str(known.version)).observe(watch.risks[index])
+
+
+def pointed(kind: str, before: Aliases, now: Aliases) -> None:
+    """Say which versions aliases answer with, where that is not as before."""
+    for key in before.keys() - now.keys():
+        POINTED.remove(kind, *key)
+        MOVED.remove(kind, *key)
+    for key, version in now.items():
+        if before.get(key) != version:
+            POINTED.labels(kind, *key).set(version)
+            MOVED.labels(kind, *key).set_to_current_time()

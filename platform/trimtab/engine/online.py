@@ -23,7 +23,7 @@ from trimtab.engine import guard, http, metrics, openapi, outputs
 from trimtab.engine.answering import SCORE, STEERED, Answering
 from trimtab.engine.arguments import engine_args
 from trimtab.engine.config import EngineConfig
-from trimtab.engine.http import Receive, Scope, Send
+from trimtab.engine.http import Blamed, Receive, Scope, Send
 from trimtab.engine.library import Library, Names, Source
 from trimtab.engine.residents import Residents
 from trimtab.engine.rows import RowTable
@@ -120,8 +120,10 @@ class OnlineEngine:
             await self._agree(Names({PREFIX: self.prefixes.aliases, DETECTOR: self.watchers.library.aliases}, {}))
             raise
         agreed = await self._agree(mine)
-        await self.prefixes.point(agreed.aliases[PREFIX])
-        await self.watchers.library.point(agreed.aliases[DETECTOR])
+        for kind, library in ((PREFIX, self.prefixes), (DETECTOR, self.watchers.library)):
+            before = library.aliases
+            await library.point(agreed.aliases[kind])
+            metrics.pointed(kind, before, library.aliases)
         self.refused = agreed.refused
         await self.residents.welcome(self.prefixes.champions())
         metrics.ROWS.set(self.residents.taken())
@@ -138,6 +140,9 @@ class OnlineEngine:
             with suppress(TrimtabError):
                 await self.refresh()
 
+    def _well(self) -> bool:
+        return not self._engine.errored
+
     async def check_health(self) -> None:
         """Raises where the engine has died."""
         await self._engine.check_health()
@@ -153,9 +158,9 @@ class OnlineEngine:
         elif path == OPENAPI and method == "GET":
             await http.send_json(send, 200, self._described())
         elif path in (*STEERED, SCORE) and method == "POST":
-            await self.answering(scope, receive, send)
+            await self.answering(scope, receive, Blamed(send, self._well))
         elif path in (*PLAIN, *STEERED, "/v1/models"):
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, Blamed(send, self._well))
         else:
             await http.send_json(send, 404, http.error_body(404, f"there is no {method} {path} here"))
 
