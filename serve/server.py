@@ -94,6 +94,8 @@ def _join(config: ServeConfig) -> bool:
     """Connect to Ray; True where this started it."""
     if ray.is_initialized():
         return False
+    # Ray gives its workers less of a busy machine than others get; people wait for these.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     if config.affinity:
         os.environ[settings.BALANCE] = f"hdr({config.affinity})"
     passed = settings.prepare_environment()
