@@ -63,6 +63,18 @@ def test_what_takes_too_long_is_ended_and_makes_room():
     assert good.status_code == 200
 
 
+@pytest.mark.parametrize(("well", "status"), [(True, 400), (False, 500)])
+def test_a_stumble_over_a_request_is_no_error_of_the_server(well, status):
+    async def stumbling(scope, receive, send):
+        said = http.error_body(500, "'list' object has no attribute 'get'")
+        await http.send_json(http.Blamed(send, lambda: well), 500, said)
+
+    (reply,) = asked(stumbling, ("/", {}))
+    assert reply.status_code == status
+    assert "'list' object has no attribute 'get'" in reply.json()["error"]["message"]
+    assert ("vLLM could not take this request" in reply.text) == well
+
+
 def test_a_record_says_what_answered_and_not_what_was_said():
     kept = []
     first, named, strange = asked(

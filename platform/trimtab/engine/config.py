@@ -22,6 +22,7 @@ class EngineConfig:
         gpu_memory: share of a GPU's memory to use.
         seed: seed of requests that bring none.
         layers: layers whose hidden states are captured (0 is the embeddings); none are without detectors.
+        tool_parser: vLLM's parser of a model's tool calls, as hermes or llama3_json; without it, requests choose no tools.
         history: keep log-prob, entropy and margin of each token that is captured.
     """
 
@@ -36,5 +37,6 @@ class EngineConfig:
     cpu_cache_gib: int = 1
     gpu_memory: float = 0.9
     seed: int = 0
+    tool_parser: str | None = None
     layers: tuple[int, ...] = ()
     history: bool = False

@@ -89,6 +89,7 @@ class OnlineEngine:
         options: Any = make_arg_parser(FlexibleArgumentParser()).parse_args([])
         options.model, options.served_model_name = args["model"], [base.name]
         options.disable_fastapi_docs = True
+        options.enable_auto_tool_choice, options.tool_call_parser = bool(config.tool_parser), config.tool_parser
         app = build_app(options, ("generate",), engine.model_config)
         await init_app_state(engine, app.state, options, ("generate",))
         renderer = chat.renderer(base, config.rows)
