@@ -26,19 +26,19 @@ def joined(address: str | None) -> Generator[None]:
     if ray.is_initialized():
         yield
         return
-    passed = settings.prepare_environment()
+    passed, where = settings.prepare_environment(), address or os.environ.get("RAY_ADDRESS") or "local"
     # It tells at each start that token authentication is on.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     try:
         ray.init(
-            address=address or os.environ.get("RAY_ADDRESS") or "local",
+            address=where,
             include_dashboard=False if address is None else None,
             logging_level=logging.WARNING,
             log_to_driver=bool(os.environ.get("TRIMTAB_VERBOSE")),
             runtime_env={"env_vars": passed},
         )
     except (ConnectionError, RayError, ValueError) as error:
-        raise JobError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from error
+        raise JobError(f"no Ray cluster at {where}: {str(error).splitlines()[0]}") from error
     try:
         yield
     finally:

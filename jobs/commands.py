@@ -8,6 +8,7 @@ from .detect_config import DetectConfig
 from .evaluate_config import SafetyConfig
 from .judge_config import JudgesConfig
 from .study_config import StudyConfig
+from .submit_config import JobConfig, JobsConfig, SubmitConfig
 from .sweep_config import SweepConfig
 from .truth_config import TruthConfig
 from .utility_config import UtilityConfig
@@ -36,3 +37,7 @@ SWEEP = Command(
 )
 FILTER = Command("What the hard filter would leave, without training on it.", AlignConfig, "trimtab.jobs.filter:command")
 JUDGES = Command("Measure judges against human labels, and fit a classifier.", JudgesConfig, "trimtab.jobs.judges:command")
+SUBMIT = Command("Send a command of trimtab to a Ray cluster.", SubmitConfig, "trimtab.jobs.submit:submit")
+JOBS_LIST = Command("List the jobs of a cluster.", JobsConfig, "trimtab.jobs.submit:show")
+JOBS_LOGS = Command("Show what a job has said.", JobConfig, "trimtab.jobs.submit:logs")
+JOBS_STOP = Command("End a job.", JobConfig, "trimtab.jobs.submit:stop")

@@ -98,13 +98,13 @@ def _join(config: ServeConfig) -> bool:
     os.environ.setdefault("RAY_worker_niceness", "0")
     if config.affinity:
         os.environ[settings.BALANCE] = f"hdr({config.affinity})"
-    passed = settings.prepare_environment()
+    passed, where = settings.prepare_environment(), config.address or os.environ.get("RAY_ADDRESS") or "local"
     # It tells at each start that token authentication is on.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         ray.init(
-            address=config.address or os.environ.get("RAY_ADDRESS") or "local",
+            address=where,
             namespace="trimtab",
             include_dashboard=False if config.address is None else None,
             logging_level=logging.WARNING,
@@ -112,7 +112,7 @@ def _join(config: ServeConfig) -> bool:
             runtime_env={"env_vars": passed},
         )
     except (ConnectionError, RayError, ValueError) as error:
-        raise JobError(f"no Ray cluster at {config.address}: {str(error).splitlines()[0]}") from error
+        raise JobError(f"no Ray cluster at {where}: {str(error).splitlines()[0]}") from error
     return True
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from queue import Full, Queue
 from typing import Protocol
 
-import mlflow
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -19,7 +18,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from trimtab import settings
 from trimtab.engine import metrics
-from trimtab.tracking.client import experiment_id
+from trimtab.tracking.traces import Traces
 
 from .config import ServeConfig
 from .records import Record, line
@@ -125,24 +124,17 @@ class ToMlflow:
     """A trace in MLflow for this share of the requests, in the experiment that jobs log to."""
 
     def __init__(self, share: float) -> None:
-        mlflow.set_tracking_uri(settings.tracking_uri())
         self._share = share
-        self._experiment = experiment_id()
+        self._traces = Traces()
+        self.flush = self._traces.flush
 
     def __call__(self, record: Record) -> None:
         """Make a trace, or not."""
         if random.random() >= self._share:
             return
         inputs = {"id": record.id} | ({} if record.text is None else {"request": record.text})
-        said = {key: str(value) for key, value in attributes(record).items()}
-        span = mlflow.start_span_no_context(
-            record.path, inputs=inputs, attributes=said, experiment_id=self._experiment, start_time_ns=record.began
-        )
-        span.end(status="ERROR" if record.status >= FAILED else "OK", end_time_ns=record.ended)
-
-    def flush(self) -> None:
-        """Send what was not sent yet."""
-        mlflow.flush_trace_async_logging()
+        failed = record.status >= FAILED
+        self._traces.leave(record.path, inputs, attributes(record), record.began, record.ended, failed=failed)
 
 
 def attributes(record: Record) -> dict[str, str | int | float]:

@@ -50,25 +50,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(given: list[str]) -> int:
-    commands = {entry.name: entry for entry in entry_points(group="trimtab.commands")}
+    commands = _commands()
     if not given or given[0] in ("-h", "--help", "help"):
         print(_overview(commands))
         return 0 if given else 2
     if given[0] == "--version":
         print(f"trimtab {version('trimtab')}")
         return 0
+    command, parsed, output = _read(given)
+    module, _, function = command.run.partition(":")
+    result = getattr(import_module(module), function)(parsed)
+    if output and result is not None:
+        Path(output).write_text(json.dumps(result, indent=2) + "\n")
+    return 0
+
+
+def check(given: Sequence[str]) -> None:
+    """Raise UsageError for words that are no command with its options; nothing is run."""
+    _read(list(given))
+
+
+def _commands() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group="trimtab.commands")}
+
+
+def _read(given: list[str]) -> tuple[Command, Any, str | None]:
+    """A command, its settings, and the file for `--json`."""
+    commands = _commands()
     # `evaluate safety` is one command of two words.
     words = 2 if " ".join(given[:2]).replace(" ", "-") in commands else 1
     name = "-".join(given[:words])
     if name not in commands:
         raise UsageError(f"no command {given[0]!r}; there are: {', '.join(sorted(commands)).replace('-', ' ')}")
     command: Command = commands[name].load()
-    parsed, output = _parse(command, " ".join(given[:words]), given[words:])
-    module, _, function = command.run.partition(":")
-    result = getattr(import_module(module), function)(parsed)
-    if output and result is not None:
-        Path(output).write_text(json.dumps(result, indent=2) + "\n")
-    return 0
+    return command, *_parse(command, " ".join(given[:words]), given[words:])
 
 
 def _parse(command: Command, name: str, given: list[str]) -> tuple[Any, str | None]:
@@ -117,8 +132,11 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flags(settings_class: type, given: list[str]) -> list[str]:
-    """`--resume` alone means `--resume true`, and `--signals A B` a list, as people type it."""
-    given = _lists(settings_class, given)
+    """`--resume` alone means `--resume true`, `--signals A B` a list, and what comes after `--` the option `command`, as people
+    type it."""
+    given, whole = given[: given.index("--")] if "--" in given else given, given
+    command = ["--command", json.dumps(whole[len(given) + 1 :])] if len(given) < len(whole) else []
+    given = [*_lists(settings_class, given), *command]
     switches = {f"--{f.name}" for f in fields(settings_class) if f.type in (bool, "bool")}
     following = [*given, "--"][1:]
     return [
@@ -166,12 +184,16 @@ ABOUT = {
     "export": "make a PEFT prompt-tuning adapter of a prefix",
     "filter": "what the hard filter would leave, without training on it",
     "import": "make a prefix of a PEFT prompt-tuning adapter",
+    "jobs-list": "jobs of a cluster",
+    "jobs-logs": "what a job has said",
+    "jobs-stop": "end a job of a cluster",
     "judges": "measure judges against human labels, and fit a classifier",
     "list": "prefixes in the registry",
     "promote": "make a version the champion",
     "rollback": "give champion back to the version before",
     "serve": "serve the base model and its prefixes over the OpenAI API",
     "show": "one version: its card and figures",
+    "submit": "send a command to a Ray cluster",
     "study": "compare ways to learn a prefix over several seeds, in one report",
     "sweep": "search settings of align, and register the prefix of the best",
     "sync": "send what an outage of MLflow kept from being logged",

@@ -41,6 +41,8 @@ DEFAULTS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    # A submitted job has variables of its own, and hands these on beside them.
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
     # Requests that run are waited for in any case; this is for load balancers in front, and kept every stop waiting.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
