@@ -17,6 +17,8 @@ PARTS = ("end", "answer", "contrast")
 # Tokens that an accumulator can take back, and one.
 RECENT = 4
 TRACE = ("mean_logp", "min_logp", "std_logp", "mean_entropy", "mean_margin", "low_share", "tokens")
+# Rows of the vocabulary's width that a core's cache holds.
+CACHED_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,20 @@ def reading(logits: Tensor, tokens: Tensor) -> Reading:
 
 def reading_of(logp: Tensor, tokens: Tensor) -> Reading:
     """The same from log-probabilities [N, V], whose differences are those of the logits."""
+    # On a CPU a few rows at a time stay in its cache, which saves a third of the time.
+    rows = CACHED_ROWS if logp.device.type == "cpu" else max(1, len(logp))
+    parts = [_reading_of(*part) for part in zip(logp.split(rows), tokens.split(rows), strict=True)]
+    if len(parts) == 1:
+        return parts[0]
+    return Reading(*(torch.cat(values) for values in zip(*((p.logp, p.entropy, p.margin) for p in parts), strict=True)))
+
+
+def _reading_of(logp: Tensor, tokens: Tensor) -> Reading:
     top = logp.topk(2, -1).values
-    return Reading(
-        logp.gather(-1, tokens[..., None])[..., 0],
-        # Tokens that a mask forbids have a probability of 0 and a logarithm that is not finite. `torch.special.entr` would take
-        # the logarithm once more: three times the time.
-        -(logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1),
-        top[..., 0] - top[..., 1],
-    )
+    # Tokens that a mask forbids have a probability of 0 and a logarithm that is not finite. `torch.special.entr` would take the
+    # logarithm once more: three times the time.
+    weighted = logp.exp().mul_(logp.clamp(min=torch.finfo(logp.dtype).min))
+    return Reading(logp.gather(-1, tokens[..., None])[..., 0], -weighted.sum(-1), top[..., 0] - top[..., 1])
 
 
 def geometry(end: Tensor, answer: Tensor, prompt: Tensor) -> Tensor:
