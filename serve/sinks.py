@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 MOST_WAITING = 1000
 LOG_BYTES, LOG_FILES = 32 << 20, 4
+# In one folder, of all replicas that there were.
+MOST_FILES = 64
 STOP_SECONDS = 5.0
 FAILED = 500
 
@@ -86,10 +88,13 @@ def opened(config: ServeConfig, replica: str) -> Sinks:
 
 
 class ToLog:
-    """A line of JSON for each request; where there are too many, the oldest file goes."""
+    """A line of JSON for each request; where there are too many, the oldest files go, those of replicas before this one too."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        there = sorted(path.parent.glob("serve-*.jsonl*"), key=lambda old: old.stat().st_mtime)
+        for old in there[: -MOST_FILES + 1]:
+            old.unlink(missing_ok=True)
         self._handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, delay=True)
         self.flush = self._handler.flush
 

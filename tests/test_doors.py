@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -92,12 +93,18 @@ def test_a_record_says_what_answered_and_not_what_was_said():
     assert reply.json() == {"read": 13}
 
 
-def test_a_line_of_json_for_each_request(tmp_path):
+def test_a_line_of_json_for_each_request(tmp_path, monkeypatch):
+    monkeypatch.setattr(sinks, "MOST_FILES", 3)
+    for age in range(5):
+        old = tmp_path / f"serve-old{age}.jsonl"
+        old.write_text("{}")
+        os.utime(old, (1000 - age, 1000 - age))
     taken = sinks.opened(ServeConfig(logs=str(tmp_path)), "abc")
     taken(RECORD)
     taken(RECORD)
     taken.stop()
     lines = [json.loads(line) for line in (tmp_path / "serve-abc.jsonl").read_text().splitlines()]
+    assert {path.name for path in tmp_path.iterdir()} == {"serve-abc.jsonl", "serve-old0.jsonl", "serve-old1.jsonl"}
     assert lines[0] == lines[1]
     assert lines[0]["at"] == "2025-10-09T08:53:20.000Z"
     assert (lines[0]["id"], lines[0]["seconds"], lines[0]["first"]) == ("r1", 1.5, 0.2)
