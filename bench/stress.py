@@ -22,17 +22,15 @@ from typing import Any
 import aiohttp
 import httpx
 import psutil
-import torch
 from peers import servers
 from peers.servers import Server, Up
 from prometheus_client.parser import text_string_to_metric_families
 
 from trimtab import base as bases
-from trimtab import chat
 from trimtab.base import BaseModel
 from trimtab.data.questions import read_questions
+from trimtab.generate import inputs
 from trimtab.prefix import Prefix
-from trimtab.steering import FrozenModel
 
 PREFIXES, ROWS, CHECKED, TOKENS = 1000, 256, 200, 12
 STREAMS, IDLE_SECONDS = 100, 2.0
@@ -116,18 +114,13 @@ def many_prefixes(up: Up, base: BaseModel, prefixes: Sequence[Prefix], checked: 
 
 def references(base: BaseModel, asked: Sequence[tuple[Prefix, str]]) -> list[str]:
     """Greedy answers of transformers, one at a time."""
-    renderer = chat.renderer(base, ROWS)
-    frozen, found = FrozenModel(base.load("fp32"), renderer.first_row), list[str]()
+    model, tokenizer, found = base.load("fp32"), base.tokenizer(), list[str]()
     for prefix, text in asked:
-        ids = torch.tensor(renderer.prompt([{"role": "user", "content": text}], "system", [renderer.first_row]))
-        row = ids >= renderer.first_row
-        embedded = frozen.embedding(ids.masked_fill(row, 0)).clone()
-        embedded[row] = prefix.vectors
-        mask = torch.ones(1, len(ids), dtype=torch.long)
-        out: Any = frozen.model.generate(  # pyright: ignore[reportCallIssue]
-            inputs_embeds=embedded[None], attention_mask=mask, max_new_tokens=TOKENS, do_sample=False
+        given = inputs(model, base, [[{"role": "user", "content": text}]], prefix)
+        ids: Any = model.generate(  # pyright: ignore[reportCallIssue]
+            **given, max_new_tokens=TOKENS, do_sample=False
         )
-        found.append(str(renderer.tokenizer.decode(out[0], skip_special_tokens=True)))
+        found.append(str(tokenizer.decode(ids[0], skip_special_tokens=True)))
     return found
 
 

@@ -30,7 +30,6 @@ from .submit_config import JobConfig, JobsConfig, SubmitConfig
 
 POLL_SECONDS = 1.0
 ADDRESS = "RAY_API_SERVER_ADDRESS"
-ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,7 @@ def _job(details: JobDetails) -> Job:
 
 
 def _ended(job: Job) -> bool:
-    return JobStatus(job.status) in ENDED
+    return JobStatus(job.status).is_terminal()
 
 
 def _first(said: object) -> str:

@@ -8,7 +8,7 @@ from trimtab.errors import UsageError
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SubmitConfig:
     """Send a command of trimtab to a Ray cluster: trimtab submit --name NAME -- COMMAND [options].
 
@@ -27,18 +27,18 @@ class SubmitConfig:
         environment: names of variables whose values here the job gets: secrets, addresses of stores.
     """
 
-    command: list[str] = field(default_factory=list[str], kw_only=True)
-    name: str = field(kw_only=True)
-    address: str | None = field(default=None, kw_only=True)
-    attach: bool = field(default=False, kw_only=True)
-    wait: bool = field(default=False, kw_only=True)
-    upload: str | None = field(default=None, kw_only=True)
-    packages: str | None = field(default=None, kw_only=True)
-    image: str | None = field(default=None, kw_only=True)
-    cpus: float = field(default=0, kw_only=True)
-    gpus: float = field(default=0, kw_only=True)
-    retries: int = field(default=0, kw_only=True)
-    environment: list[str] | str = field(default_factory=list[str], kw_only=True)
+    command: list[str] = field(default_factory=list[str])
+    name: str
+    address: str | None = None
+    attach: bool = False
+    wait: bool = False
+    upload: str | None = None
+    packages: str | None = None
+    image: str | None = None
+    cpus: float = 0
+    gpus: float = 0
+    retries: int = 0
+    environment: list[str] | str = field(default_factory=list[str])
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):

@@ -8,7 +8,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from trimtab.engine.http import NOTES, App, Message, Receive, Scope, Send
+from trimtab.engine.http import NOTES, App, Message, Receive, Scope, Send, with_header
 
 REQUEST_ID = b"x-request-id"
 FIT = re.compile(r"[\w.:-]{1,64}")
@@ -61,8 +61,7 @@ class Recorded:
         headers = dict(scope["headers"])
         given = headers.get(REQUEST_ID, b"").decode("latin-1")
         name = given if FIT.fullmatch(given) else uuid.uuid4().hex
-        kept = [(k, v) for k, v in scope["headers"] if k != REQUEST_ID]
-        scope = {**scope, "headers": [*kept, (REQUEST_ID, name.encode())], NOTES: {}}
+        scope = {**scope, "headers": with_header(scope["headers"], REQUEST_ID, name.encode()), NOTES: {}}
         began, clock = time.time_ns(), time.perf_counter()
         status, first, text = 0, None, b""
 
@@ -77,8 +76,7 @@ class Recorded:
             nonlocal status, first
             if message["type"] == "http.response.start":
                 status = message["status"]
-                others = [(k, v) for k, v in message["headers"] if k.lower() != REQUEST_ID]
-                message["headers"] = [*others, (REQUEST_ID, name.encode())]
+                message["headers"] = with_header(message["headers"], REQUEST_ID, name.encode())
             elif first is None and message.get("body"):
                 first = round(time.perf_counter() - clock, 4)
             await send(message)

@@ -140,8 +140,12 @@ def parse(body: bytes) -> dict[str, Any]:
 
 def with_length(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> Headers:
     """The headers with the length of a body that was changed."""
-    kept = [(k, v) for k, v in headers if k.lower() != b"content-length"]
-    return [*kept, (b"content-length", str(len(body)).encode())]
+    return with_header(headers, b"content-length", str(len(body)).encode())
+
+
+def with_header(headers: Iterable[tuple[bytes, bytes]], name: bytes, value: bytes) -> Headers:
+    """The headers with this one, in the place of any of its name, which is in lower case."""
+    return [*((k, v) for k, v in headers if k.lower() != name), (name, value)]
 
 
 def dump(value: Any) -> bytes:

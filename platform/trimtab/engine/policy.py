@@ -128,6 +128,5 @@ def _streamed(reply: Reply, *, usage: bool) -> Reply:
     if usage:
         chunks.append({"choices": [], "usage": body["usage"], "trimtab": body["trimtab"]})
     data = b"".join(b"data: " + http.dump(about | chunk) + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"
-    headers = [(k, v) for k, v in reply.headers if k.lower() != b"content-type"]
-    streams = (b"content-type", b"text/event-stream; charset=utf-8")
-    return Reply(reply.status, http.with_length([*headers, streams], data), data, reply.watch)
+    headers = http.with_header(reply.headers, b"content-type", b"text/event-stream; charset=utf-8")
+    return Reply(reply.status, http.with_length(headers, data), data, reply.watch)

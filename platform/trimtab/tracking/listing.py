@@ -23,7 +23,7 @@ def list_versions(config: ListConfig) -> dict[str, Any]:
     """Print every version of every prefix and detector, or what a server answers with."""
     found = registry.versions(config.base)
     if config.live:
-        return {"live": live.as_json(_live(config.live, config.key, found))}
+        return {"live": [asdict(line) for line in _live(config.live, config.key, found)]}
     if not found:
         say("nothing yet: trimtab align makes prefixes, trimtab detect makes detectors, trimtab demo shows the whole way")
     else:

@@ -1,7 +1,7 @@
 """`trimtab list --live`: what a running server answers with, beside what the registry says."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -31,11 +31,6 @@ def lines(url: str, key: str | None, registered: Sequence[Version]) -> list[Line
     wanted = {(f"{v.base}:{v.name}", alias): v.version for v in registered if v.base == base["id"] for alias in v.aliases}
     keys = sorted({(model, alias) for model, aliases in live.items() for alias in aliases} | wanted.keys())
     return [Line(m, a, live.get(m, {}).get(a), wanted.get((m, a)), refused.get(f"{m}@{wanted.get((m, a))}")) for m, a in keys]
-
-
-def as_json(found: Sequence[Line]) -> list[dict[str, Any]]:
-    """For the result of a command."""
-    return [asdict(line) for line in found]
 
 
 def _models(url: str, key: str | None) -> list[dict[str, Any]]:

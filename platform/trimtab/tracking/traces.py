@@ -5,7 +5,6 @@ from typing import Any
 
 import mlflow
 
-from trimtab import settings
 from trimtab.tracking.client import experiment_id
 
 
@@ -13,7 +12,6 @@ class Traces:
     """Traces in the experiment that jobs log to; sent in the background."""
 
     def __init__(self) -> None:
-        mlflow.set_tracking_uri(settings.tracking_uri())
         self._experiment = experiment_id()
 
     def leave(
