@@ -7,7 +7,6 @@ curl localhost:8000/v1/models
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Generator
@@ -23,7 +22,7 @@ from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
 
 from trimtab import base as bases
-from trimtab import settings
+from trimtab import ports, settings
 from trimtab.base import BaseModel
 from trimtab.console import Bar, say
 from trimtab.engine import arguments
@@ -33,7 +32,7 @@ from . import keys, sources
 from .app import application
 from .config import ServeConfig
 
-APPLICATION = "trimtab"
+APPLICATION, LOCAL = "trimtab", "local"
 POLL_SECONDS = 0.5
 
 
@@ -72,7 +71,7 @@ def serving(config: ServeConfig, ended: threading.Event | None = None) -> Genera
         try:
             serve.start(http_options=HTTPOptions(host=config.host, port=config.port, request_timeout_s=None))
         except RayError as error:
-            raise JobError(f"Serve did not start: {_last_line(str(error))}") from error
+            raise JobError(f"Serve did not start: {_reason(str(error))}") from error
         _deploy(config, base, ended or threading.Event())
         yield f"http://{config.host}:{config.port}"
     finally:
@@ -98,7 +97,9 @@ def _join(config: ServeConfig) -> bool:
     os.environ.setdefault("RAY_worker_niceness", "0")
     if config.affinity:
         os.environ[settings.BALANCE] = f"hdr({config.affinity})"
-    passed, where = settings.prepare_environment(), config.address or os.environ.get("RAY_ADDRESS") or "local"
+    passed, where = settings.prepare_environment(), config.address or os.environ.get("RAY_ADDRESS") or LOCAL
+    if where == LOCAL:
+        passed |= _proxy_ports()
     # It tells at each start that token authentication is on.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -134,7 +135,7 @@ def _deploy(config: ServeConfig, base: BaseModel, ended: threading.Event) -> Non
     with Bar("starting replicas", config.replicas) as bar:
         while not ended.wait(POLL_SECONDS):
             if failure:
-                raise JobError(f"the replicas did not start: {_last_line(str(failure[0]))}")
+                raise JobError(f"the replicas did not start: {_reason(str(failure[0]))}")
             if not thread.is_alive() and _answers(config):
                 bar.update(config.replicas)
                 return
@@ -151,14 +152,16 @@ def _answers(config: ServeConfig) -> bool:
 
 
 def _check_port(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UsageError(f"cannot listen on {host}:{port} ({error.strerror}); choose another --port") from error
+    if why := ports.can_listen(host, port):
+        raise UsageError(f"cannot listen on {host}:{port} ({why}); choose another --port")
 
 
-def _last_line(text: str) -> str:
+def _proxy_ports() -> dict[str, str]:
+    """Free ones for what HAProxy says of itself, so that servers share a machine; those that the user has set stay."""
+    return {key: os.environ.get(key, str(port)) for key, port in zip(settings.PROXY_PORTS, ports.free(2, ""), strict=True)}
+
+
+def _reason(text: str) -> str:
+    """The line that matters of a long report: HAProxy names a taken port before it says that it gives up."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason given"
+    return next((line for line in lines if "cannot bind" in line), lines[-1] if lines else "no reason given")

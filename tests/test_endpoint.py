@@ -1,7 +1,6 @@
 """The endpoint judge against a server that speaks the OpenAI shape, verdicts that are kept, and the judges command."""
 
 import json
-import socket
 import threading
 from collections.abc import Generator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +12,7 @@ from trimtab.jobs.collect_config import CollectConfig
 from trimtab.jobs.judge_config import JudgeConfig
 from trimtab.jobs.verdicts import Verdicts
 
+from trimtab import ports
 from trimtab.cli import main
 from trimtab.data.questions import Question
 from trimtab.data.rows import Prompt
@@ -153,9 +153,7 @@ def test_models_with_a_temperature_of_their_own_are_asked_without(peer):
 
 
 def test_nobody_there_is_one_line():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = ports.free()[0]
     with pytest.raises(JobError, match=r"Connection error.*is it running"):
         Endpoint(f"http://127.0.0.1:{port}/v1", "judge").judge(["x"], ["y"])
 

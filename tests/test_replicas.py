@@ -14,10 +14,9 @@ from trimtab.serve.server import serving
 
 from tests.helpers import QUESTIONS, TOKENS, make_prefix, reference
 from tests.serve.asking import BASE
-from tests.serve.conftest import free_port
 from trimtab import chat as chats
+from trimtab import ports, settings
 from trimtab import prefix as prefixes
-from trimtab import settings
 from trimtab.answers import Ask
 from trimtab.card import FILE
 from trimtab.cli import main
@@ -54,7 +53,7 @@ def versions(frozen, base, tmp_path_factory):
 @pytest.fixture(scope="module")
 def url(versions) -> Generator[str]:
     engine = EngineConfig(rows=8, precision="fp32", max_length=256, cpu_cache_gib=1)
-    with serving(ServeConfig(port=free_port(), replicas=2, engine=engine)) as url:
+    with serving(ServeConfig(port=ports.free()[0], replicas=2, engine=engine)) as url:
         yield url
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ import httpx
 import psutil
 import pytest
 
+from trimtab import ports
+
 TOKEN = "a" * 32
 START_SECONDS, RUN_SECONDS = 120, 180
 
@@ -21,15 +22,15 @@ START_SECONDS, RUN_SECONDS = 120, 180
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
     """The dashboard of a cluster of one node, with token authentication on."""
-    ports = free_ports(4)
+    taken = ports.free(4)
     flags = ["--port", "--dashboard-port", "--ray-client-server-port", "--dashboard-agent-listen-port"]
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus", "2"]
     command += ["--dashboard-host", "127.0.0.1", "--temp-dir", str(tmp_path_factory.mktemp("ray"))]
-    command += [word for flag, port in zip(flags, ports, strict=True) for word in (flag, str(port))]
+    command += [word for flag, port in zip(flags, taken, strict=True) for word in (flag, str(port))]
     # The nodes' python is the one that has trimtab.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-    url = f"http://127.0.0.1:{ports[1]}"
+    url = f"http://127.0.0.1:{taken[1]}"
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
@@ -52,17 +53,6 @@ def answers(url: str) -> bool:
         return httpx.get(f"{url}/api/jobs/", headers={"authorization": f"Bearer {TOKEN}"}, timeout=5).is_success
     except httpx.HTTPError:
         return False
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 @pytest.fixture
@@ -123,7 +113,7 @@ def test_a_yaml_runs_there_as_it_does_here_and_fails_with_the_same_code(trimtab,
 
 
 def test_a_job_is_stopped(trimtab):
-    assert trimtab("submit", "--name", "server", "--", "serve", "--port", str(free_ports(1)[0]))[0] == 0
+    assert trimtab("submit", "--name", "server", "--", "serve", "--port", str(ports.free()[0]))[0] == 0
     code, said = trimtab("jobs", "stop", "server")
     assert code == 0
     assert "server: stopped" in said
@@ -160,7 +150,7 @@ def test_a_cluster_that_is_not_there_is_said_in_one_line(trimtab):
     code, said = trimtab("jobs", "list", RAY_API_SERVER_ADDRESS="")
     assert (code, said.count("\n")) == (2, 1)
     assert "which cluster?" in said
-    code, said = trimtab("jobs", "list", "--address", f"http://127.0.0.1:{free_ports(1)[0]}")
+    code, said = trimtab("jobs", "list", "--address", f"http://127.0.0.1:{ports.free()[0]}")
     assert (code, said.count("\n")) == (1, 1)
     assert said.startswith("trimtab: no Ray cluster answers at http://127.0.0.1")
 

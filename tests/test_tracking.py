@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import torch
 from trimtab.serve import sources
 from trimtab.serve.sources import Registry
 
+from trimtab import ports
 from trimtab import prefix as prefixes
 from trimtab.card import Card
 from trimtab.errors import NotFoundError, TrackingError, UsageError
@@ -127,9 +127,7 @@ def test_a_run_keeps_what_it_is_given(run, tmp_path):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = ports.free()[0]
     uri = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path / "files")]

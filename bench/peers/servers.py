@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import Any
 import httpx
 import torch
 
+from trimtab import ports
 from trimtab import prefix as prefixes
 from trimtab.base import BaseModel
 from trimtab.card import Card
@@ -58,9 +58,7 @@ def trimtab(name: str, *options: str) -> list[str]:
 @contextmanager
 def running(server: Server) -> Generator[Up]:
     """A server while it is up. Raises RuntimeError with its last words where it does not start."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = ports.free()[0]
     command = [*server.command, "--host", "127.0.0.1", "--port", str(port)]
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(

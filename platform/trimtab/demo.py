@@ -6,7 +6,6 @@ Each step is a `trimtab` command in a process of its own; the last one is asked 
 import json
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ import httpx
 from openai import OpenAI
 from rich.table import Table
 
-from trimtab import settings
+from trimtab import ports, settings
 from trimtab.console import console, say
 from trimtab.demo_config import DemoConfig
 from trimtab.errors import JobError
@@ -133,7 +132,7 @@ def _trimtab(arguments: Sequence[str]) -> None:
 
 @contextmanager
 def _server(config: DemoConfig) -> Generator[str]:
-    port = config.port or _free_port()
+    port = config.port or ports.free()[0]
     arguments = ["serve", "--model", BASE, "--port", str(port), "--engine.rows", "64"]
     say(f"$ trimtab {shlex.join(arguments)}")
     process = subprocess.Popen([sys.executable, "-m", "trimtab", *arguments])
@@ -218,9 +217,3 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -1,6 +1,5 @@
 """One server for all tests of this folder: three prefixes that change answers, and two detectors."""
 
-import socket
 from collections.abc import Generator
 
 import openai
@@ -9,7 +8,7 @@ from trimtab.serve.config import ServeConfig
 from trimtab.serve.server import serving
 
 from tests.helpers import make_detector, make_prefix
-from trimtab import detector
+from trimtab import detector, ports
 from trimtab import prefix as prefixes
 from trimtab.base import BaseModel
 from trimtab.detector import Detector
@@ -54,16 +53,10 @@ def watcher(frozen: FrozenModel, base: BaseModel, tmp_path_factory: pytest.TempP
 def url(registered: None, watcher: Detector) -> Generator[str]:
     engine = EngineConfig(rows=ROWS, precision="fp32", max_length=512)
     shares = {"four": {"champion": 1.0, "candidate": 1.0}}
-    with serving(ServeConfig(port=free_port(), engine=engine, traffic=shares, shadow={"four": "candidate"})) as url:
+    with serving(ServeConfig(port=ports.free()[0], engine=engine, traffic=shares, shadow={"four": "candidate"})) as url:
         yield url
 
 
 @pytest.fixture(scope="package")
 def client(url: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=120, max_retries=0)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
