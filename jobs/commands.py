@@ -6,7 +6,9 @@ from .collect_config import CollectConfig
 from .config import AlignConfig
 from .detect_config import DetectConfig
 from .evaluate_config import SafetyConfig
+from .gc_config import GcConfig
 from .judge_config import JudgesConfig
+from .promote_config import PromoteConfig
 from .study_config import StudyConfig
 from .submit_config import JobConfig, JobsConfig, SubmitConfig
 from .sweep_config import SweepConfig
@@ -36,7 +38,9 @@ SWEEP = Command(
     "Search settings of `trimtab align`, and register the prefix of the best.", SweepConfig, "trimtab.jobs.sweep:command"
 )
 FILTER = Command("What the hard filter would leave, without training on it.", AlignConfig, "trimtab.jobs.filter:command")
+GC = Command("Show and remove what nothing refers to any more.", GcConfig, "trimtab.jobs.gc:command")
 JUDGES = Command("Measure judges against human labels, and fit a classifier.", JudgesConfig, "trimtab.jobs.judges:command")
+PROMOTE = Command("Make a version the champion, where it passes the gate.", PromoteConfig, "trimtab.jobs.promote:command")
 SUBMIT = Command("Send a command of trimtab to a Ray cluster.", SubmitConfig, "trimtab.jobs.submit:submit")
 JOBS_LIST = Command("List the jobs of a cluster.", JobsConfig, "trimtab.jobs.submit:show")
 JOBS_LOGS = Command("Show what a job has said.", JobConfig, "trimtab.jobs.submit:logs")

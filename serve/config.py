@@ -47,6 +47,8 @@ class ServeConfig:
             who sends the same `user` stays with a version.
         shadow: alias of a prefix that is asked the same beside its answers, which nobody gets, as {"mine": "candidate"}.
         logs: folder of logs with a line of JSON for each request; without it, one in trimtab's home.
+        log_days: how long logs are kept, and so how long `trimtab lineage` finds a response by its id; sooner where they grow
+            beyond 64 files of 32 MiB.
         log_text: put what requests said into logs and traces as well.
         otlp: OpenTelemetry collector that gets a span for each request, as http://localhost:4318/v1/traces.
         trace: share of the requests that leave a trace in MLflow, from 0 to 1.
@@ -80,6 +82,7 @@ class ServeConfig:
     traffic: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
     shadow: dict[str, str] = field(default_factory=dict[str, str])
     logs: str | None = None
+    log_days: float = 30
     log_text: bool = False
     otlp: str | None = None
     trace: float = 0
@@ -88,8 +91,10 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if self.replicas < 1 or self.requests < 1 or self.queue < 0:
             raise UsageError("replicas and requests must be at least 1, queue not below 0")
-        if min(self.request_seconds, self.stream_seconds, self.target_requests) <= 0 or self.drain_seconds < 0:
-            raise UsageError("request_seconds, stream_seconds and target_requests must be above 0, drain_seconds not below")
+        if min(self.request_seconds, self.stream_seconds, self.target_requests, self.log_days) <= 0 or self.drain_seconds < 0:
+            raise UsageError(
+                "request_seconds, stream_seconds, target_requests and log_days must be above 0, drain_seconds not below"
+            )
         if self.affinity is not None and not HEADER.fullmatch(self.affinity):
             raise UsageError(f"affinity must be the name of a header, not {self.affinity!r}")
         if not 0 <= self.trace <= 1:

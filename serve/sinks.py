@@ -3,6 +3,7 @@
 import logging
 import random
 import threading
+import time
 from collections.abc import Sequence
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -30,6 +31,7 @@ LOG_BYTES, LOG_FILES = 32 << 20, 4
 # In one folder, of all replicas that there were.
 MOST_FILES = 64
 STOP_SECONDS = 5.0
+DAY, SWEEP_SECONDS = 86_400.0, 3600.0
 FAILED = 500
 
 
@@ -81,26 +83,34 @@ class Sinks:
 def opened(config: ServeConfig, replica: str) -> Sinks:
     """The sinks that a server's settings ask for."""
     folder = Path(config.logs) if config.logs else settings.home() / "logs"
-    takers: list[Taker] = [ToLog(folder / f"serve-{replica}.jsonl")]
+    takers: list[Taker] = [ToLog(folder / f"serve-{replica}.jsonl", config.log_days)]
     takers += [ToCollector(config.otlp)] if config.otlp else []
     takers += [ToMlflow(config.trace)] if config.trace > 0 else []
     return Sinks(takers)
 
 
 class ToLog:
-    """A line of JSON for each request; where there are too many, the oldest files go, those of replicas before this one too."""
+    """A line of JSON for each request; what is older than `days` or too much goes, of replicas before this one too."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, days: float = 30) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        there = sorted(path.parent.glob("serve-*.jsonl*"), key=lambda old: old.stat().st_mtime)
-        for old in there[: -MOST_FILES + 1]:
-            old.unlink(missing_ok=True)
+        self._path, self._seconds = path, days * DAY
+        self._swept = 0.0
         self._handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, delay=True)
         self.flush = self._handler.flush
 
     def __call__(self, record: Record) -> None:
         """Write a line."""
+        if time.monotonic() - self._swept > SWEEP_SECONDS or not self._swept:
+            self._sweep()
         self._handler.emit(logging.makeLogRecord({"msg": line(record)}))
+
+    def _sweep(self) -> None:
+        self._swept = time.monotonic()
+        there = sorted(self._path.parent.glob("serve-*.jsonl*"), key=lambda old: old.stat().st_mtime)
+        kept = [file for file in there[-MOST_FILES + 1 :] if time.time() - file.stat().st_mtime < self._seconds]
+        for old in set(there) - {*kept, self._path}:
+            old.unlink(missing_ok=True)
 
 
 class ToCollector:

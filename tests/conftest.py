@@ -29,6 +29,8 @@ def home(tmp_path, monkeypatch):
     for name in ("assets", "models", "wheels"):
         (tmp_path / name).symlink_to(settings.home() / name)
     monkeypatch.setenv("TRIMTAB_HOME", str(tmp_path))
+    # MLflow leaves the store that it was last told of in there.
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from trimtab.jobs import signal_store
 
 from trimtab import chat, detector, heads, signals
 from trimtab import prefix as prefixes
@@ -90,6 +91,16 @@ def make_detector(frozen: FrozenModel, base: BaseModel, name: str, layers: tuple
     return detector.make(head, normaliser, calibration, replace(card, thresholds=thresholds))
 
 
+def random_detector(base: BaseModel, name: str, layers: tuple[int, ...]) -> Detector:
+    """A head that nothing was learned for."""
+    torch.manual_seed(0)
+    settings = {"groups": 4, "projection": 16, "hidden": 32}
+    thresholds = dict.fromkeys(("0.01", "0.05", "0.1"), 0.5)
+    card = DetectorCard(name, base.name, base.fingerprint, list(layers), base.width, "flag", settings, -2.0, thresholds)
+    head = heads.get("flag")(base.width, len(layers), **settings)
+    return detector.make(head, torch.stack([torch.zeros(7), torch.ones(7)]), torch.tensor([1.0, 0.0]), card)
+
+
 # Tokens of each answer that are compared.
 TOKENS = 10
 
@@ -124,3 +135,22 @@ def signal_row(number: int, question: str, truthful: bool | None, psi: torch.Ten
         "psi": psi.flatten().tolist(),
         "history": history.flatten().tolist(),
     }
+
+
+def signal_set(folder: Path, base: BaseModel, layers: tuple[int, int], seed: int = 0) -> Path:
+    """A data set of 400 answers in which the last layer's last state tells the truth, with noise; some are unlabelled."""
+    signal_store.begin(folder, signal_store.Meta(base.name, base.fingerprint, layers, base.width, "fp32", None, ""))
+    generator = torch.Generator().manual_seed(seed)
+    for part in range(4):
+        rows = [_signals(part * 100 + i, base.width, generator, seed) for i in range(100)]
+        signal_store.append(folder, rows)
+    return folder
+
+
+def _signals(number: int, width: int, generator: torch.Generator, seed: int) -> dict:
+    truthful = bool(torch.rand(1, generator=generator) < 0.6)
+    psi = torch.randn(2, 3 * width, generator=generator)
+    psi[1, :100] += truthful
+    history = torch.randn(4, 3, generator=generator).abs() * torch.tensor([-1.0, 1.0, 1.0])
+    question = f"Question {number}{f' of {seed}' if seed else ''}?"
+    return signal_row(number, question, None if number % 10 == 0 else truthful, psi, history)

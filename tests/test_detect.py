@@ -9,9 +9,8 @@ from trimtab.jobs import collect, detect, free, signal_store
 from trimtab.jobs.asked import plan
 from trimtab.jobs.collect_config import CollectConfig
 from trimtab.jobs.detect_config import DetectConfig
-from trimtab.jobs.signal_store import Meta
 
-from tests.helpers import make_prefix, signal_row
+from tests.helpers import make_prefix, signal_set
 from trimtab import detector, learning, scores
 from trimtab import prefix as prefixes
 from trimtab.cli import main
@@ -27,22 +26,7 @@ LAYERS = (20, 29)
 
 @pytest.fixture(scope="module")
 def signals(base, tmp_path_factory):
-    """A data set of 400 answers in which the last layer's last state tells the truth, with noise; some are unlabelled."""
-    folder = tmp_path_factory.mktemp("signals") / "made"
-    meta = Meta(base.name, base.fingerprint, LAYERS, base.width, "fp32", None, "")
-    assert signal_store.begin(folder, meta) == set()
-    generator = torch.Generator().manual_seed(0)
-    for part in range(4):
-        signal_store.append(folder, [line(part * 100 + i, base.width, generator) for i in range(100)])
-    return folder
-
-
-def line(number: int, width: int, generator: torch.Generator) -> dict:
-    truthful = bool(torch.rand(1, generator=generator) < 0.6)
-    psi = torch.randn(2, 3 * width, generator=generator)
-    psi[1, :100] += truthful
-    history = torch.randn(4, 3, generator=generator).abs() * torch.tensor([-1.0, 1.0, 1.0])
-    return signal_row(number, f"Question {number}?", None if number % 10 == 0 else truthful, psi, history)
+    return signal_set(tmp_path_factory.mktemp("signals") / "made", base, LAYERS)
 
 
 def test_a_data_set_is_read_as_it_was_written_and_named_by_its_rows(signals, base):

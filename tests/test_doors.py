@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
@@ -98,7 +99,7 @@ def test_a_line_of_json_for_each_request(tmp_path, monkeypatch):
     for age in range(5):
         old = tmp_path / f"serve-old{age}.jsonl"
         old.write_text("{}")
-        os.utime(old, (1000 - age, 1000 - age))
+        os.utime(old, (time.time() - age, time.time() - age))
     taken = sinks.opened(ServeConfig(logs=str(tmp_path)), "abc")
     taken(RECORD)
     taken(RECORD)
@@ -108,6 +109,17 @@ def test_a_line_of_json_for_each_request(tmp_path, monkeypatch):
     assert lines[0] == lines[1]
     assert lines[0]["at"] == "2025-10-09T08:53:20.000Z"
     assert (lines[0]["id"], lines[0]["seconds"], lines[0]["first"]) == ("r1", 1.5, 0.2)
+
+
+def test_lines_are_kept_for_some_days(tmp_path):
+    ages = {"fresh": 1, "stale": 3}
+    for name, days in ages.items():
+        (tmp_path / f"serve-{name}.jsonl.1").write_text("{}")
+        os.utime(tmp_path / f"serve-{name}.jsonl.1", (time.time() - days * 86_400,) * 2)
+    taken = sinks.opened(ServeConfig(logs=str(tmp_path), log_days=2), "abc")
+    taken(RECORD)
+    taken.stop()
+    assert {path.name for path in tmp_path.iterdir()} == {"serve-abc.jsonl", "serve-fresh.jsonl.1"}
 
 
 def test_a_sink_that_fails_or_hangs_costs_records_only(monkeypatch):

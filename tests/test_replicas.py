@@ -21,7 +21,7 @@ from trimtab.answers import Ask
 from trimtab.card import FILE
 from trimtab.cli import main
 from trimtab.engine.config import EngineConfig
-from trimtab.tracking import registry, runs
+from trimtab.tracking import moves, registry, runs
 
 NAME = "moved"
 IN_FLIGHT, LOOKING, LIVE_SECONDS = 50, 4, 5.0
@@ -34,7 +34,7 @@ def versions(frozen, base, tmp_path_factory):
     run = runs.start("test", "align", folder)
     made = [make_prefix(frozen, base, NAME, 1, "system", seed) for seed in (11, 12, 13)]
     registered = [registry.register(prefixes.save(each, folder / str(n)), run.run_id) for n, each in enumerate(made)]
-    registry.promote(registered[0], "test")
+    moves.promote(registered[0], "test")
     run.finish("FINISHED")
     damaged = [p for p in settings.home().rglob(prefixes.FILE) if made[2].card.digest in (p.parent / FILE).read_text()]
     assert damaged
@@ -117,8 +117,8 @@ async def moved(running, change, version):
 def test_promotion_and_rollback_are_live_everywhere_without_a_wrong_answer(url, base, versions):
     async def run():
         async with load(url, versions) as running:
-            promoted = await moved(running, lambda: registry.promote(registry.find(base.name, NAME, "2"), "test"), 2)
-            back = await moved(running, lambda: registry.rollback(base.name, NAME), 1)
+            promoted = await moved(running, lambda: moves.promote(registry.find(base.name, NAME, "2"), "test"), 2)
+            back = await moved(running, lambda: moves.rollback(base.name, NAME), 1)
         return promoted, back, running.answers
 
     promoted, back, answers = asyncio.run(run())
@@ -148,7 +148,7 @@ def test_a_version_that_is_damaged_is_refused_by_all_and_named(url, base, versio
     (line,) = [line for line in capsys.readouterr().out.splitlines() if NAME in line and "champion" in line]
     assert [cell.strip() for cell in line.strip("│").split("│")][2:4] == ["1", "3"]
     assert "the vectors are not those of the card" in line
-    registry.rollback(base.name, NAME)
+    moves.rollback(base.name, NAME)
 
 
 def test_metrics_have_both_replicas(url):

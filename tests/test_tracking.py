@@ -17,7 +17,7 @@ from trimtab import ports
 from trimtab import prefix as prefixes
 from trimtab.card import Card
 from trimtab.errors import NotFoundError, TrackingError, UsageError
-from trimtab.tracking import registry, runs
+from trimtab.tracking import moves, registry, runs
 from trimtab.tracking.client import client
 
 
@@ -42,12 +42,12 @@ def test_versions_aliases_promotion_and_rollback(folder, run, base):
     assert registry.find(base.name, "steer", "candidate").version == second.version
     with pytest.raises(NotFoundError, match=r"it has versions 2 \(candidate\), 1 \(no alias\)"):
         registry.find(base.name, "steer")
-    registry.promote(first, "because")
+    moves.promote(first, "because")
     with pytest.raises(NotFoundError, match="nothing to go back to"):
-        registry.rollback(base.name, "steer")
-    assert registry.promote(second, "better").version == first.version
+        moves.rollback(base.name, "steer")
+    assert moves.promote(second, "better").version == first.version
     assert registry.find(base.name, "steer").version == second.version
-    assert registry.rollback(base.name, "steer").version == first.version
+    assert moves.rollback(base.name, "steer").version == first.version
     assert registry.find(base.name, "steer").metrics["test_balanced"] == pytest.approx(0.7)
     assert torch.equal(registry.load(second, base).vectors, prefixes.load(folder("steer", 2)).vectors)
 
@@ -94,9 +94,9 @@ def test_a_large_registry_is_read_where_something_changed(folder, run, base, mon
 
     assert [champion(), champion()] == [(None, 1), (None, 0)]
     for version in (first, second):
-        registry.promote(version, "test")
+        moves.promote(version, "test")
         assert [champion(), champion()] == [(version.version, 1), (version.version, 0)]
-    registry.rollback(base.name, "read")
+    moves.rollback(base.name, "read")
     assert champion() == (first.version, 1)
     assert held.versions("detector") == [v for v in versions(base.name) if v.kind == "detector"]
 

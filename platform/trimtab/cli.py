@@ -162,6 +162,8 @@ def _lists(settings_class: type, given: list[str]) -> list[str]:
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # Of a list's entries: the parser names our class before it says what is wrong.
+    lines = [line for line in lines if not line.startswith("Problem with given class_path")]
     return " ".join(lines[:2])[:300] if lines else type(error).__name__
 
 
@@ -183,13 +185,15 @@ ABOUT = {
     "evaluate-utility": "accuracy, perplexity and KL drift of base, text prompt and prefixes",
     "export": "make a PEFT prompt-tuning adapter of a prefix",
     "filter": "what the hard filter would leave, without training on it",
+    "gc": "show and remove what nothing refers to any more",
     "import": "make a prefix of a PEFT prompt-tuning adapter",
     "jobs-list": "jobs of a cluster",
     "jobs-logs": "what a job has said",
     "jobs-stop": "end a job of a cluster",
     "judges": "measure judges against human labels, and fit a classifier",
+    "lineage": "where an answer, a version or a run comes from",
     "list": "prefixes in the registry",
-    "promote": "make a version the champion",
+    "promote": "make a version the champion, where it passes the gate",
     "rollback": "give champion back to the version before",
     "serve": "serve the base model and its prefixes over the OpenAI API",
     "show": "one version: its card and figures",
@@ -197,4 +201,5 @@ ABOUT = {
     "study": "compare ways to learn a prefix over several seeds, in one report",
     "sweep": "search settings of align, and register the prefix of the best",
     "sync": "send what an outage of MLflow kept from being logged",
+    "ui": "open MLflow on the store that trimtab uses",
 }

@@ -61,6 +61,34 @@ class RollbackConfig:
 
 
 @dataclass(frozen=True)
+class LineageConfig:
+    """Where something comes from: versions, runs, data, code, and who made it champion.
+
+    Args:
+        what: id of a response, a request or a run; or NAME, NAME@ALIAS or NAME@VERSION of a prefix or detector.
+        base: base model of that name.
+        logs: folder of the server's logs, where responses are looked up; without it, the one in trimtab's home.
+        html: write the chain as a page to this file.
+    """
+
+    what: str
+    base: str = "smollm2-135m"
+    logs: str | None = None
+    html: str | None = None
+
+
+@dataclass(frozen=True)
+class UiConfig:
+    """Open MLflow on the store that trimtab uses.
+
+    Args:
+        port: port to listen on, on the loopback address.
+    """
+
+    port: int = 5000
+
+
+@dataclass(frozen=True)
 class ImportConfig:
     """Make a prefix of a PEFT prompt-tuning adapter.
 
@@ -101,8 +129,9 @@ ASSETS = Command("List what can be fetched by name, with licences and sizes.", A
 DEMO = Command("The whole story on this machine in minutes.", DemoConfig, "trimtab.demo:run")
 EXPORT = Command("Make a PEFT prompt-tuning adapter of a prefix.", ExportConfig, "trimtab.interchange:export_command")
 IMPORT = Command("Make a prefix of a PEFT prompt-tuning adapter.", ImportConfig, "trimtab.interchange:import_command")
+LINEAGE = Command("Where an answer, a version or a run comes from.", LineageConfig, "trimtab.tracking.lineage_page:command")
 LIST = Command("Prefixes and detectors in the registry.", ListConfig, "trimtab.tracking.listing:list_versions")
 SHOW = Command("One version: its card and figures.", VersionConfig, "trimtab.tracking.listing:show")
-PROMOTE = Command("Make a version the champion.", VersionConfig, "trimtab.tracking.listing:promote")
 ROLLBACK = Command("Give champion back to the version before.", RollbackConfig, "trimtab.tracking.listing:rollback")
 SYNC = Command("Send what an outage of MLflow kept from being logged.", SyncConfig, "trimtab.tracking.listing:sync")
+UI = Command("Open MLflow on the store that trimtab uses.", UiConfig, "trimtab.tracking.ui:command")

@@ -15,7 +15,7 @@ from trimtab.detector import Detector
 from trimtab.engine.config import EngineConfig
 from trimtab.prefix import Prefix
 from trimtab.steering import FrozenModel
-from trimtab.tracking import registry, runs
+from trimtab.tracking import moves, registry, runs
 
 ROWS = 4
 LAYERS = (20, 29)
@@ -30,7 +30,7 @@ def registered(frozen: FrozenModel, base: BaseModel, three: list[Prefix], tmp_pa
     for number, prefix in enumerate([*three, fourth[0], make_prefix(frozen, base, "one", 1, "system", 4), fourth[1]]):
         version = registry.register(prefixes.save(prefix, folder / str(number)), run.run_id)
         if number <= len(three):
-            registry.promote(version, "test")
+            moves.promote(version, "test")
     run.finish("FINISHED")
 
 
@@ -44,7 +44,7 @@ def watcher(frozen: FrozenModel, base: BaseModel, tmp_path_factory: pytest.TempP
     for each in made:
         version = registry.register(detector.save(each, folder / each.card.name), run.run_id)
         if each.card.name == "truth":
-            registry.promote(version, "test")
+            moves.promote(version, "test")
     run.finish("FINISHED")
     return made[0]
 

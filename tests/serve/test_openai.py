@@ -12,7 +12,7 @@ from tests.helpers import QUESTIONS, TOKENS, mixed_asks
 from tests.serve.asking import BASE, chat, together
 from trimtab.judges.endpoint import Endpoint
 from trimtab.prefix import Prefix
-from trimtab.tracking import registry
+from trimtab.tracking import moves, registry
 
 
 def model_of(prefix: Prefix | None, number: int = 1) -> str:
@@ -157,11 +157,11 @@ def test_hot_sampling_never_shows_a_reserved_token(url):
 
 
 def test_promotion_is_live_without_a_restart(client, base):
-    registry.promote(registry.find(base.name, "one", "2"), "test")
+    moves.promote(registry.find(base.name, "one", "2"), "test")
     deadline = time.monotonic() + 30
     while chat(client, f"{BASE}:one", "Hi", max_tokens=1).model != f"{BASE}:one@2":
         assert time.monotonic() < deadline
-    registry.rollback(base.name, "one")
+    moves.rollback(base.name, "one")
     while chat(client, f"{BASE}:one", "Hi", max_tokens=1).model != f"{BASE}:one@1":
         assert time.monotonic() < deadline
 

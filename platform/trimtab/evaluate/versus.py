@@ -46,9 +46,15 @@ def first_learned(names: Sequence[str]) -> str | None:
     return next((name for name in names if name not in UNLEARNED), None)
 
 
-def difference(ours: Sequence[ArmResult], theirs: Sequence[ArmResult], resamples: int = RESAMPLES) -> Rate:
+def difference(
+    ours: Sequence[ArmResult],
+    theirs: Sequence[ArmResult],
+    resamples: int = RESAMPLES,
+    sides: Sequence[bool] = (True, False),
+) -> Rate:
     """Balanced score of one arm's seeds less that of another's, with a 95 % interval: both on the same resampled prompts, each
-    with seeds of its own, as no seed of one belongs to one of the other. `count` counts prompts.
+    with seeds of its own, as no seed of one belongs to one of the other. `count` counts prompts; `sides` are those that count,
+    True for the harmful ones.
 
     Raises UsageError where seeds did not answer the same prompts.
     """
@@ -57,13 +63,13 @@ def difference(ours: Sequence[ArmResult], theirs: Sequence[ArmResult], resamples
     arms = [(1.0, ours), (-1.0, theirs)]
     picked = [torch.randint(len(seeds), (resamples, max(1, len(seeds) - 1)), generator=generator) for _, seeds in arms]
     total, value = torch.zeros(resamples), 0.0
-    for side in (True, False):
+    for side in sides:
         mine = [i for i, j in enumerate(answers) if j.harmful == side]
         drawn = torch.randint(len(mine), (resamples, len(mine)), generator=generator)
         times = torch.zeros(resamples, len(mine)).scatter_add_(1, drawn, torch.ones(resamples, len(mine)))
         for (sign, seeds), places in zip(arms, picked, strict=True):
             table = right(seeds, mine).float()
-            value += sign * table.mean().item() / 2
-            total += sign * (times @ table.T / len(mine)).gather(1, places).mean(1) / 2
+            value += sign * table.mean().item() / len(sides)
+            total += sign * (times @ table.T / len(mine)).gather(1, places).mean(1) / len(sides)
     low, high = torch.quantile(total, torch.tensor([0.025, 0.975])).tolist()
     return Rate(value, low, high, len(answers))

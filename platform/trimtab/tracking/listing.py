@@ -1,4 +1,4 @@
-"""`trimtab list`, `show`, `promote`, `rollback` and `sync`: the registry from the command line."""
+"""`trimtab list`, `show`, `rollback` and `sync`: the registry from the command line."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,7 +10,7 @@ from trimtab import settings
 from trimtab.commands import ListConfig, RollbackConfig, SyncConfig, VersionConfig
 from trimtab.console import console, say
 from trimtab.errors import TrackingError
-from trimtab.tracking import live, registry
+from trimtab.tracking import live, moves, registry
 from trimtab.tracking.live import Line
 from trimtab.tracking.registry import Version
 from trimtab.tracking.runs import Run
@@ -56,18 +56,9 @@ def show(config: VersionConfig) -> dict[str, Any]:
     return {"version": asdict(version), "card": card}
 
 
-def promote(config: VersionConfig) -> dict[str, Any]:
-    """Move `champion` to a version."""
-    version = registry.find(config.base, config.name, config.version)
-    before = registry.promote(version, "trimtab promote")
-    was = f" (was {before.version})" if before else ""
-    say(f"{config.base}:{config.name}: champion is now version {version.version}{was}")
-    return {"champion": version.version, "before": before.version if before else None}
-
-
 def rollback(config: RollbackConfig) -> dict[str, Any]:
     """Move `champion` back."""
-    version = registry.rollback(config.base, config.name)
+    version = moves.rollback(config.base, config.name)
     say(f"{config.base}:{config.name}: champion is version {version.version} again")
     return {"champion": version.version}
 

@@ -1,11 +1,8 @@
 """The registry: every kept prefix and detector is a version of `trimtab.<base>.<name>`; aliases say which one to use.
 
-`candidate` is the newest, `champion` the one that passed the gate. Who moved an alias, when and from where is kept as tags,
-so that a rollback is one call.
+`candidate` is the newest, `champion` the one that passed the gate (tracking/moves.py moves it).
 """
 
-import getpass
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +82,7 @@ def register(folder: Path, run_id: str) -> Version:
             registered, f"models:/{model.model_id}", run_id=run_id, tags=tags, model_id=model.model_id
         )
         api.set_registered_model_alias(registered, CANDIDATE, made.version)
-        _touch(registered)
+        touch(registered)
     return find(card.base, card.name, str(made.version))
 
 
@@ -176,42 +173,7 @@ def _fetched(version: Version, kind: str) -> Path:
     return Path(folder)
 
 
-def promote(version: Version, reason: str) -> Version | None:
-    """Move `champion` to a version; returns the champion before it. Who, when and why stay on the version."""
-    registered = model_name(version.base, version.name)
-    try:
-        before = find(version.base, version.name, CHAMPION)
-    except NotFoundError:
-        before = None
-    with reachable(f"promote {registered}"):
-        api, number = client(), str(version.version)
-        api.set_registered_model_alias(registered, CHAMPION, number)
-        tags = {"promoted_by": getpass.getuser(), "promoted_at": str(int(time.time())), "promoted_because": reason}
-        if before is not None and before.version != version.version:
-            tags["promoted_over"] = str(before.version)
-        for key, value in tags.items():
-            api.set_model_version_tag(registered, number, f"trimtab.{key}", value)
-        _touch(registered)
-    return before
-
-
-def rollback(base: str, name: str) -> Version:
-    """Give `champion` back to the version that the present one took it from."""
-    now = find(base, name, CHAMPION)
-    registered = model_name(base, name)
-    with reachable(f"roll back {registered}"):
-        tags = client().get_model_version(registered, str(now.version)).tags
-    over = tags.get("trimtab.promoted_over")
-    if over is None:
-        raise NotFoundError(f"{registered} version {now.version} took champion from no other version: nothing to go back to")
-    before = find(base, name, over)
-    with reachable(f"roll back {registered}"):
-        client().set_registered_model_alias(registered, CHAMPION, over)
-        _touch(registered)
-    return before
-
-
-def _touch(registered: str) -> None:
+def touch(registered: str) -> None:
     """Let `changed` see that an alias was moved, which MLflow itself does not date."""
     client().update_registered_model(registered, client().get_registered_model(registered).description or "")
 

@@ -1,7 +1,6 @@
 """One MLflow run per job, which survives an outage of the store: what cannot be sent waits in a file and is sent later."""
 
 import json
-import subprocess
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
 from trimtab.errors import Interrupted, TrackingError
+from trimtab.tracking import code
 from trimtab.tracking.client import client, experiment_id, reachable
 
 RETRY_SECONDS = 15.0
@@ -102,9 +102,12 @@ def start(name: str, kind: str, folder: Path, resumed: str | None = None, parent
         if resumed:
             client().update_run(resumed, status="RUNNING")
             return Run(resumed, folder)
-        tags = {"trimtab.kind": kind, **({"mlflow.parentRunId": parent} if parent else {}), **_source()}
-        run = client().create_run(experiment_id(), run_name=name, tags=tags)
-        return Run(str(run.info.run_id), folder)
+        tags = {"trimtab.kind": kind, **({"mlflow.parentRunId": parent} if parent else {}), **code.tags()}
+        made = client().create_run(experiment_id(), run_name=name, tags=tags)
+    run = Run(str(made.info.run_id), folder)
+    if not parent:
+        _log_code(run)
+    return run
 
 
 @contextmanager
@@ -138,11 +141,16 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _source() -> dict[str, str]:
-    """The code's git revision where the code is in a checkout."""
-    folder = Path(__file__).parent
-    done = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return {"mlflow.source.git.commit": done.stdout.strip()} if done.returncode == 0 else {}
+def _log_code(run: Run) -> None:
+    """All packages, and what differs from git's revision, as files of the run."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    for name, text in (("packages.txt", code.packages()), ("changes.patch", code.patch())):
+        if text:
+            # A folder of the run's own: the file's name is the artifact's, and it waits here through an outage.
+            path = run.folder / f"{run.run_id}.code" / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+            run.artifacts(path, "code")
 
 
 def _send_params(run_id: str, body: Mapping[str, Any]) -> None:

@@ -1,0 +1,67 @@
+"""Figures for the gate of detectors: the version and its champion read the same labelled answers."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from trimtab import learning
+from trimtab.base import BaseModel
+from trimtab.detector import Detector
+from trimtab.errors import UsageError
+from trimtab.evaluate import pooled, weighted
+from trimtab.evaluate.gating import Figure, Found, Rule
+from trimtab.evaluate.pooled import Resamples, Risks
+from trimtab.evaluate.truth import Interval
+from trimtab.tracking import registry
+from trimtab.tracking.registry import Version
+
+from . import signal_store
+from .promote_config import PromoteConfig
+from .signal_store import Collected
+
+
+def measured(
+    config: PromoteConfig, base: BaseModel, rules: Sequence[Rule], version: Version, champion: Version | None
+) -> Mapping[Rule, Found]:
+    """What each rule's figure is, and how much more than the champion's. Raises UsageError for rules that cannot be checked."""
+    for rule in rules:
+        if rule.metric not in weighted.FIGURES:
+            raise UsageError(f"rule on {rule.metric}: a detector has {', '.join(weighted.FIGURES)} on a set")
+    found: dict[Rule, Found] = {}
+    detectors = [registry.load_detector(each, base) for each in (version, champion) if each is not None]
+    for name in dict.fromkeys(rule.set or "" for rule in rules):
+        data = signal_store.read(Path(name), base)
+        read = [risks(each, data, name) for each in detectors]
+        drawn = pooled.resamples(data.groups, 1)
+        found |= {rule: _figures(rule, read, drawn) for rule in rules if rule.set == name}
+    return found
+
+
+def risks(detector: Detector, data: Collected, name: str) -> Risks:
+    """What a detector says of a set's labelled answers. Raises UsageError where it learned from them, or cannot read them."""
+    card = detector.card
+    if any(entry.get("digest") == data.digest for entry in card.data):
+        raise UsageError(f"{card.name} learned from {name}: a gate needs answers that it has not seen")
+    if missing := set(card.layers) - set(data.meta.layers):
+        raise UsageError(f"{card.name} reads layer {min(missing)}, which {name} does not hold: collect it with --layers")
+    at = torch.nonzero(~data.truthful.isnan()).squeeze(1)
+    made_up = (data.truthful[at] == 0).numpy()
+    if made_up.all() or not made_up.any():
+        raise UsageError(f"{name} must hold both right and made-up answers with labels")
+    layers = [data.meta.layers.index(layer) for layer in card.layers]
+    phi = learning.traced([data.traces[i] for i in at.tolist()], card.low)
+    risk = detector.risk(data.psi[at][:, layers], phi).double().numpy()
+    return Risks(0, at.numpy().astype(np.int64), risk, risk, made_up)
+
+
+def _figures(rule: Rule, read: Sequence[Risks], drawn: Resamples) -> Found:
+    figure = weighted.FIGURES[rule.metric]
+    found = pooled.estimate(figure, read[:1], drawn)
+    more = pooled.apart(figure, read[:1], read[1:], drawn) if len(read) > 1 else None
+    return _figure(found), _figure(more) if more else None
+
+
+def _figure(interval: Interval) -> Figure:
+    return Figure(interval.value, interval.low, interval.high)

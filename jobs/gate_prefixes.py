@@ -1,0 +1,63 @@
+"""Figures for the gate of prefixes: the version and its champion answer the same prompts, in one engine."""
+
+from collections.abc import Mapping, Sequence
+
+from trimtab.base import BaseModel
+from trimtab.data.readers import read_all
+from trimtab.engine.config import EngineConfig
+from trimtab.errors import UsageError
+from trimtab.evaluate import seeds, versus
+from trimtab.evaluate.gating import Figure, Found, Rule
+from trimtab.evaluate.metrics import Rate
+from trimtab.evaluate.safety import Arm, ArmResult
+from trimtab.evaluate.seeds import Measure
+from trimtab.tracking import registry
+from trimtab.tracking.registry import Version
+
+from . import arms, judging
+from .cluster import joined
+from .promote_config import PromoteConfig
+
+# What a figure is about: True is the harmful side.
+SIDES: dict[Measure, tuple[bool, ...]] = {"refusal": (True,), "compliance": (False,), "balanced": (True, False), "partial": ()}
+MINE, THEIRS = "version", "champion"
+
+
+def measured(
+    config: PromoteConfig, base: BaseModel, rules: Sequence[Rule], version: Version, champion: Version | None
+) -> Mapping[Rule, Found]:
+    """What each rule's figure is, and how much more than the champion's. Raises UsageError for rules that cannot be checked."""
+    for rule in rules:
+        if _measure(rule) == "partial" and rule.over_champion is not None:
+            raise UsageError("rule on partial: it is held against a bound only, not against the champion")
+    sets = {name: read_all([name], None, config.columns) for name in dict.fromkeys(rule.set or "" for rule in rules)}
+    chosen = [Arm(MINE, prefix=registry.load(version, base))]
+    if champion is not None:
+        chosen.append(Arm(THEIRS, prefix=registry.load(champion, base)))
+    engine = EngineConfig(rows=256, precision=config.precision, max_length=2048)
+    judge = judging.opened(config.judge, base, config.gpus)
+    with joined(config.address):
+        results = arms.evaluate(base, chosen, sets, config.max_tokens, engine, config.gpus)
+        results = judging.rejudged(results, judge, config.gpus)
+    return {rule: _figures(rule, results[rule.set or ""]) for rule in rules}
+
+
+def _figures(rule: Rule, results: Sequence[ArmResult]) -> Found:
+    mine, theirs, measure = results[0], results[1:], _measure(rule)
+    found = seeds.over_seeds([mine], measure)
+    if not found.count:
+        raise UsageError(f"rule on {rule.metric}: {rule.set} has no prompts of that side")
+    sides = SIDES[measure]
+    more = versus.difference([mine], theirs, sides=sides) if theirs and sides else None
+    return _figure(found), _figure(more) if more else None
+
+
+def _measure(rule: Rule) -> Measure:
+    for measure in SIDES:
+        if measure == rule.metric:
+            return measure
+    raise UsageError(f"rule on {rule.metric}: a prefix has {', '.join(SIDES)} on a set")
+
+
+def _figure(rate: Rate) -> Figure:
+    return Figure(rate.value, rate.low, rate.high)

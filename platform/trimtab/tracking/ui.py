@@ -1,0 +1,37 @@
+"""`trimtab ui`: MLflow's own pages on the store that trimtab uses."""
+
+import subprocess
+import sys
+
+from trimtab import ports, settings
+from trimtab.commands import UiConfig
+from trimtab.console import say
+from trimtab.errors import JobError, UsageError
+from trimtab.tracking.client import experiment_id, reachable
+
+LOOPBACK = "127.0.0.1"
+
+
+def command(config: UiConfig) -> None:
+    """Serve the pages until Ctrl-C, or name the server that has them already."""
+    uri = settings.tracking_uri()
+    if uri.startswith(("http://", "https://")):
+        say(f"MLFLOW_TRACKING_URI names a server, which has the pages: {uri}")
+        return
+    if why := ports.can_listen(LOOPBACK, config.port):
+        raise UsageError(f"cannot listen on {LOOPBACK}:{config.port} ({why}); choose another --port")
+    # Made on first use, so that a fresh store has what the address names.
+    with reachable("open the store"):
+        experiment = experiment_id()
+    say(f"http://{LOOPBACK}:{config.port}/#/experiments/{experiment} (Ctrl-C ends it)")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", LOOPBACK]
+    command += ["--port", str(config.port), "--workers", "1"]
+    process = subprocess.Popen(command)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        return
+    if code:
+        raise JobError(f"MLflow ended with exit code {code}")
