@@ -30,6 +30,7 @@ from trimtab.detector import DetectorCard
 LOAD = Path(__file__).parent / "peers" / "load.py"
 TOKENS, LENGTH, SEQUENCES, RANK = 32, 1024, 64, 8
 CONCURRENT = (1, 32, 64)
+WARM = 32
 LAYERS = (20, 29)
 # Shares of the peer's tokens a second, and how many milliseconds later the first token may come than vLLM's.
 KEPT, ALMOST, LATER = 0.99, 0.95, 10.0
@@ -50,8 +51,10 @@ def main() -> None:
                     with servers.running(server) as up:
                         for models in server.models.values():
                             # The first requests of all warm up.
-                            measured(up.url, models[:8], 8, -1)
-                        for mode, models in server.models.items():
+                            measured(up.url, models[:8], WARM, -1)
+                        # In turns, so that no mode is always the first one after a start.
+                        modes = list(server.models.items())
+                        for mode, models in modes if number % 2 == 0 else reversed(modes):
                             for many in concurrent:
                                 found.setdefault((mode, many), []).append(measured(up.url, models, many, number))
                                 print(f"{number + 1} {mode}, {many} at once: {found[mode, many][-1]}", flush=True)
