@@ -123,19 +123,22 @@ def _steps(config: AlignConfig, base: BaseModel, prepared: Prepared, run: Run, f
 def _folder(config: AlignConfig) -> tuple[Path, str | None]:
     """The run's folder, and the MLflow run to go on with where one is resumed."""
     parent = settings.runs() / config.name
-    if not config.resume:
-        folder = parent / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
-        folder.mkdir(parents=True)
-        return folder, None
     unfinished = [f for f in sorted(parent.glob("*")) if (f / "run.json").exists() and not (f / "done").exists()]
-    if not unfinished:
+    if config.resume and unfinished:
+        known = json.loads((unfinished[-1] / "run.json").read_text())
+        now = json.loads(json.dumps(config.identity()))
+        changed = sorted(k for k, v in runs.flatten(now).items() if runs.flatten(known["config"]).get(k) != v)
+        if not changed:
+            return unfinished[-1], known["run_id"]
+        if config.resume is True:
+            raise UsageError(
+                f"the unfinished run of {config.name!r} had other settings ({', '.join(changed)}): give the same ones"
+            )
+    if config.resume is True:
         raise UsageError(f"there is no unfinished run of {config.name!r} to resume; leave --resume out to begin one")
-    known = json.loads((unfinished[-1] / "run.json").read_text())
-    now = json.loads(json.dumps(config.identity()))
-    changed = sorted(k for k, v in runs.flatten(now).items() if runs.flatten(known["config"]).get(k) != v)
-    if changed:
-        raise UsageError(f"the unfinished run of {config.name!r} had other settings ({', '.join(changed)}): give the same ones")
-    return unfinished[-1], known["run_id"]
+    folder = parent / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+    folder.mkdir(parents=True)
+    return folder, None
 
 
 def _evaluate(config: AlignConfig, base: BaseModel, prepared: Prepared, prefix: Prefix) -> dict[str, list[ArmResult]]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 def board_name(run_id: str) -> str:
@@ -30,3 +31,9 @@ class Board:
     def stop(self) -> None:
         """Ask the workers to stop after the step they are in."""
         self._stop = True
+
+
+def opened(name: str | None = None) -> Any:
+    """A board on the node of whoever asks: it goes with them, and not with a node that leaves."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Board.options(name=name, scheduling_strategy=here).remote()

@@ -14,10 +14,14 @@ class MlflowCallback(UserCallback):
         self.run = run
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        """Called when all workers have reported; worker 0 brings the steps since the last report."""
+        """Called when all workers have reported; worker 0 brings the steps since the last report, and
+        one worker of each node how busy it is."""
         for entry in metrics[0].get("history", []):
             values = {f"train/{key}": value for key, value in entry.items() if key != "step"}
             self.run.metrics(values, int(entry["step"]))
+        nodes = {name: value for reported in metrics for name, value in reported.get("node", {}).items()}
+        if nodes:
+            self.run.metrics(nodes, int(metrics[0]["step"]))
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called when workers failed, before they are started again."""

@@ -15,7 +15,7 @@ from trimtab import settings
 from trimtab.console import Bar
 from trimtab.errors import JobError, TrimtabError
 
-from .board import Board
+from .board import opened
 
 POLL_SECONDS = 0.5
 
@@ -51,7 +51,7 @@ def run_task(title: str, function: str, *args: Any, cpus: float, gpus: float) ->
     The function's first argument is called with (done, total), and moves a progress bar here. Named by text, so that this
     process need not import what the function needs.
     """
-    board: Any = Board.remote()
+    board = opened()
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=1)(_with_progress)
     reference = task.remote(function, board, *args)
     try:

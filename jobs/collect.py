@@ -7,7 +7,6 @@ trimtab collect --questions trimtab:countries --out signals --samples 10 --p_tru
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -19,6 +18,7 @@ from trimtab.base import BaseModel
 from trimtab.console import say
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import ArtefactError, UsageError
+from trimtab.places import Place, place
 from trimtab.prefix import Prefix
 from trimtab.scores import p_true
 
@@ -34,7 +34,7 @@ from .signal_store import Meta
 TWO_THIRDS = 2 / 3
 
 
-def collect(config: CollectConfig) -> Path:
+def collect(config: CollectConfig) -> Place:
     """Ask what was not asked yet; gives the data set's folder. Raises errors of ours; Ctrl-C loses one batch at most."""
     base = bases.resolve(config.base, config.revision)
     layers = tuple(sorted(set(config.layers))) or (round(base.depth * TWO_THIRDS), base.depth - 1)
@@ -42,7 +42,7 @@ def collect(config: CollectConfig) -> Path:
         raise UsageError(f"layers must be from 0 to {base.depth - 1} for {base.name}, not {list(layers)}")
     prefix = next(iter(find(config.prefix, base).values())) if config.prefix else None
     asked = planned(config)
-    folder = Path(config.out)
+    folder = place(config.out)
     there = signal_store.begin(folder, _meta(config, base, layers, prefix))
     missing = {a.key: a for a in asked if a.key not in there}
     if missing:

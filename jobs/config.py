@@ -164,21 +164,27 @@ class ScaleConfig:
 
     Args:
         workers: training workers; the prefix is the same for any number.
+        least_workers: where above 0, training goes on with as few where nodes leave, and with more again where they come
+            back; else it waits until there are `workers`.
         parallel: data gives each worker the whole model; shard cuts the layers' weights over the workers (FSDP2), for models
             that are too large for one device.
         cpus: CPU cores for each worker; 0 shares this machine's cores out.
         gpus: GPUs for each worker, and for each engine.
         engines: engines that sample targets at the same time.
         retries: times that training may lose workers and go on from its last checkpoint.
+        storage: folder for checkpoints that all nodes reach, as s3://bucket/folder or a path; without it, the run's own folder
+            in trimtab's home.
         address: Ray cluster to run on; without one a local Ray is started for the job.
     """
 
     workers: int = 1
+    least_workers: int = 0
     parallel: Literal["data", "shard"] = "data"
     cpus: float = 0
     gpus: float = 0
     engines: int = 1
     retries: int = 3
+    storage: str | None = None
     address: str | None = None
 
 
@@ -194,7 +200,8 @@ class AlignConfig:
         rows: learned embedding rows (k).
         objective: how it is learned: sta, likelihood, or one that another package registers.
         objective_options: settings of the objective, as --objective_options.gamma 1.
-        resume: go on with the last unfinished run of this name.
+        resume: go on with the last unfinished run of this name; auto does so where there is one with these settings, and
+            else begins one, for whatever starts a job again by itself.
         register: register the prefix, and promote it where it passes the gate.
     """
 
@@ -211,7 +218,7 @@ class AlignConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
-    resume: bool = False
+    resume: bool | Literal["auto"] = False
     register: bool = True
 
     def __post_init__(self) -> None:
@@ -221,6 +228,8 @@ class AlignConfig:
                 f"{self.scale.workers} workers cannot share {batches} micro-batches: make train.micro_batch smaller than "
                 f"{self.train.micro_batch} or use fewer workers"
             )
+        if not 0 <= self.scale.least_workers <= self.scale.workers:
+            raise UsageError(f"scale.least_workers must be from 0 to scale.workers ({self.scale.workers})")
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a run to be resumed: everything but where and how widely it runs."""

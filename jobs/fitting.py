@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem  # pyright: ignore[reportMissingTypeStubs]
 from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from trimtab import prefix as prefixes
+from trimtab import settings
 from trimtab.base import BaseModel
 from trimtab.card import Card
 from trimtab.console import Bar, say
 from trimtab.errors import JobError
+from trimtab.places import place
 from trimtab.prefix import Prefix
 from trimtab.tracking.runs import Run
 
-from .board import Board, board_name
+from .board import board_name, opened
 from .callbacks import MlflowCallback
 from .cluster import cause, cpus_for_all
 from .config import AlignConfig
@@ -49,23 +52,26 @@ def fit(
     """Train; go on from the newest checkpoint in `folder` where there is one, and start nothing where it is the last one.
     `callbacks` are told of each report. Raises JobError and errors of ours.
     """
-    ended = _ended(config, folder / "train")
+    storage = stored(config, folder)
+    ended = _ended(config, storage)
     if ended:
         return ended
-    board: Any = Board.options(name=board_name(run.run_id)).remote()
+    board = opened(board_name(run.run_id))
+    least = config.scale.least_workers
     work = ray.put(Work(config, base, prepared.train, prepared.validation, board, run.run_id))
     trainer = TorchTrainer(
         worker,
         train_loop_config={"work": work},
         torch_config=TorchConfig(backend="nccl" if config.scale.gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=config.scale.workers,
+            num_workers=(least, config.scale.workers) if least else config.scale.workers,
             use_gpu=bool(config.scale.gpus),
             resources_per_worker=_resources(config),
         ),
         run_config=RunConfig(
-            name="train",
-            storage_path=str(folder),
+            name=storage.name,
+            storage_path=storage.path,
+            storage_filesystem=storage.system,
             failure_config=FailureConfig(max_failures=config.scale.retries),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             callbacks=[MlflowCallback(run), *callbacks],
@@ -111,10 +117,32 @@ def learned(
     return prefixes.make(state.best if state.best_step else state.vectors, card)
 
 
-def _ended(config: AlignConfig, folder: Path) -> Fitted | None:
+@dataclass(frozen=True)
+class Storage:
+    """Where a run's checkpoints are: `name` in the folder `path` of a file `system`, None for this machine's own."""
+
+    path: str
+    system: FileSystem | None
+    name: str = "train"
+
+
+def stored(config: AlignConfig, folder: Path) -> Storage:
+    """The folder of a run itself, or one of its name where `scale.storage` says. Raises UsageError for a place that nothing
+    here reaches."""
+    if config.scale.storage is None:
+        return Storage(str(folder), None)
+    own = folder.relative_to(settings.runs()) if folder.is_relative_to(settings.runs()) else folder.name
+    where = place(config.scale.storage) / str(own)
+    if isinstance(where, Path):
+        return Storage(str(where.expanduser().absolute()), None)
+    # By fsspec's own driver, so that checkpoints and signals are reached with the same settings.
+    return Storage(where.path, PyFileSystem(FSSpecHandler(where.fs)))
+
+
+def _ended(config: AlignConfig, storage: Storage) -> Fitted | None:
     """What training left in its folder, where it came to its end."""
     try:
-        result = Result.from_path(folder)
+        result = Result.from_path(f"{storage.path}/{storage.name}", storage_filesystem=storage.system)
     except RuntimeError:
         return None
     metrics = result.metrics or {}

@@ -1,7 +1,6 @@
 """Figures for the gate of detectors: the version and its champion read the same labelled answers."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from trimtab.evaluate import pooled, weighted
 from trimtab.evaluate.gating import Figure, Found, Rule
 from trimtab.evaluate.pooled import Resamples, Risks
 from trimtab.evaluate.truth import Interval
+from trimtab.places import place
 from trimtab.tracking import registry
 from trimtab.tracking.registry import Version
 
@@ -32,7 +32,7 @@ def measured(
     found: dict[Rule, Found] = {}
     detectors = [registry.load_detector(each, base) for each in (version, champion) if each is not None]
     for name in dict.fromkeys(rule.set or "" for rule in rules):
-        data = signal_store.read(Path(name), base)
+        data = signal_store.read(place(name), base)
         read = [risks(each, data, name) for each in detectors]
         drawn = pooled.resamples(data.groups, 1)
         found |= {rule: _figures(rule, read, drawn) for rule in rules if rule.set == name}

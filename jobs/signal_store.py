@@ -1,4 +1,5 @@
-"""A data set of answers with their signals: a folder of Parquet parts and `dataset.json`, which says what they are of.
+"""A data set of answers with their signals: a folder of Parquet parts and `dataset.json`, which says what they are of. The
+folder may be on this machine or on any file system that fsspec knows.
 
 Parts are written whole or not at all, so that a job that is stopped at any time leaves a data set that can be gone on with.
 """
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from trimtab.base import BaseModel
 from trimtab.errors import ArtefactError, UsageError
+from trimtab.places import Place, reached
 
 VERSION = 2
 META = "dataset.json"
@@ -92,24 +94,35 @@ class Collected:
     digest: str
 
 
-def begin(folder: Path, meta: Meta) -> set[str]:
-    """Make the folder, or find the keys that it holds already. Raises UsageError for a data set of something else."""
-    path = folder / META
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(meta), indent=2) + "\n")
-        return set()
-    there = _meta(folder)
-    if different := [name for name, value in asdict(meta).items() if asdict(there)[name] != value]:
-        raise UsageError(f"{folder} was collected with another {different[0]}: give another --out, or the same settings")
-    return {key for part in _parts(folder) for key in _table(part, ["key"])["key"].to_pylist()}
+def begin(folder: Place, meta: Meta) -> set[str]:
+    """Make the folder, or find the keys that it holds already. Raises UsageError for a data set of something else,
+    ArtefactError where its file system does not answer."""
+    with reached(folder):
+        path = folder / META
+        if not path.exists():
+            if isinstance(folder, Path):
+                folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(asdict(meta), indent=2) + "\n")
+            return set()
+        there = _meta(folder)
+        if different := [name for name, value in asdict(meta).items() if asdict(there)[name] != value]:
+            raise UsageError(f"{folder} was collected with another {different[0]}: give another --out, or the same settings")
+        return {key for part in _parts(folder) for key in _table(part, ["key"])["key"].to_pylist()}
 
 
-def append(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+def append(folder: Place, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows as one more part."""
-    partial = folder / f"part-{uuid4().hex}.writing"
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), partial, compression="zstd")
-    partial.rename(partial.with_suffix(".parquet"))
+    written = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), written, compression="zstd")
+    part = folder / f"part-{uuid4().hex}.parquet"
+    with reached(folder):
+        if not isinstance(folder, Path):
+            # An object is there whole or not at all.
+            part.write_bytes(written.getvalue().to_pybytes())
+            return
+        partial = folder / f"{part.stem}.writing"
+        partial.write_bytes(written.getvalue())
+        partial.rename(folder / part.name)
 
 
 def kept(samples: Sequence[Sample]) -> dict[str, Any]:
@@ -122,19 +135,20 @@ def kept(samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-def read(folder: Path, base: BaseModel | None = None) -> Collected:
+def read(folder: Place, base: BaseModel | None = None) -> Collected:
     """Read a data set whole, in the order of its keys.
 
-    Raises ArtefactError where it is missing, damaged, empty, or of another base model than `base`.
+    Raises ArtefactError where it is missing, damaged, empty, out of reach, or of another base model than `base`.
     """
-    meta = _meta(folder)
+    with reached(folder):
+        meta, parts = _meta(folder), _parts(folder)
+        tables = [_table(part) for part in parts]
     if base is not None and meta.fingerprint != base.fingerprint:
         theirs, ours = f"{meta.base} ({meta.fingerprint})", f"{base.name} ({base.fingerprint})"
         raise ArtefactError(f"{folder} holds signals of {theirs}, not of {ours}: collect them with this model")
-    parts = _parts(folder)
-    if not parts:
+    if not tables:
         raise ArtefactError(f"{folder} holds no answers yet; `trimtab collect` fills it")
-    table = pa.concat_tables([_table(part) for part in parts]).sort_by("key")
+    table = pa.concat_tables(tables).sort_by("key")
     psi = np.stack(table["psi"].to_numpy()).astype(np.float32)
     truth = [float("nan") if value is None else float(value) for value in table["truthful"].to_pylist()]
     drawn, p_true = table["samples"].to_pylist(), table["p_true"].to_pylist()
@@ -164,7 +178,7 @@ def _samples(drawn: list[dict[str, Any]] | None, states: Any, meta: Meta) -> tup
     return tuple(Sample(state=state, **fields) for fields, state in zip(drawn, each, strict=True))
 
 
-def _meta(folder: Path) -> Meta:
+def _meta(folder: Place) -> Meta:
     path = folder / META
     if not path.exists():
         raise ArtefactError(f"{folder} is no data set of signals: it has no {META}; `trimtab collect` makes one")
@@ -178,12 +192,13 @@ def _meta(folder: Path) -> Meta:
     return replace(meta, layers=tuple(meta.layers))
 
 
-def _parts(folder: Path) -> list[Path]:
-    return sorted(folder.glob("part-*.parquet"))
+def _parts(folder: Place) -> list[Place]:
+    return sorted(folder.glob("part-*.parquet"), key=str)
 
 
-def _table(part: Path, columns: list[str] | None = None) -> Any:
+def _table(part: Place, columns: list[str] | None = None) -> Any:
     try:
-        return pq.read_table(part, columns=columns)
+        with part.open("rb") as file:
+            return pq.read_table(file, columns=columns)
     except (ArrowInvalid, OSError) as error:
         raise ArtefactError(f"{part} is not a whole Parquet file; remove it, and collect again what it held") from error

@@ -29,6 +29,7 @@ from trimtab.scoring import Scorer, openers, summarise
 from trimtab.steering import Example, FrozenModel, micro_batches, sample, share
 from trimtab.words import LABELS
 
+from . import node_stats
 from .config import AlignConfig
 from .state import State, begin, keep, learning_rate, restore, update
 
@@ -187,12 +188,13 @@ class Loop:
 
     def report(self, state: State, entry: Mapping[str, float]) -> None:
         """Hand the losses since the last report and a checkpoint to Ray Train."""
+        node = {"node": node_stats.read()}
         if self.rank != 0:
-            train.report({})
+            train.report(node)
             return
         with tempfile.TemporaryDirectory() as folder:
             keep(state, Path(folder), self.work.run_id)
-            train.report({**entry, "history": list(state.history)}, checkpoint=Checkpoint.from_directory(folder))
+            train.report({**entry, **node, "history": list(state.history)}, checkpoint=Checkpoint.from_directory(folder))
         state.history.clear()
 
     def _stop_asked(self) -> bool:

@@ -40,8 +40,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     """The ASGI app of this replica: its engine behind its doors, and the page."""
     if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and (page := _pages.get(scope["path"] or "/")):
         headers, body = page
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body if scope["method"] == "GET" else b""})
+        await http.send_whole(send, 200, headers, body if scope["method"] == "GET" else b"")
         return
     await _doors[0](scope, receive, send)
 
@@ -55,8 +54,7 @@ async def answers(scope: Scope, receive: Receive, send: Send) -> None:
     """The engine, but for the metrics of several replicas."""
     if _peers and scope["type"] == "http" and scope["method"] == "GET" and scope["path"].rstrip("/") == METRICS:
         body = await asyncio.to_thread(_peers[0].metrics)
-        await send({"type": "http.response.start", "status": 200, "headers": http.with_length([TEXT], body)})
-        await send({"type": "http.response.body", "body": body})
+        await http.send_whole(send, 200, http.with_length([TEXT], body), body)
         return
     await _engine[0](scope, receive, send)
 

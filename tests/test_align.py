@@ -78,6 +78,8 @@ def test_loss_falls_and_every_step_is_in_mlflow(undisturbed):
     assert sorted(losses) == list(range(1, STEPS + 1))
     assert losses[STEPS] < losses[1]
     assert len(client().get_metric_history(undisturbed[1], "train/validation_loss")) == 2
+    busy = client().get_metric_history(undisturbed[1], "system/node_0/cpu_utilization_percentage")
+    assert [m.step for m in busy] == [4, 8, 12, 16, 20]
 
 
 def test_two_workers_learn_what_one_does(undisturbed, base, tmp_path):

@@ -14,7 +14,12 @@ from trimtab.judges.agreement import on_human_labels
 from trimtab.judges.refusal import StringMatch
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "deploy").rglob("*.md")),
+]
 # Quick, and without an effect on what the page is about: these are run as well.
 LIGHT = ("list", "assets", "sync")
 

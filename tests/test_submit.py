@@ -4,55 +4,24 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Generator
-from contextlib import suppress
-from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
+from tests.heads import head
 from trimtab import ports
 
 TOKEN = "a" * 32
-START_SECONDS, RUN_SECONDS = 120, 180
+RUN_SECONDS = 180
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+def address() -> Generator[str]:
     """The dashboard of a cluster of one node, with token authentication on."""
-    taken = ports.free(4)
-    flags = ["--port", "--dashboard-port", "--ray-client-server-port", "--dashboard-agent-listen-port"]
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus", "2"]
-    command += ["--dashboard-host", "127.0.0.1", "--temp-dir", str(tmp_path_factory.mktemp("ray"))]
-    command += [word for flag, port in zip(flags, taken, strict=True) for word in (flag, str(port))]
-    # The nodes' python is the one that has trimtab.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-    url = f"http://127.0.0.1:{taken[1]}"
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while not answers(url):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-        yield url
-    finally:
-        there = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        for each in there:
-            with suppress(psutil.NoSuchProcess):
-                each.kill()
-        psutil.wait_procs(there, timeout=30)
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/api/jobs/", headers={"authorization": f"Bearer {TOKEN}"}, timeout=5).is_success
-    except httpx.HTTPError:
-        return False
+    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    with head(ports.free()[0], "--num-cpus", "2", environment=secret, token=TOKEN) as up:
+        yield up.dashboard
 
 
 @pytest.fixture

@@ -4,15 +4,20 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import httpx
+import pgserver
+import psutil
 import pytest
 import torch
 from trimtab.serve import sources
 from trimtab.serve.sources import Registry
 
+from tests.mlflow_server import MlflowServer
 from trimtab import ports
 from trimtab import prefix as prefixes
 from trimtab.card import Card
@@ -126,46 +131,41 @@ def test_a_run_keeps_what_it_is_given(run, tmp_path):
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
-    port = ports.free()[0]
-    uri = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path / "files")]
-
-    def start() -> subprocess.Popen:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            try:
-                if httpx.get(f"{uri}/health", timeout=1).status_code == 200:
-                    return process
-            except httpx.HTTPError:
-                # Not at once again, which would slow the server's start.
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(0.3)
-                assert process.poll() is None
-        raise AssertionError("the MLflow server did not start")
-
-    # Its queue of jobs is three processes more that take long to start.
-    monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    started: list[subprocess.Popen] = []
-    yield lambda: started.append(start()) or started[-1]
-    for process in started:
-        stop(process)
+def database():
+    """A PostgreSQL of its own; not in pytest's folder, which is closed to the user that it runs as."""
+    folder = tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True)
+    with folder, pgserver.get_server(Path(folder.name) / "data") as made:
+        yield made
 
 
-def stop(process: subprocess.Popen) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request, tmp_path):
+    """Where an MLflow server keeps what it is told."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/server.db"
+    return request.getfixturevalue("database").get_uri().replace("postgresql://", "postgresql+psycopg2://")
+
+
+def kill(pid: int) -> None:
+    """A process and what it started, until they are gone."""
+    gone = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    os.kill(pid, signal.SIGKILL)
+    psutil.wait_procs(gone, timeout=30)
+
+
+@pytest.fixture
+def server(store, tmp_path, monkeypatch):
+    made = MlflowServer(store, tmp_path / "files")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", made.uri)
+    made.start()
+    yield made
+    made.kill()
 
 
 def test_an_outage_loses_nothing(server, tmp_path):
-    process = server()
     run = runs.start("outage", "align", tmp_path / "outbox")
     run.metrics({"loss": 3.0}, 1)
-    stop(process)
+    server.kill()
     began = time.monotonic()
     for step in (2, 3, 4):
         run.metrics({"loss": 3.0 / step}, step)
@@ -174,10 +174,57 @@ def test_an_outage_loses_nothing(server, tmp_path):
     assert run.flush() == 4
     with pytest.raises(TrackingError, match="cannot start a run"):
         runs.start("another", "align", tmp_path / "outbox")
-    server()
+    server.start()
     assert run.flush(patient=True) == 0
     run.finish("FINISHED")
     found = client().get_run(run.run_id)
     assert [m.step for m in client().get_metric_history(run.run_id, "loss")] == [1, 2, 3, 4]
     assert found.data.tags["while"] == "away"
     assert found.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("store", ["postgres"], indirect=True)
+def test_versions_on_postgres_and_a_killed_one_loses_nothing(server, database, folder, base, tmp_path):
+    run = runs.start("postgres", "align", tmp_path / "outbox")
+    versions = [registry.register(folder("kept", seed), run.run_id) for seed in (1, 2)]
+    moves.promote(versions[0], "first")
+    moves.promote(versions[1], "better")
+    assert moves.rollback(base.name, "kept").version == 1
+    assert [v.version for v in registry.versions(base.name, "kept")] == [2, 1]
+    assert registry.changed(base.name) > 0
+    assert torch.equal(registry.load(versions[1], base).vectors, prefixes.load(folder("kept", 2)).vectors)
+    run.metrics({"loss": 1.0}, 1)
+    kill(database.get_pid())
+    run.metrics({"loss": 0.5}, 2)
+    assert run.flush() == 1
+    database.ensure_postgres_running()
+    deadline = time.monotonic() + 60
+    while run.flush(patient=True):
+        assert time.monotonic() < deadline
+    assert [m.step for m in client().get_metric_history(run.run_id, "loss")] == [1, 2]
+    assert registry.find(base.name, "kept").version == 1
+
+
+def test_ui_shows_the_store_in_use_until_it_is_ended(home, monkeypatch):
+    runs.start("shown", "align", home / "outbox")
+    port = ports.free()[0]
+    monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    command = [sys.executable, "-m", "trimtab", "ui", "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+    try:
+        assert f"http://127.0.0.1:{port}/#/experiments/" in process.stdout.readline()
+        deadline = time.monotonic() + 120
+        while True:
+            with suppress(httpx.HTTPError):
+                asked = {"experiment_ids": [client().get_experiment_by_name("trimtab").experiment_id]}
+                found = httpx.post(f"http://127.0.0.1:{port}/api/2.0/mlflow/runs/search", json=asked, timeout=5).json()
+                break
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+        assert [run["info"]["run_name"] for run in found["runs"]] == ["shown"]
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) == 0
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

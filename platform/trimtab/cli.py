@@ -137,7 +137,7 @@ def _flags(settings_class: type, given: list[str]) -> list[str]:
     given, whole = given[: given.index("--")] if "--" in given else given, given
     command = ["--command", json.dumps(whole[len(given) + 1 :])] if len(given) < len(whole) else []
     given = [*_lists(settings_class, given), *command]
-    switches = {f"--{f.name}" for f in fields(settings_class) if f.type in (bool, "bool")}
+    switches = {f"--{f.name}" for f in fields(settings_class) if "bool" in str(f.type)}
     following = [*given, "--"][1:]
     return [
         f"{word}=true" if word in switches and after.startswith("--") else word

@@ -77,8 +77,7 @@ class Answering:
                         return Reply(collected.status, collected.headers, collected.body, fresh)
 
                     reply = await policy.answer(ask, wished, request)
-                    await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
-                    await send({"type": "http.response.body", "body": reply.body})
+                    await http.send_whole(send, reply.status, reply.headers, reply.body)
         except TrimtabError as error:
             await http.send_error(send, error)
         finally:

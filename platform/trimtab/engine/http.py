@@ -156,9 +156,13 @@ def dump(value: Any) -> bytes:
 async def send_json(send: Send, status: int, body: Any, headers: Headers | None = None) -> None:
     """Answer with JSON."""
     data = dump(body)
-    own = with_length([(b"content-type", b"application/json"), *(headers or [])], data)
-    await send({"type": "http.response.start", "status": status, "headers": own})
-    await send({"type": "http.response.body", "body": data})
+    await send_whole(send, status, with_length([(b"content-type", b"application/json"), *(headers or [])], data), data)
+
+
+async def send_whole(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    """Answer with all of a response at once; its headers are taken as they are."""
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def send_error(send: Send, error: TrimtabError) -> None:

@@ -76,7 +76,11 @@ def response(request_id: str, logs: Path | None = None) -> Node:
 def version(found: Version) -> Node:
     """The chain of a version of a prefix or detector."""
     tags = moves.tags(found)
-    facts = {"version": str(found.version), "aliases": ", ".join(found.aliases) or "none", "digest": tags["trimtab.digest"]}
+    facts = {
+        "version": str(found.version),
+        "aliases": ", ".join(found.aliases) or "none",
+        "digest": tags["trimtab.digest"][:16],
+    }
     facts |= {name: f"{value:.3f}" for name, value in sorted(found.metrics.items())}
     became = [_move(move) for move in moves.moves(found)]
     judged = moves.decision(found)

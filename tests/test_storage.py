@@ -1,0 +1,151 @@
+"""Checkpoints and signals on S3, by a server of its own."""
+
+import os
+import threading
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import boto3
+import httpx
+import pytest
+import torch
+from moto.server import ThreadedMotoServer
+from trimtab.jobs import fitting, signal_store
+from trimtab.jobs.cluster import joined
+from trimtab.jobs.config import AlignConfig, ScaleConfig, TrainConfig
+
+from tests.helpers import signal_set
+from tests.test_align import prepared
+from trimtab import ports
+from trimtab.cli import main
+from trimtab.errors import ArtefactError
+from trimtab.places import place
+from trimtab.tracking import runs
+
+BUCKET = "trimtab-tests"
+AWAY_SECONDS = 3
+LAYERS = (0, 1)
+
+
+class Storage:
+    """An S3 server that can be stopped, and started again with all that it held."""
+
+    def __init__(self) -> None:
+        self.port = ports.free()[0]
+
+    def start(self) -> None:
+        self._server = ThreadedMotoServer("127.0.0.1", self.port, verbose=False)
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
+@pytest.fixture(scope="module")
+def server() -> Generator[Storage]:
+    made = Storage()
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def bucket(server) -> Generator[str]:
+    """A bucket, and a Ray whose workers reach it."""
+    own = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    own["AWS_DEFAULT_REGION"] = "us-east-1"
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    boto3.client("s3").create_bucket(Bucket=BUCKET)
+    try:
+        with joined(None):
+            yield f"s3://{BUCKET}"
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def keys() -> list[str]:
+    return [each["Key"] for each in boto3.client("s3").list_objects_v2(Bucket=BUCKET).get("Contents", [])]
+
+
+def test_signals_are_the_same_there_as_here(bucket, small, tmp_path, capsys):
+    there, here = place(f"{bucket}/signals"), tmp_path / "signals"
+    for folder in (there, here):
+        signal_set(folder, small, LAYERS)
+    first, second = signal_store.read(there, small), signal_store.read(here, small)
+    assert first.digest == second.digest
+    assert torch.equal(first.psi, second.psi)
+    assert len(signal_store.begin(there, first.meta)) == len(first.keys)
+    given = [
+        "detect",
+        "--signals",
+        str(there),
+        "--base",
+        str(small.path),
+        "--head",
+        "linear",
+        "--layers",
+        "[1]",
+        "--seeds",
+        "1",
+    ]
+    assert main([*given, "--register", "false", "--out", str(tmp_path / "detector")]) == 0
+    assert (tmp_path / "detector" / "card.json").exists()
+
+
+def fit(base, storage: str, folder: Path, steps: int) -> fitting.Fitted:
+    train = TrainConfig(steps=steps, batch=4, micro_batch=2, checkpoint_every=2, longest=8, precision="fp32")
+    config = AlignConfig(name="stored", train=train, scale=ScaleConfig(cpus=1, storage=storage))
+    folder.mkdir(exist_ok=True)
+    return fitting.fit(config, base, prepared(), runs.start("stored", "align", folder / "outbox"), folder)
+
+
+def test_checkpoints_go_there_and_training_goes_on_from_them(bucket, small, tmp_path):
+    first = fit(small, f"{bucket}/checkpoints", tmp_path, 4)
+    assert any(key.startswith(f"checkpoints/{tmp_path.name}/train/checkpoint_") for key in keys())
+    assert not (tmp_path / "train").exists()
+    assert torch.equal(fit(small, f"{bucket}/checkpoints", tmp_path, 4).state.vectors, first.state.vectors)
+    assert fit(small, f"{bucket}/checkpoints", tmp_path, 6).state.step == 6
+
+
+def test_storage_that_is_away_for_a_time_costs_nothing_but_time(server, bucket, small, tmp_path):
+    wanted = fit(small, str(tmp_path / "here"), tmp_path / "undisturbed", 40)
+    stopped: list[int] = []
+
+    def stop() -> None:
+        while not any("checkpoint_" in key and "disturbed" in key for key in keys()):
+            time.sleep(0.02)
+        server.stop()
+        stopped.append(1)
+        time.sleep(AWAY_SECONDS)
+        server.start()
+
+    thread = threading.Thread(target=stop, daemon=True)
+    thread.start()
+    found = fit(small, f"{bucket}/away", tmp_path / "disturbed", 40)
+    thread.join(30)
+    assert stopped
+    assert torch.equal(found.state.vectors, wanted.state.vectors)
+
+
+@pytest.mark.parametrize(
+    ("where", "said"), [("s3://no-such-bucket/x", "is no data set of signals"), ("nowhere://x", "no file system of this kind")]
+)
+def test_places_that_hold_nothing_are_one_line(bucket, small, where, said, capsys):
+    assert main(["detect", "--signals", where, "--base", str(small.path)]) in (1, 2)
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert shown.count("\n") == 1
+
+
+def test_a_bucket_that_is_not_there_is_not_made(bucket, small):
+    meta = signal_store.Meta(small.name, small.fingerprint, LAYERS, small.width, "fp32", None, "")
+    with pytest.raises(ArtefactError, match="cannot reach s3://no-such-bucket/x"):
+        signal_store.begin(place("s3://no-such-bucket/x"), meta)
+    assert [each["Name"] for each in boto3.client("s3").list_buckets()["Buckets"]] == [BUCKET]
+
+
+def test_the_server_is_a_real_one(bucket):
+    assert httpx.get(os.environ["AWS_ENDPOINT_URL"]).status_code == 200
