@@ -135,7 +135,7 @@ def test_a_version_that_is_damaged_is_refused_by_all_and_named(url, base, versio
 
     async def run():
         async with load(url, versions) as running:
-            await asyncio.to_thread(registry.promote, registered, "test")
+            await asyncio.to_thread(moves.promote, registered, "test")
             since = time.monotonic()
             await running.until(lambda: sum(sent > since + LIVE_SECONDS for sent, *_ in running.answers) >= IN_FLIGHT)
         return running.answers
