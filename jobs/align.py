@@ -15,7 +15,7 @@ from trimtab import prefix as prefixes
 from trimtab.base import BaseModel
 from trimtab.console import console, say
 from trimtab.engine.config import EngineConfig
-from trimtab.errors import Interrupted, NotFoundError, UsageError
+from trimtab.errors import Interrupted, UsageError
 from trimtab.evaluate import report
 from trimtab.evaluate.safety import ArmResult
 from trimtab.prefix import Prefix
@@ -144,11 +144,8 @@ def _folder(config: AlignConfig) -> tuple[Path, str | None]:
 def _evaluate(config: AlignConfig, base: BaseModel, prepared: Prepared, prefix: Prefix) -> dict[str, list[ArmResult]]:
     """Every arm on the validation part (for the gate) and on the test part (for the report)."""
     candidates = {config.name: prefix}
-    try:
-        champion = registry.find(base.name, config.name)
+    if (champion := registry.champion(base.name, config.name)) is not None:
         candidates[f"champion v{champion.version}"] = registry.load(champion, base)
-    except NotFoundError:
-        pass
     wanted = {part: prepared.parts[part] for part in ("validation", "test") if prepared.parts[part]}
     chosen = {part: arms.limited(prompts, config.evaluate.limit) for part, prompts in wanted.items()}
     engine = EngineConfig(rows=256, precision=config.train.precision, max_length=1024)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from trimtab import heads, learning
+from trimtab import heads
 from trimtab.base import BaseModel
 from trimtab.detector import Detector
 from trimtab.errors import NotFoundError
@@ -10,6 +10,7 @@ from trimtab.evaluate.pooled import Result
 from trimtab.learning import Learned, Parts
 from trimtab.tracking import registry
 
+from .gate_detectors import risk_at
 from .signal_store import Collected
 
 
@@ -46,8 +47,6 @@ def _unlike(champion: Detector, data: Collected) -> str | None:
 
 
 def _auroc(champion: Detector, data: Collected, rows: Parts) -> float:
-    """The champion's AUROC on the validation answers, read by its own tau_l, normaliser and layers."""
+    """The champion's AUROC on the validation answers."""
     at = rows.validation_at
-    layers = [data.meta.layers.index(layer) for layer in champion.card.layers]
-    phi = learning.traced([data.traces[i] for i in at.tolist()], champion.card.low)
-    return heads.auroc(-champion.risk(data.psi[at][:, layers], phi), data.truthful[at])
+    return heads.auroc(-risk_at(champion, data, at), data.truthful[at])

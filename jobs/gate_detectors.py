@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from trimtab import learning
 from trimtab.base import BaseModel
@@ -50,10 +51,15 @@ def risks(detector: Detector, data: Collected, name: str) -> Risks:
     made_up = (data.truthful[at] == 0).numpy()
     if made_up.all() or not made_up.any():
         raise UsageError(f"{name} must hold both right and made-up answers with labels")
-    layers = [data.meta.layers.index(layer) for layer in card.layers]
-    phi = learning.traced([data.traces[i] for i in at.tolist()], card.low)
-    risk = detector.risk(data.psi[at][:, layers], phi).double().numpy()
+    risk = risk_at(detector, data, at).double().numpy()
     return Risks(0, at.numpy().astype(np.int64), risk, risk, made_up)
+
+
+def risk_at(detector: Detector, data: Collected, at: Tensor) -> Tensor:
+    """Risks [n] of answers by their rows [n], read by the detector's own tau_l, normaliser and layers."""
+    layers = [data.meta.layers.index(layer) for layer in detector.card.layers]
+    phi = learning.traced([data.traces[i] for i in at.tolist()], detector.card.low)
+    return detector.risk(data.psi[at][:, layers], phi)
 
 
 def _figures(rule: Rule, read: Sequence[Risks], drawn: Resamples) -> Found:

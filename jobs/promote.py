@@ -13,7 +13,7 @@ from rich.table import Table
 from trimtab import base as bases
 from trimtab.base import BaseModel
 from trimtab.console import console, say
-from trimtab.errors import JobError, NotFoundError, UsageError
+from trimtab.errors import JobError, UsageError
 from trimtab.evaluate import gating
 from trimtab.evaluate.gating import Checked, Figure, Found, Rule
 from trimtab.tracking import moves, registry
@@ -36,7 +36,7 @@ class Decision:
 def command(config: PromoteConfig) -> dict[str, Any]:
     """Decide, write the decision on the version, and move `champion` where it passed. Raises JobError where it did not."""
     version = registry.find(config.base, config.name, config.version)
-    champion = _champion(version)
+    champion = registry.champion(version.base, version.name)
     if champion is not None and champion.version == version.version:
         say(f"{config.base}:{config.name}: version {version.version} is champion already")
         return {"champion": version.version, "before": version.version, "passed": True, "forced": False, "rules": []}
@@ -115,13 +115,6 @@ def _as_made(version: Version) -> Decision:
     if found is None:
         return Decision(False, "no gate has seen it: give rules, as --config gate.yaml")
     return Decision(found["passed"], found["said"], evidence=found["evidence"])
-
-
-def _champion(version: Version) -> Version | None:
-    try:
-        return registry.find(version.base, version.name)
-    except NotFoundError:
-        return None
 
 
 def _said(one: Checked) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from trimtab.errors import NotFoundError
 from trimtab.tracking.client import client, reachable
-from trimtab.tracking.registry import CHAMPION, Version, find, model_name, touch
+from trimtab.tracking.registry import CHAMPION, Version, champion, find, model_name, touch
 
 MOVED, GATE = "trimtab.moved.", "trimtab.gate"
 Way = Literal["promote", "rollback"]
@@ -33,10 +33,7 @@ class Move:
 
 def promote(version: Version, reason: str, evidence: str | None = None, *, forced: bool = False) -> Version | None:
     """Move `champion` to a version; returns the champion before it."""
-    try:
-        before = find(version.base, version.name, CHAMPION)
-    except NotFoundError:
-        before = None
+    before = champion(version.base, version.name)
     over = before.version if before is not None and before.version != version.version else None
     _move(version, Move("promote", time.time(), getpass.getuser(), reason, over, forced, evidence))
     return before

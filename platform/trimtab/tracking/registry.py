@@ -105,6 +105,14 @@ def find(base: str, name: str, ref: str = CHAMPION) -> Version:
     raise NotFoundError(f"nothing named {name!r} for {base}; there are: {', '.join(others) or none}")
 
 
+def champion(base: str, name: str) -> Version | None:
+    """The version that `champion` names; None where there is none yet."""
+    try:
+        return find(base, name, CHAMPION)
+    except NotFoundError:
+        return None
+
+
 def versions(base: str | None = None, name: str | None = None, kind: str | None = None) -> list[Version]:
     """All versions, of one base model, name or kind where given; the newest of each name first."""
     # In LIKE, an underscore is any character, so that what comes is looked at again.
