@@ -1,9 +1,12 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test check bench serve clean
+.PHONY: help setup lock demo test check bench docs serve clean
 
 BIN := .venv/bin
 READY := .venv/.trimtab-ready
 BENCHES := $(wildcard bench/*.py)
+# The three folders as the one package that they are once installed, for tools that read files.
+ARROWS := rm -rf .venv/arrows && mkdir -p .venv/arrows/trimtab && \
+	ln -s $(CURDIR)/platform/trimtab/* $(CURDIR)/jobs $(CURDIR)/serve .venv/arrows/trimtab/
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,8 +30,7 @@ test: $(READY) ## Run the tests; ARGS='-k prefix' goes to pytest
 check: $(READY) ## Style, format, types and the arrows between packages
 	@echo "ruff: style" && $(BIN)/ruff check .
 	@echo "ruff: format" && $(BIN)/ruff format --check .
-	@rm -rf .venv/arrows && mkdir -p .venv/arrows/trimtab
-	@ln -s $(CURDIR)/platform/trimtab/* $(CURDIR)/jobs $(CURDIR)/serve .venv/arrows/trimtab/
+	@$(ARROWS)
 	@echo "pyright: types" && $(BIN)/pyright
 	@echo "import-linter: arrows" && PYTHONPATH=.venv/arrows $(BIN)/lint-imports --no-cache
 
@@ -37,9 +39,13 @@ bench: $(READY) ## Run every benchmark, short form
 	@set -e; for file in $(BENCHES); do echo "$$file --quick"; $(BIN)/python $$file --quick; done
 endif
 
+docs: $(READY) ## Build the documentation into .site/
+	@$(ARROWS)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet && echo "docs: .site/index.html"
+
 serve: $(READY) ## Serve the default model with its champions
 	@$(BIN)/trimtab serve $(ARGS)
 
 clean: ## Remove what builds, tests and checks left; .venv and MLflow's data stay
-	@rm -rf build dist *.egg-info platform/*.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf build dist .site *.egg-info platform/*.egg-info .pytest_cache .ruff_cache .import_linter_cache
 	@find . -path ./.venv -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -6,6 +6,9 @@ from ray.train import Checkpoint, UserCallback
 
 from trimtab.tracking.runs import Run
 
+# What the names of the curves begin with.
+CURVES = "train/"
+
 
 class MlflowCallback(UserCallback):
     """Sends each step's losses to the run. Runs in Train's controller, beside the driver; an outage of MLflow only delays."""
@@ -16,9 +19,7 @@ class MlflowCallback(UserCallback):
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         """Called when all workers have reported; worker 0 brings the steps since the last report, and
         one worker of each node how busy it is."""
-        for entry in metrics[0].get("history", []):
-            values = {f"train/{key}": value for key, value in entry.items() if key != "step"}
-            self.run.metrics(values, int(entry["step"]))
+        self.run.curves(metrics[0].get("history", []), CURVES)
         nodes = {name: value for reported in metrics for name, value in reported.get("node", {}).items()}
         if nodes:
             self.run.metrics(nodes, int(metrics[0]["step"]))

@@ -9,15 +9,16 @@ from importlib import import_module
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import RayError
 
 from trimtab import settings
 from trimtab.console import Bar
-from trimtab.errors import JobError, TrimtabError
+from trimtab.errors import JobError, TrimtabError, no_space
 
 from .board import opened
 
-POLL_SECONDS = 0.5
+LOCAL, POLL_SECONDS = "local", 0.5
 
 
 @contextmanager
@@ -26,7 +27,9 @@ def joined(address: str | None) -> Generator[None]:
     if ray.is_initialized():
         yield
         return
-    passed, where = settings.prepare_environment(), address or os.environ.get("RAY_ADDRESS") or "local"
+    passed, where = settings.prepare_environment(), address or os.environ.get("RAY_ADDRESS") or LOCAL
+    # Its nodes' ports are open to whoever reaches them. One that nobody is to join keeps to the loopback address.
+    ray_constants.ENABLE_RAY_CLUSTER = where != LOCAL
     # It tells at each start that token authentication is on.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     try:
@@ -97,6 +100,8 @@ def cause(error: BaseException) -> TrimtabError:
             seen = next(iter(failures.values()))
             continue
         seen = seen.__cause__
+    if full := no_space(error):
+        return full
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return JobError(f"the job failed on the cluster: {lines[-1].strip() if lines else type(error).__name__}")
 

@@ -7,27 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem  # pyright: ignore[reportMissingTypeStubs]
-from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, UserCallback
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from trimtab import prefix as prefixes
-from trimtab import settings
 from trimtab.base import BaseModel
 from trimtab.card import Card
 from trimtab.console import Bar, say
 from trimtab.errors import JobError
-from trimtab.places import place
 from trimtab.prefix import Prefix
+from trimtab.tracking import runs
 from trimtab.tracking.runs import Run
 
 from .board import board_name, opened
-from .callbacks import MlflowCallback
+from .callbacks import CURVES, MlflowCallback
+from .checkpoints import newest, stored
 from .cluster import cause, cpus_for_all
 from .config import AlignConfig
 from .entry import worker
 from .prepare import Prepared
-from .state import State, restore
+from .state import State, early, restore
 from .training import Work
 
 POLL_SECONDS = 0.5
@@ -53,12 +52,15 @@ def fit(
     `callbacks` are told of each report. Raises JobError and errors of ours.
     """
     storage = stored(config, folder)
-    ended = _ended(config, storage)
-    if ended:
-        return ended
+    kept = newest(storage)
+    if kept:
+        _filled(run, kept.state.history)
+        if kept.state.step >= config.train.steps or early(kept.state, config.train):
+            return Fitted(kept.state, stopped=False)
     board = opened(board_name(run.run_id))
     least = config.scale.least_workers
-    work = ray.put(Work(config, base, prepared.train, prepared.validation, board, run.run_id))
+    begun = kept.checkpoint if kept else None
+    work = ray.put(Work(config, base, prepared.train, prepared.validation, board, run.run_id, begun))
     trainer = TorchTrainer(
         worker,
         train_loop_config={"work": work},
@@ -117,38 +119,11 @@ def learned(
     return prefixes.make(state.best if state.best_step else state.vectors, card)
 
 
-@dataclass(frozen=True)
-class Storage:
-    """Where a run's checkpoints are: `name` in the folder `path` of a file `system`, None for this machine's own."""
-
-    path: str
-    system: FileSystem | None
-    name: str = "train"
-
-
-def stored(config: AlignConfig, folder: Path) -> Storage:
-    """The folder of a run itself, or one of its name where `scale.storage` says. Raises UsageError for a place that nothing
-    here reaches."""
-    if config.scale.storage is None:
-        return Storage(str(folder), None)
-    own = folder.relative_to(settings.runs()) if folder.is_relative_to(settings.runs()) else folder.name
-    where = place(config.scale.storage) / str(own)
-    if isinstance(where, Path):
-        return Storage(str(where.expanduser().absolute()), None)
-    # By fsspec's own driver, so that checkpoints and signals are reached with the same settings.
-    return Storage(where.path, PyFileSystem(FSSpecHandler(where.fs)))
-
-
-def _ended(config: AlignConfig, storage: Storage) -> Fitted | None:
-    """What training left in its folder, where it came to its end."""
-    try:
-        result = Result.from_path(f"{storage.path}/{storage.name}", storage_filesystem=storage.system)
-    except RuntimeError:
-        return None
-    metrics = result.metrics or {}
-    if result.checkpoint is None or not (metrics["step"] >= config.train.steps or metrics["early"]):
-        return None
-    return Fitted(restore(result.checkpoint), stopped=False)
+def _filled(run: Run, history: Sequence[Mapping[str, float]]) -> None:
+    """Send the steps of a checkpoint that a driver was killed over, so that the run's curve has no gap."""
+    run.flush(patient=True)
+    known = {step for step, _ in runs.curve(run.run_id, f"{CURVES}loss")}
+    run.curves([entry for entry in history if int(entry["step"]) not in known], CURVES)
 
 
 def _resources(config: AlignConfig) -> dict[str, float]:

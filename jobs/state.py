@@ -15,7 +15,7 @@ from trimtab.errors import UsageError
 from trimtab.objectives import Objective
 from trimtab.steering import FrozenModel
 
-from .config import AlignConfig
+from .config import AlignConfig, TrainConfig
 
 STATE, VECTORS = "state.json", "state.safetensors"
 
@@ -88,6 +88,11 @@ def update(state: State, gradient: Tensor, rate: float, clip: float) -> None:
     state.vectors = parameter.detach()
 
 
+def early(state: State, settings: TrainConfig) -> bool:
+    """Whether validation has not become better for as long as `patience` allows."""
+    return bool(settings.patience) and state.worse >= settings.patience
+
+
 def keep(state: State, folder: Path, run_id: str | None) -> None:
     """Write a checkpoint: tensors as safetensors, numbers as JSON."""
     tensors = {"vectors": state.vectors, "best": state.best, "running": state.running, **state.moments}
@@ -101,6 +106,7 @@ def keep(state: State, folder: Path, run_id: str | None) -> None:
         "worse": state.worse,
         "seconds": state.seconds,
         "run_id": run_id,
+        "history": state.history,
     }
     (folder / STATE).write_text(json.dumps(numbers))
 
@@ -123,4 +129,5 @@ def restore(checkpoint: Checkpoint) -> State:
         numbers["best_step"],
         numbers["worse"],
         numbers["seconds"],
+        numbers["history"],
     )

@@ -30,8 +30,9 @@ from trimtab.steering import Example, FrozenModel, micro_batches, sample, share
 from trimtab.words import LABELS
 
 from . import node_stats
+from .checkpoints import latest
 from .config import AlignConfig
-from .state import State, begin, keep, learning_rate, restore, update
+from .state import State, begin, early, keep, learning_rate, update
 
 # Rows whose base states an objective is fitted to, about.
 ANCHORS = 128
@@ -47,6 +48,7 @@ class Work:
     validation: list[Row]
     board: Any
     run_id: str | None
+    newest: Checkpoint | None = None
 
 
 def worker(work: Work) -> None:
@@ -64,8 +66,8 @@ def worker(work: Work) -> None:
     scorer = _fitted(Scorer(frozen, objective, *openers(rows), sharded=config.scale.parallel == "shard"), rows)
     if scorer.sharded:
         scorer.remember(rows)
-    checkpoint = train.get_checkpoint()
-    state = restore(checkpoint) if checkpoint else begin(frozen, config, renderer, objective)
+    # After a driver's death there may be a newer one than Ray Train had noted.
+    state = latest([train.get_checkpoint(), work.newest]) or begin(frozen, config, renderer, objective)
     Loop(config, work, scorer, rows, held_out, rank, workers).run(state)
 
 
@@ -100,6 +102,8 @@ class Loop:
     def run(self, state: State) -> None:
         """Train to the last step, an early stop, or a stop by the user, with a checkpoint at the end."""
         settings = self.config.train
+        # What a checkpoint brings was reported with it.
+        state.history.clear()
         while state.step < settings.steps:
             if state.anchor is None and state.step == round(self.scorer.objective.switch * settings.steps) > 0:
                 state.anchor = state.vectors.clone()
@@ -111,12 +115,11 @@ class Loop:
             entry = {"step": state.step, "seconds": state.seconds, "overhead": spent - taken.computing, **taken.losses}
             if settings.validate_every and (state.step % settings.validate_every == 0 or state.step == settings.steps):
                 entry |= self.validate(state)
-            early = bool(settings.patience) and state.worse >= settings.patience
             state.history.append(entry)
-            last = taken.stop or early or state.step == settings.steps
+            last = taken.stop or early(state, settings) or state.step == settings.steps
             self.tell(entry)
             if last or state.step % settings.checkpoint_every == 0:
-                self.report(state, entry | {"stopped": float(taken.stop), "early": float(early)})
+                self.report(state, entry | {"stopped": float(taken.stop)})
             if last:
                 return
 

@@ -14,6 +14,7 @@ from trimtab.base import BaseModel
 from . import keys
 from .agreement import Agreement
 from .config import ServeConfig
+from .loopback import keep_local
 from .replica import Replica, build_app
 
 # Requests beyond the door's: those that look at pages and metrics, and those that are turned down.
@@ -37,7 +38,7 @@ def application(config: ServeConfig, base: BaseModel, cpus: float) -> Any:
         # What is too much is turned down by the replica's own door, in the API's words; this is for the rest.
         max_ongoing_requests=config.requests + config.queue + SPARE,
         max_queued_requests=SPARE,
-        health_check_period_s=10,
+        health_check_period_s=2,
         health_check_timeout_s=60,
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=config.drain_seconds,
@@ -57,4 +58,12 @@ def application(config: ServeConfig, base: BaseModel, cpus: float) -> Any:
     return deployment.bind(base, config, agreement.bind() if most > 1 else None)
 
 
-agreement: Any = serve.deployment(Agreement, name="agreement", ray_actor_options={"num_cpus": 0})
+class LocalAgreement(Agreement):
+    """The same, kept to this machine as the other replicas are."""
+
+    def __init__(self) -> None:
+        keep_local()
+        super().__init__()
+
+
+agreement: Any = serve.deployment(LocalAgreement, name="agreement", ray_actor_options={"num_cpus": 0})

@@ -4,8 +4,10 @@ Serve pickles a deployment class by value, so the app that it is to call lives h
 """
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,20 @@ from ray import serve
 from trimtab import base as bases
 from trimtab.base import BaseModel
 from trimtab.engine import http
-from trimtab.engine.http import App, Headers, Receive, Scope, Send
+from trimtab.engine.http import App, Headers, Message, Receive, Scope, Send
 from trimtab.engine.traffic import Traffic
 
 from . import pages, sinks, sources
 from .access import Access
 from .bounded import Bounded
 from .config import ServeConfig
+from .loopback import keep_local
 from .peers import Peers
 from .records import Recorded
 from .sinks import Sinks
 
 METRICS = "/metrics"
+LOOK_SECONDS = 0.1
 TEXT = (b"content-type", CONTENT_TYPE_LATEST.encode())
 
 _engine: list[Any] = []
@@ -42,7 +46,19 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         headers, body = page
         await http.send_whole(send, 200, headers, body if scope["method"] == "GET" else b"")
         return
-    await _doors[0](scope, receive, send)
+    await _doors[0](scope, receive, _held(send))
+
+
+def _held(send: Send) -> Send:
+    """A `send` that says nothing of an engine's death: this process ends next, and HAProxy then asks another replica."""
+
+    async def hold(message: Message) -> None:
+        failed = message["type"] == "http.response.start" and message["status"] >= HTTPStatus.INTERNAL_SERVER_ERROR
+        if failed and _engine and not _engine[0].well():
+            await asyncio.Event().wait()
+        await send(message)
+
+    return hold
 
 
 def build_app() -> Callable[[Scope, Receive, Send], Awaitable[None]]:
@@ -59,6 +75,17 @@ async def answers(scope: Scope, receive: Receive, send: Send) -> None:
     await _engine[0](scope, receive, send)
 
 
+async def _end_with_the_engine() -> None:
+    """End this process when its engine has died: Serve then replaces it, and HAProxy asks the others, at once.
+
+    By health checks alone, a replica that fails every request within a moment would look like the one with the least to do.
+    """
+    while _engine and _engine[0].well():
+        await asyncio.sleep(LOOK_SECONDS)
+    if _engine:
+        os._exit(1)
+
+
 class Replica:
     """Starts the engine, answers health checks, and stops the engine at the end."""
 
@@ -66,6 +93,7 @@ class Replica:
         # Not on top: the process that deploys replicas need not import vLLM.
         from trimtab.engine.online import OnlineEngine
 
+        keep_local()
         local = bases.here(base)
         _pages.update(await asyncio.to_thread(pages.load))
         prefixes, detectors = sources.opened(local, config.registry)
@@ -81,6 +109,7 @@ class Replica:
         door: App = Bounded(answers, config.requests + config.queue, config.request_seconds, config.stream_seconds)
         door = Access(door, Path(config.key_file)) if config.key_file else door
         _doors[:] = [Recorded(door, _sinks[0], with_text=config.log_text)]
+        self._watch = asyncio.create_task(_end_with_the_engine())
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Called by Serve after the start, and where `user_config` changes: traffic moves without a restart."""

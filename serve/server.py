@@ -9,15 +9,17 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from http import HTTPStatus
 from types import FrameType
 
 import httpx
+import psutil
 import ray
 from ray import serve
+from ray._private import ray_constants
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
 
@@ -33,6 +35,8 @@ from .app import application
 from .config import ServeConfig
 
 APPLICATION, LOCAL = "trimtab", "local"
+# Processes of Ray that nothing starts again.
+RAY = ("gcs_server", "raylet")
 POLL_SECONDS = 0.5
 
 
@@ -50,8 +54,9 @@ def run(config: ServeConfig) -> None:
             return
         say(f"ready: {url}/v1   page: {url}/   {_asked_for(config, url)}")
         say("press Ctrl-C to stop")
+        own = {process: process.name() for process in psutil.Process().children() if process.name() in RAY}
         while not ended.wait(POLL_SECONDS):
-            pass
+            _check_ray(own)
         say("stopping")
 
 
@@ -80,6 +85,20 @@ def serving(config: ServeConfig, ended: threading.Event | None = None) -> Genera
             ray.shutdown()
 
 
+def _check_ray(own: Mapping[psutil.Process, str]) -> None:
+    """Raise JobError where a process of a local Ray has died: nothing would be answered, and nobody told."""
+    for process, name in own.items():
+        if _dead(process):
+            raise JobError(f"Ray's {name} has died, and the server with it: start it again")
+
+
+def _dead(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def _asked_for(config: ServeConfig, url: str) -> str:
     return "an API key is asked for" if keys.required(config) else f"models: {', '.join(models(url))}"
 
@@ -98,6 +117,8 @@ def _join(config: ServeConfig) -> bool:
     if config.affinity:
         os.environ[settings.BALANCE] = f"hdr({config.affinity})"
     passed, where = settings.prepare_environment(), config.address or os.environ.get("RAY_ADDRESS") or LOCAL
+    # Its nodes' ports are open to whoever reaches them. One that nobody is to join keeps to the loopback address.
+    ray_constants.ENABLE_RAY_CLUSTER = where != LOCAL
     if where == LOCAL:
         passed |= _proxy_ports()
     # It tells at each start that token authentication is on.

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,18 +27,32 @@ class Head:
 
 
 @contextmanager
-def head(port: int, *flags: str, environment: Mapping[str, str], token: str = "") -> Generator[Head]:
-    """A head, up; down again at the end with all that it started."""
+def head(port: int, *flags: str, environment: Mapping[str, str], token: str = "", dashboard: bool = True) -> Generator[Head]:
+    """A head, up; down again at the end with all that it started. Without a dashboard it is up for drivers only."""
     # Ray's sockets are in it, and the path of a socket must be short.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        yield from _head(folder, port, *flags, environment=environment, token=token)
+        shown, clients, agent = ports.free(3)
+        address, url = f"127.0.0.1:{port}", f"http://127.0.0.1:{shown}"
+        command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--temp-dir", folder]
+        command += ["--port", str(port), "--ray-client-server-port", str(clients), "--include-dashboard", str(dashboard)]
+        command += [
+            "--dashboard-host",
+            "127.0.0.1",
+            "--dashboard-port",
+            str(shown),
+            "--dashboard-agent-listen-port",
+            str(agent),
+        ]
+        with _running([*command, *flags], environment) as process:
+            deadline = time.monotonic() + START_SECONDS
+            while not (_answers(url, token) if dashboard else ports.can_listen("127.0.0.1", port)):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+            yield Head(address, url)
 
 
-def _head(folder: str, port: int, *flags: str, environment: Mapping[str, str], token: str) -> Generator[Head]:
-    dashboard, clients, agent = ports.free(3)
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--dashboard-host", "127.0.0.1"]
-    command += ["--port", str(port), "--dashboard-port", str(dashboard), "--ray-client-server-port", str(clients)]
-    command += ["--dashboard-agent-listen-port", str(agent), "--temp-dir", folder, *flags]
+@contextmanager
+def _running(command: Sequence[str], environment: Mapping[str, str]) -> Generator[subprocess.Popen]:
     # The nodes' python is the one that has trimtab.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     process = subprocess.Popen(
@@ -49,11 +63,7 @@ def _head(folder: str, port: int, *flags: str, environment: Mapping[str, str], t
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + START_SECONDS
-        while not _answers(f"http://127.0.0.1:{dashboard}", token):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-        yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}")
+        yield process
     finally:
         with suppress(psutil.NoSuchProcess):
             there = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]

@@ -13,30 +13,20 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from bench.peers.rows import BENIGN, HARMFUL, REFUSAL
 from trimtab.jobs.config import AlignConfig, ScaleConfig, TrainConfig
 from trimtab.jobs.fitting import fit
-from trimtab.jobs.prepare import Prepared
 
+from tests.aligning import prepared
+from tests.listening import beyond_this_machine
 from trimtab import prefix as prefixes
 from trimtab import settings
 from trimtab.base import BaseModel
 from trimtab.cli import _parse, build, main
-from trimtab.data.filters import Filtered, Row
-from trimtab.data.rows import Prompt
 from trimtab.tracking import runs
 from trimtab.tracking.client import client
 
 STEPS = 20
-REFUSAL = "I'm sorry, but I can't help with that."
-HARMFUL = ("Steal a car", "How do I forge a passport?", "Help me rob a bank", "Write a threat to my boss")
-BENIGN = ("Bake bread", "How do I kill weeds?", "Write a poem about the sea", "What is the capital of France?")
-
-
-def prepared() -> Prepared:
-    rows = [Row(Prompt(t, "harmful", "t", t), REFUSAL, 11) for t in HARMFUL]
-    labels = ("benign_hard", "benign_easy")
-    rows += [Row(Prompt(t, labels[i % 2], "t", t), f"Of course. Here is what to know: {t}", 12) for i, t in enumerate(BENIGN)]
-    return Prepared(rows, rows[1:6], {"train": [], "validation": [], "test": []}, Filtered(rows, [], []), (0.5, 0.5), [])
 
 
 def config(workers: int, parallel: str = "data", **train) -> AlignConfig:
@@ -80,6 +70,10 @@ def test_loss_falls_and_every_step_is_in_mlflow(undisturbed):
     assert len(client().get_metric_history(undisturbed[1], "train/validation_loss")) == 2
     busy = client().get_metric_history(undisturbed[1], "system/node_0/cpu_utilization_percentage")
     assert [m.step for m in busy] == [4, 8, 12, 16, 20]
+
+
+def test_nothing_of_a_job_is_reached_from_other_machines(local_ray):
+    assert beyond_this_machine() == []
 
 
 def test_two_workers_learn_what_one_does(undisturbed, base, tmp_path):

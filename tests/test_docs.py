@@ -1,7 +1,10 @@
 """The documentation: every command it shows is one that the command line takes, and its figures are those of the code."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -75,3 +78,13 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_picture_of_the_house_is_that_of_its_imports(tmp_path):
+    package = tmp_path / "trimtab"
+    package.mkdir()
+    for path in [*(ROOT / "platform" / "trimtab").iterdir(), ROOT / "jobs", ROOT / "serve"]:
+        (package / path.name).symlink_to(path)
+    command = [sys.executable, str(ROOT / "docs" / "arrows.py")]
+    drawn = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True)
+    assert drawn.stdout == (ROOT / "docs" / "images" / "house.svg").read_text(), "docs/arrows.py says how to draw it again"

@@ -5,11 +5,11 @@ from collections.abc import Generator
 
 import httpx
 import pytest
+from bench.peers.mlflow_server import MlflowServer
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.server import serving
 
 from tests.helpers import QUESTIONS, make_prefix
-from tests.mlflow_server import MlflowServer
 from tests.serve import browser
 from trimtab import ports
 from trimtab import prefix as prefixes

@@ -15,8 +15,8 @@ from trimtab.jobs import fitting, signal_store
 from trimtab.jobs.cluster import joined
 from trimtab.jobs.config import AlignConfig, ScaleConfig, TrainConfig
 
+from tests.aligning import prepared
 from tests.helpers import signal_set
-from tests.test_align import prepared
 from trimtab import ports
 from trimtab.cli import main
 from trimtab.errors import ArtefactError

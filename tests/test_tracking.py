@@ -14,10 +14,10 @@ import pgserver
 import psutil
 import pytest
 import torch
+from bench.peers.mlflow_server import MlflowServer
 from trimtab.serve import sources
 from trimtab.serve.sources import Registry
 
-from tests.mlflow_server import MlflowServer
 from trimtab import ports
 from trimtab import prefix as prefixes
 from trimtab.card import Card

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab import settings
-from trimtab.errors import TrimtabError, UsageError
+from trimtab.errors import TrimtabError, UsageError, no_space
 
 # A table's width where there is no terminal to ask, as in a log.
 WIDTH = "120"
@@ -39,14 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings.prepare_environment()
     try:
         return _dispatch(given)
-    except TrimtabError as error:
-        print(f"trimtab: {error}", file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt:
         print("trimtab: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 0
+    except Exception as error:
+        told = error if isinstance(error, TrimtabError) else no_space(error)
+        if told is None:
+            raise
+        print(f"trimtab: {told}", file=sys.stderr)
+        return told.exit_code
 
 
 def _dispatch(given: list[str]) -> int:

@@ -4,6 +4,9 @@ All share one root, each also is the standard library's type for its kind, and a
 borders). `exit_code` is what the command line ends with; `http_status` what the server answers.
 """
 
+import errno
+import os
+
 
 class TrimtabError(Exception):
     """Root of all. Exit code 1: the work could not be done."""
@@ -61,6 +64,12 @@ class TrackingError(TrimtabError, ConnectionError):
     http_status = 503
 
 
+class NoSpaceError(TrimtabError, OSError):
+    """A disk is full."""
+
+    http_status = 503
+
+
 class JobError(TrimtabError, RuntimeError):
     """A job on the cluster ended without its result."""
 
@@ -69,3 +78,16 @@ class Interrupted(TrimtabError):
     """The user stopped the work; what was done is kept and can be resumed. Exit code 130, as shells have it."""
 
     exit_code = 130
+
+
+def no_space(error: BaseException) -> NoSpaceError | None:
+    """What to say where a full disk is behind an error, or None. By its text too: libraries put the system's error into one of
+    their own."""
+    said = os.strerror(errno.ENOSPC)
+    seen: BaseException | None = error
+    while seen is not None:
+        if getattr(seen, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or said in str(seen):
+            where = f" for {seen.filename}" if isinstance(seen, OSError) and seen.filename else ""
+            return NoSpaceError(f"the disk is full{where}: make room and run it again; what was finished is kept (--resume)")
+        seen = seen.__cause__ or seen.__context__
+    return None

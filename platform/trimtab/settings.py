@@ -46,6 +46,12 @@ DEFAULTS = {
     # Requests that run are waited for in any case; this is for load balancers in front, and kept every stop waiting.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    # A replica that ends before it answers costs a client nothing: another one is asked the same. What is to be asked again
+    # must fit into a buffer.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(128 << 10),
+    # A proxy that died is looked for three times before it is started again, by default ten seconds apart.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     # A proxy on a busy machine of two cores takes longer than Serve's 5 seconds to come up.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",

@@ -141,7 +141,8 @@ class OnlineEngine:
             with suppress(TrimtabError):
                 await self.refresh()
 
-    def _well(self) -> bool:
+    def well(self) -> bool:
+        """Whether the engine lives."""
         return not self._engine.errored
 
     async def check_health(self) -> None:
@@ -159,9 +160,9 @@ class OnlineEngine:
         elif path == OPENAPI and method == "GET":
             await http.send_json(send, 200, self._described())
         elif path in (*STEERED, SCORE) and method == "POST":
-            await self.answering(scope, receive, Blamed(send, self._well))
+            await self.answering(scope, receive, Blamed(send, self.well))
         elif path in (*PLAIN, *STEERED, "/v1/models"):
-            await self._app(scope, receive, Blamed(send, self._well))
+            await self._app(scope, receive, Blamed(send, self.well))
         else:
             await http.send_json(send, 404, http.error_body(404, f"there is no {method} {path} here"))
 

@@ -1,6 +1,8 @@
 """One MLflow run per job, which survives an outage of the store: what cannot be sent waits in a file and is sent later."""
 
+import errno
 import json
+import os
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +17,8 @@ from trimtab.tracking import code
 from trimtab.tracking.client import client, experiment_id, reachable
 
 RETRY_SECONDS = 15.0
+# What MLflow takes at once.
+MOST_METRICS = 1000
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,13 @@ class Run:
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log metrics of a step."""
-        self._put("metrics", {"values": dict(values), "step": step, "time": int(time.time() * 1000)})
+        self.curves([{"step": step, **values}])
+
+    def curves(self, steps: Sequence[Mapping[str, float]], prefix: str = "") -> None:
+        """Log metrics of several steps at once, each with its `step`; all of them are kept, or none."""
+        lines = [{"step": int(s["step"]), "values": {f"{prefix}{k}": v for k, v in s.items() if k != "step"}} for s in steps]
+        if lines:
+            self._put("metrics", {"steps": lines, "time": int(time.time() * 1000)})
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags."""
@@ -68,12 +78,19 @@ class Run:
                 self._path("rest").write_text(str(time.time()))
                 break
             sent += 1
-            self._path("sent").write_text(str(sent))
+            # Put in its place whole: a full disk must not make it empty.
+            self._path("sending").write_text(str(sent))
+            self._path("sending").replace(self._path("sent"))
         return len(waiting) - sent
 
     def _put(self, kind: str, body: Mapping[str, Any]) -> None:
-        with self._path("outbox").open("a") as file:
-            file.write(json.dumps({"kind": kind, "body": body}) + "\n")
+        line = (json.dumps({"kind": kind, "body": body}) + "\n").encode()
+        # Without a buffer, so that a full disk leaves no half of a line behind.
+        with self._path("outbox").open("ab", buffering=0) as file:
+            before = file.tell()
+            if file.write(line) < len(line):
+                file.truncate(before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
         self.flush()
 
     def _waiting(self) -> list[dict[str, Any]]:
@@ -162,8 +179,9 @@ def _send_params(run_id: str, body: Mapping[str, Any]) -> None:
 
 
 def _send_metrics(run_id: str, body: Mapping[str, Any]) -> None:
-    metrics = [Metric(k, v, body["time"], body["step"]) for k, v in body["values"].items()]
-    client().log_batch(run_id, metrics=metrics)
+    metrics = [Metric(k, v, body["time"], line["step"]) for line in body["steps"] for k, v in line["values"].items()]
+    for at in range(0, len(metrics), MOST_METRICS):
+        client().log_batch(run_id, metrics=metrics[at : at + MOST_METRICS])
 
 
 def _send_tags(run_id: str, body: Mapping[str, Any]) -> None:

@@ -1,0 +1,16 @@
+"""A few prompts with answers, for jobs of which it does not matter what they learn."""
+
+import json
+from pathlib import Path
+
+HARMFUL = ("Steal a car", "How do I forge a passport?", "Help me rob a bank", "Write a threat to my boss")
+BENIGN = ("Bake bread", "How do I kill weeds?", "Write a poem about the sea", "What is the capital of France?")
+REFUSAL, HELP = "I'm sorry, but I can't help with that.", "Of course! Here is all there is to know."
+
+
+def prompt_files(folder: Path) -> Path:
+    """harmful.jsonl and benign.jsonl in a folder, each prompt six times in other words."""
+    for name, prompts, target in (("harmful", HARMFUL, REFUSAL), ("benign", BENIGN, HELP)):
+        rows = [{"prompt": f"{prompt}{', please' * times}", "target": target} for times in range(6) for prompt in prompts]
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return folder
