@@ -29,7 +29,8 @@ def joined(address: str | None) -> Generator[None]:
         return
     passed, where = settings.prepare_environment(), address or os.environ.get("RAY_ADDRESS") or LOCAL
     # Its nodes' ports are open to whoever reaches them. One that nobody is to join keeps to the loopback address.
-    ray_constants.ENABLE_RAY_CLUSTER = where != LOCAL
+    # Ray has no argument for that, and what starts others later in this process is asked anew.
+    several, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, where != LOCAL
     # It tells at each start that token authentication is on.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     try:
@@ -42,6 +43,8 @@ def joined(address: str | None) -> Generator[None]:
         )
     except (ConnectionError, RayError, ValueError) as error:
         raise JobError(f"no Ray cluster at {where}: {str(error).splitlines()[0]}") from error
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = several
     try:
         yield
     finally:

@@ -118,7 +118,8 @@ def _join(config: ServeConfig) -> bool:
         os.environ[settings.BALANCE] = f"hdr({config.affinity})"
     passed, where = settings.prepare_environment(), config.address or os.environ.get("RAY_ADDRESS") or LOCAL
     # Its nodes' ports are open to whoever reaches them. One that nobody is to join keeps to the loopback address.
-    ray_constants.ENABLE_RAY_CLUSTER = where != LOCAL
+    # Ray has no argument for that, and what starts others later in this process is asked anew.
+    several, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, where != LOCAL
     if where == LOCAL:
         passed |= _proxy_ports()
     # It tells at each start that token authentication is on.
@@ -135,6 +136,8 @@ def _join(config: ServeConfig) -> bool:
         )
     except (ConnectionError, RayError, ValueError) as error:
         raise JobError(f"no Ray cluster at {where}: {str(error).splitlines()[0]}") from error
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = several
     return True
 
 

@@ -90,7 +90,7 @@ def test_a_study_from_end_to_end_does_nothing_twice(small, tmp_path, capsys):
     costs = list(csv.DictReader((tmp_path / "report" / "utility.csv").open()))
     assert {row["arm"] for row in costs if row["measure"] == "accuracy"} == {name.partition("#")[0] for name in names}
     assert [m.name for m in made.utility["facts"]] == names
-    (parent,) = client().search_runs([experiment_id()], "tags.`trimtab.kind` = 'study'")
+    (parent,) = client().search_runs([experiment_id()], "attributes.run_name = 'study tiny'")
     children = client().search_runs([experiment_id()], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert {c.info.run_name for c in children} == {"poft seed 0"}
     assert made.curves["poft#0"]
@@ -105,7 +105,7 @@ def test_a_study_from_end_to_end_does_nothing_twice(small, tmp_path, capsys):
     assert "texts read" not in said
     assert again.parts == made.parts
     assert again.utility == made.utility
-    assert len(client().search_runs([experiment_id()], "tags.`trimtab.kind` = 'study'")) == 1
+    assert len(client().search_runs([experiment_id()], "attributes.run_name = 'study tiny'")) == 1
     with pytest.raises(UsageError, match="trained with other settings"):
         study.study(StudyConfig(**config | {"arms": {"poft": {"objective": "poft", "train.steps": 4}}}))
     assert (settings.runs() / "study-tiny").exists()
