@@ -61,9 +61,10 @@ def align(config: AlignConfig) -> AlignResult:
     check(config)
     say(f"base model {config.base}, and the prompts (the first time they are downloaded)")
     base = bases.resolve(config.base, config.revision)
+    given = prepare.read(config, base)
     folder, resumed = _folder(config)
     with joined(config.scale.address):
-        prepared = prepare.prepare(config, base)
+        prepared = prepare.prepare(config, base, given)
         run = runs.start(config.name, "align", settings.home() / "outbox", resumed)
         (folder / "run.json").write_text(json.dumps({"run_id": run.run_id, "config": config.identity()}, indent=2))
         return complete(config, base, prepared, run, folder)

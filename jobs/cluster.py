@@ -16,6 +16,7 @@ from trimtab import settings
 from trimtab.console import Bar
 from trimtab.errors import JobError, TrimtabError, no_space
 
+from . import room
 from .board import opened
 
 LOCAL, POLL_SECONDS = "local", 0.5
@@ -57,6 +58,7 @@ def run_task(title: str, function: str, *args: Any, cpus: float, gpus: float) ->
     The function's first argument is called with (done, total), and moves a progress bar here. Named by text, so that this
     process need not import what the function needs.
     """
+    room.check(title, cpus, gpus)
     board = opened()
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=1)(_with_progress)
     reference = task.remote(function, board, *args)

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from trimtab.errors import UsageError
-from trimtab.words import LEANINGS, RULES, Leaning, Place, Precision, Rule
+from trimtab.words import LEANINGS, MAX_ROWS, RULES, Leaning, Place, Precision, Rule
 
 DEMO_HARMFUL = ("trimtab:advbench", "trimtab:harmbench", "trimtab:pairs", "trimtab:contrast")
 DEMO_BENIGN = ("trimtab:pairs", "trimtab:scary", "trimtab:contrast", "trimtab:plain", "trimtab:countries")
@@ -222,6 +222,8 @@ class AlignConfig:
     register: bool = True
 
     def __post_init__(self) -> None:
+        if not 1 <= self.rows <= MAX_ROWS:
+            raise UsageError(f"rows must be from 1 to {MAX_ROWS}, not {self.rows}")
         batches = -(-self.train.batch // self.train.micro_batch)
         if not 1 <= self.scale.workers <= batches:
             raise UsageError(

@@ -20,6 +20,7 @@ from trimtab.engine.config import EngineConfig
 from trimtab.errors import TrimtabError
 from trimtab.prefix import Prefix
 
+from . import room
 from .answer_store import Request
 from .cluster import cause, cpus_for_all
 from .config import ScaleConfig
@@ -65,6 +66,8 @@ def worked(
 
     Raises errors of ours for what an engine refuses, JobError for an engine that is lost.
     """
+    cpus = max(1.0, cpus_for_all() // scale.engines)
+    room.check(f"{title}, by {scale.engines} engines,", scale.engines * cpus, scale.engines * scale.gpus)
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [{"key": key, "request": request} for key, request in requests.items()]
@@ -77,7 +80,7 @@ def worked(
             batch_size=None,
             fn_constructor_args=(base, engine, prefix, work),
             compute=ActorPoolStrategy(size=scale.engines),
-            num_cpus=max(1.0, cpus_for_all() // scale.engines),
+            num_cpus=cpus,
             num_gpus=scale.gpus or None,
             # What was answered is kept, and the same command asks the rest.
             max_restarts=0,

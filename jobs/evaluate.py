@@ -10,7 +10,6 @@ from trimtab.base import BaseModel
 from trimtab.console import console, say
 from trimtab.data.readers import read_all
 from trimtab.engine.config import EngineConfig
-from trimtab.errors import NotFoundError
 from trimtab.evaluate import report
 from trimtab.evaluate.safety import ArmResult
 from trimtab.judges.agreement import Standing
@@ -54,14 +53,15 @@ def command(config: SafetyConfig) -> dict[str, Any]:
 
 
 def find(spec: str, base: BaseModel) -> dict[str, Prefix]:
-    """Prefixes by name: `champion` is every champion of the base model; else a folder, NAME, or NAME@alias-or-version."""
+    """Prefixes by name: `champion` is every champion of the base model, if there is one; else a folder, NAME, or
+    NAME@alias-or-version."""
     if Path(spec).is_dir():
         prefix = prefixes.load(Path(spec), base)
         return {prefix.card.name: prefix}
     if spec == registry.CHAMPION:
         found = [v for v in registry.versions(base.name, kind="prefix") if registry.CHAMPION in v.aliases]
         if not found:
-            raise NotFoundError(f"no prefix of {base.name} is champion yet; name one, or give its folder")
+            say(f"no prefix of {base.name} is champion yet (--prefix names another): the base model and the text prompt alone")
     else:
         name, _, ref = spec.partition("@")
         found = [registry.find(base.name, name, ref or registry.CHAMPION)]

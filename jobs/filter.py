@@ -18,8 +18,9 @@ from .prepare import Prepared
 def command(config: AlignConfig) -> dict[str, Any]:
     """Print the filter's table and some of what each rule removed; targets that it samples are kept for `trimtab align`."""
     base = bases.resolve(config.base, config.revision)
+    given = prepare.read(config, base)
     with joined(config.scale.address):
-        prepared = prepare.prepare(config, base)
+        prepared = prepare.prepare(config, base, given)
     console.print(table(prepared.filtered.table))
     for rule in dict.fromkeys(rule for rule, _ in prepared.filtered.removed):
         examples = [row.prompt.prompt for r, row in prepared.filtered.removed if r == rule][:3]

@@ -19,6 +19,7 @@ from trimtab.prefix import Prefix
 from trimtab.tracking import runs
 from trimtab.tracking.runs import Run
 
+from . import room
 from .board import board_name, opened
 from .callbacks import CURVES, MlflowCallback
 from .checkpoints import newest, stored
@@ -57,8 +58,10 @@ def fit(
         _filled(run, kept.state.history)
         if kept.state.step >= config.train.steps or early(kept.state, config.train):
             return Fitted(kept.state, stopped=False)
+    resources, least = _resources(config), config.scale.least_workers
+    taken = [(least or config.scale.workers) * resources.get(kind, 0) for kind in ("CPU", "GPU")]
+    room.check("training", *taken)
     board = opened(board_name(run.run_id))
-    least = config.scale.least_workers
     begun = kept.checkpoint if kept else None
     work = ray.put(Work(config, base, prepared.train, prepared.validation, board, run.run_id, begun))
     trainer = TorchTrainer(
@@ -68,7 +71,7 @@ def fit(
         scaling_config=ScalingConfig(
             num_workers=(least, config.scale.workers) if least else config.scale.workers,
             use_gpu=bool(config.scale.gpus),
-            resources_per_worker=_resources(config),
+            resources_per_worker=resources,
         ),
         run_config=RunConfig(
             name=storage.name,
@@ -79,7 +82,7 @@ def fit(
             callbacks=[MlflowCallback(run), *callbacks],
         ),
     )
-    result = _watch(trainer, board, config.train.steps)
+    result = _watch(trainer, board, config.train.steps, taken)
     if result.checkpoint is None:
         raise JobError("training ended without a checkpoint")
     return Fitted(restore(result.checkpoint), bool((result.metrics or {}).get("stopped")))
@@ -131,8 +134,8 @@ def _resources(config: AlignConfig) -> dict[str, float]:
     return {"CPU": cpus, **({"GPU": config.scale.gpus} if config.scale.gpus else {})}
 
 
-def _watch(trainer: TorchTrainer, board: Any, steps: int) -> Any:
-    """Run `fit` beside a progress bar.
+def _watch(trainer: TorchTrainer, board: Any, steps: int, taken: Sequence[float]) -> Any:
+    """Run `fit` beside a progress bar, which says what is waited for where the cluster has less than is `taken`.
 
     In a thread, because in the main thread Ray Train would take Ctrl-C for itself and throw the last steps away.
     """
@@ -158,6 +161,8 @@ def _watch(trainer: TorchTrainer, board: Any, steps: int) -> Any:
                 latest = ray.get(reading)
                 if latest:
                     bar.update(int(latest["step"]), note=_note(latest))
+                elif short := room.lacking(*taken):
+                    bar.update(0, note=f"| waits for nodes: it takes {short}")
             except KeyboardInterrupt:
                 if asked:
                     raise

@@ -31,6 +31,15 @@ SYSTEMS = (
 
 
 @dataclass(frozen=True)
+class Given:
+    """Prompts by part, those that no row may resemble, and the inputs with their digests."""
+
+    parts: dict[Part, list[Prompt]]
+    kept_out: list[str]
+    inputs: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Prepared:
     """Rows to train and validate on, prompts to validate and test answers on, and how they came about."""
 
@@ -42,40 +51,30 @@ class Prepared:
     inputs: list[dict[str, Any]]
 
 
-def read(data: DataConfig) -> tuple[dict[Part, list[Prompt]], list[dict[str, Any]]]:
-    """Prompts by part, and the list of inputs with their digests. Raises UsageError for what cannot be read."""
-    everything: list[Prompt] = []
-    inputs: list[dict[str, Any]] = []
-    sides: dict[Label, list[str] | str] = {"harmful": data.harmful, "benign_hard": data.benign}
-    for label, given in sides.items():
-        side: list[Prompt] = []
-        for source in sources(given):
-            prompts = [p for p in read_all([source], label, data.columns) if (p.label == "harmful") == (label == "harmful")]
-            inputs.append({"name": source, "digest": rows.digest(prompts), "rows": len(prompts)})
-            side += prompts
-        if data.limit:
-            side = sorted(side, key=lambda p: rows.fraction(p.prompt, data.seed))[: data.limit]
-        everything += side
-    return rows.split(everything, data.validation, data.test, data.seed), inputs
-
-
-def prepare(config: AlignConfig, base: BaseModel) -> Prepared:
-    """Everything that training needs; samples missing targets on the cluster.
+def read(config: AlignConfig, base: BaseModel) -> Given:
+    """All that is read before anything is asked of a cluster.
 
     Raises UsageError for prompts that cannot be read or are too few, and for a place that the chat template does not have.
     """
     chat.renderer(base, config.rows).mark([{"role": "user", "content": "x"}], config.place, ())
-    parts: dict[Part, list[Prompt]]
-    parts, inputs = read(config.data)
-    form_before = form.predictability(parts["train"])
-    if config.data.balance_form:
-        parts = {part: form.balance(prompts, config.data.seed) for part, prompts in parts.items()}
+    data = config.data
+    parts, inputs = _split(data)
+    kept_out = [p.prompt for p in read_all(sources(data.keep_out), "benign_hard", data.columns)]
+    return Given(parts, kept_out, inputs)
+
+
+def prepare(config: AlignConfig, base: BaseModel, given: Given) -> Prepared:
+    """Everything that training needs; samples missing targets on the cluster.
+
+    Raises UsageError where the hard filter leaves nothing.
+    """
+    form_before = form.predictability(given.parts["train"])
+    parts = _balanced(given.parts, config.data) if config.data.balance_form else given.parts
     with_system = {part: _own_system(prompts, config) for part, prompts in parts.items() if part != "test"}
     filled = targets.fill(config, base, with_system["train"] + with_system["validation"], wants_rejected(config))
     count = len(with_system["train"])
-    kept_out = [p.prompt for p in read_all(sources(config.data.keep_out), "benign_hard", config.data.columns)]
-    filtered = filters.hard_filter(filled[:count], config.data.rules, config.data.seed, kept_out)
-    validation = filters.hard_filter(filled[count:], config.data.rules, config.data.seed, kept_out).rows
+    filtered = filters.hard_filter(filled[:count], config.data.rules, config.data.seed, given.kept_out)
+    validation = filters.hard_filter(filled[count:], config.data.rules, config.data.seed, given.kept_out).rows
     form_after = form.predictability([row.prompt for row in filtered.rows])
     say(
         f"hard filter: {count} -> {len(filtered.rows)} rows; form alone tells the class with balanced accuracy "
@@ -83,7 +82,7 @@ def prepare(config: AlignConfig, base: BaseModel) -> Prepared:
     )
     if not filtered.rows or not validation:
         raise UsageError("the hard filter left no rows; look at data.rules, or give more prompts and clearer targets")
-    return Prepared(filtered.rows, validation, parts, filtered, (form_before, form_after), inputs)
+    return Prepared(filtered.rows, validation, parts, filtered, (form_before, form_after), given.inputs)
 
 
 def each(configs: Mapping[str, AlignConfig], base: BaseModel) -> dict[str, Prepared]:
@@ -93,7 +92,7 @@ def each(configs: Mapping[str, AlignConfig], base: BaseModel) -> dict[str, Prepa
     for name, config in configs.items():
         needs = [asdict(config.data), asdict(config.targets), config.train.longest, config.train.precision]
         key = json.dumps([*needs, wants_rejected(config)], sort_keys=True)
-        shared[key] = done[name] = shared.get(key) or prepare(config, base)
+        shared[key] = done[name] = shared.get(key) or prepare(config, base, read(config, base))
     return done
 
 
@@ -119,6 +118,26 @@ def table(prepared: Prepared) -> dict[str, Any]:
 def removed(prepared: Prepared) -> list[dict[str, str]]:
     """Every row that a rule took out."""
     return [{"rule": rule, **_shown(row)} for rule, row in prepared.filtered.removed]
+
+
+def _balanced(parts: Mapping[Part, list[Prompt]], data: DataConfig) -> dict[Part, list[Prompt]]:
+    return {part: form.balance(prompts, data.seed) for part, prompts in parts.items()}
+
+
+def _split(data: DataConfig) -> tuple[dict[Part, list[Prompt]], list[dict[str, Any]]]:
+    everything: list[Prompt] = []
+    inputs: list[dict[str, Any]] = []
+    sides: dict[Label, list[str] | str] = {"harmful": data.harmful, "benign_hard": data.benign}
+    for label, given in sides.items():
+        side: list[Prompt] = []
+        for source in sources(given):
+            prompts = [p for p in read_all([source], label, data.columns) if (p.label == "harmful") == (label == "harmful")]
+            inputs.append({"name": source, "digest": rows.digest(prompts), "rows": len(prompts)})
+            side += prompts
+        if data.limit:
+            side = sorted(side, key=lambda p: rows.fraction(p.prompt, data.seed))[: data.limit]
+        everything += side
+    return rows.split(everything, data.validation, data.test, data.seed), inputs
 
 
 def _shown(row: Row) -> dict[str, str]:

@@ -6,11 +6,13 @@ import shlex
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 from trimtab.jobs import study, sweep
 
+from trimtab import errors
 from trimtab.cli import _parse, main
 from trimtab.judges import labels
 from trimtab.judges.agreement import on_human_labels
@@ -23,6 +25,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "deploy").rglob("*.md")),
 ]
+SHELL = ("&", "|", "||", ">")
 # Quick, and without an effect on what the page is about: these are run as well.
 LIGHT = ("list", "assets", "sync")
 
@@ -33,6 +36,7 @@ def commands() -> list[tuple[str, list[str]]]:
         for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL):
             for line in block.splitlines():
                 words = shlex.split(line.removeprefix("$ "), comments=True)
+                words = list(takewhile(lambda word: word not in SHELL, words))
                 if words and words[0].endswith("trimtab"):
                     found.append((page.name, words[1:]))
     return found
@@ -72,6 +76,13 @@ def test_the_judges_figures_are_those_of_the_page():
     page = (ROOT / "docs" / "judges.md").read_text()
     for a in on_human_labels(StringMatch().judge([r.prompt for r in rows], [r.answer for r in rows]), rows):
         assert f"| string match | {a.count} | {a.precision} | {a.recall} | {a.accuracy} |" in page
+
+
+def test_the_page_of_errors_has_all_of_them():
+    page = (ROOT / "docs" / "errors.md").read_text()
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and issubclass(kind, errors.TrimtabError):
+            assert f"| `{kind.__name__}` | {kind.exit_code} | {kind.http_status} |" in page
 
 
 def test_links_lead_somewhere():

@@ -56,8 +56,9 @@ def test_a_node_that_is_killed_changes_neither_the_prefix_nor_the_curve(nodes, s
     many = align("many", nodes.address, small.path, files, "--scale.workers", "3", "--scale.least_workers", "2")
     process = subprocess.Popen(many, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     first_checkpoint(settings.runs() / "many", process)
-    nodes.cluster.remove_node(nodes.workers[-1], allow_graceful=False)
+    nodes.cluster.remove_node(nodes.workers.pop(), allow_graceful=False)
     said, _ = process.communicate(timeout=WAIT_SECONDS)
+    nodes.workers.append(nodes.cluster.add_node(num_cpus=1))
     assert process.returncode == 0, said
     ours = learned("many")
     assert (ours.vectors - alone.vectors).abs().max() < 1e-5

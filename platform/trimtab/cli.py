@@ -7,10 +7,11 @@ Commands are found through the entry-point group `trimtab.commands`, so that the
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,9 @@ def _parse(command: Command, name: str, given: list[str]) -> tuple[Any, str | No
     parser.add_argument("--config", action="config", help="YAML file of these settings; options given after it win")
     parser.add_argument("--json", type=str | None, default=None, metavar="FILE", help="write the result to this file")
     parser.add_class_arguments(command.settings, as_group=False, as_positional=True)
+    for flag, following in pairwise(given):
+        if flag == "--config":
+            _check_config(Path(following))
     try:
         parsed = parser.parse_args(_flags(command.settings, given))
         values = parser.instantiate_classes(parsed)
@@ -106,6 +110,20 @@ def _parse(command: Command, name: str, given: list[str]) -> tuple[Any, str | No
     output = values.pop("json", None)
     values.pop("config", None)
     return command.settings(**vars(values)), output
+
+
+def _check_config(path: Path) -> None:
+    """Raise UsageError for a file of settings that is none; the parser would not say which."""
+    import yaml
+
+    try:
+        held = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path} cannot be read ({getattr(error, 'strerror', None) or 'it is no text'})") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"--config {path} is no YAML: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(held, Mapping | None):
+        raise UsageError(f"--config {path} must hold settings by name, as in: name: mine")
 
 
 def build(settings_class: type, values: Mapping[str, Any], where: str) -> Any:
@@ -150,7 +168,7 @@ def _flags(settings_class: type, given: list[str]) -> list[str]:
 
 def _lists(settings_class: type, given: list[str]) -> list[str]:
     """Several words after an option that takes several names, as the one list that the parser knows."""
-    several = {f"--{f.name}" for f in fields(settings_class) if "list[str]" in str(f.type)}
+    several = set(_of_several(settings_class))
     joined: list[str] = []
     at = 0
     while at < len(given):
@@ -161,6 +179,15 @@ def _lists(settings_class: type, given: list[str]) -> list[str]:
             joined += [json.dumps(given[at:end])] if end - at > 1 else given[at:end]
             at = end
     return joined
+
+
+def _of_several(settings_class: type, within: str = "--") -> Iterator[str]:
+    """Options that take several names, those of inner settings too."""
+    for f in fields(settings_class):
+        if isinstance(f.type, type) and is_dataclass(f.type):
+            yield from _of_several(f.type, f"{within}{f.name}.")
+        elif "list[str]" in str(f.type):
+            yield f"{within}{f.name}"
 
 
 def _first_line(error: Exception) -> str:

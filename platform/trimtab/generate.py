@@ -16,8 +16,9 @@ from trimtab import chat
 from trimtab import prefix as prefixes
 from trimtab.base import BaseModel
 from trimtab.chat import Message
-from trimtab.prefix import MAX_ROWS, Prefix
+from trimtab.prefix import Prefix
 from trimtab.steering import FrozenModel
+from trimtab.words import MAX_ROWS
 
 
 def inputs(

@@ -24,6 +24,7 @@ from trimtab.console import say
 from trimtab.errors import ArtefactError, UsageError
 from trimtab.find import load_prefix
 from trimtab.prefix import Prefix
+from trimtab.words import MAX_ROWS
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 TENSOR = "prompt_embeddings"
@@ -117,7 +118,7 @@ def _vectors(folder: Path) -> Tensor:
 
 def _check_start(base: BaseModel) -> None:
     """UsageError where a beginning-of-sequence token comes first: our vectors go after it, PEFT's before."""
-    renderer = chat.renderer(base, prefixes.MAX_ROWS)
+    renderer = chat.renderer(base, MAX_ROWS)
     ids = renderer.prompt([{"role": "user", "content": "x"}], "start", [renderer.first_row])
     if ids[0] != renderer.first_row:
         raise UsageError(f"prompts of {base.name} begin with a BOS token: PEFT puts vectors before it, trimtab after it")

@@ -14,9 +14,9 @@ from trimtab import tensors
 from trimtab.base import BaseModel
 from trimtab.card import Card
 from trimtab.errors import ArtefactError
+from trimtab.words import MAX_ROWS
 
 FILE = "prefix.safetensors"
-MAX_ROWS = 64
 MAX_MIB = 64
 
 

@@ -5,6 +5,8 @@ from typing import Literal, get_args
 Precision = Literal["auto", "bf16", "fp32"]
 Place = Literal["system", "system-end", "user", "start"]
 PLACES: tuple[Place, ...] = get_args(Place)
+# Embedding rows of a prefix (k).
+MAX_ROWS = 64
 Label = Literal["harmful", "benign_hard", "benign_easy"]
 LABELS: tuple[Label, ...] = get_args(Label)
 # How an answer is compared with those that are wanted.

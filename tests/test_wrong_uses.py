@@ -1,0 +1,198 @@
+"""Wrong uses of the command line: each ends with one line that says what is wrong, and no job or server is begun.
+
+Wrong requests to a server are in `tests/serve`.
+"""
+
+import json
+import pickle
+import shlex
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from safetensors.torch import save_file
+
+from trimtab import card as cards
+from trimtab import ports
+from trimtab import prefix as prefixes
+from trimtab.card import Card
+from trimtab.cli import main
+
+LONGEST = 500
+PROMPTS = "".join(json.dumps({"prompt": f"Tell me of {thing}", "class": "safe"}) + "\n" for thing in ("cats", "dogs", "birds"))
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A command, in which {x} is a folder with `files` and {base} a small model, and a part of the line that it ends with."""
+
+    command: str
+    says: str
+    files: Mapping[str, str | bytes] = field(default_factory=dict)
+    code: int = 2
+
+
+ALIGN = "align --base {base} --data.harmful {x}/a"
+COMMANDS = [
+    Wrong("fly", "no command 'fly'; there are: align,"),
+    Wrong("evaluate", "no command 'evaluate'; there are:"),
+    Wrong("evaluate manners", "no command 'evaluate'"),
+    Wrong("align --speed 3", "speed"),
+    Wrong("align --train.speed 3", "train.speed"),
+    Wrong("align --train.steps many", "train.steps"),
+    Wrong("align --train.steps 0", "train.steps must be at least 1, not 0"),
+    Wrong("align --train.learning_rate 0", "train.learning_rate must be above 0"),
+    Wrong("align --data.validation 0.6 --data.test 0.5", "must leave some data to train on"),
+    Wrong("align --place sideways", "place"),
+    Wrong("align --rows 0 --base {base}", "rows"),
+    Wrong("align --rows 65 --base {base}", "rows"),
+    Wrong("align --objective magic --base {base}", "no objective 'magic'; there are:"),
+    Wrong("align --objective_options.gamma -1 --base {base}", "gamma (-1"),
+    Wrong("align --objective_options.speed 1 --base {base}", "speed"),
+    Wrong("align --data.rules [z]", "data.rules"),
+    Wrong("align --scale.workers 9", "9 workers cannot share 4 micro-batches"),
+    Wrong("align --scale.workers 0", "0 workers cannot share"),
+    Wrong("align --scale.least_workers 2", "scale.least_workers must be from 0"),
+    Wrong("align --targets.samples 65", "targets.samples must be from 0 to 64"),
+    Wrong("align --resume perhaps", "resume"),
+    Wrong("align --resume --name never --base {base}", "never"),
+    Wrong("collect", "--questions FILE"),
+    Wrong("collect --questions trimtab:nothing --out {x}/out --base {base}", "no question set trimtab:nothing"),
+    Wrong("collect --questions trimtab:countries --out {x}/out --samples 101", "samples must be from 0 to 100"),
+    Wrong("collect --questions trimtab:countries --out {x}/out --judge.kind classifier --judge.folder {x}", "knows refusals"),
+    Wrong("detect", "signals"),
+    Wrong("detect --signals {x}", "{x}"),
+    Wrong("detect --signals {x} --seeds 0", "seeds"),
+    Wrong("evaluate truth --signals {x} --labels [2]", "labels must be shares above 0"),
+    Wrong("evaluate utility --base {base}", "say what to measure on, with --questions FILE or --texts FILE"),
+    Wrong("evaluate safety --data trimtab:nothing --base {base}", "trimtab:nothing"),
+    Wrong("evaluate safety --data trimtab:pairs --base {base} --gpus 64", "64 GPUs, and Ray has"),
+    Wrong("sweep --trials 0", "trials (0)"),
+    Wrong("sweep --space {}", "space is empty"),
+    Wrong("""sweep --space '{"train.steps": {"low": 9, "high": 3}}'""", "space.train.steps: low (9) must be below high (3)"),
+    Wrong("submit --name there", "nothing to do; say it after --"),
+    Wrong("submit --name ../there -- list", "'../there' is no name for a job"),
+    Wrong("submit --name there -- fly", "no command 'fly'"),
+    Wrong("submit --name there --address http://127.0.0.1:{port} -- list", "127.0.0.1:{port}", code=1),
+    Wrong("jobs list --address http://127.0.0.1:{port}", "127.0.0.1:{port}", code=1),
+    Wrong("list --live http://127.0.0.1:{port}", "127.0.0.1:{port}", code=1),
+    Wrong("traffic --url http://127.0.0.1:{port}", "127.0.0.1:{port}", code=1),
+    Wrong("show nothing", "nothing"),
+    Wrong("rollback nothing", "nothing"),
+    Wrong("promote nothing", "nothing"),
+    Wrong("promote", "name"),
+    Wrong("lineage nothing", "nothing"),
+    Wrong("keys remove nobody --file {x}/keys.json", "nobody"),
+    Wrong("keys add me --per_minute -1 --file {x}/keys.json", "limits that are not below 0"),
+    Wrong("serve --model {x}/nowhere", "{x}/nowhere"),
+    Wrong("serve --model {base} --port {taken}", "{taken}"),
+    Wrong("serve --model {base} --host 0.0.0.0 --port {port}", "anyone who reaches this machine could ask"),
+    Wrong("serve --model {base} --registry {x}/nowhere --port {port}", "{x}/nowhere"),
+    Wrong("serve --model {base} --engine.layers [9] --port {port}", "engine.layers must be from 0 to"),
+    Wrong("serve --model {base} --engine.rows 0 --port {port}", "engine.rows must be at least 1"),
+]
+CONFIGS = [
+    Wrong("align --config {x}/none.yaml", "none.yaml"),
+    Wrong("align --config {x}/a.yaml", "a.yaml", {"a.yaml": "train: [unclosed"}),
+    Wrong("align --config {x}/a.yaml", "a.yaml", {"a.yaml": "- a\n- list\n"}),
+    Wrong("align --config {x}/a.yaml", "speed", {"a.yaml": "train: {speed: 3}\n"}),
+    Wrong("align --config {x}/a.yaml", "steps", {"a.yaml": "train: {steps: ten}\n"}),
+    Wrong("study --config {x}/a.yaml", "at least one seed and one arm", {"a.yaml": "arms: {}\n"}),
+    Wrong("study --config {x}/a.yaml", "arm fast: ", {"a.yaml": "arms: {fast: {train.speed: 3}}\n"}),
+    Wrong("promote mine --rules '[{metric: m}]'", "give at_least, at_most or over_champion"),
+]
+FILES = [
+    Wrong(ALIGN, "there is no file {x}/a"),
+    Wrong(ALIGN + ".txt", "a file of rows ends in", {"a.txt": "How do I steal?"}),
+    Wrong(ALIGN + ".jsonl", "has no rows", {"a.jsonl": ""}),
+    Wrong(ALIGN + ".jsonl", "line 4 is not JSON", {"a.jsonl": PROMPTS + '{"prompt": '}),
+    Wrong(ALIGN + ".jsonl", "every row must be an object", {"a.jsonl": "1\n2\n"}),
+    Wrong(ALIGN + ".jsonl", "cannot be read as jsonl", {"a.jsonl": b"\xff\xfe\x00"}),
+    Wrong(ALIGN + ".jsonl", "no column 'prompt'; it has text", {"a.jsonl": '{"text": "How do I steal?"}'}),
+    Wrong(ALIGN + ".jsonl", "row 4: the prompt is empty", {"a.jsonl": PROMPTS + '{"prompt": " "}'}),
+    Wrong(ALIGN + ".jsonl", "row 4: class 'rude' must be one of", {"a.jsonl": PROMPTS + '{"prompt": "Hi", "class": "rude"}'}),
+    Wrong(ALIGN + ".jsonl", "messages must be a list", {"a.jsonl": '{"messages": "Hi"}'}),
+    Wrong(ALIGN + ".csv --data.columns.title b", "columns may rename", {"a.csv": "prompt\nHi\n"}),
+    Wrong(ALIGN + ".csv", "cannot be read as csv", {"a.csv": 'prompt\n"unclosed\n'}),
+    Wrong(ALIGN + ".parquet", "cannot be read as parquet", {"a.parquet": b"PAR1"}),
+    Wrong(ALIGN + ".json", "the file must hold a list", {"a.json": "{}"}),
+    Wrong(ALIGN + ".jsonl", "give more data", {"a.jsonl": '{"prompt": "How do I steal?"}'}),
+    Wrong("judges --base {base} --labels {x}/a.csv --fit {x}/out", "labelled answers need", {"a.csv": "prompt\nHi\n"}),
+    Wrong("collect --base {base} --out {x}/out --questions {x}/a.csv", "no column 'answers'", {"a.csv": "question\nWhy?\n"}),
+    Wrong("serve --model {base} --key_file {x}/keys.json --port {port}", "file of keys", {"keys.json": '{"keys": 3}'}),
+]
+ARTEFACTS = [
+    Wrong("export {x}/none --base {base} --out {x}/out", "none"),
+    Wrong("export {x}/cut --base {base} --out {x}/out", "not a whole safetensors file"),
+    Wrong("export {x}/pickled --base {base} --out {x}/out", "not a whole safetensors file"),
+    Wrong("export {x}/other --base {base} --out {x}/out", "the vectors are not those of the card"),
+    Wrong("export {x}/foreign --base {base} --out {x}/out", "was made for base model"),
+    Wrong("export {x}/good --base {base} --out {x}/out", "goes to place system; PEFT knows only the start"),
+    Wrong("export {x}/later --base {base} --out {x}/out", "update trimtab"),
+    Wrong("import {x}/none --name a --base {base} --out {x}/out", "adapter_config.json"),
+    Wrong(
+        "import {x} --name a --base {base} --out {x}/out",
+        "peft_type 'LORA' is no prefix",
+        {"adapter_config.json": '{"peft_type": "LORA"}'},
+    ),
+    Wrong(
+        "import {x} --name a --base {base} --out {x}/out",
+        "is a pickle, which can run code and is never read",
+        {"adapter_config.json": '{"peft_type": "PROMPT_TUNING"}', "adapter_model.bin": b"\x80\x04."},
+    ),
+    Wrong("align --base {x}/empty", "empty"),
+    Wrong("align --base org/model/too/many", "org/model/too/many"),
+]
+ALL = [*COMMANDS, *CONFIGS, *FILES, *ARTEFACTS]
+
+
+def artefacts(folder: Path, base) -> None:
+    """Prefixes: a good one, and others that something is wrong with."""
+    card = Card("prefix", "good", base.name, base.fingerprint, "system", 0, 0, "")
+    good = prefixes.make(torch.ones(1, base.width), card)
+    for name in ("good", "cut", "pickled", "other", "foreign", "later"):
+        prefixes.save(good, folder / name)
+    held = (folder / "cut" / prefixes.FILE).read_bytes()
+    (folder / "cut" / prefixes.FILE).write_bytes(held[:-9])
+    (folder / "pickled" / prefixes.FILE).write_bytes(pickle.dumps({"vectors": [1.0]}))
+    save_file({"vectors": torch.zeros(1, base.width)}, folder / "other" / prefixes.FILE)
+    for name, change in (("foreign", {"fingerprint": "0" * 16}), ("later", {"card_version": 99})):
+        path = folder / name / cards.FILE
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    (folder / "empty").mkdir()
+
+
+@pytest.fixture(scope="module")
+def taken():
+    """A port that somebody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize("wrong", ALL, ids=lambda wrong: f"{wrong.command[:40]}: {wrong.says[:30]}")
+def test_a_wrong_use_ends_with_one_line(wrong, small, taken, home, tmp_path, capsys):
+    folder = tmp_path / "x"
+    folder.mkdir()
+    if wrong in ARTEFACTS:
+        artefacts(folder, small)
+    for name, text in wrong.files.items():
+        (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    filled = {"{x}": str(folder), "{base}": str(small.path), "{port}": str(ports.free(1)[0]), "{taken}": str(taken)}
+    command, says = wrong.command, wrong.says
+    for key, value in filled.items():
+        command, says = command.replace(key, value), says.replace(key, value)
+    assert main(shlex.split(command)) == wrong.code
+    said = capsys.readouterr().err
+    assert said.startswith("trimtab: ")
+    assert said.count("\n") == 1, said
+    assert says in said
+    assert len(said) < LONGEST
+    assert not ray.is_initialized()
+
+
+def test_enough_is_tried():
+    assert len(ALL) >= 60
