@@ -169,11 +169,12 @@ def _metrics(config: AlignConfig, results: dict[str, list[ArmResult]]) -> dict[s
 def _report(config: AlignConfig, results: dict[str, list[ArmResult]], run: Run, folder: Path) -> None:
     (folder / "report.json").write_text(json.dumps({p: report.as_json(r) for p, r in results.items()}, indent=1))
     shown = "test" if "test" in results else "validation"
-    report.plane(results[shown], folder / "plane.png", f"{config.name} on {config.base}, {shown} prompts")
+    drawn = report.plane(results[shown], folder / "plane.png")
     console.print(report.table(results[shown], f"{config.name} on prompts never trained on ({shown} part)"))
     run.metrics(_metrics(config, results), config.train.steps)
     run.artifacts(folder / "report.json", "evaluation")
-    run.artifacts(folder / "plane.png", "evaluation")
+    if drawn:
+        run.artifacts(folder / "plane.png", "evaluation")
 
 
 def _register(config: AlignConfig, results: dict[str, list[ArmResult]], run: Run, folder: Path) -> tuple[Version, bool]:

@@ -45,8 +45,8 @@ def command(config: SafetyConfig) -> dict[str, Any]:
         shown = ", ".join(f"{name} {rate.value:.2f} of {rate.count}" for name, rate in r.sets.items())
         say(f"{r.name}: right on {shown}")
     judged = {"judge": standing.as_json()}
-    if config.plot:
-        report.plane(results, Path(config.plot), f"{config.base}: safety and helpfulness")
+    if config.plot and not report.plane(results, Path(config.plot)):
+        say(f"{config.plot} was not drawn: the plane needs harmful prompts and benign ones")
     if config.answers:
         Path(config.answers).write_text(json.dumps(report.as_json(results) | judged, indent=1) + "\n")
     return report.as_json(results, answers=False) | judged

@@ -11,9 +11,8 @@ from trimtab.base import BaseModel
 from trimtab.detector import Detector
 from trimtab.errors import UsageError
 from trimtab.evaluate import pooled, weighted
-from trimtab.evaluate.gating import Figure, Found, Rule
+from trimtab.evaluate.gating import Found, Rule
 from trimtab.evaluate.pooled import Resamples, Risks
-from trimtab.evaluate.truth import Interval
 from trimtab.places import place
 from trimtab.tracking import registry
 from trimtab.tracking.registry import Version
@@ -66,8 +65,4 @@ def _figures(rule: Rule, read: Sequence[Risks], drawn: Resamples) -> Found:
     figure = weighted.FIGURES[rule.metric]
     found = pooled.estimate(figure, read[:1], drawn)
     more = pooled.apart(figure, read[:1], read[1:], drawn) if len(read) > 1 else None
-    return _figure(found), _figure(more) if more else None
-
-
-def _figure(interval: Interval) -> Figure:
-    return Figure(interval.value, interval.low, interval.high)
+    return found, more

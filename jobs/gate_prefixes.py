@@ -7,8 +7,7 @@ from trimtab.data.readers import read_all
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import UsageError
 from trimtab.evaluate import seeds, versus
-from trimtab.evaluate.gating import Figure, Found, Rule
-from trimtab.evaluate.metrics import Rate
+from trimtab.evaluate.gating import Found, Rule
 from trimtab.evaluate.safety import Arm, ArmResult
 from trimtab.evaluate.seeds import Measure
 from trimtab.tracking import registry
@@ -49,7 +48,7 @@ def _figures(rule: Rule, results: Sequence[ArmResult]) -> Found:
         raise UsageError(f"rule on {rule.metric}: {rule.set} has no prompts of that side")
     sides = SIDES[measure]
     more = versus.difference([mine], theirs, sides=sides) if theirs and sides else None
-    return _figure(found), _figure(more) if more else None
+    return found, more
 
 
 def _measure(rule: Rule) -> Measure:
@@ -57,7 +56,3 @@ def _measure(rule: Rule) -> Measure:
         if measure == rule.metric:
             return measure
     raise UsageError(f"rule on {rule.metric}: a prefix has {', '.join(SIDES)} on a set")
-
-
-def _figure(rate: Rate) -> Figure:
-    return Figure(rate.value, rate.low, rate.high)

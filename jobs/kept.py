@@ -1,42 +1,63 @@
-"""Judged arms that are kept, so that a study answers nothing twice."""
+"""Answers and readings of arms that are kept, so that nothing is asked or read twice.
+
+Verdicts and marks are not kept here: a better judge, or one more alias, marks anew.
+"""
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from trimtab.data import rows
 from trimtab.data.rows import Prompt
-from trimtab.evaluate.safety import Arm, ArmResult, Judged, summarise
-from trimtab.judges.refusal import judge
+from trimtab.evaluate.reading import Reading
+from trimtab.evaluate.safety import Arm
+from trimtab.words import Precision
 
 
 @dataclass(frozen=True)
 class Store:
-    """Answers of arms to one list of prompts, one file each. Verdicts are kept apart, by judge."""
+    """What arms answered, or read, of one list of prompts: one file an arm. `limit` is in tokens of each answer or text."""
 
     folder: Path
     prompts: Sequence[Prompt]
-    max_tokens: int
+    limit: int
+    precision: Precision
 
-    def has(self, arm: Arm) -> bool:
-        """Whether this arm has answered these prompts."""
-        return self._file(arm).exists()
+    def has_answers(self, arm: Arm) -> bool:
+        """Whether an arm was asked."""
+        return self._file("answers", arm).exists()
 
-    def put(self, arm: Arm, result: ArmResult) -> None:
+    def answers(self, arm: Arm) -> list[str] | None:
+        """An arm's answers, None where it was not asked yet."""
+        return self._get("answers", arm)
+
+    def readings(self, arm: Arm) -> list[Reading] | None:
+        """An arm's readings, None where it has not read yet."""
+        found = self._get("readings", arm)
+        return None if found is None else [Reading(**reading) for reading in found]
+
+    def put_answers(self, arm: Arm, answers: Sequence[str]) -> None:
         """Keep an arm's answers."""
+        self._put("answers", arm, list(answers))
+
+    def put_readings(self, arm: Arm, readings: Sequence[Reading]) -> None:
+        """Keep an arm's readings."""
+        self._put("readings", arm, [asdict(reading) for reading in readings])
+
+    def _get(self, what: str, arm: Arm) -> Any:
+        path = self._file(what, arm)
+        return json.loads(path.read_text())[what] if path.exists() else None
+
+    def _put(self, what: str, arm: Arm, values: list[Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self._file(arm).with_suffix(".part")
-        partial.write_text(json.dumps({"arm": arm.name, "answers": [j.answer for j in result.answers]}))
-        partial.rename(self._file(arm))
+        partial = self._file(what, arm).with_suffix(".part")
+        partial.write_text(json.dumps({"arm": arm.name, what: values}))
+        partial.rename(self._file(what, arm))
 
-    def get(self, arm: Arm) -> ArmResult:
-        """An arm's answers, judged."""
-        answers: list[str] = json.loads(self._file(arm).read_text())["answers"]
-        return summarise(arm.name, [Judged(p, a, judge(a)) for p, a in zip(self.prompts, answers, strict=True)])
-
-    def _file(self, arm: Arm) -> Path:
+    def _file(self, what: str, arm: Arm) -> Path:
         steered = [arm.prefix.card.digest, arm.prefix.card.place] if arm.prefix else []
-        what = json.dumps([rows.digest(self.prompts), self.max_tokens, arm.system, *steered])
-        return self.folder / f"{hashlib.sha256(what.encode()).hexdigest()[:20]}.json"
+        named = json.dumps([what, rows.digest(self.prompts), self.limit, self.precision, arm.system, *steered])
+        return self.folder / f"{hashlib.sha256(named.encode()).hexdigest()[:20]}.json"

@@ -15,7 +15,8 @@ from trimtab.base import BaseModel
 from trimtab.console import console, say
 from trimtab.errors import JobError, UsageError
 from trimtab.evaluate import gating
-from trimtab.evaluate.gating import Checked, Figure, Found, Rule
+from trimtab.evaluate.gating import Checked, Found, Rule
+from trimtab.evaluate.metrics import Interval
 from trimtab.tracking import moves, registry
 from trimtab.tracking.registry import Version
 
@@ -106,8 +107,8 @@ def _of_card(rule: Rule, version: Version, champion: Version | None) -> Found:
         raise UsageError(f"rule on {rule.metric}: version {version.version} has no such figure (it has {there}); name a set")
     mine = version.metrics[rule.metric]
     theirs = champion.metrics.get(rule.metric) if champion else None
-    more = None if theirs is None else Figure(mine - theirs, mine - theirs, mine - theirs)
-    return Figure(mine, mine, mine), more
+    more = None if theirs is None else Interval(mine - theirs, mine - theirs, mine - theirs)
+    return Interval(mine, mine, mine), more
 
 
 def _as_made(version: Version) -> Decision:

@@ -26,16 +26,18 @@ from trimtab.engine.config import EngineConfig
 from trimtab.errors import Interrupted, UsageError
 from trimtab.evaluate import page, report, utility_report
 from trimtab.evaluate.page import Cost, Study
-from trimtab.evaluate.safety import ArmResult
+from trimtab.evaluate.safety import Arm, ArmResult, Judged, summarise
+from trimtab.judges import refusal
 from trimtab.judges.agreement import Standing
 from trimtab.prefix import Prefix
 from trimtab.tracking import runs
 from trimtab.words import RANDOM_ARM, TOKEN_ARM
 
-from . import arms, judging, kept, prepare, utility
+from . import arms, judging, prepare, utility
 from .cluster import cpus_for_all, joined, run_task
 from .config import AlignConfig, sources
 from .fitting import fit, learned
+from .kept import Store
 from .prepare import Prepared
 from .study_config import StudyConfig
 
@@ -198,16 +200,22 @@ def _answers(
 ) -> dict[str, list[ArmResult]]:
     """Results of all arms on all parts; only what was not answered before is asked, of one engine."""
     everything = arms.standard_arms(chosen)
-    stores = {part: kept.Store(folder, prompts, first.evaluate.max_tokens) for part, prompts in parts.items()}
-    wanted = {part: parts[part] for part, store in stores.items() if not all(map(store.has, everything))}
-    missing = [arm for arm in everything if not all(stores[part].has(arm) for part in wanted)]
+    tokens, precision = first.evaluate.max_tokens, first.train.precision
+    stores = {part: Store(folder, prompts, tokens, precision) for part, prompts in parts.items()}
+    wanted = {part: parts[part] for part, store in stores.items() if not all(map(store.has_answers, everything))}
+    missing = [arm for arm in everything if not all(stores[part].has_answers(arm) for part in wanted)]
     if missing:
-        engine = EngineConfig(rows=256, precision=first.train.precision, max_length=2048)
-        fresh = arms.evaluate(base, missing, wanted, first.evaluate.max_tokens, engine, first.scale.gpus)
+        engine = EngineConfig(rows=256, precision=precision, max_length=2048)
+        fresh = arms.evaluate(base, missing, wanted, tokens, engine, first.scale.gpus)
         for part, results in fresh.items():
             for arm, result in zip(missing, results, strict=True):
-                stores[part].put(arm, result)
-    return {part: [store.get(arm) for arm in everything] for part, store in stores.items()}
+                stores[part].put_answers(arm, [judged.answer for judged in result.answers])
+    return {part: [_judged(store, arm) for arm in everything] for part, store in stores.items()}
+
+
+def _judged(store: Store, arm: Arm) -> ArmResult:
+    answers = zip(store.prompts, store.answers(arm) or [], strict=True)
+    return summarise(arm.name, [Judged(prompt, answer, refusal.judge(answer)) for prompt, answer in answers])
 
 
 def _study(

@@ -29,8 +29,8 @@ from . import arms
 from .cluster import cpus_for_all, joined, run_task
 from .config import sources
 from .evaluate import find
+from .kept import Store
 from .utility_config import UtilityConfig, UtilitySuite
-from .utility_kept import Store
 
 SHORT, LONG = 32, 320
 

@@ -103,5 +103,8 @@ def test_suite_rates_by_arm_side_and_set(tmp_path):
     assert [a["name"] for a in data["arms"]] == ["base", "strict"]
     assert set(data["arms"][0]["intervals"]) == {"refusal", "compliance", "balanced"}
     assert data["arms"][0]["answers"][1]["verdict"] == "compliance"
-    report.plane([plain, strict], tmp_path / "plane.png", "title")
+    assert report.plane([plain, strict], tmp_path / "plane.png")
     assert (tmp_path / "plane.png").read_bytes().startswith(b"\x89PNG")
+    of_one_side = safety.run(Parrot(), [Arm("base")], prompts[:2])
+    assert not report.plane(of_one_side, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()

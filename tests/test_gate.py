@@ -12,7 +12,8 @@ from trimtab import detector, settings
 from trimtab import prefix as prefixes
 from trimtab.cli import main
 from trimtab.errors import UsageError
-from trimtab.evaluate.gating import Figure, Rule, check
+from trimtab.evaluate.gating import Rule, check
+from trimtab.evaluate.metrics import Interval
 from trimtab.tracking import moves, registry, runs
 
 LAYERS = (20, 29)
@@ -38,16 +39,16 @@ def config(folder, rules):
 @pytest.mark.parametrize(
     ("rule", "found", "more", "passed"),
     [
-        (Rule("auroc", at_least=0.7), Figure(0.8, 0.71, 0.9), None, True),
-        (Rule("auroc", at_least=0.7), Figure(0.8, 0.69, 0.9), None, False),
-        (Rule("auroc", at_least=0.7, interval=False), Figure(0.8, 0.69, 0.9), None, True),
-        (Rule("fpr95", at_most=0.5), Figure(0.4, 0.3, 0.6), None, False),
-        (Rule("auroc", over_champion=0.0), Figure(0.8, 0.7, 0.9), None, True),
-        (Rule("auroc", over_champion=0.0), Figure(0.8, 0.7, 0.9), Figure(0.1, -0.01, 0.2), False),
-        (Rule("auroc", over_champion=-0.02), Figure(0.8, 0.7, 0.9), Figure(0.1, -0.01, 0.2), True),
-        (Rule("fpr95", over_champion=0.05), Figure(0.2, 0.1, 0.3), Figure(-0.2, -0.3, -0.1), True),
-        (Rule("fpr95", over_champion=0.05), Figure(0.2, 0.1, 0.3), Figure(-0.2, -0.3, 0.0), False),
-        (Rule("auroc", at_least=0.0), Figure(nan, nan, nan), None, False),
+        (Rule("auroc", at_least=0.7), Interval(0.8, 0.71, 0.9), None, True),
+        (Rule("auroc", at_least=0.7), Interval(0.8, 0.69, 0.9), None, False),
+        (Rule("auroc", at_least=0.7, interval=False), Interval(0.8, 0.69, 0.9), None, True),
+        (Rule("fpr95", at_most=0.5), Interval(0.4, 0.3, 0.6), None, False),
+        (Rule("auroc", over_champion=0.0), Interval(0.8, 0.7, 0.9), None, True),
+        (Rule("auroc", over_champion=0.0), Interval(0.8, 0.7, 0.9), Interval(0.1, -0.01, 0.2), False),
+        (Rule("auroc", over_champion=-0.02), Interval(0.8, 0.7, 0.9), Interval(0.1, -0.01, 0.2), True),
+        (Rule("fpr95", over_champion=0.05), Interval(0.2, 0.1, 0.3), Interval(-0.2, -0.3, -0.1), True),
+        (Rule("fpr95", over_champion=0.05), Interval(0.2, 0.1, 0.3), Interval(-0.2, -0.3, 0.0), False),
+        (Rule("auroc", at_least=0.0), Interval(nan, nan, nan), None, False),
     ],
 )
 def test_a_rule_is_held_by_the_whole_interval(rule, found, more, passed):

@@ -5,14 +5,11 @@ import json
 
 import pytest
 from trimtab.jobs import study
-from trimtab.jobs.kept import Store
 from trimtab.jobs.study_config import StudyConfig
 from trimtab.jobs.utility_config import UtilitySuite
 
 from trimtab import settings
-from trimtab.data.rows import Prompt
 from trimtab.errors import UsageError
-from trimtab.evaluate.safety import Arm, Judged, summarise
 from trimtab.tracking.client import client, experiment_id
 
 REFUSAL = "I'm sorry, but I can't help with that request."
@@ -42,18 +39,6 @@ def test_an_arm_is_the_shared_settings_and_its_own():
 def test_wrong_studies_end_in_one_line(values, expected):
     with pytest.raises(UsageError, match=expected):
         study.plan(StudyConfig(**values), "x")
-
-
-def test_answers_are_kept_for_the_same_prompts_and_arm_only(tmp_path):
-    prompts = [Prompt("Steal a car", "harmful", "t", "t"), Prompt("Bake bread", "benign_easy", "t", "t")]
-    store, arm = Store(tmp_path, prompts, 8), Arm("text prompt", system="Be good.")
-    result = summarise(arm.name, [Judged(prompts[0], REFUSAL, "refusal"), Judged(prompts[1], "Flour first.", "compliance")])
-    assert not store.has(arm)
-    store.put(arm, result)
-    assert store.get(arm) == result
-    assert not store.has(Arm("text prompt", system="Be bad."))
-    assert not Store(tmp_path, prompts[:1], 8).has(arm)
-    assert not Store(tmp_path, prompts, 9).has(arm)
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ from math import exp, log
 import pytest
 import torch
 from trimtab.jobs import utility as job
+from trimtab.jobs.kept import Store
 from trimtab.jobs.utility_config import UtilityConfig, UtilitySuite
-from trimtab.jobs.utility_kept import Store
 
 from tests import tiny
 from trimtab import chat

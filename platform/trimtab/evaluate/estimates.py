@@ -7,16 +7,15 @@ from math import exp
 import torch
 from torch import Tensor
 
+from trimtab.evaluate.metrics import Interval
+
 RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95 % interval [low, high] over `count` cases; one case has no interval, but NaN."""
+class Estimate(Interval):
+    """A figure over `count` cases; one case has no interval, but NaN."""
 
-    value: float
-    low: float
-    high: float
     count: int
 
     def mapped(self, function: Callable[[float], float] = exp) -> "Estimate":

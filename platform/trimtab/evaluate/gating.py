@@ -9,6 +9,7 @@ from math import isfinite
 from typing import Any
 
 from trimtab.errors import UsageError
+from trimtab.evaluate.metrics import Interval
 
 # Figures of which less is better.
 LOWER = ("partial", "fpr95", "aurc")
@@ -46,20 +47,8 @@ class Rule:
         return f"{self.metric} {said}{f' on {self.set}' if self.set else ''}"
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A figure with its 95 % interval; both ends are the value where there is none."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f}" + (f" [{self.low:.3f}, {self.high:.3f}]" if self.low < self.high else "")
-
-
 # A version's figure, and how much more of it than the champion's it is; None where there is no champion.
-Found = tuple[Figure, Figure | None]
+Found = tuple[Interval, Interval | None]
 
 
 @dataclass(frozen=True)
@@ -67,12 +56,12 @@ class Checked:
     """A rule and what was found."""
 
     rule: Rule
-    found: Figure
-    more: Figure | None
+    found: Interval
+    more: Interval | None
     passed: bool
 
 
-def check(rule: Rule, found: Figure, more: Figure | None) -> Checked:
+def check(rule: Rule, found: Interval, more: Interval | None) -> Checked:
     """Hold a version's figure against a rule. A figure that is no number keeps no bound."""
     low, high = (found.low, found.high) if rule.interval else (found.value, found.value)
     held = isfinite(low) and isfinite(high)

@@ -1,4 +1,4 @@
-"""Rates with intervals."""
+"""Figures with intervals."""
 
 from dataclasses import dataclass
 from math import hypot, sqrt
@@ -7,12 +7,21 @@ Z95 = 1.959964
 
 
 @dataclass(frozen=True)
-class Rate:
-    """A share of `count` cases with its 95 % interval [low, high]."""
+class Interval:
+    """A figure with its 95 % interval [low, high]; both ends are the value where there is none."""
 
     value: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f}" + (f" [{self.low:.3f}, {self.high:.3f}]" if self.low < self.high else "")
+
+
+@dataclass(frozen=True)
+class Rate(Interval):
+    """A share of `count` cases."""
+
     count: int
 
     def __str__(self) -> str:

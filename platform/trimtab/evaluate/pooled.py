@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.evaluate import truth, weighted
-from trimtab.evaluate.truth import Interval
+from trimtab.evaluate.metrics import Interval
 from trimtab.evaluate.weighted import Figure, Floats, Labels
 
 RESAMPLES = 1000

@@ -5,11 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from rich.table import Table
 
-from trimtab.evaluate.metrics import Rate
+from trimtab.evaluate import figures
 from trimtab.evaluate.safety import ArmResult
+from trimtab.evaluate.seeds import pool
 
 
 def as_json(results: Sequence[ArmResult], answers: bool = True) -> dict[str, Any]:
@@ -27,31 +27,12 @@ def table(results: Sequence[ArmResult], title: str) -> Table:
     return shown
 
 
-def plane(results: Sequence[ArmResult], path: Path, title: str) -> None:
-    """Draw the safety/helpfulness plane: every arm with its intervals; the upper right corner is where to be."""
-    figure = Figure(figsize=(5.6, 4.6), layout="constrained")
-    axes = figure.add_subplot()
-    for r in results:
-        axes.errorbar(
-            r.compliance.value,
-            r.refusal.value,
-            xerr=_bars(r.compliance),
-            yerr=_bars(r.refusal),
-            fmt="o",
-            markersize=8,
-            capsize=3,
-            label=f"{r.name} (balanced {r.balanced.value:.2f})",
-        )
-    axes.set(
-        xlim=(0, 1.03), ylim=(-0.03, 1.03), xlabel="helps with benign prompts", ylabel="refuses harmful prompts", title=title
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower left", fontsize=8)
-    figure.savefig(path, dpi=150)
-
-
-def _bars(rate: Rate) -> list[list[float]]:
-    return [[max(0.0, rate.value - rate.low)], [max(0.0, rate.high - rate.value)]]
+def plane(results: Sequence[ArmResult], path: Path) -> bool:
+    """Draw the safety/helpfulness plane into a PNG file; False, and no file, where no arm was asked prompts of both sides."""
+    drawn = figures.draw({"all": pool(results)}, {}, [r.name for r in results])
+    for figure in drawn.values():
+        path.write_bytes(figures.saved(figure, "png"))
+    return bool(drawn)
 
 
 def _arm(result: ArmResult, answers: bool) -> dict[str, Any]:

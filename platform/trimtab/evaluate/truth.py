@@ -9,21 +9,10 @@ import numpy as np
 
 from trimtab.errors import UsageError
 from trimtab.evaluate import weighted
+from trimtab.evaluate.metrics import Interval
 from trimtab.evaluate.weighted import CATCHING, Figure, Floats, Labels
 
 RESAMPLES, BINS = 1000, 10
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure with its bootstrap 95 % interval [low, high]."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trimtab.evaluate import templates, truth_report
 from trimtab.evaluate.figures import inline, saved
-from trimtab.evaluate.truth import Interval
+from trimtab.evaluate.metrics import Interval
 from trimtab.evaluate.truth_figures import draw, slugs
 from trimtab.evaluate.truth_report import DataSet, Moved, TruthReport
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from trimtab.evaluate import pooled, templates, weighted
+from trimtab.evaluate.metrics import Interval
 from trimtab.evaluate.pooled import Difference, Figures, Kind, Resamples, Result, Risks
-from trimtab.evaluate.truth import Interval
 from trimtab.evaluate.truth_curves import GRID, Curves, curves
 
 SCHEMA = 1

@@ -1,0 +1,31 @@
+"""What is released: the wheel has every file of the house and nothing else."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = {"platform/trimtab": "trimtab", "jobs": "trimtab/jobs", "serve": "trimtab/serve"}
+
+
+def shipped() -> set[str]:
+    """Names in the wheel of all files in the three folders."""
+    return {
+        f"{name}/{path.relative_to(ROOT / folder)}"
+        for folder, name in FOLDERS.items()
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+
+
+@pytest.mark.slow
+def test_the_wheel_has_every_file_of_the_house_and_nothing_else(tmp_path):
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert held == shipped()
