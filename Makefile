@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test check bench docs serve clean
+.PHONY: help setup lock demo test check bench docs serve release audit clean
 
 BIN := .venv/bin
 READY := .venv/.trimtab-ready
@@ -45,6 +45,16 @@ docs: $(READY) ## Build the documentation into .site/
 
 serve: $(READY) ## Serve the default model with its champions
 	@$(BIN)/trimtab serve $(ARGS)
+
+release: $(READY) ## Build and check wheel and sdist in dist/, with a bill of materials (CycloneDX)
+	@rm -rf build dist
+	@$(BIN)/python -m build --no-isolation . >/dev/null
+	@$(BIN)/twine check --strict dist/*
+	@$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/trimtab.cdx.json $(BIN)/python
+	@ls -l dist
+
+audit: $(READY) ## Look the pinned packages up in the list of known vulnerabilities
+	@$(BIN)/pip-audit --requirement locks/cpu.txt --no-deps --disable-pip
 
 clean: ## Remove what builds, tests and checks left; .venv and MLflow's data stay
 	@rm -rf build dist .site *.egg-info platform/*.egg-info .pytest_cache .ruff_cache .import_linter_cache

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from trimtab import nodes
 from trimtab.base import BaseModel
 from trimtab.data.rows import Prompt, fraction
 from trimtab.engine.config import EngineConfig
@@ -9,7 +10,7 @@ from trimtab.evaluate.safety import SAFETY_PROMPT, Arm, ArmResult
 from trimtab.prefix import Prefix
 from trimtab.words import BASE_ARM, TEXT_ARM
 
-from .cluster import cpus_for_all, run_task
+from .cluster import run_task
 
 
 def standard_arms(prefixes: Mapping[str, Prefix]) -> list[Arm]:
@@ -34,7 +35,7 @@ def evaluate(
         dict(parts),
         max_tokens,
         engine,
-        cpus=cpus_for_all(),
+        cpus=nodes.cores(),
         gpus=gpus,
     )
 

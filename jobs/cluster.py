@@ -1,7 +1,5 @@
 """Joining a Ray cluster, or starting a local one for the length of a job."""
 
-import logging
-import os
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -9,47 +7,26 @@ from importlib import import_module
 from typing import Any
 
 import ray
-from ray._private import ray_constants
 from ray.exceptions import RayError
 
-from trimtab import settings
+from trimtab import nodes
 from trimtab.console import Bar
 from trimtab.errors import JobError, TrimtabError, no_space
 
-from . import room
 from .board import opened
 
-LOCAL, POLL_SECONDS = "local", 0.5
+POLL_SECONDS = 0.5
 
 
 @contextmanager
 def joined(address: str | None) -> Generator[None]:
     """Be connected to a cluster. A Ray that this starts is stopped at the end; one that was there stays."""
-    if ray.is_initialized():
-        yield
-        return
-    passed, where = settings.prepare_environment(), address or os.environ.get("RAY_ADDRESS") or LOCAL
-    # Its nodes' ports are open to whoever reaches them. One that nobody is to join keeps to the loopback address.
-    # Ray has no argument for that, and what starts others later in this process is asked anew.
-    several, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, where != LOCAL
-    # It tells at each start that token authentication is on.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    try:
-        ray.init(
-            address=where,
-            include_dashboard=False if address is None else None,
-            logging_level=logging.WARNING,
-            log_to_driver=bool(os.environ.get("TRIMTAB_VERBOSE")),
-            runtime_env={"env_vars": passed},
-        )
-    except (ConnectionError, RayError, ValueError) as error:
-        raise JobError(f"no Ray cluster at {where}: {str(error).splitlines()[0]}") from error
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = several
+    ours = nodes.connect(address)
     try:
         yield
     finally:
-        ray.shutdown()
+        if ours:
+            ray.shutdown()
 
 
 def run_task(title: str, function: str, *args: Any, cpus: float, gpus: float) -> Any:
@@ -58,7 +35,7 @@ def run_task(title: str, function: str, *args: Any, cpus: float, gpus: float) ->
     The function's first argument is called with (done, total), and moves a progress bar here. Named by text, so that this
     process need not import what the function needs.
     """
-    room.check(title, cpus, gpus)
+    nodes.check(title, cpus, gpus)
     board = opened()
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=1)(_with_progress)
     reference = task.remote(function, board, *args)
@@ -109,8 +86,3 @@ def cause(error: BaseException) -> TrimtabError:
         return full
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return JobError(f"the job failed on the cluster: {lines[-1].strip() if lines else type(error).__name__}")
-
-
-def cpus_for_all() -> float:
-    """All CPU cores of the largest node, for work that runs alone."""
-    return max((node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"]), default=1.0)

@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
 from trimtab import base as bases
+from trimtab import nodes
 from trimtab.answers import Answer, Ask
 from trimtab.base import BaseModel
 from trimtab.console import Bar
@@ -20,9 +21,8 @@ from trimtab.engine.config import EngineConfig
 from trimtab.errors import TrimtabError
 from trimtab.prefix import Prefix
 
-from . import room
 from .answer_store import Request
-from .cluster import cause, cpus_for_all
+from .cluster import cause
 from .config import ScaleConfig
 
 # Requests that an engine is given at once: a few rounds of what it runs at the same time, so that little idles at the end.
@@ -66,8 +66,8 @@ def worked(
 
     Raises errors of ours for what an engine refuses, JobError for an engine that is lost.
     """
-    cpus = max(1.0, cpus_for_all() // scale.engines)
-    room.check(f"{title}, by {scale.engines} engines,", scale.engines * cpus, scale.engines * scale.gpus)
+    cpus = max(1.0, nodes.cores() // scale.engines)
+    nodes.check(f"{title}, by {scale.engines} engines,", scale.engines * cpus, scale.engines * scale.gpus)
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [{"key": key, "request": request} for key, request in requests.items()]

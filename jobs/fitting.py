@@ -10,6 +10,7 @@ import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from trimtab import nodes
 from trimtab import prefix as prefixes
 from trimtab.base import BaseModel
 from trimtab.card import Card
@@ -19,11 +20,10 @@ from trimtab.prefix import Prefix
 from trimtab.tracking import runs
 from trimtab.tracking.runs import Run
 
-from . import room
 from .board import board_name, opened
 from .callbacks import CURVES, MlflowCallback
 from .checkpoints import newest, stored
-from .cluster import cause, cpus_for_all
+from .cluster import cause
 from .config import AlignConfig
 from .entry import worker
 from .prepare import Prepared
@@ -60,7 +60,7 @@ def fit(
             return Fitted(kept.state, stopped=False)
     resources, least = _resources(config), config.scale.least_workers
     taken = [(least or config.scale.workers) * resources.get(kind, 0) for kind in ("CPU", "GPU")]
-    room.check("training", *taken)
+    nodes.check("training", *taken)
     board = opened(board_name(run.run_id))
     begun = kept.checkpoint if kept else None
     work = ray.put(Work(config, base, prepared.train, prepared.validation, board, run.run_id, begun))
@@ -130,7 +130,7 @@ def _filled(run: Run, history: Sequence[Mapping[str, float]]) -> None:
 
 
 def _resources(config: AlignConfig) -> dict[str, float]:
-    cpus = config.scale.cpus or max(1, int(cpus_for_all()) // config.scale.workers)
+    cpus = config.scale.cpus or max(1, int(nodes.cores()) // config.scale.workers)
     return {"CPU": cpus, **({"GPU": config.scale.gpus} if config.scale.gpus else {})}
 
 
@@ -161,7 +161,7 @@ def _watch(trainer: TorchTrainer, board: Any, steps: int, taken: Sequence[float]
                 latest = ray.get(reading)
                 if latest:
                     bar.update(int(latest["step"]), note=_note(latest))
-                elif short := room.lacking(*taken):
+                elif short := nodes.lacking(*taken):
                     bar.update(0, note=f"| waits for nodes: it takes {short}")
             except KeyboardInterrupt:
                 if asked:

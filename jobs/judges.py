@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from trimtab import base as bases
+from trimtab import nodes
 from trimtab.base import BaseModel
 from trimtab.console import console, say
 from trimtab.judges import head, labels
@@ -19,7 +20,7 @@ from trimtab.judges.head import Head
 from trimtab.judges.refusal import StringMatch
 
 from . import judging
-from .cluster import cpus_for_all, joined, run_task
+from .cluster import joined, run_task
 from .config import sources
 from .judge_config import JudgeConfig, JudgesConfig
 from .judge_tasks import Lesson
@@ -67,7 +68,7 @@ def table(found: Sequence[Standing], on: str) -> Table:
 
 def _fit(config: JudgesConfig, base: BaseModel, lesson: Lesson) -> Head:
     task = "trimtab.jobs.judge_tasks:fit_head"
-    return run_task("cross-validation of the classifier", task, base, lesson, cpus=cpus_for_all(), gpus=config.gpus)
+    return run_task("cross-validation of the classifier", task, base, lesson, cpus=nodes.cores(), gpus=config.gpus)
 
 
 def _device(config: JudgesConfig) -> str:

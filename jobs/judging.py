@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from trimtab import nodes
 from trimtab.base import BaseModel
 from trimtab.console import Bar
 from trimtab.data.rows import Prompt
@@ -15,7 +16,7 @@ from trimtab.judges.classifier import Classifier
 from trimtab.judges.endpoint import Endpoint
 from trimtab.judges.refusal import StringMatch
 
-from .cluster import cpus_for_all, run_task
+from .cluster import run_task
 from .judge_config import JudgeConfig
 from .verdicts import Pair, Verdicts
 
@@ -75,7 +76,7 @@ def give(judge: Judge, pairs: Sequence[Pair], gpus: float = 0) -> list[Verdict]:
     if isinstance(judge, Classifier) and missing:
         texts = [p for p, _ in missing], [a for _, a in missing]
         task = "trimtab.jobs.judge_tasks:classify"
-        found = run_task("verdicts of the classifier", task, judge, *texts, cpus=cpus_for_all(), gpus=gpus)
+        found = run_task("verdicts of the classifier", task, judge, *texts, cpus=nodes.cores(), gpus=gpus)
         store.keep(missing, found)
         known |= dict(zip(missing, found, strict=True))
     elif missing:

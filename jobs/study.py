@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from trimtab import base as bases
-from trimtab import cli, settings
+from trimtab import cli, nodes, settings
 from trimtab import prefix as prefixes
 from trimtab.base import BaseModel
 from trimtab.card import Card
@@ -34,7 +34,7 @@ from trimtab.tracking import runs
 from trimtab.words import RANDOM_ARM, TOKEN_ARM
 
 from . import arms, judging, prepare, utility
-from .cluster import cpus_for_all, joined, run_task
+from .cluster import joined, run_task
 from .config import AlignConfig, sources
 from .fitting import fit, learned
 from .kept import Store
@@ -179,7 +179,7 @@ def _untrained(config: StudyConfig, first: AlignConfig, base: BaseModel, prepare
                 base,
                 prepared,
                 config.token,
-                cpus=cpus_for_all(),
+                cpus=nodes.cores(),
                 gpus=first.scale.gpus,
             )
             prefixes.save(prefixes.make(found.vector, replace(card, name="token", method={"token": found.text})), path)

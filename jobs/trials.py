@@ -18,7 +18,7 @@ from ray import tune
 from ray.exceptions import RayError
 from ray.tune import TuneError
 
-from trimtab import settings
+from trimtab import nodes, settings
 from trimtab.base import BaseModel
 from trimtab.console import Bar, say
 from trimtab.errors import Interrupted, TrimtabError
@@ -27,7 +27,7 @@ from trimtab.tracking.runs import Run
 
 from . import validations
 from .board import board_name
-from .cluster import cause, cpus_for_all
+from .cluster import cause
 from .config import AlignConfig, ScaleConfig
 from .fitting import fit
 from .prepare import Prepared
@@ -179,7 +179,7 @@ def cores(scale: ScaleConfig, parallel: int) -> float:
     """CPU cores for each worker of a trial, where so many trials share the cluster."""
     if scale.cpus:
         return scale.cpus
-    room = min(cpus_for_all(), ray.cluster_resources().get("CPU", 1.0) / parallel)
+    room = min(nodes.cores(), ray.cluster_resources().get("CPU", 1.0) / parallel)
     return max(1, int(room) // scale.workers)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab import base as bases
-from trimtab import settings
+from trimtab import nodes, settings
 from trimtab.answers import Sampling
 from trimtab.base import BaseModel
 from trimtab.console import console, say
@@ -26,7 +26,7 @@ from trimtab.judges.answers import wanted_number
 from trimtab.words import AnswerKind, Precision
 
 from . import arms
-from .cluster import cpus_for_all, joined, run_task
+from .cluster import joined, run_task
 from .config import sources
 from .evaluate import find
 from .kept import Store
@@ -129,7 +129,7 @@ def _answer(base: BaseModel, asked: Sequence[Arm], stores: Mapping[str, Store], 
     sampling = [Sampling(max_tokens=store.limit) for store, _ in missing for _ in store.prompts]
     task = "trimtab.jobs.utility_tasks:answer"
     said: Iterator[str] = iter(
-        run_task("answers to questions", task, base, asks, sampling, engine, cpus=cpus_for_all(), gpus=gpus)
+        run_task("answers to questions", task, base, asks, sampling, engine, cpus=nodes.cores(), gpus=gpus)
     )
     for store, arm in missing:
         store.put_answers(arm, [next(said) for _ in store.prompts])
@@ -142,7 +142,7 @@ def _read(base: BaseModel, asked: Sequence[Arm], stores: Mapping[str, Store], pr
     if not wanted:
         return
     task, device = "trimtab.jobs.utility_tasks:read", "cuda" if gpus else "cpu"
-    found = run_task("texts read", task, base, wanted, precision, device, cpus=cpus_for_all(), gpus=gpus)
+    found = run_task("texts read", task, base, wanted, precision, device, cpus=nodes.cores(), gpus=gpus)
     for name, (those, _, _) in wanted.items():
         for arm, readings in zip(those, found[name], strict=True):
             stores[name].put_readings(arm, readings)

@@ -19,12 +19,11 @@ import httpx
 import psutil
 import ray
 from ray import serve
-from ray._private import ray_constants
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
 
 from trimtab import base as bases
-from trimtab import ports, settings
+from trimtab import nodes, ports, settings
 from trimtab.base import BaseModel
 from trimtab.console import Bar, say
 from trimtab.engine import arguments
@@ -34,7 +33,7 @@ from . import keys, sources
 from .app import application
 from .config import ServeConfig
 
-APPLICATION, LOCAL = "trimtab", "local"
+APPLICATION = "trimtab"
 # Processes of Ray that nothing starts again.
 RAY = ("gcs_server", "raylet")
 POLL_SECONDS = 0.5
@@ -73,6 +72,7 @@ def serving(config: ServeConfig, ended: threading.Event | None = None) -> Genera
     _check_port(config.host, config.port)
     ours = _join(config)
     try:
+        nodes.check("serving", *_taken(config))
         try:
             serve.start(http_options=HTTPOptions(host=config.host, port=config.port, request_timeout_s=None))
         except RayError as error:
@@ -80,9 +80,17 @@ def serving(config: ServeConfig, ended: threading.Event | None = None) -> Genera
         _deploy(config, base, ended or threading.Event())
         yield f"http://{config.host}:{config.port}"
     finally:
-        serve.shutdown()
+        _down()
         if ours:
             ray.shutdown()
+
+
+def _down() -> None:
+    """Stop what was deployed; Serve as well, where nothing else runs on it."""
+    if set(serve.status().applications) - {APPLICATION}:
+        serve.delete(APPLICATION)
+    else:
+        serve.shutdown()
 
 
 def _check_ray(own: Mapping[psutil.Process, str]) -> None:
@@ -109,41 +117,27 @@ def models(url: str) -> list[str]:
 
 
 def _join(config: ServeConfig) -> bool:
-    """Connect to Ray; True where this started it."""
-    if ray.is_initialized():
-        return False
+    """Connect to Ray; True where this started or joined it."""
     # Ray gives its workers less of a busy machine than others get; people wait for these.
     os.environ.setdefault("RAY_worker_niceness", "0")
     if config.affinity:
         os.environ[settings.BALANCE] = f"hdr({config.affinity})"
-    passed, where = settings.prepare_environment(), config.address or os.environ.get("RAY_ADDRESS") or LOCAL
-    # Its nodes' ports are open to whoever reaches them. One that nobody is to join keeps to the loopback address.
-    # Ray has no argument for that, and what starts others later in this process is asked anew.
-    several, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, where != LOCAL
-    if where == LOCAL:
-        passed |= _proxy_ports()
-    # It tells at each start that token authentication is on.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    try:
-        ray.init(
-            address=where,
-            namespace="trimtab",
-            include_dashboard=False if config.address is None else None,
-            logging_level=logging.WARNING,
-            log_to_driver=bool(os.environ.get("TRIMTAB_VERBOSE")),
-            runtime_env={"env_vars": passed},
-        )
-    except (ConnectionError, RayError, ValueError) as error:
-        raise JobError(f"no Ray cluster at {where}: {str(error).splitlines()[0]}") from error
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = several
-    return True
+    return nodes.connect(config.address, _proxy_ports() if nodes.place(config.address) == nodes.LOCAL else None)
+
+
+def _cpus(config: ServeConfig) -> float:
+    """CPU cores for each replica."""
+    return config.cpus or nodes.cores() / max(config.replicas, config.most_replicas)
+
+
+def _taken(config: ServeConfig) -> tuple[float, float]:
+    """CPU cores and GPUs of the replicas that there always are."""
+    return config.replicas * _cpus(config), config.replicas * config.gpus
 
 
 def _deploy(config: ServeConfig, base: BaseModel, ended: threading.Event) -> None:
-    cores = max(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"])
-    made = application(config, base, config.cpus or cores / max(config.replicas, config.most_replicas))
+    made = application(config, base, _cpus(config))
     failure: list[Exception] = []
 
     def deploy() -> None:
@@ -163,7 +157,8 @@ def _deploy(config: ServeConfig, base: BaseModel, ended: threading.Event) -> Non
             if not thread.is_alive() and _answers(config):
                 bar.update(config.replicas)
                 return
-            bar.update(0)
+            short = nodes.lacking(*_taken(config))
+            bar.update(0, note=f"| waits for nodes: it takes {short}" if short else "")
             if time.monotonic() - began > config.start_seconds:
                 raise JobError(f"the replicas did not start in {config.start_seconds:.0f} s")
 

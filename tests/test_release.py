@@ -1,4 +1,4 @@
-"""What is released: the wheel has every file of the house and nothing else."""
+"""What is released: wheel and sdist hold every file of the house, and no other."""
 
 import subprocess
 import sys
@@ -11,6 +11,16 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = {"platform/trimtab": "trimtab", "jobs": "trimtab/jobs", "serve": "trimtab/serve"}
 
 
+@pytest.mark.slow
+def test_the_wheel_made_from_the_sdist_has_every_file_of_the_house_and_no_other(tmp_path):
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert held == shipped()
+
+
 def shipped() -> set[str]:
     """Names in the wheel of all files in the three folders."""
     return {
@@ -19,13 +29,3 @@ def shipped() -> set[str]:
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
-
-
-@pytest.mark.slow
-def test_the_wheel_has_every_file_of_the_house_and_nothing_else(tmp_path):
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert held == shipped()

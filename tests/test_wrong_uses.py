@@ -93,6 +93,7 @@ COMMANDS = [
     Wrong("serve --model {base} --host 0.0.0.0 --port {port}", "anyone who reaches this machine could ask"),
     Wrong("serve --model {base} --registry {x}/nowhere --port {port}", "{x}/nowhere"),
     Wrong("serve --model {base} --engine.layers [9] --port {port}", "engine.layers must be from 0 to"),
+    Wrong("serve --model {base} --gpus 64 --port {port}", "serving takes 64 GPUs, and Ray has"),
     Wrong("serve --model {base} --engine.rows 0 --port {port}", "engine.rows must be at least 1"),
 ]
 CONFIGS = [

@@ -1,0 +1,70 @@
+"""The Ray that jobs and servers run on: a cluster that is joined, or one started on this machine; and whether it has what
+they take."""
+
+import ipaddress
+import logging
+import os
+from collections.abc import Mapping
+
+import ray
+from ray._private import ray_constants
+from ray.exceptions import RayError
+
+from trimtab import settings
+from trimtab.errors import JobError, UsageError
+
+LOCAL = "local"
+
+
+def connect(address: str | None, environment: Mapping[str, str] | None = None) -> bool:
+    """Be connected to the cluster at `address`, else at RAY_ADDRESS, else to one started here, whose processes get
+    `environment` too. True where this connected, so that `ray.shutdown` is the caller's. Raises JobError.
+    """
+    if ray.is_initialized():
+        return False
+    passed, where = settings.prepare_environment(), place(address)
+    # Its nodes' ports are open to whoever reaches them. One that nobody is to join keeps to the loopback address.
+    # Ray has no argument for that, and what starts others later in this process is asked anew.
+    several, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, where != LOCAL
+    # It tells at each start that token authentication is on.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    try:
+        ray.init(
+            address=where,
+            include_dashboard=False if address is None else None,
+            logging_level=logging.WARNING,
+            log_to_driver=bool(os.environ.get("TRIMTAB_VERBOSE")),
+            runtime_env={"env_vars": {**passed, **(environment or {})}},
+        )
+    except (ConnectionError, RayError, ValueError) as error:
+        raise JobError(f"no Ray cluster at {where}: {str(error).splitlines()[0]}") from error
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = several
+    return True
+
+
+def place(address: str | None) -> str:
+    """Where `connect` looks for a cluster; LOCAL where it starts one."""
+    return address or os.environ.get("RAY_ADDRESS") or LOCAL
+
+
+def check(what: str, cpus: float, gpus: float) -> None:
+    """Raise UsageError where Ray is on this machine alone, and has less than `what` takes: it waits for more without a word,
+    and here for ever."""
+    alone = ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback
+    if alone and (short := lacking(cpus, gpus)):
+        raise UsageError(f"{what} takes {short}: ask for less, or give a cluster with --address")
+
+
+def lacking(cpus: float, gpus: float) -> str | None:
+    """What the cluster has too little of at present, in words."""
+    has = ray.cluster_resources()
+    for kind, asked in (("CPU", cpus), ("GPU", gpus)):
+        if asked > has.get(kind, 0):
+            return f"{asked:g} {kind}s, and Ray has {has.get(kind, 0):g}"
+    return None
+
+
+def cores() -> float:
+    """CPU cores of the largest node, for work that runs alone."""
+    return max((node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"]), default=1.0)
