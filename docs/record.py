@@ -3,7 +3,7 @@
 python docs/record.py docs/tutorials/refusals.md
 
 One shell runs all blocks of `console`, in a folder and a home of its own that borrows what was downloaded; the block of `text`
-after each becomes the output. Of each bar the last line stays. A command that ends in & is waited for until it says `ready:`.
+after each becomes the output. Of each bar the last line stays. A command that ends in & is a server, and waited for until it can be asked.
 """
 
 import os
@@ -21,6 +21,8 @@ BLOCKS = re.compile(r"```console\n(?P<commands>.*?)```\n(?:\n```text\n(?P<said>.
 BAR = re.compile(r"(?P<title>.+): (?P<done>\d+)/(?P<total>\d+|\?) in \d+ s")
 DOWNLOADED = ("assets", "models", "wheels")
 END = "--- end of this block ---"
+# The last that a server says before it is asked.
+UP = "press Ctrl-C to stop"
 
 
 def main() -> int:
@@ -79,7 +81,7 @@ def _run(shell: subprocess.Popen[str], block: str) -> str | None:
             return "".join(_shown(lines))
         sys.stderr.write(line)
         lines.append(line)
-        if line.startswith("ready:") and commands.rstrip().endswith("&"):
+        if line.startswith(UP) and commands.rstrip().endswith("&"):
             return "".join(_shown(lines))
     return None
 

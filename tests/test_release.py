@@ -5,13 +5,10 @@ import sys
 import zipfile
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"platform/trimtab": "trimtab", "jobs": "trimtab/jobs", "serve": "trimtab/serve"}
 
 
-@pytest.mark.slow
 def test_the_wheel_made_from_the_sdist_has_every_file_of_the_house_and_no_other(tmp_path):
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,5 +1,6 @@
 """What people see while long work runs: bars on a terminal, a line now and then elsewhere."""
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -10,9 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 LINE_SECONDS = 10.0
-# Where there is no terminal nothing is too wide: a file or a pipe takes tables whole.
+# Where there is no terminal nothing is too wide, unless COLUMNS says so: a file or a pipe takes tables whole.
 WIDE = 240
-console = Console(stderr=False, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
+KNOWN = sys.stdout.isatty() or "COLUMNS" in os.environ
+console = Console(stderr=False, highlight=False, soft_wrap=True, width=None if KNOWN else WIDE)
 
 
 def say(text: str) -> None:
@@ -29,7 +31,10 @@ class Bar:
         self.total = total
         self.done = 0
         self._last = 0.0
+        self._said = -1
         self._began = time.monotonic()
+        # Where the first part was done: what starts before it says nothing of the rate.
+        self._first = (0, self._began)
         self._rich = (
             RichProgress(
                 TextColumn("{task.description}"),
@@ -54,11 +59,13 @@ class Bar:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._rich:
             self._rich.stop()
-        elif error is None:
+        elif error is None and self._said != self.done:
             self._line("")
 
     def update(self, done: int, total: int | None = None, note: str = "") -> None:
         """So much is done."""
+        if done and not self._first[0]:
+            self._first = (done, time.monotonic())
         self.done = done
         self.total = total if total is not None else self.total
         if self._rich and self._task is not None:
@@ -68,7 +75,8 @@ class Bar:
             self._line(note)
 
     def _line(self, note: str) -> None:
-        spent = time.monotonic() - self._began
-        rate = self.done / spent if spent > 0 else 0.0
+        now, self._said = time.monotonic(), self.done
+        done, since = self._first
+        rate = (self.done - done) / (now - since) if now > since else 0.0
         left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate > 0 and self.done < self.total else ""
-        say(f"{self.title}: {self.done}/{self.total or '?'} in {spent:.0f} s{left} {note}".rstrip())
+        say(f"{self.title}: {self.done}/{self.total or '?'} in {now - self._began:.0f} s{left} {note}".rstrip())

@@ -1,0 +1,29 @@
+"""Progress where there is no terminal: lines."""
+
+import pytest
+
+from trimtab import console
+from trimtab.console import Bar
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_the_end_is_said_once(capsys):
+    with Bar("answers", 2) as bar:
+        bar.update(2)
+    assert capsys.readouterr().out.count("answers: 2/2") == 1
+
+
+def test_the_time_left_does_not_count_what_came_before_the_first_part(capsys, clock):
+    with Bar("answers", 10) as bar:
+        clock[0] += 100
+        bar.update(1)
+        clock[0] += 12
+        bar.update(4)
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["answers: 1/10 in 100 s", "answers: 4/10 in 112 s, 24 s left"]
