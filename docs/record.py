@@ -3,7 +3,8 @@
 python docs/record.py docs/tutorials/refusals.md
 
 One shell runs all blocks of `console`, in a folder and a home of its own that borrows what was downloaded; the block of `text`
-after each becomes the output. Of each bar the last line stays. A command that ends in & is a server, and waited for until it can be asked.
+after each becomes the output. Of each bar the last line stays. A command that ends in & is a server, and waited for
+until it can be asked.
 """
 
 import os
