@@ -3,6 +3,7 @@
 import os
 
 import httpx
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import booleans
@@ -17,6 +18,7 @@ BUSY = (503, 504)
 LIMITS = {"/v1/responses": "max_output_tokens"}
 
 
+@pytest.mark.timeout(600 + 10 * CASES)
 def test_no_case_gives_a_server_error(url):
     described = schemathesis.openapi.from_url(f"{url}/openapi.json")
     operations = [found.ok() for found in described.get_all_operations()]
