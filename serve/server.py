@@ -80,14 +80,15 @@ def serving(config: ServeConfig, ended: threading.Event | None = None) -> Genera
         _deploy(config, base, ended or threading.Event())
         yield f"http://{config.host}:{config.port}"
     finally:
-        _down()
+        _down(config)
         if ours:
             ray.shutdown()
 
 
-def _down() -> None:
-    """Stop what was deployed; Serve as well, where nothing else runs on it."""
-    if set(serve.status().applications) - {APPLICATION}:
+def _down(config: ServeConfig) -> None:
+    """Stop what was deployed; Serve as well, unless others have something on it."""
+    # A Ray of our own is not asked: where it has died, it would not answer.
+    if nodes.place(config.address) != nodes.LOCAL and set(serve.status().applications) - {APPLICATION}:
         serve.delete(APPLICATION)
     else:
         serve.shutdown()
