@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting a local one for the length of a job."""
+"""What a job does on Ray: be connected for its length, run a function in its own process, name the cause of a failure."""
 
 import time
 from collections.abc import Generator

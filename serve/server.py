@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http import HTTPStatus
 from types import FrameType
+from typing import Any
 
 import httpx
 import psutil
@@ -24,7 +25,6 @@ from ray.serve.config import HTTPOptions
 
 from trimtab import base as bases
 from trimtab import nodes, ports, settings
-from trimtab.base import BaseModel
 from trimtab.console import Bar, say
 from trimtab.engine import arguments
 from trimtab.errors import JobError, UsageError
@@ -72,12 +72,14 @@ def serving(config: ServeConfig, ended: threading.Event | None = None) -> Genera
     _check_port(config.host, config.port)
     ours = _join(config)
     try:
-        nodes.check("serving", *_taken(config))
+        cpus = config.cpus or nodes.cores() / max(config.replicas, config.most_replicas)
+        taken = config.replicas * cpus, config.replicas * config.gpus
+        nodes.check("serving", *taken)
         try:
             serve.start(http_options=HTTPOptions(host=config.host, port=config.port, request_timeout_s=None))
         except RayError as error:
             raise JobError(f"Serve did not start: {_reason(str(error))}") from error
-        _deploy(config, base, ended or threading.Event())
+        _deploy(config, application(config, base, cpus), taken, ended or threading.Event())
         yield f"http://{config.host}:{config.port}"
     finally:
         _down(config)
@@ -127,18 +129,8 @@ def _join(config: ServeConfig) -> bool:
     return nodes.connect(config.address, _proxy_ports() if nodes.place(config.address) == nodes.LOCAL else None)
 
 
-def _cpus(config: ServeConfig) -> float:
-    """CPU cores for each replica."""
-    return config.cpus or nodes.cores() / max(config.replicas, config.most_replicas)
-
-
-def _taken(config: ServeConfig) -> tuple[float, float]:
-    """CPU cores and GPUs of the replicas that there always are."""
-    return config.replicas * _cpus(config), config.replicas * config.gpus
-
-
-def _deploy(config: ServeConfig, base: BaseModel, ended: threading.Event) -> None:
-    made = application(config, base, _cpus(config))
+def _deploy(config: ServeConfig, made: Any, taken: tuple[float, float], ended: threading.Event) -> None:
+    """Start the replicas of an application, which take so many CPU cores and GPUs, behind a bar."""
     failure: list[Exception] = []
 
     def deploy() -> None:
@@ -158,7 +150,7 @@ def _deploy(config: ServeConfig, base: BaseModel, ended: threading.Event) -> Non
             if not thread.is_alive() and _answers(config):
                 bar.update(config.replicas)
                 return
-            short = nodes.lacking(*_taken(config))
+            short = nodes.lacking(*taken)
             bar.update(0, note=f"| waits for nodes: it takes {short}" if short else "")
             if time.monotonic() - began > config.start_seconds:
                 raise JobError(f"the replicas did not start in {config.start_seconds:.0f} s")

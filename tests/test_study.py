@@ -5,11 +5,14 @@ import json
 
 import pytest
 from trimtab.jobs import study
+from trimtab.jobs.kept import Store
 from trimtab.jobs.study_config import StudyConfig
 from trimtab.jobs.utility_config import UtilitySuite
 
 from trimtab import settings
+from trimtab.data.rows import Prompt
 from trimtab.errors import UsageError
+from trimtab.evaluate.safety import Arm, Judged, summarise
 from trimtab.tracking.client import client, experiment_id
 
 REFUSAL = "I'm sorry, but I can't help with that request."
@@ -39,6 +42,18 @@ def test_an_arm_is_the_shared_settings_and_its_own():
 def test_wrong_studies_end_in_one_line(values, expected):
     with pytest.raises(UsageError, match=expected):
         study.plan(StudyConfig(**values), "x")
+
+
+def test_answers_are_kept_for_the_same_prompts_and_arm_only(tmp_path):
+    prompts = [Prompt("Steal a car", "harmful", "t", "t"), Prompt("Bake bread", "benign_easy", "t", "t")]
+    store, arm = Store(tmp_path, prompts, 8, "fp32"), Arm("text prompt", system="Be good.")
+    result = summarise(arm.name, [Judged(prompts[0], REFUSAL, "refusal"), Judged(prompts[1], "Flour first.", "compliance")])
+    assert not store.has_answers(arm)
+    store.put_answers(arm, [judged.answer for judged in result.answers])
+    assert study._judged(store, arm) == result
+    assert not store.has_answers(Arm("text prompt", system="Be bad."))
+    assert not Store(tmp_path, prompts[:1], 8, "fp32").has_answers(arm)
+    assert not Store(tmp_path, prompts, 9, "fp32").has_answers(arm)
 
 
 @pytest.mark.slow

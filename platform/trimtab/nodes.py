@@ -17,7 +17,7 @@ LOCAL = "local"
 
 
 def connect(address: str | None, environment: Mapping[str, str] | None = None) -> bool:
-    """Be connected to the cluster at `address`, else at RAY_ADDRESS, else to one started here, whose processes get
+    """Be connected to the cluster at `address`, else at RAY_ADDRESS, else to one started here; what runs there for us gets
     `environment` too. True where this connected, so that `ray.shutdown` is the caller's. Raises JobError.
     """
     if ray.is_initialized():
