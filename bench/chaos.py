@@ -51,10 +51,7 @@ def arguments() -> argparse.Namespace:
 
 def own_home(folder: Path) -> None:
     """A home of its own that borrows what was downloaded."""
-    before = settings.home()
-    for name in ("assets", "models", "wheels", "engine"):
-        (before / name).mkdir(exist_ok=True)
-        (folder / name).symlink_to(before / name)
+    settings.lend(folder)
     os.environ["TRIMTAB_HOME"] = str(folder)
     os.environ.pop(TRACKING, None)
 

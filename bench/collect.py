@@ -2,9 +2,10 @@
 
 python bench/collect.py [--quick] [--json FILE]
 
-The same model, questions, type and greedy answers for all; each measurement is a process of its own, and they take turns. The
-peer is what white-box detector libraries do: `generate`, then a second pass over prompt and answer for the hidden states, at
-the batch size that suits it best. Memory is that of `trimtab collect`, of its largest process, with few questions and many.
+The same model, questions, type and greedy answers for all; each measurement is a process of its own, and they take turns. A
+ratio is the median of those of the rounds. The peer is what white-box detector libraries do: `generate`, then a second pass
+over prompt and answer for the hidden states, at the batch size that suits it best, which is looked for first. Memory is that
+of `trimtab collect`, of its largest process, with few questions and many.
 """
 
 import argparse
@@ -29,6 +30,8 @@ from trimtab.engine.config import EngineConfig
 
 LAYERS, TOKENS = (20, 29), 48
 BATCHES = (16, 32, 64)
+# Questions that are enough to find the best of them.
+TRIAL = 128
 # Shares of the engine's speed that signals may leave, and how many times as fast as two passes they should be.
 KEPT, TIMES = 0.95, 10.0
 # Memory counts as flat within this.
@@ -40,15 +43,22 @@ def main() -> None:
     if options.worker:
         print(json.dumps(WORKERS[options.worker](options)))
         return
-    rounds = 1 if options.quick else options.rounds
-    names = ["engine", "signals", *(f"transformers:{size}" for size in BATCHES[-1 if options.quick else 0 :])]
+    sizes = {size: measure(f"transformers:{size}", options, TRIAL) for size in ([] if options.quick else BATCHES)}
+    for size, measured in sizes.items():
+        print(f"transformers, batches of {size}: {measured}", flush=True)
+    best = max(sizes, key=lambda size: sizes[size]["answers_per_second"], default=BATCHES[-1])
+    names = ["engine", "signals", f"transformers:{best}"]
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    for number in range(rounds):
+    for number in range(options.rounds):
         # In turns, and back again, so that none has the cooler machine.
         for name in names if number % 2 == 0 else reversed(names):
-            results[name].append(measure(name, options))
-            print(f"{number + 1}/{rounds} {name}: {results[name][-1]}", flush=True)
-    lines = report(results)
+            results[name].append(measure(name, options, options.questions))
+            print(f"{number + 1}/{options.rounds} {name}: {results[name][-1]}", flush=True)
+    lines = [
+        line("collect.against_the_engine_alone", results, "engine", KEPT),
+        line("collect.against_two_passes", results, f"transformers:{best}", TIMES),
+        *(alone(f"collect.transformers:{size}", measured) for size, measured in sizes.items() if size != best),
+    ]
     if not options.quick:
         lines += memory(options)
     print(json.dumps(lines, indent=1))
@@ -62,18 +72,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", help="write the figures to this file")
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each")
-    parser.add_argument("--questions", type=int, default=400)
+    parser.add_argument("--questions", type=int, default=192)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--size", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.questions = min(options.questions, 100) if options.quick else options.questions
+    if options.quick:
+        options.questions, options.rounds = min(options.questions, 100), 1
     return options
 
 
-def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
+def measure(name: str, options: argparse.Namespace, questions: int) -> dict[str, float]:
     worker, _, size = name.partition(":")
     command = [sys.executable, __file__, "--worker", worker, "--size", size or "0"]
-    command += ["--base", options.base, "--questions", str(options.questions)]
+    command += ["--base", options.base, "--questions", str(questions)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
@@ -151,30 +162,32 @@ WORKERS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
 }
 
 
-def report(results: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
-    speeds = {name: [one["answers_per_second"] for one in measured] for name, measured in results.items()}
-    middle = {name: statistics.median(values) for name, values in speeds.items()}
-    best = max((name for name in middle if name.startswith("transformers")), key=lambda name: middle[name])
-    return [
-        line("collect.against_the_engine_alone", speeds, "signals", "engine", KEPT),
-        line("collect.against_two_passes", speeds, "signals", best, TIMES),
-        *(line(f"collect.{name}", speeds, name, None, None) for name in speeds if name not in ("signals", "engine", best)),
-    ]
-
-
-def line(name: str, speeds: dict[str, list[float]], mine: str, peer: str | None, goal: float | None) -> dict[str, Any]:
-    value = statistics.median(speeds[mine])
-    ratio = value / statistics.median(speeds[peer]) if peer else None
+def line(name: str, results: dict[str, list[dict[str, float]]], peer: str, goal: float) -> dict[str, Any]:
+    """The engine with signals beside a peer: medians, and the median of the rounds' ratios."""
+    mine, theirs = speeds(results["signals"]), speeds(results[peer])
+    ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
+    ratio = statistics.median(ratios)
     return {
         "name": name,
-        "value": value,
+        "value": statistics.median(mine),
         "unit": "answers/s",
-        "spread": [min(speeds[mine]), max(speeds[mine])],
-        "peer": {peer: statistics.median(speeds[peer]), "spread": [min(speeds[peer]), max(speeds[peer])]} if peer else None,
+        "spread": [min(mine), max(mine)],
+        "peer": {peer: statistics.median(theirs), "spread": [min(theirs), max(theirs)]},
         "ratio": ratio,
+        "ratio_spread": [min(ratios), max(ratios)],
         "goal": goal,
-        "met": ratio >= goal if ratio is not None and goal is not None else None,
+        "met": ratio >= goal,
     }
+
+
+def alone(name: str, measured: dict[str, float]) -> dict[str, Any]:
+    return {"name": name, "value": measured["answers_per_second"], "unit": "answers/s"} | dict.fromkeys(
+        ("peer", "ratio", "goal", "met")
+    )
+
+
+def speeds(measured: Sequence[dict[str, float]]) -> list[float]:
+    return [one["answers_per_second"] for one in measured]
 
 
 def memory(options: argparse.Namespace) -> list[dict[str, Any]]:

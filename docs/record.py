@@ -20,7 +20,6 @@ from trimtab import settings
 
 BLOCKS = re.compile(r"```console\n(?P<commands>.*?)```\n(?:\n```text\n(?P<said>.*?)```\n)?", re.DOTALL)
 BAR = re.compile(r"(?P<title>.+): (?P<done>\d+)/(?P<total>\d+|\?) in \d+ s")
-DOWNLOADED = ("assets", "models", "wheels")
 END = "--- end of this block ---"
 # The last that a server says before it is asked.
 UP = "press Ctrl-C to stop"
@@ -40,8 +39,7 @@ def record(page: Path) -> bool:
     with tempfile.TemporaryDirectory(prefix="tt-") as folder:
         home = Path(folder) / "home"
         home.mkdir()
-        for name in DOWNLOADED:
-            (home / name).symlink_to(settings.home() / name)
+        settings.lend(home)
         with subprocess.Popen(
             ["bash", "-e"],
             cwd=folder,

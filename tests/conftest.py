@@ -10,12 +10,9 @@ import pytest
 
 from trimtab import settings
 
-# Before anything reads them: tests keep their runs and registry apart from the user's, and share only what was downloaded.
-_shared = settings.home()
+# Before anything reads them: tests keep their runs and registry apart from the user's.
 _home = Path(tempfile.mkdtemp(prefix="trimtab-tests-"))
-for _name in ("assets", "models", "wheels", "engine"):
-    (_shared / _name).mkdir(exist_ok=True)
-    (_home / _name).symlink_to(_shared / _name)
+settings.lend(_home)
 os.environ["TRIMTAB_HOME"] = str(_home)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 settings.prepare_environment()
@@ -26,8 +23,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A home of its own, with what was downloaded and nothing else: no runs, no verdicts."""
-    for name in ("assets", "models", "wheels"):
-        (tmp_path / name).symlink_to(settings.home() / name)
+    settings.lend(tmp_path)
     monkeypatch.setenv("TRIMTAB_HOME", str(tmp_path))
     # MLflow leaves the store that it was last told of in there.
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

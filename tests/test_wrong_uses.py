@@ -100,6 +100,7 @@ CONFIGS = [
     Wrong("align --config {x}/none.yaml", "none.yaml"),
     Wrong("align --config {x}/a.yaml", "a.yaml", {"a.yaml": "train: [unclosed"}),
     Wrong("align --config {x}/a.yaml", "a.yaml", {"a.yaml": "- a\n- list\n"}),
+    Wrong("align --config={x}/a.yaml", "a.yaml", {"a.yaml": "- a\n- list\n"}),
     Wrong("align --config {x}/a.yaml", "speed", {"a.yaml": "train: {speed: 3}\n"}),
     Wrong("align --config {x}/a.yaml", "steps", {"a.yaml": "train: {steps: ten}\n"}),
     Wrong("study --config {x}/a.yaml", "at least one seed and one arm", {"a.yaml": "arms: {}\n"}),

@@ -99,9 +99,9 @@ def _parse(command: Command, name: str, given: list[str]) -> tuple[Any, str | No
     parser.add_argument("--config", action="config", help="YAML file of these settings; options given after it win")
     parser.add_argument("--json", type=str | None, default=None, metavar="FILE", help="write the result to this file")
     parser.add_class_arguments(command.settings, as_group=False, as_positional=True)
-    for flag, following in pairwise(given):
-        if flag == "--config":
-            _check_config(Path(following))
+    for flag, following in pairwise([*given, ""]):
+        if flag.startswith("--config=") or (flag == "--config" and following):
+            _check_config(Path(flag.partition("=")[2] or following))
     try:
         parsed = parser.parse_args(_flags(command.settings, given))
         values = parser.instantiate_classes(parsed)

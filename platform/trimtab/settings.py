@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# What a home holds that was downloaded, or made of a download.
+DOWNLOADED = ("assets", "models", "wheels", "engine")
+
 
 def home() -> Path:
     """Folder of everything trimtab keeps: `TRIMTAB_HOME`, else `trimtab` in the user's cache folder. Made on demand."""
@@ -11,6 +14,13 @@ def home() -> Path:
     folder = Path(configured).expanduser() if configured else cache / "trimtab"
     folder.mkdir(parents=True, exist_ok=True)
     return folder.resolve()
+
+
+def lend(folder: Path) -> None:
+    """Link what was downloaded into `folder`, a home to be: it fetches nothing again; its runs and registry are its own."""
+    for name in DOWNLOADED:
+        (home() / name).mkdir(exist_ok=True)
+        (folder / name).symlink_to(home() / name)
 
 
 def tracking_uri() -> str:
