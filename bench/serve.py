@@ -22,7 +22,7 @@ from peers.servers import Server
 from safetensors.torch import save_file
 
 from trimtab import base as bases
-from trimtab import detector, heads
+from trimtab import calibration, detector, heads
 from trimtab.base import BaseModel
 from trimtab.data.questions import read_questions
 from trimtab.detector import DetectorCard
@@ -101,8 +101,8 @@ def made(base: BaseModel, folder: Path, quick: bool) -> list[Server]:
 
 def watched(base: BaseModel, folder: Path) -> None:
     """A detector of the default settings in the same folder."""
-    settings = {"groups": 8}
-    card = DetectorCard("truth", base.name, base.fingerprint, list(LAYERS), base.width, "flag", settings, -2.0, {"0.05": 0.5})
+    settings, limits = {"groups": 8}, dict.fromkeys(calibration.ALARMS, 0.5)
+    card = DetectorCard("truth", base.name, base.fingerprint, list(LAYERS), base.width, "flag", settings, -2.0, limits)
     head = heads.get("flag")(base.width, len(LAYERS), **settings)
     spread = torch.stack([torch.zeros(7), torch.ones(7)])
     detector.save(detector.make(head, spread, torch.tensor([0.01, 0.0]), card), folder / "truth" / "1")

@@ -5,19 +5,22 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from trimtab.answers import Sampling
+from trimtab.answers import Answer, Sampling
+from trimtab.chat import Message, Renderer
 from trimtab.data import given as givens
 from trimtab.data import questions as asks
 from trimtab.data.given import Given
 from trimtab.data.questions import Question
 from trimtab.errors import UsageError
 from trimtab.judges.answer_endpoint import AnswerEndpoint
-from trimtab.judges.answers import mark
+from trimtab.judges.answers import Mark, mark, wanted_number
+from trimtab.prefix import Prefix
 from trimtab.words import AnswerKind
 
 from .answer_store import Request
 from .collect_config import CollectConfig
 from .config import sources
+from .gather import verdict
 from .judge_config import JudgeConfig
 
 DEFAULT_KIND: AnswerKind = "contains"
@@ -45,13 +48,17 @@ def planned(config: CollectConfig) -> list[Asked]:
 
 
 def plan(config: CollectConfig, questions: Sequence[Question]) -> list[Asked]:
-    """What is asked, each once. A key names the question and the answers it is compared with."""
+    """What is asked, each once. A key names the question and the answers it is compared with. Raises UsageError where numbers
+    are compared and an answer has none."""
     sampling = Sampling(max_tokens=config.max_tokens)
     found: dict[str, Asked] = {}
     for question in questions:
         kind = config.kind or question.kind or DEFAULT_KIND
         what = json.dumps([question.prompt.messages, question.answers, kind])
         key = hashlib.sha256(what.encode()).hexdigest()[:24]
+        if kind == "numeric" and config.judge.kind == "string":
+            for answer in question.answers:
+                wanted_number(answer)
         found.setdefault(key, Asked(key, question, kind, Request(question.prompt.messages, sampling)))
     return _some(config, found)
 
@@ -67,18 +74,52 @@ def plan_given(config: CollectConfig, answers: Sequence[Given]) -> list[Asked]:
     return _some(config, found)
 
 
-def labelled(pairs: Sequence[tuple[Asked, str]], judge: JudgeConfig) -> list[Label]:
-    """Whether answers are right, and why: as their file says, where they are given; else as the endpoint says, or by comparing
-    with those wanted. Raises JobError where the endpoint does not say."""
+def room(asked: Sequence[Asked], config: CollectConfig, renderer: Renderer, prefix: Prefix | None) -> list[Asked]:
+    """Those whose prompts leave room for an answer in the engine's length, and for the question whether it is true where that
+    is asked."""
+
+    def tokens(messages: Sequence[Message]) -> int:
+        rows = range(renderer.first_row, renderer.first_row + len(prefix.vectors)) if prefix else ()
+        return len(renderer.prompt(messages, prefix.card.place if prefix else "system", rows))
+
+    def needed(one: Asked) -> int:
+        prompt = tokens(one.request.messages)
+        if not config.p_true:
+            return prompt
+        said = Answer(one.request.given or "", (), "stop", 0)
+        # What a model writes may be more tokens where it is read again.
+        answer = 0 if one.request.given is not None else 2 * config.max_tokens
+        return max(prompt, tokens(verdict(one.request, said).messages) + answer)
+
+    # Two more: an answer's first token, and the one that vLLM writes after an answer that it reads.
+    return [one for one in asked if needed(one) + 2 <= config.max_length]
+
+
+def labelled(pairs: Sequence[tuple[Asked, Answer]], judge: JudgeConfig) -> list[Label]:
+    """Whether answers are right, and why: as their file says, where they are given whole; else as the endpoint says, or by
+    comparing with those wanted. Raises JobError where the endpoint does not say."""
     if pairs and pairs[0][0].request.given is not None:
-        return [(a.truthful, "as the file says" if a.truthful is not None else "nobody said") for a, _ in pairs]
+        return [_as_given(asked, answer) for asked, answer in pairs]
     if judge.kind == "endpoint":
-        questions = [str(a.request.messages[-1]["content"]) for a, _ in pairs]
         asker = AnswerEndpoint(judge.url or "", judge.model or "", judge.concurrency)
-        marks = asker.marks(questions, [a.question.answers for a, _ in pairs], [text for _, text in pairs])
+        marks = asker.marks([(a.question, answer.text) for a, answer in pairs])
     else:
-        marks = [mark(a.kind, text, a.question.answers) for a, text in pairs]
-    return [(None if m.abstained else m.right, m.why) for m in marks]
+        marks = [mark(a.kind, answer.text, a.question.answers) for a, answer in pairs]
+    return [_label(m, asked, answer) for m, (asked, answer) in zip(marks, pairs, strict=True)]
+
+
+def _as_given(asked: Asked, answer: Answer) -> Label:
+    if answer.finished != "stop":
+        return None, "cut off at max_length; the file speaks of the whole"
+    return asked.truthful, "as the file says" if asked.truthful is not None else "nobody said"
+
+
+def _label(found: Mark, asked: Asked, answer: Answer) -> Label:
+    # Who is cut off by the engine's end, and not by --max_tokens, had more to say.
+    short = answer.finished == "length" and len(answer.token_ids) < asked.request.sampling.max_tokens
+    if short and not found.right:
+        return None, "cut off at max_length"
+    return None if found.abstained else found.right, found.why
 
 
 def _some(config: CollectConfig, found: Mapping[str, Asked]) -> list[Asked]:

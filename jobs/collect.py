@@ -6,15 +6,18 @@ trimtab collect --questions trimtab:countries --out signals --samples 10 --p_tru
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from trimtab import base as bases
 from trimtab import chat
 from trimtab.answers import Answer
 from trimtab.base import BaseModel
+from trimtab.chat import Renderer
 from trimtab.console import say
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import ArtefactError, UsageError
@@ -23,7 +26,7 @@ from trimtab.prefix import Prefix
 from trimtab.scores import p_true
 
 from . import engines, signal_store
-from .asked import Asked, Label, labelled, planned
+from .asked import Asked, Label, labelled, planned, room
 from .cluster import joined
 from .collect_config import CollectConfig
 from .evaluate import find
@@ -32,6 +35,8 @@ from .signal_store import Meta
 
 # Where in the depth a model tells most of what it knows, about (METHODS 2).
 TWO_THIRDS = 2 / 3
+# Row tokens of an engine; more only for a prefix that has more.
+ROWS = 8
 
 
 def collect(config: CollectConfig) -> Place:
@@ -42,20 +47,24 @@ def collect(config: CollectConfig) -> Place:
         raise UsageError(f"layers must be from 0 to {base.depth - 1} for {base.name}, not {list(layers)}")
     prefix = next(iter(find(config.prefix, base).values())) if config.prefix else None
     asked = planned(config)
-    folder = place(config.out)
-    there = signal_store.begin(folder, _meta(config, base, layers, prefix))
-    missing = {a.key: a for a in asked if a.key not in there}
+    folder, meta = place(config.out), _meta(config, base, layers, prefix)
+    there = signal_store.begin(folder, meta)
+    if more := there - {a.key for a in asked}:
+        say(f"{folder} also holds {len(more)} answers to what is not asked now; they stay")
+    rows = max(ROWS, len(prefix.vectors) if prefix else 0)
+    renderer = chat.renderer(base, rows)
+    missing = {a.key: a for a in _fitting([a for a in asked if a.key not in there], config, renderer, prefix)}
     if missing:
-        engine = EngineConfig(rows=8, precision=config.precision, max_length=2048, layers=layers, history=True)
+        engine = EngineConfig(rows=rows, precision=config.precision, max_length=config.max_length, layers=layers, history=True)
         requests = {key: a.request for key, a in missing.items()}
         work = Gather(config.samples, config.temperature, config.p_true)
-        tokenizer = chat.renderer(base, engine.rows).tokenizer
         with joined(config.scale.address):
             for batch in engines.worked("answers with signals", base, requests, engine, config.scale, prefix, work, work.batch):
                 pairs = [(missing[key], gathered) for key, gathered in batch.items()]
-                labels = labelled([(asked, gathered.answer.text) for asked, gathered in pairs], config.judge)
+                labels = labelled([(asked, gathered.answer) for asked, gathered in pairs], config.judge)
                 lines = zip(pairs, labels, strict=True)
-                signal_store.append(folder, [row(asked, gathered, label, tokenizer) for (asked, gathered), label in lines])
+                made = [row(asked, gathered, label, renderer.tokenizer) for (asked, gathered), label in lines]
+                signal_store.append(folder, meta, made)
     return folder
 
 
@@ -65,8 +74,21 @@ def command(config: CollectConfig) -> dict[str, Any]:
     made = signal_store.read(folder)
     right = int((made.truthful == 1).sum())
     labelled = int((~made.truthful.isnan()).sum())
-    say(f"{folder}: {len(made.keys)} answers, {right} of {labelled} right; layers {list(made.meta.layers)}; {made.digest}")
-    return asdict(made.meta) | {"answers": len(made.keys), "labelled": labelled, "right": right, "digest": made.digest}
+    cut = made.whole.count(False)
+    said = f"{len(made.keys)} answers, {right} of {labelled} right{f', {cut} cut off' if cut else ''}"
+    say(f"{folder}: {said}; layers {list(made.meta.layers)}; {made.digest}")
+    counts = {"answers": len(made.keys), "labelled": labelled, "right": right, "cut": cut}
+    return asdict(made.meta) | counts | {"digest": made.digest}
+
+
+def _fitting(asked: Sequence[Asked], config: CollectConfig, renderer: Renderer, prefix: Prefix | None) -> list[Asked]:
+    """Those that the engine has room for; how many it has not is said."""
+    fitting = room(asked, config, renderer, prefix)
+    if left := len(asked) - len(fitting):
+        known = {one.key for one in fitting}
+        first = next(one for one in asked if one.key not in known).question.question[:60]
+        say(f"{left} of {len(asked)} are left out: too long for --max_length {config.max_length}, as {first!r}")
+    return fitting
 
 
 def row(asked: Asked, gathered: Gathered, label: Label, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -100,6 +122,9 @@ def believed(verdict: Answer, tokenizer: PreTrainedTokenizerBase) -> float:
 def _meta(config: CollectConfig, base: BaseModel, layers: tuple[int, ...], prefix: Prefix | None) -> Meta:
     drawn = {"samples": config.samples, "temperature": config.temperature if config.samples else None}
     judged = {"max_tokens": config.max_tokens, "kind": config.kind, "given": config.given, "judge": asdict(config.judge)}
+    judged |= {"max_length": config.max_length, "columns": config.columns, "separator": config.separator}
     asked = json.dumps({**judged, **drawn, "p_true": config.p_true})
     steered = prefix.card.digest if prefix else None
-    return Meta(base.name, base.fingerprint, layers, base.width, config.precision, steered, asked)
+    # What `auto` is depends on the machine, and one data set is of one precision.
+    precision = "bf16" if bases.dtype(config.precision) == torch.bfloat16 else "fp32"
+    return Meta(base.name, base.fingerprint, layers, base.width, precision, steered, asked)

@@ -30,6 +30,7 @@ class CollectConfig:
         prefix: prefix to answer under: NAME, NAME@VERSION, or a folder; none without.
         layers: layers whose states are kept, 0 being the embeddings; without any, one at two thirds of the depth and the last.
         max_tokens: tokens of each answer at most.
+        max_length: tokens of a prompt and its answer together at most; questions that are longer are left out, and counted.
         limit: questions at most; 0 for all.
         samples: more answers drawn for each question, which some scores and the head sep learn from: 10 are enough; each
             costs as many tokens as an answer.
@@ -51,6 +52,7 @@ class CollectConfig:
     prefix: str | None = None
     layers: list[int] = field(default_factory=list[int])
     max_tokens: int = 48
+    max_length: int = 2048
     limit: int = 0
     samples: int = 0
     temperature: float = 1.0
@@ -63,9 +65,13 @@ class CollectConfig:
             raise UsageError("say what to ask and where to keep it, with --questions FILE (or trimtab:countries) --out FOLDER")
         if self.max_tokens < 1 or self.limit < 0:
             raise UsageError("max_tokens must be at least 1, and limit not below 0")
+        if self.max_length <= self.max_tokens:
+            raise UsageError(f"max_length must be above max_tokens ({self.max_tokens}), not {self.max_length}")
         if not 0 <= self.samples <= MOST_SAMPLES:
             raise UsageError(f"samples must be from 0 to {MOST_SAMPLES}, not {self.samples}")
         if not 0 < self.temperature <= 2:
             raise UsageError(f"temperature must be above 0 and at most 2, not {self.temperature}; samples must differ")
         if self.judge.kind == "classifier":
             raise UsageError("--judge.kind classifier knows refusals, not right answers; use string or endpoint")
+        if self.given and self.judge.kind != "string":
+            raise UsageError("with --given true the files say what is right; leave --judge.kind out")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from trimtab import heads
 from trimtab.base import BaseModel
 from trimtab.detector import Detector
-from trimtab.errors import NotFoundError
+from trimtab.errors import ArtefactError, NotFoundError
 from trimtab.evaluate.pooled import Result
 from trimtab.learning import Learned, Parts
 from trimtab.tracking import registry
@@ -28,6 +28,8 @@ def gate(
         champion = registry.load_detector(version, base)
     except NotFoundError:
         pass
+    except ArtefactError as error:
+        return False, f"the champion cannot be compared: {error}"
     else:
         if (why := _unlike(champion, data)) is not None:
             return False, f"champion version {version.version} {why}, so the two cannot be compared"

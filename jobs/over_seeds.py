@@ -73,10 +73,10 @@ def split(
         for seed in range(seeds)
     }
     for seed, rows in made.items():
-        for name, part in (("validation", rows.validation), ("test", rows.test)):
+        for name, part in (("training", rows.train), ("validation", rows.validation), ("test", rows.test)):
             if not two_classes(part):
                 raise UsageError(
-                    f"seed {seed}: the {len(part)} {name} answers are all of one class; collect more, or raise the share {name}"
+                    f"seed {seed}: the {len(part)} {name} answers are all of one class; collect more, or give the part more"
                 )
     return made
 

@@ -23,8 +23,10 @@ from trimtab.base import BaseModel
 from trimtab.errors import ArtefactError, UsageError
 from trimtab.places import Place, reached
 
-VERSION = 2
+VERSION = 3
 META = "dataset.json"
+# Where a part says what it is of.
+OF = b"trimtab"
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -76,8 +78,8 @@ class Sample:
 class Collected:
     """N answers. `psi` [N, L, 3d], `traces` N times [m, 3] (log-prob, entropy, margin of each token), `truthful` [N] (1, 0 or
     NaN); `samples` of each question, and `p_true`, the probability with which the model calls each answer true, None where
-    they were not asked for; the rest as in the files, where answers of one group belong on one side of a split. `digest` names
-    these rows."""
+    they were not asked for; the rest as in the files, where answers of one group belong on one side of a split, and one that is
+    not `whole` was cut off. `digest` names these rows."""
 
     meta: Meta
     keys: list[str]
@@ -85,7 +87,7 @@ class Collected:
     sources: list[str]
     groups: list[str]
     answers: list[str]
-    whys: list[str]
+    whole: list[bool]
     psi: Tensor
     traces: list[Tensor]
     truthful: Tensor
@@ -102,27 +104,21 @@ def begin(folder: Place, meta: Meta) -> set[str]:
         if not path.exists():
             if isinstance(folder, Path):
                 folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(asdict(meta), indent=2) + "\n")
+            _write(path, (json.dumps(asdict(meta), indent=2) + "\n").encode())
             return set()
         there = _meta(folder)
         if different := [name for name, value in asdict(meta).items() if asdict(there)[name] != value]:
             raise UsageError(f"{folder} was collected with another {different[0]}: give another --out, or the same settings")
-        return {key for part in _parts(folder) for key in _table(part, ["key"])["key"].to_pylist()}
+        return {key for part in _parts(folder) for key in _table(part, meta, ["key"])["key"].to_pylist()}
 
 
-def append(folder: Place, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows as one more part."""
+def append(folder: Place, meta: Meta, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows as one more part of a data set that has begun."""
     written = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), written, compression="zstd")
-    part = folder / f"part-{uuid4().hex}.parquet"
+    schema = SCHEMA.with_metadata({OF: _of(meta)})
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), written, compression="zstd")
     with reached(folder):
-        if not isinstance(folder, Path):
-            # An object is there whole or not at all.
-            part.write_bytes(written.getvalue().to_pybytes())
-            return
-        partial = folder / f"{part.stem}.writing"
-        partial.write_bytes(written.getvalue())
-        partial.rename(folder / part.name)
+        _write(folder / f"part-{uuid4().hex}.parquet", written.getvalue().to_pybytes())
 
 
 def kept(samples: Sequence[Sample]) -> dict[str, Any]:
@@ -141,14 +137,14 @@ def read(folder: Place, base: BaseModel | None = None) -> Collected:
     Raises ArtefactError where it is missing, damaged, empty, out of reach, or of another base model than `base`.
     """
     with reached(folder):
-        meta, parts = _meta(folder), _parts(folder)
-        tables = [_table(part) for part in parts]
+        meta = _meta(folder)
+        tables = [_table(part, meta) for part in _parts(folder)]
     if base is not None and meta.fingerprint != base.fingerprint:
         theirs, ours = f"{meta.base} ({meta.fingerprint})", f"{base.name} ({base.fingerprint})"
         raise ArtefactError(f"{folder} holds signals of {theirs}, not of {ours}: collect them with this model")
     if not tables:
         raise ArtefactError(f"{folder} holds no answers yet; `trimtab collect` fills it")
-    table = pa.concat_tables(tables).sort_by("key")
+    table = _once(pa.concat_tables(tables).sort_by("key"))
     psi = np.stack(table["psi"].to_numpy()).astype(np.float32)
     truth = [float("nan") if value is None else float(value) for value in table["truthful"].to_pylist()]
     drawn, p_true = table["samples"].to_pylist(), table["p_true"].to_pylist()
@@ -161,7 +157,7 @@ def read(folder: Place, base: BaseModel | None = None) -> Collected:
         table["source"].to_pylist(),
         table["group"].to_pylist(),
         table["answer"].to_pylist(),
-        table["why"].to_pylist(),
+        table["whole"].to_pylist(),
         torch.from_numpy(psi).view(len(psi), len(meta.layers), 3 * meta.width),
         [torch.from_numpy(np.array(values, dtype=np.float32)).view(-1, 3) for values in table["history"].to_numpy()],
         torch.tensor(truth),
@@ -196,9 +192,33 @@ def _parts(folder: Place) -> list[Place]:
     return sorted(folder.glob("part-*.parquet"), key=str)
 
 
-def _table(part: Place, columns: list[str] | None = None) -> Any:
+def _table(part: Place, meta: Meta, columns: list[str] | None = None) -> Any:
     try:
         with part.open("rb") as file:
-            return pq.read_table(file, columns=columns)
+            table = pq.read_table(file, columns=columns)
     except (ArrowInvalid, OSError) as error:
         raise ArtefactError(f"{part} is not a whole Parquet file; remove it, and collect again what it held") from error
+    if (table.schema.metadata or {}).get(OF) != _of(meta):
+        raise ArtefactError(f"{part} holds no signals of the model, layers and prefix that {META} beside it names; remove it")
+    return table
+
+
+def _of(meta: Meta) -> bytes:
+    """What every part says that it is of."""
+    return json.dumps([meta.version, meta.fingerprint, meta.layers, meta.width, meta.precision, meta.prefix]).encode()
+
+
+def _once(table: Any) -> Any:
+    """Rows of a table that is sorted by key, each key once: two jobs may have filled the same folder."""
+    keys = table["key"].to_pylist()
+    return table.take([at for at, key in enumerate(keys) if at == 0 or key != keys[at - 1]])
+
+
+def _write(path: Place, content: bytes) -> None:
+    """A file that is there whole or not at all, as an object elsewhere is by itself."""
+    if not isinstance(path, Path):
+        path.write_bytes(content)
+        return
+    partial = path.with_name(f"{path.stem}.writing")
+    partial.write_bytes(content)
+    partial.rename(path)

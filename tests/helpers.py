@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from trimtab.jobs import signal_store
 
@@ -11,9 +12,11 @@ from trimtab import chat, detector, heads, signals
 from trimtab import prefix as prefixes
 from trimtab.answers import Ask, Signals
 from trimtab.base import BaseModel
+from trimtab.calibration import ALARMS
 from trimtab.card import Card
 from trimtab.chat import Renderer
 from trimtab.detector import Detector, DetectorCard
+from trimtab.evaluate import weighted
 from trimtab.prefix import Prefix
 from trimtab.steering import FrozenModel
 from trimtab.words import Place
@@ -87,7 +90,7 @@ def make_detector(frozen: FrozenModel, base: BaseModel, name: str, layers: tuple
     calibration = torch.stack([1 / score.std(), -score.mean() / score.std()])
     middle = detector.make(head, normaliser, calibration, card)
     risks = torch.tensor([middle.risk_of(each, layers) for each in seen])
-    thresholds = {key: float(risks.median()) + 1e-3 for key in ("0.01", "0.05", "0.1")}
+    thresholds = dict.fromkeys(ALARMS, float(risks.median()) + 1e-3)
     return detector.make(head, normaliser, calibration, replace(card, thresholds=thresholds))
 
 
@@ -95,7 +98,7 @@ def random_detector(base: BaseModel, name: str, layers: tuple[int, ...]) -> Dete
     """A head that nothing was learned for."""
     torch.manual_seed(0)
     settings = {"groups": 4, "projection": 16, "hidden": 32}
-    thresholds = dict.fromkeys(("0.01", "0.05", "0.1"), 0.5)
+    thresholds = dict.fromkeys(ALARMS, 0.5)
     card = DetectorCard(name, base.name, base.fingerprint, list(layers), base.width, "flag", settings, -2.0, thresholds)
     head = heads.get("flag")(base.width, len(layers), **settings)
     return detector.make(head, torch.stack([torch.zeros(7), torch.ones(7)]), torch.tensor([1.0, 0.0]), card)
@@ -139,11 +142,12 @@ def signal_row(number: int, question: str, truthful: bool | None, psi: torch.Ten
 
 def signal_set(folder: Path, base: BaseModel, layers: tuple[int, int], seed: int = 0) -> Path:
     """A data set of 400 answers in which the last layer's last state tells the truth, with noise; some are unlabelled."""
-    signal_store.begin(folder, signal_store.Meta(base.name, base.fingerprint, layers, base.width, "fp32", None, ""))
+    meta = signal_store.Meta(base.name, base.fingerprint, layers, base.width, "fp32", None, "")
+    signal_store.begin(folder, meta)
     generator = torch.Generator().manual_seed(seed)
     for part in range(4):
         rows = [_signals(part * 100 + i, base.width, generator, seed) for i in range(100)]
-        signal_store.append(folder, rows)
+        signal_store.append(folder, meta, rows)
     return folder
 
 
@@ -154,3 +158,8 @@ def _signals(number: int, width: int, generator: torch.Generator, seed: int) -> 
     history = torch.randn(4, 3, generator=generator).abs() * torch.tensor([-1.0, 1.0, 1.0])
     question = f"Question {number}{f' of {seed}' if seed else ''}?"
     return signal_row(number, question, None if number % 10 == 0 else truthful, psi, history)
+
+
+def plain(figure: weighted.Figure, risk: np.ndarray, made_up: np.ndarray) -> float:
+    """A figure of risks with every answer once."""
+    return float(figure(risk, made_up, np.ones((1, len(risk)), dtype=int))[0])

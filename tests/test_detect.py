@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from trimtab import detector, learning, scores
 from trimtab import prefix as prefixes
 from trimtab.cli import main
 from trimtab.data.questions import Question
+from trimtab.data.rows import fraction
 from trimtab.errors import ArtefactError, NotFoundError, UsageError
 from trimtab.tracking import registry, runs
 from trimtab.tracking.client import client
@@ -51,6 +54,26 @@ def test_what_is_no_data_set_or_of_another_model_is_refused(signals, base, tmp_p
     (tmp_path / "part-1.parquet").write_bytes(b"PAR1 cut off")
     with pytest.raises(ArtefactError, match="not a whole Parquet file"):
         signal_store.read(tmp_path)
+
+
+def test_parts_of_another_model_are_told_and_an_answer_counts_once(base, tmp_path):
+    folder = signal_set(tmp_path / "one", base, LAYERS)
+    one = signal_store.read(folder)
+    part = next(folder.glob("part-*"))
+    shutil.copy(part, folder / "part-again.parquet")
+    assert signal_store.read(folder).digest == one.digest
+    other = signal_set(tmp_path / "other", replace(base, fingerprint="f" * 16), LAYERS, seed=1)
+    shutil.copy(next(other.glob("part-*")), folder / "part-other.parquet")
+    for look in (lambda: signal_store.read(folder), lambda: signal_store.begin(folder, one.meta)):
+        with pytest.raises(ArtefactError, match=r"part-other\.parquet holds no signals of the model"):
+            look()
+
+
+def test_few_groups_that_leave_nothing_to_learn_from_are_told(signals):
+    data = signal_store.read(signals)
+    seed = next(s for s in range(1000) if fraction("one", s) < 0.25)
+    with pytest.raises(UsageError, match=f"seed {seed} leaves no answers to learn from: there are 1 groups"):
+        learning.parts(data.psi, data.traces, data.truthful, ["one"] * 400, seed, 0.1, 0.25)
 
 
 def test_no_question_is_on_two_sides_and_test_rows_shape_nothing(signals):

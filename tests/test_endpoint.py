@@ -13,6 +13,7 @@ from trimtab.jobs.judge_config import JudgeConfig
 from trimtab.jobs.verdicts import Verdicts
 
 from trimtab import ports
+from trimtab.answers import Answer
 from trimtab.cli import main
 from trimtab.data.questions import Question
 from trimtab.data.rows import Prompt
@@ -249,14 +250,30 @@ def by_wanted(body, data, key) -> tuple[int, dict]:
     return completion(json.dumps({"why": f"it says {data['answer']!r}", "verdict": "?" if "?" in data["answer"] else verdict}))
 
 
+def said(text: str) -> Answer:
+    return Answer(text, (), "stop", 0)
+
+
+def by_context(body, data, key) -> tuple[int, dict]:
+    right = data["question"] == "Which?" and data["context"].startswith("Once")
+    return completion(json.dumps({"why": "so", "verdict": "right" if right else "wrong"}))
+
+
+@pytest.mark.parametrize("peer", [by_context], indirect=True)
+def test_a_long_context_does_not_hide_the_question_from_the_judge(peer):
+    judge = JudgeConfig("endpoint", url=peer.url, model="judge")
+    (asked,) = plan(CollectConfig("x", "y"), [Question("Which?", ("a",), "t", context="Once. " * 2000)])
+    assert labelled([(asked, said("a"))], judge) == [(True, "so")]
+
+
 @pytest.mark.parametrize("peer", [by_wanted], indirect=True)
 def test_answers_are_judged_by_what_they_say(peer):
     """The right answers travel along, each row keeps why, and a reply that is no verdict is one line."""
     judge = JudgeConfig("endpoint", url=peer.url, model="judge")
     (asked,) = plan(CollectConfig("x", "y"), [Question("What is the capital of France?", ("Paris", "Lutetia"), "t")])
-    found = labelled([(asked, "It is Paris."), (asked, "Rome."), (asked, "")], judge)
+    found = labelled([(asked, said("It is Paris.")), (asked, said("Rome.")), (asked, said(""))], judge)
     assert found == [(True, "it says 'It is Paris.'"), (False, "it says 'Rome.'"), (None, "it says ''")]
     with pytest.raises(JobError, match="where a verdict was to be"):
-        labelled([(asked, "Rome?")], judge)
+        labelled([(asked, said("Rome?"))], judge)
     with pytest.raises(UsageError, match="knows refusals, not right answers"):
         CollectConfig("x", "y", judge=JudgeConfig("classifier", folder="f"))

@@ -32,9 +32,10 @@ def sampled(base, tmp_path_factory) -> Path:
 
 
 def made(folder: Path, base: BaseModel, drawn: int, verdicts: bool, count: int = ANSWERS) -> Path:
-    signal_store.begin(folder, Meta(base.name, base.fingerprint, LAYERS, base.width, "fp32", None, ""))
+    meta = Meta(base.name, base.fingerprint, LAYERS, base.width, "fp32", None, "")
+    signal_store.begin(folder, meta)
     generator = torch.Generator().manual_seed(0)
-    signal_store.append(folder, [line(n, base.width, drawn, verdicts, generator) for n in range(count)])
+    signal_store.append(folder, meta, [line(n, base.width, drawn, verdicts, generator) for n in range(count)])
     return folder
 
 
@@ -62,9 +63,10 @@ def test_samples_and_verdicts_are_read_as_they_were_written(base, tmp_path):
     states = torch.randn(2, 2, base.width).half()
     drawn = [Sample("", 1, -0.5, states[0]), Sample("Lyon, question é", 7, -2.0, states[1])]
     folder = tmp_path / "one"
-    signal_store.begin(folder, Meta(base.name, base.fingerprint, LAYERS, base.width, "fp32", None, ""))
+    meta = Meta(base.name, base.fingerprint, LAYERS, base.width, "fp32", None, "")
+    signal_store.begin(folder, meta)
     generator = torch.Generator().manual_seed(0)
-    signal_store.append(folder, [line(0, base.width, 0, False, generator) | signal_store.kept(drawn) | {"p_true": 0.25}])
+    signal_store.append(folder, meta, [line(0, base.width, 0, False, generator) | signal_store.kept(drawn) | {"p_true": 0.25}])
     data = signal_store.read(folder)
     assert data.p_true == [0.25]
     ((first, second),) = data.samples
@@ -90,7 +92,7 @@ def test_a_data_set_without_them_has_none_and_another_digest(base, sampled, tmp_
 def test_a_data_set_of_an_older_version_is_refused(base, tmp_path):
     folder = tmp_path / "old"
     signal_store.begin(folder, replace(Meta(base.name, base.fingerprint, LAYERS, base.width, "fp32", None, ""), version=1))
-    with pytest.raises(ArtefactError, match="is of version 1; this trimtab reads 2"):
+    with pytest.raises(ArtefactError, match="is of version 1; this trimtab reads 3"):
         signal_store.read(folder)
 
 

@@ -3,9 +3,11 @@
 import json
 
 import pytest
-from trimtab.jobs.asked import planned
+from trimtab.jobs.asked import labelled, planned, room
 from trimtab.jobs.collect_config import CollectConfig
 
+from trimtab import chat
+from trimtab.answers import Answer
 from trimtab.data.given import read_given
 from trimtab.errors import UsageError
 
@@ -24,6 +26,8 @@ def written(path, rows):
         ({"given": "Rome"}, [("Rome", None)]),
         ({"given": "", "truthful": False}, [("", False)]),
         ({"right": "Paris; on the Seine", "wrong": "Rome"}, [("Paris; on the Seine", True), ("Rome", False)]),
+        ({"right": "Paris", "wrong": ""}, [("Paris", True)]),
+        ({"right": None, "wrong": ["Rome", " "]}, [("Rome", False)]),
         ({"right": ["Paris", "Lutetia"], "wrong": []}, [("Paris", True), ("Lutetia", True)]),
         ({"wrong": ["Rome"]}, [("Rome", False)]),
     ],
@@ -52,7 +56,10 @@ def test_names_context_group_and_a_separator(tmp_path):
         ),
         ({"question": " ", "given": "a"}, "row 1: the question is empty"),
         ({"question": "Which?", "given": "a", "truthful": "perhaps"}, "row 1: truthful is 'perhaps'"),
-        ({"question": "Which?", "given": {"a": 1}}, "row 1: a given answer must be text, not dict"),
+        ({"question": "Which?", "given": {"a": 1}}, "row 1: a given answer must be one text, not dict"),
+        ({"question": "Which?", "given": None}, "row 1: a given answer must be one text, not NoneType"),
+        ({"question": "Which?", "given": ["a", "b"]}, "row 1: a given answer must be one text, not list"),
+        ({"question": "Which?", "right": {"a": 1}}, "row 1: a given answer must be text, not dict"),
     ],
 )
 def test_what_cannot_be_read_is_told_by_its_row(tmp_path, row, said):
@@ -67,3 +74,42 @@ def test_right_and_wrong_answers_to_a_question_stay_together(tmp_path):
     assert [(a.request.given, a.truthful) for a in asked] == [("a", True), ("b", False), ("c", False)]
     assert len({a.question.prompt.group for a in asked}) == 1
     assert len({a.key for a in asked}) == 3
+
+
+def test_what_is_longer_than_the_engine_takes_is_left_out(tmp_path, base):
+    rows = [{"question": "Which?", "given": "a"}, {"question": "Which? " * 400, "given": "a"}]
+    file = written(tmp_path / "g.jsonl", rows)
+    renderer = chat.renderer(base, 8)
+    for p_true in (False, True):
+        config = CollectConfig(questions=file, out="out", given=True, max_length=512, p_true=p_true)
+        assert [one.question.question for one in room(planned(config), config, renderer, None)] == ["Which?"]
+    longer = CollectConfig(questions=file, out="out", given=True, max_length=2048)
+    assert len(room(planned(longer), longer, renderer, None)) == 2
+
+
+def test_an_answer_that_was_cut_has_no_label_that_speaks_of_the_whole(tmp_path):
+    config = CollectConfig(
+        questions=written(tmp_path / "g.jsonl", [{"question": "Which?", "given": "a b", "truthful": True}]), out="o", given=True
+    )
+    (asked,) = planned(config)
+    assert labelled([(asked, Answer("a b", (1, 2), "stop", 9))], config.judge)[0][0] is True
+    assert labelled([(asked, Answer("a b", (1,), "length", 9))], config.judge)[0][0] is None
+
+
+def test_an_answer_that_the_engine_cut_short_is_not_called_made_up(tmp_path):
+    config = CollectConfig(
+        questions=written(tmp_path / "q.jsonl", [{"question": "Which?", "answers": ["Paris"]}]), out="o", max_tokens=8
+    )
+    (asked,) = planned(config)
+    said = [
+        Answer("It is", (1, 2), "length", 9),
+        Answer("It is Paris", (1, 2, 3), "length", 9),
+        Answer("It is so", tuple(range(8)), "length", 9),
+    ]
+    assert [label for label, _ in labelled([(asked, one) for one in said], config.judge)] == [None, True, False]
+
+
+def test_numbers_are_wanted_where_numbers_are_compared(tmp_path):
+    file = written(tmp_path / "q.jsonl", [{"question": "How many?", "answers": ["a few"]}])
+    with pytest.raises(UsageError, match="holds no number"):
+        planned(CollectConfig(questions=file, out="o", kind="numeric"))

@@ -81,10 +81,19 @@ def test_stage_two_touches_only_the_scores_of_groups():
     torch.manual_seed(0)
     head, data = Flag(WIDTH, LAYERS, groups=4), rows(120, 1, labelled=0.5)
     before = {name: value.clone() for name, value in head.state_dict().items()}
-    settle(head, data, seed=0)
+    settle(head, data, rows(100, 2), seed=0)
     changed = {name for name, value in head.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"score.weight", "score.bias"}
     assert all(p.grad is None for name, p in head.named_parameters() if not name.startswith("score"))
+
+
+def test_stage_two_is_kept_only_where_validation_likes_it():
+    torch.manual_seed(0)
+    head, data, validation = Flag(WIDTH, LAYERS, groups=4), rows(400, 1, labelled=0.5), rows(200, 2)
+    heads.descend(head, data.labelled, validation, 0)
+    before = auroc(scores(head, validation), validation.truthful)
+    settle(head, data, validation, seed=0)
+    assert auroc(scores(head, validation), validation.truthful) >= before
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -73,7 +73,8 @@ TRACED = ("perplexity", "min-logprob", "entropy", "max-entropy", "margin")
 
 def collected(folder, base, count=190, layers=LAYERS, truthful=None, source=None, seed=0):
     """A data set whose last layer's last state tells the truth, with noise; every twentieth answer is unlabelled."""
-    signal_store.begin(folder, Meta(base.name, base.fingerprint, layers, base.width, "fp32", None, ""))
+    meta = Meta(base.name, base.fingerprint, layers, base.width, "fp32", None, "")
+    signal_store.begin(folder, meta)
     generator = torch.Generator().manual_seed(seed)
     lines = []
     for i in range(count):
@@ -83,7 +84,7 @@ def collected(folder, base, count=190, layers=LAYERS, truthful=None, source=None
         history = torch.randn(4, 3, generator=generator).abs() * torch.tensor([-1.0, 1.0, 1.0]) * (0.8 if right else 1.2)
         row = signal_row(i, f"Question {seed} {i}?", None if i % 20 == 0 else right, psi, history)
         lines.append(row | {"source": source or ("capitals" if i % 2 else FOREIGN)})
-    signal_store.append(folder, lines)
+    signal_store.append(folder, meta, lines)
     return str(folder)
 
 

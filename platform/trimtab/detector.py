@@ -17,6 +17,7 @@ from torch import Tensor
 from trimtab import calibration, heads, tensors
 from trimtab.answers import Signals
 from trimtab.base import BaseModel
+from trimtab.calibration import ALARMS
 from trimtab.card import read_object
 from trimtab.errors import ArtefactError, TrimtabError
 from trimtab.heads import Head
@@ -171,4 +172,7 @@ def _read_card(folder: Path) -> DetectorCard:
         raise ArtefactError(
             f"{path}: missing fields {sorted(needed - raw.keys())}, unknown fields {sorted(raw.keys() - names)}"
         )
+    limits = raw["thresholds"]
+    if not isinstance(limits, dict) or limits.keys() != set(ALARMS) or not all(isinstance(v, float) for v in limits.values()):
+        raise ArtefactError(f"{path}: thresholds must be risks by the shares of false alarms {', '.join(ALARMS)}")
     return DetectorCard(**raw)

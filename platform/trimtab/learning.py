@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from trimtab import calibration, heads, signals
 from trimtab.data.rows import fraction
 from trimtab.detector import normalised
+from trimtab.errors import UsageError
 from trimtab.heads import Head, Rows, auroc, scores
 
 # tau_l is this quantile of the training answers' log-probs [METHODS, ours].
@@ -71,13 +73,20 @@ def parts(
 
     `psi` [N, L, 3d], `traces` N times [m, 3], `truthful` [N] with NaN for unlabelled answers, which only train. Of the training
     labels the share `labels` is kept. `spread` [N] are semantic entropies, where samples were collected.
+
+    Raises UsageError where nothing is left to learn from.
     """
     place = torch.tensor([fraction(group, seed) for group in groups])
     known = ~truthful.isnan()
     tests, validations = (place < test) & known, (place >= test) & (place < test + validation) & known
     trains = place >= test + validation
+    if not trains.any():
+        raise UsageError(
+            f"seed {seed} leaves no answers to learn from: there are {len(set(groups))} groups; collect more of them"
+        )
     logp = torch.cat([trace[:, 0] for trace, train in zip(traces, trains.tolist(), strict=True) if train])
-    low = logp.quantile(LOW).item()
+    # numpy's, as torch's takes 16 million numbers at most.
+    low = float(np.quantile(logp.numpy(), LOW))
     phi = traced(traces, low)
     normaliser = torch.stack([phi[trains].mean(0), phi[trains].std(0).clamp(min=1e-6)])
     z = normalised(phi, normaliser)

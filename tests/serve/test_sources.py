@@ -9,6 +9,7 @@ from trimtab.serve import sources
 from trimtab import detector, heads
 from trimtab import prefix as prefixes
 from trimtab.base import BaseModel
+from trimtab.calibration import ALARMS
 from trimtab.card import Card
 from trimtab.detector import DetectorCard
 from trimtab.engine.library import Known
@@ -22,7 +23,7 @@ def folder(tmp_path):
     for version in (1, 2):
         made = prefixes.make(torch.randn(1, 8), Card("prefix", "mine", "tiny", base.fingerprint, "system", 0, 0, ""))
         prefixes.save(made, tmp_path / "mine" / str(version))
-    card = DetectorCard("truth", "tiny", base.fingerprint, [2, 4], 8, "linear", {}, -2.0, {"0.05": 0.5})
+    card = DetectorCard("truth", "tiny", base.fingerprint, [2, 4], 8, "linear", {}, -2.0, dict.fromkeys(ALARMS, 0.5))
     head = heads.get("linear")(8, 2)
     made = detector.make(head, torch.stack([torch.zeros(7), torch.ones(7)]), torch.tensor([1.0, 0.0]), card)
     detector.save(made, tmp_path / "truth" / "1")

@@ -47,8 +47,12 @@ def _given(row: Row, number: int, source: str, names: Mapping[str, str], separat
     where = f"{source}, row {number}"
     question = asked(row, number, source, names)
     if names["given"] in row:
-        (text,) = _texts(row[names["given"]], where, None)
-        yield Given(question, text, _truth(row.get(names["truthful"]), where))
+        text = row[names["given"]]
+        if not isinstance(text, str):
+            raise UsageError(
+                f"{where}: a given answer must be one text, not {type(text).__name__}; several go as right and wrong"
+            )
+        yield Given(question, text.strip(), _truth(row.get(names["truthful"]), where))
         return
     if names["right"] not in row and names["wrong"] not in row:
         # Its error says which columns there are.
@@ -59,13 +63,14 @@ def _given(row: Row, number: int, source: str, names: Mapping[str, str], separat
 
 
 def _texts(value: Any, where: str, separator: str | None) -> list[str]:
-    if value is None:
+    """The answers that a field holds; an empty one, as of an empty cell, is none."""
+    if value is None or value != value:
         return []
     parts = value if isinstance(value, list | tuple) else [value]
     if not all(isinstance(part, str) for part in parts):
         raise UsageError(f"{where}: a given answer must be text, not {type(value).__name__}")
     cut = [piece for part in parts for piece in (part.split(separator) if separator else [part])]
-    return [piece.strip() for piece in cut if piece.strip() or len(cut) == 1]
+    return [piece.strip() for piece in cut if piece.strip()]
 
 
 def _truth(value: Any, where: str) -> bool | None:

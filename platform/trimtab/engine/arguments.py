@@ -91,7 +91,7 @@ def _worker(config: EngineConfig) -> dict[str, Any]:
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     return {
         "worker_cls": "trimtab.engine.capturing.CapturingWorker",
-        "additional_config": {"trimtab": {"layers": list(config.layers), "lows": [], "history": config.history}},
+        "additional_config": {"trimtab": {"layers": list(config.layers), "history": config.history}},
     }
 
 

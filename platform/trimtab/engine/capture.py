@@ -10,13 +10,13 @@ from the block's first token on. Only whole blocks are ever shared; the tokens a
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, UniformTypeKVCacheSpecs
 
 from trimtab import signals
 from trimtab.signals import Accumulator, Reading
@@ -61,23 +61,24 @@ class Ended:
 
 
 class Capture:
-    """Folds a vLLM model runner's steps. `layers` are tapped; `lows` are tau_l of detectors; `history` keeps three numbers for
-    each token; the latest `keep` requests are remembered after their end until they are asked for."""
+    """Folds a vLLM model runner's steps. `layers` are tapped; `history` keeps three numbers for each token, of which any
+    detector's phi is made, whatever its tau_l; the latest `keep` requests are remembered after their end until they are asked
+    for."""
 
-    def __init__(self, runner: Any, layers: int, lows: Iterable[float], history: bool, keep: int) -> None:
+    def __init__(self, runner: Any, layers: int, history: bool, keep: int) -> None:
         self.runner = runner
         self.layers = layers
         # Requests that were preempted wait with what they have, beside those that run.
         self.free = list(range(2 * runner.max_num_reqs))
         width = runner.model_config.get_hidden_size()
-        self.sums = Accumulator(len(self.free), layers, width, list(lows), runner.device)
+        self.sums = Accumulator(len(self.free), layers, width, device=runner.device)
         shape = (len(self.free), runner.max_model_len, 3) if history else (0, 0, 3)
         self.history = torch.zeros(shape, device=runner.device)
         self.running: dict[str, Running] = {}
         self.ended: OrderedDict[str, Ended] = OrderedDict()
         self.keep = keep
         self.pending: Pending | None = None
-        self.table = runner.input_batch.block_table[0]
+        self.table = runner.input_batch.block_table[whole_prompts(runner.kv_cache_config)]
         blocks = runner.kv_cache_config.num_blocks * self.table.blocks_per_kv_block
         self.block_sums = torch.zeros(blocks, layers, width, device=runner.device)
         self._sample, runner._sample = runner._sample, self.sample
@@ -86,7 +87,7 @@ class Capture:
         """Before a step: let go of requests that ended, and make room for new ones."""
         for request in scheduled.finished_req_ids:
             self.end(request)
-        fresh = [new for new in scheduled.scheduled_new_reqs if self.free]
+        fresh = scheduled.scheduled_new_reqs[: len(self.free)]
         for new in fresh:
             self.running[new.req_id] = _running(self.free.pop(), new)
         if fresh:
@@ -226,6 +227,16 @@ class Capture:
         return torch.as_tensor(values, device=self.runner.device).long()
 
 
+def whole_prompts(cache: KVCacheConfig) -> int:
+    """The number of the first group of layers whose KV blocks are kept for a whole prompt: sums may stand beside those only.
+    Raises ValueError for a model that has none, as where every layer sees a window."""
+    for number, group in enumerate(cache.kv_cache_groups):
+        spec = group.kv_cache_spec
+        if isinstance(spec.first_spec if isinstance(spec, UniformTypeKVCacheSpecs) else spec, FullAttentionSpec):
+            return number
+    raise ValueError("no layer of this model keeps its whole prompt in vLLM's cache; detectors cannot read it")
+
+
 def _running(slot: int, new: Any) -> Running:
     ids: list[int] = list(new.prompt_token_ids or ())
     start: int | None = ((new.sampling_params and new.sampling_params.extra_args) or {}).get(GIVEN)
@@ -242,10 +253,8 @@ def _record(ended: Ended | None, tokens: int) -> dict[str, Any] | None:
     held = ended.held if beyond == 0 else ended.held.taken(0)
     held.take_back(0, beyond)
     one = torch.zeros(1, dtype=torch.long)
-    phi = [held.trace(one, low)[0] for low in range(len(held.lows))]
     return {
         "psi": held.geometry(one)[0].numpy().tobytes(),
-        "phi": torch.stack(phi).numpy().tobytes() if phi else b"",
         "history": ended.history[:tokens].numpy().tobytes() if ended.history is not None else b"",
         "prompt_tokens": int(held.prompt_tokens[0]),
     }

@@ -3,7 +3,7 @@
 from typing import Any
 
 from trimtab.engine.arguments import on_cpu
-from trimtab.engine.capture import Capture
+from trimtab.engine.capture import Capture, whole_prompts
 from trimtab.engine.worker import RowWorker
 
 if on_cpu():
@@ -16,7 +16,7 @@ KEEP = 1024
 
 
 class CapturingWorker(Own, RowWorker):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
-    """`additional_config["trimtab"]` holds `layers`, `lows` and `history` (see `Capture`)."""
+    """`additional_config["trimtab"]` holds `layers` and `history` (see `Capture`)."""
 
     capture: Capture | None = None
 
@@ -29,12 +29,17 @@ class CapturingWorker(Own, RowWorker):  # pyright: ignore[reportGeneralTypeIssue
         model.set_aux_hidden_state_layers(tuple(self._settings["layers"]))
         self.model_runner.use_aux_hidden_state_outputs = True
 
+    def initialize_from_config(self, kv_cache_config: Any) -> None:
+        """Make the KV cache, unless sums of prompts cannot stand beside it."""
+        whole_prompts(kv_cache_config)
+        super().initialize_from_config(kv_cache_config)
+
     def execute_model(self, scheduler_output: Any) -> Any:
         """One step, its rows folded in."""
         # On every rank, though one would have all that is needed: logits of given answers are computed by all together.
         if self.capture is None:
             settings = self._settings
-            self.capture = Capture(self.model_runner, len(settings["layers"]), settings["lows"], settings["history"], KEEP)
+            self.capture = Capture(self.model_runner, len(settings["layers"]), settings["history"], KEEP)
         self.capture.begin(scheduler_output)
         output = super().execute_model(scheduler_output)
         if self.model_runner.execute_model_state is not None:
@@ -43,7 +48,7 @@ class CapturingWorker(Own, RowWorker):  # pyright: ignore[reportGeneralTypeIssue
 
     def trimtab_signals(self, wanted: list[tuple[str, int, bool]]) -> list[dict[str, Any] | None] | None:
         """Signals of requests, each by its id with the number of its answer's tokens and whether it has ended; None for those
-        that are not known. Float32 bytes: `psi` [L, 3d], `phi` [lows, 7], `history` [m, 3]."""
+        that are not known. Float32 bytes: `psi` [L, 3d], `history` [m, 3]."""
         if self.rank != 0 or (capture := self.capture) is None:
             return None
         return [(capture.take if ended else capture.look)(request, tokens) for request, tokens, ended in wanted]

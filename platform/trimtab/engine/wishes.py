@@ -3,10 +3,12 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from trimtab import calibration
 from trimtab.errors import UsageError
 
 Policy = Literal["annotate", "refuse_above", "retry_above"]
-ALARMS = {0.01: "0.01", 0.05: "0.05", 0.1: "0.1"}
+# The keys of a card's thresholds.
+ALARMS = {float(key): key for key in calibration.ALARMS}
 MOST_TRIES, MOST_TEXT = 8, 2000
 
 

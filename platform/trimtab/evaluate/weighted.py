@@ -1,4 +1,4 @@
-"""The figures of evaluate/truth.py for many resamples at once: answers count as often as each resample drew them.
+"""How well risks rank made-up answers above right ones, for many resamples at once: answers count as often as each drew them.
 
 All take risks [N], whether answers are made up [N], and how often each was drawn [R, N], whole numbers; they give [R], NaN
 where a resample holds no answer of a class. With every answer drawn once they are the plain figures.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
-from trimtab.heads import Head, Rows, Schedule, descend, register
+from trimtab.heads import Head, Rows, Schedule, auroc, descend, register
 
 # Stage II: unlabelled rows taken for each group, the share of them at each end that make pairs, and the weight of these.
 NEAREST, ENDS, WEIGHT = 32, 0.2, 0.05
@@ -59,13 +59,21 @@ class Flag(Head):
                 nn.init.zeros_(module.bias)
         nn.init.kaiming_uniform_(self.prototypes)
 
-    def parts(self, psi: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """log pi [N, K] and s_g [N, K]."""
+    def embedded(self, psi: Tensor, phi: Tensor) -> Tensor:
+        """r [N, dim]."""
         geometry, trace = self.seen
         projected = self.project(psi.flatten(1)) * geometry
-        r = self.mlp(torch.cat([projected, phi * trace], 1))
+        return self.mlp(torch.cat([projected, phi * trace], 1))
+
+    def parts(self, psi: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """log pi [N, K] and s_g [N, K]."""
+        r = self.embedded(psi, phi)
+        return self.grouped(r), self.score(r)
+
+    def grouped(self, r: Tensor) -> Tensor:
+        """log pi [N, K] of rows r [N, dim]."""
         alike = normalize(r, dim=-1) @ normalize(self.prototypes, dim=-1).T
-        return (alike / self.tau).log_softmax(-1), self.score(r)
+        return (alike / self.tau).log_softmax(-1)
 
     def forward(self, psi: Tensor, phi: Tensor) -> Tensor:
         """Score [N]."""
@@ -85,7 +93,7 @@ class Flag(Head):
         """Stage I on the labelled rows, stage II with the unlabelled ones where there are any."""
         descend(self, train.labelled, validation, seed)
         if len(train.unlabelled):
-            settle(self, train, seed)
+            settle(self, train, validation, seed)
 
 
 def pairwise(score: Tensor, truthful: Tensor) -> Tensor:
@@ -94,26 +102,35 @@ def pairwise(score: Tensor, truthful: Tensor) -> Tensor:
     return softplus(-gaps).mean() if gaps.numel() else score.sum() * 0
 
 
-def settle(head: Flag, train: Rows, seed: int) -> None:
+def settle(head: Flag, train: Rows, validation: Rows, seed: int) -> None:
     """Stage II [paper]: of the unlabelled rows nearest to each group, those that it scores highest and lowest become pseudo
     pairs, and only {w_g, b_g} go on learning, from labelled pairs and, with less weight, from these. Pseudo pairs are compared
-    by their own group's score (ours)."""
-    known, unknown, plan = train.labelled, train.unlabelled, head.schedule
+    by their own group's score, and the epoch that is best on validation is kept, stage I's last word included (ours)."""
+    known, plan = train.labelled, head.schedule
     head.eval()
     with torch.no_grad():
-        log_pi, by_group = head.parts(unknown.psi, unknown.phi)
-    pseudo = [_ends(log_pi[:, g], by_group[:, g]) for g in range(log_pi.shape[1])]
+        # Nothing before {w_g, b_g} changes any more.
+        r, r_known, r_validation = (head.embedded(rows.psi, rows.phi) for rows in (train.unlabelled, known, validation))
+        log_pi, log_pi_known, log_pi_validation = map(head.grouped, (r, r_known, r_validation))
+        pseudo = [_ends(log_pi[:, g], by_group) for g, by_group in enumerate(head.score(r).T)]
     optimiser = torch.optim.AdamW(head.score.parameters(), lr=plan.learning_rate, weight_decay=plan.decay)
     generator = torch.Generator().manual_seed(seed)
+
+    def reached() -> float:
+        with torch.no_grad():
+            return auroc(head.joined(log_pi_validation, head.score(r_validation)), validation.truthful)
+
+    best, kept = reached(), {name: value.clone() for name, value in head.score.state_dict().items()}
     for _ in range(plan.epochs):
         for chosen in torch.randperm(len(known), generator=generator).split(plan.batch):
-            rows = known[chosen]
-            by_group = head.parts(unknown.psi, unknown.phi)[1]
-            extra = [pairwise(by_group[at, g], label) for g, (at, label) in enumerate(pseudo)]
-            loss = head.loss(rows.psi, rows.phi, rows.truthful) + WEIGHT * torch.stack(extra).mean()
+            extra = [pairwise(head.score(r[at])[:, g], label) for g, (at, label) in enumerate(pseudo)]
+            labelled = pairwise(head.joined(log_pi_known[chosen], head.score(r_known[chosen])), known.truthful[chosen])
             optimiser.zero_grad()
-            loss.backward(inputs=list(head.score.parameters()))
+            (labelled + WEIGHT * torch.stack(extra).mean()).backward()
             optimiser.step()
+        if (now := reached()) > best:
+            best, kept = now, {name: value.clone() for name, value in head.score.state_dict().items()}
+    head.score.load_state_dict(kept)
 
 
 def _ends(log_pi: Tensor, by_group: Tensor) -> tuple[Tensor, Tensor]:
