@@ -43,10 +43,12 @@ def main() -> None:
     if options.worker:
         print(json.dumps(WORKERS[options.worker](options)))
         return
-    sizes = {size: measure(f"transformers:{size}", options, TRIAL) for size in ([] if options.quick else BATCHES)}
+    sizes: dict[int, dict[str, float]] = {
+        size: measure(f"transformers:{size}", options, TRIAL) for size in ([] if options.quick else BATCHES)
+    }
     for size, measured in sizes.items():
         print(f"transformers, batches of {size}: {measured}", flush=True)
-    best = max(sizes, key=lambda size: sizes[size]["answers_per_second"], default=BATCHES[-1])
+    best = max(sizes, key=lambda size: sizes[size]["answers_per_second"]) if sizes else BATCHES[-1]
     names = ["engine", "signals", f"transformers:{best}"]
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for number in range(options.rounds):

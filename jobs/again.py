@@ -3,13 +3,15 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 from types import FrameType
 
 from trimtab.console import say
 
 # A command that was called wrongly, or stopped by a person, will not do better.
-FINAL = (0, 2, 130)
+INTERRUPTED = 130
+FINAL = (0, 2, INTERRUPTED)
 WAIT_SECONDS = 5.0
 
 
@@ -28,16 +30,17 @@ def main(arguments: list[str]) -> int:
 
 def run(command: list[str]) -> int:
     """One try; what stops this process stops the command."""
-    process = subprocess.Popen(command)
+    process, stopped = subprocess.Popen(command), threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
+        # Only this: below is already being waited for the process, and twice is once too often.
+        stopped.set()
         process.send_signal(number)
-        process.wait()
-        sys.exit(130)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    return process.wait()
+    code = process.wait()
+    return INTERRUPTED if stopped.is_set() else code
 
 
 if __name__ == "__main__":

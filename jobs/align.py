@@ -4,13 +4,14 @@ trimtab align --name mine --data.harmful harmful.jsonl --data.benign benign.csv 
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from trimtab import base as bases
-from trimtab import objectives, settings
+from trimtab import files, objectives, settings
 from trimtab import prefix as prefixes
 from trimtab.base import BaseModel
 from trimtab.console import console, say
@@ -62,11 +63,12 @@ def align(config: AlignConfig) -> AlignResult:
     say(f"base model {config.base}, and the prompts (the first time they are downloaded)")
     base = bases.resolve(config.base, config.revision)
     given = prepare.read(config, base)
-    folder, resumed = _folder(config)
+    identity = prepare.identity(config, base, given.inputs)
+    folder, resumed = _folder(config, identity)
     with joined(config.scale.address):
         prepared = prepare.prepare(config, base, given)
         run = runs.start(config.name, "align", settings.home() / "outbox", resumed)
-        (folder / "run.json").write_text(json.dumps({"run_id": run.run_id, "config": config.identity()}, indent=2))
+        files.write(folder / "run.json", json.dumps({"run_id": run.run_id, "config": identity}, indent=2))
         return complete(config, base, prepared, run, folder)
 
 
@@ -121,19 +123,19 @@ def _steps(config: AlignConfig, base: BaseModel, prepared: Prepared, run: Run, f
     return AlignResult(folder, run.run_id, prefix, results, version, champion)
 
 
-def _folder(config: AlignConfig) -> tuple[Path, str | None]:
+def _folder(config: AlignConfig, identity: Mapping[str, Any]) -> tuple[Path, str | None]:
     """The run's folder, and the MLflow run to go on with where one is resumed."""
     parent = settings.runs() / config.name
     unfinished = [f for f in sorted(parent.glob("*")) if (f / "run.json").exists() and not (f / "done").exists()]
     if config.resume and unfinished:
         known = json.loads((unfinished[-1] / "run.json").read_text())
-        now = json.loads(json.dumps(config.identity()))
+        now = json.loads(json.dumps(identity))
         changed = sorted(k for k, v in runs.flatten(now).items() if runs.flatten(known["config"]).get(k) != v)
         if not changed:
             return unfinished[-1], known["run_id"]
         if config.resume is True:
             raise UsageError(
-                f"the unfinished run of {config.name!r} had other settings ({', '.join(changed)}): give the same ones"
+                f"the unfinished run of {config.name!r} had other settings or data ({', '.join(changed)}): give the same ones"
             )
     if config.resume is True:
         raise UsageError(f"there is no unfinished run of {config.name!r} to resume; leave --resume out to begin one")

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from trimtab.errors import UsageError
-from trimtab.words import LEANINGS, MAX_ROWS, RULES, Leaning, Place, Precision, Rule
+from trimtab.words import INITS, LABELS, LEANINGS, MAX_ROWS, RULES, Leaning, Place, Precision, Rule
 
 DEMO_HARMFUL = ("trimtab:advbench", "trimtab:harmbench", "trimtab:pairs", "trimtab:contrast")
 DEMO_BENIGN = ("trimtab:pairs", "trimtab:scary", "trimtab:contrast", "trimtab:plain", "trimtab:countries")
@@ -100,7 +100,7 @@ class TrainConfig:
         recompute: keep no activations inside layers, and compute them again in the backward pass: less memory, a third
             slower.
         validate_every: steps between validations; 0 for none.
-        validation_rows: rows to validate on at most.
+        validation_rows: rows to validate on at most, half of them harmful.
         patience: validations without a better loss before training stops early; 0 never stops early.
         checkpoint_every: steps between checkpoints.
         seed: seed of order and first vectors.
@@ -128,8 +128,16 @@ class TrainConfig:
         for name in ("steps", "batch", "micro_batch", "checkpoint_every", "longest"):
             if getattr(self, name) < 1:
                 raise UsageError(f"train.{name} must be at least 1, not {getattr(self, name)}")
+        if self.validation_rows < 2:
+            raise UsageError(f"train.validation_rows must be at least 2, one of each side, not {self.validation_rows}")
         if not 0 < self.learning_rate < 100:
             raise UsageError(f"train.learning_rate must be above 0, not {self.learning_rate}")
+        if not 0 <= self.warmup <= 1 or self.clip <= 0:
+            raise UsageError("train.warmup must be a share of the steps, from 0 to 1, and train.clip above 0")
+        if unknown := self.mix.keys() - set(LABELS):
+            raise UsageError(f"train.mix knows no class {min(unknown)!r}; there are {', '.join(LABELS)}")
+        if self.init not in INITS and not self.init.startswith("token:"):
+            raise UsageError(f"train.init {self.init!r} must be {', '.join(INITS)} or token:TEXT")
 
 
 @dataclass(frozen=True)
@@ -187,6 +195,10 @@ class ScaleConfig:
     storage: str | None = None
     address: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.retries < 0:
+            raise UsageError(f"scale.retries must not be below 0, not {self.retries}")
+
 
 @dataclass(frozen=True)
 class AlignConfig:
@@ -234,6 +246,8 @@ class AlignConfig:
             raise UsageError(f"scale.least_workers must be from 0 to scale.workers ({self.scale.workers})")
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal for a run to be resumed: everything but where and how widely it runs."""
+        """What must be equal for a run to be resumed: everything but where and how widely it runs, and where its checkpoints
+        are."""
         whole = asdict(self)
-        return {key: value for key, value in whole.items() if key not in ("scale", "resume", "register", "gate", "evaluate")}
+        kept = {key: value for key, value in whole.items() if key not in ("scale", "resume", "register", "gate", "evaluate")}
+        return kept | {"storage": self.scale.storage}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -157,9 +158,7 @@ def _watch(trainer: TorchTrainer, board: Any, steps: int, taken: Sequence[float]
         while not ended.is_set():
             try:
                 ended.wait(POLL_SECONDS)
-                reading: ray.ObjectRef[dict[str, Any]] = board.read.remote()
-                latest = ray.get(reading)
-                if latest:
+                if latest := _latest(board):
                     bar.update(int(latest["step"]), note=_note(latest))
                 elif short := nodes.lacking(*taken):
                     bar.update(0, note=f"| waits for nodes: it takes {short}")
@@ -172,6 +171,15 @@ def _watch(trainer: TorchTrainer, board: Any, steps: int, taken: Sequence[float]
     if "error" in outcome:
         raise cause(outcome["error"]) from outcome["error"]
     return outcome["result"]
+
+
+def _latest(board: Any) -> dict[str, Any]:
+    """What the board says; nothing where it is gone, as with its node: how training ends is told by training."""
+    try:
+        reading: ray.ObjectRef[dict[str, Any]] = board.read.remote()
+        return ray.get(reading)
+    except RayError:
+        return {}
 
 
 def _note(latest: dict[str, float]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.table import Table
 
+from trimtab import card as cards
 from trimtab import settings
 from trimtab.console import console, say
 from trimtab.errors import ArtefactError
@@ -83,7 +84,7 @@ def _checkpoints(versions: list[Version]) -> Iterator[Waste]:
         newest = max((folder for folder in began if ALIGNED.fullmatch(folder.name)), default=None)
         for folder in began:
             aligned = ALIGNED.fullmatch(folder.name) is not None
-            done = (folder / ("done" if aligned else "prefix")).exists()
+            done = (folder / ("done" if aligned else f"prefix/{cards.FILE}")).exists()
             if aligned and done and _run_id(folder) not in used:
                 yield _waste("run", folder, "it is done, and no version was made of it")
             elif done and (folder / "train").exists():

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from trimtab import files
 from trimtab.data import rows
 from trimtab.data.rows import Prompt
 from trimtab.evaluate.reading import Reading
@@ -19,9 +20,11 @@ from trimtab.words import Precision
 
 @dataclass(frozen=True)
 class Store:
-    """What arms answered, or read, of one list of prompts: one file an arm. `limit` is in tokens of each answer or text."""
+    """What arms on the base model of this `fingerprint` answered, or read, of one list of prompts: one file an arm. `limit` is
+    in tokens of each answer or text."""
 
     folder: Path
+    fingerprint: str
     prompts: Sequence[Prompt]
     limit: int
     precision: Precision
@@ -53,11 +56,11 @@ class Store:
 
     def _put(self, what: str, arm: Arm, values: list[Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self._file(what, arm).with_suffix(".part")
-        partial.write_text(json.dumps({"arm": arm.name, what: values}))
-        partial.rename(self._file(what, arm))
+        files.write(self._file(what, arm), json.dumps({"arm": arm.name, what: values}))
 
     def _file(self, what: str, arm: Arm) -> Path:
         steered = [arm.prefix.card.digest, arm.prefix.card.place] if arm.prefix else []
-        named = json.dumps([what, rows.digest(self.prompts), self.limit, self.precision, arm.system, *steered])
+        named = json.dumps(
+            [what, self.fingerprint, rows.digest(self.prompts), self.limit, self.precision, arm.system, *steered]
+        )
         return self.folder / f"{hashlib.sha256(named.encode()).hexdigest()[:20]}.json"

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def prepare(config: AlignConfig, base: BaseModel, given: Given) -> Prepared:
     filled = targets.fill(config, base, with_system["train"] + with_system["validation"], wants_rejected(config))
     count = len(with_system["train"])
     filtered = filters.hard_filter(filled[:count], config.data.rules, config.data.seed, given.kept_out)
-    validation = filters.hard_filter(filled[count:], config.data.rules, config.data.seed, given.kept_out).rows
+    validation = in_turns(filters.hard_filter(filled[count:], config.data.rules, config.data.seed, given.kept_out).rows)
     form_after = form.predictability([row.prompt for row in filtered.rows])
     say(
         f"hard filter: {count} -> {len(filtered.rows)} rows; form alone tells the class with balanced accuracy "
@@ -83,6 +84,18 @@ def prepare(config: AlignConfig, base: BaseModel, given: Given) -> Prepared:
     if not filtered.rows or not validation:
         raise UsageError("the hard filter left no rows; look at data.rules, or give more prompts and clearer targets")
     return Prepared(filtered.rows, validation, parts, filtered, (form_before, form_after), given.inputs)
+
+
+def identity(config: AlignConfig, base: BaseModel, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """All that a run must share with the one that it goes on with: settings, the model's weights, and what its sources held."""
+    return config.identity() | {"fingerprint": base.fingerprint, "inputs": [dict(entry) for entry in inputs]}
+
+
+def in_turns(validation: Sequence[Row]) -> list[Row]:
+    """Harmful and benign rows in turns, each side in an order of chance that stays: any first part of them judges both."""
+    order = sorted(validation, key=lambda row: rows.fraction(f"{row.prompt.prompt}|{row.prompt.system}", 0))
+    sides = [[row for row in order if (row.prompt.label == "harmful") == harmful] for harmful in (True, False)]
+    return [row for pair in zip_longest(*sides) for row in pair if row is not None]
 
 
 def each(configs: Mapping[str, AlignConfig], base: BaseModel) -> dict[str, Prepared]:

@@ -19,6 +19,7 @@ import torch
 from pyarrow import ArrowInvalid  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
+from trimtab import files
 from trimtab.base import BaseModel
 from trimtab.errors import ArtefactError, UsageError
 from trimtab.places import Place, reached
@@ -216,9 +217,7 @@ def _once(table: Any) -> Any:
 
 def _write(path: Place, content: bytes) -> None:
     """A file that is there whole or not at all, as an object elsewhere is by itself."""
-    if not isinstance(path, Path):
+    if isinstance(path, Path):
+        files.write(path, content)
+    else:
         path.write_bytes(content)
-        return
-    partial = path.with_name(f"{path.stem}.writing")
-    partial.write_bytes(content)
-    partial.rename(path)

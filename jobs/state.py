@@ -55,11 +55,10 @@ def initial(frozen: FrozenModel, config: AlignConfig, renderer: Renderer) -> Ten
         return mean + spread * (config.rows > 1)
     if config.train.init == "random-row":
         return table[torch.randint(len(table), (config.rows,), generator=generator)].clone()
-    if config.train.init.startswith("token:"):
-        ids = renderer.tokenizer.encode(config.train.init.removeprefix("token:"), add_special_tokens=False)
-        if ids:
-            return torch.stack([table[ids[i % len(ids)]] for i in range(config.rows)])
-    raise UsageError(f"train.init {config.train.init!r} must be vocab-mean, random-row or token:TEXT")
+    ids = renderer.tokenizer.encode(config.train.init.removeprefix("token:"), add_special_tokens=False)
+    if not ids:
+        raise UsageError(f"train.init {config.train.init!r} names no tokens")
+    return torch.stack([table[ids[i % len(ids)]] for i in range(config.rows)])
 
 
 def learning_rate(peak: float, warmup: float, step: int, steps: int) -> float:

@@ -6,6 +6,7 @@ Every arm and seed is a training run of its own (a child run in MLflow) that is 
 then answered by one engine, and judged arms are kept too. So a study can be stopped, resumed, and given more arms or seeds.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,11 +16,13 @@ from typing import Any
 import torch
 
 from trimtab import base as bases
-from trimtab import cli, nodes, settings
+from trimtab import card as cards
+from trimtab import cli, files, nodes, settings
 from trimtab import prefix as prefixes
 from trimtab.base import BaseModel
 from trimtab.card import Card
 from trimtab.console import console, say
+from trimtab.data import rows
 from trimtab.data.readers import read_all
 from trimtab.data.rows import Prompt
 from trimtab.engine.config import EngineConfig
@@ -27,7 +30,7 @@ from trimtab.errors import Interrupted, UsageError
 from trimtab.evaluate import page, report, utility_report
 from trimtab.evaluate.page import Cost, Study
 from trimtab.evaluate.safety import Arm, ArmResult, Judged, summarise
-from trimtab.judges import refusal
+from trimtab.judges import Judge, refusal
 from trimtab.judges.agreement import Standing
 from trimtab.prefix import Prefix
 from trimtab.tracking import runs
@@ -40,6 +43,23 @@ from .fitting import fit, learned
 from .kept import Store
 from .prepare import Prepared
 from .study_config import StudyConfig
+from .utility import Suite
+
+# Who parts the prompts otherwise would train on what others are tested on.
+COMMON_DATA = ("validation", "test", "seed")
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a study stands on before anything is learned: its settings, those of each arm, and what judges."""
+
+    config: StudyConfig
+    plans: Mapping[str, AlignConfig]
+    base: BaseModel
+    suites: Mapping[str, Suite]
+    judge: Judge
+    standing: Standing
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -59,30 +79,21 @@ def study(config: StudyConfig) -> Study:
     base = bases.resolve(first.base, first.revision)
     if different := [name for name, p in plans.items() if (p.base, p.revision) != (first.base, first.revision)]:
         raise UsageError(f"arm {different[0]!r} is of another base model; a study compares ways to steer one")
+    common = {name: [getattr(p.data, key) for key in COMMON_DATA] for name, p in plans.items()}
+    if different := [name for name, values in common.items() if values != common[first.name]]:
+        raise UsageError(f"arm {different[0]!r} parts the prompts otherwise: data.{', data.'.join(COMMON_DATA)} go into shared")
     folder.mkdir(parents=True, exist_ok=True)
     suites = {name: utility.load(suite, name) for name, suite in config.utility.items()}
     judge = judging.opened(config.judge, base, first.scale.gpus)
-    standing = judging.standing(judge)
+    begun = Begun(config, plans, base, suites, judge, judging.standing(judge), folder)
     with joined(config.address):
-        parent = _parent(config, folder)
         prepared = prepare.each(plans, base)
-        trained: dict[str, Trained] = {}
-        for name, seed in _pairs(config):
-            plan_of = replace(plans[name], train=replace(plans[name].train, seed=seed))
-            trained[f"{name}#{seed}"] = _train(plan_of, base, prepared[name], folder / _safe(f"{name}#{seed}"), parent.run_id)
-        chosen = {name: t.prefix for name, t in trained.items()} | _untrained(config, first, base, prepared[first.name], folder)
-        answered = _answers(first, base, chosen, _parts(config, first, prepared[first.name]), folder / "judged")
-        results = judging.rejudged(answered, judge, first.scale.gpus)
-        everything = arms.standard_arms(chosen)
-        cost = utility.measure(base, everything, suites, first.train.precision, first.scale.gpus, folder / "utility")
-    made = replace(_study(config, first, base, prepared[first.name], trained, results, standing), utility=cost)
-    if suites:
-        parent.inputs([entry for name, suite in suites.items() for entry in suite.inputs(name)], "utility")
-        parent.metrics(utility_report.logged(cost), 0)
-    written = page.write(made, Path(config.out) if config.out else folder / "report")
-    for path in written:
-        parent.artifacts(path, "report")
-    parent.finish("FINISHED")
+        parent = _parent(config, folder)
+        with runs.closing(parent):
+            made = _compared(begun, prepared, parent)
+            written = page.write(made, Path(config.out) if config.out else folder / "report")
+            for path in written:
+                parent.artifacts(path, "report")
     say(f"report: {written[0]}")
     return made
 
@@ -100,6 +111,26 @@ def command(config: StudyConfig) -> dict[str, Any]:
     return page.as_json(made)
 
 
+def _compared(begun: Begun, prepared: Mapping[str, Prepared], parent: runs.Run) -> Study:
+    config, plans, base, folder = begun.config, begun.plans, begun.base, begun.folder
+    first = next(iter(plans.values()))
+    trained: dict[str, Trained] = {}
+    for name, seed in _pairs(config):
+        plan_of = replace(plans[name], train=replace(plans[name].train, seed=seed))
+        trained[f"{name}#{seed}"] = _train(plan_of, base, prepared[name], folder / _safe(f"{name}#{seed}"), parent.run_id)
+    chosen = {name: t.prefix for name, t in trained.items()} | _untrained(config, first, base, prepared[first.name], folder)
+    answered = _answers(first, base, chosen, _parts(config, first, prepared[first.name]), folder / "judged")
+    results = judging.rejudged(answered, begun.judge, first.scale.gpus)
+    made = _study(config, first, base, prepared[first.name], trained, results, begun.standing)
+    if not begun.suites:
+        return made
+    everything, precision = arms.standard_arms(chosen), first.train.precision
+    cost = utility.measure(base, everything, begun.suites, precision, first.scale.gpus, folder / "utility")
+    parent.inputs([entry for name, suite in begun.suites.items() for entry in suite.inputs(name)], "utility")
+    parent.metrics(utility_report.logged(cost), 0)
+    return replace(made, utility=cost)
+
+
 def plan(config: StudyConfig, arm: str) -> AlignConfig:
     """The settings of `trimtab align` that an arm is trained with. Raises UsageError for what they do not know."""
     values = runs.flatten(config.shared) | runs.flatten(config.arms[arm]) | {"name": arm, "register": False}
@@ -115,7 +146,7 @@ def _parent(config: StudyConfig, folder: Path) -> runs.Run:
     path = folder / "run.json"
     known = json.loads(path.read_text())["run_id"] if path.exists() else None
     run = runs.start(f"study {config.name}", "study", settings.home() / "outbox", known)
-    path.write_text(json.dumps({"run_id": run.run_id}))
+    files.write(path, json.dumps({"run_id": run.run_id}))
     run.params(
         {
             "study": {
@@ -131,27 +162,26 @@ def _parent(config: StudyConfig, folder: Path) -> runs.Run:
 def _train(config: AlignConfig, base: BaseModel, prepared: Prepared, folder: Path, parent: str) -> Trained:
     """Train an arm with a seed, go on with it, or read it back where it is done."""
     folder.mkdir(exist_ok=True)
-    identity = json.loads(json.dumps(config.identity()))
+    identity = json.loads(json.dumps(prepare.identity(config, base, prepared.inputs)))
     path = folder / "run.json"
     known = json.loads(path.read_text()) if path.exists() else None
     if known and known["config"] != identity:
-        raise UsageError(f"{folder.name} was trained with other settings: name the arm otherwise, or remove {folder}")
-    if (folder / "prefix").exists() and known:
+        raise UsageError(f"{folder.name} was trained with other settings or data: name the arm otherwise, or remove {folder}")
+    if (folder / "prefix" / cards.FILE).exists() and known:
         return _trained(folder, known["run_id"])
     say(f"arm {config.name}, seed {config.train.seed}")
     run = runs.start(
         f"{config.name} seed {config.train.seed}", "arm", settings.home() / "outbox", known and known["run_id"], parent
     )
-    path.write_text(json.dumps({"run_id": run.run_id, "config": identity}))
-    run.params({"config": asdict(config), "base_fingerprint": base.fingerprint})
-    run.inputs(prepared.inputs, "training")
-    fitted = fit(config, base, prepared, run, folder)
-    if fitted.stopped:
-        run.finish("KILLED")
-        raise Interrupted("stopped with a checkpoint; the same command goes on")
-    prefixes.save(learned(config, base, prepared, run, fitted), folder / "prefix")
-    run.artifacts(folder / "prefix", "prefix")
-    run.finish("FINISHED")
+    files.write(path, json.dumps({"run_id": run.run_id, "config": identity}))
+    with runs.closing(run):
+        run.params({"config": asdict(config), "base_fingerprint": base.fingerprint})
+        run.inputs(prepared.inputs, "training")
+        fitted = fit(config, base, prepared, run, folder)
+        if fitted.stopped:
+            raise Interrupted("stopped with a checkpoint; the same command goes on")
+        prefixes.save(learned(config, base, prepared, run, fitted), folder / "prefix")
+        run.artifacts(folder / "prefix", "prefix")
     return _trained(folder, run.run_id)
 
 
@@ -170,8 +200,10 @@ def _untrained(config: StudyConfig, first: AlignConfig, base: BaseModel, prepare
             noise = torch.randn(1, base.width, generator=torch.Generator().manual_seed(seed))
             made[f"{RANDOM_ARM}#{seed}"] = prefixes.make(mean + spread * noise, card)
     if config.token:
-        path = folder / f"best-token-{config.token}"
-        if not path.exists():
+        rows_used = rows.digest([row.prompt for row in prepared.train])
+        of = [base.fingerprint, first.place, first.train.longest, config.token, rows_used]
+        path = folder / f"best-token-{hashlib.sha256(json.dumps(of).encode()).hexdigest()[:12]}"
+        if not (path / cards.FILE).exists():
             found = run_task(
                 "best token",
                 "trimtab.jobs.search:best_token",
@@ -201,7 +233,7 @@ def _answers(
     """Results of all arms on all parts; only what was not answered before is asked, of one engine."""
     everything = arms.standard_arms(chosen)
     tokens, precision = first.evaluate.max_tokens, first.train.precision
-    stores = {part: Store(folder, prompts, tokens, precision) for part, prompts in parts.items()}
+    stores = {part: Store(folder, base.fingerprint, prompts, tokens, precision) for part, prompts in parts.items()}
     wanted = {part: parts[part] for part, store in stores.items() if not all(map(store.has_answers, everything))}
     missing = [arm for arm in everything if not all(stores[part].has_answers(arm) for part in wanted)]
     if missing:

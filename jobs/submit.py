@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
@@ -162,7 +163,7 @@ def _client(address: str | None) -> Generator[JobSubmissionClient]:
         raise JobError(
             f"the cluster at {where} turned us down; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to its own"
         ) from error
-    except (ConnectionError, requests.RequestException) as error:
+    except (ConnectionError, requests.RequestException, aiohttp.ClientError) as error:
         raise JobError(f"no Ray cluster answers at {where}: {_first(error)}") from error
     except RuntimeError as error:
         if isinstance(error, JobError):

@@ -18,7 +18,7 @@ from ray import tune
 from ray.exceptions import RayError
 from ray.tune import TuneError
 
-from trimtab import nodes, settings
+from trimtab import files, nodes, settings
 from trimtab.base import BaseModel
 from trimtab.console import Bar, say
 from trimtab.errors import Interrupted, TrimtabError
@@ -73,7 +73,7 @@ class Trial:
         name = f"{self.config.name} trial {self.number}"
         run = runs.start(name, "trial", settings.home() / "outbox", self.run_id, parent)
         state = {"run_id": run.run_id, "config": self.config.identity()}
-        (self.folder / "run.json").write_text(json.dumps(state, indent=2))
+        files.write(self.folder / "run.json", json.dumps(state, indent=2))
         return run
 
 

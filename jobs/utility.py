@@ -104,11 +104,11 @@ def measure(
 ) -> dict[str, list[Measured]]:
     """What every arm reached on every suite; what is kept in `folder` is neither asked nor read again."""
     asking = {
-        name: Store(folder, [q.prompt for q in suite.questions], suite.max_tokens, precision)
+        name: Store(folder, base.fingerprint, [q.prompt for q in suite.questions], suite.max_tokens, precision)
         for name, suite in suites.items()
         if suite.questions
     }
-    reading = {name: Store(folder, s.texts, s.longest, precision) for name, s in suites.items() if s.texts}
+    reading = {name: Store(folder, base.fingerprint, s.texts, s.longest, precision) for name, s in suites.items() if s.texts}
     _answer(base, asked, asking, EngineConfig(rows=256, precision=precision, max_length=2048), gpus)
     _read(base, asked, reading, precision, gpus)
 

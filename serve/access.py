@@ -51,17 +51,21 @@ class Access:
         if key.concurrent and self._running[key.name] >= key.concurrent:
             await _turn_down(send, 429, f"{key.name} has {key.concurrent} requests running already", b"retry-after", b"1")
             return
+        http.note(scope, key=key.name)
+        # Before anything is waited for, so that no other comes in meanwhile.
+        self._running[key.name] += 1
+        try:
+            await self._counted(key, scope, receive, send)
+        finally:
+            self._running[key.name] -= 1
+
+    async def _counted(self, key: Key, scope: Scope, receive: Receive, send: Send) -> None:
         if key.per_minute and not await self._limiter.hit(limit := RateLimitItemPerMinute(key.per_minute), key.name):
             wait = (await self._limiter.get_window_stats(limit, key.name)).reset_time - time.time()
             seconds = str(max(1, math.ceil(wait))).encode()
             await _turn_down(send, 429, f"{key.name} may ask {key.per_minute} times a minute", b"retry-after", seconds)
             return
-        http.note(scope, key=key.name)
-        self._running[key.name] += 1
-        try:
-            await self._admitted(key, scope, receive, send)
-        finally:
-            self._running[key.name] -= 1
+        await self._admitted(key, scope, receive, send)
 
     async def _admitted(self, key: Key, scope: Scope, receive: Receive, send: Send) -> None:
         if key.models == [ANY] or scope["method"] != "POST":

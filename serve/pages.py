@@ -34,7 +34,7 @@ def load() -> dict[str, tuple[Headers, bytes]]:
 
 def _runs() -> str | None:
     """Where MLflow shows a run, but for its id; None where no server of MLflow is known."""
-    uri = settings.tracking_uri()
+    uri = settings.shown_uri()
     if not uri.startswith(("http://", "https://")):
         return None
     try:

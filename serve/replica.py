@@ -4,6 +4,7 @@ Serve pickles a deployment class by value, so the app that it is to call lives h
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from trimtab.base import BaseModel
 from trimtab.engine import http
 from trimtab.engine.http import App, Headers, Message, Receive, Scope, Send
 from trimtab.engine.traffic import Traffic
+from trimtab.errors import UsageError
 
 from . import pages, sinks, sources
 from .access import Access
@@ -28,6 +30,8 @@ from .loopback import keep_local
 from .peers import Peers
 from .records import Recorded
 from .sinks import Sinks
+
+log = logging.getLogger(__name__)
 
 METRICS = "/metrics"
 LOOK_SECONDS = 0.1
@@ -112,8 +116,13 @@ class Replica:
         self._watch = asyncio.create_task(_end_with_the_engine())
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Called by Serve after the start, and where `user_config` changes: traffic moves without a restart."""
-        _engine[0].answering.traffic = Traffic(user_config.get("traffic", {}), user_config.get("shadow", {}))
+        """Called by Serve after the start, and where `user_config` changes: traffic moves without a restart.
+
+        Serve would stop a replica that raises here, and all of them have the same settings."""
+        try:
+            _engine[0].answering.traffic = Traffic(user_config.get("traffic", {}), user_config.get("shadow", {}))
+        except (UsageError, TypeError, AttributeError) as error:
+            log.error("user_config is not taken, traffic stays as it was: %s", error)
 
     async def check_health(self) -> None:
         """Called by Serve; a replica whose engine has died is replaced."""

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -89,6 +90,15 @@ def opened(config: ServeConfig, replica: str) -> Sinks:
     return Sinks(takers)
 
 
+class _Log(RotatingFileHandler):
+    """A log whose losses are counted: by default it prints them, and nobody knows."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging calls it so
+        """Called where an error is being handled: let it go on."""
+        if (error := sys.exception()) is not None:
+            raise error
+
+
 class ToLog:
     """A line of JSON for each request; what is older than `days` or too much goes, of replicas before this one too."""
 
@@ -96,7 +106,7 @@ class ToLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._seconds = path, days * DAY
         self._swept = 0.0
-        self._handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, delay=True)
+        self._handler = _Log(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, delay=True)
         self.flush = self._handler.flush
 
     def __call__(self, record: Record) -> None:

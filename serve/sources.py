@@ -1,5 +1,6 @@
 """Where a server's prefixes and detectors come from: the MLflow registry, or a folder in its place."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -12,11 +13,13 @@ from trimtab import prefix as prefixes
 from trimtab.base import BaseModel
 from trimtab.card import read_object
 from trimtab.detector import Detector
-from trimtab.engine.library import Known, Source
+from trimtab.engine.library import NUMBER, Known, Source
 from trimtab.errors import ArtefactError, UsageError
 from trimtab.prefix import Prefix
 from trimtab.tracking import registry
 from trimtab.tracking.registry import Version
+
+log = logging.getLogger(__name__)
 
 ALIASES = "aliases.json"
 CARD = "card.json"
@@ -81,11 +84,8 @@ class FromFolder(Generic[Part]):
         for held in sorted(self.folder.glob(f"*/*/{CARD}")):
             name, number = held.parent.parent.name, held.parent.name
             aliases = self._object(self.folder / name / ALIASES, "a list of aliases")
-            try:
-                card = self._object(held, "a card")
-            except ArtefactError:
-                continue
-            if (card.get("kind"), card.get("base")) == (self.kind, self.base.name) and number.isdigit():
+            card = self._object(held, "a card")
+            if (card.get("kind"), card.get("base")) == (self.kind, self.base.name) and NUMBER.fullmatch(number):
                 mine = tuple(sorted(alias for alias, version in aliases.items() if version == int(number)))
                 found.append(Known(name, int(number), card.get("run_id"), mine))
         return found
@@ -95,13 +95,19 @@ class FromFolder(Generic[Part]):
         return self.fetch(self.folder / known.name / str(known.version), self.base)
 
     def _object(self, path: Path, what: str) -> dict[str, Any]:
-        """What a file holds, read again only where it was written again; nothing where there is none."""
+        """What a file holds, read again only where it was written again; nothing where there is none, and what it held before
+        where it is damaged now."""
         try:
             written = path.stat().st_mtime_ns
-        except FileNotFoundError:
+        except OSError:
             return {}
         if (held := self._read.get(path)) is None or held[0] != written:
-            held = self._read[path] = (written, read_object(path, what))
+            try:
+                found = read_object(path, what)
+            except ArtefactError as error:
+                log.warning("%s; what it held before stays", error)
+                found = held[1] if held else {}
+            held = self._read[path] = (written, found)
         return held[1]
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from trimtab import console
+from trimtab.cli import main
 from trimtab.console import Bar
 
 
@@ -27,3 +28,9 @@ def test_the_time_left_does_not_count_what_came_before_the_first_part(capsys, cl
         bar.update(4)
     said = capsys.readouterr().out.splitlines()
     assert said == ["answers: 1/10 in 100 s", "answers: 4/10 in 112 s, 24 s left"]
+
+
+def test_every_command_says_what_it_is_for(capsys):
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if "trimtab." in line and ":" in line]

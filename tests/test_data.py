@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import pytest
+from trimtab.jobs.prepare import in_turns
 
 from trimtab.data import filters, form, rows
 from trimtab.data.filters import Row, hard_filter
@@ -231,3 +232,11 @@ def test_near_duplicates_are_those_people_would_call_so():
         rules=["duplicate"],
     ).rows
     assert [r.prompt.prompt for r in kept] == ["How do I pick a lock?", "How do I pick a pocket?"]
+
+
+def test_any_first_part_of_the_validation_rows_has_both_sides():
+    rows = [Row(Prompt(f"prompt {i}", "harmful" if i < 50 else "benign_hard", "t", str(i)), "x", 9) for i in range(80)]
+    turned = in_turns(rows)
+    assert sorted(row.prompt.prompt for row in turned) == sorted(row.prompt.prompt for row in rows)
+    assert sum(row.prompt.label == "harmful" for row in turned[:32]) == 16
+    assert in_turns(rows[::-1]) == turned

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Generator
@@ -132,3 +133,11 @@ def test_what_fails_is_tried_again(tmp_path, fails, code, tries):
     command = [sys.executable, "-c", again, "2", "--", sys.executable, "-c", script]
     assert subprocess.run(command, cwd=tmp_path, timeout=RUN_SECONDS, check=False).returncode == code
     assert (tmp_path / "n").read_text() == "x" * tries
+
+
+def test_a_command_that_is_run_again_ends_where_it_is_stopped():
+    command = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
+    with subprocess.Popen([sys.executable, "-m", "trimtab.jobs.again", "3", "--", *command], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"up\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 130

@@ -18,12 +18,12 @@ from bench.peers.mlflow_server import MlflowServer
 from trimtab.serve import sources
 from trimtab.serve.sources import Registry
 
-from trimtab import ports
+from trimtab import ports, settings
 from trimtab import prefix as prefixes
 from trimtab.card import Card
 from trimtab.errors import NotFoundError, TrackingError, UsageError
 from trimtab.tracking import moves, registry, runs
-from trimtab.tracking.client import client
+from trimtab.tracking.client import client, reachable
 
 
 @pytest.fixture
@@ -112,6 +112,33 @@ def test_names_that_could_be_taken_for_something_else():
             registry.model_name("base", name)
     with pytest.raises(NotFoundError, match="nothing named 'ghost'"):
         registry.find("smollm2-135m", "ghost")
+
+
+def test_what_is_gone_or_damaged_does_not_hold_up_the_rest(run, tmp_path, monkeypatch):
+    (tmp_path / "file.txt").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as away:
+        away.setitem(runs.SEND, "artifacts", raising)
+        run.artifacts(Path("file.txt"), "kept")
+        run.artifacts(tmp_path / "gone.txt")
+        run.tags({"after": "all"})
+    monkeypatch.chdir("/")
+    assert run.flush(patient=True) == 0
+    assert run.flush() == 0
+    assert [a.path for a in client().list_artifacts(run.run_id, "kept")] == ["kept/file.txt"]
+    assert client().get_run(run.run_id).data.tags["after"] == "all"
+
+
+def raising(run_id, body) -> None:
+    raise TrackingError("away")
+
+
+def test_an_address_is_shown_without_its_password(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://mlflow:secret@db:5432/mlflow?x=1")
+    assert settings.shown_uri() == "postgresql://db:5432/mlflow?x=1"
+    with pytest.raises(TrackingError) as told, reachable("look"):
+        raise OSError(f"cannot reach {settings.tracking_uri()}")
+    assert "secret" not in str(told.value)
 
 
 def test_a_run_keeps_what_it_is_given(run, tmp_path):

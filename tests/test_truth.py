@@ -17,8 +17,8 @@ from tests.test_page import Reader, words
 from trimtab import cli, settings
 from trimtab.errors import ArtefactError, UsageError
 from trimtab.evaluate import truth_page, truth_report
+from trimtab.evaluate.metrics import Interval
 from trimtab.evaluate.pooled import Difference
-from trimtab.evaluate.truth import Interval
 from trimtab.tracking.client import client, experiment_id
 
 pytestmark = pytest.mark.usefixtures("cluster")

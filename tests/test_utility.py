@@ -241,14 +241,18 @@ def test_a_suite_is_read_and_checked(tmp_path):
 
 
 def test_answers_and_readings_are_kept_by_all_that_they_depend_on(tmp_path):
-    store = Store(tmp_path, TEXTS, 8, "fp32")
+    store = Store(tmp_path, "f", TEXTS, 8, "fp32")
     strict = Arm("text", system="Be good.")
     assert store.answers(strict) is None
     store.put_answers(strict, ["a", "b", "c"])
     store.put_readings(strict, [Reading(1, 2.0, 3.0)] * 3)
     assert store.answers(Arm("other name", system="Be good.")) == ["a", "b", "c"]
     assert store.readings(strict) == [Reading(1, 2.0, 3.0)] * 3
-    others = [Store(tmp_path, TEXTS[:1], 8, "fp32"), Store(tmp_path, TEXTS, 9, "fp32"), Store(tmp_path, TEXTS, 8, "bf16")]
+    others = [
+        Store(tmp_path, "f", TEXTS[:1], 8, "fp32"),
+        Store(tmp_path, "f", TEXTS, 9, "fp32"),
+        Store(tmp_path, "f", TEXTS, 8, "bf16"),
+    ]
     assert all(other.answers(strict) is None for other in others)
     assert store.answers(Arm("base")) is None
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 # Shares of right answers that may be flagged by mistake, for which a detector keeps a threshold.
-ALARMS = ("0.01", "0.05", "0.1")
+ALARMS: tuple[str, ...] = ("0.01", "0.05", "0.1")
 STEPS = 100
 
 

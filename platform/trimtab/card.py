@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from trimtab import files
 from trimtab.errors import ArtefactError
 from trimtab.words import PLACES, Place
 
@@ -38,8 +39,8 @@ class Card:
 
 
 def write(card: Card, folder: Path) -> None:
-    """Write the card into an artefact's folder."""
-    (folder / FILE).write_text(json.dumps(asdict(card), indent=2, sort_keys=True) + "\n")
+    """Write the card into an artefact's folder, which is whole then: the card is the last that is written."""
+    files.write(folder / FILE, json.dumps(asdict(card), indent=2, sort_keys=True) + "\n")
 
 
 def read(folder: Path) -> Card:
@@ -65,11 +66,13 @@ def read(folder: Path) -> Card:
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
     """The JSON object in a file; ArtefactError where it is too large, damaged, or no object and so not `what` it should be."""
-    if path.stat().st_size > MAX_BYTES:
-        raise ArtefactError(f"{path} is larger than {what} may be (1 MiB)")
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ArtefactError(f"{path} is larger than {what} may be (1 MiB)")
         raw = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
         raise ArtefactError(f"{path} is not readable JSON") from error
     if not isinstance(raw, dict):
         raise ArtefactError(f"{path} is not {what}")

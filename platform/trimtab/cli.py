@@ -46,11 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except Exception as error:
-        told = error if isinstance(error, TrimtabError) else no_space(error)
+        told = error if isinstance(error, TrimtabError) else no_space(error) or _no_file(error)
         if told is None:
             raise
         print(f"trimtab: {told}", file=sys.stderr)
         return told.exit_code
+
+
+def _no_file(error: Exception) -> UsageError | None:
+    """What to say of a file that cannot be read or written; None for other errors."""
+    if not isinstance(error, OSError) or not error.filename:
+        return None
+    return UsageError(f"{error.filename}: {error.strerror}")
 
 
 def _dispatch(given: list[str]) -> int:
@@ -62,6 +69,8 @@ def _dispatch(given: list[str]) -> int:
         print(f"trimtab {version('trimtab')}")
         return 0
     command, parsed, output = _read(given)
+    if output and not Path(output).absolute().parent.is_dir():
+        raise UsageError(f"--json {output}: there is no folder {Path(output).parent}")
     module, _, function = command.run.partition(":")
     result = getattr(import_module(module), function)(parsed)
     if output and result is not None:
@@ -221,6 +230,9 @@ ABOUT = {
     "jobs-logs": "what a job has said",
     "jobs-stop": "end a job of a cluster",
     "judges": "measure judges against human labels, and fit a classifier",
+    "keys-add": "make an API key, which is shown once",
+    "keys-list": "who has API keys, and what for",
+    "keys-remove": "take an API key away",
     "lineage": "where an answer, a version or a run comes from",
     "list": "prefixes in the registry",
     "promote": "make a version the champion, where it passes the gate",
@@ -231,5 +243,6 @@ ABOUT = {
     "study": "compare ways to learn a prefix over several seeds, in one report",
     "sweep": "search settings of align, and register the prefix of the best",
     "sync": "send what an outage of MLflow kept from being logged",
+    "traffic": "what each version of a prefix got of the requests, and how risky its answers were",
     "ui": "open MLflow on the store that trimtab uses",
 }

@@ -66,7 +66,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
     _show(answers, name)
     _show_facts(facts)
     say(f"done in {(time.monotonic() - began) / 60:.1f} minutes; everything that was started is stopped again")
-    say(f"look at the runs:   mlflow ui --backend-store-uri {settings.tracking_uri()}")
+    say(f"look at the runs:   mlflow ui --backend-store-uri {settings.shown_uri()}")
     say(f"serve it again:     trimtab serve --model {BASE}")
     say(f"picture of the arms: {aligned['folder']}/plane.png")
     return aligned | {"detector": detected, "answers": answers, "facts": facts, "seconds": time.monotonic() - began}

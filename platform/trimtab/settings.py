@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 # What a home holds that was downloaded, or made of a download.
 DOWNLOADED = ("assets", "models", "wheels", "engine")
@@ -33,6 +34,14 @@ def tracking_uri() -> str:
     return f"sqlite:///{folder / 'mlflow.db'}"
 
 
+def shown_uri() -> str:
+    """The MLflow store for people and logs: without the password that its address may hold."""
+    parts = urlsplit(tracking_uri())
+    if "@" not in parts.netloc:
+        return tracking_uri()
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
 def runs() -> Path:
     """Folder of job checkpoints and reports on this machine. Made on demand."""
     folder = home() / "runs"
@@ -57,8 +66,9 @@ DEFAULTS = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     # A replica that ends before it answers costs a client nothing: another one is asked the same. What is to be asked again
-    # must fit into a buffer.
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    # must fit into a buffer. Ray has no variable for the second line: where a request is spliced, HAProxy does not see that
+    # its client has gone, and the engine would write an answer for nobody.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\n    no option splice-request",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(128 << 10),
     # A proxy that died is looked for three times before it is started again, by default ten seconds apart.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",

@@ -9,6 +9,8 @@ PLACES: tuple[Place, ...] = get_args(Place)
 MAX_ROWS = 64
 Label = Literal["harmful", "benign_hard", "benign_easy"]
 LABELS: tuple[Label, ...] = get_args(Label)
+# First vectors that need no text.
+INITS = ("vocab-mean", "random-row")
 # How an answer is compared with those that are wanted.
 AnswerKind = Literal["exact", "contains", "f1", "numeric"]
 ANSWER_KINDS: tuple[AnswerKind, ...] = get_args(AnswerKind)

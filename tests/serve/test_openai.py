@@ -1,5 +1,6 @@
 """Prefixes over real HTTP: Ray Serve, HAProxy, vLLM, the registry; asked as users ask."""
 
+import json
 import subprocess
 import sys
 import time
@@ -116,7 +117,8 @@ def test_reserved_tokens_are_400_on_every_way_in(url, client, base):
 def test_bad_requests_never_give_a_500(url):
     post = f"{url}/v1/chat/completions"
     user = [{"role": "user", "content": "x"}]
-    for body in (b"", b"{", b"[]", b'"x"', b"\xff", b"[" * 100_000):
+    half = json.dumps({"model": f"{BASE}:one", "messages": [{"role": "user", "content": "\ud800"}]}).encode()
+    for body in (b"", b"{", b"[]", b'"x"', b"\xff", b"[" * 100_000, b'{"n": ' + b"9" * 5000 + b"}", half):
         assert httpx.post(post, content=body, timeout=60).status_code == 400, body[:20]
     for body in (
         {"model": f"{BASE}:one", "messages": "x"},
@@ -130,14 +132,42 @@ def test_bad_requests_never_give_a_500(url):
         {"model": f"{BASE}:one", "messages": user, "chat_template": "{{ messages }}"},
         {"model": f"{BASE}:one"},
         {"model": 5, "messages": user},
+        {"model": f"{BASE}:one@\u00b2", "messages": user},
+        {"model": f"{BASE}:one@{'9' * 5000}", "messages": user},
+        {"model": BASE, "messages": user, "trimtab": {"detector": "truth@\u00b2"}},
+        {"model": BASE, "messages": user, "n": 1000},
+        {"model": f"{BASE}:one", "messages": [user[0] | {"x": deep(800)}]},
+        {"model": BASE, "messages": user, "structured_outputs": [1]},
+        {"model": BASE, "messages": user, "structured_outputs": [1], "trimtab": {"policy": "refuse_above"}},
     ):
         reply = httpx.post(post, json=body, timeout=60)
         assert 400 <= reply.status_code < 500, (body, reply.status_code, reply.text)
         assert reply.json()["error"]["message"]
     assert httpx.post(f"{url}/v1/load_lora_adapter", json={}).status_code == 404
-    large = httpx.post(post, content=b"x" * (9 << 20), timeout=60)
-    assert large.status_code == 413
-    assert large.json()["error"]["type"] == "RequestTooLargeError"
+    for path in (post, f"{url}/tokenize", f"{url}/v1/responses"):
+        large = httpx.post(path, content=b"x" * (9 << 20), timeout=60)
+        assert large.status_code == 413
+        assert large.json()["error"]["type"] == "RequestTooLargeError"
+
+
+def deep(levels: int) -> list:
+    return [deep(levels - 1)] if levels else []
+
+
+def test_what_is_not_watched_says_so(url):
+    wished = {"model": BASE, "input": "x", "trimtab": {"policy": "refuse_above"}}
+    reply = httpx.post(f"{url}/v1/responses", json=wished, timeout=60)
+    assert reply.status_code == 400
+    assert "nothing watches its answers" in reply.json()["error"]["message"]
+
+
+def test_pages_of_others_may_not_ask(url):
+    elsewhere = {"origin": "https://elsewhere.example", "access-control-request-method": "POST"}
+    asked = httpx.options(f"{url}/v1/chat/completions", headers=elsewhere, timeout=60)
+    body = {"model": BASE, "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    posted = httpx.post(f"{url}/v1/chat/completions", json=body, headers=elsewhere, timeout=60)
+    assert posted.status_code == 200
+    assert not [name for reply in (asked, posted) for name in reply.headers if name == "access-control-allow-origin"]
 
 
 def test_hot_sampling_never_shows_a_reserved_token(url):

@@ -179,8 +179,17 @@ def test_the_least_risky_of_several_answers_is_given(client):
     once = chat(client, BASE, QUESTIONS[4], **asked(policy="retry_above", above=1.0))
     assert said(once)["tries"] == 1
     assert once.choices[0].message.content == first.choices[0].message.content
-    with pytest.raises(openai.BadRequestError, match="ask with n 1"):
+    with pytest.raises(openai.BadRequestError, match="ask with one prompt and n 1"):
         chat(client, BASE, QUESTIONS[4], n=2, temperature=1.0, **asked(policy="retry_above"))
+    with pytest.raises(openai.BadRequestError, match="ask with one prompt and n 1"):
+        client.completions.create(model=BASE, prompt=["a", "b"], max_tokens=2, **asked(policy="retry_above"))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.1])
+def test_each_share_of_false_alarms_has_its_threshold(client, watcher, share):
+    found = said(chat(client, BASE, QUESTIONS[0], **asked(false_alarms=share)))
+    assert found["false_alarms"] == share
+    assert found["threshold"] == watcher.card.thresholds[f"{share}"]
 
 
 def test_given_answers_are_scored(url, client, base, expected):
@@ -205,11 +214,12 @@ def test_given_answers_are_scored(url, client, base, expected):
         ({"messages": [{"role": "user"}]}, "must have a role and a content that is text"),
         ({"answer": "<|trimtab_row_0|>"}, "row token"),
         ({"answer": "word " * 600}, "tokens; the engine takes 511"),
+        ({"model": "gpt-4"}, "no model 'gpt-4'; there is smollm2-135m, and its prefixes"),
     ],
 )
-def test_what_cannot_be_scored_is_400(url, change, message):
+def test_what_cannot_be_scored_is_said(url, change, message):
     reply = httpx.post(f"{url}/v1/score", json={"model": BASE, "messages": USER, "answer": "Paris."} | change, timeout=60)
-    assert reply.status_code == 400
+    assert reply.status_code == (404 if "model" in change else 400)
     assert message in reply.json()["error"]["message"]
 
 
@@ -219,19 +229,39 @@ def counted(url: str) -> dict[str, float]:
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
 
 
+LONG = {"messages": USER, "max_tokens": 400, "ignore_eos": True}
+
+
+def at_rest(url: str) -> None:
+    """Wait until the engine runs nothing."""
+    deadline = time.monotonic() + 60
+    while sum(value for name, value in counted(url).items() if name.startswith("vllm:num_requests_running")):
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("wishes", [{}, {"trimtab": {"policy": "retry_above", "above": 0.0}}, {"model": f"{BASE}:one"}])
+def test_clients_that_do_not_wait_for_a_whole_answer_free_the_engine_too(url, wishes):
+    def written() -> float:
+        return sum(value for name, value in counted(url).items() if name.startswith("vllm:generation_tokens_total"))
+
+    before = written()
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}/v1/chat/completions", json={"model": BASE, **LONG, **wishes}, timeout=1.5)
+    at_rest(url)
+    assert 0 < written() - before < 400 / 2
+
+
 def test_clients_that_go_away_free_the_engine(url):
     """Eight long streams, left after their first piece."""
     plain = 'trimtab_tokens_total{mode="answer",prefix="none",version="0"}'
     before = counted(url).get(plain, 0)
-    body = {"model": BASE, "messages": USER, "max_tokens": 400, "stream": True, "ignore_eos": True}
+    body = {"model": BASE, **LONG, "stream": True}
     with ExitStack() as opened:
         for _ in range(8):
             request = body | {"trimtab": {"running_risk": True}}
             reply = opened.enter_context(httpx.stream("POST", f"{url}/v1/chat/completions", json=request, timeout=120))
             next(reply.iter_lines())
-    deadline = time.monotonic() + 60
-    while sum(value for name, value in counted(url).items() if name.startswith("vllm:num_requests_running")):
-        assert time.monotonic() < deadline
+    at_rest(url)
     assert counted(url)[plain] - before < 8 * 400 / 2
 
 

@@ -70,6 +70,11 @@ WAYS = {
     "words that are bad": (CHATS, {"messages": USER, "bad_words": [ROW]}),
     "a stop string": (CHATS, {"messages": USER, "stop": [ROW]}),
     "log-probs of the prompt": (CHATS, {"messages": USER, "prompt_logprobs": 5}),
+    "an argument of the engine": (CHATS, {"messages": USER, "vllm_xargs": {"trimtab_answer_from": 0}}),
+    "the same, as text": (CHATS, {"messages": USER, "vllm_xargs": {"trimtab_answer_from": "x"}}),
+    "the same, of completions": (COMPLETIONS, {"prompt": "x", "vllm_xargs": {"trimtab_answer_from": 1.5}}),
+    "the same, of responses": ("/v1/responses", {"input": "x", "vllm_xargs": {"trimtab_answer_from": "x"}}),
+    "the same, of messages": ("/v1/messages", {"messages": USER, "vllm_xargs": {"trimtab_answer_from": "x"}}),
     "another's cache": (CHATS, {"messages": USER, "cache_salt": "x"}),
     "an answer in a form": (
         CHATS,

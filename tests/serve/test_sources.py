@@ -50,16 +50,20 @@ def test_an_alias_moves_with_its_file(folder):
     assert [known.aliases for known in held.known()] == [(), ("champion",)]
 
 
-def test_what_must_not_be_used_is_told(folder):
+def test_what_must_not_be_used_is_told(folder, caplog):
     base = BaseModel("tiny", folder, "0123456789abcdef", 8, 100, 6)
     held, watching = sources.opened(base, str(folder))
     (folder / "truth" / "1" / detector.FILE).write_bytes(b"x")
     with pytest.raises(ArtefactError):
         watching.load(watching.known()[0])
     assert sources.layers(watching) == ()
+    before = held.known()
     (folder / "mine" / "aliases.json").write_text("{")
-    with pytest.raises(ArtefactError, match="not readable JSON"):
-        held.known()
+    assert held.known() == before
+    assert "not readable JSON; what it held before stays" in caplog.text
+    (folder / "mine" / "\u00b2").mkdir()
+    (folder / "mine" / "\u00b2" / "card.json").write_text((folder / "mine" / "2" / "card.json").read_text())
+    assert held.known() == before
     with pytest.raises(UsageError, match="is no folder"):
         sources.opened(base, str(folder / "nowhere"))
     other = sources.opened(BaseModel("other", folder, "0123456789abcdef", 8, 100, 6), str(folder / "truth"))

@@ -18,7 +18,7 @@ from trimtab.words import LABELS, RULES, Label, Rule
 MIN_TOKENS, MAX_TOKENS = 8, 512
 # Likeness of rapidfuzz, 0 to 100: of near-duplicates, and of training prompts to those of an evaluation set.
 NEAR, RESEMBLING = 92.0, 82.0
-LEAKING = re.compile(r"\b(?:sure|certainly|of course|here (?:is|are)|here's|step \d|first,)\b", re.IGNORECASE)
+LEAKING = re.compile(r"\b(?:sure|certainly|of course|here (?:is|are)|here's|step \d)\b|\bfirst,", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

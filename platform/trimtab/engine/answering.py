@@ -23,6 +23,15 @@ from trimtab.prefix import Prefix
 
 STEERED = ("/v1/chat/completions", "/v1/completions")
 SCORE = "/v1/score"
+MOST_ANSWERS = 128
+
+
+def _check_count(request: dict[str, Any]) -> None:
+    """UsageError where one request asks for more answers than OpenAI's own API gives: each takes room in the engine."""
+    count, prompt = request.get("n"), request.get("prompt")
+    several = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
+    if isinstance(count, int | None) and (count or 1) * several > MOST_ANSWERS:
+        raise UsageError(f"a request may ask for {MOST_ANSWERS} answers at most, n times its prompts")
 
 
 class Answering:
@@ -58,7 +67,8 @@ class Answering:
                 return
             request = http.parse(body)
             wished = wishes.parse(request.pop("trimtab", None))
-            loaded = await self._named(request)
+            _check_count(request)
+            loaded = await self._named(request, scope["path"])
             watched = await self._watchers.chosen(wished, loaded and loaded.part, request)
             async with self._residents.steered(loaded) as now:
                 http.note(scope, model=model_name(self._base.name, now))
@@ -80,6 +90,8 @@ class Answering:
                     await http.send_whole(send, reply.status, reply.headers, reply.body)
         except TrimtabError as error:
             await http.send_error(send, error)
+        except RecursionError:
+            await http.send_error(send, UsageError("the request is nested too deeply"))
         finally:
             metrics.REQUESTS.labels(*metrics.steered(now, None), str(told.status)).inc()
 
@@ -103,10 +115,13 @@ class Answering:
         scored = {"object": "score", "model": model_name(self._base.name, now), "usage": usage, "trimtab": said(now, watched)}
         await http.send_json(send, 200, scored)
 
-    async def _named(self, request: dict[str, Any]) -> Loaded[Prefix] | None:
-        """The version that `model` names; None for the base model and for names that vLLM is to judge."""
+    async def _named(self, request: dict[str, Any], path: str) -> Loaded[Prefix] | None:
+        """The version that `model` names; None for the base model and for names that vLLM is to judge. Raises NotFoundError
+        for a name of nothing, where vLLM is not asked."""
         model = request.get("model")
         if not isinstance(model, str) or not model.startswith(f"{self._base.name}:"):
+            if path.rstrip("/") == SCORE and model not in (None, self._base.name):
+                raise NotFoundError(f"no model {str(model)[:80]!r}; there is {self._base.name}, and its prefixes")
             return None
         name, _, ref = model[len(self._base.name) + 1 :].partition("@")
         user = request.get("user")

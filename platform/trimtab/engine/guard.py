@@ -12,6 +12,8 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 
 from trimtab.chat import Renderer
+from trimtab.engine.capture import GIVEN
+from trimtab.engine.watch import watching
 from trimtab.words import Place
 
 
@@ -49,13 +51,21 @@ def install(engine: Any, renderer: Renderer) -> None:
     async def process_async(prompt: Any, *args: Any, **kwargs: Any) -> Any:
         return await render_async(_admit(prompt, renderer), *args, **kwargs)
 
-    async def add(request_id: str, prompt: Any, *args: Any, **kwargs: Any) -> Any:
+    async def add(request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         # Some endpoints hand over token ids without rendering; here they all pass.
         now = steering.get()
         check(_ids(prompt), renderer.first_row, now.rows if now else ())
-        return await add_request(request_id, prompt, *args, **kwargs)
+        _check_given(params)
+        return await add_request(request_id, prompt, params, *args, **kwargs)
 
     gate.process_for_engine, gate.process_for_engine_async, engine.add_request = process, process_async, add
+
+
+def _check_given(params: Any) -> None:
+    """Only a request to score may say where in its prompt an answer begins: clients can name any argument of the engine's."""
+    watch = watching.get()
+    if GIVEN in (getattr(params, "extra_args", None) or {}) and not (watch and watch.given):
+        raise VLLMValidationError(f"{GIVEN} is no argument of a request; /v1/score reads answers that are given")
 
 
 def _admit(prompt: Any, renderer: Renderer) -> Any:

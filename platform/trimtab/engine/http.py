@@ -18,6 +18,7 @@ Headers = list[tuple[bytes, bytes]]
 log = logging.getLogger(__name__)
 
 MAX_BODY = 8 << 20
+SURROGATE = rb"\ud"
 NOTES = "trimtab.notes"
 TYPES = {
     400: "BadRequestError",
@@ -131,8 +132,11 @@ def parse(body: bytes) -> dict[str, Any]:
     """The JSON object that a body holds; UsageError where it holds none."""
     try:
         request = json.loads(body)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UsageError("the request body is not JSON") from error
+        # Half a character of UTF-16, which JSON can write and nothing after this can.
+        if SURROGATE in body.lower():
+            dump(request)
+    except (ValueError, RecursionError) as error:
+        raise UsageError("the request body is not JSON, or holds text or numbers that nothing can take") from error
     if not isinstance(request, dict):
         raise UsageError("the request body must be a JSON object")
     return request

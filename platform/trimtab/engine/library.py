@@ -5,6 +5,7 @@ at it; where it cannot be read, the names stay as they were.
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from typing import Generic, Protocol, TypeVar
 from trimtab.errors import ArtefactError, NotFoundError, TrimtabError
 
 DEFAULT = "champion"
+# A version, and not a name of as many digits as somebody likes.
+NUMBER = re.compile(r"[0-9]{1,9}")
 
 Part = TypeVar("Part")
 Given = TypeVar("Given", covariant=True)
@@ -113,7 +116,7 @@ class Library(Generic[Part]):
     async def find(self, name: str, ref: str | None) -> Loaded[Part]:
         """The version that `ref` (alias or number; `champion` if none) names; NotFoundError with what there is."""
         wanted = ref or DEFAULT
-        version = int(wanted) if wanted.isdigit() else self._aliases.get((name, wanted))
+        version = int(wanted) if NUMBER.fullmatch(wanted) else self._aliases.get((name, wanted))
         if version is None:
             raise NotFoundError(self._missing(name, wanted))
         if loaded := self._loaded.get((name, version)):

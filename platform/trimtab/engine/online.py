@@ -5,8 +5,9 @@ model's name and the prefix's row tokens, lets vLLM answer, and writes what answ
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from vllm import AsyncEngineArgs
@@ -23,13 +24,16 @@ from trimtab.engine import guard, http, metrics, openapi, outputs
 from trimtab.engine.answering import SCORE, STEERED, Answering
 from trimtab.engine.arguments import engine_args
 from trimtab.engine.config import EngineConfig
-from trimtab.engine.http import Blamed, Receive, Scope, Send
+from trimtab.engine.http import App, Blamed, Receive, Replayed, Scope, Send
+from trimtab.engine.inside import Inside
 from trimtab.engine.library import Library, Names, Source
 from trimtab.engine.residents import Residents
 from trimtab.engine.rows import RowTable
 from trimtab.engine.watchers import Watchers
-from trimtab.errors import TrimtabError
+from trimtab.errors import ArtefactError, TrimtabError, UsageError
 from trimtab.prefix import Prefix, check_base
+
+log = logging.getLogger(__name__)
 
 # What else of vLLM's server is let through: nothing that administers the engine.
 PLAIN = ("/health", "/ping", "/version", "/metrics", "/tokenize", "/detokenize", "/v1/responses", "/v1/messages")
@@ -44,13 +48,23 @@ async def _alone(names: Names) -> Names:
     return names
 
 
+def _check(prefix: Prefix, base: BaseModel, rows: int) -> None:
+    check_base(prefix, base)
+    if len(prefix.vectors) > rows:
+        raise ArtefactError(
+            f"prefix {prefix.card.name!r} has {len(prefix.vectors)} rows; this server has {rows}: start it with "
+            f"--engine.rows {len(prefix.vectors)} or more"
+        )
+
+
 class OnlineEngine:
     """An engine that answers HTTP. Make it with `start`, call it as an ASGI app, end it with `stop`."""
 
     def __init__(
         self,
         engine: AsyncLLM,
-        app: Any,
+        app: App,
+        described: dict[str, Any],
         base: BaseModel,
         config: EngineConfig,
         prefixes: Library[Prefix],
@@ -66,6 +80,7 @@ class OnlineEngine:
         self.answering = Answering(engine, app, base, renderer, prefixes, watchers, self.residents)
         self._engine = engine
         self._app = app
+        self._described = openapi.describe(described, (*PLAIN, *STEERED, "/v1/models"))
         self._agree = agree
         self._fresh: asyncio.Task[None] | None = None
 
@@ -88,17 +103,19 @@ class OnlineEngine:
         engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**args))
         options: Any = make_arg_parser(FlexibleArgumentParser()).parse_args([])
         options.model, options.served_model_name = args["model"], [base.name]
-        options.disable_fastapi_docs = True
+        options.disable_fastapi_docs, options.allowed_origins = True, []
         options.enable_auto_tool_choice, options.tool_call_parser = bool(config.tool_parser), config.tool_parser
         app = build_app(options, ("generate",), engine.model_config)
         await init_app_state(engine, app.state, options, ("generate",))
+        described = app.openapi()
         renderer = chat.renderer(base, config.rows)
         await engine.collective_rpc("trimtab_prepare", args=(renderer.first_row,))
         guard.install(engine, renderer)
         outputs.install(engine, config.layers)
-        library = Library(base.name, PREFIX, prefixes, lambda prefix: check_base(prefix, base))
+        library = Library(base.name, PREFIX, prefixes, partial(_check, base=base, rows=config.rows))
         watchers = Watchers(base, config.layers, detectors, detector)
-        online = cls(engine, app, base, config, library, watchers, agree or _alone)
+        inside = Inside(app, partial(engine.abort, internal=True))
+        online = cls(engine, inside, described, base, config, library, watchers, agree or _alone)
         await online.refresh()
         online._fresh = asyncio.create_task(online._keep_fresh())
         return online
@@ -137,9 +154,14 @@ class OnlineEngine:
     async def _keep_fresh(self) -> None:
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
-            # An outage of the registry changes nothing here, and the next round may find it back.
-            with suppress(TrimtabError):
+            try:
                 await self.refresh()
+            except TrimtabError:
+                # An outage of the registry changes nothing here, and the next round may find it back.
+                continue
+            except Exception:
+                # So does what nobody thought of: who stops looking would answer with old versions for ever.
+                log.exception("the registry could not be read")
 
     def well(self) -> bool:
         """Whether the engine lives."""
@@ -158,16 +180,29 @@ class OnlineEngine:
         if path == "/v1/models" and method == "GET":
             await http.send_json(send, 200, self._models())
         elif path == OPENAPI and method == "GET":
-            await http.send_json(send, 200, self._described())
+            await http.send_json(send, 200, self._described)
         elif path in (*STEERED, SCORE) and method == "POST":
             await self.answering(scope, receive, Blamed(send, self.well))
         elif path in (*PLAIN, *STEERED, "/v1/models"):
-            await self._app(scope, receive, Blamed(send, self.well))
+            await self._pass_on(scope, receive, Blamed(send, self.well))
         else:
             await http.send_json(send, 404, http.error_body(404, f"there is no {method} {path} here"))
 
-    def _described(self) -> dict[str, Any]:
-        return openapi.describe(self._app.openapi(), (*PLAIN, *STEERED, "/v1/models"))
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What vLLM answers by itself, to requests of a bounded size that ask nothing of ours."""
+        if scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        try:
+            if (body := await http.read(receive)) is None:
+                return
+            if body and "trimtab" in http.parse(body):
+                raise UsageError(f"{scope['path']} takes no trimtab field: nothing watches its answers; use {STEERED[0]}")
+        except TrimtabError as error:
+            await http.send_error(send, error)
+            return
+        replayed = Replayed(scope, receive, body)
+        await self._app(replayed.scope, replayed.receive, send)
 
     def _models(self) -> dict[str, Any]:
         """The OpenAI list of models: the base with its detectors, and every prefix under its own name, with what is live."""

@@ -33,8 +33,10 @@ def check(wishes: Wishes, request: dict[str, Any], watch: Watch) -> None:
     """Raise UsageError for a policy that cannot be held to, so that no answer passes unseen."""
     if watch.detector is None:
         raise UsageError(f"trimtab.policy {wishes.policy} needs a detector: {watch.reason}")
-    if wishes.policy == "retry_above" and (request.get("n") or 1) != 1:
-        raise UsageError("trimtab.policy retry_above chooses one answer: ask with n 1")
+    prompt = request.get("prompt")
+    several = isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int)
+    if wishes.policy == "retry_above" and ((request.get("n") or 1) != 1 or several):
+        raise UsageError("trimtab.policy retry_above chooses one answer: ask with one prompt and n 1")
 
 
 async def answer(ask: Asking, wishes: Wishes, request: dict[str, Any]) -> Reply:
@@ -119,6 +121,8 @@ def _streamed(reply: Reply, *, usage: bool) -> Reply:
         begun = {"index": choice["index"], "logprobs": choice["logprobs"], "finish_reason": None}
         if "message" in choice:
             said = {key: value for key, value in choice["message"].items() if value is not None and value != []}
+            if "tool_calls" in said:
+                said["tool_calls"] = [{"index": number, **call} for number, call in enumerate(said["tool_calls"])]
             begun["delta"], ended = said, {"delta": {}}
         else:
             begun["text"], ended = choice["text"], {"text": ""}

@@ -39,7 +39,8 @@ class Shadows:
         with suppress(TrimtabError):
             async with self._residents.steered(await self._prefixes.find(name, alias)) as now:
                 try:
-                    await self._ask(request, now, watched, scope, _never, collected)
+                    # What is noted of the shadow is none of the answer's.
+                    await self._ask(request, now, watched, {**scope, http.NOTES: {}}, _never, collected)
                 finally:
                     metrics.REQUESTS.labels(*metrics.steered(now, watched), str(collected.status)).inc()
 

@@ -53,5 +53,6 @@ def reachable(what: str) -> Generator[None]:
     try:
         yield
     except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise TrackingError(f"MLflow at {settings.tracking_uri()}: cannot {what} ({reason})") from error
+        # Libraries name the address that they could not reach.
+        reason = str(error).replace(settings.tracking_uri(), settings.shown_uri()).splitlines()[0][:200]
+        raise TrackingError(f"MLflow at {settings.shown_uri()}: cannot {what} ({reason})") from error

@@ -93,7 +93,7 @@ def run(run_id: str) -> Node:
     with reachable(f"read run {run_id}"):
         there = client().search_runs([experiment_id()], f"attributes.run_id = '{run_id}'")
     if not there:
-        raise NotFoundError(f"no run {run_id} at {settings.tracking_uri()}")
+        raise NotFoundError(f"no run {run_id} at {settings.shown_uri()}")
     logged = there[0]
     tags, params = logged.data.tags, logged.data.params
     facts = {"status": logged.info.status, "began": _when(logged.info.start_time), "took": _took(logged)}

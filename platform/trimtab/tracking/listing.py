@@ -69,6 +69,6 @@ def sync(config: SyncConfig) -> dict[str, Any]:
     left = {path.stem: Run(path.stem, folder).flush(patient=True) for path in sorted(folder.glob("*.outbox"))}
     waiting = sum(left.values())
     if waiting:
-        raise TrackingError(f"MLflow at {settings.tracking_uri()} did not take {waiting} entries; they are kept")
+        raise TrackingError(f"MLflow at {settings.shown_uri()} did not take {waiting} entries; they are kept")
     say(f"{len(left)} runs are complete in MLflow")
     return {"runs": len(left), "waiting": waiting}

@@ -25,7 +25,8 @@ from trimtab.prefix import Prefix
 from trimtab.tracking.client import client, experiment_id, reachable
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-ALIASES = (CANDIDATE, CHAMPION)
+# What `register` writes on each version, and `versions` looks for.
+TAGS = {"trimtab.name", "trimtab.fingerprint"}
 MODELS_PAGE, VERSIONS_PAGE = 1000, 10_000
 Found = TypeVar("Found")
 # What the command makes that names a kind.
@@ -129,7 +130,8 @@ def versions(base: str | None = None, name: str | None = None, kind: str | None 
     }
     found: list[Version] = []
     for version in held:
-        if (model := wanted.get(version.name)) is None:
+        # Versions that others made by hand say nothing of what they are.
+        if (model := wanted.get(version.name)) is None or not version.tags.keys() >= TAGS:
             continue
         # The versions of a search come without their aliases; the model has them all.
         names = [alias for alias, number in model.aliases.items() if int(number) == int(version.version)]

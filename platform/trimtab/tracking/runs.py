@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
+from trimtab import files
+from trimtab.console import say
 from trimtab.errors import Interrupted, TrackingError
 from trimtab.tracking import code
 from trimtab.tracking.client import client, experiment_id, reachable
@@ -49,7 +52,7 @@ class Run:
 
     def artifacts(self, path: Path, under: str = "") -> None:
         """Upload a file, or a folder's files."""
-        self._put("artifacts", {"path": str(path), "under": under})
+        self._put("artifacts", {"path": str(path.absolute()), "under": under})
 
     def inputs(self, data: Sequence[Mapping[str, Any]], context: str) -> None:
         """Record data inputs: entries {name, digest, rows} as cards have them; `context` says for what (training, ...)."""
@@ -66,6 +69,11 @@ class Run:
         After a failure nothing is tried for 15 seconds, so that a long outage does not slow the work down; `patient`
         tries at once.
         """
+        # `trimtab sync` may be at it as well.
+        with FileLock(self._path("lock")):
+            return self._flushed(patient)
+
+    def _flushed(self, patient: bool) -> int:
         waiting = self._waiting()
         sent = self._sent()
         if not patient and self._resting():
@@ -75,12 +83,10 @@ class Run:
                 with reachable("log to the run"):
                     SEND[entry["kind"]](self.run_id, entry["body"])
             except TrackingError:
-                self._path("rest").write_text(str(time.time()))
+                self._path("rest").touch()
                 break
             sent += 1
-            # Put in its place whole: a full disk must not make it empty.
-            self._path("sending").write_text(str(sent))
-            self._path("sending").replace(self._path("sent"))
+            files.write(self._path("sent"), str(sent))
         return len(waiting) - sent
 
     def _put(self, kind: str, body: Mapping[str, Any]) -> None:
@@ -103,7 +109,7 @@ class Run:
 
     def _resting(self) -> bool:
         path = self._path("rest")
-        return path.exists() and time.time() - float(path.read_text()) < RETRY_SECONDS
+        return path.exists() and time.time() - path.stat().st_mtime < RETRY_SECONDS
 
     def _path(self, name: str) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -190,6 +196,10 @@ def _send_tags(run_id: str, body: Mapping[str, Any]) -> None:
 
 def _send_artifacts(run_id: str, body: Mapping[str, Any]) -> None:
     path = Path(body["path"])
+    if not path.exists():
+        # What was removed meanwhile must not hold up all that comes after it.
+        say(f"{path} is gone, and was not logged")
+        return
     send = client().log_artifacts if path.is_dir() else client().log_artifact
     send(run_id, str(path), body["under"] or None)
 

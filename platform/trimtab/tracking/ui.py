@@ -1,5 +1,6 @@
 """`trimtab ui`: MLflow's own pages on the store that trimtab uses."""
 
+import os
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ def command(config: UiConfig) -> None:
     """Serve the pages until Ctrl-C, or name the server that has them already."""
     uri = settings.tracking_uri()
     if uri.startswith(("http://", "https://")):
-        say(f"MLFLOW_TRACKING_URI names a server, which has the pages: {uri}")
+        say(f"MLFLOW_TRACKING_URI names a server, which has the pages: {settings.shown_uri()}")
         return
     if why := ports.can_listen(LOOPBACK, config.port):
         raise UsageError(f"cannot listen on {LOOPBACK}:{config.port} ({why}); choose another --port")
@@ -24,9 +25,9 @@ def command(config: UiConfig) -> None:
     with reachable("open the store"):
         experiment = experiment_id()
     say(f"http://{LOOPBACK}:{config.port}/#/experiments/{experiment} (Ctrl-C ends it)")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", LOOPBACK]
-    command += ["--port", str(config.port), "--workers", "1"]
-    process = subprocess.Popen(command)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(config.port), "--workers", "1"]
+    # By the environment: anyone on this machine sees a command line, and an address may hold a password.
+    process = subprocess.Popen(command, env=os.environ | {"MLFLOW_BACKEND_STORE_URI": uri})
     try:
         code = process.wait()
     except KeyboardInterrupt:

@@ -1,0 +1,75 @@
+"""The app inside an online engine: its requests end with ours, and its errors are answers."""
+
+import asyncio
+
+import httpx
+import pytest
+
+from trimtab.engine import http
+from trimtab.engine.inside import Inside
+from trimtab.engine.watch import Watch, watching
+
+
+class Slow:
+    """Answers whole requests in a task of its own, as vLLM does, and ends it where the client goes away."""
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+
+    async def __call__(self, scope, receive, send) -> None:
+        task = asyncio.create_task(self.work(scope["path"]))
+        left = asyncio.create_task(self.gone(receive))
+        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await http.send_json(send, 200, None)
+
+    async def work(self, path: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ended.append(path)
+
+    async def gone(self, receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+
+def test_a_request_that_is_cancelled_ends_inside_before_it_ends_here():
+    inside, aborted, sent = Slow(), [], []
+
+    async def abort(ids) -> None:
+        aborted.extend(ids)
+
+    async def receive() -> dict:
+        await asyncio.Event().wait()
+        return {}
+
+    async def send(message) -> None:
+        sent.append(message)
+
+    async def run() -> None:
+        watching.set(Watch(ids={"client": "engine"}))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await Inside(inside, abort)({"type": "http", "path": "/x"}, receive, send)
+        assert inside.ended == ["/x"]
+
+    asyncio.run(run())
+    assert aborted == ["engine"]
+    assert sent == [], "who has gone is told nothing"
+
+
+def test_an_error_inside_is_an_answer():
+    async def raising(scope, receive, send) -> None:
+        if scope["path"] == "/said":
+            await http.send_json(send, 500, http.error_body(500, "so"))
+        raise AttributeError("'list' object has no attribute 'get'")
+
+    async def ask(path: str) -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(Inside(raising, None)), base_url="http://test") as client:
+            return await client.post(path)
+
+    for path, message in (("/", "no reason given"), ("/said", "so")):
+        reply = asyncio.run(ask(path))
+        assert (reply.status_code, reply.json()["error"]["message"]) == (500, message)
