@@ -60,6 +60,23 @@ def test_a_request_that_is_cancelled_ends_inside_before_it_ends_here():
     assert sent == [], "who has gone is told nothing"
 
 
+def test_a_client_that_goes_away_frees_the_engine():
+    inside, aborted = Slow(), []
+
+    async def abort(ids) -> None:
+        aborted.extend(ids)
+
+    async def receive() -> dict:
+        return {"type": "http.disconnect"}
+
+    async def run() -> None:
+        watching.set(Watch(ids={"client": "engine"}))
+        await Inside(inside, abort)({"type": "http", "path": "/x"}, receive, None)
+
+    asyncio.run(run())
+    assert (inside.ended, aborted) == (["/x"], ["engine"])
+
+
 def test_an_error_inside_is_an_answer():
     async def raising(scope, receive, send) -> None:
         if scope["path"] == "/said":

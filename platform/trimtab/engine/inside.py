@@ -39,8 +39,6 @@ class Inside:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             await _ended(task, line)
-            if watch := watching.get():
-                await self._abort(list(watch.ids.values()))
             raise
         except Exception as error:
             if line.begun and not line.ended:
@@ -48,10 +46,14 @@ class Inside:
             log.warning("vLLM raised %s for a request", type(error).__name__)
             if not line.begun:
                 await http.send_json(send, 500, http.error_body(500, "no reason given"))
+        finally:
+            # vLLM's own tasks may still be on their way to this.
+            if line.gone.is_set() and (watch := watching.get()):
+                await self._abort(list(watch.ids.values()))
 
 
 class Line:
-    """A client as the app inside sees it, which can be said to have gone; what is sent to it then goes nowhere."""
+    """A client as the app inside sees it, which may go, or be said to have gone; what is sent to it then goes nowhere."""
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self.gone = asyncio.Event()
@@ -64,10 +66,13 @@ class Line:
         heard, gone = asyncio.ensure_future(self._receive()), asyncio.ensure_future(self.gone.wait())
         try:
             await asyncio.wait({heard, gone}, return_when=asyncio.FIRST_COMPLETED)
-            return heard.result() if heard.done() else {"type": "http.disconnect"}
+            message = heard.result() if heard.done() else {"type": "http.disconnect"}
         finally:
             heard.cancel()
             gone.cancel()
+        if message["type"] == "http.disconnect":
+            self.gone.set()
+        return message
 
     async def send(self, message: Message) -> None:
         """Send to the client, if it is there."""
