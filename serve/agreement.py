@@ -45,6 +45,10 @@ class Agreement:
         others = {r: heard.metrics for r, heard in self._heard.items() if r != replica}
         return Told(Names(self._agreed, refused), others)
 
+    async def agreed_on(self, kind: str) -> dict[tuple[str, str], int]:
+        """What those that are there answer with, for one that comes."""
+        return self._agreed.get(kind, {})
+
     async def leave(self, replica: str) -> None:
         """A replica stops: nobody waits for it any more."""
         self._heard.pop(replica, None)

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from trimtab.engine.library import Names
+from trimtab.engine.library import Aliases, Names
 from trimtab.errors import JobError
 
 
@@ -33,6 +33,12 @@ class Peers:
             raise JobError(f"the other replicas cannot be reached: {error}") from error
         self._metrics = told.metrics
         return told.names
+
+    async def agreed_on(self, kind: str) -> Aliases:
+        """What the others answer with; nothing where there are none."""
+        with suppress(RayError, RayServeException):
+            return await self._agreement.agreed_on.remote(kind)
+        return {}
 
     async def leave(self) -> None:
         """Say that this replica stops."""

@@ -101,13 +101,15 @@ class Replica:
         local = bases.here(base)
         _pages.update(await asyncio.to_thread(pages.load))
         prefixes, detectors = sources.opened(local, config.registry)
-        wanted = await asyncio.to_thread(sources.layers, detectors) if config.detect and not config.engine.layers else ()
-        layers = config.engine.layers or wanted
-        engine = replace(config.engine, layers=layers, history=bool(layers))
         me = serve.get_replica_context().replica_id.unique_id
-        _sinks[:] = [await asyncio.to_thread(sinks.opened, config, me)]
         if agreement is not None:
             _peers[:] = [Peers(agreement, me)]
+        layers = config.engine.layers
+        if config.detect and not layers:
+            live = await _peers[0].agreed_on("detector") if _peers else {}
+            layers = await asyncio.to_thread(sources.layers, detectors, live)
+        engine = replace(config.engine, layers=layers, history=bool(layers))
+        _sinks[:] = [await asyncio.to_thread(sinks.opened, config, me)]
         agree = _peers[0].agree if _peers else None
         _engine[:] = [await OnlineEngine.start(local, engine, prefixes, detectors, config.detector, agree)]
         door: App = Bounded(answers, config.requests + config.queue, config.request_seconds, config.stream_seconds)

@@ -13,7 +13,7 @@ from trimtab import prefix as prefixes
 from trimtab.base import BaseModel
 from trimtab.card import read_object
 from trimtab.detector import Detector
-from trimtab.engine.library import NUMBER, Known, Source
+from trimtab.engine.library import NUMBER, Aliases, Known, Source
 from trimtab.errors import ArtefactError, UsageError
 from trimtab.prefix import Prefix
 from trimtab.tracking import registry
@@ -122,11 +122,12 @@ def opened(base: BaseModel, folder: str | None) -> tuple[Source[Prefix], Source[
     return FromFolder(path, base, "prefix", prefixes.load), FromFolder(path, base, "detector", detectors.load)
 
 
-def layers(source: Source[Detector]) -> tuple[int, ...]:
-    """Layers that the detectors with an alias read; what cannot be used wants none."""
+def layers(source: Source[Detector], live: Aliases) -> tuple[int, ...]:
+    """Layers that detectors with an alias read, and those that other replicas answer with; what cannot be used wants none."""
     found: set[int] = set()
+    answering = {(name, version) for (name, _), version in live.items()}
     for known in source.known():
-        if known.aliases:
+        if known.aliases or (known.name, known.version) in answering:
             with suppress(ArtefactError):
                 found |= set(source.load(known).card.layers)
     return tuple(sorted(found))

@@ -39,7 +39,7 @@ def test_versions_and_aliases_are_read_by_kind(folder):
     assert held.known() == [Known("mine", 1, None, ("champion",)), Known("mine", 2, None, ("candidate",))]
     assert [known.name for known in watching.known()] == ["truth"]
     assert held.load(held.known()[1]).card.name == "mine"
-    assert sources.layers(watching) == (2, 4)
+    assert sources.layers(watching, {}) == (2, 4)
 
 
 def test_an_alias_moves_with_its_file(folder):
@@ -50,13 +50,20 @@ def test_an_alias_moves_with_its_file(folder):
     assert [known.aliases for known in held.known()] == [(), ("champion",)]
 
 
+def test_a_replica_that_comes_reads_what_the_others_answer_with(folder):
+    _, watching = sources.opened(BaseModel("tiny", folder, "0123456789abcdef", 8, 100, 6), str(folder))
+    (folder / "truth" / "aliases.json").write_text("{}")
+    assert sources.layers(watching, {}) == ()
+    assert sources.layers(watching, {("truth", "champion"): 1}) == (2, 4)
+
+
 def test_what_must_not_be_used_is_told(folder, caplog):
     base = BaseModel("tiny", folder, "0123456789abcdef", 8, 100, 6)
     held, watching = sources.opened(base, str(folder))
     (folder / "truth" / "1" / detector.FILE).write_bytes(b"x")
     with pytest.raises(ArtefactError):
         watching.load(watching.known()[0])
-    assert sources.layers(watching) == ()
+    assert sources.layers(watching, {}) == ()
     before = held.known()
     (folder / "mine" / "aliases.json").write_text("{")
     assert held.known() == before
