@@ -105,7 +105,8 @@ def test_only_what_nothing_refers_to_is_removed(frozen, base, tmp_path, capsys):
         "unused": aligned("20260101-000000-000002", "0" * 32, "done"),
         "stopped": aligned("20260101-000000-000003", "0" * 32),
         "resumable": aligned("20260101-000000-000004", "0" * 32),
-        "arm": aligned("sta#0", "0" * 32, "prefix"),
+        "arm": aligned("sta#0", "0" * 32, "prefix/card.json"),
+        "half": aligned("sta#1", "0" * 32, "prefix"),
     }
     answers = signal_set(tmp_path / "answers", base, LAYERS)
     for path in (*settings.home().rglob("*"), answers, *answers.rglob("*")):
@@ -117,11 +118,11 @@ def test_only_what_nothing_refers_to_is_removed(frozen, base, tmp_path, capsys):
     wasted = {entry["path"] for entry in shown["waste"]}
     trained = {str(folders[name] / "train") for name in ("kept", "arm")}
     assert wasted >= trained | {str(folders["unused"]), str(folders["stopped"]), str(answers)}
-    assert not any(path.startswith(str(folder)) for path in wasted for folder in (folders["resumable"], young))
+    assert not any(path.startswith(str(folder)) for path in wasted for folder in (folders["resumable"], folders["half"], young))
     assert all(folder.exists() for folder in folders.values())
     assert "would remove" in capsys.readouterr().out
     assert main([*given, "--remove"]) == 0
-    assert {name for name, folder in folders.items() if folder.exists()} == {"kept", "resumable", "arm"}
+    assert {name for name, folder in folders.items() if folder.exists()} == {"kept", "resumable", "arm", "half"}
     assert not answers.exists()
     assert not (folders["kept"] / "train").exists()
     assert (folders["arm"] / "prefix").exists()
@@ -147,5 +148,5 @@ def aligned(name, run_id, *ended):
     (folder / "train" / "checkpoint").write_text("x" * 1000)
     (folder / "run.json").write_text(json.dumps({"run_id": run_id, "config": {}}))
     for each in ended:
-        (folder / each).mkdir()
+        (folder / each).mkdir(parents=True)
     return folder

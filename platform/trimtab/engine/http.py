@@ -101,7 +101,8 @@ class Blamed:
             return
         await self._failed(message)
         if message["type"] == "http.response.body" and not message.get("more_body"):
-            log.warning("a request could not be taken: %s", self._failed.body[:500])
+            # Not what it said, which may quote the request.
+            log.warning("vLLM answered 500 to a request that it could not take")
             await send_json(self._send, 400, error_body(400, f"vLLM could not take this request: {_said(self._failed.body)}"))
 
 
