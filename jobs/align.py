@@ -129,8 +129,7 @@ def _folder(config: AlignConfig, identity: Mapping[str, Any]) -> tuple[Path, str
     unfinished = [f for f in sorted(parent.glob("*")) if (f / "run.json").exists() and not (f / "done").exists()]
     if config.resume and unfinished:
         known = json.loads((unfinished[-1] / "run.json").read_text())
-        now = json.loads(json.dumps(identity))
-        changed = sorted(k for k, v in runs.flatten(now).items() if runs.flatten(known["config"]).get(k) != v)
+        changed = sorted(k for k, v in runs.flatten(identity).items() if runs.flatten(known["config"]).get(k) != v)
         if not changed:
             return unfinished[-1], known["run_id"]
         if config.resume is True:

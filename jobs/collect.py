@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from trimtab import base as bases
@@ -126,5 +125,4 @@ def _meta(config: CollectConfig, base: BaseModel, layers: tuple[int, ...], prefi
     asked = json.dumps({**judged, **drawn, "p_true": config.p_true})
     steered = prefix.card.digest if prefix else None
     # What `auto` is depends on the machine, and one data set is of one precision.
-    precision = "bf16" if bases.dtype(config.precision) == torch.bfloat16 else "fp32"
-    return Meta(base.name, base.fingerprint, layers, base.width, precision, steered, asked)
+    return Meta(base.name, base.fingerprint, layers, base.width, bases.resolved(config.precision), steered, asked)

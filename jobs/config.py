@@ -16,6 +16,10 @@ def sources(given: list[str] | str) -> list[str]:
     return [given] if isinstance(given, str) else list(given)
 
 
+# Who parts the prompts otherwise learns from what others are tested on.
+PARTED_BY = ("validation", "test", "seed")
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which prompts teach, and how they are prepared.

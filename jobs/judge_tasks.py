@@ -46,7 +46,7 @@ def fit_head(tell: Progress, base: BaseModel, lesson: Lesson) -> Head:
     lesson = replace(lesson, human=_with_words(lesson.human), own=_with_words(lesson.own))
     rows = [*lesson.human, *lesson.own]
     layers = classifier.candidates(local)
-    precision: Precision = "bf16" if bases.dtype(lesson.precision) == torch.bfloat16 else "fp32"
+    precision = bases.resolved(lesson.precision)
     states = classifier.states(local, [r.answer for r in rows], layers, lesson.tokens, precision, lesson.device)
     # People called answers to another question refusals: true, but not to be seen in an answer alone.
     taught = torch.tensor([not r.off_topic for r in lesson.human] + [True] * len(lesson.own))

@@ -87,8 +87,10 @@ def prepare(config: AlignConfig, base: BaseModel, given: Given) -> Prepared:
 
 
 def identity(config: AlignConfig, base: BaseModel, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """All that a run must share with the one that it goes on with: settings, the model's weights, and what its sources held."""
-    return config.identity() | {"fingerprint": base.fingerprint, "inputs": [dict(entry) for entry in inputs]}
+    """All that a run must share with the one that it goes on with: settings, the model's weights, and what its sources held;
+    as it is read back from JSON."""
+    whole = config.identity() | {"fingerprint": base.fingerprint, "inputs": [dict(entry) for entry in inputs]}
+    return json.loads(json.dumps(whole))
 
 
 def in_turns(validation: Sequence[Row]) -> list[Row]:

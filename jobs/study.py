@@ -38,15 +38,12 @@ from trimtab.words import RANDOM_ARM, TOKEN_ARM
 
 from . import arms, judging, prepare, utility
 from .cluster import joined, run_task
-from .config import AlignConfig, sources
+from .config import PARTED_BY, AlignConfig, sources
 from .fitting import fit, learned
 from .kept import Store
 from .prepare import Prepared
 from .study_config import StudyConfig
 from .utility import Suite
-
-# Who parts the prompts otherwise would train on what others are tested on.
-COMMON_DATA = ("validation", "test", "seed")
 
 
 @dataclass(frozen=True)
@@ -79,9 +76,9 @@ def study(config: StudyConfig) -> Study:
     base = bases.resolve(first.base, first.revision)
     if different := [name for name, p in plans.items() if (p.base, p.revision) != (first.base, first.revision)]:
         raise UsageError(f"arm {different[0]!r} is of another base model; a study compares ways to steer one")
-    common = {name: [getattr(p.data, key) for key in COMMON_DATA] for name, p in plans.items()}
+    common = {name: [getattr(p.data, key) for key in PARTED_BY] for name, p in plans.items()}
     if different := [name for name, values in common.items() if values != common[first.name]]:
-        raise UsageError(f"arm {different[0]!r} parts the prompts otherwise: data.{', data.'.join(COMMON_DATA)} go into shared")
+        raise UsageError(f"arm {different[0]!r} parts the prompts otherwise: data.{', data.'.join(PARTED_BY)} go into shared")
     folder.mkdir(parents=True, exist_ok=True)
     suites = {name: utility.load(suite, name) for name, suite in config.utility.items()}
     judge = judging.opened(config.judge, base, first.scale.gpus)
@@ -162,7 +159,7 @@ def _parent(config: StudyConfig, folder: Path) -> runs.Run:
 def _train(config: AlignConfig, base: BaseModel, prepared: Prepared, folder: Path, parent: str) -> Trained:
     """Train an arm with a seed, go on with it, or read it back where it is done."""
     folder.mkdir(exist_ok=True)
-    identity = json.loads(json.dumps(prepare.identity(config, base, prepared.inputs)))
+    identity = prepare.identity(config, base, prepared.inputs)
     path = folder / "run.json"
     known = json.loads(path.read_text()) if path.exists() else None
     if known and known["config"] != identity:

@@ -24,7 +24,7 @@ from trimtab.tracking.runs import Run
 
 from . import align, prepare, trials
 from .cluster import joined
-from .config import AlignConfig
+from .config import PARTED_BY, AlignConfig
 from .prepare import Prepared
 from .sweep_config import SweepConfig, drawn
 from .trials import Search, Trial
@@ -32,7 +32,7 @@ from .validations import METRIC
 
 # Trials are compared by their losses on the same rows, and share what runs them: these are no settings to search.
 COMMON = ("name", "base", "revision", "resume", "register", "evaluate", "gate", "scale")
-COMMON_DATA = ("data.validation", "data.test", "data.seed")
+COMMON_DATA = tuple(f"data.{name}" for name in PARTED_BY)
 COMMON_TRAIN = ("train.longest", "train.precision", "train.validate_every", "train.validation_rows")
 
 

@@ -41,7 +41,7 @@ class Bounded:
             nonlocal started, streams, limit
             if message["type"] == "http.response.start":
                 started = True
-                streams = dict(message["headers"]).get(b"content-type", b"").startswith(b"text/event-stream")
+                streams = http.streams(message)
                 if streams:
                     limit = self._stream_seconds
                     clock.reschedule(asyncio.get_running_loop().time() + limit)

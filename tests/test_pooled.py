@@ -2,10 +2,35 @@
 
 import numpy as np
 import pytest
+from sklearn import metrics
 
 from tests.helpers import plain
-from trimtab.evaluate import pooled, truth_curves, weighted
+from trimtab.evaluate import pooled, truth, truth_curves, weighted
 from trimtab.evaluate.pooled import Resamples, Result, Risks
+
+
+def fpr95(made_up, risk):
+    false, caught, _ = metrics.roc_curve(made_up, risk, drop_intermediate=False)
+    return false[caught >= 0.95].min()
+
+
+# What others make of the same, or we in another way.
+PLAIN = {
+    "auroc": metrics.roc_auc_score,
+    "auprc": metrics.average_precision_score,
+    "fpr95": fpr95,
+    "aurc": lambda made_up, risk: truth.coverage(risk, made_up)[1].mean(),
+}
+
+
+def bootstrapped(one):
+    """The width of an AUROC's percentile interval over answers drawn with replacement, each class by itself."""
+    generator = np.random.default_rng(0)
+    times = np.zeros((1000, len(one.risk)), dtype=int)
+    for side in (np.flatnonzero(one.made_up), np.flatnonzero(~one.made_up)):
+        times[:, side] = generator.multinomial(len(side), np.full(len(side), 1 / len(side)), 1000)
+    low, high = np.quantile(weighted.auroc(one.risk, one.made_up, times), [0.025, 0.975])
+    return high - low
 
 
 def risks(risk, made_up, seed=0, at=None):
@@ -36,7 +61,7 @@ def test_an_answer_drawn_twice_counts_as_two_and_one_not_drawn_as_none(name):
         times = generator.integers(0, 4, (1, 20))
         times[0, [0, 19]] = 1
         written_out = np.repeat(np.arange(20), times[0])
-        expected = plain(weighted.FIGURES[name], risk[written_out], made_up[written_out])
+        expected = PLAIN[name](made_up[written_out], risk[written_out])
         assert weighted.FIGURES[name](risk, made_up, times)[0] == pytest.approx(expected)
 
 
@@ -84,6 +109,16 @@ def test_seeds_that_say_the_same_are_no_more_evidence_than_one():
     one = pooled.estimate(weighted.auroc, [noisy(200, 1, 1)], pooled.resamples(questions(200), 1))
     five = pooled.estimate(weighted.auroc, [noisy(200, 1, 1)] * 5, pooled.resamples(questions(200), 5))
     assert five.high - five.low == pytest.approx(one.high - one.low, rel=0.1)
+    assert one.high - one.low == pytest.approx(bootstrapped(noisy(200, 1, 1)), rel=0.15)
+
+
+def test_an_interval_holds_its_figure_and_narrows_with_more_answers():
+    few, many = (
+        pooled.estimate(weighted.auroc, [noisy(count, 1, 1)], pooled.resamples(questions(count), 1)) for count in (40, 1000)
+    )
+    for found in (few, many):
+        assert found.low <= found.value <= found.high
+    assert many.high - many.low < (few.high - few.low) / 3
 
 
 def test_seeds_that_differ_widen_the_interval():

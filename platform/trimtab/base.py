@@ -34,6 +34,11 @@ def dtype(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
+def resolved(precision: Precision) -> Precision:
+    """What `auto` is on this machine."""
+    return "bf16" if dtype(precision) == torch.bfloat16 else "fp32"
+
+
 # Facts that change with the library that wrote the file, not with the model.
 VOLATILE = {"transformers_version", "torch_dtype", "dtype", "_name_or_path", "architectures_version"}
 SAMPLE = 4096

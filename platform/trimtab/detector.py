@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trimtab import calibration, heads, tensors
+from trimtab import calibration, files, heads, tensors
 from trimtab.answers import Signals
 from trimtab.base import BaseModel
 from trimtab.calibration import ALARMS
@@ -103,7 +103,7 @@ def save(detector: Detector, folder: Path) -> Path:
     """Write a detector as a folder of two files; gives the folder back."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_tensors(detector.head, detector.normaliser, detector.calibration), folder / FILE)
-    (folder / CARD).write_text(json.dumps(asdict(detector.card), indent=2, sort_keys=True) + "\n")
+    files.write(folder / CARD, json.dumps(asdict(detector.card), indent=2, sort_keys=True) + "\n")
     return folder
 
 

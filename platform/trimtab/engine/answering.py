@@ -28,9 +28,8 @@ MOST_ANSWERS = 128
 
 def _check_count(request: dict[str, Any]) -> None:
     """UsageError where one request asks for more answers than OpenAI's own API gives: each takes room in the engine."""
-    count, prompt = request.get("n"), request.get("prompt")
-    several = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
-    if isinstance(count, int | None) and (count or 1) * several > MOST_ANSWERS:
+    count = request.get("n")
+    if isinstance(count, int | None) and (count or 1) * policy.prompts(request) > MOST_ANSWERS:
         raise UsageError(f"a request may ask for {MOST_ANSWERS} answers at most, n times its prompts")
 
 

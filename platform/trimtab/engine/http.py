@@ -18,7 +18,7 @@ Headers = list[tuple[bytes, bytes]]
 log = logging.getLogger(__name__)
 
 MAX_BODY = 8 << 20
-SURROGATE = rb"\ud"
+SURROGATES = (rb"\ud", rb"\uD")
 NOTES = "trimtab.notes"
 TYPES = {
     400: "BadRequestError",
@@ -52,6 +52,11 @@ class Replayed:
             return await self._receive()
         body, self._body = self._body, None
         return {"type": "http.request", "body": body, "more_body": False}
+
+
+def streams(start: Message) -> bool:
+    """Whether the response that begins so is a stream of events."""
+    return dict(start["headers"]).get(b"content-type", b"").startswith(b"text/event-stream")
 
 
 class Told:
@@ -134,7 +139,7 @@ def parse(body: bytes) -> dict[str, Any]:
     try:
         request = json.loads(body)
         # Half a character of UTF-16, which JSON can write and nothing after this can.
-        if SURROGATE in body.lower():
+        if any(half in body for half in SURROGATES):
             dump(request)
     except (ValueError, RecursionError) as error:
         raise UsageError("the request body is not JSON, or holds text or numbers that nothing can take") from error

@@ -80,7 +80,7 @@ class Line:
             return
         if message["type"] == "http.response.start":
             self.begun = True
-            self.streams = dict(message["headers"]).get(b"content-type", b"").startswith(b"text/event-stream")
+            self.streams = http.streams(message)
         elif message["type"] == "http.response.body":
             self.ended = not message.get("more_body")
         await self._send(message)

@@ -24,7 +24,7 @@ from trimtab.engine import guard, http, metrics, openapi, outputs
 from trimtab.engine.answering import SCORE, STEERED, Answering
 from trimtab.engine.arguments import engine_args
 from trimtab.engine.config import EngineConfig
-from trimtab.engine.http import App, Blamed, Receive, Replayed, Scope, Send
+from trimtab.engine.http import Blamed, Receive, Replayed, Scope, Send
 from trimtab.engine.inside import Inside
 from trimtab.engine.library import Library, Names, Source
 from trimtab.engine.residents import Residents
@@ -63,8 +63,7 @@ class OnlineEngine:
     def __init__(
         self,
         engine: AsyncLLM,
-        app: App,
-        described: dict[str, Any],
+        app: Any,
         base: BaseModel,
         config: EngineConfig,
         prefixes: Library[Prefix],
@@ -77,10 +76,10 @@ class OnlineEngine:
         self.refused: Mapping[str, Mapping[str, str]] = {}
         renderer = chat.renderer(base, config.rows)
         self.residents = Residents(engine, RowTable(renderer.first_row, config.rows))
-        self.answering = Answering(engine, app, base, renderer, prefixes, watchers, self.residents)
+        self._app = Inside(app, partial(engine.abort, internal=True))
+        self.answering = Answering(engine, self._app, base, renderer, prefixes, watchers, self.residents)
         self._engine = engine
-        self._app = app
-        self._described = openapi.describe(described, (*PLAIN, *STEERED, "/v1/models"))
+        self._openapi = app.openapi
         self._agree = agree
         self._fresh: asyncio.Task[None] | None = None
 
@@ -107,15 +106,13 @@ class OnlineEngine:
         options.enable_auto_tool_choice, options.tool_call_parser = bool(config.tool_parser), config.tool_parser
         app = build_app(options, ("generate",), engine.model_config)
         await init_app_state(engine, app.state, options, ("generate",))
-        described = app.openapi()
         renderer = chat.renderer(base, config.rows)
         await engine.collective_rpc("trimtab_prepare", args=(renderer.first_row,))
         guard.install(engine, renderer)
         outputs.install(engine, config.layers)
         library = Library(base.name, PREFIX, prefixes, partial(_check, base=base, rows=config.rows))
         watchers = Watchers(base, config.layers, detectors, detector)
-        inside = Inside(app, partial(engine.abort, internal=True))
-        online = cls(engine, inside, described, base, config, library, watchers, agree or _alone)
+        online = cls(engine, app, base, config, library, watchers, agree or _alone)
         await online.refresh()
         online._fresh = asyncio.create_task(online._keep_fresh())
         return online
@@ -180,7 +177,7 @@ class OnlineEngine:
         if path == "/v1/models" and method == "GET":
             await http.send_json(send, 200, self._models())
         elif path == OPENAPI and method == "GET":
-            await http.send_json(send, 200, self._described)
+            await http.send_json(send, 200, openapi.describe(self._openapi(), (*PLAIN, *STEERED, "/v1/models")))
         elif path in (*STEERED, SCORE) and method == "POST":
             await self.answering(scope, receive, Blamed(send, self.well))
         elif path in (*PLAIN, *STEERED, "/v1/models"):

@@ -33,10 +33,14 @@ def check(wishes: Wishes, request: dict[str, Any], watch: Watch) -> None:
     """Raise UsageError for a policy that cannot be held to, so that no answer passes unseen."""
     if watch.detector is None:
         raise UsageError(f"trimtab.policy {wishes.policy} needs a detector: {watch.reason}")
-    prompt = request.get("prompt")
-    several = isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int)
-    if wishes.policy == "retry_above" and ((request.get("n") or 1) != 1 or several):
+    if wishes.policy == "retry_above" and ((request.get("n") or 1) != 1 or prompts(request) > 1):
         raise UsageError("trimtab.policy retry_above chooses one answer: ask with one prompt and n 1")
+
+
+def prompts(request: dict[str, Any]) -> int:
+    """How many prompts a request has: a list may be several, or one as token ids."""
+    prompt = request.get("prompt")
+    return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
 
 
 async def answer(ask: Asking, wishes: Wishes, request: dict[str, Any]) -> Reply:

@@ -30,8 +30,7 @@ class Rewriter:
     async def __call__(self, message: Message) -> None:
         """Take one ASGI message of the app inside."""
         if message["type"] == "http.response.start":
-            kind = dict(message["headers"]).get(b"content-type", b"")
-            self._stream = kind.startswith(b"text/event-stream")
+            self._stream = http.streams(message)
             self._start = message
             if self._now is not None:
                 name = f"{self._now.name}@{self._now.version}".encode()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
+from trimtab import files
 from trimtab.evaluate import templates, truth_report
 from trimtab.evaluate.figures import inline, saved
 from trimtab.evaluate.metrics import Interval
@@ -44,19 +45,17 @@ def write(report: TruthReport, folder: Path) -> list[Path]:
     Each file is whole or not there; the page is the last of them."""
     figures = draw(report.sets)
     drawn = {name: saved(figure, "svg") for name, figure in figures.items()}
-    files = {f"{name}.svg": svg for name, svg in drawn.items()}
-    files |= {f"{name}.png": saved(figure, "png") for name, figure in figures.items()}
-    files |= {
+    contents = {f"{name}.svg": svg for name, svg in drawn.items()}
+    contents |= {f"{name}.png": saved(figure, "png") for name, figure in figures.items()}
+    contents |= {
         "report.json": (json.dumps(truth_report.as_json(report), indent=1, allow_nan=False) + "\n").encode(),
         "report.csv": truth_report.csv(report).encode("utf-8", "replace"),
         "report.html": _page(report, drawn).encode("utf-8", "replace"),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        partial = folder / f"{name}.writing"
-        partial.write_bytes(content)
-        partial.replace(folder / name)
-    return [folder / name for name in files]
+    for name, content in contents.items():
+        files.write(folder / name, content)
+    return [folder / name for name in contents]
 
 
 def matrices(moved: Sequence[Moved]) -> list[Matrix]:
