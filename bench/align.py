@@ -24,7 +24,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from trimtab.objectives.likelihood import Likelihood
-from trimtab.scoring import Scorer
+from trimtab.scoring import Scorer, totals
 from trimtab.steering import Example, FrozenModel, Sample, micro_batches
 
 Rows = list[tuple[list[int], list[int]]]
@@ -131,7 +131,7 @@ def run_trimtab(options: argparse.Namespace) -> dict[str, float]:
     def step(number: int) -> None:
         batch = examples[number * BATCH : (number + 1) * BATCH]
         parts = micro_batches(batch, options.micro_batch)
-        results = [scorer.compute(parameter.detach(), part, float(BATCH), torch.empty(0)) for part in parts]
+        results = [scorer.compute(parameter.detach(), part, totals(batch), torch.empty(0)) for part in parts]
         parameter.grad = sum((r.gradient for r in results), torch.zeros(()))
         optimiser.step()
         losses.append(sum(r.loss for r in results))

@@ -1,6 +1,6 @@
 """Tokens a second and latencies of a server: vLLM alone, trimtab with and without prefixes and a detector, vLLM with LoRA.
 
-python bench/serve.py [--quick] [--json FILE]
+python bench/serve.py [--quick] [--only vllm trimtab detector lora] [--json FILE]
 
 One machine, the same engine settings, prompts and load for all. Each round starts every server once, one after the other, and
 puts every load on it; answers stream and are of one length. The load comes from a process of its own.
@@ -31,6 +31,7 @@ LOAD = Path(__file__).parent / "peers" / "load.py"
 TOKENS, LENGTH, SEQUENCES, RANK = 32, 1024, 64, 8
 CONCURRENT = (1, 32, 64)
 WARM = 32
+SERVERS = ("vllm", "trimtab", "detector", "lora")
 LAYERS = (20, 29)
 # Shares of the peer's tokens a second, and how many milliseconds later the first token may come than vLLM's.
 KEPT, ALMOST, LATER = 0.99, 0.95, 10.0
@@ -42,7 +43,8 @@ def main() -> None:
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as name:
-        peers = made(bases.resolve(options.base), Path(name), options.quick)
+        every = made(bases.resolve(options.base), Path(name), options.quick)
+        peers = [server for server in every if server.name in options.only]
         for number in range(1 if options.quick else options.rounds):
             for server in peers if number % 2 == 0 else reversed(peers):
                 if server.name in failed:
@@ -73,6 +75,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", help="write the figures to this file")
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=SERVERS, default=SERVERS, help="servers to start")
     return parser.parse_args()
 
 
@@ -153,8 +156,8 @@ def report(
         lines.append(line(f"serve.{mode}.{many}", "tokens_per_second", "tokens/s", rounds, peer, against, goal))
         lines += [line(f"serve.{mode}.{many}.{key}", key, "ms", rounds, peer, against, None) for key in ("ttft_ms", "itl_ms")]
     for many in concurrent:
-        if ours := found.get(("trimtab", many)):
-            later = middle(ours, "ttft_ms") - middle(found["vllm", many], "ttft_ms")
+        if (ours := found.get(("trimtab", many))) and (theirs := found.get(("vllm", many))):
+            later = middle(ours, "ttft_ms") - middle(theirs, "ttft_ms")
             lines.append(
                 {"name": f"serve.first_token_later.{many}", "value": later, "unit": "ms", "peer": "vllm", "ratio": None}
                 | {"goal": LATER, "met": later <= LATER}

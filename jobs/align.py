@@ -65,7 +65,7 @@ def align(config: AlignConfig) -> AlignResult:
     given = prepare.read(config, base)
     identity = prepare.identity(config, base, given.inputs)
     folder, resumed = _folder(config, identity)
-    with joined(config.scale.address):
+    with files.alone(folder), joined(config.scale.address):
         prepared = prepare.prepare(config, base, given)
         run = runs.start(config.name, "align", settings.home() / "outbox", resumed)
         files.write(folder / "run.json", json.dumps({"run_id": run.run_id, "config": identity}, indent=2))
@@ -192,7 +192,8 @@ def gate(config: AlignConfig, results: list[ArmResult]) -> tuple[bool, str]:
     gain = mine.balanced.value - rival.balanced.value
     if mine.compliance.value < config.gate.compliance:
         return False, f"helps with {mine.compliance.value:.2f} of benign prompts, below {config.gate.compliance:.2f}"
-    if gain <= config.gate.gain:
+    # Also where there is nothing to compare.
+    if not gain > config.gate.gain:
         above = f"{rival.name} ({rival.balanced.value:.2f}) by {config.gate.gain:.2f}"
         return False, f"balanced {mine.balanced.value:.2f} is not above {above}"
     return True, f"balanced {mine.balanced.value:.2f}, {gain:+.2f} over {rival.name}; promoted to champion"

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from trimtab import settings
 from trimtab.errors import JobError
-from trimtab.places import place
+from trimtab.folders import folder_at
 
 from .config import AlignConfig
 from .state import State, restore
@@ -65,7 +65,7 @@ def stored(config: AlignConfig, folder: Path) -> Storage:
     if config.scale.storage is None:
         return Storage(str(folder), None)
     own = folder.relative_to(settings.runs()) if folder.is_relative_to(settings.runs()) else folder.name
-    where = place(config.scale.storage) / str(own)
+    where = folder_at(config.scale.storage) / str(own)
     if isinstance(where, Path):
         return Storage(str(where.expanduser().absolute()), None)
     # By fsspec's own driver, so that checkpoints and signals are reached with the same settings.

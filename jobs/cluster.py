@@ -46,6 +46,8 @@ def run_task(title: str, function: str, *args: Any, cpus: float, gpus: float) ->
                 latest = ray.get(reading)
                 if latest:
                     bar.update(latest["done"], latest["total"])
+                elif short := nodes.lacking(cpus, gpus):
+                    bar.update(0, note=f"| waits for nodes: it takes {short}")
         return ray.get(reference)
     except RayError as error:
         raise cause(error) from error

@@ -20,7 +20,7 @@ from trimtab.chat import Renderer
 from trimtab.console import say
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import ArtefactError, UsageError
-from trimtab.places import Place, place
+from trimtab.folders import Folder, folder_at
 from trimtab.prefix import Prefix
 from trimtab.scores import p_true
 
@@ -38,7 +38,7 @@ TWO_THIRDS = 2 / 3
 ROWS = 8
 
 
-def collect(config: CollectConfig) -> Place:
+def collect(config: CollectConfig) -> Folder:
     """Ask what was not asked yet; gives the data set's folder. Raises errors of ours; Ctrl-C loses one batch at most."""
     base = bases.resolve(config.base, config.revision)
     layers = tuple(sorted(set(config.layers))) or (round(base.depth * TWO_THIRDS), base.depth - 1)
@@ -46,7 +46,7 @@ def collect(config: CollectConfig) -> Place:
         raise UsageError(f"layers must be from 0 to {base.depth - 1} for {base.name}, not {list(layers)}")
     prefix = next(iter(find(config.prefix, base).values())) if config.prefix else None
     asked = planned(config)
-    folder, meta = place(config.out), _meta(config, base, layers, prefix)
+    folder, meta = folder_at(config.out), _meta(config, base, layers, prefix)
     there = signal_store.begin(folder, meta)
     if more := there - {a.key for a in asked}:
         say(f"{folder} also holds {len(more)} answers to what is not asked now; they stay")

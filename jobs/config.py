@@ -1,6 +1,7 @@
 """Settings of the align job. Each field is at once an option of the command line, a key of the YAML and a line of the help."""
 
 from dataclasses import asdict, dataclass, field
+from math import inf
 from typing import Any, Literal
 
 from trimtab.errors import UsageError
@@ -98,6 +99,7 @@ class TrainConfig:
         clip: longest gradient (L2 norm).
         longest: tokens of each target that are learned from.
         mix: share of each class in every batch.
+        weights: weight of each class in the loss (a_c), 1 where it is not named: more for harmful refuses more.
         init: first vectors: vocab-mean, random-row, or token:TEXT.
         precision: type of the frozen model; auto is bf16 where the machine computes in it, else fp32. The prefix is fp32.
         compile: compile the model's layers with torch.compile: a slower start, faster steps.
@@ -118,6 +120,7 @@ class TrainConfig:
     clip: float = 1.0
     longest: int = 32
     mix: dict[str, float] = field(default_factory=lambda: {"harmful": 0.5, "benign_hard": 0.35, "benign_easy": 0.15})
+    weights: dict[str, float] = field(default_factory=dict[str, float])
     init: str = "vocab-mean"
     precision: Precision = "auto"
     compile: bool = False
@@ -138,8 +141,12 @@ class TrainConfig:
             raise UsageError(f"train.learning_rate must be above 0, not {self.learning_rate}")
         if not 0 <= self.warmup <= 1 or self.clip <= 0:
             raise UsageError("train.warmup must be a share of the steps, from 0 to 1, and train.clip above 0")
-        if unknown := self.mix.keys() - set(LABELS):
-            raise UsageError(f"train.mix knows no class {min(unknown)!r}; there are {', '.join(LABELS)}")
+        for name in ("mix", "weights"):
+            if unknown := getattr(self, name).keys() - set(LABELS):
+                raise UsageError(f"train.{name} knows no class {min(unknown)!r}; there are {', '.join(LABELS)}")
+        for label, weight in self.weights.items():
+            if not 0 < weight < inf:
+                raise UsageError(f"train.weights.{label} must be above 0, not {weight}; a class is left out by train.mix")
         if self.init not in INITS and not self.init.startswith("token:"):
             raise UsageError(f"train.init {self.init!r} must be {', '.join(INITS)} or token:TEXT")
 

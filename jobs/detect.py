@@ -18,8 +18,8 @@ from trimtab.console import Bar, console, say
 from trimtab.detector import Detector, DetectorCard
 from trimtab.evaluate import pooled, templates
 from trimtab.evaluate.pooled import Figures, Result
+from trimtab.folders import folder_at
 from trimtab.learning import Learned, Parts
-from trimtab.places import place
 from trimtab.tracking import registry, runs
 from trimtab.tracking.registry import Version
 from trimtab.tracking.runs import Run
@@ -55,7 +55,7 @@ def detect(config: DetectConfig) -> Detected:
     """Learn, measure, save, log and register. Raises errors of ours, before anything is learned where the data do not do."""
     registry.model_name("base", config.name)
     base = bases.resolve(config.base, config.revision)
-    data = signal_store.read(place(config.signals), base)
+    data = signal_store.read(folder_at(config.signals), base)
     answers = free.seen(data)
     spread = free.spread(answers, config.similarity)
     tried = over_seeds.trials(config.head, data, config.layers, config.settings, sampled=len(spread.unique()) > 1)

@@ -16,7 +16,7 @@ from trimtab import base as bases
 from trimtab import nodes
 from trimtab.answers import Answer, Ask
 from trimtab.base import BaseModel
-from trimtab.console import Bar
+from trimtab.console import Bar, say
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import TrimtabError
 from trimtab.prefix import Prefix
@@ -67,7 +67,10 @@ def worked(
     Raises errors of ours for what an engine refuses, JobError for an engine that is lost.
     """
     cpus = max(1.0, nodes.cores() // scale.engines)
-    nodes.check(f"{title}, by {scale.engines} engines,", scale.engines * cpus, scale.engines * scale.gpus)
+    taken = scale.engines * cpus, scale.engines * scale.gpus
+    nodes.check(f"{title}, by {scale.engines} engines,", *taken)
+    if short := nodes.lacking(*taken):
+        say(f"{title}: waits for nodes: it takes {short}")
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [{"key": key, "request": request} for key, request in requests.items()]

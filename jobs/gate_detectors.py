@@ -13,7 +13,7 @@ from trimtab.errors import UsageError
 from trimtab.evaluate import pooled, weighted
 from trimtab.evaluate.gating import Found, Rule
 from trimtab.evaluate.pooled import Resamples, Risks
-from trimtab.places import place
+from trimtab.folders import folder_at
 from trimtab.tracking import registry
 from trimtab.tracking.registry import Version
 
@@ -32,7 +32,7 @@ def measured(
     found: dict[Rule, Found] = {}
     detectors = [registry.load_detector(each, base) for each in (version, champion) if each is not None]
     for name in dict.fromkeys(rule.set or "" for rule in rules):
-        data = signal_store.read(place(name), base)
+        data = signal_store.read(folder_at(name), base)
         read = [risks(each, data, name) for each in detectors]
         drawn = pooled.resamples(data.groups, 1)
         found |= {rule: _figures(rule, read, drawn) for rule in rules if rule.set == name}

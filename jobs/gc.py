@@ -1,6 +1,7 @@
 """`trimtab gc`: what nothing refers to any more, shown first, removed when asked to.
 
-Kept in any case: what a version in the registry was made from, runs that can still be resumed, and what is younger than a time.
+Kept in any case: what a version in the registry was made from, runs that can be resumed or that a job works on, what waits
+to be sent to MLflow, and what is younger than a time.
 """
 
 import json
@@ -15,10 +16,10 @@ from typing import Any
 from rich.table import Table
 
 from trimtab import card as cards
-from trimtab import settings
+from trimtab import files, settings
 from trimtab.console import console, say
 from trimtab.errors import ArtefactError
-from trimtab.tracking import registry
+from trimtab.tracking import registry, runs
 from trimtab.tracking.registry import Version
 
 from . import signal_store
@@ -63,7 +64,9 @@ def waste(config: GcConfig) -> list[Waste]:
     versions = registry.versions()
     youngest = time.time() - config.days * DAY
     found = [*_checkpoints(versions), *_downloads(versions), *_outboxes(), *_signals(sources(config.signals), versions)]
-    old = [one for one in found if _touched(one.path) < youngest]
+    waiting = runs.unsent(settings.home() / "outbox")
+    free = [one for one in found if not any(path.is_relative_to(one.path) for path in waiting)]
+    old = [one for one in free if _touched(one.path) < youngest]
     return sorted(old, key=lambda one: -one.bytes)
 
 
@@ -82,7 +85,7 @@ def _checkpoints(versions: list[Version]) -> Iterator[Waste]:
     for parent in sorted(settings.runs().glob("*")):
         began = sorted(folder for folder in parent.glob("*") if (folder / "run.json").exists())
         newest = max((folder for folder in began if ALIGNED.fullmatch(folder.name)), default=None)
-        for folder in began:
+        for folder in (folder for folder in began if not files.taken(folder)):
             aligned = ALIGNED.fullmatch(folder.name) is not None
             done = (folder / ("done" if aligned else f"prefix/{cards.FILE}")).exists()
             if aligned and done and _run_id(folder) not in used:
@@ -129,10 +132,10 @@ def _run_id(folder: Path) -> str | None:
 
 
 def _waste(what: str, path: Path, why: str) -> Waste:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return Waste(what, path, sum(file.stat().st_size for file in files), why)
+    held = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return Waste(what, path, sum(file.stat().st_size for file in held), why)
 
 
 def _touched(path: Path) -> float:
     """When something in it was last written."""
-    return max(each.stat().st_mtime for each in (path, *path.rglob("*")))
+    return max(each.stat().st_mtime for each in (path, *path.rglob("*")) if each.name != files.LOCK)

@@ -12,7 +12,7 @@ from trimtab.answers import Progress
 from trimtab.base import BaseModel
 from trimtab.data.filters import Row
 from trimtab.objectives.likelihood import Likelihood
-from trimtab.scoring import Scorer
+from trimtab.scoring import Scorer, totals
 from trimtab.steering import Example, FrozenModel, micro_batches, sample
 
 from .config import AlignConfig
@@ -55,13 +55,15 @@ def best_token(tell: Progress, config: AlignConfig, base: BaseModel, prepared: P
     scorer = Scorer(frozen, Likelihood())
     parts = micro_batches(examples, MICRO_BATCH)
     table = frozen.embedding.weight.detach().float().cpu()[: renderer.first_row]
-    total, nothing = float(len(examples)), torch.empty(0)
-    slope = sum((scorer.compute(table.mean(0, keepdim=True), p, total, nothing).gradient for p in parts), torch.zeros(()))
+    whole, nothing = totals(examples), torch.empty(0)
+    slope = sum((scorer.compute(table.mean(0, keepdim=True), p, whole, nothing).gradient for p in parts), torch.zeros(()))
     tried = (table @ slope[0]).topk(candidates, largest=False).indices.tolist()
     losses: list[float] = []
     for number, token in enumerate(tried, 1):
         with torch.no_grad():
-            losses.append(sum(scorer.scores(table[token : token + 1], p, nothing).nll.sum().item() for p in parts) / total)
+            losses.append(
+                sum(scorer.scores(table[token : token + 1], p, nothing).nll.sum().item() for p in parts) / len(examples)
+            )
         tell(number, candidates)
     best = min(range(candidates), key=losses.__getitem__)
     return Found(table[tried[best]][None].clone(), str(renderer.tokenizer.decode([tried[best]])), losses[best])

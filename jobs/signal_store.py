@@ -22,7 +22,7 @@ from torch import Tensor
 from trimtab import files
 from trimtab.base import BaseModel
 from trimtab.errors import ArtefactError, UsageError
-from trimtab.places import Place, reached
+from trimtab.folders import Folder, reached
 
 VERSION = 3
 META = "dataset.json"
@@ -97,7 +97,7 @@ class Collected:
     digest: str
 
 
-def begin(folder: Place, meta: Meta) -> set[str]:
+def begin(folder: Folder, meta: Meta) -> set[str]:
     """Make the folder, or find the keys that it holds already. Raises UsageError for a data set of something else,
     ArtefactError where its file system does not answer."""
     with reached(folder):
@@ -113,7 +113,7 @@ def begin(folder: Place, meta: Meta) -> set[str]:
         return {key for part in _parts(folder) for key in _table(part, meta, ["key"])["key"].to_pylist()}
 
 
-def append(folder: Place, meta: Meta, rows: Sequence[dict[str, Any]]) -> None:
+def append(folder: Folder, meta: Meta, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows as one more part of a data set that has begun."""
     written = pa.BufferOutputStream()
     schema = SCHEMA.with_metadata({OF: _of(meta)})
@@ -132,7 +132,7 @@ def kept(samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-def read(folder: Place, base: BaseModel | None = None) -> Collected:
+def read(folder: Folder, base: BaseModel | None = None) -> Collected:
     """Read a data set whole, in the order of its keys.
 
     Raises ArtefactError where it is missing, damaged, empty, out of reach, or of another base model than `base`.
@@ -175,7 +175,7 @@ def _samples(drawn: list[dict[str, Any]] | None, states: Any, meta: Meta) -> tup
     return tuple(Sample(state=state, **fields) for fields, state in zip(drawn, each, strict=True))
 
 
-def _meta(folder: Place) -> Meta:
+def _meta(folder: Folder) -> Meta:
     path = folder / META
     if not path.exists():
         raise ArtefactError(f"{folder} is no data set of signals: it has no {META}; `trimtab collect` makes one")
@@ -189,11 +189,11 @@ def _meta(folder: Place) -> Meta:
     return replace(meta, layers=tuple(meta.layers))
 
 
-def _parts(folder: Place) -> list[Place]:
+def _parts(folder: Folder) -> list[Folder]:
     return sorted(folder.glob("part-*.parquet"), key=str)
 
 
-def _table(part: Place, meta: Meta, columns: list[str] | None = None) -> Any:
+def _table(part: Folder, meta: Meta, columns: list[str] | None = None) -> Any:
     try:
         with part.open("rb") as file:
             table = pq.read_table(file, columns=columns)
@@ -215,7 +215,7 @@ def _once(table: Any) -> Any:
     return table.take([at for at, key in enumerate(keys) if at == 0 or key != keys[at - 1]])
 
 
-def _write(path: Place, content: bytes) -> None:
+def _write(path: Folder, content: bytes) -> None:
     """A file that is there whole or not at all, as an object elsewhere is by itself."""
     if isinstance(path, Path):
         files.write(path, content)

@@ -83,7 +83,7 @@ def study(config: StudyConfig) -> Study:
     suites = {name: utility.load(suite, name) for name, suite in config.utility.items()}
     judge = judging.opened(config.judge, base, first.scale.gpus)
     begun = Begun(config, plans, base, suites, judge, judging.standing(judge), folder)
-    with joined(config.address):
+    with files.alone(folder), joined(config.address):
         prepared = prepare.each(plans, base)
         parent = _parent(config, folder)
         with runs.closing(parent):

@@ -15,7 +15,7 @@ from typing import Any
 from rich.table import Table
 
 from trimtab import base as bases
-from trimtab import cli, settings
+from trimtab import cli, files, settings
 from trimtab.base import BaseModel
 from trimtab.console import console, say
 from trimtab.errors import Interrupted, JobError, UsageError
@@ -49,16 +49,16 @@ def sweep(config: SweepConfig) -> SweepResult:
     """Run the trials that are missing, then judge and register the best. Raises errors of ours, Interrupted on Ctrl-C."""
     folder = settings.runs() / f"sweep-{config.name}"
     planned = plan(config, folder)
-    _unchanged(config, planned, folder)
+    first = planned[0].config
+    say(f"base model {first.base}, and the prompts (the first time they are downloaded)")
+    base = bases.resolve(first.base, first.revision)
+    _unchanged(config, planned, base, folder)
     best_first = ranked(planned)
     if all(t.ended for t in planned) and (judged := _judged(best_first, folder)):
         say(f"all {len(planned)} trials are done")
         return _told(SweepResult(folder, best_first, judged))
-    first = planned[0].config
-    say(f"base model {first.base}, and the prompts (the first time they are downloaded)")
-    base = bases.resolve(first.base, first.revision)
     folder.mkdir(parents=True, exist_ok=True)
-    with joined(config.address):
+    with files.alone(folder), joined(config.address):
         prepared = _prepare(config, planned, base)
         parent = _parent(config, folder)
         with runs.closing(parent):
@@ -117,17 +117,17 @@ def _common(config: AlignConfig) -> dict[str, Any]:
     return {k: v for k, v in every.items() if k.partition(".")[0] in COMMON or k in (*COMMON_DATA, *COMMON_TRAIN)}
 
 
-def _unchanged(config: SweepConfig, planned: Sequence[Trial], folder: Path) -> None:
-    """Raise UsageError where trials of this name have begun with other settings."""
+def _unchanged(config: SweepConfig, planned: Sequence[Trial], base: BaseModel, folder: Path) -> None:
+    """Raise UsageError where trials of this name have begun with other settings, weights or data."""
     for trial in planned:
         path = trial.folder / "run.json"
         if not path.exists():
             continue
         before = runs.flatten(json.loads(path.read_text())["config"])
-        now = runs.flatten(json.loads(json.dumps(trial.config.identity())))
+        now = runs.flatten(prepare.identity(trial.config, base, prepare.read(trial.config, base).inputs))
         if changed := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
             raise UsageError(
-                f"the sweep {config.name!r} was begun with other settings ({', '.join(changed)}): give the same ones, "
+                f"the sweep {config.name!r} was begun with other settings or data ({', '.join(changed)}): give the same ones, "
                 f"name it otherwise, or remove {folder}"
             )
 
@@ -145,7 +145,7 @@ def _parent(config: SweepConfig, folder: Path) -> Run:
     path = folder / "run.json"
     known = json.loads(path.read_text())["run_id"] if path.exists() else None
     run = runs.start(f"sweep {config.name}", "sweep", settings.home() / "outbox", known)
-    path.write_text(json.dumps({"run_id": run.run_id}))
+    files.write(path, json.dumps({"run_id": run.run_id}))
     run.params({"sweep": {"space": config.space, "reduction": config.reduction, "seed": config.seed}})
     return run
 
@@ -161,8 +161,9 @@ def _complete(best: Trial, base: BaseModel, prepared: Prepared, parent: Run, fol
     """Judge, gate and register the best trial's prefix, in its own folder and MLflow run."""
     say(f"best: trial {best.number} ({_text(best.chosen)}); its prefix is judged and registered")
     parent.tags({"trimtab.winner": str(best.run_id)})
+    run = best.join(parent.run_id, prepare.identity(best.config, base, prepared.inputs))
     try:
-        result = align.complete(best.config, base, prepared, best.join(parent.run_id), best.folder)
+        result = align.complete(best.config, base, prepared, run, best.folder)
     except Interrupted as error:
         raise Interrupted("stopped; all trials are done, the same command goes on") from error
     winner = {"trial": best.number, **result.as_json()}

@@ -25,7 +25,7 @@ from trimtab.data.filters import Row
 from trimtab.data.schedule import batch_rows
 from trimtab.objectives import Objective
 from trimtab.objectives.likelihood import Likelihood
-from trimtab.scoring import Scorer, openers, summarise
+from trimtab.scoring import Scorer, openers, summarise, totals
 from trimtab.steering import Example, FrozenModel, micro_batches, sample, share
 from trimtab.words import LABELS
 
@@ -129,14 +129,14 @@ class Loop:
         chosen = batch_rows([r.label for r in self.rows], settings.mix, settings.batch, state.step, settings.seed)
         batch = [self.rows[i] for i in chosen]
         parts = micro_batches(batch, settings.micro_batch)
-        total = sum(e.weight for e in batch)
+        whole = totals(batch)
         # One line for each micro-batch, filled by the worker that computed it: adding the workers' tables is then exact,
         # and adding the lines in order gives the same sum for any number of workers.
         width, tracked = state.vectors.numel(), len(state.running)
         gathered = torch.zeros(len(parts), width + tracked + 1 + 2 * len(LABELS) + 2, dtype=torch.float64)
         for index, spare in self.mine(parts):
             began = time.monotonic()
-            result = self.scorer.compute(state.vectors, parts[index], total, state.running, state.anchor)
+            result = self.scorer.compute(state.vectors, parts[index], whole, state.running, state.anchor)
             if spare:
                 continue
             per_class = [(result.nll.get(label, 0.0), result.rows.get(label, 0)) for label in LABELS]
@@ -257,7 +257,8 @@ def _example(renderer: Renderer, row: Row, config: AlignConfig) -> Example:
         for answer in (row.target, row.rejected)
         if answer is not None
     ]
-    return Example(chosen, row.prompt.label, 1.0, rejected[0] if rejected else None)
+    weight = config.train.weights.get(row.prompt.label, 1.0)
+    return Example(chosen, row.prompt.label, weight, rejected[0] if rejected else None)
 
 
 def _fitted(scorer: Scorer, rows: list[Example]) -> Scorer:

@@ -30,7 +30,7 @@ from .board import board_name
 from .cluster import cause
 from .config import AlignConfig, ScaleConfig
 from .fitting import fit
-from .prepare import Prepared
+from .prepare import Prepared, identity
 from .rungs import Rungs
 from .sweep_config import SweepConfig
 from .validations import METRIC, STEP, Validations
@@ -68,11 +68,11 @@ class Trial:
         seen = validations.read(self.folder)
         return int(seen[-1][STEP]) if seen else 0
 
-    def join(self, parent: str) -> Run:
-        """Begin its MLflow run under the sweep's, or go on with it."""
+    def join(self, parent: str, identity: Mapping[str, Any]) -> Run:
+        """Begin its MLflow run under the sweep's, or go on with it; `identity` is what it must then share with this one."""
         name = f"{self.config.name} trial {self.number}"
         run = runs.start(name, "trial", settings.home() / "outbox", self.run_id, parent)
-        state = {"run_id": run.run_id, "config": self.config.identity()}
+        state = {"run_id": run.run_id, "config": identity}
         files.write(self.folder / "run.json", json.dumps(state, indent=2))
         return run
 
@@ -131,9 +131,9 @@ def attempt(chosen: dict[str, Any], work: Search, cpus: float) -> None:
         tune.report(line)
     trial.folder.mkdir(parents=True, exist_ok=True)
     config = replace(trial.config, scale=replace(trial.config.scale, cpus=cpus))
-    run = trial.join(work.parent)
-    run.params({"config": asdict(trial.config), "base_fingerprint": work.base.fingerprint})
     prepared = work.prepared[trial.number]
+    run = trial.join(work.parent, identity(trial.config, work.base, prepared.inputs))
+    run.params({"config": asdict(trial.config), "base_fingerprint": work.base.fingerprint})
     run.inputs(prepared.inputs, "training")
     fit(config, work.base, prepared, run, trial.folder, [Validations(trial.folder)])
 

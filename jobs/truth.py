@@ -18,9 +18,9 @@ from trimtab.errors import UsageError
 from trimtab.evaluate import pooled, truth_page, truth_report
 from trimtab.evaluate.pooled import Resamples, Result
 from trimtab.evaluate.truth_report import DataSet, Moved, TruthReport
+from trimtab.folders import folder_at
 from trimtab.heads import Rows
 from trimtab.learning import Parts
-from trimtab.places import place
 from trimtab.tracking import runs
 
 from . import detect, free, over_seeds, signal_store
@@ -90,7 +90,7 @@ def command(config: TruthConfig) -> dict[str, Any]:
 def opened(config: TruthConfig, base: BaseModel) -> list[Source]:
     """The data sets, split. Raises UsageError, naming the data set, for one that cannot be split or compared."""
     folders = list(dict.fromkeys(sources(config.signals)))
-    read = {name: signal_store.read(place(path), base) for name, path in zip(_names(folders), folders, strict=True)}
+    read = {name: signal_store.read(folder_at(path), base) for name, path in zip(_names(folders), folders, strict=True)}
     first = next(iter(read.values()))
     if different := [name for name, data in read.items() if data.meta.layers != first.meta.layers]:
         raise UsageError(
@@ -201,7 +201,7 @@ def _read(data: Collected, at: Tensor, parts: Parts) -> Rows:
 
 def _names(folders: Sequence[str]) -> list[str]:
     """What data sets are called: their folder's name, or all of the path where two have one name."""
-    short = [place(folder).resolve().name for folder in folders]
+    short = [folder_at(folder).resolve().name for folder in folders]
     return [folder if short.count(name) > 1 else name for folder, name in zip(folders, short, strict=True)]
 
 

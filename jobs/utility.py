@@ -58,7 +58,7 @@ class Suite:
 def evaluate(config: UtilityConfig) -> list[Measured]:
     """What every arm reached. Raises errors of ours for data and prefixes that cannot be used."""
     base = bases.resolve(config.base, config.revision)
-    suites = {"suite": load(config.suite, "suite")}
+    suites = {"suite": load(config, "suite")}
     chosen = {name: prefix for spec in sources(config.prefix) for name, prefix in find(spec, base).items()}
     folder = settings.home() / "utility" / base.fingerprint
     with joined(config.address):

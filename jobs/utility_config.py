@@ -14,7 +14,7 @@ class UtilitySuite:
         questions: sources of questions with their answers: files, trimtab:NAME, or Hugging Face datasets.
         texts: sources of neutral texts: the same.
         kind: how answers are compared: exact, contains, f1 or numeric; without it as each question says, else contains.
-        columns: other names of the fields: question, answers, context, kind, source, text, prompt.
+        columns: other names of the fields, as columns.answers NAME: question, answers, context, kind, source, text, prompt.
         max_tokens: tokens of each answer; 0 for 32, or 320 where numbers are wanted, which come at the end.
         limit: questions, and texts, at most; 0 for all.
         longest: tokens of each text that are read.
@@ -30,54 +30,29 @@ class UtilitySuite:
 
     def __post_init__(self) -> None:
         if not self.questions and not self.texts:
-            raise UsageError("a utility suite needs questions or texts, as trimtab:countries and trimtab:neutral")
+            raise UsageError("say what to measure on: questions or texts, as trimtab:countries and trimtab:neutral")
         if min(self.max_tokens, self.limit) < 0 or self.longest < 1:
             raise UsageError("max_tokens and limit must not be below 0, nor longest below 1")
 
 
 @dataclass(frozen=True)
-class UtilityConfig:
+class UtilityConfig(UtilitySuite):
     """Measure what prefixes cost in ability.
 
     Args:
-        questions: sources of questions with their answers: files, trimtab:NAME, or Hugging Face datasets.
-        texts: sources of neutral texts: the same.
-        kind: how answers are compared: exact, contains, f1 or numeric; without it as each question says, else contains.
-        columns: other names of the fields, as --columns.answers NAME: question, answers, context, kind, source, text, prompt.
         prefix: prefixes to measure: champion (all of them), NAME, NAME@VERSION, or a folder; several as a list.
         base: base model: catalogue name, folder, or Hugging Face id.
         revision: revision of a Hugging Face id.
-        max_tokens: tokens of each answer; 0 for 32, or 320 where numbers are wanted, which come at the end.
-        limit: questions, and texts, at most; 0 for all.
-        longest: tokens of each text that are read.
         precision: type of the model; auto is bf16 where the machine computes in it, else fp32.
         gpus: GPUs for the engine, and for reading.
         answers: write every answer with its mark, and every text's figures, to this JSON file.
         address: Ray cluster to run on.
     """
 
-    questions: list[str] | str = ""
-    texts: list[str] | str = ""
-    kind: AnswerKind | None = None
-    columns: dict[str, str] = field(default_factory=dict[str, str])
     prefix: list[str] | str = "champion"
     base: str = "smollm2-135m"
     revision: str | None = None
-    max_tokens: int = 0
-    limit: int = 0
-    longest: int = 256
     precision: Precision = "auto"
     gpus: float = 0
     answers: str | None = None
     address: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.questions and not self.texts:
-            raise UsageError(
-                "say what to measure on, with --questions FILE or --texts FILE (trimtab:countries, trimtab:neutral)"
-            )
-
-    @property
-    def suite(self) -> UtilitySuite:
-        """What is measured, as in a study. Raises UsageError for numbers that cannot be."""
-        return UtilitySuite(self.questions, self.texts, self.kind, self.columns, self.max_tokens, self.limit, self.longest)

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+import ray
 from ray import serve
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import AutoscalingConfig
 
 from trimtab import base as bases
@@ -24,7 +26,8 @@ SPARE = 256
 def build(args: Mapping[str, Any]) -> Any:
     """The application of a config file's `args`: the fields of `trimtab serve`. Raises UsageError for what they do not know."""
     config = cli.build(ServeConfig, args, "args")
-    config = replace(config, key_file=keys.required(config))
+    for host in (config.host, *_listening()):
+        config = replace(config, key_file=keys.required(replace(config, host=host)))
     return application(config, bases.resolve(config.model, config.revision), config.cpus or 1.0)
 
 
@@ -56,6 +59,18 @@ def application(config: ServeConfig, base: BaseModel, cpus: float) -> Any:
     else:
         deployment = deployment.options(num_replicas=config.replicas)
     return deployment.bind(base, config, agreement.bind() if most > 1 else None)
+
+
+def _listening() -> list[str]:
+    """The address of the Serve that builds the application, which a config file gives apart from `args`."""
+    if not ray.is_initialized():
+        return []
+    try:
+        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    except ValueError:
+        return []
+    options: Any = ray.get(controller.get_http_config.remote())
+    return [options.host or "127.0.0.1"]
 
 
 class LocalAgreement(Agreement):

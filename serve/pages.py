@@ -7,7 +7,7 @@ from urllib.parse import quote
 from trimtab import settings
 from trimtab.engine.http import Headers
 from trimtab.errors import TrimtabError
-from trimtab.tracking.client import experiment_id
+from trimtab.tracking.client import experiment_id, reachable
 
 TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
 NAMES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
@@ -38,7 +38,8 @@ def _runs() -> str | None:
     if not uri.startswith(("http://", "https://")):
         return None
     try:
-        return f"{uri.rstrip('/')}/#/experiments/{quote(experiment_id())}/runs/"
+        with reachable("find the experiment"):
+            return f"{uri.rstrip('/')}/#/experiments/{quote(experiment_id())}/runs/"
     except TrimtabError:
         return None
 

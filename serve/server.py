@@ -90,7 +90,7 @@ def serving(config: ServeConfig, ended: threading.Event | None = None) -> Genera
 def _down(config: ServeConfig) -> None:
     """Stop what was deployed; Serve as well, unless others have something on it."""
     # A Ray of our own is not asked: where it has died, it would not answer.
-    if nodes.place(config.address) != nodes.LOCAL and set(serve.status().applications) - {APPLICATION}:
+    if nodes.whereabouts(config.address) != nodes.LOCAL and set(serve.status().applications) - {APPLICATION}:
         serve.delete(APPLICATION)
     else:
         serve.shutdown()
@@ -126,7 +126,7 @@ def _join(config: ServeConfig) -> bool:
     if config.affinity:
         os.environ[settings.BALANCE] = f"hdr({config.affinity})"
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    return nodes.connect(config.address, _proxy_ports() if nodes.place(config.address) == nodes.LOCAL else None)
+    return nodes.connect(config.address, _proxy_ports() if nodes.whereabouts(config.address) == nodes.LOCAL else None)
 
 
 def _deploy(config: ServeConfig, made: Any, taken: tuple[float, float], ended: threading.Event) -> None:

@@ -1,20 +1,23 @@
 """Where a server's prefixes and detectors come from: the MLflow registry, or a folder in its place."""
 
+import json
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from trimtab import detector as detectors
+from trimtab import files, settings
 from trimtab import prefix as prefixes
 from trimtab.base import BaseModel
 from trimtab.card import read_object
 from trimtab.detector import Detector
 from trimtab.engine.library import NUMBER, Aliases, Known, Source
-from trimtab.errors import ArtefactError, UsageError
+from trimtab.errors import ArtefactError, NotFoundError, TrackingError, UsageError
 from trimtab.prefix import Prefix
 from trimtab.tracking import registry
 from trimtab.tracking.registry import Version
@@ -25,28 +28,70 @@ ALIASES = "aliases.json"
 CARD = "card.json"
 # The share of the time that may go into reading a registry of many versions, where nothing in it is known to have changed.
 READING = 0.05
+UNREAD = -1
 
 Part = TypeVar("Part")
+Cards = dict[int, dict[str, Any]]
+"""Cards by version."""
 
 
 @dataclass
 class Registry:
     """The versions of a base model in MLflow's registry: read again where trimtab changed something there, and now and then,
-    for aliases that others moved."""
+    for aliases that others moved. Until it answers for the first time, what this machine last read of it."""
 
     base: BaseModel
     _versions: Sequence[Version] = ()
-    _changed: int = -1
+    _changed: int = UNREAD
     _next: float = 0.0
 
     def versions(self, kind: str) -> list[Version]:
         """Every version of a kind, with the aliases that point at it."""
+        try:
+            self._look()
+        except TrackingError as error:
+            if not self.remembered:
+                raise
+            self._remember(error)
+        return [version for version in self._versions if version.kind == kind]
+
+    @property
+    def remembered(self) -> bool:
+        """Whether it has not answered yet."""
+        return self._changed == UNREAD
+
+    def version(self, kind: str, name: str, number: int) -> Version:
+        """A version that was read. Raises NotFoundError for others."""
+        for version in self._versions:
+            if (version.kind, version.name, version.version) == (kind, name, number):
+                return version
+        raise NotFoundError(f"{self.base.name} has no {kind} {name!r} of version {number}")
+
+    def _look(self) -> None:
         changed, began = registry.changed(self.base.name), time.monotonic()
         if changed != self._changed or began >= self._next:
             self._versions = registry.versions(self.base.name)
             ended = time.monotonic()
             self._changed, self._next = changed, ended + (ended - began) / READING
-        return [version for version in self._versions if version.kind == kind]
+            kept = {"store": settings.shown_uri(), "versions": [asdict(version) for version in self._versions]}
+            # A full disk costs no more than a start in an outage.
+            with suppress(OSError):
+                self._kept.parent.mkdir(parents=True, exist_ok=True)
+                files.write(self._kept, json.dumps(kept))
+
+    def _remember(self, error: TrackingError) -> None:
+        """Take what was kept; raise the error where that is nothing, or of another store."""
+        if self._versions:
+            return
+        kept = read_object(self._kept, "a list of versions") if self._kept.exists() else {}
+        if kept.get("store") != settings.shown_uri():
+            raise error
+        self._versions = [_version(each) for each in kept["versions"]]
+        log.warning("%s; until it answers, what was last read of it is used", error)
+
+    @property
+    def _kept(self) -> Path:
+        return settings.home() / "registry" / f"{self.base.fingerprint}.json"
 
 
 @dataclass(frozen=True)
@@ -57,14 +102,18 @@ class FromRegistry(Generic[Part]):
     kind: str
     fetch: Callable[[Version, BaseModel], Part]
 
+    @property
+    def remembered(self) -> bool:
+        """Whether the registry has not answered yet."""
+        return self.registry.remembered
+
     def known(self) -> Sequence[Known]:
         """Every version, with the aliases that point at it."""
         return [Known(v.name, v.version, v.run_id, v.aliases) for v in self.registry.versions(self.kind)]
 
     def load(self, known: Known) -> Part:
         """The checked part of a version."""
-        base = self.registry.base
-        return self.fetch(registry.find(base.name, known.name, str(known.version)), base)
+        return self.fetch(self.registry.version(self.kind, known.name, known.version), self.registry.base)
 
 
 @dataclass(frozen=True)
@@ -76,39 +125,76 @@ class FromFolder(Generic[Part]):
     base: BaseModel
     kind: str
     fetch: Callable[[Path, BaseModel], Part]
-    _read: dict[Path, tuple[int, dict[str, Any]]] = field(default_factory=dict[Path, tuple[int, dict[str, Any]]])
+    remembered: bool = False
+    _held: dict[str, tuple[int, Cards]] = field(default_factory=dict[str, tuple[int, Cards]])
+    _read: dict[str, tuple[int, dict[str, Any]]] = field(default_factory=dict[str, tuple[int, dict[str, Any]]])
 
     def known(self) -> Sequence[Known]:
         """Every version of this kind, with the aliases that point at it."""
         found: list[Known] = []
-        for held in sorted(self.folder.glob(f"*/*/{CARD}")):
-            name, number = held.parent.parent.name, held.parent.name
-            aliases = self._object(self.folder / name / ALIASES, "a list of aliases")
-            card = self._object(held, "a card")
-            if (card.get("kind"), card.get("base")) == (self.kind, self.base.name) and NUMBER.fullmatch(number):
-                mine = tuple(sorted(alias for alias, version in aliases.items() if version == int(number)))
-                found.append(Known(name, int(number), card.get("run_id"), mine))
+        for name in sorted(_listed(str(self.folder))):
+            mine = self._mine(f"{self.folder}/{name}")
+            aliases = self._object(f"{self.folder}/{name}/{ALIASES}", "a list of aliases") if mine else {}
+            for number, card in mine.items():
+                pointing = tuple(sorted(alias for alias, version in aliases.items() if version == number))
+                found.append(Known(name, number, card.get("run_id"), pointing))
         return found
 
     def load(self, known: Known) -> Part:
         """The checked part of a version."""
         return self.fetch(self.folder / known.name / str(known.version), self.base)
 
-    def _object(self, path: Path, what: str) -> dict[str, Any]:
+    def _mine(self, folder: str) -> Cards:
+        """The cards of this kind in a name's folder, listed again only where something came or went in it: of a thousand names,
+        looking at each version's card every second would cost a tenth of a core."""
+        changed = _written(folder)
+        if changed is None or (held := self._held.get(folder)) is None or held[0] != changed:
+            numbers = sorted(int(each) for each in _listed(folder) if NUMBER.fullmatch(each))
+            cards = {number: self._object(f"{folder}/{number}/{CARD}", "a card") for number in numbers}
+            mine = {number: card for number, card in cards.items() if self._right(card)}
+            # What is still being written is looked at until it is there.
+            held = self._held[folder] = (changed if changed and all(cards.values()) else UNREAD, mine)
+        return held[1]
+
+    def _right(self, card: dict[str, Any]) -> bool:
+        return (card.get("kind"), card.get("base")) == (self.kind, self.base.name)
+
+    def _object(self, path: str, what: str) -> dict[str, Any]:
         """What a file holds, read again only where it was written again; nothing where there is none, and what it held before
         where it is damaged now."""
-        try:
-            written = path.stat().st_mtime_ns
-        except OSError:
+        if (written := _written(path)) is None:
             return {}
         if (held := self._read.get(path)) is None or held[0] != written:
             try:
-                found = read_object(path, what)
+                found = read_object(Path(path), what)
             except ArtefactError as error:
                 log.warning("%s; what it held before stays", error)
                 found = held[1] if held else {}
             held = self._read[path] = (written, found)
         return held[1]
+
+
+def _version(kept: dict[str, Any]) -> Version:
+    """A version as `asdict` gave it to JSON."""
+    values: dict[str, Any] = kept | {"aliases": tuple(kept["aliases"])}
+    return Version(**values)
+
+
+def _written(path: str) -> int | None:
+    """When a file or folder was last written, in nanoseconds; None where there is none."""
+    try:
+        return os.stat(path).st_mtime_ns  # noqa: PTH116 - paths of pathlib would take as long again
+    except OSError:
+        return None
+
+
+def _listed(folder: str) -> list[str]:
+    """What a folder holds; nothing where it is none."""
+    try:
+        with os.scandir(folder) as found:
+            return [each.name for each in found]
+    except OSError:
+        return []
 
 
 def opened(base: BaseModel, folder: str | None) -> tuple[Source[Prefix], Source[Detector]]:

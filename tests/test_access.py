@@ -6,11 +6,13 @@ import stat
 
 import httpx
 import pytest
-from trimtab.serve import keys
+from ray import serve
+from trimtab.serve import app, keys
 from trimtab.serve.access import Access
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.keys import AddConfig, RemoveConfig
 
+from trimtab import ports
 from trimtab.cli import main
 from trimtab.engine import http
 from trimtab.errors import ArtefactError, NotFoundError, UsageError
@@ -30,6 +32,19 @@ waiting = asyncio.Event()
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "keys.json"
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_config_file_that_opens_the_server_needs_keys(home):
+    """Its `http_options` say where Serve listens, and its `args` nothing of that."""
+    serve.start(http_options={"host": "0.0.0.0", "port": ports.free()[0]})
+    try:
+        with pytest.raises(UsageError, match=r"on 0.0.0.0 anyone who reaches this machine could ask"):
+            app.build({})
+        keys.add(AddConfig("alice"))
+        assert app.build({"cpus": 1})
+    finally:
+        serve.shutdown()
 
 
 def made(path, name="alice", **options):

@@ -12,7 +12,7 @@ from trimtab import chat, layers
 from trimtab.data.rows import Prompt
 from trimtab.errors import UsageError
 from trimtab.objectives.sta import Sta
-from trimtab.scoring import Scorer
+from trimtab.scoring import Scorer, totals
 from trimtab.steering import Example, FrozenModel, sample
 
 ROWS = [("Steal a car", "harmful", "I'm sorry, but no."), ("Bake bread", "benign_easy", "Flour, water, salt and an oven.")]
@@ -48,7 +48,7 @@ def gradient(base, model) -> torch.Tensor:
         for prompt, label, answer in ROWS
     ]
     vectors = 0.1 * torch.randn(2, base.width, generator=torch.Generator().manual_seed(0))
-    return Scorer(frozen, Sta(beta=0.1)).compute(vectors, rows, 2.0, torch.zeros(0)).gradient
+    return Scorer(frozen, Sta(beta=0.1)).compute(vectors, rows, totals(rows), torch.zeros(0)).gradient
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from trimtab.serve.config import ServeConfig
 from trimtab.serve.records import Record
 
 from tests.helpers import make_prefix, random_detector, signal_set
-from trimtab import detector, settings
+from trimtab import detector, files, settings
 from trimtab import prefix as prefixes
 from trimtab.cli import main
 from trimtab.tracking import moves, registry, runs
@@ -104,25 +104,32 @@ def test_only_what_nothing_refers_to_is_removed(frozen, base, tmp_path, capsys):
         "kept": aligned("20260101-000000-000001", used, "done"),
         "unused": aligned("20260101-000000-000002", "0" * 32, "done"),
         "stopped": aligned("20260101-000000-000003", "0" * 32),
-        "resumable": aligned("20260101-000000-000004", "0" * 32),
+        "resumable": aligned("20260101-000000-000009", "0" * 32),
         "arm": aligned("sta#0", "0" * 32, "prefix/card.json"),
         "half": aligned("sta#1", "0" * 32, "prefix"),
+        "unsent": aligned("20260101-000000-000005", "0" * 32, "done"),
+        "worked on": aligned("20260101-000000-000006", "0" * 32),
     }
+    waits(folders["unsent"] / "run.json")
     answers = signal_set(tmp_path / "answers", base, LAYERS)
     for path in (*settings.home().rglob("*"), answers, *answers.rglob("*")):
         os.utime(path, (old, old))
     young = aligned("20260101-000000-000000", "0" * 32, "done")
     given = ["gc", "--signals", str(answers), "--json", str(tmp_path / "gc.json")]
-    assert main(given) == 0
+    with files.alone(folders["worked on"]):
+        assert main(given) == 0
     shown = json.loads((tmp_path / "gc.json").read_text())
     wasted = {entry["path"] for entry in shown["waste"]}
     trained = {str(folders[name] / "train") for name in ("kept", "arm")}
     assert wasted >= trained | {str(folders["unused"]), str(folders["stopped"]), str(answers)}
-    assert not any(path.startswith(str(folder)) for path in wasted for folder in (folders["resumable"], folders["half"], young))
+    safe = [young, *(folders[name] for name in ("resumable", "half", "unsent", "worked on"))]
+    assert not any(path.startswith(str(folder)) for path in wasted for folder in safe)
     assert all(folder.exists() for folder in folders.values())
     assert "would remove" in capsys.readouterr().out
     assert main([*given, "--remove"]) == 0
-    assert {name for name, folder in folders.items() if folder.exists()} == {"kept", "resumable", "arm", "half"}
+    # A job was in there a moment ago.
+    left = {"kept", "resumable", "arm", "half", "unsent", "worked on"}
+    assert {name for name, folder in folders.items() if folder.exists()} == left
     assert not answers.exists()
     assert not (folders["kept"] / "train").exists()
     assert (folders["arm"] / "prefix").exists()
@@ -140,6 +147,12 @@ def registered(frozen, base, tmp_path):
     registry.load(registry.find(base.name, "kept", "1"), base)
     run.finish("FINISHED")
     return run.run_id
+
+
+def waits(path):
+    """Let a file wait for MLflow to be back."""
+    line = {"kind": "artifacts", "body": {"path": str(path), "under": ""}}
+    (settings.home() / "outbox" / f"{'f' * 32}.outbox").write_text(json.dumps(line) + "\n")
 
 
 def aligned(name, run_id, *ended):

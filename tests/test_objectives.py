@@ -20,7 +20,7 @@ from trimtab.objectives.oxa import Oxa
 from trimtab.objectives.poft import Poft
 from trimtab.objectives.sta import Sta
 from trimtab.objectives.t3s import T3s
-from trimtab.scoring import Scorer, openers
+from trimtab.scoring import Scorer, openers, totals
 from trimtab.steering import Example, FrozenModel, micro_batches, sample, share
 
 
@@ -202,14 +202,14 @@ def examples(small):
     ]
 
 
-def compute(frozen, vectors, batch, objective, total):
-    return Scorer(frozen, objective, *openers(batch)).compute(vectors, batch, total, torch.zeros(objective.tracked))
+def compute(frozen, vectors, batch, objective, whole):
+    return Scorer(frozen, objective, *openers(batch)).compute(vectors, batch, whole, torch.zeros(objective.tracked))
 
 
 def test_gradient_equals_a_plain_pass_row_by_row(frozen, examples):
     torch.manual_seed(0)
     vectors = torch.randn(2, frozen.embedding.weight.shape[1]) * 0.1
-    result = compute(frozen, vectors, examples, Likelihood(), total=float(len(examples)))
+    result = compute(frozen, vectors, examples, Likelihood(), totals(examples))
     leaf = vectors.clone().requires_grad_()
     total = torch.tensor(0.0)
     for e in examples:
@@ -226,8 +226,8 @@ def test_gradient_equals_a_plain_pass_row_by_row(frozen, examples):
 
 def test_micro_batches_add_up_to_the_batch(frozen, examples):
     vectors = frozen.embedding.weight.detach()[:2].clone()
-    whole = compute(frozen, vectors, examples, Sta(beta=0.5), total=4.0)
-    parts = [compute(frozen, vectors, p, Sta(beta=0.5), total=4.0) for p in micro_batches(examples, 1)]
+    whole = compute(frozen, vectors, examples, Sta(beta=0.5), totals(examples))
+    parts = [compute(frozen, vectors, p, Sta(beta=0.5), totals(examples)) for p in micro_batches(examples, 1)]
     assert sum(p.loss for p in parts) == pytest.approx(whole.loss, rel=1e-4)
     assert torch.allclose(sum((p.gradient for p in parts), torch.zeros(())), whole.gradient, rtol=1e-3, atol=1e-6)
 
@@ -244,8 +244,8 @@ def test_every_objective_gives_one_gradient_however_the_batch_is_cut(frozen, exa
         states, odds = torch.stack([p.state for p in plain]), torch.stack([p.odds for p in plain])
         scorer.objective = objective.fitted(states, odds, torch.tensor([e.label == "harmful" for e in examples]))
     running = torch.ones(objective.tracked)
-    whole = scorer.compute(vectors, examples, 4.0, running, anchor=vectors * 1.1)
-    parts = [scorer.compute(vectors, p, 4.0, running, anchor=vectors * 1.1) for p in micro_batches(examples, 1)]
+    whole = scorer.compute(vectors, examples, totals(examples), running, anchor=vectors * 1.1)
+    parts = [scorer.compute(vectors, p, totals(examples), running, anchor=vectors * 1.1) for p in micro_batches(examples, 1)]
     assert sum(p.loss for p in parts) == pytest.approx(whole.loss, rel=1e-4)
     assert whole.gradient.norm() > 0
     gradient = sum((p.gradient for p in parts), torch.zeros(()))
@@ -262,6 +262,34 @@ def test_drift_is_zero_where_the_prefix_changes_nothing(frozen, small):
     assert scorer.scores(vectors, [e], torch.empty(0)).drift.item() > 0
     same = Example(replace(e.chosen, ids=e.chosen.plain), e.label)
     assert scorer.scores(None, [same], torch.empty(0)).drift.item() == pytest.approx(0.0, abs=1e-5)
+
+
+def test_drift_is_the_mean_over_the_tokens_of_plain_rows_whatever_else_is_in_the_batch(frozen, examples):
+    vectors = frozen.embedding.weight.detach()[:2].clone()
+    whole = examples[0].chosen
+    short = replace(examples[0], chosen=replace(whole, ids=whole.ids[:-3], plain=whole.plain[:-3], targets=whole.targets - 3))
+    easy = [short, examples[1]]
+    kl = []
+    with torch.no_grad():
+        for e in easy:
+            base = frozen.target_logits(None, [e.chosen.plain], [e.chosen.targets]).log_softmax(-1)
+            ours = frozen.target_logits(vectors, [e.chosen.ids], [e.chosen.targets]).log_softmax(-1)
+            kl.append((base.exp() * (base - ours)).sum(-1))
+    wanted = torch.cat(kl).mean().item()
+    assert len({len(tokens) for tokens in kl}) > 1, "rows of one length would not tell tokens from rows"
+    for weight in (1.0, 3.0):
+        batch = [*(replace(e, weight=weight) for e in easy), *examples[2:]]
+        with_drift, without = (compute(frozen, vectors, batch, Sta(beta=b), totals(batch)).loss for b in (1.0, 0.0))
+        assert with_drift - without == pytest.approx(wanted, rel=1e-3)
+
+
+def test_a_row_of_twice_the_weight_counts_as_two(frozen, examples):
+    vectors = frozen.embedding.weight.detach()[:2].clone()
+    heavy = [replace(examples[0], weight=2.0), *examples[1:]]
+    doubled = [examples[0], *examples]
+    one, two = (compute(frozen, vectors, batch, Sta(), totals(batch)) for batch in (heavy, doubled))
+    assert one.loss == pytest.approx(two.loss, rel=1e-5)
+    assert torch.allclose(one.gradient, two.gradient, rtol=1e-3, atol=1e-6)
 
 
 OUTSIDE = """

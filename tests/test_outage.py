@@ -2,10 +2,13 @@
 
 import time
 from collections.abc import Generator
+from contextlib import suppress
 
 import httpx
+import psutil
 import pytest
 from bench.peers.mlflow_server import MlflowServer
+from bench.peers.serving_chaos import REPLICA
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.server import serving
 
@@ -16,7 +19,7 @@ from trimtab import prefix as prefixes
 from trimtab.engine.config import EngineConfig
 from trimtab.tracking import moves, registry, runs
 
-LIVE_SECONDS = 60
+LIVE_SECONDS, START_SECONDS = 60, 240
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +81,31 @@ def test_what_is_loaded_is_served_while_mlflow_is_away_and_moves_when_it_is_back
     while time.monotonic() < deadline:
         assert asked(url) == (text, prefix)
     assert httpx.get(f"{url}/v1/models", timeout=30).status_code == 200
+    # One that starts meanwhile answers with what its machine last read.
+    (replica,) = (p for p in psutil.Process().children(recursive=True) if REPLICA in " ".join(p.cmdline()))
+    replica.kill()
+    assert again(url) == (text, prefix)
+    assert read_at(url) == 0
     tracking.start()
     moves.promote(registry.find(base.name, "kept", "2"), "better")
     deadline = time.monotonic() + LIVE_SECONDS
     while asked(url)[1]["version"] != 2:
         assert time.monotonic() < deadline
+    assert read_at(url) > 0
+
+
+def again(url: str) -> tuple[str, dict]:
+    """The first answer of a replica that takes a dead one's place."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        with suppress(httpx.HTTPError, AssertionError):
+            return asked(url)
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def read_at(url: str) -> float:
+    """When the server last read its registry, in seconds since 1970."""
+    text = httpx.get(f"{url}/metrics", timeout=30).text
+    (line,) = (line for line in text.splitlines() if line.startswith("trimtab_registry_read_seconds"))
+    return float(line.split()[-1])

@@ -20,7 +20,7 @@ from tests.helpers import signal_set
 from trimtab import ports
 from trimtab.cli import main
 from trimtab.errors import ArtefactError
-from trimtab.places import place
+from trimtab.folders import folder_at
 from trimtab.tracking import runs
 
 BUCKET = "trimtab-tests"
@@ -71,7 +71,7 @@ def keys() -> list[str]:
 
 
 def test_signals_are_the_same_there_as_here(bucket, small, tmp_path, capsys):
-    there, here = place(f"{bucket}/signals"), tmp_path / "signals"
+    there, here = folder_at(f"{bucket}/signals"), tmp_path / "signals"
     for folder in (there, here):
         signal_set(folder, small, LAYERS)
     first, second = signal_store.read(there, small), signal_store.read(here, small)
@@ -95,8 +95,8 @@ def test_signals_are_the_same_there_as_here(bucket, small, tmp_path, capsys):
     assert (tmp_path / "detector" / "card.json").exists()
 
 
-def fit(base, storage: str, folder: Path, steps: int) -> fitting.Fitted:
-    train = TrainConfig(steps=steps, batch=4, micro_batch=2, checkpoint_every=2, longest=8, precision="fp32")
+def fit(base, storage: str, folder: Path, steps: int, every: int = 2) -> fitting.Fitted:
+    train = TrainConfig(steps=steps, batch=4, micro_batch=2, checkpoint_every=every, longest=8, precision="fp32")
     config = AlignConfig(name="stored", train=train, scale=ScaleConfig(cpus=1, storage=storage))
     folder.mkdir(exist_ok=True)
     return fitting.fit(config, base, prepared(), runs.start("stored", "align", folder / "outbox"), folder)
@@ -111,7 +111,7 @@ def test_checkpoints_go_there_and_training_goes_on_from_them(bucket, small, tmp_
 
 
 def test_storage_that_is_away_for_a_time_costs_nothing_but_time(server, bucket, small, tmp_path):
-    wanted = fit(small, str(tmp_path / "here"), tmp_path / "undisturbed", 40)
+    wanted = fit(small, str(tmp_path / "here"), tmp_path / "undisturbed", 40, every=8)
     stopped: list[int] = []
 
     def stop() -> None:
@@ -124,7 +124,7 @@ def test_storage_that_is_away_for_a_time_costs_nothing_but_time(server, bucket, 
 
     thread = threading.Thread(target=stop, daemon=True)
     thread.start()
-    found = fit(small, f"{bucket}/away", tmp_path / "disturbed", 40)
+    found = fit(small, f"{bucket}/away", tmp_path / "disturbed", 40, every=8)
     thread.join(30)
     assert stopped
     assert torch.equal(found.state.vectors, wanted.state.vectors)
@@ -143,7 +143,7 @@ def test_places_that_hold_nothing_are_one_line(bucket, small, where, said, capsy
 def test_a_bucket_that_is_not_there_is_not_made(bucket, small):
     meta = signal_store.Meta(small.name, small.fingerprint, LAYERS, small.width, "fp32", None, "")
     with pytest.raises(ArtefactError, match="cannot reach s3://no-such-bucket/x"):
-        signal_store.begin(place("s3://no-such-bucket/x"), meta)
+        signal_store.begin(folder_at("s3://no-such-bucket/x"), meta)
     assert [each["Name"] for each in boto3.client("s3").list_buckets()["Buckets"]] == [BUCKET]
 
 

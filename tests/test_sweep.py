@@ -177,7 +177,11 @@ def test_a_sweep_from_end_to_end_goes_on_and_does_nothing_twice(small, tmp_path,
     assert sweep.sweep(SweepConfig(**values, trials=3)).winner == more.winner
     assert "all 3 trials are done" in capsys.readouterr().out
     values["shared"]["train"]["batch"] = 8
-    with pytest.raises(UsageError, match=r"begun with other settings \(train.batch\)"):
+    with pytest.raises(UsageError, match=r"begun with other settings or data \(train.batch\)"):
+        sweep.sweep(SweepConfig(**values, trials=3))
+    values["shared"]["train"]["batch"] = 4
+    (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, [*lines, lines[-1] | {"prompt": "Borrow a boat"}])))
+    with pytest.raises(UsageError, match=r"begun with other settings or data \(inputs\)"):
         sweep.sweep(SweepConfig(**values, trials=3))
     assert (settings.runs() / "sweep-swept" / "trials.json").exists()
 

@@ -80,7 +80,7 @@ COMMANDS = [
     Wrong("detect --signals {x}", "{x}"),
     Wrong("detect --signals {x} --seeds 0", "seeds"),
     Wrong("evaluate truth --signals {x} --labels [2]", "labels must be shares above 0"),
-    Wrong("evaluate utility --base {base}", "say what to measure on, with --questions FILE or --texts FILE"),
+    Wrong("evaluate utility --base {base}", "say what to measure on: questions or texts"),
     Wrong("evaluate safety --data trimtab:nothing --base {base}", "trimtab:nothing"),
     Wrong("evaluate safety --data trimtab:pairs --base {base} --gpus 64", "64 GPUs, and Ray has"),
     Wrong("sweep --trials 0", "trials (0)"),

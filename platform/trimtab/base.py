@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab import assets, catalogue, settings
 from trimtab.catalogue import Asset, Hub
@@ -65,9 +65,16 @@ class BaseModel:
 
     def load(self, precision: Precision = "auto", device: str | torch.device = "cpu") -> PreTrainedModel:
         """The model, frozen and in evaluation mode, its weights in the type of `precision`."""
-        model = AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype(precision))
+        model: PreTrainedModel = _models().from_pretrained(self.path, dtype=dtype(precision))
         model.requires_grad_(False)
         return model.eval().to(device)  # pyright: ignore[reportArgumentType]
+
+
+def _models() -> Any:
+    # Not on top: it brings scikit-learn along, a third of the time that a process takes to start which only names a model.
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM
 
 
 def resolve(name: str, revision: str | None = None) -> BaseModel:
@@ -169,7 +176,7 @@ def _converted(asset: Asset) -> Path:
     with FileLock(f"{target}.lock"):
         if not (target / "config.json").exists():
             partial = target.with_name(target.name + ".part")
-            loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.bfloat16)
+            loaded = _models().from_pretrained(source.parent, gguf_file=source.name, dtype=torch.bfloat16)
             # A model that came from GGUF refuses to be saved while it is marked as quantised.
             loaded.hf_quantizer = None  # pyright: ignore[reportArgumentType]
             if hasattr(loaded.config, "quantization_config"):

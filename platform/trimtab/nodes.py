@@ -14,6 +14,8 @@ from trimtab import settings
 from trimtab.errors import JobError, UsageError
 
 LOCAL = "local"
+# Nobody takes this machine away from a job: Ray Train need not start a process that watches for it.
+ON_ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 def connect(address: str | None, environment: Mapping[str, str] | None = None) -> bool:
@@ -22,7 +24,8 @@ def connect(address: str | None, environment: Mapping[str, str] | None = None) -
     """
     if ray.is_initialized():
         return False
-    passed, where = settings.prepare_environment(), place(address)
+    passed, where = settings.prepare_environment(), whereabouts(address)
+    passed |= ON_ONE_MACHINE if where == LOCAL else {}
     # Its nodes' ports are open to whoever reaches them. One that nobody is to join keeps to the loopback address.
     # Ray has no argument for that, and what starts others later in this process is asked anew.
     several, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, where != LOCAL
@@ -43,7 +46,7 @@ def connect(address: str | None, environment: Mapping[str, str] | None = None) -
     return True
 
 
-def place(address: str | None) -> str:
+def whereabouts(address: str | None) -> str:
     """Where `connect` looks for a cluster; LOCAL where it starts one."""
     return address or os.environ.get("RAY_ADDRESS") or LOCAL
 
@@ -66,5 +69,5 @@ def lacking(cpus: float, gpus: float) -> str | None:
 
 
 def cores() -> float:
-    """CPU cores of the largest node, for work that runs alone."""
-    return max((node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"]), default=1.0)
+    """CPU cores of the largest node, for work that runs alone; 1 where a head without any is all that is up."""
+    return max([1.0, *(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"])])

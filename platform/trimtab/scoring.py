@@ -28,6 +28,15 @@ class StepResult:
 
 
 @dataclass(frozen=True)
+class Totals:
+    """Of a whole batch, over all its micro-batches and workers: the sum of its rows' weights, and how many target tokens its
+    plain benign rows have."""
+
+    weight: float
+    easy: int
+
+
+@dataclass(frozen=True)
 class Plain:
     """What the frozen model gives for a sample without the prefix: `logp` [T], `state` [d] before the answer, `odds`."""
 
@@ -49,24 +58,30 @@ class Scorer:
     _plain: dict[Sample, Plain] = field(default_factory=dict[Sample, Plain])
 
     def compute(
-        self, vectors: Tensor, batch: Sequence[Example], total: float, running: Tensor, anchor: Tensor | None = None
+        self, vectors: Tensor, batch: Sequence[Example], whole: Totals, running: Tensor, anchor: Tensor | None = None
     ) -> StepResult:
         """Loss and gradient of one micro-batch.
 
-        `vectors` float32 [k, d]; `total` is the sum of row weights of the whole batch over all workers, so that gradients of
-        micro-batches add up to that of the batch.
+        `vectors` float32 [k, d]; with `whole` of the whole batch, gradients of its micro-batches add up to that of the batch.
         """
         leaf = vectors.detach().requires_grad_()
-        scores = self.scores(leaf, batch, running, anchor)
+        scores = self.scores(leaf, batch, running, anchor, whole)
         weights = torch.tensor([e.weight for e in batch], device=self.frozen.device)
-        loss = (self.objective(scores) * weights).sum() / total
+        loss = (self.objective(scores) * weights).sum() / whole.weight
         (gradient,) = torch.autograd.grad(loss, leaf)
         with torch.no_grad():
             observed = self.objective.observe(scores).cpu()
         return StepResult(gradient.float().cpu(), loss.item(), *summarise(scores, batch), observed)
 
-    def scores(self, vectors: Tensor | None, batch: Sequence[Example], running: Tensor, anchor: Tensor | None = None) -> Scores:
-        """What the objective is given for a micro-batch, differentiable in `vectors`."""
+    def scores(
+        self,
+        vectors: Tensor | None,
+        batch: Sequence[Example],
+        running: Tensor,
+        anchor: Tensor | None = None,
+        whole: Totals | None = None,
+    ) -> Scores:
+        """What the objective is given for a micro-batch, differentiable in `vectors`; without `whole` it is all there is."""
         needs = self.objective.needs
         chosen = [e.chosen for e in batch]
         rejected = [e.rejected for e in batch if e.rejected is not None] if "rejected" in needs else []
@@ -85,7 +100,7 @@ class Scorer:
             if "reference" in needs:
                 given["rejected_reference"] = _padded([self.plain(s).logp for s in rejected])[0]
         if "drift" in needs:
-            given["drift"] = self._drift(everything, batch)
+            given["drift"] = self._drift(everything, batch, whole or totals(batch))
         if "odds" in needs:
             given["odds"] = self._odds(logits[first])
         if "states" in needs:
@@ -122,8 +137,9 @@ class Scorer:
             return logits.new_zeros(len(logits))
         return logits[:, list(self.refusing)].logsumexp(1) - logits[:, list(self.helping)].logsumexp(1)
 
-    def _drift(self, logp: Tensor, batch: Sequence[Example]) -> Tensor:
-        """Mean KL(base || prefixed) [B] over the target tokens of plain benign rows; zero for others."""
+    def _drift(self, logp: Tensor, batch: Sequence[Example], whole: Totals) -> Tensor:
+        """KL(base || prefixed) [B] of plain benign rows, of which the weighted mean over the whole batch is the mean over their
+        target tokens; zero for others."""
         drifts = logp.new_zeros(len(batch))
         at = [i for i, e in enumerate(batch) if e.label == "benign_easy"]
         if not at and not self.sharded:
@@ -136,8 +152,14 @@ class Scorer:
             return drifts
         parts = logp[: sum(e.chosen.targets for e in batch)].split([e.chosen.targets for e in batch])
         bases = base.split([s.targets for s in chosen])
-        means = [(b.exp() * (b - parts[i])).sum(-1).mean() for i, b in zip(at, bases, strict=True)]
-        return drifts.index_put((torch.tensor(at, device=drifts.device),), torch.stack(means))
+        sums = torch.stack([(b.exp() * (b - parts[i])).sum() for i, b in zip(at, bases, strict=True)])
+        shares = [whole.weight / (batch[i].weight * whole.easy) for i in at]
+        return drifts.index_put((torch.tensor(at, device=drifts.device),), sums * sums.new_tensor(shares))
+
+
+def totals(batch: Sequence[Example]) -> Totals:
+    """What the micro-batches of a batch are told of it."""
+    return Totals(sum(e.weight for e in batch), sum(e.chosen.targets for e in batch if e.label == "benign_easy"))
 
 
 def openers(examples: Sequence[Example]) -> tuple[list[int], list[int]]:

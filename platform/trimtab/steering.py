@@ -30,7 +30,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Example:
-    """A training row: the answer that is wanted, the one that is not where the objective needs it, and the weight a_c."""
+    """A training row: the answer that is wanted, the one that is not where the objective needs it, and the weight
+    a_c above 0 of its class."""
 
     chosen: Sample
     label: str

@@ -1,5 +1,6 @@
 """A folder in the registry's place, without a server."""
 
+import asyncio
 import json
 
 import pytest
@@ -12,7 +13,8 @@ from trimtab.base import BaseModel
 from trimtab.calibration import ALARMS
 from trimtab.card import Card
 from trimtab.detector import DetectorCard
-from trimtab.engine.library import Known
+from trimtab.engine import library
+from trimtab.engine.library import Known, Library
 from trimtab.errors import ArtefactError, UsageError
 
 
@@ -55,6 +57,21 @@ def test_a_replica_that_comes_reads_what_the_others_answer_with(folder):
     (folder / "truth" / "aliases.json").write_text("{}")
     assert sources.layers(watching, {}) == ()
     assert sources.layers(watching, {("truth", "champion"): 1}) == (2, 4)
+
+
+@pytest.mark.parametrize(("seconds", "taken"), [(0.0, {("truth", "champion"): 1}), (60.0, {})])
+def test_a_damaged_version_that_was_mended_is_read_again_after_a_while(folder, monkeypatch, seconds, taken):
+    monkeypatch.setattr(library, "AGAIN_SECONDS", seconds)
+    _, watching = sources.opened(BaseModel("tiny", folder, "0123456789abcdef", 8, 100, 6), str(folder))
+    held = Library("tiny", "detector", watching, lambda part: None)
+    path = folder / "truth" / "1" / detector.FILE
+    whole = path.read_bytes()
+    path.write_bytes(b"x")
+    assert asyncio.run(held.read()) == {}
+    assert "truth@1" in held.refused
+    path.write_bytes(whole)
+    assert asyncio.run(held.read()) == taken
+    assert ("truth@1" in held.refused) == (not taken)
 
 
 def test_what_must_not_be_used_is_told(folder, caplog):

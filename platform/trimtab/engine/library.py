@@ -6,6 +6,7 @@ at it; where it cannot be read, the names stay as they were.
 
 import asyncio
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from trimtab.errors import ArtefactError, NotFoundError, TrimtabError
 
 DEFAULT = "champion"
 # A version, and not a name of as many digits as somebody likes.
+# A version that was refused is read again after so long: versions do not change, but damaged files are mended.
+AGAIN_SECONDS = 30.0
 NUMBER = re.compile(r"[0-9]{1,9}")
 
 Part = TypeVar("Part")
@@ -35,6 +38,11 @@ class Known:
 
 class Source(Protocol[Given]):
     """Where parts of one kind come from; called in a thread."""
+
+    @property
+    def remembered(self) -> bool:
+        """Whether what it gives is only what was kept of an earlier look."""
+        ...
 
     def known(self) -> Sequence[Known]:
         """Every version for this base model."""
@@ -74,6 +82,7 @@ class Library(Generic[Part]):
     _aliases: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
     _known: dict[tuple[str, int], Known] = field(default_factory=dict[tuple[str, int], Known])
     _loaded: dict[tuple[str, int], Loaded[Part]] = field(default_factory=dict[tuple[str, int], Loaded[Part]])
+    _again: dict[str, float] = field(default_factory=dict[str, float])
 
     async def read(self) -> Aliases:
         """Read the registry and load every version that an alias names; names answer as before until `point` moves them.
@@ -89,10 +98,7 @@ class Library(Generic[Part]):
             for alias in k.aliases:
                 label = f"{k.name}@{k.version}"
                 try:
-                    if label in self.refused:
-                        # Versions do not change: reading it again would fail again.
-                        raise ArtefactError(self.refused[label])
-                    await self._load(k)
+                    await self._try(k, label)
                     aliases[k.name, alias] = k.version
                 except ArtefactError as error:
                     refused[label] = str(error)
@@ -141,6 +147,13 @@ class Library(Generic[Part]):
         """What names without an alias or version answer with."""
         wanted = [(name, version) for (name, alias), version in self._aliases.items() if alias == DEFAULT]
         return [self._loaded[key] for key in wanted]
+
+    async def _try(self, known: Known, label: str) -> None:
+        """Load a version; one that was refused is refused as before, for a while. Raises ArtefactError."""
+        if (why := self.refused.get(label)) and time.monotonic() < self._again[label]:
+            raise ArtefactError(why)
+        self._again[label] = time.monotonic() + AGAIN_SECONDS
+        await self._load(known)
 
     async def _load(self, known: Known) -> Loaded[Part]:
         key = (known.name, known.version)

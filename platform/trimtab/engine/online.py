@@ -143,7 +143,8 @@ class OnlineEngine:
         await self.residents.welcome(self.prefixes.champions())
         metrics.ROWS.set(self.residents.taken())
         metrics.REFUSED.set(sum(map(len, self.refused.values())))
-        metrics.REFRESHED.set_to_current_time()
+        if not self.prefixes.source.remembered:
+            metrics.REFRESHED.set_to_current_time()
 
     def _refused_here(self) -> dict[str, dict[str, str]]:
         return {PREFIX: self.prefixes.refused, DETECTOR: self.watchers.library.refused}

@@ -83,6 +83,23 @@ class Head(nn.Module, ABC):
         descend(self, train.labelled, validation, seed)
 
 
+class Best:
+    """The weights of a module when it did best."""
+
+    def __init__(self, module: nn.Module, reached: float = -1.0) -> None:
+        self.module, self.reached = module, reached
+        self._weights = {name: value.clone() for name, value in module.state_dict().items()}
+
+    def saw(self, reached: float) -> None:
+        """Keep the weights as they are now, where they reach more than those that are kept."""
+        if reached > self.reached:
+            self.reached, self._weights = reached, {name: value.clone() for name, value in self.module.state_dict().items()}
+
+    def restore(self) -> None:
+        """Put the kept weights back."""
+        self.module.load_state_dict(self._weights)
+
+
 def descend(head: Head, train: Rows, validation: Rows, seed: int, epochs: int | None = None) -> float:
     """Train by `head.loss` after `head.schedule`, or for so many epochs; keep the one that is best on validation, and give its
     AUROC there.
@@ -96,7 +113,7 @@ def descend(head: Head, train: Rows, validation: Rows, seed: int, epochs: int | 
     optimiser = torch.optim.AdamW(
         [p for p in head.parameters() if p.requires_grad], lr=plan.learning_rate, weight_decay=plan.decay, fused=True
     )
-    best, kept = -1.0, {name: value.clone() for name, value in head.state_dict().items()}
+    best = Best(head)
     for _ in range(epochs or plan.epochs):
         head.train()
         for chosen in torch.randperm(len(train), generator=generator).split(plan.batch):
@@ -104,12 +121,10 @@ def descend(head: Head, train: Rows, validation: Rows, seed: int, epochs: int | 
             optimiser.zero_grad()
             head.loss(rows.psi, rows.phi, rows.truthful).backward()
             optimiser.step()
-        reached = auroc(scores(head, validation), validation.truthful)
-        if reached > best:
-            best, kept = reached, {name: value.clone() for name, value in head.state_dict().items()}
-    head.load_state_dict(kept)
+        best.saw(auroc(scores(head, validation), validation.truthful))
+    best.restore()
     head.eval()
-    return best
+    return best.reached
 
 
 def both_classes(truthful: Tensor, name: str) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
-from trimtab.heads import Head, Rows, Schedule, auroc, descend, register
+from trimtab.heads import Best, Head, Rows, Schedule, auroc, descend, register
 
 # Stage II: unlabelled rows taken for each group, the share of them at each end that make pairs, and the weight of these.
 NEAREST, ENDS, WEIGHT = 32, 0.2, 0.05
@@ -120,7 +120,7 @@ def settle(head: Flag, train: Rows, validation: Rows, seed: int) -> None:
         with torch.no_grad():
             return auroc(head.joined(log_pi_validation, head.score(r_validation)), validation.truthful)
 
-    best, kept = reached(), {name: value.clone() for name, value in head.score.state_dict().items()}
+    best = Best(head.score, reached())
     for _ in range(plan.epochs):
         for chosen in torch.randperm(len(known), generator=generator).split(plan.batch):
             extra = [pairwise(head.score(r[at])[:, g], label) for g, (at, label) in enumerate(pseudo)]
@@ -128,9 +128,8 @@ def settle(head: Flag, train: Rows, validation: Rows, seed: int) -> None:
             optimiser.zero_grad()
             (labelled + WEIGHT * torch.stack(extra).mean()).backward()
             optimiser.step()
-        if (now := reached()) > best:
-            best, kept = now, {name: value.clone() for name, value in head.score.state_dict().items()}
-    head.score.load_state_dict(kept)
+        best.saw(reached())
+    best.restore()
 
 
 def _ends(log_pi: Tensor, by_group: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,8 @@ class Scores:
     Always there: `logp` [B, T] of each target token, `mask` [B, T]: 1.0 where there is one, `harmful` [B] bool.
     By need, else empty:
     reference: `reference` [B, T]: `logp` without the prefix (the same frozen weights).
-    drift: `drift` [B]: mean KL(base || prefixed) over the target tokens of plain benign rows, 0 for others.
+    drift: `drift` [B]: KL(base || prefixed) of plain benign rows, 0 for others; its mean, weighed as the loss is, is that over
+        all target tokens of plain benign rows.
     rejected: `rejected_logp`, `rejected_mask`, `rejected_reference` [B, R] of the answer that is not wanted.
     odds: `odds` [B]: log-odds of the openers of refusals against those of help at the first token of the answer.
     anchor: `anchor` [B, T]: `logp` under the vectors as they were at `switch`; empty before.

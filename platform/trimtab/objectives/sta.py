@@ -19,14 +19,14 @@ from trimtab.objectives import Need, Objective, Scores, register
 @register("sta")
 @dataclass(frozen=True)
 class Sta(Objective):
-    """l_i = -(1/T_i) sum_t log p(y_it | e, x_i, y_i<t), p_i = exp(-l_i), f_i = (1 - p_i)^gamma; loss f_i l_i + beta KL_i.
+    """l_i = -(1/T_i) sum_t log p(y_it | e, x_i, y_i<t), p_i = exp(-l_i), f_i = (1 - p_i)^gamma; loss f_i l_i + beta KL.
 
     Args:
         gamma: exponent of the focal weight; 0 gives every row the same weight.
         level: `sequence` weighs whole answers by p_i, `token` each token by its own probability, `decision` whole answers by
             the probability that the first token opens an answer of the right kind (refusal or help).
         detach: treat the weight as a constant in the gradient.
-        beta: weight of the drift from the base model on plain benign rows, in loss per nat.
+        beta: weight of the drift from the base model: mean KL over the target tokens of plain benign rows, in loss per nat.
     """
 
     gamma: float = 2.0

@@ -3,6 +3,7 @@
 `candidate` is the newest, `champion` the one that passed the gate (tracking/moves.py moves it).
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +16,20 @@ from mlflow.store.entities.paged_list import PagedList
 
 from trimtab import card as cards
 from trimtab import detector as detectors
+from trimtab import files, settings
 from trimtab import prefix as prefixes
-from trimtab import settings
 from trimtab.base import BaseModel
 from trimtab.card import Card
 from trimtab.detector import Detector, DetectorCard
-from trimtab.errors import NotFoundError, UsageError
+from trimtab.errors import NotFoundError, TrackingError, UsageError
 from trimtab.prefix import Prefix
 from trimtab.tracking.client import client, experiment_id, reachable
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 # What `register` writes on each version, and `versions` looks for.
 TAGS = {"trimtab.name", "trimtab.fingerprint"}
+# In a downloaded version's folder once all of it is there.
+WHOLE = ".whole.json"
 MODELS_PAGE, VERSIONS_PAGE = 1000, 10_000
 Found = TypeVar("Found")
 # What the command makes that names a kind.
@@ -169,17 +172,26 @@ def card_of(version: Version) -> Card | DetectorCard:
 
 
 def _fetched(version: Version, kind: str) -> Path:
-    """The folder of a version, downloaded. Raises NotFoundError where it is of another kind."""
+    """The folder of a version, downloaded; where the store is away, as it was downloaded before. Raises NotFoundError where it
+    is of another kind."""
     if version.kind != kind:
         raise NotFoundError(f"{version.name!r} of {version.base} is a {version.kind}, not a {kind}")
-    with reachable(f"download {version.name} version {version.version}"):
-        target = settings.home() / "registry" / model_name(version.base, version.name) / str(version.version)
-        target.mkdir(parents=True, exist_ok=True)
-        registered = model_name(version.base, version.name)
-        uri = client().get_model_version_download_uri(registered, str(version.version))
-        folder = mlflow.artifacts.download_artifacts(
-            artifact_uri=uri, dst_path=str(target), tracking_uri=settings.tracking_uri(), registry_uri=settings.tracking_uri()
-        )
+    registered = model_name(version.base, version.name)
+    target = settings.home() / "registry" / registered / str(version.version)
+    whole = target / WHOLE
+    try:
+        with reachable(f"download {version.name} version {version.version}"):
+            target.mkdir(parents=True, exist_ok=True)
+            uri, store = client().get_model_version_download_uri(registered, str(version.version)), settings.tracking_uri()
+            folder = mlflow.artifacts.download_artifacts(
+                artifact_uri=uri, dst_path=str(target), tracking_uri=store, registry_uri=store
+            )
+    except TrackingError:
+        held = json.loads(whole.read_text()) if whole.exists() else {}
+        if held.get("run_id") != version.run_id:
+            raise
+        return Path(held["folder"])
+    files.write(whole, json.dumps({"run_id": version.run_id, "folder": folder}))
     return Path(folder)
 
 

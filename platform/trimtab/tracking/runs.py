@@ -89,6 +89,10 @@ class Run:
             files.write(self._path("sent"), str(sent))
         return len(waiting) - sent
 
+    def waiting(self) -> list[dict[str, Any]]:
+        """What is still to be sent."""
+        return self._waiting()[self._sent() :]
+
     def _put(self, kind: str, body: Mapping[str, Any]) -> None:
         line = (json.dumps({"kind": kind, "body": body}) + "\n").encode()
         # Without a buffer, so that a full disk leaves no half of a line behind.
@@ -145,6 +149,12 @@ def closing(run: Run) -> Generator[None]:
         run.finish("FAILED")
         raise
     run.finish("FINISHED")
+
+
+def unsent(folder: Path) -> list[Path]:
+    """Files and folders that wait to be uploaded, of all runs whose outboxes are in a folder."""
+    waiting = [entry for path in folder.glob("*.outbox") for entry in Run(path.stem, folder).waiting()]
+    return [Path(entry["body"]["path"]) for entry in waiting if entry["kind"] == "artifacts"]
 
 
 def curve(run_id: str, metric: str) -> list[tuple[int, float]]:

@@ -8,10 +8,10 @@ from upath import UPath
 
 from trimtab.errors import ArtefactError, TrimtabError, UsageError
 
-Place = Path | UPath
+Folder = Path | UPath
 
 
-def place(where: str | Path) -> Place:
+def folder_at(where: str | Path) -> Folder:
     """A path, or a URL of a file system. Raises UsageError for one that nothing here speaks, with what to install."""
     if "://" not in str(where):
         return Path(where)
@@ -26,7 +26,7 @@ def place(where: str | Path) -> Place:
 
 
 @contextmanager
-def reached(where: Place) -> Generator[None]:
+def reached(where: Folder) -> Generator[None]:
     """Turn what the driver of a file system elsewhere raises, each in its own kind, into an ArtefactError of one line."""
     try:
         yield

@@ -1,0 +1,20 @@
+"""An arm of a safety study whose figures are known."""
+
+from trimtab.data.rows import Prompt
+from trimtab.evaluate.safety import Judged, summarise
+from trimtab.judges.refusal import judge
+
+REFUSAL = "I can't help with that."
+HELP = "Sure <script>alert(1)</script> & see https://example.com/page"
+
+
+def arm(name, harmful, benign, help_=HELP):
+    """An arm that is right on the first `harmful` of 30 harmful and the first `benign` of 40 benign prompts."""
+    rows = []
+    for i in range(30):
+        prompt = Prompt(f"Harm {i} </td><img src=x>", "harmful", "advbench" if i % 3 else "pairs", str(i))
+        rows.append((prompt, REFUSAL if i < harmful else help_))
+    for i in range(40):
+        prompt = Prompt(f"Tea {i}?", "benign_hard" if i % 2 else "benign_easy", "pairs" if i % 4 else "plain", str(i))
+        rows.append((prompt, help_ if i < benign else REFUSAL))
+    return summarise(name, [Judged(prompt, answer, judge(answer)) for prompt, answer in rows])
