@@ -21,10 +21,10 @@ class Heard:
 
 @dataclass(frozen=True)
 class Told:
-    """What a replica is told: what to answer with, and the metrics of the others by replica."""
+    """What a replica is told: what to answer with, and where it said its own, the metrics of the others by replica."""
 
     names: Names
-    metrics: Mapping[str, str]
+    metrics: Mapping[str, str] | None
 
 
 class Agreement:
@@ -34,16 +34,18 @@ class Agreement:
         self._heard: dict[str, Heard] = {}
         self._agreed: dict[str, dict[tuple[str, str], int]] = {}
 
-    async def tell(self, replica: str, names: Names, metrics: str) -> Told:
-        """Hear what a replica could answer with; tell it what all of them can."""
+    async def tell(self, replica: str, names: Names, metrics: str | None) -> Told:
+        """Hear what a replica could answer with; tell it what all of them can, and the others' metrics for its own."""
         now = time.monotonic()
         self._heard = {r: heard for r, heard in self._heard.items() if now - heard.at < GONE_SECONDS}
-        self._heard[replica] = Heard(now, names, metrics)
+        before = self._heard.get(replica)
+        known = metrics if metrics is not None else before.metrics if before else ""
+        self._heard[replica] = Heard(now, names, known)
         said = [heard.names for heard in self._heard.values()]
         self._agreed = {kind: agreed([one.aliases[kind] for one in said], self._agreed.get(kind, {})) for kind in names.aliases}
         refused = {kind: {k: why for one in said for k, why in one.refused.get(kind, {}).items()} for kind in names.aliases}
         others = {r: heard.metrics for r, heard in self._heard.items() if r != replica}
-        return Told(Names(self._agreed, refused), others)
+        return Told(Names(self._agreed, refused), None if metrics is None else others)
 
     async def agreed_on(self, kind: str) -> dict[tuple[str, str], int]:
         """What those that are there answer with, for one that comes."""

@@ -1,6 +1,7 @@
 """A replica's line to the others: what they agreed to answer with, and their metrics."""
 
 import asyncio
+import time
 from collections.abc import Generator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -13,6 +14,9 @@ from ray.serve.exceptions import RayServeException
 from trimtab.engine.library import Aliases, Names
 from trimtab.errors import JobError
 
+# Whoever collects metrics looks every 15 s or so.
+METRICS_SECONDS = 5.0
+
 
 class Peers:
     """The replica `me` among those that tell an `agreement`, the handle of a deployment of that class."""
@@ -21,18 +25,25 @@ class Peers:
         self._agreement = agreement
         self._me = me
         self._metrics: Mapping[str, str] = {}
+        self._said = -METRICS_SECONDS
 
     async def agree(self, names: Names) -> Names:
         """Say what this replica could answer with; what all of them can is what it is to answer with. Raises JobError where
         nobody hears it."""
         try:
-            # In a thread: of a thousand prefixes it takes as long as some tokens.
-            own = await asyncio.to_thread(generate_latest, REGISTRY)
-            told = await self._agreement.tell.remote(self._me, names, own.decode())
+            told = await self._agreement.tell.remote(self._me, names, await self._own())
         except (RayError, RayServeException) as error:
             raise JobError(f"the other replicas cannot be reached: {error}") from error
-        self._metrics = told.metrics
+        if told.metrics is not None:
+            self._metrics, self._said = told.metrics, time.monotonic()
         return told.names
+
+    async def _own(self) -> str | None:
+        """This replica's metrics, where the others last heard them a while ago."""
+        if time.monotonic() - self._said < METRICS_SECONDS:
+            return None
+        # In a thread: of a thousand prefixes it takes as long as some tokens.
+        return (await asyncio.to_thread(generate_latest, REGISTRY)).decode()
 
     async def agreed_on(self, kind: str) -> Aliases:
         """What the others answer with; nothing where there are none."""

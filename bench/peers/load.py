@@ -22,7 +22,7 @@ async def load(task: dict[str, Any]) -> dict[str, float]:
     draw = random.Random(task["seed"])
     # A number makes each prompt a new one, so that no cache answers for the engine.
     asked = [
-        (draw.choice(task["models"]), f"{draw.choice(task['texts'])} ({draw.random():.6f})") for _ in range(task["requests"])
+        (draw.choice(task["models"]), f"({draw.random():.6f}) {draw.choice(task['texts'])}") for _ in range(task["requests"])
     ]
     waiting = iter(asked)
     answers: list[list[float]] = []

@@ -4,9 +4,11 @@ A request that was given a prefix must hold exactly that prefix's row tokens; an
 list of token ids, reaches another user's rows.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
@@ -27,6 +29,8 @@ class Steering:
     place: Place
     rows: tuple[int, ...]
     salt: str
+    written: asyncio.Future[None] | None = None
+    """Where the vectors are only on their way to the rows: done when they are there."""
 
 
 steering: ContextVar[Steering | None] = ContextVar("steering", default=None)
@@ -56,9 +60,21 @@ def install(engine: Any, renderer: Renderer) -> None:
         now = steering.get()
         check(_ids(prompt), renderer.first_row, now.rows if now else ())
         _check_given(params)
-        return await add_request(request_id, prompt, params, *args, **kwargs)
+        added = await add_request(request_id, prompt, params, *args, **kwargs)
+        if now and now.written:
+            await _await(now.written, partial(engine.abort, request_id))
+        return added
 
     gate.process_for_engine, gate.process_for_engine_async, engine.add_request = process, process_async, add
+
+
+async def _await(written: asyncio.Future[None], abort: Callable[[], Awaitable[None]]) -> None:
+    """Wait for a prefix's vectors once the request is sent after them: the engine takes both in order, between two steps."""
+    try:
+        await asyncio.shield(written)
+    except BaseException:
+        await abort()
+        raise
 
 
 def _check_given(params: Any) -> None:

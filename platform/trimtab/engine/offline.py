@@ -8,7 +8,7 @@ print(answer.text, answer.risk)
 import io
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, Self
@@ -28,7 +28,7 @@ from trimtab.engine import reader
 from trimtab.engine.arguments import engine_args
 from trimtab.engine.capture import GIVEN
 from trimtab.engine.config import EngineConfig
-from trimtab.engine.rows import RowTable
+from trimtab.engine.rows import Resident, RowTable
 from trimtab.errors import UsageError
 from trimtab.prefix import Prefix
 
@@ -127,28 +127,26 @@ class Engine:
     @contextmanager
     def _rows(self, asks: Sequence[Ask]) -> Generator[list[tuple[int, ...]]]:
         """The rows of each conversation's prefix, held as long as this lasts."""
-        used: list[Prefix] = []
-        rows: list[tuple[int, ...]] = []
-        try:
-            for ask in asks:
-                rows.append(self._acquire(ask.prefix) if ask.prefix else ())
-                used += [ask.prefix] if ask.prefix else []
-            yield rows
-        finally:
-            for prefix in used:
-                self.table.release(prefix.card.digest)
+        with ExitStack() as held:
 
-    def _acquire(self, prefix: Prefix) -> tuple[int, ...]:
+            def rows(prefix: Prefix) -> tuple[int, ...]:
+                resident = self._acquire(prefix)
+                held.callback(self.table.release, resident)
+                return resident.rows
+
+            yield [rows(ask.prefix) if ask.prefix else () for ask in asks]
+
+    def _acquire(self, prefix: Prefix) -> Resident:
         prefixes.check_base(prefix, self.base)
         digest = prefix.card.digest
-        rows, fresh = self.table.acquire(digest, len(prefix.vectors))
+        resident, fresh = self.table.acquire(digest, len(prefix.vectors))
         if fresh:
             try:
-                self._llm.collective_rpc("trimtab_write", args=(list(rows), prefix.vectors.numpy().tobytes()))
+                self._llm.collective_rpc("trimtab_write", args=(list(resident.rows), prefix.vectors.numpy().tobytes()))
             except BaseException:
                 self.table.forget(digest)
                 raise
-        return rows
+        return resident
 
     def _prompt(self, ask: Ask, rows: tuple[int, ...]) -> TokensPrompt:
         if ask.prefix is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from trimtab.engine.guard import Steering
 from trimtab.engine.library import Loaded
-from trimtab.engine.rows import RowTable
+from trimtab.engine.rows import Resident, RowTable
 from trimtab.prefix import Prefix
 
 
@@ -17,7 +17,7 @@ class Residents:
     def __init__(self, engine: Any, table: RowTable) -> None:
         self._engine = engine
         self._table = table
-        self._writing = asyncio.Lock()
+        self._writing: dict[str, asyncio.Task[None]] = {}
 
     @asynccontextmanager
     async def steered(self, loaded: Loaded[Prefix] | None) -> AsyncGenerator[Steering | None]:
@@ -26,33 +26,46 @@ class Residents:
         if loaded is None:
             yield None
             return
-        rows, (known, prefix) = await self._acquire(loaded.part), (loaded.known, loaded.part)
+        known, prefix = loaded.known, loaded.part
+        resident, written = self._acquire(prefix)
         try:
-            yield Steering(known.name, known.version, known.run_id, prefix.card.place, rows, prefix.salt)
+            if written:
+                # So that the vectors are sent before any request that reads them.
+                await asyncio.sleep(0)
+            yield Steering(known.name, known.version, known.run_id, prefix.card.place, resident.rows, prefix.salt, written)
         finally:
-            self._table.release(prefix.card.digest)
+            self._table.release(resident)
 
     async def welcome(self, prefixes: Iterable[Loaded[Prefix]]) -> None:
         """Write prefixes that nobody has asked for yet, as far as there are rows that no other has."""
         for loaded in prefixes:
             if self._table.fits(loaded.part.card.digest, len(loaded.part.vectors)):
-                await self._acquire(loaded.part)
-                self._table.release(loaded.part.card.digest)
+                resident, written = self._acquire(loaded.part)
+                self._table.release(resident)
+                if written:
+                    await written
 
     def taken(self) -> int:
         """Rows that hold prefixes now."""
         return sum(len(resident.rows) for resident in self._table.residents().values())
 
-    async def _acquire(self, prefix: Prefix) -> tuple[int, ...]:
+    def _acquire(self, prefix: Prefix) -> tuple[Resident, asyncio.Task[None] | None]:
+        """A prefix's rows, and where its vectors are on their way there, what ends when they have come."""
         digest = prefix.card.digest
-        # Under the lock, so that nobody runs with rows that another request is still writing.
-        async with self._writing:
-            rows, fresh = self._table.acquire(digest, len(prefix.vectors))
-            if fresh:
-                try:
-                    vectors = prefix.vectors.numpy().tobytes()
-                    await self._engine.collective_rpc("trimtab_write", args=(list(rows), vectors))
-                except BaseException:
-                    self._table.forget(digest)
-                    raise
-        return rows
+        resident, fresh = self._table.acquire(digest, len(prefix.vectors))
+        if fresh:
+            # A user of its own, so that rows are not given away while they are written, even if nobody waits any more.
+            self._table.acquire(digest, len(prefix.vectors))
+            self._writing[digest] = asyncio.create_task(self._write(prefix, resident))
+        return resident, self._writing.get(digest)
+
+    async def _write(self, prefix: Prefix, resident: Resident) -> None:
+        try:
+            vectors = prefix.vectors.numpy().tobytes()
+            await self._engine.collective_rpc("trimtab_write", args=(list(resident.rows), vectors))
+        except BaseException:
+            self._table.forget(prefix.card.digest)
+            raise
+        finally:
+            self._table.release(resident)
+            del self._writing[prefix.card.digest]

@@ -28,8 +28,8 @@ class RowTable:
         self._residents: OrderedDict[str, Resident] = OrderedDict()
         self._lock = Lock()
 
-    def acquire(self, digest: str, size: int) -> tuple[tuple[int, ...], bool]:
-        """Rows of a prefix for one request, and whether they must be written first.
+    def acquire(self, digest: str, size: int) -> tuple[Resident, bool]:
+        """A prefix with its rows for one request, and whether they must be written.
 
         Evicts the least recently used prefixes that no request uses where rows are short. Raises BusyError when all the
         others are in use; nothing changes then. Every call must be paired with `release`.
@@ -42,17 +42,17 @@ class RowTable:
                 self._residents[digest] = resident
             resident.users += 1
             self._residents.move_to_end(digest)
-            return resident.rows, fresh
+            return resident, fresh
 
     def fits(self, digest: str, size: int) -> bool:
         """Whether a prefix that is not resident finds rows that no other has."""
         with self._lock:
             return digest not in self._residents and len(self._free) >= size
 
-    def release(self, digest: str) -> None:
-        """One request less uses this prefix; it stays resident."""
+    def release(self, resident: Resident) -> None:
+        """One request less uses this prefix; it stays resident, if it was not forgotten."""
         with self._lock:
-            self._residents[digest].users -= 1
+            resident.users -= 1
 
     def forget(self, digest: str) -> None:
         """Drop a prefix whose rows could not be written, whoever had acquired it."""
