@@ -137,7 +137,7 @@ def adapted(base: BaseModel, folder: Path, count: int) -> dict[str, Path]:
 def measured(url: str, models: Sequence[str], concurrent: int, round_: int) -> dict[str, float]:
     """One load in a process of its own."""
     texts = [question.question for question in read_questions("trimtab:countries")]
-    task = {"url": url, "models": list(models), "texts": texts, "tokens": TOKENS, "seed": round_}
+    task = {"url": url, "models": list(models), "texts": texts, "tokens": TOKENS, "seed": 1000 * round_ + concurrent}
     task |= {"concurrent": concurrent, "requests": max(8, 2 * concurrent)}
     command = [sys.executable, str(LOAD), json.dumps(task)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -18,6 +18,7 @@ from trimtab.steering import FrozenModel
 from .config import AlignConfig, TrainConfig
 
 STATE, VECTORS = "state.json", "state.safetensors"
+NUMBERS = ("step", "best_step", "worse", "seconds", "history")
 
 
 @dataclass
@@ -98,15 +99,9 @@ def keep(state: State, folder: Path, run_id: str | None) -> None:
     if state.anchor is not None:
         tensors["anchor"] = state.anchor
     save_file(tensors, folder / VECTORS)
-    numbers = {
-        "step": state.step,
-        "best_loss": state.best_loss if state.best_step else None,
-        "best_step": state.best_step,
-        "worse": state.worse,
-        "seconds": state.seconds,
-        "run_id": run_id,
-        "history": state.history,
-    }
+    # JSON has no infinity.
+    numbers = {"best_loss": state.best_loss if state.best_step else None, "run_id": run_id}
+    numbers |= {name: getattr(state, name) for name in NUMBERS}
     (folder / STATE).write_text(json.dumps(numbers))
 
 
@@ -115,18 +110,12 @@ def restore(checkpoint: Checkpoint) -> State:
     with checkpoint.as_directory() as folder:
         tensors = load_file(Path(folder) / VECTORS)
         numbers = json.loads((Path(folder) / STATE).read_text())
-    best_loss = numbers["best_loss"] if numbers["best_loss"] is not None else float("inf")
-    moments = {"first": tensors["first"], "second": tensors["second"]}
     return State(
         tensors["vectors"],
-        moments,
+        {"first": tensors["first"], "second": tensors["second"]},
         tensors["best"],
         tensors["running"],
         tensors.get("anchor"),
-        numbers["step"],
-        best_loss,
-        numbers["best_step"],
-        numbers["worse"],
-        numbers["seconds"],
-        numbers["history"],
+        best_loss=float("inf") if numbers["best_loss"] is None else numbers["best_loss"],
+        **{name: numbers[name] for name in NUMBERS},
     )

@@ -33,7 +33,7 @@ from trimtab.evaluate.safety import Arm, ArmResult, Judged, summarise
 from trimtab.judges import Judge, refusal
 from trimtab.judges.agreement import Standing
 from trimtab.prefix import Prefix
-from trimtab.tracking import runs
+from trimtab.tracking import code, runs
 from trimtab.words import RANDOM_ARM, TOKEN_ARM
 
 from . import arms, judging, prepare, utility
@@ -266,7 +266,8 @@ def _study(
         costs=[Cost(name, t.seconds) for name, t in trained.items()],
         judge=standing,
         notes=[f"{name}: {json.dumps(changed)}" for name, changed in config.arms.items() if changed]
-        + [f"{first.train.steps} steps of {first.train.batch} rows; checkpoints chosen on the validation part only"],
+        + [f"{first.train.steps} steps of {first.train.batch} rows; checkpoints chosen on the validation part only"]
+        + [code.line()],
     )
 
 

@@ -21,7 +21,7 @@ from trimtab.evaluate.truth_report import DataSet, Moved, TruthReport
 from trimtab.folders import folder_at
 from trimtab.heads import Rows
 from trimtab.learning import Parts
-from trimtab.tracking import runs
+from trimtab.tracking import code, runs
 
 from . import detect, free, over_seeds, signal_store
 from .cluster import joined
@@ -213,4 +213,4 @@ def _notes(config: TruthConfig, given: Sequence[Source]) -> list[str]:
         for share in config.labels
         if share not in source.fewer
     ]
-    return notes
+    return [*notes, code.line()]

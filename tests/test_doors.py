@@ -54,6 +54,17 @@ def test_too_many_requests_are_told_to_come_again():
     assert "3 requests run and wait here already" in late.json()["error"]["message"]
 
 
+def test_a_body_that_does_not_come_to_its_end_holds_nothing_up(monkeypatch):
+    monkeypatch.setattr(http, "UPLOAD_SECONDS", 0.05)
+    parts = [{"type": "http.request", "body": b"{", "more_body": True}]
+
+    async def receive():
+        return parts.pop() if parts else await asyncio.Event().wait()
+
+    with pytest.raises(UsageError, match="did not come within"):
+        asyncio.run(http.read(receive))
+
+
 def test_what_takes_too_long_is_ended_and_makes_room():
     door = Bounded(slow, 1, 0.05, 0.05)
     never, stream, good = asked(door, ("/never", {}), ("/stream", {}), ("/", {}))

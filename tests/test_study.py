@@ -13,6 +13,7 @@ from trimtab import settings
 from trimtab.data.rows import Prompt
 from trimtab.errors import UsageError
 from trimtab.evaluate.safety import Arm, Judged, summarise
+from trimtab.tracking import code
 from trimtab.tracking.client import client, experiment_id
 
 REFUSAL = "I'm sorry, but I can't help with that request."
@@ -92,6 +93,7 @@ def test_a_study_from_end_to_end_does_nothing_twice(small, tmp_path, capsys):
     assert [r.name for r in made.parts["test"]] == names
     page = (tmp_path / "report" / "report.html").read_text()
     assert all(name.partition("#")[0] in page for name in names)
+    assert code.line() in page
     rows = list(csv.DictReader((tmp_path / "report" / "report.csv").open()))
     assert {row["arm"] for row in rows} == {name.partition("#")[0] for name in names}
     costs = list(csv.DictReader((tmp_path / "report" / "utility.csv").open()))

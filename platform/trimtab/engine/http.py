@@ -1,5 +1,6 @@
 """HTTP as ASGI has it: request bodies read within bounds, given again to another app, and JSON sent."""
 
+import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -18,6 +19,7 @@ Headers = list[tuple[bytes, bytes]]
 log = logging.getLogger(__name__)
 
 MAX_BODY = 8 << 20
+UPLOAD_SECONDS = 60.0
 SURROGATES = (rb"\ud", rb"\uD")
 NOTES = "trimtab.notes"
 TYPES = {
@@ -119,7 +121,16 @@ def _said(body: bytes) -> str:
 
 
 async def read(receive: Receive) -> bytes | None:
-    """The whole request body; None where the client went away. TooLargeError where it is too large."""
+    """The whole request body; None where the client went away. TooLargeError where it is too large, UsageError where it does
+    not come to its end."""
+    try:
+        async with asyncio.timeout(UPLOAD_SECONDS):
+            return await _read(receive)
+    except TimeoutError as error:
+        raise UsageError(f"the request's body did not come within {UPLOAD_SECONDS:g} seconds") from error
+
+
+async def _read(receive: Receive) -> bytes | None:
     parts: list[bytes] = []
     size = 0
     while True:

@@ -1,6 +1,8 @@
 """What code a run was of: git revision and changes where trimtab is a checkout, and the versions of all packages."""
 
 import hashlib
+import os
+import platform
 import subprocess
 from functools import lru_cache
 from importlib.metadata import distributions, version
@@ -21,6 +23,16 @@ def tags() -> dict[str, str]:
     changed = [line for line in (_git("status", "--porcelain") or "").splitlines() if line]
     found["mlflow.source.git.commit"] = revision.strip()
     return found | ({"trimtab.code.changed": str(len(changed))} if changed else {})
+
+
+def line() -> str:
+    """The code and the machine in one line, for a report that is read without its run."""
+    known = tags()
+    said = f"trimtab {known['trimtab.code.version']}"
+    if revision := known.get("mlflow.source.git.commit"):
+        changed = known.get("trimtab.code.changed")
+        said += f", commit {revision[:12]}{f' with {changed} files changed' if changed else ''}"
+    return f"{said}; Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPU cores"
 
 
 @lru_cache(maxsize=1)
