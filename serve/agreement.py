@@ -12,19 +12,10 @@ GONE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Heard:
-    """What a replica said last: what it could answer with, and its metrics as Prometheus reads them."""
+    """What a replica said last that it could answer with."""
 
     at: float
     names: Names
-    metrics: str
-
-
-@dataclass(frozen=True)
-class Told:
-    """What a replica is told: what to answer with, and where it said its own, the metrics of the others by replica."""
-
-    names: Names
-    metrics: Mapping[str, str] | None
 
 
 class Agreement:
@@ -33,19 +24,22 @@ class Agreement:
     def __init__(self) -> None:
         self._heard: dict[str, Heard] = {}
         self._agreed: dict[str, dict[tuple[str, str], int]] = {}
+        self._metrics: dict[str, str] = {}
 
-    async def tell(self, replica: str, names: Names, metrics: str | None) -> Told:
-        """Hear what a replica could answer with; tell it what all of them can, and the others' metrics for its own."""
+    async def tell(self, replica: str, names: Names) -> Names:
+        """Hear what a replica could answer with; tell it what all of them can."""
         now = time.monotonic()
         self._heard = {r: heard for r, heard in self._heard.items() if now - heard.at < GONE_SECONDS}
-        before = self._heard.get(replica)
-        known = metrics if metrics is not None else before.metrics if before else ""
-        self._heard[replica] = Heard(now, names, known)
+        self._heard[replica] = Heard(now, names)
         said = [heard.names for heard in self._heard.values()]
         self._agreed = {kind: agreed([one.aliases[kind] for one in said], self._agreed.get(kind, {})) for kind in names.aliases}
         refused = {kind: {k: why for one in said for k, why in one.refused.get(kind, {}).items()} for kind in names.aliases}
-        others = {r: heard.metrics for r, heard in self._heard.items() if r != replica}
-        return Told(Names(self._agreed, refused), None if metrics is None else others)
+        return Names(self._agreed, refused)
+
+    async def share(self, replica: str, metrics: str) -> dict[str, str]:
+        """Keep a replica's metrics, as Prometheus reads them; give it those of the others that are there, by replica."""
+        self._metrics = {r: said for r, said in self._metrics.items() if r in self._heard} | {replica: metrics}
+        return {r: said for r, said in self._metrics.items() if r != replica}
 
     async def agreed_on(self, kind: str) -> dict[tuple[str, str], int]:
         """What those that are there answer with, for one that comes."""

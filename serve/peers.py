@@ -25,25 +25,21 @@ class Peers:
         self._agreement = agreement
         self._me = me
         self._metrics: Mapping[str, str] = {}
-        self._said = -METRICS_SECONDS
+        self._shared_at = -METRICS_SECONDS
 
     async def agree(self, names: Names) -> Names:
         """Say what this replica could answer with; what all of them can is what it is to answer with. Raises JobError where
         nobody hears it."""
         try:
-            told = await self._agreement.tell.remote(self._me, names, await self._own())
+            agreed = await self._agreement.tell.remote(self._me, names)
+            if time.monotonic() - self._shared_at >= METRICS_SECONDS:
+                # In a thread: of a thousand prefixes it takes as long as some tokens.
+                own = await asyncio.to_thread(generate_latest, REGISTRY)
+                self._metrics = await self._agreement.share.remote(self._me, own.decode())
+                self._shared_at = time.monotonic()
         except (RayError, RayServeException) as error:
             raise JobError(f"the other replicas cannot be reached: {error}") from error
-        if told.metrics is not None:
-            self._metrics, self._said = told.metrics, time.monotonic()
-        return told.names
-
-    async def _own(self) -> str | None:
-        """This replica's metrics, where the others last heard them a while ago."""
-        if time.monotonic() - self._said < METRICS_SECONDS:
-            return None
-        # In a thread: of a thousand prefixes it takes as long as some tokens.
-        return (await asyncio.to_thread(generate_latest, REGISTRY)).decode()
+        return agreed
 
     async def agreed_on(self, kind: str) -> Aliases:
         """What the others answer with; nothing where there are none."""
