@@ -22,6 +22,15 @@ settings.prepare_environment()
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# The files that take longest, so that no process is left alone with one of them at the end.
+LONGEST = ("test_nodes", "test_align", "test_storage", "test_sweep", "test_replicas")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files: several processes may share them (`make test`)."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A home of its own, with what was downloaded and nothing else: no runs, no verdicts."""

@@ -95,7 +95,9 @@ def test_a_killed_worker_changes_nothing(undisturbed, base, tmp_path):
         # Once a checkpoint is there, and before the end.
         while not list(tmp_path.glob("train/checkpoint_*/state.json")):
             time.sleep(0.05)
-        workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+        ours = {p.pid for p in psutil.Process().children(recursive=True)}
+        named = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+        workers = [p for p in named if p.pid in ours]
         killed.append(workers[0].pid)
         os.kill(workers[0].pid, signal.SIGKILL)
 
