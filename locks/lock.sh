@@ -15,7 +15,7 @@ pin() {
     list="$1"
     shift
     uv pip compile --quiet pyproject.toml --python-version 3.11 --extra "$list" --extra dev \
-        --no-annotate --no-header -o "locks/$list.txt" "$@" >/dev/null
+        --override locks/overrides.txt --no-annotate --no-header -o "locks/$list.txt" "$@" >/dev/null
 }
 
 (

@@ -15,6 +15,8 @@ _home = Path(tempfile.mkdtemp(prefix="trimtab-tests-"))
 settings.lend(_home)
 os.environ["TRIMTAB_HOME"] = str(_home)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+# pytest-xdist's processes have it, and tables would be cut.
+os.environ.pop("COLUMNS", None)
 # A training worker's report waits until Ray Train looks at it, every two seconds: ours report much more often.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 settings.prepare_environment()

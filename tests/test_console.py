@@ -1,5 +1,9 @@
 """Progress where there is no terminal: lines."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from trimtab import console
@@ -34,3 +38,9 @@ def test_every_command_says_what_it_is_for(capsys):
     assert main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert not [line for line in lines if "trimtab." in line and ":" in line]
+
+
+def test_a_table_in_a_pipe_is_as_wide_as_it_needs():
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    done = subprocess.run([sys.executable, "-m", "trimtab", "assets"], env=environment, capture_output=True, text=True, check=True)
+    assert "SmolLM2-135M-Instruct, the default base model (GGUF Q4_1, converted once)" in done.stdout

@@ -18,7 +18,8 @@ from typing import Any
 from trimtab import settings
 from trimtab.errors import TrimtabError, UsageError, no_space
 
-# A table's width where there is no terminal to ask, as in a log.
+HELP = frozenset({"-h", "--help", "help"})
+# How wide help is where there is no terminal to ask.
 WIDTH = "120"
 
 
@@ -35,7 +36,7 @@ class Command:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not sys.stdout.isatty():
+    if not HELP.isdisjoint(given) and not sys.stdout.isatty():
         os.environ.setdefault("COLUMNS", WIDTH)
     settings.prepare_environment()
     try:
@@ -62,7 +63,7 @@ def _no_file(error: Exception) -> UsageError | None:
 
 def _dispatch(given: list[str]) -> int:
     commands = _commands()
-    if not given or given[0] in ("-h", "--help", "help"):
+    if not given or given[0] in HELP:
         print(_overview(commands))
         return 0 if given else 2
     if given[0] == "--version":
