@@ -42,5 +42,6 @@ def test_every_command_says_what_it_is_for(capsys):
 
 def test_a_table_in_a_pipe_is_as_wide_as_it_needs():
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
-    done = subprocess.run([sys.executable, "-m", "trimtab", "assets"], env=environment, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "trimtab", "assets"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "SmolLM2-135M-Instruct, the default base model (GGUF Q4_1, converted once)" in done.stdout
