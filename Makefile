@@ -24,8 +24,8 @@ lock: $(READY) ## Renew the pinned lists; ARGS=--upgrade takes newer versions
 demo: $(READY) ## The whole story on this machine, in minutes
 	@$(BIN)/trimtab demo
 
-test: $(READY) ## Run the tests, two files at a time; ARGS='-k prefix' goes to pytest
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: $(READY) ## Run the tests; ARGS='-k prefix' goes to pytest
+	@$(BIN)/python -m pytest $(ARGS)
 
 check: $(READY) ## Style, format, types and the arrows between packages
 	@echo "ruff: style" && $(BIN)/ruff check .

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
@@ -15,7 +15,6 @@ from ray.train import Checkpoint
 from ray.train.torch import get_device
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from transformers import PreTrainedModel
 
 from trimtab import base as bases
 from trimtab import chat, layers, objectives
@@ -33,6 +32,9 @@ from . import node_stats
 from .checkpoints import latest
 from .config import AlignConfig
 from .state import State, begin, early, keep, learning_rate, update
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Rows whose base states an objective is fitted to, about.
 ANCHORS = 128
@@ -224,7 +226,7 @@ def _in_order(lines: Tensor) -> Tensor:
     return total
 
 
-def _model(base: BaseModel, config: AlignConfig, device: torch.device) -> PreTrainedModel:
+def _model(base: BaseModel, config: AlignConfig, device: torch.device) -> "PreTrainedModel":
     """The frozen model on its device, as the settings ask for it."""
     if config.scale.parallel == "data":
         return _optioned(base.load(config.train.precision, device), config)
@@ -243,7 +245,7 @@ def _model(base: BaseModel, config: AlignConfig, device: torch.device) -> PreTra
     return model
 
 
-def _optioned(model: PreTrainedModel, config: AlignConfig) -> PreTrainedModel:
+def _optioned(model: "PreTrainedModel", config: AlignConfig) -> "PreTrainedModel":
     if config.train.recompute:
         layers.recompute(model)
     if config.train.compile:

@@ -15,22 +15,13 @@ _home = Path(tempfile.mkdtemp(prefix="trimtab-tests-"))
 settings.lend(_home)
 os.environ["TRIMTAB_HOME"] = str(_home)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
-# pytest-xdist's processes have it, and tables would be cut.
+# Tables are as wide as they need, whatever the width of who runs the tests.
 os.environ.pop("COLUMNS", None)
 # A training worker's report waits until Ray Train looks at it, every two seconds: ours report much more often.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 settings.prepare_environment()
 # A runner that was started in the background ignores Ctrl-C, and so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-# The files that take longest, so that no process is left alone with one of them at the end.
-LONGEST = ("test_nodes", "test_align", "test_storage", "test_sweep", "test_replicas")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files: several processes may share them (`make test`)."""
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture

@@ -7,16 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab import assets, catalogue, settings
 from trimtab.catalogue import Asset, Hub
 from trimtab.errors import AssetError, NotFoundError, UsageError
 from trimtab.words import Precision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def dtype(precision: Precision) -> torch.dtype:
@@ -59,22 +61,22 @@ class BaseModel:
     vocabulary: int
     depth: int
 
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer with its chat template."""
-        return AutoTokenizer.from_pretrained(self.path)
+        return _auto().AutoTokenizer.from_pretrained(self.path)
 
-    def load(self, precision: Precision = "auto", device: str | torch.device = "cpu") -> PreTrainedModel:
+    def load(self, precision: Precision = "auto", device: str | torch.device = "cpu") -> "PreTrainedModel":
         """The model, frozen and in evaluation mode, its weights in the type of `precision`."""
-        model: PreTrainedModel = _models().from_pretrained(self.path, dtype=dtype(precision))
+        model: PreTrainedModel = _auto().AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype(precision))
         model.requires_grad_(False)
         return model.eval().to(device)  # pyright: ignore[reportArgumentType]
 
 
-def _models() -> Any:
-    # Not on top: it brings scikit-learn along, a third of the time that a process takes to start which only names a model.
-    from transformers import AutoModelForCausalLM
+def _auto() -> Any:
+    # Not on top: it brings all that generates along, half of the time that a process takes to start which only names a model.
+    from transformers.models import auto
 
-    return AutoModelForCausalLM
+    return auto
 
 
 def resolve(name: str, revision: str | None = None) -> BaseModel:
@@ -160,7 +162,7 @@ def _digest_weights(update: Callable[[bytes], None], shard: Path) -> None:
 def _inspect(name: str, folder: Path) -> BaseModel:
     if not (folder / "config.json").exists() or not any(folder.glob("*.safetensors")):
         raise UsageError(f"{folder} is not a base model: it needs config.json and *.safetensors")
-    text = AutoConfig.from_pretrained(folder).get_text_config()
+    text = _auto().AutoConfig.from_pretrained(folder).get_text_config()
     return BaseModel(
         name, folder, fingerprint(folder), int(text.hidden_size), int(text.vocab_size), int(text.num_hidden_layers)
     )
@@ -176,12 +178,12 @@ def _converted(asset: Asset) -> Path:
     with FileLock(f"{target}.lock"):
         if not (target / "config.json").exists():
             partial = target.with_name(target.name + ".part")
-            loaded = _models().from_pretrained(source.parent, gguf_file=source.name, dtype=torch.bfloat16)
+            loaded = _auto().AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.bfloat16)
             # A model that came from GGUF refuses to be saved while it is marked as quantised.
             loaded.hf_quantizer = None  # pyright: ignore[reportArgumentType]
             if hasattr(loaded.config, "quantization_config"):
                 del loaded.config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
             loaded.save_pretrained(partial)
-            AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(partial)
+            _auto().AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(partial)
             partial.rename(target)
     return target

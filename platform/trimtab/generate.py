@@ -7,10 +7,10 @@ print(tokenizer.batch_decode(ids, skip_special_tokens=True))
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from trimtab import chat
 from trimtab import prefix as prefixes
@@ -20,9 +20,12 @@ from trimtab.prefix import Prefix
 from trimtab.steering import FrozenModel
 from trimtab.words import MAX_ROWS
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def inputs(
-    model: PreTrainedModel, base: BaseModel, conversations: Sequence[Sequence[Message]], prefix: Prefix | None = None
+    model: "PreTrainedModel", base: BaseModel, conversations: Sequence[Sequence[Message]], prefix: Prefix | None = None
 ) -> dict[str, Tensor]:
     """`inputs_embeds` [B, T, d] and `attention_mask` [B, T] of conversations that the assistant is to answer, left-padded.
 

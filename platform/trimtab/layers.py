@@ -3,7 +3,7 @@
 The order matters: what is recomputed is compiled, and what is compiled is sharded.
 """
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -13,12 +13,14 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (  # the
 )
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
-from transformers import PreTrainedModel
 
 from trimtab.errors import UsageError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def layers(model: PreTrainedModel) -> nn.ModuleList:
+
+def layers(model: "PreTrainedModel") -> nn.ModuleList:
     """The decoder's layers. Raises UsageError where the family keeps them elsewhere."""
     found = getattr(model.get_decoder(), "layers", None)
     if not isinstance(found, nn.ModuleList):
@@ -28,20 +30,20 @@ def layers(model: PreTrainedModel) -> nn.ModuleList:
     return found
 
 
-def recompute(model: PreTrainedModel) -> None:
+def recompute(model: "PreTrainedModel") -> None:
     """Keep only what goes into each layer, and compute the rest again in the backward pass."""
     own = layers(model)
     for index, layer in enumerate(own):
         own[index] = checkpoint_wrapper(layer, CheckpointImpl.NO_REENTRANT)
 
 
-def compile_layers(model: PreTrainedModel) -> None:
+def compile_layers(model: "PreTrainedModel") -> None:
     """Compile each layer by itself: they share one compiled code, which takes seconds where the whole model takes minutes."""
     for layer in layers(model):
         layer.compile(dynamic=True)
 
 
-def shard(model: PreTrainedModel, mesh: DeviceMesh, device: torch.device) -> None:
+def shard(model: "PreTrainedModel", mesh: DeviceMesh, device: torch.device) -> None:
     """Cut the layers' weights over the workers of `mesh` (FSDP2): each layer is gathered when it computes, and let go after.
 
     The embedding table and the head stay whole on each worker, as prefixes go in and targets are scored outside of

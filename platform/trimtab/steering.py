@@ -6,16 +6,18 @@ order. So a run gives the same prefix on one worker and on many, and after any n
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from trimtab.chat import Renderer
 from trimtab.data.rows import Prompt
 from trimtab.errors import UsageError
 from trimtab.words import Place
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def share(batches: Sequence[list[Example]], rank: int, workers: int) -> list[int
 class FrozenModel:
     """A frozen causal model that takes prefix vectors in the place of row tokens."""
 
-    def __init__(self, model: PreTrainedModel, first_row: int) -> None:
+    def __init__(self, model: "PreTrainedModel", first_row: int) -> None:
         self.model = model
         self.first_row = first_row
         # transformers knows tables and heads as modules of any kind.

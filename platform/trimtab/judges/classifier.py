@@ -8,11 +8,10 @@ from the rest. Where it finds one, the words of the rest tell whether it is part
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from trimtab import chat, logistic
 from trimtab.answers import Progress
@@ -23,6 +22,9 @@ from trimtab.judges import Verdict
 from trimtab.judges.head import Head
 from trimtab.judges.refusal import refused
 from trimtab.words import Precision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NEUTRAL = [{"role": "user", "content": "Please reply."}]
 # Characters of an answer that are read for each token of its opening: more than any tokenizer takes.
@@ -116,7 +118,7 @@ def _batches(lengths: Sequence[int]) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def _means(model: PreTrainedModel, rows: Sequence[tuple[list[int], int]], layers: Sequence[int]) -> Tensor:
+def _means(model: "PreTrainedModel", rows: Sequence[tuple[list[int], int]], layers: Sequence[int]) -> Tensor:
     """Means [rows, layers, d] over the openings. Padding is on the right, where causal attention does not look."""
     longest = max(len(ids) for ids, _ in rows)
     device = model.device
