@@ -41,6 +41,7 @@ def test_every_command_says_what_it_is_for(capsys):
 
 
 def test_a_table_in_a_pipe_is_as_wide_as_it_needs():
+    # pytest imports readline, which sets COLUMNS for what is started without an environment of its own.
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     command = [sys.executable, "-m", "trimtab", "assets"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -5,10 +5,10 @@ Commands are found through the entry-point group `trimtab.commands`, so that the
 """
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, version
 from itertools import pairwise
@@ -18,9 +18,8 @@ from typing import Any
 from trimtab import settings
 from trimtab.errors import TrimtabError, UsageError, no_space
 
-HELP = frozenset({"-h", "--help", "help"})
 # How wide help is where there is no terminal to ask.
-WIDTH = "120"
+WIDTH = 118
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,6 @@ class Command:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not HELP.isdisjoint(given) and not sys.stdout.isatty():
-        os.environ.setdefault("COLUMNS", WIDTH)
     settings.prepare_environment()
     try:
         return _dispatch(given)
@@ -63,7 +60,7 @@ def _no_file(error: Exception) -> UsageError | None:
 
 def _dispatch(given: list[str]) -> int:
     commands = _commands()
-    if not given or given[0] in HELP:
+    if not given or given[0] in ("-h", "--help", "help"):
         print(_overview(commands))
         return 0 if given else 2
     if given[0] == "--version":
@@ -103,9 +100,12 @@ def _read(given: list[str]) -> tuple[Command, Any, str | None]:
 def _parse(command: Command, name: str, given: list[str]) -> tuple[Any, str | None]:
     """The settings object, and the file for `--json`. Raises UsageError in one line."""
     # Not on top: `trimtab --help` is to answer at once.
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
-    parser = ArgumentParser(prog=f"trimtab {name}", description=command.about, exit_on_error=False)
+    from trimtab.console import KNOWN
+
+    shown: Any = DefaultHelpFormatter if KNOWN else partial(DefaultHelpFormatter, width=WIDTH)
+    parser = ArgumentParser(prog=f"trimtab {name}", description=command.about, exit_on_error=False, formatter_class=shown)
     parser.add_argument("--config", action="config", help="YAML file of these settings; options given after it win")
     parser.add_argument("--json", type=str | None, default=None, metavar="FILE", help="write the result to this file")
     parser.add_class_arguments(command.settings, as_group=False, as_positional=True)
