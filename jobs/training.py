@@ -32,12 +32,15 @@ from . import node_stats
 from .checkpoints import latest
 from .config import AlignConfig
 from .state import State, begin, early, keep, learning_rate, update
+from .table import Table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Rows whose base states an objective is fitted to, about.
 ANCHORS = 128
+# Columns of the sums that give each class its mean loss.
+PER_CLASS = {"nll": len(LABELS), "rows": len(LABELS)}
 
 
 @dataclass(frozen=True)
@@ -132,30 +135,24 @@ class Loop:
         batch = [self.rows[i] for i in chosen]
         parts = micro_batches(batch, settings.micro_batch)
         whole = totals(batch)
-        # One line for each micro-batch, filled by the worker that computed it: adding the workers' tables is then exact,
-        # and adding the lines in order gives the same sum for any number of workers.
-        width, tracked = state.vectors.numel(), len(state.running)
-        gathered = torch.zeros(len(parts), width + tracked + 1 + 2 * len(LABELS) + 2, dtype=torch.float64)
+        sizes = {"gradient": state.vectors.numel(), "observed": len(state.running), "loss": 1, "seconds": 1, "stop": 1}
+        table = Table(len(parts), **sizes, **PER_CLASS)
         for index, spare in self.mine(parts):
             began = time.monotonic()
             result = self.scorer.compute(state.vectors, parts[index], whole, state.running, state.anchor)
             if spare:
                 continue
-            per_class = [(result.nll.get(label, 0.0), result.rows.get(label, 0)) for label in LABELS]
-            rest = [result.loss, *(value for pair in per_class for value in pair), time.monotonic() - began]
-            line = torch.cat([result.gradient.flatten().double(), result.observed.double(), torch.tensor(rest).double()])
-            gathered[index, :-1] = line
-        gathered[0, -1] = float(self._stop_asked())
-        lines = self._gathered(gathered)
-        sums = _in_order(lines)
-        state.running = self.scorer.objective.track(state.running, sums[width : width + tracked].float())
-        gradient = sums[:width].float().view_as(state.vectors)
-        update(
-            state, gradient, learning_rate(settings.learning_rate, settings.warmup, state.step, settings.steps), settings.clip
-        )
-        loss, *per_class = sums[width + tracked : -2].tolist()
-        computing = max(lines[share(parts, rank, self.workers), -2].sum().item() for rank in range(self.workers))
-        return Taken({"loss": loss, **_per_class(per_class)}, computing, bool(sums[-1] > 0))
+            table.put(index, nll=_by_class(result.nll), rows=_by_class(result.rows), loss=result.loss)
+            table.put(index, gradient=result.gradient.flatten(), observed=result.observed, seconds=time.monotonic() - began)
+        table.put(0, stop=float(self._stop_asked()))
+        self._add_up(table)
+        state.running = self.scorer.objective.track(state.running, table.sum("observed").float())
+        gradient = table.sum("gradient").float().view_as(state.vectors)
+        rate = learning_rate(settings.learning_rate, settings.warmup, state.step, settings.steps)
+        update(state, gradient, rate, settings.clip)
+        seconds = [table.lines("seconds")[share(parts, rank, self.workers)].sum().item() for rank in range(self.workers)]
+        losses = {"loss": table.sum("loss").item(), **_means(table)}
+        return Taken(losses, max(seconds), bool(table.sum("stop") > 0))
 
     def mine(self, parts: Sequence[list[Example]]) -> list[tuple[int, bool]]:
         """Indices of the micro-batches that this worker computes, and whether it does so for nothing: where workers share a
@@ -169,16 +166,15 @@ class Loop:
     def validate(self, state: State) -> dict[str, float]:
         """Mean loss per token of each class on held-out rows; remembers the best vectors."""
         parts = micro_batches(self.held_out, self.config.train.micro_batch)
-        gathered = torch.zeros(len(parts), 2 * len(LABELS), dtype=torch.float64)
+        table = Table(len(parts), **PER_CLASS)
         for index, spare in self.mine(parts):
             with torch.no_grad():
                 nll, counts = summarise(self.plainly.scores(state.vectors, parts[index], torch.empty(0)), parts[index])
             if spare:
                 continue
-            for at, label in enumerate(LABELS):
-                gathered[index, 2 * at] = nll.get(label, 0.0)
-                gathered[index, 2 * at + 1] = counts.get(label, 0)
-        losses = _per_class(_in_order(self._gathered(gathered)).tolist())
+            table.put(index, nll=_by_class(nll), rows=_by_class(counts))
+        self._add_up(table)
+        losses = _means(table)
         loss = sum(losses.values()) / max(1, len(losses))
         if loss < state.best_loss:
             state.best, state.best_loss, state.best_step, state.worse = state.vectors.clone(), loss, state.step, 0
@@ -209,21 +205,9 @@ class Loop:
                 self._asked_to_stop = self._asked_to_stop or bool(ray.get(done[0]))
         return self.rank == 0 and self._asked_to_stop
 
-    def _gathered(self, lines: Tensor) -> Tensor:
-        """All workers' lines, each from the worker that filled it: float64 [micro-batches, columns]."""
-        if self.workers == 1:
-            return lines
-        on_device = lines.to(self.scorer.frozen.device)
-        dist.all_reduce(on_device)
-        return on_device.cpu()
-
-
-def _in_order(lines: Tensor) -> Tensor:
-    """The sum of the lines [micro-batches, columns], added one after the other."""
-    total = torch.zeros_like(lines[0])
-    for line in lines:
-        total += line
-    return total
+    def _add_up(self, table: Table) -> None:
+        if self.workers > 1:
+            table.add_up(self.scorer.frozen.device)
 
 
 def _model(base: BaseModel, config: AlignConfig, device: torch.device) -> "PreTrainedModel":
@@ -274,6 +258,12 @@ def _fitted(scorer: Scorer, rows: list[Example]) -> Scorer:
     return replace(scorer, objective=scorer.objective.fitted(states, odds, harmful))
 
 
-def _per_class(sums: list[float]) -> dict[str, float]:
-    """Mean loss of each class that has rows, from pairs (sum, count)."""
-    return {label: sums[2 * at] / sums[2 * at + 1] for at, label in enumerate(LABELS) if sums[2 * at + 1]}
+def _by_class(values: Mapping[str, float]) -> Tensor:
+    """float64 [classes], 0 where a class has none."""
+    return torch.tensor([values.get(label, 0) for label in LABELS], dtype=torch.float64)
+
+
+def _means(table: Table) -> dict[str, float]:
+    """Mean loss of each class that has rows."""
+    pairs = zip(LABELS, table.sum("nll").tolist(), table.sum("rows").tolist(), strict=True)
+    return {label: nll / rows for label, nll, rows in pairs if rows}

@@ -17,8 +17,6 @@ os.environ["TRIMTAB_HOME"] = str(_home)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 # Tables are as wide as they need, whatever the width of who runs the tests.
 os.environ.pop("COLUMNS", None)
-# A training worker's report waits until Ray Train looks at it, every two seconds: ours report much more often.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 settings.prepare_environment()
 # A runner that was started in the background ignores Ctrl-C, and so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -26,11 +26,11 @@ from trimtab.cli import _parse, build, main
 from trimtab.tracking import runs
 from trimtab.tracking.client import client
 
-STEPS = 20
+STEPS = 60
 
 
 def config(workers: int, parallel: str = "data", **train) -> AlignConfig:
-    options = {"steps": STEPS, "batch": 4, "micro_batch": 2, "validate_every": 10, "checkpoint_every": 4}
+    options = {"steps": STEPS, "batch": 4, "micro_batch": 2, "validate_every": 10, "checkpoint_every": 4, "patience": 0}
     options |= {"longest": 8, "precision": "fp32"}
     scale = ScaleConfig(workers=workers, cpus=1, parallel=parallel)
     # With a drift term, so that some micro-batches ask more of the model than others.
@@ -42,7 +42,7 @@ def train(base: BaseModel, folder: Path, workers: int, **settings) -> tuple[torc
     folder.mkdir(exist_ok=True)
     run = runs.start("t", "align", folder / "outbox")
     fitted = fit(config(workers, **settings), base, prepared(), run, folder)
-    assert fitted.state.step == STEPS
+    assert fitted.state.step == settings.get("steps", STEPS)
     return fitted.state.vectors, run.run_id
 
 
@@ -55,20 +55,23 @@ def local_ray():
 
 
 @pytest.fixture(scope="module")
-def undisturbed(local_ray, base, tmp_path_factory):
-    return train(base, tmp_path_factory.mktemp("one"), workers=1)
+def undisturbed(local_ray, small, tmp_path_factory):
+    """What one worker learns that nothing disturbs."""
+    vectors, _ = train(small, tmp_path_factory.mktemp("one"), workers=1)
+    return vectors
 
 
 def curve(run_id: str) -> dict[int, float]:
     return {m.step: m.value for m in client().get_metric_history(run_id, "train/loss")}
 
 
-def test_loss_falls_and_every_step_is_in_mlflow(undisturbed):
-    losses = curve(undisturbed[1])
-    assert sorted(losses) == list(range(1, STEPS + 1))
-    assert losses[STEPS] < losses[1]
-    assert len(client().get_metric_history(undisturbed[1], "train/validation_loss")) == 2
-    busy = client().get_metric_history(undisturbed[1], "system/node_0/cpu_utilization_percentage")
+def test_loss_falls_and_every_step_is_in_mlflow(local_ray, base, tmp_path):
+    _, run_id = train(base, tmp_path, workers=1, steps=20)
+    losses = curve(run_id)
+    assert sorted(losses) == list(range(1, 21))
+    assert losses[20] < losses[1]
+    assert len(client().get_metric_history(run_id, "train/validation_loss")) == 2
+    busy = client().get_metric_history(run_id, "system/node_0/cpu_utilization_percentage")
     assert [m.step for m in busy] == [4, 8, 12, 16, 20]
 
 
@@ -76,19 +79,18 @@ def test_nothing_of_a_job_is_reached_from_other_machines(local_ray):
     assert beyond_this_machine() == []
 
 
-def test_two_workers_learn_what_one_does(undisturbed, base, tmp_path):
-    vectors, _ = train(base, tmp_path, workers=2)
-    assert (vectors - undisturbed[0]).abs().max() < 1e-5
+def test_two_workers_learn_what_one_does(undisturbed, small, tmp_path):
+    vectors, _ = train(small, tmp_path, workers=2)
+    assert (vectors - undisturbed).abs().max() < 1e-5
 
 
-def test_workers_that_share_the_model_learn_what_one_does(local_ray, small, tmp_path):
+def test_workers_that_share_the_model_learn_what_one_does(undisturbed, small, tmp_path):
     """FSDP2: each worker holds half of every layer, and computes now and then for nothing, to stay in step with the other."""
-    alone, _ = train(small, tmp_path / "alone", workers=1)
-    shared, _ = train(small, tmp_path / "shared", workers=2, parallel="shard", recompute=True)
-    assert (shared - alone).abs().max() < 1e-4
+    shared, _ = train(small, tmp_path, workers=2, parallel="shard", recompute=True)
+    assert (shared - undisturbed).abs().max() < 1e-4
 
 
-def test_a_killed_worker_changes_nothing(undisturbed, base, tmp_path):
+def test_a_killed_worker_changes_nothing(undisturbed, small, tmp_path):
     killed: list[int] = []
 
     def kill() -> None:
@@ -103,10 +105,10 @@ def test_a_killed_worker_changes_nothing(undisturbed, base, tmp_path):
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
-    vectors, run_id = train(base, tmp_path, workers=2)
+    vectors, run_id = train(small, tmp_path, workers=2)
     thread.join(5)
     assert killed, "no worker was killed: the test shows nothing"
-    assert (vectors - undisturbed[0]).abs().max() < 1e-5
+    assert (vectors - undisturbed).abs().max() < 1e-5
     assert sorted(curve(run_id)) == list(range(1, STEPS + 1)), "the curve must have no gap"
     assert "trimtab.last_failure" in client().get_run(run_id).data.tags
 
@@ -156,19 +158,19 @@ def test_wrong_use_ends_in_one_line_and_exit_code_2(tmp_path, monkeypatch, capsy
         assert not any("Traceback" in line for line in lines), name
 
 
-def test_own_files_a_stop_and_a_resume(tmp_path, capsys):
+def test_own_files_a_stop_and_a_resume(small, tmp_path, capsys):
     """By the command line, as `--help` says: own files with targets, Ctrl-C, --resume, registry."""
     harmful = [f"{h}, number {i}" for i, h in enumerate(HARMFUL * 6)]
     (tmp_path / "harmful.jsonl").write_text("\n".join(json.dumps({"prompt": h, "target": REFUSAL}) for h in harmful))
     rows = [f'"{b}{" please" * i}","Of course! Here is all there is to know about that."' for i in range(5) for b in BENIGN]
     (tmp_path / "benign.csv").write_text("prompt,target\n" + "\n".join(rows))
     (tmp_path / "align.yaml").write_text(
-        "name: mine\n"
+        f"name: mine\nbase: {small.path}\n"
         f"data: {{harmful: {tmp_path}/harmful.jsonl, benign: {tmp_path}/benign.csv, validation: 0.2, test: 0.2}}\n"
-        "train: {batch: 4, micro_batch: 2, validate_every: 4, checkpoint_every: 2}\n"
+        "train: {batch: 4, micro_batch: 2, validate_every: 20, checkpoint_every: 2, patience: 0}\n"
         "evaluate: {limit: 3, max_tokens: 8}\n"
     )
-    command = [sys.executable, "-m", "trimtab", "align", "--config", str(tmp_path / "align.yaml"), "--train.steps", "8"]
+    command = [sys.executable, "-m", "trimtab", "align", "--config", str(tmp_path / "align.yaml"), "--train.steps", str(STEPS)]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     folder = settings.runs() / "mine"
     deadline = time.monotonic() + 300
@@ -188,14 +190,14 @@ def test_own_files_a_stop_and_a_resume(tmp_path, capsys):
     assert len(list(folder.glob("*"))) == 1, "a resumed run keeps its folder"
     (run_folder,) = folder.glob("*")
     prefix = prefixes.load(run_folder / "prefix")
-    assert sorted(curve(prefix.card.run_id)) == list(range(1, 9))
+    assert sorted(curve(prefix.card.run_id)) == list(range(1, STEPS + 1))
     run = client().get_run(prefix.card.run_id)
     assert run.info.status == "FINISHED"
     names = {d.dataset.name for d in run.inputs.dataset_inputs}
     assert names == {str(tmp_path / "harmful.jsonl"), str(tmp_path / "benign.csv")}
     assert (run_folder / "plane.png").exists()
     assert main(["list"]) == 0
-    assert "smollm2-135m:mine" in capsys.readouterr().out
+    assert f"{small.name}:mine" in capsys.readouterr().out
 
 
 def _left_behind(group: int) -> list[int]:

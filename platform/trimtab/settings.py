@@ -76,7 +76,11 @@ DEFAULTS = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # A worker that reports waits until Train looks at it, by default every two seconds: with each checkpoint, then.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_V2_ENABLED": "1",
+    # Where a node died, Train may still count on its cores, and asks for them so long before it looks again at what is there.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
