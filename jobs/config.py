@@ -36,7 +36,8 @@ class DataConfig:
         own_system: share of training prompts that carry a system message of their own.
         refusal: the answer that harmful prompts without a target of their own are to get.
         rules: hard-filter rules that are on.
-        keep_out: sources of evaluation prompts; a row that resembles one of them does not teach.
+        keep_out: sources of evaluation prompts; a row that resembles one of them does not teach, nor does a near-duplicate of
+            what the job itself validates or tests on (rule kept-out).
         limit: use at most so many prompts of each side, 0 for all.
         seed: seed of splits, form and filter; runs that differ in train.seed alone learn from the same rows.
     """

@@ -11,7 +11,7 @@ from trimtab import chat, objectives
 from trimtab.base import BaseModel
 from trimtab.console import say
 from trimtab.data import filters, form, rows
-from trimtab.data.filters import Filtered, Row
+from trimtab.data.filters import Context, Filtered, Row
 from trimtab.data.readers import read_all
 from trimtab.data.rows import Prompt
 from trimtab.errors import UsageError
@@ -74,8 +74,10 @@ def prepare(config: AlignConfig, base: BaseModel, given: Given) -> Prepared:
     with_system = {part: _own_system(prompts, config) for part, prompts in parts.items() if part != "test"}
     filled = targets.fill(config, base, with_system["train"] + with_system["validation"], wants_rejected(config))
     count = len(with_system["train"])
-    filtered = filters.hard_filter(filled[:count], config.data.rules, config.data.seed, given.kept_out)
-    validation = in_turns(filters.hard_filter(filled[count:], config.data.rules, config.data.seed, given.kept_out).rows)
+    validate_on, test_on = ([p.prompt for p in parts[part]] for part in ("validation", "test"))
+    rules, seed = config.data.rules, config.data.seed
+    filtered = filters.hard_filter(filled[:count], rules, Context(seed, given.kept_out, [*validate_on, *test_on]))
+    validation = in_turns(filters.hard_filter(filled[count:], rules, Context(seed, given.kept_out, test_on)).rows)
     form_after = form.predictability([row.prompt for row in filtered.rows])
     say(
         f"hard filter: {count} -> {len(filtered.rows)} rows; form alone tells the class with balanced accuracy "

@@ -10,9 +10,10 @@ import signal
 import threading
 import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from http import HTTPStatus
+from io import StringIO
 from types import FrameType
 from typing import Any
 
@@ -65,6 +66,7 @@ def serving(config: ServeConfig, ended: threading.Event | None = None) -> Genera
 
     Raises UsageError for a port that is taken, JobError where replicas do not come up.
     """
+    say(f"base model {config.model} (the first time it is downloaded)")
     base = bases.resolve(config.model, config.revision)
     arguments.check(base, config.engine)
     sources.opened(base, config.registry)
@@ -82,9 +84,11 @@ def serving(config: ServeConfig, ended: threading.Event | None = None) -> Genera
         _deploy(config, application(config, base, cpus), taken, ended or threading.Event())
         yield f"http://{config.host}:{config.port}"
     finally:
-        _down(config)
-        if ours:
-            ray.shutdown()
+        # Ray tells us here, as if something were wrong, that Serve's controller is gone, which ends itself when it is told to.
+        with redirect_stdout(StringIO()):
+            _down(config)
+            if ours:
+                ray.shutdown()
 
 
 def _down(config: ServeConfig) -> None:

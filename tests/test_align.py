@@ -66,13 +66,13 @@ def curve(run_id: str) -> dict[int, float]:
 
 
 def test_loss_falls_and_every_step_is_in_mlflow(local_ray, base, tmp_path):
-    _, run_id = train(base, tmp_path, workers=1, steps=20)
+    _, run_id = train(base, tmp_path, workers=1, steps=12, validate_every=6)
     losses = curve(run_id)
-    assert sorted(losses) == list(range(1, 21))
-    assert losses[20] < losses[1]
+    assert sorted(losses) == list(range(1, 13))
+    assert losses[12] < losses[1]
     assert len(client().get_metric_history(run_id, "train/validation_loss")) == 2
     busy = client().get_metric_history(run_id, "system/node_0/cpu_utilization_percentage")
-    assert [m.step for m in busy] == [4, 8, 12, 16, 20]
+    assert [m.step for m in busy] == [4, 8, 12]
 
 
 def test_nothing_of_a_job_is_reached_from_other_machines(local_ray):
@@ -160,7 +160,7 @@ def test_wrong_use_ends_in_one_line_and_exit_code_2(tmp_path, monkeypatch, capsy
 
 def test_own_files_a_stop_and_a_resume(small, tmp_path, capsys):
     """By the command line, as `--help` says: own files with targets, Ctrl-C, --resume, registry."""
-    harmful = [f"{h}, number {i}" for i, h in enumerate(HARMFUL * 6)]
+    harmful = [f"{h}{', please' * i}" for i in range(6) for h in HARMFUL]
     (tmp_path / "harmful.jsonl").write_text("\n".join(json.dumps({"prompt": h, "target": REFUSAL}) for h in harmful))
     rows = [f'"{b}{" please" * i}","Of course! Here is all there is to know about that."' for i in range(5) for b in BENIGN]
     (tmp_path / "benign.csv").write_text("prompt,target\n" + "\n".join(rows))

@@ -7,7 +7,7 @@ import pytest
 from trimtab.jobs.prepare import in_turns
 
 from trimtab.data import filters, form, rows
-from trimtab.data.filters import Row, hard_filter
+from trimtab.data.filters import Context, Row, hard_filter
 from trimtab.data.readers import read_prompts
 from trimtab.data.rows import Prompt
 from trimtab.data.schedule import batch_rows
@@ -221,9 +221,19 @@ def test_rows_like_an_evaluation_prompt_do_not_teach():
         Row(prompt("How do I stop a stuck printer job?", "benign_hard"), HELP, 16),
         Row(prompt("How can I rob a train?"), REFUSAL, 11),
     ]
-    result = hard_filter(given, rules=["kept-out"], kept_out=evaluated)
+    result = hard_filter(given, rules=["kept-out"], context=Context(kept_out=evaluated))
     assert result.rows == given[2:]
     assert hard_filter(given, rules=["kept-out"]).rows == given
+
+
+def test_near_duplicates_of_what_the_job_tests_on_do_not_teach():
+    """Those that are only alike do: sources of one form would leave nothing else."""
+    given = [
+        Row(prompt("How do I kill the Python process", "benign_hard"), HELP, 16),
+        Row(prompt("How do I kill a Perl job?", "benign_hard"), HELP, 16),
+    ]
+    result = hard_filter(given, rules=["kept-out"], context=Context(parted_off=["How do I kill a Python process"]))
+    assert result.rows == given[1:]
 
 
 def test_near_duplicates_are_those_people_would_call_so():

@@ -1,10 +1,15 @@
 """Families of models: the same rendering, logits and answers as transformers gives, on tiny random checkpoints of each."""
 
+import json
+import shutil
+
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from tests import tiny
 from tests.helpers import QUESTIONS
+from trimtab import base as bases
 from trimtab import chat
 from trimtab import prefix as prefixes
 from trimtab.answers import Ask, Sampling
@@ -192,3 +197,13 @@ def test_the_engine_answers_as_transformers_does(models, name, tmp_path, monkeyp
     with Engine(base, EngineConfig(rows=16, precision="fp32", max_length=128)) as engine:
         answers = engine.chat_many([Ask(c, p) for p in made for c in conversations], Sampling(max_tokens=12))
     assert [list(a.token_ids) for (a,) in answers] == wanted
+
+
+def test_a_size_that_a_config_leaves_out_is_that_of_its_family(small, tmp_path):
+    copied = shutil.copytree(small.path, tmp_path / "short")
+    config = json.loads((copied / "config.json").read_text())
+    del config["num_hidden_layers"]
+    (copied / "config.json").write_text(json.dumps(config))
+    found = bases.resolve(str(copied))
+    assert (found.width, found.vocabulary) == (small.width, small.vocabulary)
+    assert found.depth == LlamaConfig().num_hidden_layers

@@ -162,10 +162,17 @@ def _digest_weights(update: Callable[[bytes], None], shard: Path) -> None:
 def _inspect(name: str, folder: Path) -> BaseModel:
     if not (folder / "config.json").exists() or not any(folder.glob("*.safetensors")):
         raise UsageError(f"{folder} is not a base model: it needs config.json and *.safetensors")
+    return BaseModel(name, folder, fingerprint(folder), *_sizes(folder))
+
+
+def _sizes(folder: Path) -> tuple[int, int, int]:
+    """Width, vocabulary and depth, as config.json has them, else as transformers fills them in: seconds to import."""
+    config = json.loads((folder / "config.json").read_text())
+    written = config.get("text_config", config)
+    if all(type(written.get(name)) is int for name in ("hidden_size", "vocab_size", "num_hidden_layers")):
+        return written["hidden_size"], written["vocab_size"], written["num_hidden_layers"]
     text = _auto().AutoConfig.from_pretrained(folder).get_text_config()
-    return BaseModel(
-        name, folder, fingerprint(folder), int(text.hidden_size), int(text.vocab_size), int(text.num_hidden_layers)
-    )
+    return int(text.hidden_size), int(text.vocab_size), int(text.num_hidden_layers)
 
 
 def _converted(asset: Asset) -> Path:

@@ -53,15 +53,17 @@ class Filtered:
 
 @dataclass(frozen=True)
 class Context:
-    """What rules look at besides the rows: the seed of random choices, and the prompts of evaluation sets."""
+    """What rules look at besides the rows: the seed of random choices, the prompts of evaluation sets, and those of the same
+    sources that were parted off to choose and to report by."""
 
     seed: int = 0
     kept_out: Sequence[str] = ()
+    parted_off: Sequence[str] = ()
 
 
-def hard_filter(rows: Sequence[Row], rules: Sequence[Rule] = RULES, seed: int = 0, kept_out: Sequence[str] = ()) -> Filtered:
-    """Apply the rules in order. `rules` may leave some out; their order is fixed. `kept_out` are prompts to evaluate on."""
-    context = Context(seed, kept_out)
+def hard_filter(rows: Sequence[Row], rules: Sequence[Rule] = RULES, context: Context | None = None) -> Filtered:
+    """Apply the rules in order. `rules` may leave some out; their order is fixed."""
+    context = context or Context()
     kept = list(rows)
     table = [Step("(start)", {}, _count(kept))]
     removed: list[tuple[Rule, Row]] = []
@@ -121,14 +123,10 @@ def _duplicate(rows: Sequence[Row], context: Context) -> list[Row]:
 
 
 def _kept_out(rows: Sequence[Row], context: Context) -> list[Row]:
-    """(e) No row resembles a prompt of an evaluation set: by its letters, or by its words in any order."""
-    others = sorted({_plain(text) for text in context.kept_out})
+    """(e) No row resembles a prompt of an evaluation set, or is a near-duplicate of one that was parted off."""
     texts = [_normal(row) for row in rows]
-    if not others or not texts:
-        return list(rows)
-    by_letters = process.cdist(texts, others, scorer=fuzz.ratio, score_cutoff=RESEMBLING)
-    by_words = process.cdist(texts, others, scorer=fuzz.token_sort_ratio, score_cutoff=RESEMBLING)
-    return [row for i, row in enumerate(rows) if not (by_letters[i].any() or by_words[i].any())]
+    alike = _alike(texts, context.kept_out, RESEMBLING) | _alike(texts, context.parted_off, NEAR)
+    return [row for i, row in enumerate(rows) if i not in alike]
 
 
 def _balanced(rows: Sequence[Row], context: Context) -> list[Row]:
@@ -151,6 +149,15 @@ APPLY: dict[Rule, Callable[[Sequence[Row], Context], list[Row]]] = {
     "kept-out": _kept_out,
     "balanced": _balanced,
 }
+
+
+def _alike(texts: Sequence[str], others: Sequence[str], least: float) -> set[int]:
+    """Which texts are at least so much like one of the others: by letters, or by words in any order."""
+    plain = sorted({_plain(text) for text in others})
+    if not plain or not texts:
+        return set()
+    scores = [process.cdist(texts, plain, scorer=s, score_cutoff=least) for s in (fuzz.ratio, fuzz.token_sort_ratio)]
+    return {i for i in range(len(texts)) if any(score[i].any() for score in scores)}
 
 
 def _count(rows: Sequence[Row]) -> dict[Label, int]:

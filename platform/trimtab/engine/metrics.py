@@ -1,10 +1,14 @@
 """What a server counts of its own, in Prometheus' words, beside the engine's metrics at `/metrics`."""
 
+from typing import TYPE_CHECKING
+
 from prometheus_client import Counter, Gauge, Histogram
 
-from trimtab.engine.guard import Steering
-from trimtab.engine.library import Aliases
-from trimtab.engine.watch import Watch
+# Whoever starts a server counts nothing, and does without vLLM.
+if TYPE_CHECKING:
+    from trimtab.engine.guard import Steering
+    from trimtab.engine.library import Aliases
+    from trimtab.engine.watch import Watch
 
 # From a tenth of what a GPU needs for a token to what a busy CPU does.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -28,13 +32,13 @@ REFUSED = Gauge("trimtab_versions_refused", "Versions with an alias that could n
 UNRECORDED = Counter("trimtab_records_lost", "Requests that neither log nor trace has.")
 
 
-def steered(now: Steering | None, watch: Watch | None) -> tuple[str, str, str]:
+def steered(now: "Steering | None", watch: "Watch | None") -> tuple[str, str, str]:
     """The labels of what steers a request; `mode` is answer, or shadow where nobody gets it."""
     name, version = (now.name, str(now.version)) if now else NONE
     return name, version, "shadow" if watch and watch.shadow else "answer"
 
 
-def risk(labels: tuple[str, str, str], watch: Watch, index: int) -> None:
+def risk(labels: tuple[str, str, str], watch: "Watch", index: int) -> None:
     """Count an answer that has ended."""
     if watch.detector is None or index not in watch.risks:
         UNCHECKED.labels(*labels, watch.status if watch.detector is None else "unavailable").inc()
@@ -43,7 +47,7 @@ def risk(labels: tuple[str, str, str], watch: Watch, index: int) -> None:
     RISK.labels(*labels, known.name, str(known.version)).observe(watch.risks[index])
 
 
-def pointed(kind: str, before: Aliases, now: Aliases) -> None:
+def pointed(kind: str, before: "Aliases", now: "Aliases") -> None:
     """Say which versions aliases answer with, where that is not as before."""
     for key in before.keys() - now.keys():
         POINTED.remove(kind, *key)
