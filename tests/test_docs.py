@@ -57,6 +57,17 @@ def test_enough_is_shown():
     assert len(commands()) > 12
 
 
+def test_the_head_of_contributing_passes_its_test(tmp_path):
+    head, test = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    # Registered from outside the package here: it would be found by being there.
+    (tmp_path / "conftest.py").write_text(head)
+    (tmp_path / "test_trace.py").write_text(test)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
 def test_every_shipped_config_is_loaded():
     """Each is named after its command."""
     known = {e.name: e for e in entry_points(group="trimtab.commands")}
