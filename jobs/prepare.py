@@ -77,14 +77,15 @@ def prepare(config: AlignConfig, base: BaseModel, given: Given) -> Prepared:
     validate_on, test_on = ([p.prompt for p in parts[part]] for part in ("validation", "test"))
     rules, seed = config.data.rules, config.data.seed
     filtered = filters.hard_filter(filled[:count], rules, Context(seed, given.kept_out, [*validate_on, *test_on]))
-    validation = in_turns(filters.hard_filter(filled[count:], rules, Context(seed, given.kept_out, test_on)).rows)
+    checked = filters.hard_filter(filled[count:], rules, Context(seed, given.kept_out, test_on))
+    validation = in_turns(checked.rows)
     form_after = form.predictability([row.prompt for row in filtered.rows])
     say(
         f"hard filter: {count} -> {len(filtered.rows)} rows; form alone tells the class with balanced accuracy "
         f"{form_before:.2f} -> {form_after:.2f}"
     )
-    if not filtered.rows or not validation:
-        raise UsageError("the hard filter left no rows; look at data.rules, or give more prompts and clearer targets")
+    check_left(filtered, "train")
+    check_left(checked, "validate")
     return Prepared(filtered.rows, validation, parts, filtered, (form_before, form_after), given.inputs)
 
 
@@ -135,6 +136,15 @@ def table(prepared: Prepared) -> dict[str, Any]:
 def removed(prepared: Prepared) -> list[dict[str, str]]:
     """Every row that a rule took out."""
     return [{"rule": rule, **_shown(row)} for rule, row in prepared.filtered.removed]
+
+
+def check_left(filtered: Filtered, what: str) -> None:
+    """Raise UsageError with the rule that took the last rows, where it left none to `what` on."""
+    if not filtered.rows:
+        last = next(step.rule for step in filtered.table if not any(step.left.values()))
+        raise UsageError(
+            f"the hard filter left no rows to {what} on, after {last}: look at data.rules, or give more and clearer rows"
+        )
 
 
 def _balanced(parts: Mapping[Part, list[Prompt]], data: DataConfig) -> dict[Part, list[Prompt]]:

@@ -13,8 +13,9 @@ class Table:
     """Lines with named columns, each of one or more numbers."""
 
     def __init__(self, lines: int, **sizes: int) -> None:
+        self._sizes = sizes
         self._whole = torch.zeros(lines, sum(sizes.values()), dtype=torch.float64)
-        self._columns = dict(zip(sizes, self._whole.split(list(sizes.values()), dim=1), strict=True))
+        self._columns = self._parted(self._whole)
 
     def put(self, line: int, **values: Tensor | float) -> None:
         """Fill columns of a line; each value has as many numbers as its column, or is one for all of them."""
@@ -31,9 +32,12 @@ class Table:
         """A column, float64 [lines, size]."""
         return self._columns[name]
 
-    def sum(self, name: str) -> Tensor:
-        """A column's lines, added one after the other: float64 [size]."""
-        total = torch.zeros_like(self._columns[name][0])
-        for line in self._columns[name]:
+    def sums(self) -> dict[str, Tensor]:
+        """The lines added one after the other, by column: float64 [size]."""
+        total = torch.zeros_like(self._whole[0])
+        for line in self._whole:
             total += line
-        return total
+        return self._parted(total)
+
+    def _parted(self, numbers: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self._sizes, numbers.split(list(self._sizes.values()), dim=-1), strict=True))

@@ -145,14 +145,14 @@ class Loop:
             table.put(index, nll=_by_class(result.nll), rows=_by_class(result.rows), loss=result.loss)
             table.put(index, gradient=result.gradient.flatten(), observed=result.observed, seconds=time.monotonic() - began)
         table.put(0, stop=float(self._stop_asked()))
-        self._add_up(table)
-        state.running = self.scorer.objective.track(state.running, table.sum("observed").float())
-        gradient = table.sum("gradient").float().view_as(state.vectors)
+        sums = self._added_up(table)
+        state.running = self.scorer.objective.track(state.running, sums["observed"].float())
+        gradient = sums["gradient"].float().view_as(state.vectors)
         rate = learning_rate(settings.learning_rate, settings.warmup, state.step, settings.steps)
         update(state, gradient, rate, settings.clip)
         seconds = [table.lines("seconds")[share(parts, rank, self.workers)].sum().item() for rank in range(self.workers)]
-        losses = {"loss": table.sum("loss").item(), **_means(table)}
-        return Taken(losses, max(seconds), bool(table.sum("stop") > 0))
+        losses = {"loss": sums["loss"].item(), **_means(sums)}
+        return Taken(losses, max(seconds), bool(sums["stop"] > 0))
 
     def mine(self, parts: Sequence[list[Example]]) -> list[tuple[int, bool]]:
         """Indices of the micro-batches that this worker computes, and whether it does so for nothing: where workers share a
@@ -173,8 +173,7 @@ class Loop:
             if spare:
                 continue
             table.put(index, nll=_by_class(nll), rows=_by_class(counts))
-        self._add_up(table)
-        losses = _means(table)
+        losses = _means(self._added_up(table))
         loss = sum(losses.values()) / max(1, len(losses))
         if loss < state.best_loss:
             state.best, state.best_loss, state.best_step, state.worse = state.vectors.clone(), loss, state.step, 0
@@ -205,9 +204,11 @@ class Loop:
                 self._asked_to_stop = self._asked_to_stop or bool(ray.get(done[0]))
         return self.rank == 0 and self._asked_to_stop
 
-    def _add_up(self, table: Table) -> None:
+    def _added_up(self, table: Table) -> dict[str, Tensor]:
+        """Sums over all micro-batches of all workers."""
         if self.workers > 1:
             table.add_up(self.scorer.frozen.device)
+        return table.sums()
 
 
 def _model(base: BaseModel, config: AlignConfig, device: torch.device) -> "PreTrainedModel":
@@ -263,7 +264,7 @@ def _by_class(values: Mapping[str, float]) -> Tensor:
     return torch.tensor([values.get(label, 0) for label in LABELS], dtype=torch.float64)
 
 
-def _means(table: Table) -> dict[str, float]:
+def _means(sums: Mapping[str, Tensor]) -> dict[str, float]:
     """Mean loss of each class that has rows."""
-    pairs = zip(LABELS, table.sum("nll").tolist(), table.sum("rows").tolist(), strict=True)
+    pairs = zip(LABELS, sums["nll"].tolist(), sums["rows"].tolist(), strict=True)
     return {label: nll / rows for label, nll, rows in pairs if rows}

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 
 import pytest
-from trimtab.jobs.prepare import in_turns
+from trimtab.jobs import prepare
 
 from trimtab.data import filters, form, rows
 from trimtab.data.filters import Context, Row, hard_filter
@@ -236,6 +236,13 @@ def test_near_duplicates_of_what_the_job_tests_on_do_not_teach():
     assert result.rows == given[1:]
 
 
+def test_a_filter_that_leaves_nothing_says_which_rule_it_was():
+    same = [Row(prompt(f"How do I steal {n} eggs?"), REFUSAL, 11) for n in range(3)]
+    nothing = hard_filter(same, context=Context(parted_off=["How do I steal 9 eggs?"]))
+    with pytest.raises(UsageError, match="no rows to train on, after kept-out"):
+        prepare.check_left(nothing, "train")
+
+
 def test_near_duplicates_are_those_people_would_call_so():
     kept = filters.hard_filter(
         [Row(prompt(t), REFUSAL, 11) for t in ("How do I pick a lock?", "how do i pick a lock", "How do I pick a pocket?")],
@@ -246,7 +253,7 @@ def test_near_duplicates_are_those_people_would_call_so():
 
 def test_any_first_part_of_the_validation_rows_has_both_sides():
     rows = [Row(Prompt(f"prompt {i}", "harmful" if i < 50 else "benign_hard", "t", str(i)), "x", 9) for i in range(80)]
-    turned = in_turns(rows)
+    turned = prepare.in_turns(rows)
     assert sorted(row.prompt.prompt for row in turned) == sorted(row.prompt.prompt for row in rows)
     assert sum(row.prompt.label == "harmful" for row in turned[:32]) == 16
-    assert in_turns(rows[::-1]) == turned
+    assert prepare.in_turns(rows[::-1]) == turned

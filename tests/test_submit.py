@@ -1,6 +1,5 @@
 """Commands sent to a Ray cluster that asks for a token: followed, refused, stopped, tried again."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,6 +8,7 @@ from collections.abc import Generator
 
 import httpx
 import pytest
+from bench.peers.rows import prompt_files
 
 from tests.heads import head
 from trimtab import ports
@@ -61,10 +61,7 @@ def test_a_job_is_followed_listed_and_its_name_is_taken_then(trimtab):
 
 def test_a_yaml_runs_there_as_it_does_here_and_fails_with_the_same_code(trimtab, tmp_path):
     """The folder is sent along; a file that is not in it is told as it would be here."""
-    targets = {"boil": "Put them into boiling water for nine minutes.", "steal": "I'm sorry, but I can't help with that."}
-    for word, name in (("boil", "benign"), ("steal", "harmful")):
-        rows = [{"prompt": f"How do I {word} {n} eggs?", "target": targets[word]} for n in range(40)]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    prompt_files(tmp_path)
     (tmp_path / "mine.yaml").write_text("name: mine\ndata:\n  harmful: harmful.jsonl\n  benign: benign.jsonl\n")
     code, said = trimtab("filter", "--config", "mine.yaml")
     here = [line for line in said.splitlines() if "│" in line]

@@ -168,7 +168,7 @@ def _inspect(name: str, folder: Path) -> BaseModel:
 def _sizes(folder: Path) -> tuple[int, int, int]:
     """Width, vocabulary and depth, as config.json has them, else as transformers fills them in: seconds to import."""
     config = json.loads((folder / "config.json").read_text())
-    written = config.get("text_config", config)
+    written = config.get("text_config") or config
     if all(type(written.get(name)) is int for name in ("hidden_size", "vocab_size", "num_hidden_layers")):
         return written["hidden_size"], written["vocab_size"], written["num_hidden_layers"]
     text = _auto().AutoConfig.from_pretrained(folder).get_text_config()
