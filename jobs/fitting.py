@@ -1,8 +1,9 @@
 """Running the Ray Train job of a prefix: progress while it runs, a clean stop on Ctrl-C, its last state when it ends."""
 
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,37 @@ from .board import board_name, opened
 from .callbacks import CURVES, MlflowCallback
 from .checkpoints import newest, stored
 from .cluster import cause
-from .config import AlignConfig
+from .config import AlignConfig, ScaleConfig
 from .entry import worker
 from .prepare import Prepared
 from .state import State, early, restore
 from .training import Work
 
 POLL_SECONDS = 0.5
+
+
+class Stop:
+    """Ctrl-C, for all training runs that share this: once to stop after the step that runs, twice to stop at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.at_once = False
+
+    def ask(self) -> None:
+        """Called for each Ctrl-C; the second is raised as KeyboardInterrupt."""
+        if self.asked:
+            self.at_once = True
+            raise KeyboardInterrupt
+        self.asked = True
+        say("stopping after this step, with a checkpoint; press Ctrl-C again to stop at once")
+
+
+@dataclass(frozen=True)
+class View:
+    """What shows a training run: it is called with what the board says, or with nothing and what the run waits for."""
+
+    show: Callable[[Mapping[str, Any], str | None], None]
+    stop: Stop = field(default_factory=Stop)
 
 
 @dataclass(frozen=True)
@@ -49,9 +74,10 @@ def fit(
     run: Run,
     folder: Path,
     callbacks: Sequence[UserCallback] = (),
+    view: View | None = None,
 ) -> Fitted:
     """Train; go on from the newest checkpoint in `folder` where there is one, and start nothing where it is the last one.
-    `callbacks` are told of each report. Raises JobError and errors of ours.
+    `callbacks` are told of each report; without a `view` there is a bar. Raises JobError and errors of ours.
     """
     storage = stored(config, folder)
     kept = newest(storage)
@@ -83,7 +109,11 @@ def fit(
             callbacks=[MlflowCallback(run), *callbacks],
         ),
     )
-    result = _watch(trainer, board, config.train.steps, taken)
+    if view:
+        result = _watch(trainer, board, view, taken)
+    else:
+        with Bar("training", config.train.steps) as bar:
+            result = _watch(trainer, board, View(partial(_move, bar)), taken)
     if result.checkpoint is None:
         raise JobError("training ended without a checkpoint")
     return Fitted(restore(result.checkpoint), bool((result.metrics or {}).get("stopped")))
@@ -130,13 +160,21 @@ def _filled(run: Run, history: Sequence[Mapping[str, float]]) -> None:
     run.curves([entry for entry in history if int(entry["step"]) not in known], CURVES)
 
 
+def cores(scale: ScaleConfig, parallel: int) -> float:
+    """CPU cores for each worker of a training run, where so many runs share the cluster."""
+    if scale.cpus:
+        return scale.cpus
+    room = min(nodes.cores(), ray.cluster_resources().get("CPU", 1.0) / parallel)
+    return max(1, int(room) // scale.workers)
+
+
 def _resources(config: AlignConfig) -> dict[str, float]:
     cpus = config.scale.cpus or max(1, int(nodes.cores()) // config.scale.workers)
     return {"CPU": cpus, **({"GPU": config.scale.gpus} if config.scale.gpus else {})}
 
 
-def _watch(trainer: TorchTrainer, board: Any, steps: int, taken: Sequence[float]) -> Any:
-    """Run `fit` beside a progress bar, which says what is waited for where the cluster has less than is `taken`.
+def _watch(trainer: TorchTrainer, board: Any, view: View, taken: Sequence[float]) -> Any:
+    """Run `fit` and show how far it is, or what is waited for where the cluster has less than is `taken`.
 
     In a thread, because in the main thread Ray Train would take Ctrl-C for itself and throw the last steps away.
     """
@@ -153,21 +191,19 @@ def _watch(trainer: TorchTrainer, board: Any, steps: int, taken: Sequence[float]
             ended.set()
 
     threading.Thread(target=target, daemon=True).start()
-    asked = False
-    with Bar("training", steps) as bar:
-        while not ended.is_set():
-            try:
-                ended.wait(POLL_SECONDS)
-                if latest := _latest(board):
-                    bar.update(int(latest["step"]), note=_note(latest))
-                elif short := nodes.lacking(*taken):
-                    bar.update(0, note=f"| waits for nodes: it takes {short}")
-            except KeyboardInterrupt:
-                if asked:
-                    raise
-                asked = True
-                board.stop.remote()
-                say("stopping after this step, with a checkpoint; press Ctrl-C again to stop at once")
+    told = False
+    while not ended.is_set():
+        try:
+            ended.wait(POLL_SECONDS)
+            latest = _latest(board)
+            view.show(latest, None if latest else nodes.lacking(*taken))
+        except KeyboardInterrupt:
+            view.stop.ask()
+        if view.stop.at_once:
+            raise KeyboardInterrupt
+        if view.stop.asked and not told:
+            told = True
+            board.stop.remote()
     if "error" in outcome:
         raise cause(outcome["error"]) from outcome["error"]
     return outcome["result"]
@@ -182,7 +218,14 @@ def _latest(board: Any) -> dict[str, Any]:
         return {}
 
 
-def _note(latest: dict[str, float]) -> str:
+def _move(bar: Bar, latest: Mapping[str, Any], short: str | None) -> None:
+    if latest:
+        bar.update(int(latest["step"]), note=_note(latest))
+    elif short:
+        bar.update(0, note=f"| waits for nodes: it takes {short}")
+
+
+def _note(latest: Mapping[str, float]) -> str:
     """Loss by class and rate, for the progress line."""
     names = {"harmful": "refuse", "benign_hard": "help (hard)", "benign_easy": "help (easy)"}
     losses = ", ".join(f"{shown} {latest[name]:.2f}" for name, shown in names.items() if name in latest)

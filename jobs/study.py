@@ -8,8 +8,8 @@ then answered by one engine, and judged arms are kept too. So a study can be sto
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from trimtab.data import rows
 from trimtab.data.readers import read_all
 from trimtab.data.rows import Prompt
 from trimtab.engine.config import EngineConfig
-from trimtab.errors import Interrupted, UsageError
+from trimtab.errors import UsageError
 from trimtab.evaluate import page, report, utility_report
 from trimtab.evaluate.page import Cost, Study
 from trimtab.evaluate.safety import Arm, ArmResult, Judged, summarise
@@ -39,9 +39,9 @@ from trimtab.words import RANDOM_ARM, TOKEN_ARM
 from . import arms, judging, prepare, utility
 from .cluster import joined, run_task
 from .config import PARTED_BY, AlignConfig, sources
-from .fitting import fit, learned
 from .kept import Store
 from .prepare import Prepared
+from .study_arms import ArmRun, Trained, train_all
 from .study_config import StudyConfig
 from .utility import Suite
 
@@ -57,15 +57,6 @@ class Begun:
     judge: Judge
     standing: Standing
     folder: Path
-
-
-@dataclass(frozen=True)
-class Trained:
-    """One arm with one seed: its prefix, the curve of its validation loss, and the seconds that its steps took."""
-
-    prefix: Prefix
-    curve: list[tuple[int, float]]
-    seconds: float
 
 
 def study(config: StudyConfig) -> Study:
@@ -111,10 +102,9 @@ def command(config: StudyConfig) -> dict[str, Any]:
 def _compared(begun: Begun, prepared: Mapping[str, Prepared], parent: runs.Run) -> Study:
     config, plans, base, folder = begun.config, begun.plans, begun.base, begun.folder
     first = next(iter(plans.values()))
-    trained: dict[str, Trained] = {}
-    for name, seed in _pairs(config):
-        plan_of = replace(plans[name], train=replace(plans[name].train, seed=seed))
-        trained[f"{name}#{seed}"] = _train(plan_of, base, prepared[name], folder / _safe(f"{name}#{seed}"), parent.run_id)
+    # Seed by seed, so that a study that is stopped has compared all arms as far as it went.
+    planned = [ArmRun(_seeded(plans[name], seed), prepared[name], folder) for seed in config.seeds for name in config.arms]
+    trained = train_all(planned, base, parent.run_id, config.parallel)
     chosen = {name: t.prefix for name, t in trained.items()} | _untrained(config, first, base, prepared[first.name], folder)
     answered = _answers(first, base, chosen, _parts(config, first, prepared[first.name]), folder / "judged")
     results = judging.rejudged(answered, begun.judge, first.scale.gpus)
@@ -134,9 +124,8 @@ def plan(config: StudyConfig, arm: str) -> AlignConfig:
     return cli.build(AlignConfig, values, f"arm {arm}")
 
 
-def _pairs(config: StudyConfig) -> Iterator[tuple[str, int]]:
-    """Seed by seed, so that a study that is stopped has compared all arms as far as it went."""
-    return ((name, seed) for seed in config.seeds for name in config.arms)
+def _seeded(plan: AlignConfig, seed: int) -> AlignConfig:
+    return replace(plan, train=replace(plan.train, seed=seed))
 
 
 def _parent(config: StudyConfig, folder: Path) -> runs.Run:
@@ -154,37 +143,6 @@ def _parent(config: StudyConfig, folder: Path) -> runs.Run:
         }
     )
     return run
-
-
-def _train(config: AlignConfig, base: BaseModel, prepared: Prepared, folder: Path, parent: str) -> Trained:
-    """Train an arm with a seed, go on with it, or read it back where it is done."""
-    folder.mkdir(exist_ok=True)
-    identity = prepare.identity(config, base, prepared.inputs)
-    path = folder / "run.json"
-    known = json.loads(path.read_text()) if path.exists() else None
-    if known and known["config"] != identity:
-        raise UsageError(f"{folder.name} was trained with other settings or data: name the arm otherwise, or remove {folder}")
-    if (folder / "prefix" / cards.FILE).exists() and known:
-        return _trained(folder, known["run_id"])
-    say(f"arm {config.name}, seed {config.train.seed}")
-    run = runs.start(
-        f"{config.name} seed {config.train.seed}", "arm", settings.home() / "outbox", known and known["run_id"], parent
-    )
-    files.write(path, json.dumps({"run_id": run.run_id, "config": identity}))
-    with runs.closing(run):
-        run.params({"config": asdict(config), "base_fingerprint": base.fingerprint})
-        run.inputs(prepared.inputs, "training")
-        fitted = fit(config, base, prepared, run, folder)
-        if fitted.stopped:
-            raise Interrupted("stopped with a checkpoint; the same command goes on")
-        prefixes.save(learned(config, base, prepared, run, fitted), folder / "prefix")
-        run.artifacts(folder / "prefix", "prefix")
-    return _trained(folder, run.run_id)
-
-
-def _trained(folder: Path, run_id: str) -> Trained:
-    prefix = prefixes.load(folder / "prefix")
-    return Trained(prefix, runs.curve(run_id, "train/validation_loss"), float(prefix.card.method["seconds"]))
 
 
 def _untrained(config: StudyConfig, first: AlignConfig, base: BaseModel, prepared: Prepared, folder: Path) -> dict[str, Prefix]:
@@ -269,7 +227,3 @@ def _study(
         + [f"{first.train.steps} steps of {first.train.batch} rows; checkpoints chosen on the validation part only"]
         + [code.line()],
     )
-
-
-def _safe(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "#-_." else "-" for c in name)

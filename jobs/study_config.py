@@ -36,6 +36,7 @@ class StudyConfig:
         seeds: seeds of every arm.
         shared: settings of `trimtab align` for all arms, as in its YAML.
         arms: learned arms by name, each with the settings of `trimtab align` that differ, dotted or nested.
+        parallel: training runs at once, which share the cores.
         random: add an arm with a random vector, which nothing was learned for.
         token: add an arm with the best single vocabulary token that a search finds; so many candidates are tried, 0 for none.
         suites: prompts to judge on besides the test part, by name.
@@ -49,6 +50,7 @@ class StudyConfig:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     shared: dict[str, Any] = field(default_factory=dict[str, Any])
     arms: dict[str, dict[str, Any]] = field(default_factory=lambda: {"likelihood": {"objective": "likelihood"}, "sta": {}})
+    parallel: int = 1
     random: bool = True
     token: int = 0
     suites: dict[str, SuiteConfig] = field(default_factory=dict[str, SuiteConfig])
@@ -60,5 +62,7 @@ class StudyConfig:
     def __post_init__(self) -> None:
         if not self.seeds or not self.arms:
             raise UsageError("a study needs at least one seed and one arm")
+        if self.parallel < 1:
+            raise UsageError(f"parallel must be at least 1, not {self.parallel}")
         if bad := [name for name in self.arms if not name or any(c in name for c in "/#") or name in UNLEARNED]:
             raise UsageError(f"{bad[0]!r} cannot name an arm: leave out / and #, and {', '.join(UNLEARNED)} are taken")

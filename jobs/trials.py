@@ -18,7 +18,7 @@ from ray import tune
 from ray.exceptions import RayError
 from ray.tune import TuneError
 
-from trimtab import files, nodes, settings
+from trimtab import files, settings
 from trimtab.base import BaseModel
 from trimtab.console import Bar, say
 from trimtab.errors import Interrupted, TrimtabError
@@ -28,8 +28,8 @@ from trimtab.tracking.runs import Run
 from . import validations
 from .board import board_name
 from .cluster import cause
-from .config import AlignConfig, ScaleConfig
-from .fitting import fit
+from .config import AlignConfig
+from .fitting import cores, fit
 from .prepare import Prepared, identity
 from .rungs import Rungs
 from .sweep_config import SweepConfig
@@ -173,14 +173,6 @@ class Watch(tune.Callback):
         notes = [f"{self._failed} failed"] if self._failed else []
         notes += [f"lowest validation loss {best:.3f}"] if best is not None else []
         self._bar.update(done, note=" ".join(f"| {note}" for note in notes))
-
-
-def cores(scale: ScaleConfig, parallel: int) -> float:
-    """CPU cores for each worker of a trial, where so many trials share the cluster."""
-    if scale.cpus:
-        return scale.cpus
-    room = min(nodes.cores(), ray.cluster_resources().get("CPU", 1.0) / parallel)
-    return max(1, int(room) // scale.workers)
 
 
 def _fit(tuner: tune.Tuner) -> tune.ResultGrid:
