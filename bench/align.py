@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from trimtab import packing
 from trimtab.objectives.likelihood import Likelihood
 from trimtab.scoring import Scorer, totals
 from trimtab.steering import Example, FrozenModel, Sample, micro_batches
@@ -66,11 +67,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=0, help="steps in a measurement; 0 chooses")
     parser.add_argument("--shape", choices=["default", *SHAPES], default="default")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="type of the default model")
     parser.add_argument("--micro-batch", type=int, default=0, help="rows that trimtab computes at once; 0 chooses")
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.steps = options.steps or (3 if options.quick else 8)
-    options.micro_batch = options.micro_batch or (8 if options.device == "cpu" else BATCH)
+    options.micro_batch = options.micro_batch or BATCH
     return options
 
 
@@ -89,7 +91,7 @@ def load(options: argparse.Namespace) -> tuple[Any, Rows]:
         from trimtab import base as bases
 
         base = bases.resolve("smollm2-135m")
-        tokenizer, model = base.tokenizer(), base.load("auto", options.device)
+        tokenizer, model = base.tokenizer(), base.load(options.precision, options.device)
         lines = (files("trimtab.data") / "prompts" / "contrast.jsonl").read_text().splitlines()[: BATCH * (options.steps + 1)]
         answer = tokenizer.encode(ANSWER)[:TARGETS]
         prompts: Any = [
@@ -121,7 +123,9 @@ def load(options: argparse.Namespace) -> tuple[Any, Rows]:
 def run_trimtab(options: argparse.Namespace) -> dict[str, float]:
     model, rows = load(options)
     row = model.get_input_embeddings().num_embeddings
-    scorer = Scorer(FrozenModel(model, row), Likelihood())
+    frozen = FrozenModel(model, row)
+    frozen.pack()
+    scorer = Scorer(frozen, Likelihood())
     examples = [Example(Sample((row, *p, *a), (*p, *a), len(a)), "harmful") for p, a in rows]
     vectors = first_vector(model)
     parameter = vectors.clone().requires_grad_()
@@ -136,7 +140,9 @@ def run_trimtab(options: argparse.Namespace) -> dict[str, float]:
         optimiser.step()
         losses.append(sum(r.loss for r in results))
 
-    return timed(step, options, model, rows) | {"first_loss": losses[0], "last_loss": losses[-1]}
+    used = [examples[at : at + options.micro_batch] for at in range(BATCH, len(examples), options.micro_batch)]
+    computed = sum(len(packing.pack([e.chosen.ids for e in part], frozen.device).ids) for part in used)
+    return timed(step, options, model, computed / options.steps) | {"first_loss": losses[0], "last_loss": losses[-1]}
 
 
 def run_peft(options: argparse.Namespace) -> dict[str, float]:
@@ -186,10 +192,11 @@ def run_peft(options: argparse.Namespace) -> dict[str, float]:
     trainer = Trainer(tuned, settings, train_dataset=data, data_collator=collate, callbacks=[Clock()])
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return figures(times[1:], loaded, options, model, rows) | {"first_loss": losses[0], "last_loss": losses[-1]}
+    computed = sum(len(p) + len(a) + 1 for p, a in rows[BATCH : BATCH * (options.steps + 1)]) / options.steps
+    return figures(times[1:], loaded, options, model, computed) | {"first_loss": losses[0], "last_loss": losses[-1]}
 
 
-def timed(step: Callable[[int], None], options: argparse.Namespace, model: Any, rows: Rows) -> dict[str, float]:
+def timed(step: Callable[[int], None], options: argparse.Namespace, model: Any, computed: float) -> dict[str, float]:
     loaded = resident(options)
     times: list[float] = []
     for number in range(options.steps + 1):
@@ -197,13 +204,12 @@ def timed(step: Callable[[int], None], options: argparse.Namespace, model: Any, 
         step(number)
         synchronise(options)
         times.append(time.perf_counter() - began)
-    return figures(times[1:], loaded, options, model, rows)
+    return figures(times[1:], loaded, options, model, computed)
 
 
-def figures(times: list[float], loaded: float, options: argparse.Namespace, model: Any, rows: Rows) -> dict[str, float]:
-    """Median seconds of a step after the first, peak memory, and the share of the machine's matrix speed that is reached."""
-    used = rows[BATCH : BATCH * (options.steps + 1)]
-    tokens = sum(len(p) + len(a) + 1 for p, a in used) / options.steps
+def figures(times: list[float], loaded: float, options: argparse.Namespace, model: Any, tokens: float) -> dict[str, float]:
+    """Median seconds of a step after the first, peak memory, the tokens of a step that go through the model without padding,
+    and the share of the machine's matrix speed that is reached on them."""
     body = sum(p.numel() for p in model.get_decoder().layers.parameters())
     head = model.get_output_embeddings().weight.numel() * TARGETS * BATCH / tokens
     # Two for the forward pass and two for the gradient of the inputs: the weights are frozen and have none.
@@ -213,7 +219,8 @@ def figures(times: list[float], loaded: float, options: argparse.Namespace, mode
         "seconds": seconds,
         "peak_gib": peak(options),
         "above_model_gib": peak(options) - loaded,
-        "share_of_peak": needed / seconds / matrix_speed(options),
+        "tokens": tokens,
+        "share_of_peak": needed / seconds / matrix_speed(options, model.dtype),
     }
 
 
@@ -240,9 +247,9 @@ def resident(options: argparse.Namespace) -> float:
     return pages * resource.getpagesize() / 2**30
 
 
-def matrix_speed(options: argparse.Namespace) -> float:
+def matrix_speed(options: argparse.Namespace, kind: torch.dtype) -> float:
     """FLOP/s of a large matrix product in the model's type, the best of five."""
-    size, kind = (1536, torch.float32) if options.device == "cpu" else (8192, torch.bfloat16)
+    size = 1536 if options.device == "cpu" else 8192
     a = torch.randn(size, size, device=options.device, dtype=kind)
     best = float("inf")
     for _ in range(5):
@@ -258,7 +265,13 @@ def report(results: dict[str, list[dict[str, float]]], options: argparse.Namespa
     """Medians with spread, and the ratio of each pair."""
     goals = {"seconds": 2.0, "peak_gib": 0.6, "share_of_peak": None if options.device == "cpu" else 0.5}
     lines: list[dict[str, object]] = []
-    for key, unit in (("seconds", "s/step"), ("peak_gib", "GiB"), ("above_model_gib", "GiB"), ("share_of_peak", "share")):
+    for key, unit in (
+        ("seconds", "s/step"),
+        ("peak_gib", "GiB"),
+        ("above_model_gib", "GiB"),
+        ("tokens", "tokens/step"),
+        ("share_of_peak", "share"),
+    ):
         ours, theirs = ([r[key] for r in results[name]] for name in ("trimtab", "peft"))
         ratios = [t / o if key == "seconds" else o / t for o, t in zip(ours, theirs, strict=True)]
         ratio, goal = statistics.median(ratios), goals.get(key)

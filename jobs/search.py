@@ -47,6 +47,7 @@ def best_token(tell: Progress, config: AlignConfig, base: BaseModel, prepared: P
     local = bases.here(base)
     renderer = chat.renderer(local, 1)
     frozen = FrozenModel(local.load(config.train.precision), renderer.first_row)
+    frozen.pack()
     sides: list[list[Row]] = [[r for r in prepared.train if (r.prompt.label == "harmful") == side] for side in (True, False)]
     rows = [row for side in sides for row in side[:: max(1, len(side) // (ROWS // 2))][: ROWS // 2]]
     examples = [

@@ -65,6 +65,7 @@ def worker(work: Work) -> None:
     renderer = chat.renderer(base, config.rows)
     frozen = FrozenModel(_model(base, config, device), renderer.first_row)
     frozen.check_head()
+    frozen.pack()
     objective: Objective = objectives.get(config.objective)(**config.objective_options)
     rows = [_example(renderer, row, config) for row in work.train]
     held_out = [_example(renderer, row, config) for row in work.validation][: config.train.validation_rows]

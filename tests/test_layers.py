@@ -40,9 +40,10 @@ def alone(request, tmp_path):
     dist.destroy_process_group()
 
 
-def gradient(base, model) -> torch.Tensor:
+def gradient(base, model, packs=True) -> torch.Tensor:
     renderer = chat.renderer(base, 2)
     frozen = FrozenModel(model, renderer.first_row)
+    assert not packs or frozen.pack()
     rows = [
         Example(sample(renderer, Prompt(prompt, label, "t", "t"), answer, "user", 2, 16), label)
         for prompt, label, answer in ROWS
@@ -53,12 +54,12 @@ def gradient(base, model) -> torch.Tensor:
 
 @pytest.fixture
 def plain(base):
-    return gradient(base, base.load("fp32"))
+    return gradient(base, base.load("fp32"), packs=False)
 
 
 def test_recomputed_layers(base, model, plain):
     layers.recompute(model)
-    assert torch.equal(gradient(base, model), plain)
+    torch.testing.assert_close(gradient(base, model), plain, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow
