@@ -25,9 +25,9 @@ def prepared() -> Prepared:
 
 
 def first_checkpoint(folder: Path, process: subprocess.Popen) -> None:
-    """Wait until a job whose runs are in this folder has one."""
+    """Wait until a job whose run, or whose runs, are in this folder has one."""
     deadline = time.monotonic() + WAIT_SECONDS
-    while not list(folder.glob("*/train/checkpoint_*/state.json")):
+    while not list(folder.glob("**/train/checkpoint_*/state.json")):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -17,7 +17,7 @@ from bench.peers.rows import BENIGN, HARMFUL, REFUSAL
 from trimtab.jobs.config import AlignConfig, ScaleConfig, TrainConfig
 from trimtab.jobs.fitting import fit
 
-from tests.aligning import prepared
+from tests.aligning import first_checkpoint, prepared
 from tests.listening import beyond_this_machine
 from trimtab import prefix as prefixes
 from trimtab import settings
@@ -173,11 +173,7 @@ def test_own_files_a_stop_and_a_resume(small, tmp_path, capsys):
     command = [sys.executable, "-m", "trimtab", "align", "--config", str(tmp_path / "align.yaml"), "--train.steps", str(STEPS)]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     folder = settings.runs() / "mine"
-    deadline = time.monotonic() + 300
-    while not list(folder.glob("*/train/checkpoint_*/state.json")):
-        assert time.monotonic() < deadline
-        assert first.poll() is None, first.stdout.read()
-        time.sleep(0.1)
+    first_checkpoint(folder, first)
     # To the whole group, as a terminal does it.
     os.killpg(first.pid, signal.SIGINT)
     output, _ = first.communicate(timeout=120)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from trimtab.jobs.kept import Store
 from trimtab.jobs.study_config import StudyConfig
 from trimtab.jobs.utility_config import UtilitySuite
 
+from tests.aligning import first_checkpoint
 from trimtab import settings
 from trimtab.data.rows import Prompt
 from trimtab.errors import UsageError
@@ -165,11 +165,8 @@ def _stopped(config: dict, path: Path, arms: tuple[str, ...]) -> dict[str, str]:
     command = [sys.executable, "-m", "trimtab", "study", "--config", str(path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     folders = [settings.runs() / f"study-{config['name']}" / arm for arm in arms]
-    deadline = time.monotonic() + 300
-    while not all(list(folder.glob("train/checkpoint_*/state.json")) for folder in folders):
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.1)
+    for folder in folders:
+        first_checkpoint(folder, process)
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 130, said
