@@ -169,8 +169,7 @@ def cores(scale: ScaleConfig, parallel: int) -> float:
 
 
 def _resources(config: AlignConfig) -> dict[str, float]:
-    cpus = config.scale.cpus or max(1, int(nodes.cores()) // config.scale.workers)
-    return {"CPU": cpus, **({"GPU": config.scale.gpus} if config.scale.gpus else {})}
+    return {"CPU": cores(config.scale, 1), **({"GPU": config.scale.gpus} if config.scale.gpus else {})}
 
 
 def _watch(trainer: TorchTrainer, board: Any, view: View, taken: Sequence[float]) -> Any:

@@ -22,6 +22,8 @@ from .config import AlignConfig
 from .fitting import POLL_SECONDS, Stop, View, cores, fit, learned
 from .prepare import Prepared
 
+STOPPED = "stopped with a checkpoint; the same command goes on"
+
 
 @dataclass(frozen=True)
 class ArmRun:
@@ -128,7 +130,7 @@ def _train_left(left: Sequence[ArmRun], base: BaseModel, parent: str, parallel: 
     for error in sorted(errors, key=lambda e: isinstance(e, Interrupted)):
         raise error
     if stop.asked:
-        raise Interrupted("stopped with a checkpoint; the same command goes on")
+        raise Interrupted(STOPPED)
 
 
 def _wait(futures: Mapping[Future[None], ArmRun], pool: ThreadPoolExecutor, stop: Stop) -> None:
@@ -160,7 +162,7 @@ def _train(arm: ArmRun, base: BaseModel, parent: str, parallel: int, view: View)
         shared = replace(config, scale=replace(config.scale, cpus=cores(config.scale, parallel)))
         fitted = fit(shared, base, arm.prepared, run, folder, view=view)
         if fitted.stopped:
-            raise Interrupted("stopped with a checkpoint; the same command goes on")
+            raise Interrupted(STOPPED)
         prefixes.save(learned(config, base, arm.prepared, run, fitted), folder / "prefix")
         run.artifacts(folder / "prefix", "prefix")
 

@@ -131,6 +131,7 @@ def test_a_study_from_end_to_end_does_nothing_twice(small, tmp_path, capsys):
     assert len(client().search_runs([experiment_id()], "attributes.run_name = 'study tiny'")) == 1
     with pytest.raises(UsageError, match="trained with other settings"):
         study.study(StudyConfig(**config | {"arms": {"poft": {"objective": "poft", "train.steps": 4}}}))
+    assert (settings.runs() / "study-tiny").exists()
 
 
 @pytest.mark.slow
