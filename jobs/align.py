@@ -25,7 +25,7 @@ from trimtab.tracking.registry import Version
 from trimtab.tracking.runs import Run
 from trimtab.words import BASE_ARM, TEXT_ARM
 
-from . import arms, prepare
+from . import arms, prepare, run_file
 from .cluster import joined
 from .config import AlignConfig
 from .enrol import enrolled
@@ -64,11 +64,10 @@ def align(config: AlignConfig) -> AlignResult:
     base = bases.resolve(config.base, config.revision)
     given = prepare.read(config, base)
     identity = prepare.identity(config, base, given.inputs)
-    folder, resumed = _folder(config, identity)
+    folder = _folder(config, identity)
     with files.alone(folder), joined(config.scale.address):
         prepared = prepare.prepare(config, base, given)
-        run = runs.start(config.name, "align", settings.home() / "outbox", resumed)
-        files.write(folder / "run.json", json.dumps({"run_id": run.run_id, "config": identity}, indent=2))
+        run = run_file.join(folder, config.name, "align", config=identity)
         return complete(config, base, prepared, run, folder)
 
 
@@ -123,15 +122,16 @@ def _steps(config: AlignConfig, base: BaseModel, prepared: Prepared, run: Run, f
     return AlignResult(folder, run.run_id, prefix, results, version, champion)
 
 
-def _folder(config: AlignConfig, identity: Mapping[str, Any]) -> tuple[Path, str | None]:
-    """The run's folder, and the MLflow run to go on with where one is resumed."""
+def _folder(config: AlignConfig, identity: Mapping[str, Any]) -> Path:
+    """The run's folder: that of the newest unfinished run where it is resumed, else a new one."""
     parent = settings.runs() / config.name
-    unfinished = [f for f in sorted(parent.glob("*")) if (f / "run.json").exists() and not (f / "done").exists()]
-    if config.resume and unfinished:
-        known = json.loads((unfinished[-1] / "run.json").read_text())
-        changed = sorted(k for k, v in runs.flatten(identity).items() if runs.flatten(known["config"]).get(k) != v)
+    begun = [(f, known) for f in sorted(parent.glob("*")) if not (f / "done").exists() and (known := run_file.known(f))]
+    if config.resume and begun:
+        unfinished, known = begun[-1]
+        before = runs.flatten(known.config)
+        changed = sorted(k for k, v in runs.flatten(identity).items() if before.get(k) != v)
         if not changed:
-            return unfinished[-1], known["run_id"]
+            return unfinished
         if config.resume is True:
             raise UsageError(
                 f"the unfinished run of {config.name!r} had other settings or data ({', '.join(changed)}): give the same ones"
@@ -140,7 +140,7 @@ def _folder(config: AlignConfig, identity: Mapping[str, Any]) -> tuple[Path, str
         raise UsageError(f"there is no unfinished run of {config.name!r} to resume; leave --resume out to begin one")
     folder = parent / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
     folder.mkdir(parents=True)
-    return folder, None
+    return folder
 
 
 def _evaluate(config: AlignConfig, base: BaseModel, prepared: Prepared, prefix: Prefix) -> dict[str, list[ArmResult]]:

@@ -22,7 +22,7 @@ from trimtab.errors import ArtefactError
 from trimtab.tracking import registry, runs
 from trimtab.tracking.registry import Version
 
-from . import signal_store
+from . import run_file, signal_store
 from .config import sources
 from .gc_config import GcConfig
 
@@ -83,7 +83,7 @@ def _checkpoints(versions: list[Version]) -> Iterator[Waste]:
     to no version, or were stopped and begun again. Studies and sweeps go on where they are, and keep the rest."""
     used = {version.run_id for version in versions}
     for parent in sorted(settings.runs().glob("*")):
-        began = sorted(folder for folder in parent.glob("*") if (folder / "run.json").exists())
+        began = sorted(folder for folder in parent.glob("*") if (folder / run_file.FILE).exists())
         newest = max((folder for folder in began if ALIGNED.fullmatch(folder.name)), default=None)
         for folder in (folder for folder in began if not files.taken(folder)):
             aligned = ALIGNED.fullmatch(folder.name) is not None
@@ -126,8 +126,9 @@ def _signals(folders: list[str], versions: list[Version]) -> Iterator[Waste]:
 
 def _run_id(folder: Path) -> str | None:
     try:
-        return json.loads((folder / "run.json").read_text()).get("run_id")
-    except (OSError, json.JSONDecodeError):
+        known = run_file.known(folder)
+        return known.run_id if known else None
+    except (OSError, json.JSONDecodeError, KeyError):
         return None
 
 

@@ -36,7 +36,7 @@ from trimtab.prefix import Prefix
 from trimtab.tracking import code, runs
 from trimtab.words import RANDOM_ARM, TOKEN_ARM
 
-from . import arms, judging, prepare, utility
+from . import arms, judging, prepare, run_file, utility
 from .cluster import joined, run_task
 from .config import PARTED_BY, AlignConfig, sources
 from .kept import Store
@@ -129,10 +129,7 @@ def _seeded(plan: AlignConfig, seed: int) -> AlignConfig:
 
 
 def _parent(config: StudyConfig, folder: Path) -> runs.Run:
-    path = folder / "run.json"
-    known = json.loads(path.read_text())["run_id"] if path.exists() else None
-    run = runs.start(f"study {config.name}", "study", settings.home() / "outbox", known)
-    files.write(path, json.dumps({"run_id": run.run_id}))
+    run = run_file.join(folder, f"study {config.name}", "study")
     run.params(
         {
             "study": {

@@ -1,6 +1,5 @@
 """Training the arms of a study: several at once, each a training run of its own that is gone on with, or read back."""
 
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from trimtab import card as cards
-from trimtab import files, settings
 from trimtab import prefix as prefixes
 from trimtab.base import BaseModel
 from trimtab.console import Bar, say
@@ -17,10 +15,11 @@ from trimtab.errors import Interrupted, UsageError
 from trimtab.prefix import Prefix
 from trimtab.tracking import runs
 
-from . import prepare
+from . import prepare, run_file
 from .config import AlignConfig
 from .fitting import POLL_SECONDS, Stop, View, cores, fit, learned
 from .prepare import Prepared
+from .run_file import Known
 
 STOPPED = "stopped with a checkpoint; the same command goes on"
 
@@ -44,10 +43,9 @@ class ArmRun:
         return self.study / "".join(c if c.isalnum() or c in "#-_." else "-" for c in self.key)
 
     @property
-    def known(self) -> dict[str, Any] | None:
+    def known(self) -> Known | None:
         """Its MLflow run and what it was begun with, once it has begun."""
-        path = self.folder / "run.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return run_file.known(self.folder)
 
     @property
     def done(self) -> bool:
@@ -77,7 +75,11 @@ class Progress:
     def show(self, arm: ArmRun, latest: Mapping[str, Any], short: str | None) -> None:
         """What `fitting.View` calls for one of them."""
         if latest:
-            self._steps[arm.key] = int(latest["step"])
+            step = int(latest["step"])
+            if arm.key not in self._steps:
+                # Nearly all of them are an earlier call's, where it goes on with one.
+                self.bar.skip(step)
+            self._steps[arm.key] = step
             self._now[arm.key] = f"{arm.key} at {latest['step']:.0f}, loss {latest['loss']:.2f}"
         elif short:
             self._now[arm.key] = f"{arm.key} waits for nodes: it takes {short}"
@@ -88,6 +90,7 @@ class Progress:
         self._now.pop(arm.key, None)
         if not future.cancelled() and not future.exception():
             self._done += 1
+            self.bar.skip(arm.config.train.steps - self._steps.get(arm.key, 0))
             self._steps[arm.key] = arm.config.train.steps
         self._move()
 
@@ -103,7 +106,7 @@ def train_all(planned: Sequence[ArmRun], base: BaseModel, parent: str, parallel:
     have stopped with a checkpoint then.
     """
     for arm in planned:
-        if arm.known and arm.known["config"] != _identity(arm, base):
+        if arm.known and arm.known.config != _identity(arm, base):
             raise UsageError(
                 f"{arm.folder.name} was trained with other settings or data: name the arm otherwise, or remove {arm.folder}"
             )
@@ -151,11 +154,8 @@ def _wait(futures: Mapping[Future[None], ArmRun], pool: ThreadPoolExecutor, stop
 def _train(arm: ArmRun, base: BaseModel, parent: str, parallel: int, view: View) -> None:
     """Train one, or go on with it."""
     config, folder = arm.config, arm.folder
-    folder.mkdir(exist_ok=True)
     say(f"arm {config.name}, seed {config.train.seed}")
-    begun = arm.known["run_id"] if arm.known else None
-    run = runs.start(f"{config.name} seed {config.train.seed}", "arm", settings.home() / "outbox", begun, parent)
-    files.write(folder / "run.json", json.dumps({"run_id": run.run_id, "config": _identity(arm, base)}))
+    run = run_file.join(folder, f"{config.name} seed {config.train.seed}", "arm", parent, _identity(arm, base))
     with runs.closing(run):
         run.params({"config": asdict(config), "base_fingerprint": base.fingerprint})
         run.inputs(arm.prepared.inputs, "training")
@@ -168,8 +168,9 @@ def _train(arm: ArmRun, base: BaseModel, parent: str, parallel: int, view: View)
 
 
 def _read(arm: ArmRun) -> Trained:
-    prefix, known = prefixes.load(arm.folder / "prefix"), arm.known or {}
-    return Trained(prefix, runs.curve(known["run_id"], "train/validation_loss"), float(prefix.card.method["seconds"]))
+    prefix = prefixes.load(arm.folder / "prefix")
+    curve = runs.curve(arm.known.run_id, "train/validation_loss") if arm.known else []
+    return Trained(prefix, curve, float(prefix.card.method["seconds"]))
 
 
 def _identity(arm: ArmRun, base: BaseModel) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from trimtab.errors import Interrupted, JobError, UsageError
 from trimtab.tracking import runs
 from trimtab.tracking.runs import Run
 
-from . import align, prepare, trials
+from . import align, prepare, run_file, trials
 from .cluster import joined
 from .config import PARTED_BY, AlignConfig
 from .prepare import Prepared
@@ -120,10 +120,9 @@ def _common(config: AlignConfig) -> dict[str, Any]:
 def _unchanged(config: SweepConfig, planned: Sequence[Trial], base: BaseModel, folder: Path) -> None:
     """Raise UsageError where trials of this name have begun with other settings, weights or data."""
     for trial in planned:
-        path = trial.folder / "run.json"
-        if not path.exists():
+        if not (known := run_file.known(trial.folder)):
             continue
-        before = runs.flatten(json.loads(path.read_text())["config"])
+        before = runs.flatten(known.config)
         now = runs.flatten(prepare.identity(trial.config, base, prepare.read(trial.config, base).inputs))
         if changed := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
             raise UsageError(
@@ -142,10 +141,7 @@ def _prepare(config: SweepConfig, planned: Sequence[Trial], base: BaseModel) -> 
 
 
 def _parent(config: SweepConfig, folder: Path) -> Run:
-    path = folder / "run.json"
-    known = json.loads(path.read_text())["run_id"] if path.exists() else None
-    run = runs.start(f"sweep {config.name}", "sweep", settings.home() / "outbox", known)
-    files.write(path, json.dumps({"run_id": run.run_id}))
+    run = run_file.join(folder, f"sweep {config.name}", "sweep")
     run.params({"sweep": {"space": config.space, "reduction": config.reduction, "seed": config.seed}})
     return run
 

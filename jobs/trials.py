@@ -4,7 +4,6 @@ A trial is a training run in a folder of its own that Tune may end early. Its st
 sweep goes on without anything of Tune's, whose folder is thrown away.
 """
 
-import json
 import logging
 import signal
 from collections.abc import Mapping, Sequence
@@ -18,14 +17,13 @@ from ray import tune
 from ray.exceptions import RayError
 from ray.tune import TuneError
 
-from trimtab import files, settings
+from trimtab import settings
 from trimtab.base import BaseModel
 from trimtab.console import Bar, say
 from trimtab.errors import Interrupted, TrimtabError
-from trimtab.tracking import runs
 from trimtab.tracking.runs import Run
 
-from . import validations
+from . import run_file, validations
 from .board import board_name
 from .cluster import cause
 from .config import AlignConfig
@@ -53,8 +51,8 @@ class Trial:
     @property
     def run_id(self) -> str | None:
         """Its MLflow run, once it has begun."""
-        path = self.folder / "run.json"
-        return json.loads(path.read_text())["run_id"] if path.exists() else None
+        known = run_file.known(self.folder)
+        return known.run_id if known else None
 
     @property
     def loss(self) -> float | None:
@@ -70,11 +68,7 @@ class Trial:
 
     def join(self, parent: str, identity: Mapping[str, Any]) -> Run:
         """Begin its MLflow run under the sweep's, or go on with it; `identity` is what it must then share with this one."""
-        name = f"{self.config.name} trial {self.number}"
-        run = runs.start(name, "trial", settings.home() / "outbox", self.run_id, parent)
-        state = {"run_id": run.run_id, "config": identity}
-        files.write(self.folder / "run.json", json.dumps(state, indent=2))
-        return run
+        return run_file.join(self.folder, f"{self.config.name} trial {self.number}", "trial", parent, identity)
 
 
 @dataclass(frozen=True)
@@ -129,7 +123,6 @@ def attempt(chosen: dict[str, Any], work: Search, cpus: float) -> None:
     trial = work.trials[chosen["trial"]]
     for line in validations.read(trial.folder):
         tune.report(line)
-    trial.folder.mkdir(parents=True, exist_ok=True)
     config = replace(trial.config, scale=replace(trial.config.scale, cpus=cpus))
     prepared = work.prepared[trial.number]
     run = trial.join(work.parent, identity(trial.config, work.base, prepared.inputs))

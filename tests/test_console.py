@@ -34,6 +34,18 @@ def test_the_time_left_does_not_count_what_came_before_the_first_part(capsys, cl
     assert said == ["answers: 1/10 in 100 s", "answers: 4/10 in 112 s, 24 s left"]
 
 
+def test_the_time_left_does_not_count_what_was_done_before(capsys, clock):
+    with Bar("training", 400) as bar:
+        bar.skip(100)
+        bar.update(100)
+        clock[0] += 12
+        bar.skip(150)
+        bar.update(256)
+    said = capsys.readouterr().out.splitlines()
+    # Six in 12 seconds, and 144 to go.
+    assert said == ["training: 100/400 in 0 s", "training: 256/400 in 12 s, 288 s left"]
+
+
 def test_every_command_says_what_it_is_for(capsys):
     assert main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()

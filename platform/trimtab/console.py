@@ -74,6 +74,12 @@ class Bar:
             self._last = time.monotonic()
             self._line(note)
 
+    def skip(self, done: int) -> None:
+        """So much of what the next update counts took no work now, as it was there before: it says nothing of the rate."""
+        first, since = self._first
+        # Nothing of the first update counts anyhow.
+        self._first = (first + done, since) if first else self._first
+
     def _line(self, note: str) -> None:
         now, self._said = time.monotonic(), self.done
         done, since = self._first

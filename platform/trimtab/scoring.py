@@ -87,9 +87,7 @@ class Scorer:
         rejected = [e.rejected for e in batch if e.rejected is not None] if "rejected" in needs else []
         samples = [*chosen, *rejected]
         states = self.frozen.target_states(vectors, [s.ids for s in samples], [s.targets for s in samples])
-        logits = self.frozen.head(states)
-        everything = log_softmax(logits, -1)
-        parts = _chosen(everything, samples).split([s.targets for s in samples])
+        parts = self.frozen.logp(states, _wanted(samples)).split([s.targets for s in samples])
         logp, mask = _padded(parts[: len(batch)])
         first = _firsts(chosen)
         given: dict[str, Tensor] = {}
@@ -100,16 +98,16 @@ class Scorer:
             if "reference" in needs:
                 given["rejected_reference"] = _padded([self.plain(s).logp for s in rejected])[0]
         if "drift" in needs:
-            given["drift"] = self._drift(everything, batch, whole or totals(batch))
+            given["drift"] = self._drift(states, batch, whole or totals(batch))
         if "odds" in needs:
-            given["odds"] = self._odds(logits[first])
+            given["odds"] = self._odds(states[first])
         if "states" in needs:
             given["states"] = states[first].float()
             given["base_states"] = torch.stack([self.plain(s).state for s in chosen])
         if "anchor" in needs and anchor is not None:
             with torch.no_grad():
-                then = self.frozen.target_logits(anchor, [s.ids for s in chosen], [s.targets for s in chosen])
-                given["anchor"] = _padded(_chosen(log_softmax(then, -1), chosen).split([s.targets for s in chosen]))[0]
+                then = self.frozen.target_states(anchor, [s.ids for s in chosen], [s.targets for s in chosen])
+                given["anchor"] = _padded(self.frozen.logp(then, _wanted(chosen)).split([s.targets for s in chosen]))[0]
         harmful = torch.tensor([e.label == "harmful" for e in batch], device=self.frozen.device)
         return Scores(logp, mask, harmful, running=running.to(logp), **given)
 
@@ -126,21 +124,21 @@ class Scorer:
         if sample not in self._plain:
             with torch.no_grad():
                 states = self.frozen.target_states(None, [sample.plain], [sample.targets])
-                logits = self.frozen.head(states)
-                logp = _chosen(log_softmax(logits, -1), [sample])
-                self._plain[sample] = Plain(logp, states[0].float(), self._odds(logits[:1])[0])
+                logp = self.frozen.logp(states, _wanted([sample]))
+                self._plain[sample] = Plain(logp, states[0].float(), self._odds(states[:1])[0])
         return self._plain[sample]
 
-    def _odds(self, logits: Tensor) -> Tensor:
-        """Log-odds [B] of refusal openers against help openers, from logits [B, V]."""
+    def _odds(self, states: Tensor) -> Tensor:
+        """Log-odds [B] of refusal openers against help openers after states [B, d]."""
         if not self.refusing or not self.helping:
-            return logits.new_zeros(len(logits))
+            return states.new_zeros(len(states), dtype=torch.float32)
+        logits = self.frozen.head(states)
         return logits[:, list(self.refusing)].logsumexp(1) - logits[:, list(self.helping)].logsumexp(1)
 
-    def _drift(self, logp: Tensor, batch: Sequence[Example], whole: Totals) -> Tensor:
+    def _drift(self, states: Tensor, batch: Sequence[Example], whole: Totals) -> Tensor:
         """KL(base || prefixed) [B] of plain benign rows, of which the weighted mean over the whole batch is the mean over their
         target tokens; zero for others."""
-        drifts = logp.new_zeros(len(batch))
+        drifts = states.new_zeros(len(batch), dtype=torch.float32)
         at = [i for i, e in enumerate(batch) if e.label == "benign_easy"]
         if not at and not self.sharded:
             return drifts
@@ -150,9 +148,9 @@ class Scorer:
             base = log_softmax(plain, -1)
         if not at:
             return drifts
-        parts = logp[: sum(e.chosen.targets for e in batch)].split([e.chosen.targets for e in batch])
-        bases = base.split([s.targets for s in chosen])
-        sums = torch.stack([(b.exp() * (b - parts[i])).sum() for i, b in zip(at, bases, strict=True)])
+        parts = states[: sum(e.chosen.targets for e in batch)].split([e.chosen.targets for e in batch])
+        prefixed = log_softmax(self.frozen.head(torch.cat([parts[i] for i in at])), -1)
+        sums = torch.stack([kl.sum() for kl in (base.exp() * (base - prefixed)).split([s.targets for s in chosen])])
         shares = [whole.weight / (batch[i].weight * whole.easy) for i in at]
         return drifts.index_put((torch.tensor(at, device=drifts.device),), sums * sums.new_tensor(shares))
 
@@ -177,10 +175,9 @@ def summarise(scores: Scores, batch: Sequence[Example]) -> tuple[dict[str, float
     return {k: v for k, v in sums.items() if counts[k]}, {k: v for k, v in counts.items() if v}
 
 
-def _chosen(logp: Tensor, samples: Sequence[Sample]) -> Tensor:
-    """Log-probability of each target token [sum(targets)] out of logp [sum(targets), V]."""
-    wanted = torch.tensor([t for s in samples for t in s.ids[-s.targets :]], device=logp.device)
-    return logp.gather(1, wanted[:, None])[:, 0]
+def _wanted(samples: Sequence[Sample]) -> list[int]:
+    """All target tokens, one sample after the other."""
+    return [t for s in samples for t in s.ids[-s.targets :]]
 
 
 def _firsts(samples: Sequence[Sample]) -> list[int]:

@@ -16,6 +16,7 @@ from trimtab import packing
 from trimtab.chat import Renderer
 from trimtab.data.rows import Prompt
 from trimtab.errors import UsageError
+from trimtab.token_logp import token_logp
 from trimtab.words import Place
 
 if TYPE_CHECKING:
@@ -106,6 +107,11 @@ class FrozenModel:
             inputs_embeds=self.embed(vectors, tokens), attention_mask=attention.long(), use_cache=False
         ).last_hidden_state
         return torch.cat([hidden[i, begin:end] for i, (begin, end) in enumerate(ends)])
+
+    def logp(self, states: Tensor, tokens: Sequence[int]) -> Tensor:
+        """Log-probability [N] of each token after the last hidden state [N, d] that predicts it."""
+        wanted = torch.tensor(tokens, device=self.device)
+        return token_logp(self.head, states, wanted, self.model.config.get_text_config().vocab_size)
 
     def embed(self, vectors: Tensor | None, tokens: Tensor) -> Tensor:
         """Embeddings [..., d] of token ids [...], with `vectors` [k, d] in the place of the k row tokens."""
