@@ -125,9 +125,9 @@ def _steps(config: AlignConfig, base: BaseModel, prepared: Prepared, run: Run, f
 def _folder(config: AlignConfig, identity: Mapping[str, Any]) -> Path:
     """The run's folder: that of the newest unfinished run where it is resumed, else a new one."""
     parent = settings.runs() / config.name
-    begun = [(f, known) for f in sorted(parent.glob("*")) if not (f / "done").exists() and (known := run_file.known(f))]
-    if config.resume and begun:
-        unfinished, known = begun[-1]
+    begun = (f for f in parent.glob("*") if (f / run_file.FILE).exists() and not (f / "done").exists())
+    unfinished = max(begun, default=None)
+    if config.resume and unfinished and (known := run_file.known(unfinished)):
         before = runs.flatten(known.config)
         changed = sorted(k for k, v in runs.flatten(identity).items() if before.get(k) != v)
         if not changed:
