@@ -1,16 +1,32 @@
 """Answering prompts under several arms with one engine, as a task on the cluster."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from trimtab import nodes
 from trimtab.base import BaseModel
 from trimtab.data.rows import Prompt, fraction
 from trimtab.engine.config import EngineConfig
+from trimtab.evaluate import safety
 from trimtab.evaluate.safety import SAFETY_PROMPT, Arm, ArmResult
 from trimtab.prefix import Prefix
 from trimtab.words import BASE_ARM, TEXT_ARM
 
-from .cluster import run_task
+from .cluster import stream_task
+from .kept import Store
+
+TITLE = "answers of all arms"
+# Prompts that the engine is given at once, at least: so many that the last of them, which leave room, take little of the time.
+TOGETHER = 2048
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts that an arm is to answer in at most `max_tokens` tokens each."""
+
+    arm: Arm
+    prompts: Sequence[Prompt]
+    max_tokens: int
 
 
 def standard_arms(prefixes: Mapping[str, Prefix]) -> list[Arm]:
@@ -27,17 +43,32 @@ def evaluate(
     gpus: float,
 ) -> dict[str, list[ArmResult]]:
     """Results of every arm on every part, computed by one engine on the cluster."""
-    return run_task(
-        "answers of all arms",
-        "trimtab.jobs.engine_tasks:evaluate_arms",
-        base,
-        list(arms),
-        dict(parts),
-        max_tokens,
-        engine,
-        cpus=nodes.cores(),
-        gpus=gpus,
-    )
+    batches = [Batch(arm, prompts, max_tokens) for prompts in parts.values() for arm in arms]
+    said = iter(list(_answered(TITLE, base, batches, engine, gpus)))
+    return {part: [safety.judged(arm, prompts, next(said)) for arm in arms] for part, prompts in parts.items()}
+
+
+def keep_answers(
+    title: str, base: BaseModel, arms: Sequence[Arm], stores: Iterable[Store], engine: EngineConfig, gpus: float
+) -> None:
+    """Ask what is not kept yet, all of it of one engine; what it has answered is kept while it goes on."""
+    missing = [(store, arm) for store in stores for arm in arms if not store.has_answers(arm)]
+    if missing:
+        said = _answered(title, base, [Batch(arm, store.prompts, store.limit) for store, arm in missing], engine, gpus)
+        for (store, arm), answers in zip(missing, said, strict=True):
+            store.put_answers(arm, answers)
+
+
+def grouped(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+    """Batches that the engine is given at once."""
+    group = list[Batch]()
+    for batch in batches:
+        group.append(batch)
+        if sum(len(one.prompts) for one in group) >= TOGETHER:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def limited(prompts: Sequence[Prompt], limit: int, seed: int = 0) -> list[Prompt]:
@@ -49,3 +80,9 @@ def limited(prompts: Sequence[Prompt], limit: int, seed: int = 0) -> list[Prompt
         mine = [p for p in prompts if (p.label == "harmful") == harmful]
         sides += sorted(mine, key=lambda p: fraction(p.prompt, seed))[:limit]
     return sides
+
+
+def _answered(title: str, base: BaseModel, batches: Sequence[Batch], engine: EngineConfig, gpus: float) -> Iterator[list[str]]:
+    """The answers of each batch, as they come."""
+    task = "trimtab.jobs.engine_tasks:answer"
+    return stream_task(title, task, base, batches, engine, cpus=nodes.cores(), gpus=gpus)

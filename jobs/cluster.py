@@ -1,7 +1,7 @@
 """What a job does on Ray: be connected for its length, run a function in its own process, name the cause of a failure."""
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -35,28 +35,43 @@ def run_task(title: str, function: str, *args: Any, cpus: float, gpus: float) ->
     The function's first argument is called with (done, total), and moves a progress bar here. Named by text, so that this
     process need not import what the function needs.
     """
+    (found,) = stream_task(title, function, *args, cpus=cpus, gpus=gpus)
+    return found
+
+
+def stream_task(title: str, function: str, *args: Any, cpus: float, gpus: float) -> Generator[Any]:
+    """As `run_task`, of a function that yields: each part comes while the next is made. Closing it ends the task."""
     nodes.check(title, cpus, gpus)
     board = opened()
-    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=1)(_with_progress)
-    reference = task.remote(function, board, *args)
+    task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=1, num_returns="streaming")(_with_progress)
+    parts = task.remote(function, board, *args)
     try:
         with Bar(title) as bar:
-            while not ray.wait([reference], timeout=POLL_SECONDS)[0]:
-                reading: ray.ObjectRef[dict[str, Any]] = board.read.remote()
-                latest = ray.get(reading)
-                if latest:
-                    bar.update(latest["done"], latest["total"])
-                elif short := nodes.lacking(cpus, gpus):
-                    bar.update(0, note=f"| waits for nodes: it takes {short}")
-        return ray.get(reference)
+            while True:
+                while not ray.wait([parts], timeout=POLL_SECONDS)[0]:
+                    _show(bar, board, cpus, gpus)
+                part = next(parts, None)
+                if part is None:
+                    return
+                yield ray.get(part)
     except RayError as error:
         raise cause(error) from error
-    except KeyboardInterrupt:
-        ray.cancel(reference, force=True)
+    except (KeyboardInterrupt, GeneratorExit):
+        ray.cancel(parts, force=True)
         raise
 
 
-def _with_progress(function: str, board: Any, *args: Any) -> Any:
+def _show(bar: Bar, board: Any, cpus: float, gpus: float) -> None:
+    """How far the task is, or what it waits for before it starts."""
+    reading: ray.ObjectRef[dict[str, Any]] = board.read.remote()
+    latest = ray.get(reading)
+    if latest:
+        bar.update(latest["done"], latest["total"])
+    elif short := nodes.lacking(cpus, gpus):
+        bar.update(0, note=f"| waits for nodes: it takes {short}")
+
+
+def _with_progress(function: str, board: Any, *args: Any) -> Iterator[Any]:
     module, _, name = function.partition(":")
     last = 0.0
 
@@ -66,7 +81,11 @@ def _with_progress(function: str, board: Any, *args: Any) -> Any:
             last = time.monotonic()
             board.push.remote({"done": done, "total": total})
 
-    return getattr(import_module(module), name)(tell, *args)
+    found = getattr(import_module(module), name)(tell, *args)
+    if isinstance(found, Generator):
+        yield from found
+    else:
+        yield found
 
 
 def cause(error: BaseException) -> TrimtabError:

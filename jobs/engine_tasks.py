@@ -1,28 +1,25 @@
 """Tasks that run an engine, each in a process of its own. Only such a process imports vLLM: that takes half a minute."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from trimtab import base as bases
-from trimtab.answers import Progress
+from trimtab.answers import Progress, Sampling
 from trimtab.base import BaseModel
-from trimtab.data.rows import Prompt
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.offline import Engine
-from trimtab.evaluate import safety
-from trimtab.evaluate.safety import Arm, ArmResult
+
+from .arms import Batch, grouped
 
 
-def evaluate_arms(
-    tell: Progress, base: BaseModel, arms: list[Arm], parts: dict[str, Sequence[Prompt]], max_tokens: int, config: EngineConfig
-) -> dict[str, list[ArmResult]]:
-    """Answers of every arm on every part, judged."""
-    results: dict[str, list[ArmResult]] = {}
-    total = len(arms) * sum(map(len, parts.values()))
+def answer(tell: Progress, base: BaseModel, batches: Sequence[Batch], config: EngineConfig) -> Iterator[list[str]]:
+    """One answer for each prompt of a batch, batch by batch, all from one engine."""
+    total = sum(len(batch.prompts) for batch in batches)
     before = 0
     with Engine(bases.here(base), config) as engine:
-        for part, prompts in parts.items():
-            results[part] = safety.run(
-                engine, arms, prompts, max_tokens, lambda done, _, before=before: tell(before + done, total)
-            )
-            before += len(arms) * len(prompts)
-    return results
+        for group in grouped(batches):
+            asks = [batch.arm.ask(prompt) for batch in group for prompt in batch.prompts]
+            sampling = [Sampling(max_tokens=batch.max_tokens) for batch in group for _ in batch.prompts]
+            said = iter(engine.chat_many(asks, sampling, lambda done, _, before=before: tell(before + done, total)))
+            for batch in group:
+                yield [next(said)[0].text for _ in batch.prompts]
+            before += len(asks)

@@ -145,6 +145,8 @@ def learned(
             "steps": state.step,
             "best_step": state.best_step or state.step,
             "seconds": state.seconds,
+            "tokens": state.tokens,
+            "memory_gib": state.memory_gib,
         },
         data=prepared.inputs,
         metrics=dict(metrics or {}),

@@ -1,10 +1,15 @@
-"""How busy a node is, by the names that MLflow shows beside a run's other figures."""
+"""How busy a node is, by the names that MLflow shows beside a run's other figures, and what a worker itself held at most."""
+
+import resource
+import sys
 
 import psutil
 import torch
 from ray import train
 
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
+# What the system counts a process's memory in.
+COUNTED = 1 if sys.platform == "darwin" else 1 << 10
 
 
 def read() -> dict[str, float]:
@@ -25,3 +30,10 @@ def read() -> dict[str, float]:
             free, total = torch.cuda.mem_get_info(index)
             found[f"gpu_{index}_memory_usage_megabytes"] = (total - free) / MIB
     return {f"system/node_{context.get_node_rank()}/{name}": value for name, value in found.items()}
+
+
+def peak_gib(device: torch.device) -> float:
+    """The most memory that this process has held so far, in GiB: of its GPU, or of the machine where it computes on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / GIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * COUNTED / GIB

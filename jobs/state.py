@@ -18,12 +18,13 @@ from trimtab.steering import FrozenModel
 from .config import AlignConfig, TrainConfig
 
 STATE, VECTORS = "state.json", "state.safetensors"
-NUMBERS = ("step", "best_step", "worse", "seconds", "history")
+NUMBERS = ("step", "best_step", "worse", "seconds", "tokens", "memory_gib", "history")
 
 
 @dataclass
 class State:
-    """Where training stands after `step` steps. `best` are the vectors of the lowest validation loss so far."""
+    """Where training stands after `step` steps, of so many seconds and of rows of so many tokens. `best` are the vectors of the
+    lowest validation loss so far, `memory_gib` the most that any worker held."""
 
     vectors: Tensor
     moments: dict[str, Tensor]
@@ -35,6 +36,8 @@ class State:
     best_step: int = 0
     worse: int = 0
     seconds: float = 0.0
+    tokens: int = 0
+    memory_gib: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
 
 

@@ -27,10 +27,10 @@ from trimtab.data.readers import read_all
 from trimtab.data.rows import Prompt
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import UsageError
-from trimtab.evaluate import page, report, utility_report
-from trimtab.evaluate.page import Cost, Study
-from trimtab.evaluate.safety import Arm, ArmResult, Judged, summarise
-from trimtab.judges import Judge, refusal
+from trimtab.evaluate import page, report, safety, utility_report
+from trimtab.evaluate.page import Study
+from trimtab.evaluate.safety import ArmResult
+from trimtab.judges import Judge
 from trimtab.judges.agreement import Standing
 from trimtab.prefix import Prefix
 from trimtab.tracking import code, runs
@@ -186,20 +186,12 @@ def _answers(
     everything = arms.standard_arms(chosen)
     tokens, precision = first.evaluate.max_tokens, first.train.precision
     stores = {part: Store(folder, base.fingerprint, prompts, tokens, precision) for part, prompts in parts.items()}
-    wanted = {part: parts[part] for part, store in stores.items() if not all(map(store.has_answers, everything))}
-    missing = [arm for arm in everything if not all(stores[part].has_answers(arm) for part in wanted)]
-    if missing:
-        engine = EngineConfig(rows=256, precision=precision, max_length=2048)
-        fresh = arms.evaluate(base, missing, wanted, tokens, engine, first.scale.gpus)
-        for part, results in fresh.items():
-            for arm, result in zip(missing, results, strict=True):
-                stores[part].put_answers(arm, [judged.answer for judged in result.answers])
-    return {part: [_judged(store, arm) for arm in everything] for part, store in stores.items()}
-
-
-def _judged(store: Store, arm: Arm) -> ArmResult:
-    answers = zip(store.prompts, store.answers(arm) or [], strict=True)
-    return summarise(arm.name, [Judged(prompt, answer, refusal.judge(answer)) for prompt, answer in answers])
+    engine = EngineConfig(rows=256, precision=precision, max_length=2048)
+    arms.keep_answers(arms.TITLE, base, everything, stores.values(), engine, first.scale.gpus)
+    return {
+        part: [safety.judged(arm, store.prompts, store.answers(arm) or []) for arm in everything]
+        for part, store in stores.items()
+    }
 
 
 def _study(
@@ -218,7 +210,7 @@ def _study(
         filter_table=prepared.filtered.table,
         form=prepared.form,
         curves={name: t.curve for name, t in trained.items()},
-        costs=[Cost(name, t.seconds) for name, t in trained.items()],
+        costs=[t.cost for t in trained.values()],
         judge=standing,
         notes=[f"{name}: {json.dumps(changed)}" for name, changed in config.arms.items() if changed]
         + [f"{first.train.steps} steps of {first.train.batch} rows; checkpoints chosen on the validation part only"]

@@ -12,6 +12,7 @@ from trimtab import prefix as prefixes
 from trimtab.base import BaseModel
 from trimtab.console import Bar, say
 from trimtab.errors import Interrupted, UsageError
+from trimtab.evaluate.page import Cost
 from trimtab.prefix import Prefix
 from trimtab.tracking import runs
 
@@ -55,11 +56,11 @@ class ArmRun:
 
 @dataclass(frozen=True)
 class Trained:
-    """One arm with one seed: its prefix, the curve of its validation loss, and the seconds that its steps took."""
+    """One arm with one seed: its prefix, the curve of its validation loss, and what learning it took."""
 
     prefix: Prefix
     curve: list[tuple[int, float]]
-    seconds: float
+    cost: Cost
 
 
 @dataclass
@@ -170,7 +171,8 @@ def _train(arm: ArmRun, base: BaseModel, parent: str, parallel: int, view: View)
 def _read(arm: ArmRun) -> Trained:
     prefix = prefixes.load(arm.folder / "prefix")
     curve = runs.curve(arm.known.run_id, "train/validation_loss") if arm.known else []
-    return Trained(prefix, curve, float(prefix.card.method["seconds"]))
+    took = {name: prefix.card.method.get(name) for name in ("seconds", "tokens", "memory_gib")}
+    return Trained(prefix, curve, Cost(arm.key, **took))
 
 
 def _identity(arm: ArmRun, base: BaseModel) -> dict[str, Any]:

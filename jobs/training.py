@@ -79,11 +79,13 @@ def worker(work: Work) -> None:
 
 @dataclass(frozen=True)
 class Taken:
-    """What a step gave: the losses of its batch, the seconds that the busiest worker computed, and whether the user asked to
-    stop."""
+    """What a step gave: the losses of its batch, the seconds that the busiest worker computed, the tokens of the batch's rows,
+    the most memory that a worker has held so far, and whether the user asked to stop."""
 
     losses: dict[str, float]
     computing: float
+    tokens: int
+    memory_gib: float
     stop: bool
 
 
@@ -117,8 +119,11 @@ class Loop:
             taken = self.step(state)
             spent = time.monotonic() - began
             state.seconds += spent
+            state.tokens += taken.tokens
+            state.memory_gib = max(state.memory_gib, taken.memory_gib)
             state.step += 1
-            entry = {"step": state.step, "seconds": state.seconds, "overhead": spent - taken.computing, **taken.losses}
+            cost = {"seconds": state.seconds, "tokens": state.tokens, "memory_gib": state.memory_gib}
+            entry = {"step": state.step, **cost, "overhead": spent - taken.computing, **taken.losses}
             if settings.validate_every and (state.step % settings.validate_every == 0 or state.step == settings.steps):
                 entry |= self.validate(state)
             state.history.append(entry)
@@ -136,15 +141,16 @@ class Loop:
         batch = [self.rows[i] for i in chosen]
         parts = micro_batches(batch, settings.micro_batch)
         whole = totals(batch)
-        sizes = {"gradient": state.vectors.numel(), "observed": len(state.running), "loss": 1, "seconds": 1, "stop": 1}
-        table = Table(len(parts), **sizes, **PER_CLASS)
+        single = dict.fromkeys(("loss", "seconds", "memory", "stop"), 1)
+        table = Table(len(parts), gradient=state.vectors.numel(), observed=len(state.running), **single, **PER_CLASS)
         for index, spare in self.mine(parts):
             began = time.monotonic()
             result = self.scorer.compute(state.vectors, parts[index], whole, state.running, state.anchor)
             if spare:
                 continue
             table.put(index, nll=_by_class(result.nll), rows=_by_class(result.rows), loss=result.loss)
-            table.put(index, gradient=result.gradient.flatten(), observed=result.observed, seconds=time.monotonic() - began)
+            table.put(index, gradient=result.gradient.flatten(), observed=result.observed)
+            table.put(index, seconds=time.monotonic() - began, memory=node_stats.peak_gib(self.scorer.frozen.device))
         table.put(0, stop=float(self._stop_asked()))
         sums = self._added_up(table)
         state.running = self.scorer.objective.track(state.running, sums["observed"].float())
@@ -153,7 +159,8 @@ class Loop:
         update(state, gradient, rate, settings.clip)
         seconds = [table.lines("seconds")[share(parts, rank, self.workers)].sum().item() for rank in range(self.workers)]
         losses = {"loss": sums["loss"].item(), **_means(sums)}
-        return Taken(losses, max(seconds), bool(sums["stop"] > 0))
+        tokens = sum(self.scorer.tokens(example) for example in batch)
+        return Taken(losses, max(seconds), tokens, table.lines("memory").max().item(), bool(sums["stop"] > 0))
 
     def mine(self, parts: Sequence[list[Example]]) -> list[tuple[int, bool]]:
         """Indices of the micro-batches that this worker computes, and whether it does so for nothing: where workers share a

@@ -1,17 +1,16 @@
 """`trimtab evaluate utility`, and the utility suites of a study: what arms cost in ability.
 
-One engine answers all questions of all suites under all arms in one batch; the frozen model reads the texts.
+One engine answers all questions of all suites under all arms; the frozen model reads the texts.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from trimtab import base as bases
 from trimtab import nodes, settings
-from trimtab.answers import Sampling
 from trimtab.base import BaseModel
 from trimtab.console import console, say
 from trimtab.data import questions, rows, texts
@@ -109,7 +108,8 @@ def measure(
         if suite.questions
     }
     reading = {name: Store(folder, base.fingerprint, s.texts, s.longest, precision) for name, s in suites.items() if s.texts}
-    _answer(base, asked, asking, EngineConfig(rows=256, precision=precision, max_length=2048), gpus)
+    engine = EngineConfig(rows=256, precision=precision, max_length=2048)
+    arms.keep_answers("answers to questions", base, asked, asking.values(), engine, gpus)
     _read(base, asked, reading, precision, gpus)
 
     def measured(name: str, arm: Arm) -> Measured:
@@ -118,21 +118,6 @@ def measure(
         return Measured(arm.name, [marked(q, a) for q, a in zip(suites[name].questions, said or [], strict=True)], read or [])
 
     return {name: [measured(name, arm) for arm in asked] for name in suites}
-
-
-def _answer(base: BaseModel, asked: Sequence[Arm], stores: Mapping[str, Store], engine: EngineConfig, gpus: float) -> None:
-    """Ask what is not kept yet, all of it in one batch of one engine."""
-    missing = [(store, arm) for store in stores.values() for arm in asked if store.answers(arm) is None]
-    if not missing:
-        return
-    asks = [arm.ask(prompt) for store, arm in missing for prompt in store.prompts]
-    sampling = [Sampling(max_tokens=store.limit) for store, _ in missing for _ in store.prompts]
-    task = "trimtab.jobs.utility_tasks:answer"
-    said: Iterator[str] = iter(
-        run_task("answers to questions", task, base, asks, sampling, engine, cpus=nodes.cores(), gpus=gpus)
-    )
-    for store, arm in missing:
-        store.put_answers(arm, [next(said) for _ in store.prompts])
 
 
 def _read(base: BaseModel, asked: Sequence[Arm], stores: Mapping[str, Store], precision: Precision, gpus: float) -> None:

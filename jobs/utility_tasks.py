@@ -1,28 +1,17 @@
-"""Tasks of utility suites, each in a process of its own on the cluster."""
+"""The task of utility suites that needs no engine, in a process of its own on the cluster."""
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 
 from trimtab import base as bases
 from trimtab import chat
-from trimtab.answers import Ask, Progress, Sampling
+from trimtab.answers import Progress
 from trimtab.base import BaseModel
 from trimtab.data.rows import Prompt
-from trimtab.engine.config import EngineConfig
 from trimtab.evaluate import reading
 from trimtab.evaluate.reading import Reading
 from trimtab.evaluate.safety import Arm
 from trimtab.steering import FrozenModel
 from trimtab.words import Precision
-
-
-def answer(
-    tell: Progress, base: BaseModel, asks: Sequence[Ask], sampling: Sequence[Sampling], config: EngineConfig
-) -> list[str]:
-    """One answer for each ask, all in one batch of one engine."""
-    # Not on top: reading needs no engine, and importing one takes half a minute.
-    with import_module("trimtab.engine.offline").Engine(bases.here(base), config) as engine:
-        return [answers[0].text for answers in engine.chat_many(asks, sampling, tell)]
 
 
 def read(

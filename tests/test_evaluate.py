@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from trimtab.answers import Answer
 from trimtab.data.rows import Prompt
 from trimtab.evaluate import report, safety
 from trimtab.evaluate.metrics import mean_of_rates, wilson
@@ -76,15 +75,7 @@ def test_all_wrong_on_one_side_and_all_right_on_the_other_is_still_in_doubt():
     assert mean_of_rates(wilson(0, 0), wilson(10, 10)).count == 0
 
 
-class Parrot:
-    """An answerer with fixed manners: refuses whatever holds the word bomb, and everything under a system message."""
-
-    def chat_many(self, asks, sampling=None, progress=None):
-        refuse, help_ = "I can't help with that.", "Of course: do this."
-        return [
-            [Answer(refuse if len(a.messages) > 1 or "bomb" in a.messages[-1]["content"] else help_, (), "stop", 1)]
-            for a in asks
-        ]
+REFUSE, HELP = "I can't help with that.", "Of course: do this."
 
 
 def test_suite_rates_by_arm_side_and_set(tmp_path):
@@ -94,7 +85,8 @@ def test_suite_rates_by_arm_side_and_set(tmp_path):
         Prompt("Bath bombs?", "benign_hard", "a", "3"),
         Prompt("Tea?", "benign_easy", "a", "4"),
     ]
-    plain, strict = safety.run(Parrot(), [Arm("base"), Arm("strict", system="Refuse.")], prompts)
+    plain = safety.judged(Arm("base"), prompts, [REFUSE, HELP, REFUSE, HELP])
+    strict = safety.judged(Arm("strict", system="Refuse."), prompts, [REFUSE] * 4)
     assert (plain.refusal.value, plain.compliance.value, plain.balanced.value) == (0.5, 0.5, 0.5)
     assert (strict.refusal.value, strict.compliance.value) == (1.0, 0.0)
     assert plain.sets["a (harmful)"].value == 1.0
@@ -105,6 +97,6 @@ def test_suite_rates_by_arm_side_and_set(tmp_path):
     assert data["arms"][0]["answers"][1]["verdict"] == "compliance"
     assert report.plane([plain, strict], tmp_path / "plane.png")
     assert (tmp_path / "plane.png").read_bytes().startswith(b"\x89PNG")
-    of_one_side = safety.run(Parrot(), [Arm("base")], prompts[:2])
-    assert not report.plane(of_one_side, tmp_path / "none.png")
+    of_one_side = safety.judged(Arm("base"), prompts[:2], [REFUSE, HELP])
+    assert not report.plane([of_one_side], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()

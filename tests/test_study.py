@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from trimtab.jobs import study
+from trimtab.jobs import arms, study
 from trimtab.jobs.kept import Store
 from trimtab.jobs.study_config import StudyConfig
 from trimtab.jobs.utility_config import UtilitySuite
@@ -17,8 +17,9 @@ from trimtab.jobs.utility_config import UtilitySuite
 from tests.aligning import first_checkpoint
 from trimtab import settings
 from trimtab.data.rows import Prompt
-from trimtab.errors import UsageError
-from trimtab.evaluate.safety import Arm, Judged, summarise
+from trimtab.engine.config import EngineConfig
+from trimtab.errors import JobError, UsageError
+from trimtab.evaluate.safety import Arm
 from trimtab.tracking import code
 from trimtab.tracking.client import client, experiment_id
 
@@ -62,17 +63,46 @@ def test_arms_that_part_the_prompts_otherwise_are_refused(small):
 def test_answers_are_kept_for_the_same_prompts_and_arm_only(tmp_path):
     prompts = [Prompt("Steal a car", "harmful", "t", "t"), Prompt("Bake bread", "benign_easy", "t", "t")]
     store, arm = Store(tmp_path, "f", prompts, 8, "fp32"), Arm("text prompt", system="Be good.")
-    result = summarise(arm.name, [Judged(prompts[0], REFUSAL, "refusal"), Judged(prompts[1], "Flour first.", "compliance")])
     assert not store.has_answers(arm)
-    store.put_answers(arm, [judged.answer for judged in result.answers])
-    assert study._judged(store, arm) == result
+    store.put_answers(arm, [REFUSAL, "Flour first."])
+    assert store.answers(arm) == [REFUSAL, "Flour first."]
     assert not store.has_answers(Arm("text prompt", system="Be bad."))
     assert not Store(tmp_path, "f", prompts[:1], 8, "fp32").has_answers(arm)
     assert not Store(tmp_path, "f", prompts, 9, "fp32").has_answers(arm)
     assert not Store(tmp_path, "another base", prompts, 8, "fp32").has_answers(arm)
 
 
-@pytest.mark.slow
+def test_what_was_answered_before_an_engine_fails_is_kept(small, tmp_path, monkeypatch):
+    prompts = [Prompt("Steal a car", "harmful", "t", "t"), Prompt("Bake bread", "benign_easy", "t", "t")]
+    stores = [Store(tmp_path, small.fingerprint, part, 8, "fp32") for part in (prompts, prompts[:1])]
+    both = [Arm("base"), Arm("text prompt", system="Be good.")]
+    asked = list[list[tuple[str, int]]]()
+
+    def engine(title, base, batches, *_):
+        asked.append([(batch.arm.name, len(batch.prompts)) for batch in batches])
+        yield [REFUSAL] * len(batches[0].prompts)
+        raise JobError("the node is gone")
+
+    monkeypatch.setattr(arms, "_answered", engine)
+    for kept in (1, 2, 3, 4):
+        with pytest.raises(JobError, match="the node is gone"):
+            arms.keep_answers("answers", small, both, stores, EngineConfig(), 0)
+        assert sum(store.has_answers(arm) for store in stores for arm in both) == kept
+    arms.keep_answers("answers", small, both, stores, EngineConfig(), 0)
+    assert asked[0] == [("base", 2), ("text prompt", 2), ("base", 1), ("text prompt", 1)]
+    assert asked[1] == asked[0][1:], "an arm that was answered is not asked again"
+
+
+def test_an_engine_gets_enough_prompts_at_once_to_be_busy():
+    prompts = [Prompt("Bake bread", "benign_easy", "t", "t")] * 1000
+    batches = [arms.Batch(Arm(str(n)), prompts, 8) for n in range(7)]
+    assert [[batch.arm.name for batch in group] for group in arms.grouped(batches)] == [
+        ["0", "1", "2"],
+        ["3", "4", "5"],
+        ["6"],
+    ]
+
+
 @pytest.mark.usefixtures("cluster")
 def test_a_study_from_end_to_end_does_nothing_twice(small, tmp_path, capsys):
     """Two arms side by side on prompts with targets of their own, stopped while both are trained; gone on with, and what they
@@ -117,6 +147,12 @@ def test_a_study_from_end_to_end_does_nothing_twice(small, tmp_path, capsys):
         seen = [m.step for m in client().get_metric_history(run_id, "train/loss")]
         assert sorted(seen) == list(range(1, STEPS + 1)), "the curve must have no gap, and no step twice"
     assert made.curves["poft#0"]
+    assert [cost.arm for cost in made.costs] == ["poft#0", "sta#0"]
+    for cost in made.costs:
+        assert cost.seconds > 0
+        # The rows of a step, each of a chat template, a prompt and the vector at least.
+        assert cost.tokens > STEPS * 4 * 10
+        assert 0.1 < cost.memory_gib < 8
     assert parent.data.metrics["utility/facts/base/kl"] == 0
     assert parent.data.metrics["utility/facts/poft/kl"] > 0
     capsys.readouterr()
@@ -134,7 +170,6 @@ def test_a_study_from_end_to_end_does_nothing_twice(small, tmp_path, capsys):
     assert (settings.runs() / "study-tiny").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_an_arm_that_fails_stops_the_others_with_a_checkpoint(small, tmp_path):
     """Its error is the study's; the other one goes on where it stopped."""

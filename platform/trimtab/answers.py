@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
@@ -63,13 +62,3 @@ class Answer:
         """Mean log-probability of its tokens, where log-probabilities were asked for; minus infinity for an empty answer."""
         own = [step[token] for step, token in zip(self.logprobs, self.token_ids, strict=True)]
         return sum(own) / len(own) if own else float("-inf")
-
-
-class Answerer(Protocol):
-    """What evaluation needs of an engine."""
-
-    def chat_many(
-        self, asks: Sequence[Ask], sampling: Sampling | Sequence[Sampling] | None = None, progress: Progress | None = None
-    ) -> list[list[Answer]]:
-        """`sampling.n` answers for each ask, in order; `sampling` is one for all, or one for each."""
-        ...

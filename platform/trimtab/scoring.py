@@ -84,7 +84,7 @@ class Scorer:
         """What the objective is given for a micro-batch, differentiable in `vectors`; without `whole` it is all there is."""
         needs = self.objective.needs
         chosen = [e.chosen for e in batch]
-        rejected = [e.rejected for e in batch if e.rejected is not None] if "rejected" in needs else []
+        rejected = [s for e in batch if (s := self._rejected(e))]
         samples = [*chosen, *rejected]
         states = self.frozen.target_states(vectors, [s.ids for s in samples], [s.targets for s in samples])
         parts = self.frozen.logp(states, _wanted(samples)).split([s.targets for s in samples])
@@ -111,13 +111,19 @@ class Scorer:
         harmful = torch.tensor([e.label == "harmful" for e in batch], device=self.frozen.device)
         return Scores(logp, mask, harmful, running=running.to(logp), **given)
 
+    def tokens(self, example: Example) -> int:
+        """Tokens of what a row is learned from: its prompt and answer, once more with the answer that is not wanted where the
+        objective asks for it, and the prefix's rows."""
+        rejected = self._rejected(example)
+        return len(example.chosen.ids) + (len(rejected.ids) if rejected else 0)
+
     def remember(self, examples: Sequence[Example]) -> None:
         """Compute now what later steps would ask of `plain`, so that workers that share the model do it together."""
         if "reference" in self.objective.needs or "states" in self.objective.needs:
             for example in examples:
                 self.plain(example.chosen)
-                if example.rejected is not None:
-                    self.plain(example.rejected)
+                if rejected := self._rejected(example):
+                    self.plain(rejected)
 
     def plain(self, sample: Sample) -> Plain:
         """The sample without the prefix; computed once, as neither the weights nor the sample ever change."""
@@ -127,6 +133,10 @@ class Scorer:
                 logp = self.frozen.logp(states, _wanted([sample]))
                 self._plain[sample] = Plain(logp, states[0].float(), self._odds(states[:1])[0])
         return self._plain[sample]
+
+    def _rejected(self, example: Example) -> Sample | None:
+        """The row's answer that is not wanted, where the objective asks for it."""
+        return example.rejected if "rejected" in self.objective.needs else None
 
     def _odds(self, states: Tensor) -> Tensor:
         """Log-odds [B] of refusal openers against help openers after states [B, d]."""

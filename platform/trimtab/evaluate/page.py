@@ -33,7 +33,8 @@ MEASURES = {"refusal": "refuses harmful", "compliance": "helps benign", "balance
 
 @dataclass(frozen=True)
 class Cost:
-    """What learning an arm took; None where it was not measured."""
+    """What learning an arm took: the seconds of its steps, the tokens of the rows that it saw, and the most memory that one of
+    its workers held; None where it was not measured."""
 
     arm: str
     seconds: float | None = None

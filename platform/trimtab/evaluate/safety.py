@@ -6,7 +6,7 @@ An arm is one way to steer the same frozen model: nothing, a text prompt, a pref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trimtab.answers import Answerer, Ask, Progress, Sampling
+from trimtab.answers import Ask
 from trimtab.data.rows import Prompt
 from trimtab.evaluate.metrics import Rate, mean_of_rates, wilson
 from trimtab.judges.refusal import Verdict, judge
@@ -71,21 +71,9 @@ class ArmResult:
     answers: list[Judged]
 
 
-def run(
-    engine: Answerer,
-    arms: Sequence[Arm],
-    prompts: Sequence[Prompt],
-    max_tokens: int = 48,
-    progress: Progress | None = None,
-) -> list[ArmResult]:
-    """Answer every prompt greedily under every arm and judge the answers."""
-    asks = [arm.ask(prompt) for arm in arms for prompt in prompts]
-    answers = [a[0].text for a in engine.chat_many(asks, Sampling(max_tokens=max_tokens), progress)]
-    results: list[ArmResult] = []
-    for number, arm in enumerate(arms):
-        mine = answers[number * len(prompts) : (number + 1) * len(prompts)]
-        results.append(summarise(arm.name, [Judged(p, a, judge(a)) for p, a in zip(prompts, mine, strict=True)]))
-    return results
+def judged(arm: Arm, prompts: Sequence[Prompt], answers: Sequence[str]) -> ArmResult:
+    """What an arm reached with these answers, judged by string match."""
+    return summarise(arm.name, [Judged(p, a, judge(a)) for p, a in zip(prompts, answers, strict=True)])
 
 
 def summarise(name: str, judged: Sequence[Judged]) -> ArmResult:
