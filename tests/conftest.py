@@ -22,6 +22,17 @@ settings.prepare_environment()
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Fixtures that start a cluster, an engine or a server.
+STARTS = {"cluster", "nodes", "address", "engine", "url", "server"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test for which more is started is slow without saying so."""
+    for item in items:
+        if STARTS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A home of its own, with what was downloaded and nothing else: no runs, no verdicts."""

@@ -47,15 +47,7 @@ def train(base: BaseModel, folder: Path, workers: int, **settings) -> tuple[torc
 
 
 @pytest.fixture(scope="module")
-def local_ray():
-    from trimtab.jobs.cluster import joined
-
-    with joined(None):
-        yield
-
-
-@pytest.fixture(scope="module")
-def undisturbed(local_ray, small, tmp_path_factory):
+def undisturbed(cluster, small, tmp_path_factory):
     """What one worker learns that nothing disturbs."""
     vectors, _ = train(small, tmp_path_factory.mktemp("one"), workers=1)
     return vectors
@@ -65,7 +57,7 @@ def curve(run_id: str) -> dict[int, float]:
     return {m.step: m.value for m in client().get_metric_history(run_id, "train/loss")}
 
 
-def test_loss_falls_and_every_step_is_in_mlflow(local_ray, base, tmp_path):
+def test_loss_falls_and_every_step_is_in_mlflow(cluster, base, tmp_path):
     _, run_id = train(base, tmp_path, workers=1, steps=12, validate_every=6)
     losses = curve(run_id)
     assert sorted(losses) == list(range(1, 13))
@@ -75,7 +67,7 @@ def test_loss_falls_and_every_step_is_in_mlflow(local_ray, base, tmp_path):
     assert [m.step for m in busy] == [4, 8, 12]
 
 
-def test_nothing_of_a_job_is_reached_from_other_machines(local_ray):
+def test_nothing_of_a_job_is_reached_from_other_machines(cluster):
     assert beyond_this_machine() == []
 
 
@@ -158,6 +150,7 @@ def test_wrong_use_ends_in_one_line_and_exit_code_2(tmp_path, monkeypatch, capsy
         assert not any("Traceback" in line for line in lines), name
 
 
+@pytest.mark.slow
 def test_own_files_a_stop_and_a_resume(small, tmp_path, capsys):
     """By the command line, as `--help` says: own files with targets, Ctrl-C, --resume, registry."""
     harmful = [f"{h}{', please' * i}" for i in range(6) for h in HARMFUL]

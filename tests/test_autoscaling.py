@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.heads import head
@@ -47,6 +48,7 @@ def simulated(port: int) -> dict:
     return made | {name: [] for name in NOTHING}
 
 
+@pytest.mark.slow
 def test_workers_come_from_the_group_that_work_asks_for(tmp_path):
     port = ports.free()[0]
     (tmp_path / "fake.yaml").write_text(json.dumps(simulated(port)))

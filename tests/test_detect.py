@@ -171,7 +171,6 @@ def test_a_question_is_asked_once():
         plan(CollectConfig("x", "y"), [])
 
 
-@pytest.mark.slow
 def test_questions_are_answered_labelled_and_gone_on_with(base, tmp_path, capsys):
     """Two questions, then all of four: only what is missing is asked."""
     capitals = {"France": "Paris", "Spain": "Madrid", "Italy": "Rome", "Chad": "N'Djamena"}

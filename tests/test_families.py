@@ -178,6 +178,7 @@ def test_a_thinking_block_that_the_prompt_has_not_opened_is_opened_by_the_answer
     assert renderer.tokenizer.decode(ids).endswith("assistant\n<think>\nHm.\n</think>\n\nParis.<|im_end|>")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENGINES)
 def test_the_engine_answers_as_transformers_does(models, name, tmp_path, monkeypatch):
     # The engine keeps a tokenizer under its home; these are of no use to anyone.

@@ -33,6 +33,7 @@ def namespaces() -> bool:
     return tried.returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not namespaces(), reason="this machine gives no mount namespaces")
 def test_a_full_disk_is_one_line_and_the_job_goes_on_when_there_is_room(home, small, tmp_path):
     files = prompt_files(tmp_path)

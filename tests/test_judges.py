@@ -202,7 +202,6 @@ def test_a_judge_without_labels_says_so():
     assert nothing.as_json()["precision"]["value"] is None
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_the_default_model_makes_a_judge_that_finds_more_refusals(base, home, capsys):
     """Fitted on the cluster on the human labels, and used there."""

@@ -119,7 +119,6 @@ def test_what_fails_on_the_cluster_is_named_in_one_line():
     assert str(cause(failed.as_instanceof_cause())) == "say which"
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_sweep_from_end_to_end_goes_on_and_does_nothing_twice(small, tmp_path, capsys):
     """Two trials; then a third one, which is not the best and changes nothing; then none, and settings that changed."""

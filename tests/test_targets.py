@@ -87,7 +87,6 @@ def test_settings_that_make_no_sense_are_refused(settings, said):
         TargetsConfig(**settings)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_engines_on_the_cluster_draw_and_nothing_twice(base, monkeypatch, capsys):
     """Greedy and sampled requests in one go; a request more asks only for that one."""

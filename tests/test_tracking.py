@@ -232,6 +232,7 @@ def test_versions_on_postgres_and_a_killed_one_loses_nothing(server, database, f
     assert registry.find(base.name, "kept").version == 1
 
 
+@pytest.mark.slow
 def test_ui_shows_the_store_in_use_until_it_is_ended(home, monkeypatch):
     runs.start("shown", "align", home / "outbox")
     port = ports.free()[0]

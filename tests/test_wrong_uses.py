@@ -28,12 +28,14 @@ PROMPTS = "".join(json.dumps({"prompt": f"Tell me of {thing}", "class": "safe"})
 
 @dataclass(frozen=True)
 class Wrong:
-    """A command, in which {x} is a folder with `files` and {base} a small model, and a part of the line that it ends with."""
+    """A command, in which {x} is a folder with `files` and {base} a small model, and a part of the line that it ends with;
+    `slow` where only a cluster can tell."""
 
     command: str
     says: str
     files: Mapping[str, str | bytes] = field(default_factory=dict)
     code: int = 2
+    slow: bool = False
 
 
 ALIGN = "align --base {base} --data.harmful {x}/a"
@@ -82,7 +84,7 @@ COMMANDS = [
     Wrong("evaluate truth --signals {x} --labels [2]", "labels must be shares above 0"),
     Wrong("evaluate utility --base {base}", "say what to measure on: questions or texts"),
     Wrong("evaluate safety --data trimtab:nothing --base {base}", "trimtab:nothing"),
-    Wrong("evaluate safety --data trimtab:pairs --base {base} --gpus 64", "64 GPUs, and Ray has"),
+    Wrong("evaluate safety --data trimtab:pairs --base {base} --gpus 64", "64 GPUs, and Ray has", slow=True),
     Wrong("sweep --trials 0", "trials (0)"),
     Wrong("sweep --space {}", "space is empty"),
     Wrong("""sweep --space '{"train.steps": {"low": 9, "high": 3}}'""", "space.train.steps: low (9) must be below high (3)"),
@@ -105,7 +107,7 @@ COMMANDS = [
     Wrong("serve --model {base} --host 0.0.0.0 --port {port}", "anyone who reaches this machine could ask"),
     Wrong("serve --model {base} --registry {x}/nowhere --port {port}", "{x}/nowhere"),
     Wrong("serve --model {base} --engine.layers [9] --port {port}", "engine.layers must be from 0 to"),
-    Wrong("serve --model {base} --gpus 64 --port {port}", "serving takes 64 GPUs, and Ray has"),
+    Wrong("serve --model {base} --gpus 64 --port {port}", "serving takes 64 GPUs, and Ray has", slow=True),
     Wrong("serve --model {base} --engine.rows 0 --port {port}", "engine.rows must be at least 1"),
 ]
 CONFIGS = [
@@ -187,7 +189,11 @@ def taken():
         yield server.getsockname()[1]
 
 
-@pytest.mark.parametrize("wrong", ALL, ids=lambda wrong: f"{wrong.command[:40]}: {wrong.says[:30]}")
+@pytest.mark.parametrize(
+    "wrong",
+    [pytest.param(wrong, marks=[pytest.mark.slow] * wrong.slow) for wrong in ALL],
+    ids=lambda wrong: f"{wrong.command[:40]}: {wrong.says[:30]}",
+)
 def test_a_wrong_use_ends_with_one_line(wrong, small, taken, home, tmp_path, capsys):
     folder = tmp_path / "x"
     folder.mkdir()
