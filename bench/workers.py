@@ -18,6 +18,7 @@ from trimtab.jobs.cluster import joined
 from trimtab.jobs.config import AlignConfig, ScaleConfig, TrainConfig
 from trimtab.jobs.fitting import fit
 from trimtab.jobs.prepare import Prepared
+from trimtab.jobs.training import columns
 
 from trimtab import base as bases
 from trimtab.data.filters import Filtered, Row
@@ -117,8 +118,7 @@ def report(measured: dict[int, list[dict[str, float]]], width: int) -> list[dict
                 "met": None,
             }
         )
-    # Each micro-batch is one line of float64: the gradient, a loss and a count for each class, and three figures.
-    sent = 8 * (BATCH // MICRO_BATCH) * (width + 2 * len(LABELS) + 3)
+    sent = 8 * (BATCH // MICRO_BATCH) * sum(columns(width, 0).values())
     lines.append(
         {"name": "workers.bytes_per_step", "value": sent, "unit": "bytes", "peer": None}
         | {"ratio": None, "goal": None, "met": None}

@@ -141,8 +141,7 @@ class Loop:
         batch = [self.rows[i] for i in chosen]
         parts = micro_batches(batch, settings.micro_batch)
         whole = totals(batch)
-        single = dict.fromkeys(("loss", "seconds", "memory", "stop"), 1)
-        table = Table(len(parts), gradient=state.vectors.numel(), observed=len(state.running), **single, **PER_CLASS)
+        table = Table(len(parts), **columns(state.vectors.numel(), len(state.running)))
         for index, spare in self.mine(parts):
             began = time.monotonic()
             result = self.scorer.compute(state.vectors, parts[index], whole, state.running, state.anchor)
@@ -217,6 +216,13 @@ class Loop:
         if self.workers > 1:
             table.add_up(self.scorer.frozen.device)
         return table.sums()
+
+
+def columns(numbers: int, tracked: int) -> dict[str, int]:
+    """What a step adds up of each micro-batch, as names and how many float64 each has: of vectors of so many `numbers`, and an
+    objective that observes `tracked` figures."""
+    single = dict.fromkeys(("loss", "seconds", "memory", "stop"), 1)
+    return {"gradient": numbers, "observed": tracked, **single, **PER_CLASS}
 
 
 def _model(base: BaseModel, config: AlignConfig, device: torch.device) -> "PreTrainedModel":

@@ -1,4 +1,4 @@
-"""Tasks on the cluster whose parts come one by one."""
+"""Ray that starts too late, and tasks on it whose parts come one by one."""
 
 import os
 import signal
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 from trimtab.jobs.cluster import run_task, stream_task
 
-from trimtab.errors import UsageError
+from trimtab import nodes
+from trimtab.errors import JobError, UsageError
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -41,6 +43,17 @@ def streamed(function, *args):
 def test_what_is_made_at_once_is_the_only_part():
     assert run_task("sum", f"{__name__}:added", 1, 2, cpus=1, gpus=0) == 3
     assert list(streamed(added, 1, 2)) == [3]
+
+
+def test_a_ray_that_is_not_up_in_time_is_one_line(monkeypatch):
+    def late(**_):
+        raise Exception("The current node timed out during startup.\nMore")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(JobError, match=r"^Ray did not start here, .*: The current node timed out during startup\.$"):
+        nodes.connect(None)
 
 
 def test_a_part_comes_while_the_next_is_made(tmp_path, capsys):
