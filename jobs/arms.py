@@ -10,7 +10,7 @@ from trimtab.engine.config import EngineConfig
 from trimtab.evaluate import safety
 from trimtab.evaluate.safety import SAFETY_PROMPT, Arm, ArmResult
 from trimtab.prefix import Prefix
-from trimtab.words import BASE_ARM, TEXT_ARM
+from trimtab.words import BASE_ARM, TEXT_ARM, Precision
 
 from .cluster import stream_task
 from .kept import Store
@@ -34,27 +34,32 @@ def standard_arms(prefixes: Mapping[str, Prefix]) -> list[Arm]:
     return [Arm(BASE_ARM), Arm(TEXT_ARM, system=SAFETY_PROMPT), *(Arm(name, prefix=p) for name, p in prefixes.items())]
 
 
+def engine(precision: Precision) -> EngineConfig:
+    """An engine for prompts of any user, under many arms at once."""
+    return EngineConfig(rows=256, precision=precision, max_length=2048)
+
+
 def evaluate(
     base: BaseModel,
     arms: Sequence[Arm],
     parts: Mapping[str, Sequence[Prompt]],
     max_tokens: int,
-    engine: EngineConfig,
+    setting: EngineConfig,
     gpus: float,
 ) -> dict[str, list[ArmResult]]:
     """Results of every arm on every part, computed by one engine on the cluster."""
     batches = [Batch(arm, prompts, max_tokens) for prompts in parts.values() for arm in arms]
-    said = iter(list(_answered(TITLE, base, batches, engine, gpus)))
+    said = iter(list(_answered(TITLE, base, batches, setting, gpus)))
     return {part: [safety.judged(arm, prompts, next(said)) for arm in arms] for part, prompts in parts.items()}
 
 
-def keep_answers(
-    title: str, base: BaseModel, arms: Sequence[Arm], stores: Iterable[Store], engine: EngineConfig, gpus: float
-) -> None:
-    """Ask what is not kept yet, all of it of one engine; what it has answered is kept while it goes on."""
+def keep_answers(title: str, base: BaseModel, arms: Sequence[Arm], stores: Sequence[Store], gpus: float) -> None:
+    """Ask what is not kept yet, all of it of one engine; what it has answered is kept while it goes on. The stores are of one
+    precision."""
     missing = [(store, arm) for store in stores for arm in arms if not store.has_answers(arm)]
     if missing:
-        said = _answered(title, base, [Batch(arm, store.prompts, store.limit) for store, arm in missing], engine, gpus)
+        batches = [Batch(arm, store.prompts, store.limit) for store, arm in missing]
+        said = _answered(title, base, batches, engine(stores[0].precision), gpus)
         for (store, arm), answers in zip(missing, said, strict=True):
             store.put_answers(arm, answers)
 
@@ -82,7 +87,7 @@ def limited(prompts: Sequence[Prompt], limit: int, seed: int = 0) -> list[Prompt
     return sides
 
 
-def _answered(title: str, base: BaseModel, batches: Sequence[Batch], engine: EngineConfig, gpus: float) -> Iterator[list[str]]:
+def _answered(title: str, base: BaseModel, batches: Sequence[Batch], setting: EngineConfig, gpus: float) -> Iterator[list[str]]:
     """The answers of each batch, as they come."""
     task = "trimtab.jobs.engine_tasks:answer"
-    return stream_task(title, task, base, batches, engine, cpus=nodes.cores(), gpus=gpus)
+    return stream_task(title, task, base, batches, setting, cpus=nodes.cores(), gpus=gpus)

@@ -9,7 +9,6 @@ from trimtab import prefix as prefixes
 from trimtab.base import BaseModel
 from trimtab.console import console, say
 from trimtab.data.readers import read_all
-from trimtab.engine.config import EngineConfig
 from trimtab.evaluate import report
 from trimtab.evaluate.safety import ArmResult
 from trimtab.judges.agreement import Standing
@@ -28,11 +27,17 @@ def evaluate(config: SafetyConfig) -> tuple[list[ArmResult], Standing]:
     base = bases.resolve(config.base, config.revision)
     prompts = arms.limited(read_all(sources(config.data), config.default_class, config.columns), config.limit)
     chosen = {name: prefix for spec in sources(config.prefix) for name, prefix in find(spec, base).items()}
-    engine = EngineConfig(rows=256, precision=config.precision, max_length=2048)
     judge = judging.opened(config.judge, base, config.gpus)
     standing = judging.standing(judge)
     with joined(config.address):
-        results = arms.evaluate(base, arms.standard_arms(chosen), {"prompts": prompts}, config.max_tokens, engine, config.gpus)
+        results = arms.evaluate(
+            base,
+            arms.standard_arms(chosen),
+            {"prompts": prompts},
+            config.max_tokens,
+            arms.engine(config.precision),
+            config.gpus,
+        )
         return judging.rejudged(results, judge, config.gpus)["prompts"], standing
 
 

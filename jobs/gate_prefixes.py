@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 from trimtab.base import BaseModel
 from trimtab.data.readers import read_all
-from trimtab.engine.config import EngineConfig
 from trimtab.errors import UsageError
 from trimtab.evaluate import seeds, versus
 from trimtab.evaluate.gating import Found, Rule
@@ -33,10 +32,9 @@ def measured(
     chosen = [Arm(MINE, prefix=registry.load(version, base))]
     if champion is not None:
         chosen.append(Arm(THEIRS, prefix=registry.load(champion, base)))
-    engine = EngineConfig(rows=256, precision=config.precision, max_length=2048)
     judge = judging.opened(config.judge, base, config.gpus)
     with joined(config.address):
-        results = arms.evaluate(base, chosen, sets, config.max_tokens, engine, config.gpus)
+        results = arms.evaluate(base, chosen, sets, config.max_tokens, arms.engine(config.precision), config.gpus)
         results = judging.rejudged(results, judge, config.gpus)
     return {rule: _figures(rule, results[rule.set or ""]) for rule in rules}
 

@@ -25,7 +25,6 @@ from trimtab.console import console, say
 from trimtab.data import rows
 from trimtab.data.readers import read_all
 from trimtab.data.rows import Prompt
-from trimtab.engine.config import EngineConfig
 from trimtab.errors import UsageError
 from trimtab.evaluate import page, report, safety, utility_report
 from trimtab.evaluate.page import Study
@@ -186,8 +185,7 @@ def _answers(
     everything = arms.standard_arms(chosen)
     tokens, precision = first.evaluate.max_tokens, first.train.precision
     stores = {part: Store(folder, base.fingerprint, prompts, tokens, precision) for part, prompts in parts.items()}
-    engine = EngineConfig(rows=256, precision=precision, max_length=2048)
-    arms.keep_answers(arms.TITLE, base, everything, stores.values(), engine, first.scale.gpus)
+    arms.keep_answers(arms.TITLE, base, everything, list(stores.values()), first.scale.gpus)
     return {
         part: [safety.judged(arm, store.prompts, store.answers(arm) or []) for arm in everything]
         for part, store in stores.items()

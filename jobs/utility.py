@@ -16,7 +16,6 @@ from trimtab.console import console, say
 from trimtab.data import questions, rows, texts
 from trimtab.data.questions import Question
 from trimtab.data.rows import Prompt, fraction
-from trimtab.engine.config import EngineConfig
 from trimtab.errors import UsageError
 from trimtab.evaluate import utility_report
 from trimtab.evaluate.safety import Arm
@@ -108,8 +107,7 @@ def measure(
         if suite.questions
     }
     reading = {name: Store(folder, base.fingerprint, s.texts, s.longest, precision) for name, s in suites.items() if s.texts}
-    engine = EngineConfig(rows=256, precision=precision, max_length=2048)
-    arms.keep_answers("answers to questions", base, asked, asking.values(), engine, gpus)
+    arms.keep_answers("answers to questions", base, asked, list(asking.values()), gpus)
     _read(base, asked, reading, precision, gpus)
 
     def measured(name: str, arm: Arm) -> Measured:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import ray
 from ray._private import ray_constants
+from ray.exceptions import RayError
 
 from trimtab import settings
 from trimtab.errors import JobError, UsageError
@@ -38,12 +39,15 @@ def connect(address: str | None, environment: Mapping[str, str] | None = None) -
             log_to_driver=bool(os.environ.get("TRIMTAB_VERBOSE")),
             runtime_env={"env_vars": {**passed, **(environment or {})}},
         )
+    except (ConnectionError, RayError, ValueError) as error:
+        raise JobError(f"no Ray cluster at {where}: {str(error).splitlines()[0]}") from error
     except Exception as error:
-        # A node that is not up in time is no more than an Exception.
-        none = (
-            "Ray did not start here, try again when this machine does less" if where == LOCAL else f"no Ray cluster at {where}"
-        )
-        raise JobError(f"{none}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+        # A node that is not up in time has no kind of error of its own.
+        if type(error) is not Exception:
+            raise
+        raise JobError(
+            f"Ray did not start here, try again when this machine does less: {str(error).splitlines()[0]}"
+        ) from error
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = several
     return True
