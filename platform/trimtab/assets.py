@@ -16,7 +16,6 @@ from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-import httpx
 from filelock import FileLock
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -148,6 +147,9 @@ def _resolve(wheel: Wheel) -> str:
 
 def _download(url: str, partial: Path, what: str, progress: Progress | None) -> None:
     """Download to `partial`, going on where an earlier try stopped."""
+    # Not on top: the frozen model and its training step need torch and transformers alone.
+    import httpx
+
     done = partial.stat().st_size if partial.exists() else 0
     headers = {"Range": f"bytes={done}-"} if done else {}
     certificates = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE")
