@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -55,6 +56,14 @@ def test_versions_aliases_promotion_and_rollback(folder, run, base):
     assert moves.rollback(base.name, "steer").version == first.version
     assert registry.find(base.name, "steer").metrics["test_balanced"] == pytest.approx(0.7)
     assert torch.equal(registry.load(second, base).vectors, prefixes.load(folder("steer", 2)).vectors)
+
+
+def test_a_version_is_read_whole_while_others_download_it(folder, run, base):
+    version = registry.register(folder("crowded", 1), run.run_id)
+    expected = prefixes.load(folder("crowded", 1)).vectors
+    with ThreadPoolExecutor(8) as pool:
+        read = list(pool.map(lambda _: registry.load(version, base).vectors, range(200)))
+    assert all(torch.equal(vectors, expected) for vectors in read)
 
 
 def test_a_version_leads_back_to_its_run_and_model(folder, run, base):

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, whatever ends their writer; folders that one job at a time writes."""
 
 import os
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,9 @@ LOCK = ".lock"
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file in the place of the one that was there; where there is no room, that one stays as it is. Several processes
-    may do so at once: the last one's stays."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Write a file in the place of the one that was there; where there is no room, that one stays as it is. Several threads
+    and processes may do so at once: the last one's stays."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.replace(path)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from trimtab.errors import ArtefactError
@@ -18,6 +18,7 @@ def read(path: Path, what: str, most: int) -> dict[str, Tensor]:
     if path.stat().st_size > most * MIB:
         raise ArtefactError(f"{path} is larger than {what} may be ({most} MiB)")
     try:
-        return load_file(path)
+        # Not mapped into memory: where such a file is written anew, reading on would end this process.
+        return load(path.read_bytes())
     except SafetensorError as error:
         raise ArtefactError(f"{path} is not a whole safetensors file (truncated, or of another format)") from error

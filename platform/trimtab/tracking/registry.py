@@ -4,9 +4,12 @@
 """
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import mlflow.artifacts
@@ -172,27 +175,29 @@ def card_of(version: Version) -> Card | DetectorCard:
 
 
 def _fetched(version: Version, kind: str) -> Path:
-    """The folder of a version, downloaded; where the store is away, as it was downloaded before. Raises NotFoundError where it
-    is of another kind."""
+    """The folder of a version, downloaded; where the store is away, as it was downloaded before. Others on this machine may
+    read it, or download it too, at the same time. Raises NotFoundError where it is of another kind."""
     if version.kind != kind:
         raise NotFoundError(f"{version.name!r} of {version.base} is a {version.kind}, not a {kind}")
     registered = model_name(version.base, version.name)
     target = settings.home() / "registry" / registered / str(version.version)
-    whole = target / WHOLE
+    whole, folder = target / WHOLE, target / "artifacts"
     try:
         with reachable(f"download {version.name} version {version.version}"):
             target.mkdir(parents=True, exist_ok=True)
             uri, store = client().get_model_version_download_uri(registered, str(version.version)), settings.tracking_uri()
-            folder = mlflow.artifacts.download_artifacts(
-                artifact_uri=uri, dst_path=str(target), tracking_uri=store, registry_uri=store
-            )
+            with TemporaryDirectory(prefix=".", dir=target) as partial:
+                made = mlflow.artifacts.download_artifacts(
+                    artifact_uri=uri, dst_path=partial, tracking_uri=store, registry_uri=store
+                )
+                shutil.copytree(made, folder, copy_function=os.replace, dirs_exist_ok=True)
     except TrackingError:
         held = json.loads(whole.read_text()) if whole.exists() else {}
         if held.get("run_id") != version.run_id:
             raise
         return Path(held["folder"])
-    files.write(whole, json.dumps({"run_id": version.run_id, "folder": folder}))
-    return Path(folder)
+    files.write(whole, json.dumps({"run_id": version.run_id, "folder": str(folder)}))
+    return folder
 
 
 def touch(registered: str) -> None:
