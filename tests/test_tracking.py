@@ -66,6 +66,15 @@ def test_a_version_is_read_whole_while_others_download_it(folder, run, base):
     assert all(torch.equal(vectors, expected) for vectors in read)
 
 
+def test_a_version_that_was_read_is_read_again_while_the_store_is_away(folder, run, base, monkeypatch):
+    read, unread = (registry.register(folder("afar", fill), run.run_id) for fill in (1, 2))
+    expected = registry.load(read, base).vectors
+    monkeypatch.setattr(registry, "client", lambda: raising(run.run_id, {}))
+    assert torch.equal(registry.load(read, base).vectors, expected)
+    with pytest.raises(TrackingError, match="away"):
+        registry.load(unread, base)
+
+
 def test_a_version_leads_back_to_its_run_and_model(folder, run, base):
     version = registry.register(folder("traced", 1), run.run_id)
     assert version.run_id == run.run_id

@@ -195,8 +195,8 @@ def _fetched(version: Version, kind: str) -> Path:
         held = json.loads(whole.read_text()) if whole.exists() else {}
         if held.get("run_id") != version.run_id:
             raise
-        return Path(held["folder"])
-    files.write(whole, json.dumps({"run_id": version.run_id, "folder": str(folder)}))
+        return folder
+    files.write(whole, json.dumps({"run_id": version.run_id}))
     return folder
 
 
