@@ -10,7 +10,7 @@ from trimtab.jobs.prepare import Prepared
 from trimtab.data.filters import Filtered, Row
 from trimtab.data.rows import Prompt
 
-STEPS, WAIT_SECONDS = 120, 300
+STEPS, WAIT_SECONDS = 80, 300
 OPTIONS = (
     f"--train.steps {STEPS} --train.batch 6 --train.micro_batch 2 --train.checkpoint_every 10 --train.patience 0 "
     "--train.precision fp32 --evaluate.limit 2 --evaluate.max_tokens 4 --scale.cpus 1"

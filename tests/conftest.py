@@ -1,6 +1,7 @@
 """What tests share: a home of their own that borrows the downloaded model, and that model's parts."""
 
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Generator
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.storage import ObjectStore
 from trimtab import settings
 
 # Before anything reads them: tests keep their runs and registry apart from the user's.
@@ -33,10 +35,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+@pytest.fixture(scope="session")
+def tracking_template(tmp_path_factory):
+    """MLflow database with the current schema. A copy saves each home the migrations, which take two seconds."""
+    from trimtab.tracking.client import client
+
+    folder = tmp_path_factory.mktemp("mlflow-template")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRIMTAB_HOME", str(folder))
+        client().search_experiments()
+    return folder / "mlflow" / "mlflow.db"
+
+
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A home of its own, with what was downloaded and nothing else: no runs, no verdicts."""
+def home(tmp_path, monkeypatch, tracking_template):
+    """Home folder with the downloaded assets and an empty MLflow database: no runs, no verdicts."""
     settings.lend(tmp_path)
+    (tmp_path / "mlflow").mkdir()
+    shutil.copy(tracking_template, tmp_path / "mlflow")
     monkeypatch.setenv("TRIMTAB_HOME", str(tmp_path))
     # MLflow leaves the store that it was last told of in there.
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -68,13 +84,25 @@ def small(tmp_path_factory):
     return tiny.make(tiny.FAMILIES["llama"], tmp_path_factory.mktemp("small") / "llama")
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Generator[None]:
-    """A local Ray of two cores, for the tests of one file."""
-    from trimtab.jobs.cluster import joined
+@pytest.fixture(scope="session")
+def object_store() -> Generator[ObjectStore]:
+    """S3 server. It starts before Ray, whose workers take its address from their environment."""
+    server = ObjectStore()
+    server.start()
+    yield server
+    server.stop()
 
-    with joined(None):
-        yield
+
+@pytest.fixture(scope="session")
+def cluster(object_store) -> Generator[None]:
+    """Local Ray, one for all tests of a session."""
+    import ray
+
+    from trimtab import nodes
+
+    assert nodes.connect(None, object_store.environment)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ from trimtab.cli import _parse, build, main
 from trimtab.tracking import runs
 from trimtab.tracking.client import client
 
-STEPS = 60
+STEPS = 32
 
 
 def config(workers: int, parallel: str = "data", **train) -> AlignConfig:

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import ray
 import yaml
 from jsonschema import ValidationError
 
@@ -24,22 +23,29 @@ def test_platform_is_the_standard_library_from_the_root():
     assert str(ROOT) not in done.stdout
 
 
+IN_A_TASK = """
+import sys
+import ray
+
+ray.init("local", include_dashboard=False, runtime_env={"working_dir": sys.argv[1], "excludes": sys.argv[2:]})
+
+@ray.remote(num_cpus=0)
+def where():
+    import platform
+    import trimtab.jobs
+    return platform.__file__, platform.python_version(), trimtab.jobs.__name__
+
+print(*ray.get(where.remote()), sep="\\n")
+"""
+
+
+@pytest.mark.slow
 def test_platform_is_the_standard_library_in_a_ray_task_with_the_repository_as_working_directory():
+    """A process and a Ray of its own: the working directory belongs to a job."""
     excluded = [".git", ".venv", "mlflow.db", "*.safetensors"]
-    ray.init(address="local", include_dashboard=False, runtime_env={"working_dir": str(ROOT), "excludes": excluded})
-    try:
-
-        @ray.remote(num_cpus=0)
-        def where() -> tuple[str, str, str]:
-            import platform
-
-            import trimtab.jobs
-
-            return platform.__file__, platform.python_version(), trimtab.jobs.__name__
-
-        file, version, jobs = ray.get(where.remote())
-    finally:
-        ray.shutdown()
+    script = [sys.executable, "-c", IN_A_TASK, str(ROOT), *excluded]
+    done = subprocess.run(script, capture_output=True, text=True, check=True, timeout=120)
+    file, version, jobs = done.stdout.split()
     assert "working_dir" not in file
     assert version.startswith("3.11")
     assert jobs == "trimtab.jobs"

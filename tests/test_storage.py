@@ -10,14 +10,11 @@ import boto3
 import httpx
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
 from trimtab.jobs import fitting, signal_store
-from trimtab.jobs.cluster import joined
 from trimtab.jobs.config import AlignConfig, ScaleConfig, TrainConfig
 
 from tests.aligning import prepared
 from tests.helpers import signal_set
-from trimtab import ports
 from trimtab.cli import main
 from trimtab.errors import ArtefactError
 from trimtab.folders import folder_at
@@ -28,42 +25,14 @@ AWAY_SECONDS = 3
 LAYERS = (0, 1)
 
 
-class Storage:
-    """An S3 server that can be stopped, and started again with all that it held."""
-
-    def __init__(self) -> None:
-        self.port = ports.free()[0]
-
-    def start(self) -> None:
-        self._server = ThreadedMotoServer("127.0.0.1", self.port, verbose=False)
-        self._server.start()
-
-    def stop(self) -> None:
-        self._server.stop()
-
-
 @pytest.fixture(scope="module")
-def server() -> Generator[Storage]:
-    made = Storage()
-    made.start()
-    yield made
-    made.stop()
-
-
-@pytest.fixture(scope="module")
-def bucket(server) -> Generator[str]:
-    """A bucket, and a Ray whose workers reach it."""
-    own = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-    own["AWS_DEFAULT_REGION"] = "us-east-1"
-    before = {name: os.environ.get(name) for name in own}
-    os.environ.update(own)
-    boto3.client("s3").create_bucket(Bucket=BUCKET)
-    try:
-        with joined(None):
-            yield f"s3://{BUCKET}"
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+def bucket(cluster, object_store) -> Generator[str]:
+    """Bucket that this process and Ray's workers reach."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in object_store.environment.items():
+            patch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket=BUCKET)
+        yield f"s3://{BUCKET}"
 
 
 def keys() -> list[str]:
@@ -110,21 +79,21 @@ def test_checkpoints_go_there_and_training_goes_on_from_them(bucket, small, tmp_
     assert fit(small, f"{bucket}/checkpoints", tmp_path, 6).state.step == 6
 
 
-def test_storage_that_is_away_for_a_time_costs_nothing_but_time(server, bucket, small, tmp_path):
-    wanted = fit(small, str(tmp_path / "here"), tmp_path / "undisturbed", 40, every=8)
+def test_storage_that_is_away_for_a_time_costs_nothing_but_time(object_store, bucket, small, tmp_path):
+    wanted = fit(small, str(tmp_path / "here"), tmp_path / "undisturbed", 24, every=4)
     stopped: list[int] = []
 
     def stop() -> None:
         while not any("checkpoint_" in key and "disturbed" in key for key in keys()):
             time.sleep(0.02)
-        server.stop()
+        object_store.stop()
         stopped.append(1)
         time.sleep(AWAY_SECONDS)
-        server.start()
+        object_store.start()
 
     thread = threading.Thread(target=stop, daemon=True)
     thread.start()
-    found = fit(small, f"{bucket}/away", tmp_path / "disturbed", 40, every=8)
+    found = fit(small, f"{bucket}/away", tmp_path / "disturbed", 24, every=4)
     thread.join(30)
     assert stopped
     assert torch.equal(found.state.vectors, wanted.state.vectors)

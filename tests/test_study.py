@@ -24,7 +24,7 @@ from trimtab.tracking import code
 from trimtab.tracking.client import client, experiment_id
 
 # Of a tiny model: some seconds, in which both arms are under way.
-STEPS = 400
+STEPS = 200
 REFUSAL = "I'm sorry, but I can't help with that request."
 
 

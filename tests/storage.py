@@ -1,0 +1,25 @@
+"""S3 server on loopback that tests can stop and start."""
+
+from moto.server import ThreadedMotoServer
+
+from trimtab import ports
+
+
+class ObjectStore:
+    """S3 server in a thread. A stopped server keeps its port and its objects."""
+
+    def __init__(self) -> None:
+        self.port = ports.free()[0]
+        self.environment = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def start(self) -> None:
+        self._server = ThreadedMotoServer("127.0.0.1", self.port, verbose=False)
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop()
