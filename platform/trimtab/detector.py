@@ -152,7 +152,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    found = tensors.read(path, "a detector", MAX_MIB)
+    found = tensors.read_tensors(path, "a detector", MAX_MIB)
     if not all(t.dtype == torch.float32 and torch.isfinite(t).all() for t in found.values()):
         raise ArtefactError(f"{path} holds NaN, infinity, or numbers that are not float32")
     return found

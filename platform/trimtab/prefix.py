@@ -73,7 +73,7 @@ def load(folder: Path, base: BaseModel | None = None) -> Prefix:
 
 def read_tensor(path: Path, name: str) -> Tensor:
     """The only tensor of a safetensors file; ArtefactError for a file that is missing, too large, damaged, or holds another."""
-    found = tensors.read(path, "a prefix", MAX_MIB)
+    found = tensors.read_tensors(path, "a prefix", MAX_MIB)
     if set(found) != {name}:
         raise ArtefactError(f"{path} must hold one tensor named {name}, not {sorted(found)[:5]}")
     return found[name]

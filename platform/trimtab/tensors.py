@@ -11,7 +11,7 @@ from trimtab.errors import ArtefactError
 MIB = 1 << 20
 
 
-def read(path: Path, what: str, most: int) -> dict[str, Tensor]:
+def read_tensors(path: Path, what: str, most: int) -> dict[str, Tensor]:
     """All tensors of a file that holds `what`, of at most so many MiB; ArtefactError where it is missing, larger or damaged."""
     if not path.exists():
         raise ArtefactError(f"{path.parent} has no {path.name}")
