@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 
-from trimtab import base as bases
-from trimtab import calibration, heads, learning, signals
-from trimtab.answers import Answer, Ask, Sampling, Signals
+from trimtab import heads
 from trimtab.data.questions import read_questions
+from trimtab.detection import calibration, signals, training
+from trimtab.detection.training import Candidate, Learned, Parts
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.offline import Engine
-from trimtab.judges.answers import mark
-from trimtab.learning import Candidate, Learned, Parts
+from trimtab.generation_types import Answer, Ask, Sampling, Signals
+from trimtab.judges.answer_matching import mark
+from trimtab.model import base_model
 
 LAYERS, TOKENS = (20, 29), 48
 # How far signals (relative) and risks may be from one pass.
@@ -51,11 +52,11 @@ def compared(base: str, requests: int, tokens: int) -> dict[str, float]:
     with Engine(base, config) as started:
         cold, cached = ([several[0] for several in started.chat_many(given, Sampling(max_tokens=tokens))] for _ in range(2))
         prompts = [started.renderer.prompt(ask.messages) for ask in given]
-    model = bases.resolve(base).load("fp32")
+    model = base_model.resolve(base).load("fp32")
     truth = [one_pass(model, prompt, answer) for prompt, answer in zip(prompts, cold, strict=True)]
     right = [float(mark("contains", a.text, q.answers).right) for a, q in zip(cold, questions, strict=True)]
-    rows = learning.parts(*tensors(truth), torch.tensor(right), texts, 0, 0.25, 0.25)
-    learned = learning.learn(Candidate("flag", tuple(range(len(LAYERS))), {"groups": 4}), rows, 0)
+    rows = training.parts(*tensors(truth), torch.tensor(right), texts, 0, 0.25, 0.25)
+    learned = training.learn(Candidate("flag", tuple(range(len(LAYERS))), {"groups": 4}), rows, 0)
     worst = {"psi": 0.0, "history": 0.0, "risk": 0.0}
     for made in (cold, cached):
         # Greedy answers may part where two tokens are as good; one pass is over the tokens of the first.
@@ -88,8 +89,8 @@ def tensors(made: Sequence[Signals]) -> tuple[torch.Tensor, list[torch.Tensor]]:
 
 def risks(learned: Learned, rows: Parts, made: Sequence[Signals]) -> torch.Tensor:
     psi, traces = tensors(made)
-    read = learning.foreign(psi, traces, torch.zeros(len(made)), rows)
-    return calibration.risk(heads.scores(learned.head, learning.seen(read, learned.candidate)), learned.calibration)
+    read = training.foreign(psi, traces, torch.zeros(len(made)), rows)
+    return calibration.risk(heads.scores(learned.head, training.seen(read, learned.candidate)), learned.calibration)
 
 
 def relative(made: torch.Tensor, expected: torch.Tensor) -> float:

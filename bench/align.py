@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from trimtab import packing
+from trimtab.model import prefix_tree
+from trimtab.model.frozen_model import Example, FrozenModel, Sample, micro_batches
+from trimtab.model.objective_inputs import Scorer, totals
 from trimtab.objectives.likelihood import Likelihood
-from trimtab.scoring import Scorer, totals
-from trimtab.steering import Example, FrozenModel, Sample, micro_batches
 
 Rows = list[tuple[list[int], list[int]]]
 """Prompts and answers as token ids."""
@@ -88,9 +88,9 @@ def measure(name: str) -> dict[str, float]:
 def load(options: argparse.Namespace) -> tuple[Any, Rows]:
     """The frozen model, and rows of token ids: prompt and answer."""
     if options.shape == "default":
-        from trimtab import base as bases
+        from trimtab.model import base_model
 
-        base = bases.resolve("smollm2-135m")
+        base = base_model.resolve("smollm2-135m")
         tokenizer, model = base.tokenizer(), base.load(options.precision, options.device)
         lines = (files("trimtab.data") / "prompts" / "contrast.jsonl").read_text().splitlines()[: BATCH * (options.steps + 1)]
         answer = tokenizer.encode(ANSWER)[:TARGETS]
@@ -141,7 +141,7 @@ def run_trimtab(options: argparse.Namespace) -> dict[str, float]:
         losses.append(sum(r.loss for r in results))
 
     used = [examples[at : at + options.micro_batch] for at in range(BATCH, len(examples), options.micro_batch)]
-    computed = sum(len(packing.pack([e.chosen.ids for e in part], frozen.device).ids) for part in used)
+    computed = sum(len(prefix_tree.pack([e.chosen.ids for e in part], frozen.device).ids) for part in used)
     return timed(step, options, model, computed / options.steps) | {"first_loss": losses[0], "last_loss": losses[-1]}
 
 

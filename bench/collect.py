@@ -22,11 +22,11 @@ from typing import Any
 import psutil
 import torch
 
-from trimtab import base as bases
-from trimtab import chat, signals
-from trimtab.answers import Ask, Sampling
 from trimtab.data.questions import read_questions
+from trimtab.detection import signals
 from trimtab.engine.config import EngineConfig
+from trimtab.generation_types import Ask, Sampling
+from trimtab.model import base_model, chat_template
 
 LAYERS, TOKENS = (20, 29), 48
 BATCHES = (16, 32, 64)
@@ -115,8 +115,8 @@ def answered(started: Any, given: Sequence[Ask]) -> Any:
 
 
 def transformers(options: argparse.Namespace) -> dict[str, float]:
-    base = bases.resolve(options.base)
-    renderer, model = chat.renderer(base, 8), base.load("fp32")
+    base = base_model.resolve(options.base)
+    renderer, model = chat_template.renderer(base, 8), base.load("fp32")
     prompts = [renderer.prompt(ask.messages) for ask in asks(options.questions)]
     two_passes(model, renderer, prompts[:4])
 
@@ -130,7 +130,7 @@ def transformers(options: argparse.Namespace) -> dict[str, float]:
 
 
 @torch.no_grad()
-def two_passes(model: Any, renderer: chat.Renderer, prompts: Sequence[list[int]]) -> list[int]:
+def two_passes(model: Any, renderer: chat_template.Renderer, prompts: Sequence[list[int]]) -> list[int]:
     """Answer a batch, then read prompts and answers for the same signals; gives the answers' lengths."""
     end, longest = renderer.turn_end, max(map(len, prompts))
     ids = torch.tensor([[end] * (longest - len(p)) + p for p in prompts])

@@ -23,12 +23,12 @@ from typing import Any
 import torch
 from peers import servers
 from peers.servers import Server
-from trimtab.jobs import over_seeds, signal_store
 
-from trimtab import base as bases
 from trimtab import heads
 from trimtab.data.questions import Question, read_questions
-from trimtab.judges.answers import mark
+from trimtab.jobs import over_seeds, signal_store
+from trimtab.judges.answer_matching import mark
+from trimtab.model import base_model
 
 PEERS = Path(__file__).parent / "peers"
 SOURCE, TOKENS, SEEDS = "trimtab:countries", 24, 5
@@ -113,7 +113,7 @@ def trimtab(options: argparse.Namespace, folder: Path) -> tuple[Measured, dict[i
 def lm_polygraph(
     options: argparse.Namespace, python: str, questions: Sequence[Question], parts: dict[int, torch.Tensor], folder: Path
 ) -> Measured:
-    model = str(bases.resolve(options.base).path)
+    model = str(base_model.resolve(options.base).path)
     task = {"model": model, "batch": BATCH, "samples": options.samples}
     return peer(python, "with_lm_polygraph.py", task, questions, parts, folder)
 
@@ -122,7 +122,7 @@ def uqlm(
     options: argparse.Namespace, python: str, questions: Sequence[Question], parts: dict[int, torch.Tensor], folder: Path
 ) -> Measured:
     began = time.monotonic()
-    command = servers.vllm(str(bases.resolve(options.base).path), "base", "--max-model-len", "2048")
+    command = servers.vllm(str(base_model.resolve(options.base).path), "base", "--max-model-len", "2048")
     with servers.running(Server("vllm", command, environment=servers.VLLM_ENVIRONMENT)) as up:
         starting = time.monotonic() - began
         task = {"model": "base", "url": f"{up.url}/v1", "samples": options.samples}

@@ -21,11 +21,12 @@ from peers import servers
 from peers.servers import Server
 from safetensors.torch import save_file
 
-from trimtab import base as bases
-from trimtab import calibration, detector, heads
-from trimtab.base import BaseModel
+from trimtab import heads
 from trimtab.data.questions import read_questions
-from trimtab.detector import DetectorCard
+from trimtab.detection import calibration, detector
+from trimtab.detection.detector import DetectorCard
+from trimtab.model import base_model
+from trimtab.model.base_model import BaseModel
 
 LOAD = Path(__file__).parent / "peers" / "load.py"
 TOKENS, LENGTH, SEQUENCES, RANK = 32, 1024, 64, 8
@@ -43,7 +44,7 @@ def main() -> None:
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as name:
-        every = made(bases.resolve(options.base), Path(name), options.quick)
+        every = made(base_model.resolve(options.base), Path(name), options.quick)
         peers = [server for server in every if server.name in options.only]
         for number in range(1 if options.quick else options.rounds):
             for server in peers if number % 2 == 0 else reversed(peers):

@@ -26,11 +26,11 @@ from peers import servers
 from peers.servers import Server, Up
 from prometheus_client.parser import text_string_to_metric_families
 
-from trimtab import base as bases
-from trimtab.base import BaseModel
+from trimtab.artifacts.prefix import Prefix
 from trimtab.data.questions import read_questions
 from trimtab.generate import inputs
-from trimtab.prefix import Prefix
+from trimtab.model import base_model
+from trimtab.model.base_model import BaseModel
 
 PREFIXES, ROWS, CHECKED, TOKENS = 1000, 256, 200, 12
 STREAMS, IDLE_SECONDS = 100, 2.0
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--only", choices=["prefixes", "overload", "scaling"], help="one of its servers")
     options = parser.parse_args()
-    base, share = bases.resolve(options.base), 10 if options.quick else 1
+    base, share = base_model.resolve(options.base), 10 if options.quick else 1
     lines: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         made = servers.random_prefixes(base, Path(name), PREFIXES // share, strength=4.0)

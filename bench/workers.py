@@ -14,17 +14,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from trimtab.data.hard_filter import Filtered, Row
+from trimtab.data.prompt import Prompt
 from trimtab.jobs.cluster import joined
 from trimtab.jobs.config import AlignConfig, ScaleConfig, TrainConfig
 from trimtab.jobs.fitting import fit
 from trimtab.jobs.prepare import Prepared
 from trimtab.jobs.training import columns
-
-from trimtab import base as bases
-from trimtab.data.filters import Filtered, Row
-from trimtab.data.rows import Prompt
+from trimtab.model import base_model
 from trimtab.tracking import runs
-from trimtab.words import LABELS
+from trimtab.types import LABELS
 
 WORKERS = (1, 2, 4)
 BATCH, MICRO_BATCH = 16, 4
@@ -40,7 +39,7 @@ def main() -> None:
     parser.add_argument("--base", default="smollm2-135m")
     options = parser.parse_args()
     steps = WARM + (4 if options.quick else 20)
-    base = bases.resolve(options.base)
+    base = base_model.resolve(options.base)
     measured: dict[int, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as home:
         # Runs of a benchmark are not the user's.

@@ -7,7 +7,7 @@ import threading
 import time
 from types import FrameType
 
-from trimtab.console import say
+from trimtab.cli.console import say
 
 # A command that was called wrongly, or stopped by a person, will not do better.
 INTERRUPTED = 130

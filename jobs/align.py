@@ -10,27 +10,27 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trimtab import base as bases
-from trimtab import files, objectives, settings
-from trimtab import prefix as prefixes
-from trimtab.base import BaseModel
-from trimtab.console import console, say
+from trimtab import objectives, settings
+from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.prefix import Prefix
+from trimtab.cli.console import console, say
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import Interrupted, UsageError
-from trimtab.evaluate import report
-from trimtab.evaluate.safety import ArmResult
-from trimtab.prefix import Prefix
+from trimtab.evaluation.safety import report
+from trimtab.evaluation.safety.results import ArmResult
+from trimtab.jobs import arms, prepare, run_file
+from trimtab.jobs.cluster import joined
+from trimtab.jobs.config import AlignConfig
+from trimtab.jobs.enrol import enrolled
+from trimtab.jobs.fitting import fit, learned
+from trimtab.jobs.prepare import Prepared
+from trimtab.model import base_model
+from trimtab.model.base_model import BaseModel
 from trimtab.tracking import registry, runs
 from trimtab.tracking.registry import Version
 from trimtab.tracking.runs import Run
-from trimtab.words import BASE_ARM, TEXT_ARM
-
-from . import arms, prepare, run_file
-from .cluster import joined
-from .config import AlignConfig
-from .enrol import enrolled
-from .fitting import fit, learned
-from .prepare import Prepared
+from trimtab.types import BASE_ARM, TEXT_ARM
+from trimtab.util import atomic_files
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ def align(config: AlignConfig) -> AlignResult:
     """Learn a prefix, judge it and register it. Raises errors of ours for what the user can mend, Interrupted on Ctrl-C."""
     check(config)
     say(f"base model {config.base}, and the prompts (the first time they are downloaded)")
-    base = bases.resolve(config.base, config.revision)
+    base = base_model.resolve(config.base, config.revision)
     given = prepare.read(config, base)
     identity = prepare.identity(config, base, given.inputs)
     folder = _folder(config, identity)
-    with files.alone(folder), joined(config.scale.address):
+    with atomic_files.alone(folder), joined(config.scale.address):
         prepared = prepare.prepare(config, base, given)
         run = run_file.join(folder, config.name, "align", config=identity)
         return complete(config, base, prepared, run, folder)

@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from trimtab import settings
-from trimtab.answers import Sampling
-from trimtab.base import BaseModel
-from trimtab.chat import Message
-from trimtab.words import Precision
-
-from . import lines
+from trimtab.generation_types import Sampling
+from trimtab.jobs import lines
+from trimtab.model.base_model import BaseModel
+from trimtab.model.chat_template import Message
+from trimtab.types import Precision
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,16 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from trimtab import nodes
-from trimtab.base import BaseModel
-from trimtab.data.rows import Prompt, fraction
+from trimtab import ray_connection
+from trimtab.artifacts.prefix import Prefix
+from trimtab.data.prompt import Prompt, fraction
 from trimtab.engine.config import EngineConfig
-from trimtab.evaluate import safety
-from trimtab.evaluate.safety import SAFETY_PROMPT, Arm, ArmResult
-from trimtab.prefix import Prefix
-from trimtab.words import BASE_ARM, TEXT_ARM, Precision
-
-from .cluster import stream_task
-from .kept import Store
+from trimtab.evaluation.safety import results
+from trimtab.evaluation.safety.results import SAFETY_PROMPT, Arm, ArmResult
+from trimtab.jobs.cluster import stream_task
+from trimtab.jobs.kept import Store
+from trimtab.model.base_model import BaseModel
+from trimtab.types import BASE_ARM, TEXT_ARM, Precision
 
 TITLE = "answers of all arms"
 # Prompts that the engine is given at once, at least: so many that the last of them, which leave room, take little of the time.
@@ -50,7 +49,7 @@ def evaluate(
     """Results of every arm on every part, computed by one engine on the cluster."""
     batches = [Batch(arm, prompts, max_tokens) for prompts in parts.values() for arm in arms]
     said = iter(list(_answered(TITLE, base, batches, setting, gpus)))
-    return {part: [safety.judged(arm, prompts, next(said)) for arm in arms] for part, prompts in parts.items()}
+    return {part: [results.judged(arm, prompts, next(said)) for arm in arms] for part, prompts in parts.items()}
 
 
 def keep_answers(title: str, base: BaseModel, arms: Sequence[Arm], stores: Sequence[Store], gpus: float) -> None:
@@ -90,4 +89,4 @@ def limited(prompts: Sequence[Prompt], limit: int, seed: int = 0) -> list[Prompt
 def _answered(title: str, base: BaseModel, batches: Sequence[Batch], setting: EngineConfig, gpus: float) -> Iterator[list[str]]:
     """The answers of each batch, as they come."""
     task = "trimtab.jobs.engine_tasks:answer"
-    return stream_task(title, task, base, batches, setting, cpus=nodes.cores(), gpus=gpus)
+    return stream_task(title, task, base, batches, setting, cpus=ray_connection.cores(), gpus=gpus)

@@ -5,23 +5,22 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from trimtab.answers import Answer, Sampling
-from trimtab.chat import Message, Renderer
-from trimtab.data import given as givens
+from trimtab.artifacts.prefix import Prefix
+from trimtab.data import given_answers
 from trimtab.data import questions as asks
-from trimtab.data.given import Given
+from trimtab.data.given_answers import Given
 from trimtab.data.questions import Question
 from trimtab.errors import UsageError
-from trimtab.judges.answer_endpoint import AnswerEndpoint
-from trimtab.judges.answers import Mark, mark, wanted_number
-from trimtab.prefix import Prefix
-from trimtab.words import AnswerKind
-
-from .answer_store import Request
-from .collect_config import CollectConfig
-from .config import sources
-from .gather import verdict
-from .judge_config import JudgeConfig
+from trimtab.generation_types import Answer, Sampling
+from trimtab.jobs.answer_store import Request
+from trimtab.jobs.collect_config import CollectConfig
+from trimtab.jobs.config import sources
+from trimtab.jobs.gather import verdict
+from trimtab.jobs.judge_config import JudgeConfig
+from trimtab.judges.answer_matching import Mark, mark, wanted_number
+from trimtab.judges.llm_answer import AnswerEndpoint
+from trimtab.model.chat_template import Message, Renderer
+from trimtab.types import AnswerKind
 
 DEFAULT_KIND: AnswerKind = "contains"
 Label = tuple[bool | None, str]
@@ -43,7 +42,7 @@ def planned(config: CollectConfig) -> list[Asked]:
     """All that the settings ask for. Raises UsageError for sources that cannot be read, or hold nothing."""
     files = sources(config.questions)
     if config.given:
-        return plan_given(config, givens.read_all(files, config.columns, config.separator))
+        return plan_given(config, given_answers.read_all(files, config.columns, config.separator))
     return plan(config, asks.read_all(files, config.columns))
 
 

@@ -18,10 +18,9 @@ from safetensors import SafetensorError
 
 from trimtab import settings
 from trimtab.errors import JobError
-from trimtab.folders import folder_at
-
-from .config import AlignConfig
-from .state import State, restore
+from trimtab.jobs.config import AlignConfig
+from trimtab.jobs.state import State, restore
+from trimtab.util.remote_paths import folder_at
 
 # Ray Train's own list of checkpoints.
 SNAPSHOT = "checkpoint_manager_snapshot.json"

@@ -9,11 +9,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from trimtab import nodes
-from trimtab.console import Bar
+from trimtab import ray_connection
+from trimtab.cli.console import Bar
 from trimtab.errors import JobError, TrimtabError, no_space
-
-from .board import opened
+from trimtab.jobs.board import opened
 
 POLL_SECONDS = 0.5
 
@@ -21,7 +20,7 @@ POLL_SECONDS = 0.5
 @contextmanager
 def joined(address: str | None) -> Generator[None]:
     """Be connected to a cluster. A Ray that this starts is stopped at the end; one that was there stays."""
-    ours = nodes.connect(address)
+    ours = ray_connection.connect(address)
     try:
         yield
     finally:
@@ -41,7 +40,7 @@ def run_task(title: str, function: str, *args: Any, cpus: float, gpus: float) ->
 
 def stream_task(title: str, function: str, *args: Any, cpus: float, gpus: float) -> Generator[Any]:
     """As `run_task`, of a function that yields: each part comes while the next is made. Closing it ends the task."""
-    nodes.check(title, cpus, gpus)
+    ray_connection.check(title, cpus, gpus)
     board = opened()
     task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=1, num_returns="streaming")(_with_progress)
     parts = task.remote(function, board, *args)
@@ -67,7 +66,7 @@ def _show(bar: Bar, board: Any, cpus: float, gpus: float) -> None:
     latest = ray.get(reading)
     if latest:
         bar.update(latest["done"], latest["total"])
-    elif short := nodes.lacking(cpus, gpus):
+    elif short := ray_connection.lacking(cpus, gpus):
         bar.update(0, note=f"| waits for nodes: it takes {short}")
 
 

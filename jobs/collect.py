@@ -12,25 +12,23 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from trimtab import base as bases
-from trimtab import chat
-from trimtab.answers import Answer
-from trimtab.base import BaseModel
-from trimtab.chat import Renderer
-from trimtab.console import say
+from trimtab.artifacts.prefix import Prefix
+from trimtab.cli.console import say
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import ArtefactError, UsageError
-from trimtab.folders import Folder, folder_at
-from trimtab.prefix import Prefix
+from trimtab.generation_types import Answer
+from trimtab.jobs import engines, signal_store
+from trimtab.jobs.asked import Asked, Label, labelled, planned, room
+from trimtab.jobs.cluster import joined
+from trimtab.jobs.collect_config import CollectConfig
+from trimtab.jobs.evaluate import find
+from trimtab.jobs.gather import Gather, Gathered
+from trimtab.jobs.signal_store import Meta
+from trimtab.model import base_model, chat_template
+from trimtab.model.base_model import BaseModel
+from trimtab.model.chat_template import Renderer
 from trimtab.scores import p_true
-
-from . import engines, signal_store
-from .asked import Asked, Label, labelled, planned, room
-from .cluster import joined
-from .collect_config import CollectConfig
-from .evaluate import find
-from .gather import Gather, Gathered
-from .signal_store import Meta
+from trimtab.util.remote_paths import Folder, folder_at
 
 # Where in the depth a model tells most of what it knows, about (METHODS 2).
 TWO_THIRDS = 2 / 3
@@ -40,7 +38,7 @@ ROWS = 8
 
 def collect(config: CollectConfig) -> Folder:
     """Ask what was not asked yet; gives the data set's folder. Raises errors of ours; Ctrl-C loses one batch at most."""
-    base = bases.resolve(config.base, config.revision)
+    base = base_model.resolve(config.base, config.revision)
     layers = tuple(sorted(set(config.layers))) or (round(base.depth * TWO_THIRDS), base.depth - 1)
     if layers[0] < 0 or layers[-1] >= base.depth:
         raise UsageError(f"layers must be from 0 to {base.depth - 1} for {base.name}, not {list(layers)}")
@@ -51,7 +49,7 @@ def collect(config: CollectConfig) -> Folder:
     if more := there - {a.key for a in asked}:
         say(f"{folder} also holds {len(more)} answers to what is not asked now; they stay")
     rows = max(ROWS, len(prefix.vectors) if prefix else 0)
-    renderer = chat.renderer(base, rows)
+    renderer = chat_template.renderer(base, rows)
     missing = {a.key: a for a in _fitting([a for a in asked if a.key not in there], config, renderer, prefix)}
     if missing:
         engine = EngineConfig(rows=rows, precision=config.precision, max_length=config.max_length, layers=layers, history=True)
@@ -125,4 +123,4 @@ def _meta(config: CollectConfig, base: BaseModel, layers: tuple[int, ...], prefi
     asked = json.dumps({**judged, **drawn, "p_true": config.p_true})
     steered = prefix.card.digest if prefix else None
     # What `auto` is depends on the machine, and one data set is of one precision.
-    return Meta(base.name, base.fingerprint, layers, base.width, bases.resolved(config.precision), steered, asked)
+    return Meta(base.name, base.fingerprint, layers, base.width, base_model.resolved(config.precision), steered, asked)

@@ -3,10 +3,9 @@
 from dataclasses import dataclass, field
 
 from trimtab.errors import UsageError
-from trimtab.words import AnswerKind, Precision
-
-from .config import ScaleConfig
-from .judge_config import JudgeConfig
+from trimtab.jobs.config import ScaleConfig
+from trimtab.jobs.judge_config import JudgeConfig
+from trimtab.types import AnswerKind, Precision
 
 MOST_SAMPLES = 100
 

@@ -1,19 +1,18 @@
 """The commands of this folder."""
 
-from trimtab.cli import Command
-
-from .collect_config import CollectConfig
-from .config import AlignConfig
-from .detect_config import DetectConfig
-from .evaluate_config import SafetyConfig
-from .gc_config import GcConfig
-from .judge_config import JudgesConfig
-from .promote_config import PromoteConfig
-from .study_config import StudyConfig
-from .submit_config import JobConfig, JobsConfig, SubmitConfig
-from .sweep_config import SweepConfig
-from .truth_config import TruthConfig
-from .utility_config import UtilityConfig
+from trimtab.cli.main import Command
+from trimtab.jobs.collect_config import CollectConfig
+from trimtab.jobs.config import AlignConfig
+from trimtab.jobs.detect_config import DetectConfig
+from trimtab.jobs.evaluate_config import SafetyConfig
+from trimtab.jobs.gc_config import GcConfig
+from trimtab.jobs.judge_config import JudgesConfig
+from trimtab.jobs.promote_config import PromoteConfig
+from trimtab.jobs.study_config import StudyConfig
+from trimtab.jobs.submit_config import JobConfig, JobsConfig, SubmitConfig
+from trimtab.jobs.sweep_config import SweepConfig
+from trimtab.jobs.truth_config import TruthConfig
+from trimtab.jobs.utility_config import UtilityConfig
 
 ALIGN = Command("Learn a prefix on a frozen model, judge it, register it.", AlignConfig, "trimtab.jobs.align:command")
 COLLECT = Command("Answer questions and keep the model's signals.", CollectConfig, "trimtab.jobs.collect:command")

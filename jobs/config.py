@@ -5,7 +5,7 @@ from math import inf
 from typing import Any, Literal
 
 from trimtab.errors import UsageError
-from trimtab.words import INITS, LABELS, LEANINGS, MAX_ROWS, RULES, Leaning, Place, Precision, Rule
+from trimtab.types import INITS, LABELS, LEANINGS, MAX_ROWS, RULES, Leaning, Place, Precision, Rule
 
 DEMO_HARMFUL = ("trimtab:advbench", "trimtab:harmbench", "trimtab:pairs", "trimtab:contrast")
 DEMO_BENIGN = ("trimtab:pairs", "trimtab:scary", "trimtab:contrast", "trimtab:plain", "trimtab:countries")

@@ -11,25 +11,26 @@ from typing import Any
 
 from rich.table import Table
 
-from trimtab import base as bases
-from trimtab import detector, settings
-from trimtab.base import BaseModel
-from trimtab.console import Bar, console, say
-from trimtab.detector import Detector, DetectorCard
-from trimtab.evaluate import pooled, templates
-from trimtab.evaluate.pooled import Figures, Result
-from trimtab.folders import folder_at
-from trimtab.learning import Learned, Parts
+from trimtab import settings
+from trimtab.cli.console import Bar, console, say
+from trimtab.detection import detector
+from trimtab.detection.detector import Detector, DetectorCard
+from trimtab.detection.training import Learned, Parts
+from trimtab.evaluation import rendering
+from trimtab.evaluation.detection import pooling
+from trimtab.evaluation.detection.pooling import Figures, Result
+from trimtab.jobs import free, over_seeds, signal_store
+from trimtab.jobs.cluster import joined
+from trimtab.jobs.detect_config import DetectConfig
+from trimtab.jobs.detect_gate import gate
+from trimtab.jobs.enrol import enrolled
+from trimtab.jobs.signal_store import Collected
+from trimtab.model import base_model
+from trimtab.model.base_model import BaseModel
 from trimtab.tracking import registry, runs
 from trimtab.tracking.registry import Version
 from trimtab.tracking.runs import Run
-
-from . import free, over_seeds, signal_store
-from .cluster import joined
-from .detect_config import DetectConfig
-from .detect_gate import gate
-from .enrol import enrolled
-from .signal_store import Collected
+from trimtab.util.remote_paths import folder_at
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,16 @@ class Detected:
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`: figures of the first head and of its rivals; `test` has the AUROC with its interval [low, high]."""
-        head, *rivals = [_flat(pooled.as_json(r, f)) for r, f in zip(self.results, self.figures, strict=True)]
+        head, *rivals = [_flat(pooling.as_json(r, f)) for r, f in zip(self.results, self.figures, strict=True)]
         version = asdict(self.version) if self.version else None
         made = head | {"rivals": rivals, "detector": str(self.folder), "version": version, "gate": self.gate}
-        return templates.plain(made)
+        return rendering.plain(made)
 
 
 def detect(config: DetectConfig) -> Detected:
     """Learn, measure, save, log and register. Raises errors of ours, before anything is learned where the data do not do."""
     registry.model_name("base", config.name)
-    base = bases.resolve(config.base, config.revision)
+    base = base_model.resolve(config.base, config.revision)
     data = signal_store.read(folder_at(config.signals), base)
     answers = free.seen(data)
     spread = free.spread(answers, config.similarity)
@@ -68,8 +69,8 @@ def detect(config: DetectConfig) -> Detected:
         with Bar("heads", config.seeds * sum(trials.count for trials in tried.values())) as bar:
             arms = over_seeds.compete(list(tried.values()), split, lambda: bar.update(bar.done + 1))
         results = [arm.result for arm in arms] + scored
-        drawn = pooled.resamples(data.groups, config.seeds)
-        figures = [pooled.measure(result.tests, drawn) for result in results]
+        drawn = pooling.resamples(data.groups, config.seeds)
+        figures = [pooling.measure(result.tests, drawn) for result in results]
         best = max(arms[0].learned, key=lambda made: made.validation)
         made = _detector(config, base, data, arms[0].result, best, split[best.seed], run)
         folder = detector.save(made, Path(config.out) if config.out else settings.runs() / f"detect-{config.name}")

@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 
 from trimtab import heads
-from trimtab.base import BaseModel
-from trimtab.detector import Detector
+from trimtab.detection.detector import Detector
+from trimtab.detection.training import Learned, Parts
 from trimtab.errors import ArtefactError, NotFoundError
-from trimtab.evaluate.pooled import Result
-from trimtab.learning import Learned, Parts
+from trimtab.evaluation.detection.pooling import Result
+from trimtab.jobs.gate_detectors import risk_at
+from trimtab.jobs.signal_store import Collected
+from trimtab.model.base_model import BaseModel
 from trimtab.tracking import registry
-
-from .gate_detectors import risk_at
-from .signal_store import Collected
 
 
 def gate(

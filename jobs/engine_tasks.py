@@ -2,20 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 
-from trimtab import base as bases
-from trimtab.answers import Progress, Sampling
-from trimtab.base import BaseModel
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.offline import Engine
-
-from .arms import Batch, grouped
+from trimtab.generation_types import Progress, Sampling
+from trimtab.jobs.arms import Batch, grouped
+from trimtab.model import base_model
+from trimtab.model.base_model import BaseModel
 
 
 def answer(tell: Progress, base: BaseModel, batches: Sequence[Batch], config: EngineConfig) -> Iterator[list[str]]:
     """One answer for each prompt of a batch, batch by batch, all from one engine."""
     total = sum(len(batch.prompts) for batch in batches)
     before = 0
-    with Engine(bases.here(base), config) as engine:
+    with Engine(base_model.here(base), config) as engine:
         for group in grouped(batches):
             asks = [batch.arm.ask(prompt) for batch in group for prompt in batch.prompts]
             sampling = [Sampling(max_tokens=batch.max_tokens) for batch in group for _ in batch.prompts]

@@ -12,18 +12,17 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
-from trimtab import base as bases
-from trimtab import nodes
-from trimtab.answers import Answer, Ask
-from trimtab.base import BaseModel
-from trimtab.console import Bar, say
+from trimtab import ray_connection
+from trimtab.artifacts.prefix import Prefix
+from trimtab.cli.console import Bar, say
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import TrimtabError
-from trimtab.prefix import Prefix
-
-from .answer_store import Request
-from .cluster import cause
-from .config import ScaleConfig
+from trimtab.generation_types import Answer, Ask
+from trimtab.jobs.answer_store import Request
+from trimtab.jobs.cluster import cause
+from trimtab.jobs.config import ScaleConfig
+from trimtab.model import base_model
+from trimtab.model.base_model import BaseModel
 
 # Requests that an engine is given at once: a few rounds of what it runs at the same time, so that little idles at the end.
 BATCH = 128
@@ -66,10 +65,10 @@ def worked(
 
     Raises errors of ours for what an engine refuses, JobError for an engine that is lost.
     """
-    cpus = max(1.0, nodes.cores() // scale.engines)
+    cpus = max(1.0, ray_connection.cores() // scale.engines)
     taken = scale.engines * cpus, scale.engines * scale.gpus
-    nodes.check(f"{title}, by {scale.engines} engines,", *taken)
-    if short := nodes.lacking(*taken):
+    ray_connection.check(f"{title}, by {scale.engines} engines,", *taken)
+    if short := ray_connection.lacking(*taken):
         say(f"{title}: waits for nodes: it takes {short}")
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -108,7 +107,7 @@ class Engines:
     def __init__(self, base: BaseModel, config: EngineConfig, prefix: Prefix | None, work: Work[Any]) -> None:
         # Not on top: the driver, which only names this class, does without vLLM's half minute.
         offline = import_module("trimtab.engine.offline")
-        self.engine = offline.Engine(bases.here(base), config)
+        self.engine = offline.Engine(base_model.here(base), config)
         self.prefix = prefix
         self.work = work
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from trimtab.tracking import moves, registry
+from trimtab.tracking import promotions, registry
 from trimtab.tracking.registry import Version
 from trimtab.tracking.runs import Run
 
@@ -10,9 +10,9 @@ from trimtab.tracking.runs import Run
 def enrolled(folder: Path, run: Run, passed: bool, reason: str) -> Version:
     """Register a prefix's or a detector's folder as candidate, and promote it where it `passed`, for the `reason` given."""
     version = registry.register(folder, run.run_id)
-    moves.decided(version, passed, reason)
+    promotions.decided(version, passed, reason)
     if not passed:
         return version
-    moves.promote(version, reason)
+    promotions.promote(version, reason)
     run.tags({"trimtab.champion": str(version.version)})
     return registry.find(version.base, version.name, str(version.version))

@@ -4,27 +4,26 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trimtab import base as bases
-from trimtab import prefix as prefixes
-from trimtab.base import BaseModel
-from trimtab.console import console, say
+from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.prefix import Prefix
+from trimtab.cli.console import console, say
 from trimtab.data.readers import read_all
-from trimtab.evaluate import report
-from trimtab.evaluate.safety import ArmResult
-from trimtab.judges.agreement import Standing
-from trimtab.prefix import Prefix
+from trimtab.evaluation.safety import report
+from trimtab.evaluation.safety.results import ArmResult
+from trimtab.jobs import arms, judging
+from trimtab.jobs.cluster import joined
+from trimtab.jobs.config import sources
+from trimtab.jobs.evaluate_config import SafetyConfig
+from trimtab.judges.human_agreement import Standing
+from trimtab.model import base_model
+from trimtab.model.base_model import BaseModel
 from trimtab.tracking import registry
-
-from . import arms, judging
-from .cluster import joined
-from .config import sources
-from .evaluate_config import SafetyConfig
 
 
 def evaluate(config: SafetyConfig) -> tuple[list[ArmResult], Standing]:
     """Results of every arm on all the prompts, and how their judge stands. Raises errors of ours for data, prefixes and judges
     that cannot be used."""
-    base = bases.resolve(config.base, config.revision)
+    base = base_model.resolve(config.base, config.revision)
     prompts = arms.limited(read_all(sources(config.data), config.default_class, config.columns), config.limit)
     chosen = {name: prefix for spec in sources(config.prefix) for name, prefix in find(spec, base).items()}
     judge = judging.opened(config.judge, base, config.gpus)

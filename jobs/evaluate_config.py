@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 
 from trimtab.errors import UsageError
-from trimtab.words import Label, Precision
-
-from .judge_config import JudgeConfig
+from trimtab.jobs.judge_config import JudgeConfig
+from trimtab.types import Label, Precision
 
 
 @dataclass(frozen=True)

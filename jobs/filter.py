@@ -4,20 +4,19 @@ from typing import Any
 
 from rich.table import Table
 
-from trimtab import base as bases
-from trimtab.console import console
-from trimtab.data.filters import Step
-from trimtab.words import LABELS
-
-from . import prepare
-from .cluster import joined
-from .config import AlignConfig
-from .prepare import Prepared
+from trimtab.cli.console import console
+from trimtab.data.hard_filter import Step
+from trimtab.jobs import prepare
+from trimtab.jobs.cluster import joined
+from trimtab.jobs.config import AlignConfig
+from trimtab.jobs.prepare import Prepared
+from trimtab.model import base_model
+from trimtab.types import LABELS
 
 
 def command(config: AlignConfig) -> dict[str, Any]:
     """Print the filter's table and some of what each rule removed; targets that it samples are kept for `trimtab align`."""
-    base = bases.resolve(config.base, config.revision)
+    base = base_model.resolve(config.base, config.revision)
     given = prepare.read(config, base)
     with joined(config.scale.address):
         prepared = prepare.prepare(config, base, given)

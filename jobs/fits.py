@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import ray
 from ray.exceptions import RayError
 
-from trimtab import learning
-from trimtab.learning import Candidate, Learned, Parts
-
-from .cluster import POLL_SECONDS, cause
+from trimtab.detection import training
+from trimtab.detection.training import Candidate, Learned, Parts
+from trimtab.jobs.cluster import POLL_SECONDS, cause
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ def run(wanted: Sequence[Fit], tick: Callable[[], None]) -> list[Learned]:
     """
     rows = {id(fit.rows): fit.rows for fit in wanted}
     kept = {key: ray.put(parts) for key, parts in rows.items()}
-    task = ray.remote(num_cpus=1)(learning.learn)
+    task = ray.remote(num_cpus=1)(training.learn)
     references = [task.remote(fit.candidate, kept[id(fit.rows)], fit.seed) for fit in wanted]
     waiting = references
     try:

@@ -12,25 +12,24 @@ from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from trimtab import nodes
-from trimtab import prefix as prefixes
-from trimtab.base import BaseModel
-from trimtab.card import Card
-from trimtab.console import Bar, say
+from trimtab import ray_connection
+from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.card import Card
+from trimtab.artifacts.prefix import Prefix
+from trimtab.cli.console import Bar, say
 from trimtab.errors import JobError
-from trimtab.prefix import Prefix
+from trimtab.jobs.board import board_name, opened
+from trimtab.jobs.callbacks import CURVES, MlflowCallback
+from trimtab.jobs.checkpoints import newest, stored
+from trimtab.jobs.cluster import cause
+from trimtab.jobs.config import AlignConfig, ScaleConfig
+from trimtab.jobs.entry import worker
+from trimtab.jobs.prepare import Prepared
+from trimtab.jobs.state import State, early, restore
+from trimtab.jobs.training import Work
+from trimtab.model.base_model import BaseModel
 from trimtab.tracking import runs
 from trimtab.tracking.runs import Run
-
-from .board import board_name, opened
-from .callbacks import CURVES, MlflowCallback
-from .checkpoints import newest, stored
-from .cluster import cause
-from .config import AlignConfig, ScaleConfig
-from .entry import worker
-from .prepare import Prepared
-from .state import State, early, restore
-from .training import Work
 
 POLL_SECONDS = 0.5
 
@@ -87,7 +86,7 @@ def fit(
             return Fitted(kept.state, stopped=False)
     resources, least = _resources(config), config.scale.least_workers
     taken = [(least or config.scale.workers) * resources.get(kind, 0) for kind in ("CPU", "GPU")]
-    nodes.check("training", *taken)
+    ray_connection.check("training", *taken)
     board = opened(board_name(run.run_id))
     begun = kept.checkpoint if kept else None
     work = ray.put(Work(config, base, prepared.train, prepared.validation, board, run.run_id, begun))
@@ -166,7 +165,7 @@ def cores(scale: ScaleConfig, parallel: int) -> float:
     """CPU cores for each worker of a training run, where so many runs share the cluster."""
     if scale.cpus:
         return scale.cpus
-    room = min(nodes.cores(), ray.cluster_resources().get("CPU", 1.0) / parallel)
+    room = min(ray_connection.cores(), ray.cluster_resources().get("CPU", 1.0) / parallel)
     return max(1, int(room) // scale.workers)
 
 
@@ -197,7 +196,7 @@ def _watch(trainer: TorchTrainer, board: Any, view: View, taken: Sequence[float]
         try:
             ended.wait(POLL_SECONDS)
             latest = _latest(board)
-            view.show(latest, None if latest else nodes.lacking(*taken))
+            view.show(latest, None if latest else ray_connection.lacking(*taken))
         except KeyboardInterrupt:
             view.stop.ask()
         if view.stop.at_once:

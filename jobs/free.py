@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from trimtab import scores
-from trimtab.evaluate.pooled import Result
-from trimtab.judges.normal import normalised
-from trimtab.learning import Parts
+from trimtab.detection.training import Parts
+from trimtab.evaluation.detection.pooling import Result
+from trimtab.jobs import over_seeds
+from trimtab.jobs.signal_store import Collected
 from trimtab.scores import Said, Seen, similarity
-
-from . import over_seeds
-from .signal_store import Collected
+from trimtab.text.normalization import normalised
 
 # What the head `sep` learns to foretell.
 SPREAD = "semantic-entropy"

@@ -6,20 +6,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab import learning
-from trimtab.base import BaseModel
-from trimtab.detector import Detector
+from trimtab.detection import training
+from trimtab.detection.detector import Detector
 from trimtab.errors import UsageError
-from trimtab.evaluate import pooled, weighted
-from trimtab.evaluate.gating import Found, Rule
-from trimtab.evaluate.pooled import Resamples, Risks
-from trimtab.folders import folder_at
+from trimtab.evaluation.detection import metrics, pooling
+from trimtab.evaluation.detection.pooling import Resamples, Risks
+from trimtab.evaluation.promotion_rules import Found, Rule
+from trimtab.jobs import signal_store
+from trimtab.jobs.promote_config import PromoteConfig
+from trimtab.jobs.signal_store import Collected
+from trimtab.model.base_model import BaseModel
 from trimtab.tracking import registry
 from trimtab.tracking.registry import Version
-
-from . import signal_store
-from .promote_config import PromoteConfig
-from .signal_store import Collected
+from trimtab.util.remote_paths import folder_at
 
 
 def measured(
@@ -27,14 +26,14 @@ def measured(
 ) -> Mapping[Rule, Found]:
     """What each rule's figure is, and how much more than the champion's. Raises UsageError for rules that cannot be checked."""
     for rule in rules:
-        if rule.metric not in weighted.FIGURES:
-            raise UsageError(f"rule on {rule.metric}: a detector has {', '.join(weighted.FIGURES)} on a set")
+        if rule.metric not in metrics.FIGURES:
+            raise UsageError(f"rule on {rule.metric}: a detector has {', '.join(metrics.FIGURES)} on a set")
     found: dict[Rule, Found] = {}
     detectors = [registry.load_detector(each, base) for each in (version, champion) if each is not None]
     for name in dict.fromkeys(rule.set or "" for rule in rules):
         data = signal_store.read(folder_at(name), base)
         read = [risks(each, data, name) for each in detectors]
-        drawn = pooled.resamples(data.groups, 1)
+        drawn = pooling.resamples(data.groups, 1)
         found |= {rule: _figures(rule, read, drawn) for rule in rules if rule.set == name}
     return found
 
@@ -57,12 +56,12 @@ def risks(detector: Detector, data: Collected, name: str) -> Risks:
 def risk_at(detector: Detector, data: Collected, at: Tensor) -> Tensor:
     """Risks [n] of answers by their rows [n], read by the detector's own tau_l, normaliser and layers."""
     layers = [data.meta.layers.index(layer) for layer in detector.card.layers]
-    phi = learning.traced([data.traces[i] for i in at.tolist()], detector.card.low)
+    phi = training.traced([data.traces[i] for i in at.tolist()], detector.card.low)
     return detector.risk(data.psi[at][:, layers], phi)
 
 
 def _figures(rule: Rule, read: Sequence[Risks], drawn: Resamples) -> Found:
-    figure = weighted.FIGURES[rule.metric]
-    found = pooled.estimate(figure, read[:1], drawn)
-    more = pooled.apart(figure, read[:1], read[1:], drawn) if len(read) > 1 else None
+    figure = metrics.FIGURES[rule.metric]
+    found = pooling.estimate(figure, read[:1], drawn)
+    more = pooling.apart(figure, read[:1], read[1:], drawn) if len(read) > 1 else None
     return found, more

@@ -2,19 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 
-from trimtab.base import BaseModel
 from trimtab.data.readers import read_all
 from trimtab.errors import UsageError
-from trimtab.evaluate import seeds, versus
-from trimtab.evaluate.gating import Found, Rule
-from trimtab.evaluate.safety import Arm, ArmResult
-from trimtab.evaluate.seeds import Measure
+from trimtab.evaluation.promotion_rules import Found, Rule
+from trimtab.evaluation.safety import comparison
+from trimtab.evaluation.safety.comparison import Measure
+from trimtab.evaluation.safety.results import Arm, ArmResult
+from trimtab.jobs import arms, judging
+from trimtab.jobs.cluster import joined
+from trimtab.jobs.promote_config import PromoteConfig
+from trimtab.model.base_model import BaseModel
 from trimtab.tracking import registry
 from trimtab.tracking.registry import Version
-
-from . import arms, judging
-from .cluster import joined
-from .promote_config import PromoteConfig
 
 # What a figure is about: True is the harmful side.
 SIDES: dict[Measure, tuple[bool, ...]] = {"refusal": (True,), "compliance": (False,), "balanced": (True, False), "partial": ()}
@@ -41,11 +40,11 @@ def measured(
 
 def _figures(rule: Rule, results: Sequence[ArmResult]) -> Found:
     mine, theirs, measure = results[0], results[1:], _measure(rule)
-    found = seeds.over_seeds([mine], measure)
+    found = comparison.over_seeds([mine], measure)
     if not found.count:
         raise UsageError(f"rule on {rule.metric}: {rule.set} has no prompts of that side")
     sides = SIDES[measure]
-    more = versus.difference([mine], theirs, sides=sides) if theirs and sides else None
+    more = comparison.difference([mine], theirs, sides=sides) if theirs and sides else None
     return found, more
 
 

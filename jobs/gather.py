@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trimtab.answers import Answer, Sampling
 from trimtab.errors import ArtefactError
+from trimtab.generation_types import Answer, Sampling
+from trimtab.jobs.answer_store import Request
+from trimtab.jobs.engines import BATCH, Asking
+from trimtab.jobs.signal_store import Sample
 from trimtab.scores import p_true
-
-from .answer_store import Request
-from .engines import BATCH, Asking
-from .signal_store import Sample
 
 # Answers that an engine is asked for at once: a few rounds of what it runs at the same time. It remembers the signals of 1,024
 # at most, and what a stop loses is one batch.

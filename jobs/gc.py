@@ -15,16 +15,16 @@ from typing import Any
 
 from rich.table import Table
 
-from trimtab import card as cards
-from trimtab import files, settings
-from trimtab.console import console, say
+from trimtab import settings
+from trimtab.artifacts import card as cards
+from trimtab.cli.console import console, say
 from trimtab.errors import ArtefactError
+from trimtab.jobs import run_file, signal_store
+from trimtab.jobs.config import sources
+from trimtab.jobs.gc_config import GcConfig
 from trimtab.tracking import registry, runs
 from trimtab.tracking.registry import Version
-
-from . import run_file, signal_store
-from .config import sources
-from .gc_config import GcConfig
+from trimtab.util import atomic_files
 
 DAY = 86_400.0
 # How `trimtab align` names a run's folder, by the time.
@@ -85,7 +85,7 @@ def _checkpoints(versions: list[Version]) -> Iterator[Waste]:
     for parent in sorted(settings.runs().glob("*")):
         began = sorted(folder for folder in parent.glob("*") if (folder / run_file.FILE).exists())
         newest = max((folder for folder in began if ALIGNED.fullmatch(folder.name)), default=None)
-        for folder in (folder for folder in began if not files.taken(folder)):
+        for folder in (folder for folder in began if not atomic_files.taken(folder)):
             aligned = ALIGNED.fullmatch(folder.name) is not None
             done = (folder / ("done" if aligned else f"prefix/{cards.FILE}")).exists()
             if aligned and done and _run_id(folder) not in used:
@@ -139,4 +139,4 @@ def _waste(what: str, path: Path, why: str) -> Waste:
 
 def _touched(path: Path) -> float:
     """When something in it was last written."""
-    return max(each.stat().st_mtime for each in (path, *path.rglob("*")) if each.name != files.LOCK)
+    return max(each.stat().st_mtime for each in (path, *path.rglob("*")) if each.name != atomic_files.LOCK)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from trimtab.errors import UsageError
-from trimtab.words import Precision
+from trimtab.types import Precision
 
 Kind = Literal["string", "classifier", "endpoint"]
 

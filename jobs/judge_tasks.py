@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from trimtab import base as bases
-from trimtab.answers import Progress
-from trimtab.base import BaseModel
-from trimtab.judges import Verdict, classifier, crossval, head
-from trimtab.judges.agreement import Agreement, agreement, on_human_labels
-from trimtab.judges.classifier import Classifier
-from trimtab.judges.crossval import Table
-from trimtab.judges.head import Head, HeadCard
-from trimtab.judges.labels import Labelled
-from trimtab.words import Precision
+from trimtab.generation_types import Progress
+from trimtab.judges import cross_validation, refusal_classifier, refusal_head
+from trimtab.judges.cross_validation import Table
+from trimtab.judges.human_agreement import Agreement, agreement, on_human_labels
+from trimtab.judges.human_labels import Labelled
+from trimtab.judges.refusal_classifier import Classifier
+from trimtab.judges.refusal_head import Head, HeadCard
+from trimtab.model import base_model
+from trimtab.model.base_model import BaseModel
+from trimtab.types import Precision, Verdict
 
 OWN = "labels of your own"
 
@@ -35,28 +35,28 @@ class Lesson:
 
 def classify(tell: Progress, judge: Classifier, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
     """The classifier's verdicts."""
-    return replace(judge, base=bases.here(judge.base)).judge(prompts, answers, tell)
+    return replace(judge, base=base_model.here(judge.base)).judge(prompts, answers, tell)
 
 
 def fit_head(tell: Progress, base: BaseModel, lesson: Lesson) -> Head:
     """A head fitted on all the labels, with its standing on labels that it was not fitted on, by nested cross-validation.
 
     Empty answers teach nothing: every judge calls them refusals."""
-    local = bases.here(base)
+    local = base_model.here(base)
     lesson = replace(lesson, human=_with_words(lesson.human), own=_with_words(lesson.own))
     rows = [*lesson.human, *lesson.own]
-    layers = classifier.candidates(local)
-    precision = bases.resolved(lesson.precision)
-    states = classifier.states(local, [r.answer for r in rows], layers, lesson.tokens, precision, lesson.device)
+    layers = refusal_classifier.candidates(local)
+    precision = base_model.resolved(lesson.precision)
+    states = refusal_classifier.states(local, [r.answer for r in rows], layers, lesson.tokens, precision, lesson.device)
     # People called answers to another question refusals: true, but not to be seen in an answer alone.
     taught = torch.tensor([not r.off_topic for r in lesson.human] + [True] * len(lesson.own))
-    table = Table(states, torch.tensor([r.refused for r in rows]), taught, crossval.groups(rows))
+    table = Table(states, torch.tensor([r.refused for r in rows]), taught, cross_validation.groups(rows))
     with _one_thread():
-        odds = crossval.out_of_fold(table, tell).tolist()
-        choice = crossval.choose(table)
-        weights = crossval.fit(table, choice)
-    verdicts: list[Verdict] = [classifier.verdict(row.answer, odd > 0) for row, odd in zip(rows, odds, strict=True)]
-    tell(crossval.FOLDS + 1, crossval.FOLDS + 1)
+        odds = cross_validation.out_of_fold(table, tell).tolist()
+        choice = cross_validation.choose(table)
+        weights = cross_validation.fit(table, choice)
+    verdicts: list[Verdict] = [refusal_classifier.verdict(row.answer, odd > 0) for row, odd in zip(rows, odds, strict=True)]
+    tell(cross_validation.FOLDS + 1, cross_validation.FOLDS + 1)
     card = HeadCard(
         base=base.name,
         fingerprint=base.fingerprint,
@@ -65,12 +65,12 @@ def fit_head(tell: Progress, base: BaseModel, lesson: Lesson) -> Head:
         tokens=lesson.tokens,
         precision=precision,
         l2=choice.l2,
-        folds=crossval.FOLDS,
+        folds=cross_validation.FOLDS,
         digest="",
         data=[_entry(name, chosen) for name, chosen in (("human", lesson.human), ("own", lesson.own)) if chosen],
         agreements=[asdict(a) for a in _agreements(verdicts, lesson)],
     )
-    return head.make(weights, card)
+    return refusal_head.make(weights, card)
 
 
 def _with_words(rows: Sequence[Labelled]) -> list[Labelled]:

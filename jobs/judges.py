@@ -10,20 +10,19 @@ from typing import Any
 
 from rich.table import Table
 
-from trimtab import base as bases
-from trimtab import nodes
-from trimtab.base import BaseModel
-from trimtab.console import console, say
-from trimtab.judges import head, labels
-from trimtab.judges.agreement import Standing
-from trimtab.judges.head import Head
-from trimtab.judges.refusal import StringMatch
-
-from . import judging
-from .cluster import joined, run_task
-from .config import sources
-from .judge_config import JudgeConfig, JudgesConfig
-from .judge_tasks import Lesson
+from trimtab import ray_connection
+from trimtab.cli.console import console, say
+from trimtab.jobs import judging
+from trimtab.jobs.cluster import joined, run_task
+from trimtab.jobs.config import sources
+from trimtab.jobs.judge_config import JudgeConfig, JudgesConfig
+from trimtab.jobs.judge_tasks import Lesson
+from trimtab.judges import human_labels, refusal_head
+from trimtab.judges.human_agreement import Standing
+from trimtab.judges.refusal_head import Head
+from trimtab.judges.string_match import StringMatch
+from trimtab.model import base_model
+from trimtab.model.base_model import BaseModel
 
 
 def judges(config: JudgesConfig) -> list[Standing]:
@@ -31,13 +30,15 @@ def judges(config: JudgesConfig) -> list[Standing]:
     found = [judging.standing(StringMatch())]
     if config.fit:
         folder = Path(config.fit)
-        own = [row for file in sources(config.labels) for row in labels.read_file(Path(file))]
-        base = bases.resolve(config.base, config.revision)
+        own = [row for file in sources(config.labels) for row in human_labels.read_file(Path(file))]
+        base = base_model.resolve(config.base, config.revision)
         with joined(config.address):
-            head.save(_fit(config, base, Lesson(labels.read(), own, config.tokens, config.precision, _device(config))), folder)
+            refusal_head.save(
+                _fit(config, base, Lesson(human_labels.read(), own, config.tokens, config.precision, _device(config))), folder
+            )
         found.append(judging.standing(judging.opened(JudgeConfig("classifier", str(folder)), base)))
     if config.judge.kind == "classifier":
-        found.append(judging.standing(judging.opened(config.judge, bases.resolve(config.base, config.revision))))
+        found.append(judging.standing(judging.opened(config.judge, base_model.resolve(config.base, config.revision))))
     if config.judge.kind == "endpoint":
         found.append(judging.standing(judging.endpoint(config.judge)))
     return found
@@ -68,7 +69,7 @@ def table(found: Sequence[Standing], on: str) -> Table:
 
 def _fit(config: JudgesConfig, base: BaseModel, lesson: Lesson) -> Head:
     task = "trimtab.jobs.judge_tasks:fit_head"
-    return run_task("cross-validation of the classifier", task, base, lesson, cpus=nodes.cores(), gpus=config.gpus)
+    return run_task("cross-validation of the classifier", task, base, lesson, cpus=ray_connection.cores(), gpus=config.gpus)
 
 
 def _device(config: JudgesConfig) -> str:

@@ -4,21 +4,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from trimtab import nodes
-from trimtab.base import BaseModel
-from trimtab.console import Bar
-from trimtab.data.rows import Prompt
+from trimtab import ray_connection
+from trimtab.cli.console import Bar
+from trimtab.data.prompt import Prompt
 from trimtab.errors import AssetError
-from trimtab.evaluate.safety import ArmResult, summarise
-from trimtab.judges import Judge, Verdict, head, labels
-from trimtab.judges.agreement import Standing, on_human_labels
-from trimtab.judges.classifier import Classifier
-from trimtab.judges.endpoint import Endpoint
-from trimtab.judges.refusal import StringMatch
-
-from .cluster import run_task
-from .judge_config import JudgeConfig
-from .verdicts import Pair, Verdicts
+from trimtab.evaluation.safety.results import ArmResult, summarise
+from trimtab.jobs.cluster import run_task
+from trimtab.jobs.judge_config import JudgeConfig
+from trimtab.jobs.verdicts import Pair, Verdicts
+from trimtab.judges import Judge, human_labels, refusal_head
+from trimtab.judges.human_agreement import Standing, on_human_labels
+from trimtab.judges.llm_refusal import Endpoint
+from trimtab.judges.refusal_classifier import Classifier
+from trimtab.judges.string_match import StringMatch
+from trimtab.model.base_model import BaseModel
+from trimtab.types import Verdict
 
 # Verdicts of an endpoint that are kept at a time: what a crash can lose.
 CHUNK = 64
@@ -28,7 +28,7 @@ CROSS_VALIDATED = "cross-validated: each answer was judged by a head that was no
 def opened(config: JudgeConfig, base: BaseModel, gpus: float = 0) -> Judge:
     """The judge that the settings name. Raises errors of ours for a classifier that cannot be used, and a URL that is none."""
     if config.kind == "classifier":
-        return Classifier(head.load(Path(config.folder or ""), base), base, "cuda" if gpus else "cpu")
+        return Classifier(refusal_head.load(Path(config.folder or ""), base), base, "cuda" if gpus else "cpu")
     if config.kind == "endpoint":
         return endpoint(config)
     return StringMatch()
@@ -46,7 +46,7 @@ def standing(judge: Judge) -> Standing:
     if isinstance(judge, Classifier):
         return Standing(judge.name, judge.head.agreements(), CROSS_VALIDATED)
     try:
-        rows = labels.read()
+        rows = human_labels.read()
     except AssetError as error:
         return Standing(judge.name, note=f"no human labels here: {error}")
     verdicts = give(judge, [(row.prompt, row.answer) for row in rows])
@@ -76,7 +76,7 @@ def give(judge: Judge, pairs: Sequence[Pair], gpus: float = 0) -> list[Verdict]:
     if isinstance(judge, Classifier) and missing:
         texts = [p for p, _ in missing], [a for _, a in missing]
         task = "trimtab.jobs.judge_tasks:classify"
-        found = run_task("verdicts of the classifier", task, judge, *texts, cpus=nodes.cores(), gpus=gpus)
+        found = run_task("verdicts of the classifier", task, judge, *texts, cpus=ray_connection.cores(), gpus=gpus)
         store.keep(missing, found)
         known |= dict(zip(missing, found, strict=True))
     elif missing:

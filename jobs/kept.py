@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab import files
-from trimtab.data import rows
-from trimtab.data.rows import Prompt
-from trimtab.evaluate.reading import Reading
-from trimtab.evaluate.safety import Arm
-from trimtab.words import Precision
+from trimtab.data import prompt
+from trimtab.data.prompt import Prompt
+from trimtab.evaluation.safety.results import Arm
+from trimtab.evaluation.utility.text_scoring import Reading
+from trimtab.types import Precision
+from trimtab.util import atomic_files
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class Store:
 
     def _put(self, what: str, arm: Arm, values: list[Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        files.write(self._file(what, arm), json.dumps({"arm": arm.name, what: values}))
+        atomic_files.write(self._file(what, arm), json.dumps({"arm": arm.name, what: values}))
 
     def _file(self, what: str, arm: Arm) -> Path:
         steered = [arm.prefix.card.digest, arm.prefix.card.place] if arm.prefix else []
         named = json.dumps(
-            [what, self.fingerprint, rows.digest(self.prompts), self.limit, self.precision, arm.system, *steered]
+            [what, self.fingerprint, prompt.digest(self.prompts), self.limit, self.precision, arm.system, *steered]
         )
         return self.folder / f"{hashlib.sha256(named.encode()).hexdigest()[:20]}.json"

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab import calibration, heads, learning
+from trimtab import heads
+from trimtab.detection import calibration, training
+from trimtab.detection.training import Candidate, Learned, Parts
 from trimtab.errors import UsageError
-from trimtab.evaluate.pooled import Result, Risks
+from trimtab.evaluation.detection.pooling import Result, Risks
 from trimtab.heads import Rows
-from trimtab.learning import Candidate, Learned, Parts
-
-from . import fits
-from .config import sources
-from .fits import Fit
-from .signal_store import Collected
+from trimtab.jobs import fits
+from trimtab.jobs.config import sources
+from trimtab.jobs.fits import Fit
+from trimtab.jobs.signal_store import Collected
 
 ALL = "all"
 # Learns from samples: without them only who asks for it by name is told so.
@@ -69,7 +69,7 @@ def split(
     if known < LEAST_ANSWERS:
         raise UsageError(f"there are {known} labelled answers; a detector needs {LEAST_ANSWERS}: collect more")
     made = {
-        seed: learning.parts(data.psi, data.traces, data.truthful, data.groups, seed, validation, test, labels, spread)
+        seed: training.parts(data.psi, data.traces, data.truthful, data.groups, seed, validation, test, labels, spread)
         for seed in range(seeds)
     }
     for seed, rows in made.items():
@@ -134,7 +134,7 @@ def arm(name: str, made: Sequence[Learned], rows: Mapping[int, Parts], there: Se
 
 def risks(made: Learned, test: Rows, at: Tensor) -> Risks:
     """What a detector says of answers [N] that stand `at` [N] in their data set."""
-    seen = learning.seen(test, made.candidate)
+    seen = training.seen(test, made.candidate)
     return judged(heads.scores(made.head, seen), made.calibration, test, at, made.seed)
 
 

@@ -7,18 +7,20 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from trimtab import chat, objectives
-from trimtab.base import BaseModel
-from trimtab.console import say
-from trimtab.data import filters, form, rows
-from trimtab.data.filters import Context, Filtered, Row
+from trimtab import objectives
+from trimtab.cli.console import say
+from trimtab.data import hard_filter as filters
+from trimtab.data import prompt as rows
+from trimtab.data import question_form
+from trimtab.data.hard_filter import Context, Filtered, Row
+from trimtab.data.prompt import Prompt
 from trimtab.data.readers import read_all
-from trimtab.data.rows import Prompt
 from trimtab.errors import UsageError
-from trimtab.words import Label, Part
-
-from . import targets
-from .config import AlignConfig, DataConfig, sources
+from trimtab.jobs import targets
+from trimtab.jobs.config import AlignConfig, DataConfig, sources
+from trimtab.model import chat_template
+from trimtab.model.base_model import BaseModel
+from trimtab.types import Label, Part
 
 # Neutral system messages in our own words: a prefix must work beside the request's own.
 SYSTEMS = (
@@ -57,7 +59,7 @@ def read(config: AlignConfig, base: BaseModel) -> Given:
 
     Raises UsageError for prompts that cannot be read or are too few, and for a place that the chat template does not have.
     """
-    chat.renderer(base, config.rows).mark([{"role": "user", "content": "x"}], config.place, ())
+    chat_template.renderer(base, config.rows).mark([{"role": "user", "content": "x"}], config.place, ())
     data = config.data
     parts, inputs = _split(data)
     kept_out = [p.prompt for p in read_all(sources(data.keep_out), "benign_hard", data.columns)]
@@ -69,7 +71,7 @@ def prepare(config: AlignConfig, base: BaseModel, given: Given) -> Prepared:
 
     Raises UsageError where the hard filter leaves nothing.
     """
-    form_before = form.predictability(given.parts["train"])
+    form_before = question_form.predictability(given.parts["train"])
     parts = _balanced(given.parts, config.data) if config.data.balance_form else given.parts
     with_system = {part: _own_system(prompts, config) for part, prompts in parts.items() if part != "test"}
     filled = targets.fill(config, base, with_system["train"] + with_system["validation"], wants_rejected(config))
@@ -79,7 +81,7 @@ def prepare(config: AlignConfig, base: BaseModel, given: Given) -> Prepared:
     filtered = filters.hard_filter(filled[:count], rules, Context(seed, given.kept_out, [*validate_on, *test_on]))
     checked = filters.hard_filter(filled[count:], rules, Context(seed, given.kept_out, test_on))
     validation = in_turns(checked.rows)
-    form_after = form.predictability([row.prompt for row in filtered.rows])
+    form_after = question_form.predictability([row.prompt for row in filtered.rows])
     say(
         f"hard filter: {count} -> {len(filtered.rows)} rows; form alone tells the class with balanced accuracy "
         f"{form_before:.2f} -> {form_after:.2f}"
@@ -148,7 +150,7 @@ def check_left(filtered: Filtered, what: str) -> None:
 
 
 def _balanced(parts: Mapping[Part, list[Prompt]], data: DataConfig) -> dict[Part, list[Prompt]]:
-    return {part: form.balance(prompts, data.seed) for part, prompts in parts.items()}
+    return {part: question_form.balance(prompts, data.seed) for part, prompts in parts.items()}
 
 
 def _split(data: DataConfig) -> tuple[dict[Part, list[Prompt]], list[dict[str, Any]]]:

@@ -10,18 +10,17 @@ from typing import Any
 
 from rich.table import Table
 
-from trimtab import base as bases
-from trimtab.base import BaseModel
-from trimtab.console import console, say
+from trimtab.cli.console import console, say
 from trimtab.errors import JobError, UsageError
-from trimtab.evaluate import gating
-from trimtab.evaluate.gating import Checked, Found, Rule
-from trimtab.evaluate.metrics import Interval
-from trimtab.tracking import moves, registry
+from trimtab.evaluation import promotion_rules
+from trimtab.evaluation.promotion_rules import Checked, Found, Rule
+from trimtab.jobs import gate_detectors, gate_prefixes
+from trimtab.jobs.promote_config import PromoteConfig
+from trimtab.model import base_model
+from trimtab.model.base_model import BaseModel
+from trimtab.stats.intervals import Interval
+from trimtab.tracking import promotions, registry
 from trimtab.tracking.registry import Version
-
-from . import gate_detectors, gate_prefixes
-from .promote_config import PromoteConfig
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def command(config: PromoteConfig) -> dict[str, Any]:
         )
     forced = not decision.passed
     reason = "; ".join(part for part in (config.reason, decision.said) if part)
-    moves.promote(version, reason, decision.evidence, forced=forced)
+    promotions.promote(version, reason, decision.evidence, forced=forced)
     was = f" (was {champion.version})" if champion else ""
     say(f"{config.base}:{config.name}: champion is now version {version.version}{was}{', forced' if forced else ''}")
     return {
@@ -57,7 +56,7 @@ def command(config: PromoteConfig) -> dict[str, Any]:
         "before": champion.version if champion else None,
         "passed": decision.passed,
         "forced": forced,
-        "rules": gating.as_json(decision.checked),
+        "rules": promotion_rules.as_json(decision.checked),
     }
 
 
@@ -65,7 +64,7 @@ def decide(config: PromoteConfig, version: Version, champion: Version | None) ->
     """The gate's decision, by the rules where there are some; they and what was found are kept with the version's run."""
     if not config.rules:
         return _as_made(version)
-    base = bases.resolve(config.base)
+    base = base_model.resolve(config.base)
     checked = _check(config, base, version, champion)
     console.print(table(checked, version, champion))
     broken = [one for one in checked if not one.passed]
@@ -75,10 +74,10 @@ def decide(config: PromoteConfig, version: Version, champion: Version | None) ->
         "champion": asdict(champion) if champion else None,
         "at": time.time(),
         "passed": not broken,
-        "rules": gating.as_json(checked),
+        "rules": promotion_rules.as_json(checked),
         "judge": asdict(config.judge) if version.kind == "prefix" else None,
     }
-    return Decision(not broken, said, checked, moves.decided(version, not broken, said, evidence))
+    return Decision(not broken, said, checked, promotions.decided(version, not broken, said, evidence))
 
 
 def table(checked: Sequence[Checked], version: Version, champion: Version | None) -> Table:
@@ -97,7 +96,7 @@ def _check(config: PromoteConfig, base: BaseModel, version: Version, champion: V
     if on_sets:
         measured = gate_detectors.measured if version.kind == "detector" else gate_prefixes.measured
         figures |= measured(config, base, on_sets, version, champion)
-    return [gating.check(rule, *figures[rule]) for rule in config.rules]
+    return [promotion_rules.check(rule, *figures[rule]) for rule in config.rules]
 
 
 def _of_card(rule: Rule, version: Version, champion: Version | None) -> Found:
@@ -112,7 +111,7 @@ def _of_card(rule: Rule, version: Version, champion: Version | None) -> Found:
 
 
 def _as_made(version: Version) -> Decision:
-    found = moves.decision(version)
+    found = promotions.decision(version)
     if found is None:
         return Decision(False, "no gate has seen it: give rules, as --config gate.yaml")
     return Decision(found["passed"], found["said"], evidence=found["evidence"])

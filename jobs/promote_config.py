@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from trimtab.evaluate.gating import Rule
-from trimtab.words import Precision
-
-from .judge_config import JudgeConfig
+from trimtab.evaluation.promotion_rules import Rule
+from trimtab.jobs.judge_config import JudgeConfig
+from trimtab.types import Precision
 
 
 @dataclass(frozen=True)

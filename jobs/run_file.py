@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab import files, settings
+from trimtab import settings
 from trimtab.tracking import runs
 from trimtab.tracking.runs import Run
+from trimtab.util import atomic_files
 
 FILE = "run.json"
 
@@ -38,5 +39,5 @@ def join(folder: Path, name: str, kind: str, parent: str | None = None, config: 
     folder.mkdir(parents=True, exist_ok=True)
     begun = known(folder)
     run = runs.start(name, kind, settings.home() / "outbox", begun.run_id if begun else None, parent)
-    files.write(folder / FILE, json.dumps({"run_id": run.run_id, "config": config or {}}, indent=2))
+    atomic_files.write(folder / FILE, json.dumps({"run_id": run.run_id, "config": config or {}}, indent=2))
     return run

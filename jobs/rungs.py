@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from .validations import METRIC, STEP
+from trimtab.jobs.validations import METRIC, STEP
 
 
 class Rungs(ASHAScheduler):

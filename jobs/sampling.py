@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-from trimtab.answers import Answer
-from trimtab.base import BaseModel
 from trimtab.engine.config import EngineConfig
-
-from . import answer_store, engines
-from .answer_store import Drawn, Request
-from .config import ScaleConfig
+from trimtab.generation_types import Answer
+from trimtab.jobs import answer_store, engines
+from trimtab.jobs.answer_store import Drawn, Request
+from trimtab.jobs.config import ScaleConfig
+from trimtab.model.base_model import BaseModel
 
 
 def answer(

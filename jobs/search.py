@@ -6,17 +6,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from trimtab import base as bases
-from trimtab import chat
-from trimtab.answers import Progress
-from trimtab.base import BaseModel
-from trimtab.data.filters import Row
+from trimtab.data.hard_filter import Row
+from trimtab.generation_types import Progress
+from trimtab.jobs.config import AlignConfig
+from trimtab.jobs.prepare import Prepared
+from trimtab.model import base_model, chat_template
+from trimtab.model.base_model import BaseModel
+from trimtab.model.frozen_model import Example, FrozenModel, micro_batches, sample
+from trimtab.model.objective_inputs import Scorer, totals
 from trimtab.objectives.likelihood import Likelihood
-from trimtab.scoring import Scorer, totals
-from trimtab.steering import Example, FrozenModel, micro_batches, sample
-
-from .config import AlignConfig
-from .prepare import Prepared
 
 ROWS = 32
 MICRO_BATCH = 8
@@ -33,7 +31,7 @@ class Found:
 
 def vocabulary(tell: Progress, base: BaseModel) -> tuple[Tensor, Tensor]:
     """Mean [1, d] and standard deviation [d] of the base model's embedding rows."""
-    embedding = cast(nn.Embedding, bases.here(base).load("fp32").get_input_embeddings())
+    embedding = cast(nn.Embedding, base_model.here(base).load("fp32").get_input_embeddings())
     table = embedding.weight.detach()
     return table.mean(0, keepdim=True).clone(), table.std(0).clone()
 
@@ -44,8 +42,8 @@ def best_token(tell: Progress, config: AlignConfig, base: BaseModel, prepared: P
     Candidates are those whose embedding the loss's gradient at the mean of the vocabulary points to most (HotFlip, Ebrahimi et
     al. 2018, one step); each is then tried.
     """
-    local = bases.here(base)
-    renderer = chat.renderer(local, 1)
+    local = base_model.here(base)
+    renderer = chat_template.renderer(local, 1)
     frozen = FrozenModel(local.load(config.train.precision), renderer.first_row)
     frozen.pack()
     sides: list[list[Row]] = [[r for r in prepared.train if (r.prompt.label == "harmful") == side] for side in (True, False)]

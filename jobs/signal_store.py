@@ -19,10 +19,10 @@ import torch
 from pyarrow import ArrowInvalid  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
-from trimtab import files
-from trimtab.base import BaseModel
 from trimtab.errors import ArtefactError, UsageError
-from trimtab.folders import Folder, reached
+from trimtab.model.base_model import BaseModel
+from trimtab.util import atomic_files
+from trimtab.util.remote_paths import Folder, reached
 
 VERSION = 3
 META = "dataset.json"
@@ -218,6 +218,6 @@ def _once(table: Any) -> Any:
 def _write(path: Folder, content: bytes) -> None:
     """A file that is there whole or not at all, as an object elsewhere is by itself."""
     if isinstance(path, Path):
-        files.write(path, content)
+        atomic_files.write(path, content)
     else:
         path.write_bytes(content)

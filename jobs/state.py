@@ -10,12 +10,11 @@ from ray.train import Checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trimtab.chat import Renderer
 from trimtab.errors import UsageError
+from trimtab.jobs.config import AlignConfig, TrainConfig
+from trimtab.model.chat_template import Renderer
+from trimtab.model.frozen_model import FrozenModel
 from trimtab.objectives import Objective
-from trimtab.steering import FrozenModel
-
-from .config import AlignConfig, TrainConfig
 
 STATE, VECTORS = "state.json", "state.safetensors"
 NUMBERS = ("step", "best_step", "worse", "seconds", "tokens", "memory_gib", "history")

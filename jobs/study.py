@@ -15,34 +15,38 @@ from typing import Any
 
 import torch
 
-from trimtab import base as bases
-from trimtab import card as cards
-from trimtab import cli, files, nodes, settings
-from trimtab import prefix as prefixes
-from trimtab.base import BaseModel
-from trimtab.card import Card
-from trimtab.console import console, say
-from trimtab.data import rows
+from trimtab import ray_connection, settings
+from trimtab.artifacts import card as cards
+from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.card import Card
+from trimtab.artifacts.prefix import Prefix
+from trimtab.cli import main
+from trimtab.cli.console import console, say
+from trimtab.data import prompt as rows
+from trimtab.data.prompt import Prompt
 from trimtab.data.readers import read_all
-from trimtab.data.rows import Prompt
 from trimtab.errors import UsageError
-from trimtab.evaluate import page, report, safety, utility_report
-from trimtab.evaluate.page import Study
-from trimtab.evaluate.safety import ArmResult
+from trimtab.evaluation import study_page
+from trimtab.evaluation.safety import report
+from trimtab.evaluation.safety import results as safety
+from trimtab.evaluation.safety.results import ArmResult
+from trimtab.evaluation.study_page import Study
+from trimtab.evaluation.utility import report as utility_report
+from trimtab.jobs import arms, judging, prepare, run_file, utility
+from trimtab.jobs.cluster import joined, run_task
+from trimtab.jobs.config import PARTED_BY, AlignConfig, sources
+from trimtab.jobs.kept import Store
+from trimtab.jobs.prepare import Prepared
+from trimtab.jobs.study_arms import ArmRun, Trained, train_all
+from trimtab.jobs.study_config import StudyConfig
+from trimtab.jobs.utility import Suite
 from trimtab.judges import Judge
-from trimtab.judges.agreement import Standing
-from trimtab.prefix import Prefix
-from trimtab.tracking import code, runs
-from trimtab.words import RANDOM_ARM, TOKEN_ARM
-
-from . import arms, judging, prepare, run_file, utility
-from .cluster import joined, run_task
-from .config import PARTED_BY, AlignConfig, sources
-from .kept import Store
-from .prepare import Prepared
-from .study_arms import ArmRun, Trained, train_all
-from .study_config import StudyConfig
-from .utility import Suite
+from trimtab.judges.human_agreement import Standing
+from trimtab.model import base_model
+from trimtab.model.base_model import BaseModel
+from trimtab.tracking import code_version, runs
+from trimtab.types import RANDOM_ARM, TOKEN_ARM
+from trimtab.util import atomic_files
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def study(config: StudyConfig) -> Study:
     folder = settings.runs() / f"study-{config.name}"
     plans = {name: plan(config, name) for name in config.arms}
     first = next(iter(plans.values()))
-    base = bases.resolve(first.base, first.revision)
+    base = base_model.resolve(first.base, first.revision)
     if different := [name for name, p in plans.items() if (p.base, p.revision) != (first.base, first.revision)]:
         raise UsageError(f"arm {different[0]!r} is of another base model; a study compares ways to steer one")
     common = {name: [getattr(p.data, key) for key in PARTED_BY] for name, p in plans.items()}
@@ -73,12 +77,12 @@ def study(config: StudyConfig) -> Study:
     suites = {name: utility.load(suite, name) for name, suite in config.utility.items()}
     judge = judging.opened(config.judge, base, first.scale.gpus)
     begun = Begun(config, plans, base, suites, judge, judging.standing(judge), folder)
-    with files.alone(folder), joined(config.address):
+    with atomic_files.alone(folder), joined(config.address):
         prepared = prepare.each(plans, base)
         parent = _parent(config, folder)
         with runs.closing(parent):
             made = _compared(begun, prepared, parent)
-            written = page.write(made, Path(config.out) if config.out else folder / "report")
+            written = study_page.write(made, Path(config.out) if config.out else folder / "report")
             for path in written:
                 parent.artifacts(path, "report")
     say(f"report: {written[0]}")
@@ -95,7 +99,7 @@ def command(config: StudyConfig) -> dict[str, Any]:
     for suite, measured in made.utility.items():
         for table in utility_report.tables(measured, f"{config.name}: utility on {suite}"):
             console.print(table)
-    return page.as_json(made)
+    return study_page.as_json(made)
 
 
 def _compared(begun: Begun, prepared: Mapping[str, Prepared], parent: runs.Run) -> Study:
@@ -120,7 +124,7 @@ def _compared(begun: Begun, prepared: Mapping[str, Prepared], parent: runs.Run) 
 def plan(config: StudyConfig, arm: str) -> AlignConfig:
     """The settings of `trimtab align` that an arm is trained with. Raises UsageError for what they do not know."""
     values = runs.flatten(config.shared) | runs.flatten(config.arms[arm]) | {"name": arm, "register": False}
-    return cli.build(AlignConfig, values, f"arm {arm}")
+    return main.build(AlignConfig, values, f"arm {arm}")
 
 
 def _seeded(plan: AlignConfig, seed: int) -> AlignConfig:
@@ -162,7 +166,7 @@ def _untrained(config: StudyConfig, first: AlignConfig, base: BaseModel, prepare
                 base,
                 prepared,
                 config.token,
-                cpus=nodes.cores(),
+                cpus=ray_connection.cores(),
                 gpus=first.scale.gpus,
             )
             prefixes.save(prefixes.make(found.vector, replace(card, name="token", method={"token": found.text})), path)
@@ -212,5 +216,5 @@ def _study(
         judge=standing,
         notes=[f"{name}: {json.dumps(changed)}" for name, changed in config.arms.items() if changed]
         + [f"{first.train.steps} steps of {first.train.batch} rows; checkpoints chosen on the validation part only"]
-        + [code.line()],
+        + [code_version.line()],
     )

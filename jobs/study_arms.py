@@ -7,20 +7,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trimtab import card as cards
-from trimtab import prefix as prefixes
-from trimtab.base import BaseModel
-from trimtab.console import Bar, say
+from trimtab.artifacts import card as cards
+from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.prefix import Prefix
+from trimtab.cli.console import Bar, say
 from trimtab.errors import Interrupted, UsageError
-from trimtab.evaluate.page import Cost
-from trimtab.prefix import Prefix
+from trimtab.evaluation.study_page import Cost
+from trimtab.jobs import prepare, run_file
+from trimtab.jobs.config import AlignConfig
+from trimtab.jobs.fitting import POLL_SECONDS, Stop, View, cores, fit, learned
+from trimtab.jobs.prepare import Prepared
+from trimtab.jobs.run_file import Known
+from trimtab.model.base_model import BaseModel
 from trimtab.tracking import runs
-
-from . import prepare, run_file
-from .config import AlignConfig
-from .fitting import POLL_SECONDS, Stop, View, cores, fit, learned
-from .prepare import Prepared
-from .run_file import Known
 
 STOPPED = "stopped with a checkpoint; the same command goes on"
 

@@ -4,10 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trimtab.errors import UsageError
-from trimtab.words import UNLEARNED, Label
-
-from .judge_config import JudgeConfig
-from .utility_config import UtilitySuite
+from trimtab.jobs.judge_config import JudgeConfig
+from trimtab.jobs.utility_config import UtilitySuite
+from trimtab.types import UNLEARNED, Label
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,11 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from rich.table import Table
 
-from trimtab import cli
-from trimtab.console import console, say
+from trimtab.cli import main
+from trimtab.cli.console import console, say
 from trimtab.errors import Interrupted, JobError, NotFoundError, UsageError
-
-from .config import sources
-from .submit_config import JobConfig, JobsConfig, SubmitConfig
+from trimtab.jobs.config import sources
+from trimtab.jobs.submit_config import JobConfig, JobsConfig, SubmitConfig
 
 POLL_SECONDS = 1.0
 ADDRESS = "RAY_API_SERVER_ADDRESS"
@@ -51,7 +50,7 @@ def submit(config: SubmitConfig) -> dict[str, Any]:
     if config.upload and not Path(config.upload).is_dir():
         raise UsageError(f"submit: {config.upload} is no folder")
     with chdir(config.upload or "."):
-        cli.check(config.command)
+        main.check(config.command)
     with _client(config.address) as client:
         if (there := _find(client, config.name)) is None:
             sent = client.submit_job(

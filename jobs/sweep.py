@@ -14,21 +14,22 @@ from typing import Any
 
 from rich.table import Table
 
-from trimtab import base as bases
-from trimtab import cli, files, settings
-from trimtab.base import BaseModel
-from trimtab.console import console, say
+from trimtab import settings
+from trimtab.cli import main
+from trimtab.cli.console import console, say
 from trimtab.errors import Interrupted, JobError, UsageError
+from trimtab.jobs import align, prepare, run_file, trials
+from trimtab.jobs.cluster import joined
+from trimtab.jobs.config import PARTED_BY, AlignConfig
+from trimtab.jobs.prepare import Prepared
+from trimtab.jobs.sweep_config import SweepConfig, drawn
+from trimtab.jobs.trials import Search, Trial
+from trimtab.jobs.validations import METRIC
+from trimtab.model import base_model
+from trimtab.model.base_model import BaseModel
 from trimtab.tracking import runs
 from trimtab.tracking.runs import Run
-
-from . import align, prepare, run_file, trials
-from .cluster import joined
-from .config import PARTED_BY, AlignConfig
-from .prepare import Prepared
-from .sweep_config import SweepConfig, drawn
-from .trials import Search, Trial
-from .validations import METRIC
+from trimtab.util import atomic_files
 
 # Trials are compared by their losses on the same rows, and share what runs them: these are no settings to search.
 COMMON = ("name", "base", "revision", "resume", "register", "evaluate", "gate", "scale")
@@ -51,14 +52,14 @@ def sweep(config: SweepConfig) -> SweepResult:
     planned = plan(config, folder)
     first = planned[0].config
     say(f"base model {first.base}, and the prompts (the first time they are downloaded)")
-    base = bases.resolve(first.base, first.revision)
+    base = base_model.resolve(first.base, first.revision)
     _unchanged(config, planned, base, folder)
     best_first = ranked(planned)
     if all(t.ended for t in planned) and (judged := _judged(best_first, folder)):
         say(f"all {len(planned)} trials are done")
         return _told(SweepResult(folder, best_first, judged))
     folder.mkdir(parents=True, exist_ok=True)
-    with files.alone(folder), joined(config.address):
+    with atomic_files.alone(folder), joined(config.address):
         prepared = _prepare(config, planned, base)
         parent = _parent(config, folder)
         with runs.closing(parent):
@@ -106,7 +107,7 @@ def ranked(planned: Sequence[Trial]) -> list[Trial]:
 
 
 def _settings(values: dict[str, Any], where: str) -> AlignConfig:
-    made: AlignConfig = cli.build(AlignConfig, values, where)
+    made: AlignConfig = main.build(AlignConfig, values, where)
     # A trial is judged, and can be gone on with, whenever it validates.
     return replace(made, train=replace(made.train, checkpoint_every=made.train.validate_every or made.train.steps))
 

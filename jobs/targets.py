@@ -7,18 +7,18 @@ its own greedy answer, or the likeliest of several samples that the judge accept
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from trimtab import chat
-from trimtab.answers import Sampling
-from trimtab.base import BaseModel
-from trimtab.data.filters import Row
-from trimtab.data.rows import Prompt
+from trimtab.data.hard_filter import Row
+from trimtab.data.prompt import Prompt
 from trimtab.engine.config import EngineConfig
-from trimtab.judges.refusal import Verdict, judge
-from trimtab.words import Leaning
-
-from . import sampling
-from .answer_store import Drawn, Request
-from .config import AlignConfig
+from trimtab.generation_types import Sampling
+from trimtab.jobs import sampling
+from trimtab.jobs.answer_store import Drawn, Request
+from trimtab.jobs.config import AlignConfig
+from trimtab.judges.string_match import Verdict
+from trimtab.model import chat_template
+from trimtab.model.base_model import BaseModel
+from trimtab.text.refusal_phrases import judge
+from trimtab.types import Leaning
 
 # System prompts in our own words: one that draws help out of a wary model, one that draws refusals out of a willing one.
 LEANING: dict[Leaning, str] = {
@@ -45,7 +45,7 @@ def fill(config: AlignConfig, base: BaseModel, prompts: Sequence[Prompt], reject
     requests = [request for p in plans for request in (*p.help, *p.refusals)]
     engine = EngineConfig(rows=1, precision=config.train.precision, max_length=1024)
     drawn = sampling.answer("answers of the base model", base, requests, engine, config.scale)
-    renderer = chat.renderer(base, config.rows)
+    renderer = chat_template.renderer(base, config.rows)
     rows: list[Row] = []
     for p in plans:
         helping = [d for request in p.help for d in drawn[request.key(engine.precision)]]

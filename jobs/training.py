@@ -16,23 +16,22 @@ from ray.train.torch import get_device
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from trimtab import base as bases
-from trimtab import chat, layers, objectives
-from trimtab.base import BaseModel
-from trimtab.chat import Renderer
-from trimtab.data.filters import Row
+from trimtab import objectives
+from trimtab.data.hard_filter import Row
 from trimtab.data.schedule import batch_rows
+from trimtab.jobs import node_stats
+from trimtab.jobs.checkpoints import latest
+from trimtab.jobs.config import AlignConfig
+from trimtab.jobs.state import State, begin, early, keep, learning_rate, update
+from trimtab.jobs.table import Table
+from trimtab.model import base_model, chat_template, layer_transforms
+from trimtab.model.base_model import BaseModel
+from trimtab.model.chat_template import Renderer
+from trimtab.model.frozen_model import Example, FrozenModel, micro_batches, sample, share
+from trimtab.model.objective_inputs import Scorer, openers, summarise, totals
 from trimtab.objectives import Objective
 from trimtab.objectives.likelihood import Likelihood
-from trimtab.scoring import Scorer, openers, summarise, totals
-from trimtab.steering import Example, FrozenModel, micro_batches, sample, share
-from trimtab.words import LABELS
-
-from . import node_stats
-from .checkpoints import latest
-from .config import AlignConfig
-from .state import State, begin, early, keep, learning_rate, update
-from .table import Table
+from trimtab.types import LABELS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,8 +60,8 @@ def worker(work: Work) -> None:
     config = work.config
     rank, workers = train.get_context().get_world_rank(), train.get_context().get_world_size()
     device = get_device() if config.scale.gpus else torch.device("cpu")
-    base = bases.here(work.base)
-    renderer = chat.renderer(base, config.rows)
+    base = base_model.here(work.base)
+    renderer = chat_template.renderer(base, config.rows)
     frozen = FrozenModel(_model(base, config, device), renderer.first_row)
     frozen.check_head()
     frozen.pack()
@@ -238,7 +237,7 @@ def _model(base: BaseModel, config: AlignConfig, device: torch.device) -> "PreTr
     for turn in range(max(turns) + 1):
         if turn == context.get_local_rank():
             model = _optioned(base.load(config.train.precision), config)
-            layers.shard(model, mesh, device)
+            layer_transforms.shard(model, mesh, device)
         dist.barrier()
     assert model is not None
     return model
@@ -246,9 +245,9 @@ def _model(base: BaseModel, config: AlignConfig, device: torch.device) -> "PreTr
 
 def _optioned(model: "PreTrainedModel", config: AlignConfig) -> "PreTrainedModel":
     if config.train.recompute:
-        layers.recompute(model)
+        layer_transforms.recompute(model)
     if config.train.compile:
-        layers.compile_layers(model)
+        layer_transforms.compile_layers(model)
     return model
 
 

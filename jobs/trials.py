@@ -18,20 +18,19 @@ from ray.exceptions import RayError
 from ray.tune import TuneError
 
 from trimtab import settings
-from trimtab.base import BaseModel
-from trimtab.console import Bar, say
+from trimtab.cli.console import Bar, say
 from trimtab.errors import Interrupted, TrimtabError
+from trimtab.jobs import run_file, validations
+from trimtab.jobs.board import board_name
+from trimtab.jobs.cluster import cause
+from trimtab.jobs.config import AlignConfig
+from trimtab.jobs.fitting import cores, fit
+from trimtab.jobs.prepare import Prepared, identity
+from trimtab.jobs.rungs import Rungs
+from trimtab.jobs.sweep_config import SweepConfig
+from trimtab.jobs.validations import METRIC, STEP, Validations
+from trimtab.model.base_model import BaseModel
 from trimtab.tracking.runs import Run
-
-from . import run_file, validations
-from .board import board_name
-from .cluster import cause
-from .config import AlignConfig
-from .fitting import cores, fit
-from .prepare import Prepared, identity
-from .rungs import Rungs
-from .sweep_config import SweepConfig
-from .validations import METRIC, STEP, Validations
 
 
 @dataclass(frozen=True)

@@ -10,25 +10,26 @@ from typing import Any
 
 from torch import Tensor
 
-from trimtab import base as bases
-from trimtab import heads, learning, settings
-from trimtab.base import BaseModel
-from trimtab.console import Bar, console, say
+from trimtab import heads, settings
+from trimtab.cli.console import Bar, console, say
+from trimtab.detection import training
+from trimtab.detection.training import Parts
 from trimtab.errors import UsageError
-from trimtab.evaluate import pooled, truth_page, truth_report
-from trimtab.evaluate.pooled import Resamples, Result
-from trimtab.evaluate.truth_report import DataSet, Moved, TruthReport
-from trimtab.folders import folder_at
+from trimtab.evaluation.detection import page, pooling
+from trimtab.evaluation.detection import report as truth_report
+from trimtab.evaluation.detection.pooling import Resamples, Result
+from trimtab.evaluation.detection.report import DataSet, Moved, TruthReport
 from trimtab.heads import Rows
-from trimtab.learning import Parts
-from trimtab.tracking import code, runs
-
-from . import detect, free, over_seeds, signal_store
-from .cluster import joined
-from .config import sources
-from .over_seeds import Arm, Trials
-from .signal_store import Collected
-from .truth_config import TruthConfig
+from trimtab.jobs import detect, free, over_seeds, signal_store
+from trimtab.jobs.cluster import joined
+from trimtab.jobs.config import sources
+from trimtab.jobs.over_seeds import Arm, Trials
+from trimtab.jobs.signal_store import Collected
+from trimtab.jobs.truth_config import TruthConfig
+from trimtab.model import base_model
+from trimtab.model.base_model import BaseModel
+from trimtab.tracking import code_version, runs
+from trimtab.util.remote_paths import folder_at
 
 # FLaG without a part of it (METHODS 2).
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -61,7 +62,7 @@ class Source:
 
 def evaluate(config: TruthConfig) -> TruthReport:
     """Learn, measure, write and log. Raises errors of ours before anything is learned where data cannot be reported on."""
-    base = bases.resolve(config.base, config.revision)
+    base = base_model.resolve(config.base, config.revision)
     given = opened(config, base)
     folder = Path(config.out) if config.out else settings.runs() / f"truth-{config.name}"
     run = runs.start(f"evaluate truth {config.name}", "truth", settings.home() / "outbox")
@@ -69,7 +70,7 @@ def evaluate(config: TruthConfig) -> TruthReport:
         run.params({"truth": asdict(config)} | {"base_fingerprint": base.fingerprint})
         run.inputs([{"name": s.name, "digest": s.data.digest, "rows": len(s.data.keys)} for s in given], "evaluation")
         made = report(config, base, given)
-        written = truth_page.write(made, folder)
+        written = page.write(made, folder)
         run.metrics(truth_report.logged(made), 0)
         for path in written:
             run.artifacts(path, "report")
@@ -126,12 +127,12 @@ def _source(config: TruthConfig, name: str, data: Collected) -> Source:
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error
     cut = {
-        share: {seed: learning.with_labels(parts, data.groups, seed, share) for seed, parts in rows.items()}
+        share: {seed: training.with_labels(parts, data.groups, seed, share) for seed, parts in rows.items()}
         for share in sorted(set(config.labels))
     }
     # With few labels a seed may be left with one class: that share has no point.
     fewer = {share: parts for share, parts in cut.items() if all(over_seeds.two_classes(p.train) for p in parts.values())}
-    return Source(name, data, rows, fewer, tried, scored, pooled.resamples(data.groups, config.seeds))
+    return Source(name, data, rows, fewer, tried, scored, pooling.resamples(data.groups, config.seeds))
 
 
 def _data_set(source: Source, ablations: bool, tick: Callable[[], None]) -> tuple[DataSet, list[Arm]]:
@@ -148,9 +149,9 @@ def _data_set(source: Source, ablations: bool, tick: Callable[[], None]) -> tupl
         labelled=int((~truthful.isnan()).sum()),
         right=int((truthful == 1).sum()),
         lines=[truth_report.line(result, source.data.sources, source.drawn) for result in results],
-        compared=pooled.difference(whole, best, source.drawn),
+        compared=pooling.difference(whole, best, source.drawn),
         ablations=[
-            (truth_report.line(r, source.data.sources, source.drawn), pooled.difference(whole, r, source.drawn)) for r in cut
+            (truth_report.line(r, source.data.sources, source.drawn), pooling.difference(whole, r, source.drawn)) for r in cut
         ],
         shares=_shares(source, arms, tick),
     )
@@ -196,7 +197,7 @@ def _moved(given: Sequence[Source], arms: Sequence[Sequence[Arm]]) -> list[Moved
 
 def _read(data: Collected, at: Tensor, parts: Parts) -> Rows:
     """Answers of a data set as detectors that learned elsewhere read them."""
-    return learning.foreign(data.psi[at], [data.traces[i] for i in at.tolist()], data.truthful[at], parts)
+    return training.foreign(data.psi[at], [data.traces[i] for i in at.tolist()], data.truthful[at], parts)
 
 
 def _names(folders: Sequence[str]) -> list[str]:
@@ -213,4 +214,4 @@ def _notes(config: TruthConfig, given: Sequence[Source]) -> list[str]:
         for share in config.labels
         if share not in source.fewer
     ]
-    return [*notes, code.line()]
+    return [*notes, code_version.line()]

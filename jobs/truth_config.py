@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 
 from trimtab.errors import UsageError
-
-from .detect_config import check_split
+from trimtab.jobs.detect_config import check_split
 
 
 @dataclass(frozen=True)

@@ -9,26 +9,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trimtab import base as bases
-from trimtab import nodes, settings
-from trimtab.base import BaseModel
-from trimtab.console import console, say
-from trimtab.data import questions, rows, texts
+from trimtab import ray_connection, settings
+from trimtab.cli.console import console, say
+from trimtab.data import prompt as rows
+from trimtab.data import questions, texts
+from trimtab.data.prompt import Prompt, fraction
 from trimtab.data.questions import Question
-from trimtab.data.rows import Prompt, fraction
 from trimtab.errors import UsageError
-from trimtab.evaluate import utility_report
-from trimtab.evaluate.safety import Arm
-from trimtab.evaluate.utility import Measured, marked
-from trimtab.judges.answers import wanted_number
-from trimtab.words import AnswerKind, Precision
-
-from . import arms
-from .cluster import joined, run_task
-from .config import sources
-from .evaluate import find
-from .kept import Store
-from .utility_config import UtilityConfig, UtilitySuite
+from trimtab.evaluation.safety.results import Arm
+from trimtab.evaluation.utility import report
+from trimtab.evaluation.utility.metrics import Measured, marked
+from trimtab.jobs import arms
+from trimtab.jobs.cluster import joined, run_task
+from trimtab.jobs.config import sources
+from trimtab.jobs.evaluate import find
+from trimtab.jobs.kept import Store
+from trimtab.jobs.utility_config import UtilityConfig, UtilitySuite
+from trimtab.judges.answer_matching import wanted_number
+from trimtab.model import base_model
+from trimtab.model.base_model import BaseModel
+from trimtab.types import AnswerKind, Precision
 
 SHORT, LONG = 32, 320
 
@@ -55,7 +55,7 @@ class Suite:
 
 def evaluate(config: UtilityConfig) -> list[Measured]:
     """What every arm reached. Raises errors of ours for data and prefixes that cannot be used."""
-    base = bases.resolve(config.base, config.revision)
+    base = base_model.resolve(config.base, config.revision)
     suites = {"suite": load(config, "suite")}
     chosen = {name: prefix for spec in sources(config.prefix) for name, prefix in find(spec, base).items()}
     folder = settings.home() / "utility" / base.fingerprint
@@ -66,15 +66,15 @@ def evaluate(config: UtilityConfig) -> list[Measured]:
 def command(config: UtilityConfig) -> dict[str, Any]:
     """Print the table; write all answers where asked to."""
     measured = evaluate(config)
-    for table in utility_report.tables(measured, config.base):
+    for table in report.tables(measured, config.base):
         console.print(table)
-    pooled = utility_report.as_json(measured, answers=False)
+    pooled = report.as_json(measured, answers=False)
     for arm in pooled["pooled"]:
         if len(arm.get("sets", {})) > 1:
             shown = ", ".join(f"{name} {rate['value']:.2f} of {rate['count']}" for name, rate in arm["sets"].items())
             say(f"{arm['arm']}: right on {shown}")
     if config.answers:
-        Path(config.answers).write_text(json.dumps(utility_report.as_json(measured), indent=1) + "\n")
+        Path(config.answers).write_text(json.dumps(report.as_json(measured), indent=1) + "\n")
     return pooled
 
 
@@ -125,7 +125,7 @@ def _read(base: BaseModel, asked: Sequence[Arm], stores: Mapping[str, Store], pr
     if not wanted:
         return
     task, device = "trimtab.jobs.utility_tasks:read", "cuda" if gpus else "cpu"
-    found = run_task("texts read", task, base, wanted, precision, device, cpus=nodes.cores(), gpus=gpus)
+    found = run_task("texts read", task, base, wanted, precision, device, cpus=ray_connection.cores(), gpus=gpus)
     for name, (those, _, _) in wanted.items():
         for arm, readings in zip(those, found[name], strict=True):
             stores[name].put_readings(arm, readings)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from trimtab.errors import UsageError
-from trimtab.words import AnswerKind, Precision
+from trimtab.types import AnswerKind, Precision
 
 
 @dataclass(frozen=True)

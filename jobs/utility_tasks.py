@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 
-from trimtab import base as bases
-from trimtab import chat
-from trimtab.answers import Progress
-from trimtab.base import BaseModel
-from trimtab.data.rows import Prompt
-from trimtab.evaluate import reading
-from trimtab.evaluate.reading import Reading
-from trimtab.evaluate.safety import Arm
-from trimtab.steering import FrozenModel
-from trimtab.words import Precision
+from trimtab.data.prompt import Prompt
+from trimtab.evaluation.safety.results import Arm
+from trimtab.evaluation.utility import text_scoring
+from trimtab.evaluation.utility.text_scoring import Reading
+from trimtab.generation_types import Progress
+from trimtab.model import base_model, chat_template
+from trimtab.model.base_model import BaseModel
+from trimtab.model.frozen_model import FrozenModel
+from trimtab.types import Precision
 
 
 def read(
@@ -22,15 +21,15 @@ def read(
     device: str,
 ) -> dict[str, list[list[Reading]]]:
     """For each suite's arms, texts and longest text in tokens: the readings of every arm."""
-    local = bases.here(base)
+    local = base_model.here(base)
     rows = max((len(arm.prefix.vectors) for arms, _, _ in wanted.values() for arm in arms if arm.prefix), default=1)
-    renderer = chat.renderer(local, rows)
+    renderer = chat_template.renderer(local, rows)
     frozen = FrozenModel(local.load(precision, device), renderer.first_row)
     total = sum(len(arms) * len(texts) for arms, texts, _ in wanted.values())
     before = 0
     found: dict[str, list[list[Reading]]] = {}
     for suite, (arms, texts, longest) in wanted.items():
-        found[suite] = reading.read(
+        found[suite] = text_scoring.read(
             frozen, renderer, arms, texts, longest, lambda done, _, before=before: tell(before + done, total)
         )
         before += len(arms) * len(texts)

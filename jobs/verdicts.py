@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab import settings
-from trimtab.judges import VERDICTS, Verdict
-
-from . import lines
+from trimtab.jobs import lines
+from trimtab.types import VERDICTS, Verdict
 
 Pair = tuple[str, str]
 """A prompt and an answer to it."""

@@ -14,12 +14,11 @@ from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 
-from trimtab.engine import http
-from trimtab.engine.http import App, Receive, Replayed, Scope, Send
+from trimtab.engine import asgi
+from trimtab.engine.asgi import App, Receive, Replayed, Scope, Send
 from trimtab.errors import TrimtabError, UsageError
-
-from . import keys, pages
-from .keys import ANY, Key
+from trimtab.serve import keys, pages
+from trimtab.serve.keys import ANY, Key
 
 # What anyone may look at: the page itself, which can ask nothing without a key, and whether the server is well.
 OPEN = (*pages.NAMES, pages.ABOUT, "/health", "/ping")
@@ -51,7 +50,7 @@ class Access:
         if key.concurrent and self._running[key.name] >= key.concurrent:
             await _turn_down(send, 429, f"{key.name} has {key.concurrent} requests running already", b"retry-after", b"1")
             return
-        http.note(scope, key=key.name)
+        asgi.note(scope, key=key.name)
         # Before anything is waited for, so that no other comes in meanwhile.
         self._running[key.name] += 1
         try:
@@ -72,12 +71,12 @@ class Access:
             await self._app(scope, receive, send)
             return
         try:
-            body = await http.read(receive)
+            body = await asgi.read(receive)
             if body is None:
                 return
-            model = http.parse(body).get("model")
+            model = asgi.parse(body).get("model")
         except UsageError as error:
-            await http.send_error(send, error)
+            await asgi.send_error(send, error)
             return
         if not isinstance(model, str) or not any(fnmatchcase(model, pattern) for pattern in key.models):
             said = json.dumps(model) if isinstance(model, str) else "a request that names no model"
@@ -108,4 +107,4 @@ class Access:
 
 async def _turn_down(send: Send, status: int, message: str, name: bytes = b"", value: bytes = b"") -> None:
     headers = [(name, value)] if name else []
-    await http.send_json(send, status, http.error_body(HTTPStatus(status), message), headers)
+    await asgi.send_json(send, status, asgi.error_body(HTTPStatus(status), message), headers)

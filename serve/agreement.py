@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trimtab.engine.library import Names
+from trimtab.engine.prefixes.catalog import Names
 
 # A replica that has not been heard of for so long is gone: the others do not wait for it.
 GONE_SECONDS = 10.0

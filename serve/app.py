@@ -9,15 +9,14 @@ from ray import serve
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import AutoscalingConfig
 
-from trimtab import base as bases
-from trimtab import cli
-from trimtab.base import BaseModel
-
-from . import keys
-from .agreement import Agreement
-from .config import ServeConfig
-from .loopback import keep_local
-from .replica import Replica, build_app
+from trimtab.cli import main
+from trimtab.model import base_model
+from trimtab.model.base_model import BaseModel
+from trimtab.serve import keys
+from trimtab.serve.agreement import Agreement
+from trimtab.serve.config import ServeConfig
+from trimtab.serve.loopback import keep_local
+from trimtab.serve.replica import Replica, build_app
 
 # Requests beyond the door's: those that look at pages and metrics, and those that are turned down.
 SPARE = 256
@@ -25,10 +24,10 @@ SPARE = 256
 
 def build(args: Mapping[str, Any]) -> Any:
     """The application of a config file's `args`: the fields of `trimtab serve`. Raises UsageError for what they do not know."""
-    config = cli.build(ServeConfig, args, "args")
+    config = main.build(ServeConfig, args, "args")
     for host in (config.host, *_listening()):
         config = replace(config, key_file=keys.required(replace(config, host=host)))
-    return application(config, bases.resolve(config.model, config.revision), config.cpus or 1.0)
+    return application(config, base_model.resolve(config.model, config.revision), config.cpus or 1.0)
 
 
 def application(config: ServeConfig, base: BaseModel, cpus: float) -> Any:

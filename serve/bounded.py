@@ -3,8 +3,8 @@
 import asyncio
 from typing import Any
 
-from trimtab.engine import http
-from trimtab.engine.http import App, Message, Receive, Scope, Send
+from trimtab.engine import asgi
+from trimtab.engine.asgi import App, Message, Receive, Scope, Send
 from trimtab.errors import BusyError
 
 
@@ -25,7 +25,7 @@ class Bounded:
             await self._app(scope, receive, send)
             return
         if self._running >= self._most:
-            await http.send_error(send, BusyError(f"{self._running} requests run and wait here already: try again"))
+            await asgi.send_error(send, BusyError(f"{self._running} requests run and wait here already: try again"))
             return
         self._running += 1
         try:
@@ -41,7 +41,7 @@ class Bounded:
             nonlocal started, streams, limit
             if message["type"] == "http.response.start":
                 started = True
-                streams = http.streams(message)
+                streams = asgi.streams(message)
                 if streams:
                     limit = self._stream_seconds
                     clock.reschedule(asyncio.get_running_loop().time() + limit)
@@ -55,8 +55,8 @@ class Bounded:
 
 
 async def _say_late(send: Send, limit: float, *, started: bool, streams: bool) -> None:
-    error: dict[str, Any] = http.error_body(504, f"this took longer than the {limit:g} seconds that a request may take here")
+    error: dict[str, Any] = asgi.error_body(504, f"this took longer than the {limit:g} seconds that a request may take here")
     if not started:
-        await http.send_json(send, 504, error)
+        await asgi.send_json(send, 504, error)
     elif streams:
-        await send({"type": "http.response.body", "body": b"data: " + http.dump(error) + b"\n\n", "more_body": False})
+        await send({"type": "http.response.body", "body": b"data: " + asgi.dump(error) + b"\n\n", "more_body": False})

@@ -1,10 +1,9 @@
 """The commands of this folder."""
 
-from trimtab.cli import Command
-
-from .config import ServeConfig
-from .keys import AddConfig, ListConfig, RemoveConfig
-from .traffic import TrafficConfig
+from trimtab.cli.main import Command
+from trimtab.serve.config import ServeConfig
+from trimtab.serve.keys import AddConfig, ListConfig, RemoveConfig
+from trimtab.serve.traffic import TrafficConfig
 
 SERVE = Command("Serve a base model and its prefixes over the OpenAI API.", ServeConfig, "trimtab.serve.server:run")
 KEYS_ADD = Command("Make an API key for `trimtab serve`.", AddConfig, "trimtab.serve.keys:add")

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 from trimtab.engine.config import EngineConfig
-from trimtab.engine.traffic import Traffic
+from trimtab.engine.openai.routing import Traffic
 from trimtab.errors import UsageError
 
 HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]*")

@@ -16,11 +16,10 @@ from filelock import FileLock
 from rich.table import Table
 
 from trimtab import settings
-from trimtab.card import read_object
-from trimtab.console import console, say
+from trimtab.artifacts.card import read_object
+from trimtab.cli.console import console, say
 from trimtab.errors import ArtefactError, NotFoundError, UsageError
-
-from .config import ServeConfig
+from trimtab.serve.config import ServeConfig
 
 PREFIX = "tt-"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")

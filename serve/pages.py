@@ -5,7 +5,7 @@ from importlib.resources import files
 from urllib.parse import quote
 
 from trimtab import settings
-from trimtab.engine.http import Headers
+from trimtab.engine.asgi import Headers
 from trimtab.errors import TrimtabError
 from trimtab.tracking.client import experiment_id, reachable
 

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from trimtab.engine.library import Aliases, Names
+from trimtab.engine.prefixes.catalog import Aliases, Names
 from trimtab.errors import JobError
 
 # Whoever collects metrics looks every 15 s or so.

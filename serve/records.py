@@ -8,7 +8,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from trimtab.engine.http import NOTES, App, Message, Receive, Scope, Send, with_header
+from trimtab.engine.asgi import NOTES, App, Message, Receive, Scope, Send, with_header
 
 REQUEST_ID = b"x-request-id"
 FIT = re.compile(r"[\w.:-]{1,64}")

@@ -15,21 +15,20 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
 
-from trimtab import base as bases
-from trimtab.base import BaseModel
-from trimtab.engine import http
-from trimtab.engine.http import App, Headers, Message, Receive, Scope, Send
-from trimtab.engine.traffic import Traffic
+from trimtab.engine import asgi
+from trimtab.engine.asgi import App, Headers, Message, Receive, Scope, Send
+from trimtab.engine.openai.routing import Traffic
 from trimtab.errors import UsageError
-
-from . import pages, sinks, sources
-from .access import Access
-from .bounded import Bounded
-from .config import ServeConfig
-from .loopback import keep_local
-from .peers import Peers
-from .records import Recorded
-from .sinks import Sinks
+from trimtab.model import base_model
+from trimtab.model.base_model import BaseModel
+from trimtab.serve import pages, sinks, sources
+from trimtab.serve.access import Access
+from trimtab.serve.bounded import Bounded
+from trimtab.serve.config import ServeConfig
+from trimtab.serve.loopback import keep_local
+from trimtab.serve.peers import Peers
+from trimtab.serve.records import Recorded
+from trimtab.serve.sinks import Sinks
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     """The ASGI app of this replica: its engine behind its doors, and the page."""
     if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and (page := _pages.get(scope["path"] or "/")):
         headers, body = page
-        await http.send_whole(send, 200, headers, body if scope["method"] == "GET" else b"")
+        await asgi.send_whole(send, 200, headers, body if scope["method"] == "GET" else b"")
         return
     await _doors[0](scope, receive, _held(send))
 
@@ -74,7 +73,7 @@ async def answers(scope: Scope, receive: Receive, send: Send) -> None:
     """The engine, but for the metrics of several replicas."""
     if _peers and scope["type"] == "http" and scope["method"] == "GET" and scope["path"].rstrip("/") == METRICS:
         body = await asyncio.to_thread(_peers[0].metrics)
-        await http.send_whole(send, 200, http.with_length([TEXT], body), body)
+        await asgi.send_whole(send, 200, asgi.with_length([TEXT], body), body)
         return
     await _engine[0](scope, receive, send)
 
@@ -95,10 +94,10 @@ class Replica:
 
     async def __init__(self, base: BaseModel, config: ServeConfig, agreement: Any = None) -> None:
         # Not on top: the process that deploys replicas need not import vLLM.
-        from trimtab.engine.online import OnlineEngine
+        from trimtab.engine.openai.app import OnlineEngine
 
         keep_local()
-        local = bases.here(base)
+        local = base_model.here(base)
         _pages.update(await asyncio.to_thread(pages.load))
         prefixes, detectors = sources.opened(local, config.registry)
         me = serve.get_replica_context().replica_id.unique_id

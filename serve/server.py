@@ -24,15 +24,15 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
 
-from trimtab import base as bases
-from trimtab import nodes, ports, settings
-from trimtab.console import Bar, say
-from trimtab.engine import arguments
+from trimtab import ray_connection, settings
+from trimtab.cli.console import Bar, say
+from trimtab.engine.vllm_ext import args
 from trimtab.errors import JobError, UsageError
-
-from . import keys, sources
-from .app import application
-from .config import ServeConfig
+from trimtab.model import base_model
+from trimtab.serve import keys, sources
+from trimtab.serve.app import application
+from trimtab.serve.config import ServeConfig
+from trimtab.util import ports
 
 APPLICATION = "trimtab"
 # Processes of Ray that nothing starts again.
@@ -67,16 +67,16 @@ def serving(config: ServeConfig, ended: threading.Event | None = None) -> Genera
     Raises UsageError for a port that is taken, JobError where replicas do not come up.
     """
     say(f"base model {config.model} (the first time it is downloaded)")
-    base = bases.resolve(config.model, config.revision)
-    arguments.check(base, config.engine)
+    base = base_model.resolve(config.model, config.revision)
+    args.check(base, config.engine)
     sources.opened(base, config.registry)
     config = replace(config, key_file=keys.required(config))
     _check_port(config.host, config.port)
     ours = _join(config)
     try:
-        cpus = config.cpus or nodes.cores() / max(config.replicas, config.most_replicas)
+        cpus = config.cpus or ray_connection.cores() / max(config.replicas, config.most_replicas)
         taken = config.replicas * cpus, config.replicas * config.gpus
-        nodes.check("serving", *taken)
+        ray_connection.check("serving", *taken)
         try:
             serve.start(http_options=HTTPOptions(host=config.host, port=config.port, request_timeout_s=None))
         except RayError as error:
@@ -94,7 +94,7 @@ def serving(config: ServeConfig, ended: threading.Event | None = None) -> Genera
 def _down(config: ServeConfig) -> None:
     """Stop what was deployed; Serve as well, unless others have something on it."""
     # A Ray of our own is not asked: where it has died, it would not answer.
-    if nodes.whereabouts(config.address) != nodes.LOCAL and set(serve.status().applications) - {APPLICATION}:
+    if ray_connection.whereabouts(config.address) != ray_connection.LOCAL and set(serve.status().applications) - {APPLICATION}:
         serve.delete(APPLICATION)
     else:
         serve.shutdown()
@@ -130,7 +130,9 @@ def _join(config: ServeConfig) -> bool:
     if config.affinity:
         os.environ[settings.BALANCE] = f"hdr({config.affinity})"
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    return nodes.connect(config.address, _proxy_ports() if nodes.whereabouts(config.address) == nodes.LOCAL else None)
+    return ray_connection.connect(
+        config.address, _proxy_ports() if ray_connection.whereabouts(config.address) == ray_connection.LOCAL else None
+    )
 
 
 def _deploy(config: ServeConfig, made: Any, taken: tuple[float, float], ended: threading.Event) -> None:
@@ -154,7 +156,7 @@ def _deploy(config: ServeConfig, made: Any, taken: tuple[float, float], ended: t
             if not thread.is_alive() and _answers(config):
                 bar.update(config.replicas)
                 return
-            short = nodes.lacking(*taken)
+            short = ray_connection.lacking(*taken)
             bar.update(0, note=f"| waits for nodes: it takes {short}" if short else "")
             if time.monotonic() - began > config.start_seconds:
                 raise JobError(f"the replicas did not start in {config.start_seconds:.0f} s")

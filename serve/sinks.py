@@ -20,10 +20,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from trimtab import settings
 from trimtab.engine import metrics
+from trimtab.serve.config import ServeConfig
+from trimtab.serve.records import Record, line
 from trimtab.tracking.traces import Traces
-
-from .config import ServeConfig
-from .records import Record, line
 
 log = logging.getLogger(__name__)
 

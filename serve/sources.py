@@ -10,17 +10,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from trimtab import detector as detectors
-from trimtab import files, settings
-from trimtab import prefix as prefixes
-from trimtab.base import BaseModel
-from trimtab.card import read_object
-from trimtab.detector import Detector
-from trimtab.engine.library import NUMBER, Aliases, Known, Source
+from trimtab import settings
+from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.card import read_object
+from trimtab.artifacts.prefix import Prefix
+from trimtab.detection import detector as detectors
+from trimtab.detection.detector import Detector
+from trimtab.engine.prefixes.catalog import NUMBER, Aliases, Known, Source
 from trimtab.errors import ArtefactError, NotFoundError, TrackingError, UsageError
-from trimtab.prefix import Prefix
+from trimtab.model.base_model import BaseModel
 from trimtab.tracking import registry
 from trimtab.tracking.registry import Version
+from trimtab.util import atomic_files
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class Registry:
             # A full disk costs no more than a start in an outage.
             with suppress(OSError):
                 self._kept.parent.mkdir(parents=True, exist_ok=True)
-                files.write(self._kept, json.dumps(kept))
+                atomic_files.write(self._kept, json.dumps(kept))
 
     def _remember(self, error: TrackingError) -> None:
         """Take what was kept; raise the error where that is nothing, or of another store."""

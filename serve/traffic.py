@@ -11,7 +11,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from rich.table import Table
 
-from trimtab.console import console
+from trimtab.cli.console import console
 from trimtab.errors import JobError
 
 Totals = dict[tuple[str, str, str], dict[str, float]]

@@ -5,10 +5,9 @@ import time
 from pathlib import Path
 
 from bench.peers.rows import BENIGN, HARMFUL, REFUSAL
+from trimtab.data.hard_filter import Filtered, Row
+from trimtab.data.prompt import Prompt
 from trimtab.jobs.prepare import Prepared
-
-from trimtab.data.filters import Filtered, Row
-from trimtab.data.rows import Prompt
 
 STEPS, WAIT_SECONDS = 80, 300
 OPTIONS = (

@@ -1,8 +1,8 @@
 """An arm of a safety study whose figures are known."""
 
-from trimtab.data.rows import Prompt
-from trimtab.evaluate.safety import Judged, summarise
-from trimtab.judges.refusal import judge
+from trimtab.data.prompt import Prompt
+from trimtab.evaluation.safety.results import Judged, summarise
+from trimtab.text.refusal_phrases import judge
 
 REFUSAL = "I can't help with that."
 HELP = "Sure <script>alert(1)</script> & see https://example.com/page"

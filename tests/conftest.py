@@ -62,18 +62,18 @@ def home(tmp_path, monkeypatch, tracking_template):
 @pytest.fixture(scope="session")
 def base():
     """The default base model."""
-    from trimtab import base as bases
+    from trimtab.model import base_model
 
-    return bases.resolve("smollm2-135m")
+    return base_model.resolve("smollm2-135m")
 
 
 @pytest.fixture(scope="session")
 def frozen(base):
     """The default base model in fp32, ready to take vectors."""
-    from trimtab import chat
-    from trimtab.steering import FrozenModel
+    from trimtab.model import chat_template
+    from trimtab.model.frozen_model import FrozenModel
 
-    return FrozenModel(base.load("fp32"), chat.renderer(base, 8).first_row)
+    return FrozenModel(base.load("fp32"), chat_template.renderer(base, 8).first_row)
 
 
 @pytest.fixture(scope="session")
@@ -98,9 +98,9 @@ def cluster(object_store) -> Generator[None]:
     """Local Ray, one for all tests of a session."""
     import ray
 
-    from trimtab import nodes
+    from trimtab import ray_connection
 
-    assert nodes.connect(None, object_store.environment)
+    assert ray_connection.connect(None, object_store.environment)
     yield
     ray.shutdown()
 

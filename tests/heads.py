@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from trimtab import ports
+from trimtab.util import ports
 
 START_SECONDS = 120
 

@@ -6,20 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from trimtab.jobs import signal_store
 
-from trimtab import chat, detector, heads, signals
-from trimtab import prefix as prefixes
-from trimtab.answers import Ask, Signals
-from trimtab.base import BaseModel
-from trimtab.calibration import ALARMS
-from trimtab.card import Card
-from trimtab.chat import Renderer
-from trimtab.detector import Detector, DetectorCard
-from trimtab.evaluate import weighted
-from trimtab.prefix import Prefix
-from trimtab.steering import FrozenModel
-from trimtab.words import Place
+from trimtab import heads
+from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.card import Card
+from trimtab.artifacts.prefix import Prefix
+from trimtab.detection import detector, signals
+from trimtab.detection.calibration import ALARMS
+from trimtab.detection.detector import Detector, DetectorCard
+from trimtab.evaluation.detection import metrics
+from trimtab.generation_types import Ask, Signals
+from trimtab.jobs import signal_store
+from trimtab.model import chat_template
+from trimtab.model.base_model import BaseModel
+from trimtab.model.chat_template import Renderer
+from trimtab.model.frozen_model import FrozenModel
+from trimtab.types import Place
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -42,7 +44,7 @@ def make_prefix(frozen: FrozenModel, base: BaseModel, name: str, rows: int, plac
 
 def reference(frozen: FrozenModel, base: BaseModel, ask: Ask, tokens: int) -> list[int]:
     """Greedy token ids of transformers with `inputs_embeds`: what the engine must equal."""
-    renderer = chat.renderer(base, 8)
+    renderer = chat_template.renderer(base, 8)
     rows = range(renderer.first_row, renderer.first_row + len(ask.prefix.vectors)) if ask.prefix else ()
     place = ask.prefix.card.place if ask.prefix else "system"
     ids = torch.tensor(renderer.prompt(ask.messages, place, rows))
@@ -79,7 +81,7 @@ def make_detector(frozen: FrozenModel, base: BaseModel, name: str, layers: tuple
     torch.manual_seed(0)
     settings = {"groups": 4, "projection": 16, "hidden": 32}
     head = heads.get("flag")(base.width, len(layers), **settings)
-    renderer = chat.renderer(base, 8)
+    renderer = chat_template.renderer(base, 8)
     asks = [Ask([{"role": "user", "content": question}]) for question in QUESTIONS]
     seen = [one_pass(frozen, renderer, ask, reference(frozen, base, ask, 10), layers) for ask in asks]
     normaliser = torch.stack([torch.zeros(7), torch.ones(7)])
@@ -160,6 +162,6 @@ def _signals(number: int, width: int, generator: torch.Generator, seed: int) -> 
     return signal_row(number, question, None if number % 10 == 0 else truthful, psi, history)
 
 
-def plain(figure: weighted.Figure, risk: np.ndarray, made_up: np.ndarray) -> float:
+def plain(figure: metrics.Figure, risk: np.ndarray, made_up: np.ndarray) -> float:
     """A figure of risks with every answer once."""
     return float(figure(risk, made_up, np.ones((1, len(risk)), dtype=int))[0])

@@ -2,7 +2,7 @@
 
 from moto.server import ThreadedMotoServer
 
-from trimtab import ports
+from trimtab.util import ports
 
 
 class ObjectStore:

@@ -7,23 +7,23 @@ import stat
 import httpx
 import pytest
 from ray import serve
+
+from trimtab.cli.main import main
+from trimtab.engine import asgi
+from trimtab.errors import ArtefactError, NotFoundError, UsageError
 from trimtab.serve import app, keys
 from trimtab.serve.access import Access
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.keys import AddConfig, RemoveConfig
-
-from trimtab import ports
-from trimtab.cli import main
-from trimtab.engine import http
-from trimtab.errors import ArtefactError, NotFoundError, UsageError
+from trimtab.util import ports
 
 
 async def echo(scope, receive, send):
     """The server inside: answers with the body it got, after a moment where it is asked to wait."""
-    body = await http.read(receive)
+    body = await asgi.read(receive)
     if scope["path"] == "/slow":
         await waiting.wait()
-    await http.send_json(send, 200, {"path": scope["path"], "body": body.decode()})
+    await asgi.send_json(send, 200, {"path": scope["path"], "body": body.decode()})
 
 
 waiting = asyncio.Event()

@@ -3,11 +3,11 @@
 import asyncio
 
 from prometheus_client.parser import text_string_to_metric_families
+
+from trimtab.engine.prefixes.catalog import Names
 from trimtab.serve import agreement
 from trimtab.serve.agreement import Agreement, agreed
 from trimtab.serve.peers import merged
-
-from trimtab.engine.library import Names
 
 KEY = ("mine", "champion")
 

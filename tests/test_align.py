@@ -13,16 +13,16 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from bench.peers.rows import BENIGN, HARMFUL, REFUSAL
-from trimtab.jobs.config import AlignConfig, ScaleConfig, TrainConfig
-from trimtab.jobs.fitting import fit
 
+from bench.peers.rows import BENIGN, HARMFUL, REFUSAL
 from tests.aligning import first_checkpoint, prepared
 from tests.listening import beyond_this_machine
-from trimtab import prefix as prefixes
 from trimtab import settings
-from trimtab.base import BaseModel
-from trimtab.cli import _parse, build, main
+from trimtab.artifacts import prefix as prefixes
+from trimtab.cli.main import _parse, build, main
+from trimtab.jobs.config import AlignConfig, ScaleConfig, TrainConfig
+from trimtab.jobs.fitting import fit
+from trimtab.model.base_model import BaseModel
 from trimtab.tracking import runs
 from trimtab.tracking.client import client
 

@@ -5,9 +5,9 @@ from fractions import Fraction
 import pytest
 
 from trimtab.errors import UsageError
-from trimtab.judges.answers import abstains, final_number, mark
-from trimtab.judges.normal import normalised
-from trimtab.judges.quantities import quantities
+from trimtab.judges.answer_matching import abstains, final_number, mark
+from trimtab.text.normalization import normalised
+from trimtab.text.numbers import quantities
 
 
 @pytest.mark.parametrize(

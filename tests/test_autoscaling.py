@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.heads import head
-from trimtab import ports
+from trimtab.util import ports
 
 WAIT_SECONDS = 180
 NOTHING = ("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands", "setup_commands")

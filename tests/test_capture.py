@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from tests.helpers import make_detector, make_prefix, one_pass
-from trimtab.answers import Answer, Ask, Sampling
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.offline import Engine
 from trimtab.errors import UsageError
+from trimtab.generation_types import Answer, Ask, Sampling
 
 LAYERS = (20, 29)
 SHORT = [f"What is the capital of {name}?" for name in ("France", "Spain", "Japan", "Peru", "Chad", "Cuba", "Mali", "Laos")]

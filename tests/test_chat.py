@@ -2,8 +2,8 @@
 
 import pytest
 
-from trimtab import chat
 from trimtab.errors import UsageError
+from trimtab.model import chat_template
 
 USER = {"role": "user", "content": "Hello"}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -11,7 +11,7 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 
 @pytest.fixture(scope="module")
 def renderer(base):
-    return chat.renderer(base, 4)
+    return chat_template.renderer(base, 4)
 
 
 def text(renderer, messages, place):

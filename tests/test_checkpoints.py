@@ -6,11 +6,11 @@ import pytest
 import torch
 from fsspec import AbstractFileSystem
 from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+from trimtab.errors import JobError
 from trimtab.jobs import checkpoints
 from trimtab.jobs.checkpoints import SNAPSHOT, Storage, newest
 from trimtab.jobs.state import STATE, VECTORS, State, keep
-
-from trimtab.errors import JobError
 
 
 def state(step: int) -> State:

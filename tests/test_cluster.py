@@ -8,10 +8,10 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
-from trimtab.jobs.cluster import run_task, stream_task
 
-from trimtab import nodes
+from trimtab import ray_connection
 from trimtab.errors import JobError, UsageError
+from trimtab.jobs.cluster import run_task, stream_task
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -53,7 +53,7 @@ def test_a_ray_that_is_not_up_in_time_is_one_line(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", late)
     with pytest.raises(JobError, match=r"^Ray did not start here, .*: The current node timed out during startup\.$"):
-        nodes.connect(None)
+        ray_connection.connect(None)
 
 
 def test_a_part_comes_while_the_next_is_made(tmp_path, capsys):

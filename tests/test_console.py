@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from trimtab import console
-from trimtab.cli import main
-from trimtab.console import Bar
+from trimtab.cli import console
+from trimtab.cli.console import Bar
+from trimtab.cli.main import main
 
 
 @pytest.fixture

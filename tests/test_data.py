@@ -4,15 +4,17 @@ import json
 from collections import Counter
 
 import pytest
-from trimtab.jobs import prepare
 
-from trimtab.data import filters, form, rows
-from trimtab.data.filters import Context, Row, hard_filter
+from trimtab.data import hard_filter as filters
+from trimtab.data import prompt as rows
+from trimtab.data import question_form
+from trimtab.data.hard_filter import Context, Row, hard_filter
+from trimtab.data.prompt import Prompt
 from trimtab.data.readers import read_prompts
-from trimtab.data.rows import Prompt
 from trimtab.data.schedule import batch_rows
 from trimtab.errors import NotFoundError, UsageError
-from trimtab.words import Label
+from trimtab.jobs import prepare
+from trimtab.types import Label
 
 
 def prompt(text: str, label: Label = "harmful", **more):
@@ -95,7 +97,7 @@ def test_own_sets_are_balanced_twins():
     both = read_prompts("trimtab:contrast")
     assert Counter(p.label for p in both) == {"harmful": 422, "benign_hard": 422}
     assert all(count == 2 for count in Counter(p.group for p in both).values())
-    assert form.predictability(both) == pytest.approx(0.5, abs=0.02)
+    assert question_form.predictability(both) == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_own_sets_are_balanced_twins():
     ],
 )
 def test_form(text, kind):
-    assert form.form(text) == kind
+    assert question_form.form(text) == kind
 
 
 @pytest.mark.parametrize(
@@ -123,18 +125,18 @@ def test_form(text, kind):
     ],
 )
 def test_rewriting_changes_the_form_only(text, start):
-    rewritten = form.rewrite(text)
+    rewritten = question_form.rewrite(text)
     assert rewritten is not None
     assert rewritten.startswith(start)
-    assert form.form(rewritten) != form.form(text)
+    assert question_form.form(rewritten) != question_form.form(text)
 
 
 def test_balance_takes_the_class_out_of_the_form():
     harmful = [prompt(f"Steal thing number {i}") for i in range(40)]
     benign = [prompt(f"How do I cook dish number {i}?", "benign_hard") for i in range(40)]
-    assert form.predictability([*harmful, *benign]) == 1.0
-    balanced = form.balance([*harmful, *benign], seed=0)
-    assert form.predictability(balanced) == 0.5
+    assert question_form.predictability([*harmful, *benign]) == 1.0
+    balanced = question_form.balance([*harmful, *benign], seed=0)
+    assert question_form.predictability(balanced) == 0.5
     assert [p.group for p in balanced] == [p.group for p in [*harmful, *benign]]
 
 

@@ -14,9 +14,9 @@ import pytest
 import ray
 import yaml
 from ray.serve.schema import ServeDeploySchema
-from trimtab.serve.config import ServeConfig
 
-from trimtab import cli
+from trimtab.cli import main
+from trimtab.serve.config import ServeConfig
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 MANIFESTS = sorted((DEPLOY / "kuberay").glob("*.yaml"))
@@ -121,11 +121,11 @@ def test_the_server_and_the_job_are_called_as_they_can_be():
     found = dict(objects())
     config = ServeDeploySchema(**yaml.safe_load(found["rayservice.yaml"]["spec"]["serveConfigV2"]))
     (application,) = config.applications
-    settings = cli.build(ServeConfig, application.args, "rayservice.yaml")
+    settings = main.build(ServeConfig, application.args, "rayservice.yaml")
     assert (settings.host, settings.most_replicas, settings.key_file) == ("0.0.0.0", 4, "/etc/trimtab/keys.json")
     command = shlex.split(found["rayjob.yaml"]["spec"]["entrypoint"])
     assert command[0] == "trimtab"
-    cli.check(command[1:])
+    main.check(command[1:])
 
 
 def test_the_dockerfile_is_linted():

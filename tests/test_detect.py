@@ -7,18 +7,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+
+from tests.helpers import make_prefix, signal_set
+from trimtab import scores
+from trimtab.artifacts import prefix as prefixes
+from trimtab.cli.main import main
+from trimtab.data.prompt import fraction
+from trimtab.data.questions import Question
+from trimtab.detection import detector, training
+from trimtab.errors import ArtefactError, NotFoundError, UsageError
 from trimtab.jobs import collect, detect, free, signal_store
 from trimtab.jobs.asked import plan
 from trimtab.jobs.collect_config import CollectConfig
 from trimtab.jobs.detect_config import DetectConfig
-
-from tests.helpers import make_prefix, signal_set
-from trimtab import detector, learning, scores
-from trimtab import prefix as prefixes
-from trimtab.cli import main
-from trimtab.data.questions import Question
-from trimtab.data.rows import fraction
-from trimtab.errors import ArtefactError, NotFoundError, UsageError
 from trimtab.tracking import registry, runs
 from trimtab.tracking.client import client
 
@@ -73,20 +74,20 @@ def test_few_groups_that_leave_nothing_to_learn_from_are_told(signals):
     data = signal_store.read(signals)
     seed = next(s for s in range(1000) if fraction("one", s) < 0.25)
     with pytest.raises(UsageError, match=f"seed {seed} leaves no answers to learn from: there are 1 groups"):
-        learning.parts(data.psi, data.traces, data.truthful, ["one"] * 400, seed, 0.1, 0.25)
+        training.parts(data.psi, data.traces, data.truthful, ["one"] * 400, seed, 0.1, 0.25)
 
 
 def test_no_question_is_on_two_sides_and_test_rows_shape_nothing(signals):
     data = signal_store.read(signals)
     questions = [f"Question {i // 2}?" for i in range(400)]
-    rows = learning.parts(data.psi, data.traces, data.truthful, questions, 0, 0.1, 0.25)
+    rows = training.parts(data.psi, data.traces, data.truthful, questions, 0, 0.1, 0.25)
     sides = {questions[i] for i in rows.at.tolist()}
     assert len(rows.test) + len(rows.validation) + len(rows.train) <= 400
     assert all(questions[i ^ 1] in sides for i in rows.at.tolist())
     changed = [t.clone() for t in data.traces]
     for i in rows.at.tolist():
         changed[i] -= 100
-    again = learning.parts(data.psi, changed, data.truthful, questions, 0, 0.1, 0.25)
+    again = training.parts(data.psi, changed, data.truthful, questions, 0, 0.1, 0.25)
     assert again.low == rows.low
     assert torch.equal(again.normaliser, rows.normaliser)
 
@@ -105,7 +106,7 @@ def test_a_detector_is_learned_chosen_saved_and_gives_risks(signals, base, tmp_p
     assert made.card.metrics["test_auroc"] == flag.auroc
     data = signal_store.read(signals)
     seen = data.psi[:, [data.meta.layers.index(layer) for layer in made.card.layers]]
-    phi = torch.stack([learning.signals.trace(*t.T, made.card.low) for t in data.traces])
+    phi = torch.stack([training.signals.trace(*t.T, made.card.low) for t in data.traces])
     risk = made.risk(seen, phi)
     assert risk[data.truthful == 0].mean() > risk[data.truthful == 1].mean() + 0.1
 
@@ -146,8 +147,8 @@ def test_a_name_is_of_one_kind(signals, frozen, base, tmp_path):
 
 def test_fewer_labels_leave_the_rest_unlabelled(signals):
     data = signal_store.read(signals)
-    half = learning.parts(data.psi, data.traces, data.truthful, data.questions, 0, 0.1, 0.25, labels=0.5)
-    whole = learning.parts(data.psi, data.traces, data.truthful, data.questions, 0, 0.1, 0.25)
+    half = training.parts(data.psi, data.traces, data.truthful, data.questions, 0, 0.1, 0.25, labels=0.5)
+    whole = training.parts(data.psi, data.traces, data.truthful, data.questions, 0, 0.1, 0.25)
     assert len(half.train) == len(whole.train)
     assert 0.35 < len(half.train.labelled) / len(whole.train.labelled) < 0.65
 

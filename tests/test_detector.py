@@ -10,10 +10,12 @@ from safetensors.torch import load_file, save_file
 from sklearn import metrics
 
 from tests.helpers import plain
-from trimtab import calibration, detector, heads
-from trimtab.detector import DetectorCard
+from trimtab import heads
+from trimtab.detection import calibration, detector
+from trimtab.detection.detector import DetectorCard
 from trimtab.errors import ArtefactError
-from trimtab.evaluate import truth, weighted
+from trimtab.evaluation.detection import metrics as truth
+from trimtab.evaluation.detection import metrics as weighted
 
 WIDTH = 8
 
@@ -39,7 +41,7 @@ def made(tiny_base):
 
 @pytest.fixture
 def tiny_base(tmp_path):
-    from trimtab.base import BaseModel
+    from trimtab.model.base_model import BaseModel
 
     return BaseModel("tiny", tmp_path, "0123456789abcdef", WIDTH, 100, 6)
 

@@ -10,13 +10,13 @@ from itertools import takewhile
 from pathlib import Path
 
 import pytest
-from trimtab.jobs import study, sweep
 
 from trimtab import errors
-from trimtab.cli import _parse, main
-from trimtab.judges import labels
-from trimtab.judges.agreement import on_human_labels
-from trimtab.judges.refusal import StringMatch
+from trimtab.cli.main import _parse, main
+from trimtab.jobs import study, sweep
+from trimtab.judges import human_labels
+from trimtab.judges.human_agreement import on_human_labels
+from trimtab.judges.string_match import StringMatch
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -83,7 +83,7 @@ def test_every_shipped_config_is_loaded():
 
 
 def test_the_judges_figures_are_those_of_the_page():
-    rows = labels.read()
+    rows = human_labels.read()
     page = (ROOT / "docs" / "judges.md").read_text()
     for a in on_human_labels(StringMatch().judge([r.prompt for r in rows], [r.answer for r in rows]), rows):
         assert f"| string match | {a.count} | {a.precision} | {a.recall} | {a.accuracy} |" in page

@@ -11,14 +11,14 @@ import httpx
 import mlflow
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from trimtab import settings
+from trimtab.engine import asgi
+from trimtab.errors import UsageError
 from trimtab.serve import sinks
 from trimtab.serve.bounded import Bounded
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.records import Record, Recorded
-
-from trimtab import settings
-from trimtab.engine import http
-from trimtab.errors import UsageError
 from trimtab.tracking.client import experiment_id
 
 RECORD = Record("r1", "/v1/chat/completions", 200, 1_760_000_000_000_000_000, 1_760_000_001_500_000_000, 0.2, {}, None, None)
@@ -32,9 +32,9 @@ async def slow(scope, receive, send):
         await asyncio.Event().wait()
     if scope["path"] == "/never":
         await asyncio.Event().wait()
-    http.note(scope, model="m@1", risk=0.5, detector=None)
+    asgi.note(scope, model="m@1", risk=0.5, detector=None)
     await asyncio.sleep(0)
-    await http.send_json(send, 200, {"read": len(await http.read(receive) or b"")})
+    await asgi.send_json(send, 200, {"read": len(await asgi.read(receive) or b"")})
 
 
 def asked(app, *requests, together=False):
@@ -55,14 +55,14 @@ def test_too_many_requests_are_told_to_come_again():
 
 
 def test_a_body_that_does_not_come_to_its_end_holds_nothing_up(monkeypatch):
-    monkeypatch.setattr(http, "UPLOAD_SECONDS", 0.05)
+    monkeypatch.setattr(asgi, "UPLOAD_SECONDS", 0.05)
     parts = [{"type": "http.request", "body": b"{", "more_body": True}]
 
     async def receive():
         return parts.pop() if parts else await asyncio.Event().wait()
 
     with pytest.raises(UsageError, match="did not come within"):
-        asyncio.run(http.read(receive))
+        asyncio.run(asgi.read(receive))
 
 
 def test_what_takes_too_long_is_ended_and_makes_room():
@@ -79,8 +79,8 @@ def test_what_takes_too_long_is_ended_and_makes_room():
 @pytest.mark.parametrize(("well", "status"), [(True, 400), (False, 500)])
 def test_a_stumble_over_a_request_is_no_error_of_the_server(well, status):
     async def stumbling(scope, receive, send):
-        said = http.error_body(500, "'list' object has no attribute 'get'")
-        await http.send_json(http.Blamed(send, lambda: well), 500, said)
+        said = asgi.error_body(500, "'list' object has no attribute 'get'")
+        await asgi.send_json(asgi.Blamed(send, lambda: well), 500, said)
 
     (reply,) = asked(stumbling, ("/", {}))
     assert reply.status_code == status

@@ -6,21 +6,21 @@ from collections.abc import Generator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+
+from trimtab.cli.main import main
+from trimtab.data.prompt import Prompt
+from trimtab.data.questions import Question
+from trimtab.errors import JobError, UsageError
+from trimtab.evaluation.safety.results import Judged, summarise
+from trimtab.generation_types import Answer
 from trimtab.jobs import judging
 from trimtab.jobs.asked import labelled, plan
 from trimtab.jobs.collect_config import CollectConfig
 from trimtab.jobs.judge_config import JudgeConfig
 from trimtab.jobs.verdicts import Verdicts
-
-from trimtab import ports
-from trimtab.answers import Answer
-from trimtab.cli import main
-from trimtab.data.questions import Question
-from trimtab.data.rows import Prompt
-from trimtab.errors import JobError, UsageError
-from trimtab.evaluate.safety import Judged, summarise
-from trimtab.judges.endpoint import Endpoint
-from trimtab.judges.refusal import StringMatch
+from trimtab.judges.llm_refusal import Endpoint
+from trimtab.judges.string_match import StringMatch
+from trimtab.util import ports
 
 REFUSAL = "I'm sorry, but I can't help with that."
 HELP = "Of course! Put it into hot water and wait."

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from tests.helpers import QUESTIONS, TOKENS, make_prefix, mixed_asks, reference
-from trimtab.answers import Ask, Sampling
-from trimtab.base import BaseModel
+from trimtab.artifacts.prefix import Prefix
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.offline import Engine
 from trimtab.errors import ArtefactError, BusyError, UsageError
-from trimtab.prefix import Prefix
+from trimtab.generation_types import Ask, Sampling
+from trimtab.model.base_model import BaseModel
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,13 @@ import json
 
 import pytest
 
-from trimtab.data.rows import Prompt
-from trimtab.evaluate import report, safety
-from trimtab.evaluate.metrics import mean_of_rates, wilson
-from trimtab.evaluate.safety import Arm
-from trimtab.judges.agreement import agreement
-from trimtab.judges.refusal import StringMatch, judge
+from trimtab.data.prompt import Prompt
+from trimtab.evaluation.safety import report, results
+from trimtab.evaluation.safety.results import Arm
+from trimtab.judges.human_agreement import agreement
+from trimtab.judges.string_match import StringMatch
+from trimtab.stats.intervals import mean_of_rates, wilson
+from trimtab.text.refusal_phrases import judge
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def parrot(ask):
 
 
 def answered(arm, prompts):
-    return safety.judged(arm, prompts, [parrot(arm.ask(prompt)) for prompt in prompts])
+    return results.judged(arm, prompts, [parrot(arm.ask(prompt)) for prompt in prompts])
 
 
 def test_suite_rates_by_arm_side_and_set(tmp_path):

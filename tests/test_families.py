@@ -9,17 +9,16 @@ from transformers import LlamaConfig
 
 from tests import tiny
 from tests.helpers import QUESTIONS
-from trimtab import base as bases
-from trimtab import chat
-from trimtab import prefix as prefixes
-from trimtab.answers import Ask, Sampling
-from trimtab.card import Card
+from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.card import Card
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.offline import Engine
 from trimtab.errors import UsageError
 from trimtab.generate import inputs
-from trimtab.steering import FrozenModel
-from trimtab.words import PLACES
+from trimtab.generation_types import Ask, Sampling
+from trimtab.model import base_model, chat_template
+from trimtab.model.frozen_model import FrozenModel
+from trimtab.types import PLACES
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "What is the capital of France?"}
@@ -54,7 +53,7 @@ def new(base, place, rows=2):
 
 
 def test_rows_are_put_in_and_nothing_else_changes(model):
-    renderer = chat.renderer(model, 4)
+    renderer = chat_template.renderer(model, 4)
     rows = [renderer.first_row, renderer.first_row + 2]
     assert renderer.first_row == len(model.tokenizer()) <= model.vocabulary
     for place in places(model.name):
@@ -70,7 +69,7 @@ def test_rows_are_put_in_and_nothing_else_changes(model):
 
 
 def test_answers_end_as_the_template_ends_them(model):
-    renderer = chat.renderer(model, 4)
+    renderer = chat_template.renderer(model, 4)
     family = tiny.FAMILIES[model.name]
     assert renderer.tokenizer.convert_ids_to_tokens(renderer.turn_end) == family.turn
     ids, spans = renderer.conversation([USER, ANSWER, USER, ANSWER], "user", [renderer.first_row])
@@ -81,7 +80,7 @@ def test_answers_end_as_the_template_ends_them(model):
 
 def test_target_logits_are_those_of_the_whole_model(model):
     """Two prompts of unlike length, with vectors in place; the reference puts each one's embeddings together by hand."""
-    renderer = chat.renderer(model, 4)
+    renderer = chat_template.renderer(model, 4)
     loaded = model.load("fp32")
     frozen = FrozenModel(loaded, renderer.first_row)
     vectors = new(model, "user").vectors
@@ -104,7 +103,7 @@ def test_target_logits_are_those_of_the_whole_model(model):
 
 
 def test_the_head_is_known(model):
-    FrozenModel(model.load("fp32"), chat.renderer(model, 4).first_row).check_head()
+    FrozenModel(model.load("fp32"), chat_template.renderer(model, 4).first_row).check_head()
 
 
 def test_a_head_of_its_own_kind_is_refused(models):
@@ -126,7 +125,7 @@ def _halved(output):
 
 @pytest.mark.parametrize("name", NO_SYSTEM)
 def test_a_template_without_system_turn_takes_other_places(models, name):
-    renderer = chat.renderer(models[name], 4)
+    renderer = chat_template.renderer(models[name], 4)
     rows = [renderer.first_row]
     for place in ("system", "system-end"):
         with pytest.raises(UsageError, match="takes no system message; use place user or start"):
@@ -141,7 +140,7 @@ def test_a_template_without_system_turn_takes_other_places(models, name):
 
 
 def test_a_template_that_drops_the_system_turn_is_found_out(tmp_path):
-    renderer = chat.renderer(tiny.make(SILENT, tmp_path), 4)
+    renderer = chat_template.renderer(tiny.make(SILENT, tmp_path), 4)
     assert not renderer.takes_system
     assert "Be brief.\n\nWhat" in renderer.tokenizer.decode(renderer.prompt([SYSTEM, USER]))
     with pytest.raises(UsageError, match="takes no system message"):
@@ -149,14 +148,14 @@ def test_a_template_that_drops_the_system_turn_is_found_out(tmp_path):
 
 
 def test_default_system_text_is_kept_at_its_end(models):
-    renderer = chat.renderer(models["qwen2"], 4)
+    renderer = chat_template.renderer(models["qwen2"], 4)
     shown = renderer.tokenizer.decode(renderer.prompt([USER], "system-end", [renderer.first_row]))
     assert shown.startswith("<|im_start|>system\nYou are a helpful assistant.<|trimtab_row_0|><|im_end|>")
-    assert chat.renderer(models["qwen3"], 4).default_system is None
+    assert chat_template.renderer(models["qwen3"], 4).default_system is None
 
 
 def test_answers_go_on_inside_a_thinking_block(tmp_path):
-    renderer = chat.renderer(tiny.make(THINKING, tmp_path), 4)
+    renderer = chat_template.renderer(tiny.make(THINKING, tmp_path), 4)
     decode = renderer.tokenizer.decode
     inside = "Let me think.\n</think>\n\nIt is Paris."
     for said in (inside, "<think>\n" + inside, "\n <think>" + inside):
@@ -173,7 +172,7 @@ def test_answers_go_on_inside_a_thinking_block(tmp_path):
 
 
 def test_a_thinking_block_that_the_prompt_has_not_opened_is_opened_by_the_answer(models):
-    renderer = chat.renderer(models["qwen3"], 4)
+    renderer = chat_template.renderer(models["qwen3"], 4)
     ids, _ = renderer.conversation([USER, {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nParis."}])
     assert renderer.tokenizer.decode(ids).endswith("assistant\n<think>\nHm.\n</think>\n\nParis.<|im_end|>")
 
@@ -205,6 +204,6 @@ def test_a_size_that_a_config_leaves_out_is_that_of_its_family(small, tmp_path):
     config = json.loads((copied / "config.json").read_text())
     del config["num_hidden_layers"]
     (copied / "config.json").write_text(json.dumps(config))
-    found = bases.resolve(str(copied))
+    found = base_model.resolve(str(copied))
     assert (found.width, found.vocabulary) == (small.width, small.vocabulary)
     assert found.depth == LlamaConfig().num_hidden_layers

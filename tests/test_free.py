@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from tests.helpers import signal_row
+from trimtab import heads, scores
+from trimtab.errors import ArtefactError, NotFoundError, UsageError
 from trimtab.jobs import detect, free, signal_store
 from trimtab.jobs.collect_config import CollectConfig
 from trimtab.jobs.detect_config import DetectConfig
 from trimtab.jobs.signal_store import Meta, Sample
-
-from tests.helpers import signal_row
-from trimtab import heads, scores
-from trimtab.base import BaseModel
-from trimtab.errors import ArtefactError, NotFoundError, UsageError
+from trimtab.model.base_model import BaseModel
 
 pytestmark = pytest.mark.usefixtures("cluster")
 

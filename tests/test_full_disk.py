@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from bench.peers.rows import prompt_files
 
+from bench.peers.rows import prompt_files
 from tests.aligning import OPTIONS, WAIT_SECONDS, first_checkpoint
 from trimtab import settings
 from trimtab.tracking.client import client

@@ -5,16 +5,17 @@ from math import nan
 
 import mlflow.artifacts
 import pytest
-from trimtab.jobs.enrol import enrolled
 
 from tests.helpers import make_prefix, random_detector, signal_set
-from trimtab import detector, settings
-from trimtab import prefix as prefixes
-from trimtab.cli import main
+from trimtab import settings
+from trimtab.artifacts import prefix as prefixes
+from trimtab.cli.main import main
+from trimtab.detection import detector
 from trimtab.errors import UsageError
-from trimtab.evaluate.gating import Rule, check
-from trimtab.evaluate.metrics import Interval
-from trimtab.tracking import moves, registry, runs
+from trimtab.evaluation.promotion_rules import Rule, check
+from trimtab.jobs.enrol import enrolled
+from trimtab.stats.intervals import Interval
+from trimtab.tracking import promotions, registry, runs
 
 LAYERS = (20, 29)
 
@@ -68,12 +69,12 @@ def test_without_rules_the_gate_that_it_met_decides(made, base, capsys):
     assert "not promoted: balanced 0.50 is not above base" in said
     assert registry.find(base.name, "gated").version == first.version
     assert main(["promote", "gated", "--force", "--reason", "the lawyers ask for it"]) == 0
-    move = moves.moves(second)[-1]
+    move = promotions.moves(second)[-1]
     assert (move.forced, move.over) == (True, first.version)
     assert move.because == "the lawyers ask for it; balanced 0.50 is not above base"
     assert main(["rollback", "gated"]) == 0
     assert registry.find(base.name, "gated").version == first.version
-    assert [move.way for move in moves.moves(first)] == ["promote", "rollback"]
+    assert [move.way for move in promotions.moves(first)] == ["promote", "rollback"]
     assert main(["promote", "gated", "--version", str(first.version)]) == 0
 
 
@@ -84,7 +85,7 @@ def test_what_no_gate_has_seen_needs_rules(frozen, base, tmp_path, capsys):
     assert "no gate has seen it" in capsys.readouterr().err
     assert main(["promote", "unseen", *config(tmp_path, [{"metric": "test_balanced", "at_least": 0.5}])]) == 2
     assert "has no such figure (it has none); name a set" in capsys.readouterr().err
-    assert moves.moves(version) == []
+    assert promotions.moves(version) == []
 
 
 def test_detectors_read_answers_that_they_have_not_learned_from(base, tmp_path, capsys):
@@ -94,7 +95,7 @@ def test_detectors_read_answers_that_they_have_not_learned_from(base, tmp_path, 
         folder = detector.save(random_detector(base, "watch", LAYERS), tmp_path / str(number))
         version = registry.register(folder, run.run_id)
         if number == 0:
-            moves.promote(version, "the first")
+            promotions.promote(version, "the first")
     # Two equal detectors: their difference is 0, and its interval too.
     equal = {"metric": "auroc", "set": str(answers), "over_champion": 0}
     assert main(["promote", "watch", *config(tmp_path, [equal, equal | {"over_champion": 0.01}])]) == 1
@@ -102,13 +103,13 @@ def test_detectors_read_answers_that_they_have_not_learned_from(base, tmp_path, 
     assert "0.000" in shown.out
     assert "broken" in shown.out
     assert "breaks auroc over champion by 0.01" in shown.err
-    assert moves.decision(version)["passed"] is False
+    assert promotions.decision(version)["passed"] is False
     given = ["promote", "watch", *config(tmp_path, [equal]), "--json", str(tmp_path / "out.json")]
     assert main(given) == 0
     out = json.loads((tmp_path / "out.json").read_text())
     assert (out["champion"], out["before"], out["forced"]) == (2, 1, False)
     assert out["rules"][0]["found"]["low"] < out["rules"][0]["found"]["value"] < out["rules"][0]["found"]["high"]
-    kept = moves.moves(version)[-1].evidence
+    kept = promotions.moves(version)[-1].evidence
     evidence = json.loads(
         mlflow.artifacts.load_text(f"runs:/{run.run_id}/{kept}")  # pyright: ignore[reportPrivateImportUsage]
     )

@@ -3,13 +3,13 @@
 import json
 
 import pytest
+
+from trimtab.data.given_answers import read_given
+from trimtab.errors import UsageError
+from trimtab.generation_types import Answer
 from trimtab.jobs.asked import labelled, planned, room
 from trimtab.jobs.collect_config import CollectConfig
-
-from trimtab import chat
-from trimtab.answers import Answer
-from trimtab.data.given import read_given
-from trimtab.errors import UsageError
+from trimtab.model import chat_template
 
 
 def written(path, rows):
@@ -79,7 +79,7 @@ def test_right_and_wrong_answers_to_a_question_stay_together(tmp_path):
 def test_what_is_longer_than_the_engine_takes_is_left_out(tmp_path, base):
     rows = [{"question": "Which?", "given": "a"}, {"question": "Which? " * 400, "given": "a"}]
     file = written(tmp_path / "g.jsonl", rows)
-    renderer = chat.renderer(base, 8)
+    renderer = chat_template.renderer(base, 8)
     for p_true in (False, True):
         config = CollectConfig(questions=file, out="out", given=True, max_length=512, p_true=p_true)
         assert [one.question.question for one in room(planned(config), config, renderer, None)] == ["Which?"]

@@ -5,9 +5,9 @@ import asyncio
 import httpx
 import pytest
 
-from trimtab.engine import http
-from trimtab.engine.inside import Inside
-from trimtab.engine.watch import Watch, watching
+from trimtab.engine import asgi
+from trimtab.engine.detectors.request_risk import Watch, watching
+from trimtab.engine.openai.cancellation import Inside
 
 
 class Slow:
@@ -22,7 +22,7 @@ class Slow:
         await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await http.send_json(send, 200, None)
+        await asgi.send_json(send, 200, None)
 
     async def work(self, path: str) -> None:
         try:
@@ -80,7 +80,7 @@ def test_a_client_that_goes_away_frees_the_engine():
 def test_an_error_inside_is_an_answer():
     async def raising(scope, receive, send) -> None:
         if scope["path"] == "/said":
-            await http.send_json(send, 500, http.error_body(500, "so"))
+            await asgi.send_json(send, 500, asgi.error_body(500, "so"))
         raise AttributeError("'list' object has no attribute 'get'")
 
     async def ask(path: str) -> httpx.Response:

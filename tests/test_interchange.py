@@ -11,16 +11,16 @@ from safetensors.torch import load_file, save_file
 
 from tests import tiny
 from tests.helpers import QUESTIONS, TOKENS, make_prefix, reference
-from trimtab import chat
-from trimtab import prefix as prefixes
-from trimtab.answers import Ask
-from trimtab.card import Card
-from trimtab.cli import main
+from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.card import Card
+from trimtab.cli.main import main
 from trimtab.errors import ArtefactError, UsageError
 from trimtab.generate import inputs
-from trimtab.interchange import from_peft, to_peft
-from trimtab.steering import FrozenModel
-from trimtab.words import PLACES
+from trimtab.generation_types import Ask
+from trimtab.model import chat_template
+from trimtab.model.frozen_model import FrozenModel
+from trimtab.peft_format import from_peft, to_peft
+from trimtab.types import PLACES
 
 ASK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is the capital of France?"}]
 # A Gemma scales its embeddings; this one's prompts begin with no BOS.
@@ -51,7 +51,7 @@ def new(base, rows=2, place="start"):
 
 def next_logits(base, model, prefix):
     """trimtab's own logits after a prompt."""
-    renderer = chat.renderer(base, 8)
+    renderer = chat_template.renderer(base, 8)
     rows = range(renderer.first_row, renderer.first_row + len(prefix.vectors))
     with torch.no_grad():
         frozen = FrozenModel(model, renderer.first_row)
@@ -60,7 +60,7 @@ def next_logits(base, model, prefix):
 
 def peft_logits(base, adapted):
     with torch.no_grad():
-        return adapted(torch.tensor([chat.renderer(base, 8).prompt(ASK)])).logits[0, -1]
+        return adapted(torch.tensor([chat_template.renderer(base, 8).prompt(ASK)])).logits[0, -1]
 
 
 def test_round_trip_is_exact(base, tmp_path):
@@ -78,7 +78,9 @@ def test_an_exported_prefix_does_the_same_in_peft(both, tmp_path):
     wanted = next_logits(base, model, prefix)
     adapted = PeftModel.from_pretrained(model, to_peft(prefix, tmp_path, base))
     assert torch.allclose(peft_logits(base, adapted), wanted, atol=1e-4)
-    assert not torch.allclose(model(torch.tensor([chat.renderer(base, 8).prompt(ASK)])).logits[0, -1], wanted, atol=0.1)
+    assert not torch.allclose(
+        model(torch.tensor([chat_template.renderer(base, 8).prompt(ASK)])).logits[0, -1], wanted, atol=0.1
+    )
 
 
 def test_an_adapter_of_peft_does_the_same_here(both, tmp_path):
@@ -194,7 +196,7 @@ def equal(frozen, base, prefix, questions):
 
 
 def test_generate_equals_the_reference_in_a_left_padded_batch(small):
-    frozen = FrozenModel(small.load("fp32"), chat.renderer(small, 8).first_row)
+    frozen = FrozenModel(small.load("fp32"), chat_template.renderer(small, 8).first_row)
     plain = equal(frozen, small, None, QUESTIONS)
     for rows, place in enumerate(PLACES, 1):
         steered = equal(frozen, small, make_prefix(frozen, small, "p", rows, place, rows), QUESTIONS)

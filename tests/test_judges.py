@@ -5,18 +5,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+
+from tests import tiny
+from trimtab.cli.main import main
+from trimtab.errors import ArtefactError, UsageError
 from trimtab.jobs import judging
 from trimtab.jobs.judge_config import JudgeConfig
 from trimtab.jobs.judge_tasks import Lesson, fit_head
-
-from tests import tiny
-from trimtab.cli import main
-from trimtab.errors import ArtefactError, UsageError
-from trimtab.judges import agreement, classifier, crossval, head, labels
-from trimtab.judges.classifier import Classifier
-from trimtab.judges.crossval import Table
-from trimtab.judges.labels import Labelled
-from trimtab.judges.refusal import refused
+from trimtab.judges import cross_validation, human_agreement, human_labels, refusal_classifier, refusal_head
+from trimtab.judges.cross_validation import Table
+from trimtab.judges.human_labels import Labelled
+from trimtab.judges.refusal_classifier import Classifier
+from trimtab.text.refusal_phrases import refused
 
 REFUSAL = "I'm sorry, but I can't help with that."
 HELP = "Of course! Put it into hot water and wait."
@@ -50,7 +50,7 @@ def fitted(small):
 
 def test_a_head_learns_what_the_opening_shows_and_says_how_well(small, fitted):
     (everything, on_topic) = fitted.agreements()
-    assert everything.on == agreement.ALL
+    assert everything.on == human_agreement.ALL
     assert everything.count == on_topic.count == 60
     assert everything.accuracy.value > 0.8
     judge = Classifier(fitted, small)
@@ -62,41 +62,41 @@ def test_verdicts_do_not_depend_on_the_batch_and_fits_are_equal(small, fitted, m
     again = fit_head(lambda done, total: None, small, Lesson(rows(), [], 8, "fp32", "cpu"))
     assert again.card == fitted.card
     answers = [row.answer for row in rows()]
-    together = classifier.states(small, answers, [1, 2], 8, "fp32")
-    monkeypatch.setattr(classifier, "BATCH", 1)
-    alone = classifier.states(small, answers, [1, 2], 8, "fp32")
+    together = refusal_classifier.states(small, answers, [1, 2], 8, "fp32")
+    monkeypatch.setattr(refusal_classifier, "BATCH", 1)
+    alone = refusal_classifier.states(small, answers, [1, 2], 8, "fp32")
     assert torch.allclose(together, alone, atol=1e-5)
     assert together.shape == (60, 2, small.width)
 
 
 def test_only_the_opening_is_read(small):
     long = HELP + " And now for something else." * 20
-    seen = [classifier.states(small, [answer], [2], 4, "fp32") for answer in (HELP, long, REFUSAL)]
+    seen = [refusal_classifier.states(small, [answer], [2], 4, "fp32") for answer in (HELP, long, REFUSAL)]
     assert torch.allclose(seen[0], seen[1], atol=1e-5)
     assert not torch.allclose(seen[0], seen[2], atol=1e-2)
 
 
 def test_text_of_row_tokens_stays_text(small):
-    seen = classifier.states(small, ["<|trimtab_row_1|> Sure"], [2], 4, "fp32")
+    seen = refusal_classifier.states(small, ["<|trimtab_row_1|> Sure"], [2], 4, "fp32")
     assert torch.isfinite(seen).all()
 
 
 def test_a_refusal_that_helps_all_the_same_is_partial_for_both_judges():
     assert refused(PARTIAL) == "partial"
     assert refused(PARTIAL[:200]) == refused(REFUSAL) == "refusal"
-    assert classifier.verdict(PARTIAL, found=True) == "partial"
-    assert classifier.verdict(PARTIAL, found=False) == "compliance"
+    assert refusal_classifier.verdict(PARTIAL, found=True) == "partial"
+    assert refusal_classifier.verdict(PARTIAL, found=False) == "compliance"
 
 
 def test_a_head_is_found_again_and_fits_its_base_model_only(small, fitted, tmp_path):
-    head.save(fitted, tmp_path)
+    refusal_head.save(fitted, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"card.json", "head.safetensors"}
-    found = head.load(tmp_path, small)
+    found = refusal_head.load(tmp_path, small)
     assert found.card == fitted.card
     assert torch.equal(found.weights, fitted.weights)
     assert Classifier(found, small).key == Classifier(fitted, small).key
     with pytest.raises(ArtefactError, match=r"reads with base model qwen3 .* not with other .*trimtab judges --fit"):
-        head.load(tmp_path, replace(small, name="other", fingerprint="0" * 16))
+        refusal_head.load(tmp_path, replace(small, name="other", fingerprint="0" * 16))
 
 
 @pytest.mark.parametrize(
@@ -115,11 +115,11 @@ def test_a_head_is_found_again_and_fits_its_base_model_only(small, fitted, tmp_p
     ],
 )
 def test_a_head_whose_card_is_wrong_is_refused_in_one_line(small, fitted, tmp_path, change, message):
-    head.save(fitted, tmp_path)
+    refusal_head.save(fitted, tmp_path)
     card = tmp_path / "card.json"
     card.write_text(json.dumps(json.loads(card.read_text()) | change) if change else "{")
     with pytest.raises(ArtefactError, match=message) as caught:
-        head.load(tmp_path, small)
+        refusal_head.load(tmp_path, small)
     assert "\n" not in str(caught.value)
 
 
@@ -135,7 +135,7 @@ def test_rows_that_share_a_prompt_or_an_answer_are_never_apart():
         Labelled("Two?", "another answer.", True),
         Labelled("Three?", "Something else", False),
     ]
-    first, second, third, fourth = crossval.groups(joined)
+    first, second, third, fourth = cross_validation.groups(joined)
     assert first == second == third != fourth
 
 
@@ -146,7 +146,7 @@ def test_out_of_fold_figures_of_noise_are_those_of_chance():
     refusing = (torch.rand(40, generator=generator) > 0.5).repeat_interleave(2)
     together = Table(states, refusing, torch.ones(80, dtype=torch.bool), [i // 2 for i in range(80)])
     apart = replace(together, groups=list(range(80)))
-    right = [((crossval.out_of_fold(table) > 0) == refusing).float().mean().item() for table in (together, apart)]
+    right = [((cross_validation.out_of_fold(table) > 0) == refusing).float().mean().item() for table in (together, apart)]
     assert right[0] < 0.65 < 0.75 < right[1]
 
 
@@ -156,18 +156,18 @@ def test_rows_that_may_not_teach_are_judged_all_the_same():
     taught = torch.ones(40, dtype=torch.bool)
     taught[:5] = False
     table = Table(states, refusing, taught, list(range(40)))
-    odds = crossval.out_of_fold(table)
+    odds = cross_validation.out_of_fold(table)
     other = replace(table, refused=torch.where(taught, refusing, ~refusing))
-    assert torch.equal(crossval.out_of_fold(other), odds)
+    assert torch.equal(cross_validation.out_of_fold(other), odds)
     assert odds.shape == (40,)
 
 
 def test_labels_of_one_kind_or_too_few_are_refused():
     with pytest.raises(UsageError, match="labels of both kinds"):
-        head.fit(torch.randn(4, 3), torch.ones(4, dtype=torch.bool), 0.1)
+        refusal_head.fit(torch.randn(4, 3), torch.ones(4, dtype=torch.bool), 0.1)
     few = Table(torch.randn(3, 1, 2), torch.tensor([True, False, True]), torch.ones(3, dtype=torch.bool), [0, 1, 2])
     with pytest.raises(UsageError, match="3 groups"):
-        crossval.out_of_fold(few)
+        cross_validation.out_of_fold(few)
 
 
 @pytest.mark.parametrize(
@@ -183,12 +183,12 @@ def test_labels_of_one_kind_or_too_few_are_refused():
 def test_label_files_that_cannot_be_used(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UsageError, match=message):
-        labels.read_file(tmp_path / name)
+        human_labels.read_file(tmp_path / name)
 
 
 def test_label_files(tmp_path):
     (tmp_path / "a.csv").write_text("prompt,answer,refused\nx,y,1\nz,,No\nv,w,partial\n")
-    assert labels.read_file(tmp_path / "a.csv") == [
+    assert human_labels.read_file(tmp_path / "a.csv") == [
         Labelled("x", "y", True),
         Labelled("z", "", False),
         Labelled("v", "w", True),
@@ -196,9 +196,9 @@ def test_label_files(tmp_path):
 
 
 def test_a_judge_without_labels_says_so():
-    line = agreement.Standing("string match", note="no human labels here: offline").line()
+    line = human_agreement.Standing("string match", note="no human labels here: offline").line()
     assert line == "judge: string match (no human labels here: offline); it was not compared with human labels"
-    nothing = agreement.agreement([], [])
+    nothing = human_agreement.agreement([], [])
     assert nothing.as_json()["precision"]["value"] is None
 
 

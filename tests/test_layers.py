@@ -8,12 +8,12 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from tests import tiny
-from trimtab import chat, layers
-from trimtab.data.rows import Prompt
+from trimtab.data.prompt import Prompt
 from trimtab.errors import UsageError
+from trimtab.model import chat_template, layer_transforms
+from trimtab.model.frozen_model import Example, FrozenModel, sample
+from trimtab.model.objective_inputs import Scorer, totals
 from trimtab.objectives.sta import Sta
-from trimtab.scoring import Scorer, totals
-from trimtab.steering import Example, FrozenModel, sample
 
 ROWS = [("Steal a car", "harmful", "I'm sorry, but no."), ("Bake bread", "benign_easy", "Flour, water, salt and an oven.")]
 
@@ -41,7 +41,7 @@ def alone(request, tmp_path):
 
 
 def gradient(base, model, packs=True) -> torch.Tensor:
-    renderer = chat.renderer(base, 2)
+    renderer = chat_template.renderer(base, 2)
     frozen = FrozenModel(model, renderer.first_row)
     assert not packs or frozen.pack()
     rows = [
@@ -58,7 +58,7 @@ def plain(base):
 
 
 def test_recomputed_layers(base, model, plain):
-    layers.recompute(model)
+    layer_transforms.recompute(model)
     for packs, wanted in ((False, plain), (True, gradient(base, base.load("fp32")))):
         assert torch.equal(gradient(base, model, packs), wanted)
 
@@ -66,19 +66,19 @@ def test_recomputed_layers(base, model, plain):
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_compiled_layers(base, model, plain):
-    layers.compile_layers(model)
+    layer_transforms.compile_layers(model)
     torch.testing.assert_close(gradient(base, model), plain, rtol=1e-3, atol=1e-5)
 
 
 def test_sharded_layers(base, model, plain, alone):
-    layers.recompute(model)
-    layers.shard(model, alone, torch.device(alone.device_type))
+    layer_transforms.recompute(model)
+    layer_transforms.shard(model, alone, torch.device(alone.device_type))
     torch.testing.assert_close(gradient(base, model), plain, rtol=1e-3, atol=1e-5)
-    assert all(hasattr(p, "device_mesh") for p in layers.layers(model).parameters()), "every layer's weights are cut"
+    assert all(hasattr(p, "device_mesh") for p in layer_transforms.layers(model).parameters()), "every layer's weights are cut"
     assert not hasattr(model.get_input_embeddings().weight, "device_mesh")
 
 
 def test_a_family_without_layers_in_their_place_is_refused(model):
     del model.get_decoder().layers
     with pytest.raises(UsageError, match="does not find them"):
-        layers.recompute(model)
+        layer_transforms.recompute(model)

@@ -5,16 +5,18 @@ import os
 import time
 
 import pytest
+
+from tests.helpers import make_prefix, random_detector, signal_set
+from trimtab import settings
+from trimtab.artifacts import prefix as prefixes
+from trimtab.cli.main import main
+from trimtab.detection import detector
 from trimtab.serve import sinks
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.records import Record
-
-from tests.helpers import make_prefix, random_detector, signal_set
-from trimtab import detector, files, settings
-from trimtab import prefix as prefixes
-from trimtab.cli import main
-from trimtab.tracking import moves, registry, runs
+from trimtab.tracking import promotions, registry, runs
 from trimtab.tracking.client import client
+from trimtab.util import atomic_files
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -30,8 +32,8 @@ def served(frozen, base, tmp_path):
     run.inputs([{"name": "prompts.jsonl", "digest": "abc123", "rows": 7}], "training")
     run.params({"config": {"objective": "sta"}, "base_fingerprint": base.fingerprint})
     version = registry.register(prefixes.save(make_prefix(frozen, base, "steer", 1, "system", 1), tmp_path / "p"), run.run_id)
-    moves.decided(version, True, "balanced 0.70")
-    moves.promote(version, "balanced 0.70")
+    promotions.decided(version, True, "balanced 0.70")
+    promotions.promote(version, "balanced 0.70")
     run.finish("FINISHED")
     watch = runs.start("truth", "detect", settings.home() / "outbox")
     registry.register(detector.save(random_detector(base, "truth", LAYERS), tmp_path / "d"), watch.run_id)
@@ -116,7 +118,7 @@ def test_only_what_nothing_refers_to_is_removed(frozen, base, tmp_path, capsys):
         os.utime(path, (old, old))
     young = aligned("20260101-000000-000000", "0" * 32, "done")
     given = ["gc", "--signals", str(answers), "--json", str(tmp_path / "gc.json")]
-    with files.alone(folders["worked on"]):
+    with atomic_files.alone(folders["worked on"]):
         assert main(given) == 0
     shown = json.loads((tmp_path / "gc.json").read_text())
     wasted = {entry["path"] for entry in shown["waste"]}

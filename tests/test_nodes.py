@@ -8,13 +8,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from bench.peers import nodes as simulated
 from bench.peers.nodes import Nodes
 from bench.peers.rows import prompt_files
-
 from tests.aligning import OPTIONS, STEPS, WAIT_SECONDS, first_checkpoint
-from trimtab import prefix as prefixes
 from trimtab import settings
+from trimtab.artifacts import prefix as prefixes
 from trimtab.tracking.client import client
 
 DRIVER = ["-m", "trimtab", "align", "--name", "driven"]

@@ -8,9 +8,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tests.helpers import installed
-from trimtab import chat, objectives
-from trimtab.data.rows import Prompt
+from trimtab import objectives
+from trimtab.data.prompt import Prompt
 from trimtab.errors import NotFoundError, UsageError
+from trimtab.model import chat_template
+from trimtab.model.frozen_model import Example, FrozenModel, micro_batches, sample, share
+from trimtab.model.objective_inputs import Scorer, openers, totals
 from trimtab.objectives import Scores
 from trimtab.objectives.bco import Bco
 from trimtab.objectives.dpo import Dpo
@@ -20,13 +23,11 @@ from trimtab.objectives.oxa import Oxa
 from trimtab.objectives.poft import Poft
 from trimtab.objectives.sta import Sta
 from trimtab.objectives.t3s import T3s
-from trimtab.scoring import Scorer, openers, totals
-from trimtab.steering import Example, FrozenModel, micro_batches, sample, share
 
 
 @pytest.fixture(scope="module")
 def frozen(small):
-    return FrozenModel(small.load("fp32"), chat.renderer(small, 8).first_row)
+    return FrozenModel(small.load("fp32"), chat_template.renderer(small, 8).first_row)
 
 
 @pytest.fixture
@@ -187,7 +188,7 @@ def test_registry():
 
 @pytest.fixture(scope="module")
 def examples(small):
-    renderer = chat.renderer(small, 8)
+    renderer = chat_template.renderer(small, 8)
     texts = ["Hi", "What is the capital of France, and what is it known for?", "Write a poem about the sea", "Steal a car"]
     targets = ["Hello, how are you today?", "It is Paris, known for the river.", "Waves.", "I cannot help with that."]
     sides = ("benign_easy", "benign_easy", "harmful", "harmful")
@@ -254,7 +255,7 @@ def test_every_objective_gives_one_gradient_however_the_batch_is_cut(frozen, exa
 
 
 def test_drift_is_zero_where_the_prefix_changes_nothing(frozen, small):
-    renderer = chat.renderer(small, 8)
+    renderer = chat_template.renderer(small, 8)
     prompt = Prompt("Hi", "benign_easy", "t", "t", system="x")
     e = Example(sample(renderer, prompt, "Hello there, friend.", "user", 1, 8), "benign_easy")
     scorer = Scorer(frozen, Sta(gamma=0, beta=1.0))

@@ -7,17 +7,17 @@ from contextlib import suppress
 import httpx
 import psutil
 import pytest
+
 from bench.peers.mlflow_server import MlflowServer
 from bench.peers.serving_chaos import REPLICA
-from trimtab.serve.config import ServeConfig
-from trimtab.serve.server import serving
-
 from tests.helpers import QUESTIONS, make_prefix
 from tests.serve import browser
-from trimtab import ports
-from trimtab import prefix as prefixes
+from trimtab.artifacts import prefix as prefixes
 from trimtab.engine.config import EngineConfig
-from trimtab.tracking import moves, registry, runs
+from trimtab.serve.config import ServeConfig
+from trimtab.serve.server import serving
+from trimtab.tracking import promotions, registry, runs
+from trimtab.util import ports
 
 LIVE_SECONDS, START_SECONDS = 60, 240
 
@@ -43,7 +43,7 @@ def url(tracking, frozen, base, tmp_path_factory) -> Generator[str]:
             prefixes.save(make_prefix(frozen, base, "kept", 1, "system", seed), folder / str(seed)), run.run_id
         )
         if seed == 1:
-            moves.promote(version, "test")
+            promotions.promote(version, "test")
     engine = EngineConfig(rows=4, precision="fp32", max_length=512)
     with serving(ServeConfig(port=ports.free()[0], engine=engine, detect=False)) as url:
         yield url
@@ -87,7 +87,7 @@ def test_what_is_loaded_is_served_while_mlflow_is_away_and_moves_when_it_is_back
     assert again(url) == (text, prefix)
     assert read_at(url) == 0
     tracking.start()
-    moves.promote(registry.find(base.name, "kept", "2"), "better")
+    promotions.promote(registry.find(base.name, "kept", "2"), "better")
     deadline = time.monotonic() + LIVE_SECONDS
     while asked(url)[1]["version"] != 2:
         assert time.monotonic() < deadline

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from tests import tiny
-from trimtab import chat, packing
-from trimtab.data.rows import Prompt
+from trimtab.data.prompt import Prompt
+from trimtab.model import chat_template, prefix_tree
+from trimtab.model.frozen_model import Example, FrozenModel, Sample, sample
+from trimtab.model.objective_inputs import Scorer, totals
 from trimtab.objectives.dpo import Dpo
-from trimtab.scoring import Scorer, totals
-from trimtab.steering import Example, FrozenModel, Sample, sample
 
 CPU = torch.device("cpu")
 # Wanted and unwanted answers share their prompt, and all rows the chat template's beginning.
@@ -25,7 +25,7 @@ def base(request, tmp_path_factory):
 
 
 def gradient(base, model, place, packs: bool) -> torch.Tensor:
-    renderer = chat.renderer(base, 2)
+    renderer = chat_template.renderer(base, 2)
     frozen = FrozenModel(model, renderer.first_row)
     assert not packs or frozen.pack()
     rows: list[Example] = []
@@ -51,7 +51,7 @@ def test_the_gradient_is_that_of_the_padded_batch(base, place):
 
 
 def test_shared_tokens_are_there_once():
-    packed = packing.pack([[5, 6, 7, 8], [5, 6, 9], [5, 6, 7, 8], [6, 7]], CPU)
+    packed = prefix_tree.pack([[5, 6, 7, 8], [5, 6, 9], [5, 6, 7, 8], [6, 7]], CPU)
     assert packed.ids.tolist() == [5, 6, 7, 8, 9, 6, 7]
     assert packed.positions.tolist() == [0, 1, 2, 3, 2, 0, 1]
     assert packed.paths.tolist() == [[0, 1, 2, 3], [0, 1, 4, 0], [0, 1, 2, 3], [5, 6, 0, 0]]
@@ -65,6 +65,6 @@ def test_a_model_that_cannot_is_left_as_it_is(base):
         config = model.config.get_text_config()
         setattr(config, name, value)
         frozen = FrozenModel(model, base.vocabulary)
-        assert not packing.enable(model)
+        assert not prefix_tree.enable(model)
         assert not frozen.packs
         assert getattr(config, name) == value

@@ -10,13 +10,13 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.arms import arm
-from trimtab.data.filters import Step
+from trimtab.data.hard_filter import Step
 from trimtab.errors import UsageError
-from trimtab.evaluate import page
-from trimtab.evaluate.page import Cost, Study
-from trimtab.evaluate.safety import summarise
-from trimtab.evaluate.seeds import pool
-from trimtab.judges.agreement import Agreement, Standing
+from trimtab.evaluation import study_page
+from trimtab.evaluation.safety.comparison import pool
+from trimtab.evaluation.safety.results import summarise
+from trimtab.evaluation.study_page import Cost, Study
+from trimtab.judges.human_agreement import Agreement, Standing
 
 VOID = {"meta", "br", "img"}
 
@@ -50,7 +50,7 @@ def study():
 
 @pytest.fixture(scope="module")
 def shown(study):
-    return page.html(study)
+    return study_page.html(study)
 
 
 class Reader(HTMLParser):
@@ -149,18 +149,18 @@ def test_ids_are_unique_and_links_lead_somewhere(shown):
 def test_at_most_eight_examples_of_each_direction(shown):
     lists = re.findall(r'<ul class="examples">(.*?)</ul>', shown, re.DOTALL)
     assert lists
-    assert max(text.count("<li>") for text in lists) == page.EXAMPLES
+    assert max(text.count("<li>") for text in lists) == study_page.EXAMPLES
 
 
 def test_answers_are_cut_at_160_characters():
     long = arm("base", 0, 40, help_="Sure! " + "x" * 300)
-    text = words(page.html(Study("t", "b", {"test": [long, arm("sta", 20, 30)]})))
+    text = words(study_page.html(Study("t", "b", {"test": [long, arm("sta", 20, 30)]})))
     assert "Sure! " + "x" * 154 + "\u2026" in text
     assert "x" * 155 not in text
 
 
 def test_csv_adds_up(study):
-    rows = list(csv.DictReader(io.StringIO(page.csv(study))))
+    rows = list(csv.DictReader(io.StringIO(study_page.csv(study))))
     assert len({(r["part"], r["arm"], r["set"], r["side"], r["measure"]) for r in rows}) == len(rows)
     for part, results in study.parts.items():
         for pooled in pool(results):
@@ -174,9 +174,9 @@ def test_csv_adds_up(study):
 
 
 def test_json_round_trips(study):
-    data = page.as_json(study)
+    data = study_page.as_json(study)
     assert json.loads(json.dumps(data, allow_nan=False)) == data
-    assert data["schema"] == page.SCHEMA
+    assert data["schema"] == study_page.SCHEMA
     assert [a["name"] for a in data["parts"]["test"]["arms"]][2:4] == ["sta#1", "sta#2"]
     sta = next(a for a in data["parts"]["test"]["pooled"] if a["arm"] == "sta")
     assert sta["seeds"] == ["sta#1", "sta#2"]
@@ -185,17 +185,17 @@ def test_json_round_trips(study):
 
 
 def test_two_writes_give_the_same_bytes(study, tmp_path):
-    first, second = page.write(study, tmp_path / "a"), page.write(whole_study(), tmp_path / "b")
+    first, second = study_page.write(study, tmp_path / "a"), study_page.write(whole_study(), tmp_path / "b")
     names = {"report.html", "report.json", "report.csv", "curves.svg"}
     names |= {f"plane-{part}.{form}" for part in study.parts for form in ("png", "svg")}
     assert {path.name for path in first} == names == {path.name for path in (tmp_path / "a").iterdir()}
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes(), one.name
-    assert (tmp_path / "a" / "report.html").read_text() == page.html(study)
+    assert (tmp_path / "a" / "report.html").read_text() == study_page.html(study)
 
 
 def test_single_arm():
-    text = page.html(Study("t", "b", {"test": [arm("sta", 20, 30)]}))
+    text = study_page.html(Study("t", "b", {"test": [arm("sta", 20, 30)]}))
     assert "no other arm to compare with sta" in words(text)
     assert 'class="best"' not in text
 
@@ -203,9 +203,9 @@ def test_single_arm():
 def test_prompts_of_one_side_only(tmp_path):
     harmful = [summarise(name, arm(name, 20, 0).answers[:30]) for name in ("base", "sta#1", "sta#2")]
     study = Study("t", "b", {"test": harmful})
-    assert "prompts of one side only: no plane" in words(page.html(study))
-    assert {path.name for path in page.write(study, tmp_path)} == {"report.html", "report.json", "report.csv"}
-    assert page.as_json(study)["parts"]["test"]["pooled"][0]["balanced"]["value"] is None
+    assert "prompts of one side only: no plane" in words(study_page.html(study))
+    assert {path.name for path in study_page.write(study, tmp_path)} == {"report.html", "report.json", "report.csv"}
+    assert study_page.as_json(study)["parts"]["test"]["pooled"][0]["balanced"]["value"] is None
 
 
 @pytest.mark.parametrize(
@@ -219,19 +219,19 @@ def test_prompts_of_one_side_only(tmp_path):
     ],
 )
 def test_studies_that_cannot_be(parts, message):
-    for make in (page.html, page.csv, page.as_json):
+    for make in (study_page.html, study_page.csv, study_page.as_json):
         with pytest.raises(UsageError, match=message) as caught:
             make(Study("t", "b", parts))
         assert "\n" not in str(caught.value)
 
 
 def test_the_report_tells_the_first_learned_arm_from_each_other(study, shown):
-    told = page.as_json(study)["parts"]["test"]["against"]
+    told = study_page.as_json(study)["parts"]["test"]["against"]
     assert told["arm"] == "text <b>prompt</b>"
     renamed = replace(
         study, parts={"test": [replace(r, name="text prompt") if "text" in r.name else r for r in study.parts["test"]]}
     )
-    told = page.as_json(renamed)["parts"]["test"]["against"]
+    told = study_page.as_json(renamed)["parts"]["test"]["against"]
     assert told["arm"] == "sta"
     rivals = {entry["arm"]: entry for entry in told["rivals"]}
     assert set(rivals) == {"base", "text prompt", "lora $x^$"}

@@ -5,8 +5,11 @@ import pytest
 from sklearn import metrics
 
 from tests.helpers import plain
-from trimtab.evaluate import pooled, truth, truth_curves, weighted
-from trimtab.evaluate.pooled import Resamples, Result, Risks
+from trimtab.evaluation.detection import curves as truth_curves
+from trimtab.evaluation.detection import metrics as truth
+from trimtab.evaluation.detection import metrics as weighted
+from trimtab.evaluation.detection import pooling
+from trimtab.evaluation.detection.pooling import Resamples, Result, Risks
 
 
 def fpr95(made_up, risk):
@@ -78,7 +81,7 @@ def test_a_paired_difference_by_hand():
     ours, rival = risks([0.9, 0.8, 0.2, 0.1], [1, 1, 0, 0]), risks([0.9, 0.2, 0.3, 0.1], [1, 1, 0, 0])
     drawn = Resamples(np.array([[1, 1, 1, 1], [0, 2, 2, 0]], dtype=np.uint8), np.arange(4), np.zeros((2, 1), dtype=np.int64))
     results = [Result(name, {}, [t], 0.5, 0.5) for name, t in (("ours", ours), ("rival", rival))]
-    found = pooled.difference(*results, drawn)
+    found = pooling.difference(*results, drawn)
     assert found.auroc.value == pytest.approx(0.25)
     # Differences of the two resamples are 0.25 and 1, and percentiles lie between them.
     assert found.auroc.low == pytest.approx(0.25 + 0.025 * 0.75)
@@ -88,33 +91,33 @@ def test_a_paired_difference_by_hand():
 
 def test_the_same_detector_differs_from_itself_by_nothing():
     result = Result("a", {}, [noisy(100, seed, 1) for seed in range(3)], 0.5, 0.5)
-    found = pooled.difference(result, result, pooled.resamples(questions(100), 3))
+    found = pooling.difference(result, result, pooling.resamples(questions(100), 3))
     assert (found.auroc.value, found.auroc.low, found.auroc.high, found.beats) == (0, 0, 0, False)
     other = Result("b", {}, [noisy(100, seed, 1, np.arange(50)) for seed in range(3)], 0.5, 0.5)
     with pytest.raises(ValueError, match="different answers"):
-        pooled.difference(result, other, pooled.resamples(questions(100), 3))
+        pooling.difference(result, other, pooling.resamples(questions(100), 3))
 
 
 def test_a_pair_is_told_apart_better_than_by_two_intervals():
     """What two detectors share - the questions that were drawn - is no part of what is between them."""
     strong, weak = ([noisy(300, 7, strength) for _ in range(3)] for strength in (1.5, 1.2))
-    drawn = pooled.resamples(questions(300), 3)
-    alone = pooled.estimate(weighted.auroc, strong, drawn)
-    apart = pooled.difference(Result("s", {}, strong, 0, 0), Result("w", {}, weak, 0, 0), drawn)
+    drawn = pooling.resamples(questions(300), 3)
+    alone = pooling.estimate(weighted.auroc, strong, drawn)
+    apart = pooling.difference(Result("s", {}, strong, 0, 0), Result("w", {}, weak, 0, 0), drawn)
     assert apart.beats
     assert apart.auroc.high - apart.auroc.low < (alone.high - alone.low) / 2
 
 
 def test_seeds_that_say_the_same_are_no_more_evidence_than_one():
-    one = pooled.estimate(weighted.auroc, [noisy(200, 1, 1)], pooled.resamples(questions(200), 1))
-    five = pooled.estimate(weighted.auroc, [noisy(200, 1, 1)] * 5, pooled.resamples(questions(200), 5))
+    one = pooling.estimate(weighted.auroc, [noisy(200, 1, 1)], pooling.resamples(questions(200), 1))
+    five = pooling.estimate(weighted.auroc, [noisy(200, 1, 1)] * 5, pooling.resamples(questions(200), 5))
     assert five.high - five.low == pytest.approx(one.high - one.low, rel=0.1)
     assert one.high - one.low == pytest.approx(bootstrapped(noisy(200, 1, 1)), rel=0.15)
 
 
 def test_an_interval_holds_its_figure_and_narrows_with_more_answers():
     few, many = (
-        pooled.estimate(weighted.auroc, [noisy(count, 1, 1)], pooled.resamples(questions(count), 1)) for count in (40, 1000)
+        pooling.estimate(weighted.auroc, [noisy(count, 1, 1)], pooling.resamples(questions(count), 1)) for count in (40, 1000)
     )
     for found in (few, many):
         assert found.low <= found.value <= found.high
@@ -122,15 +125,15 @@ def test_an_interval_holds_its_figure_and_narrows_with_more_answers():
 
 
 def test_seeds_that_differ_widen_the_interval():
-    drawn = pooled.resamples(questions(200), 4)
-    alike = pooled.estimate(weighted.auroc, [noisy(200, 1, 1)] * 4, drawn)
-    unlike = pooled.estimate(weighted.auroc, [noisy(200, 1, strength) for strength in (0, 0.6, 1.4, 2)], drawn)
+    drawn = pooling.resamples(questions(200), 4)
+    alike = pooling.estimate(weighted.auroc, [noisy(200, 1, 1)] * 4, drawn)
+    unlike = pooling.estimate(weighted.auroc, [noisy(200, 1, strength) for strength in (0, 0.6, 1.4, 2)], drawn)
     assert unlike.high - unlike.low > 1.5 * (alike.high - alike.low)
 
 
 def test_answers_to_one_question_are_drawn_together():
     asked = ["who", "who", "where", "when"]
-    drawn = pooled.resamples(asked, 2)
+    drawn = pooling.resamples(asked, 2)
     times = drawn.of(np.arange(4))
     assert np.array_equal(times[:, 0], times[:, 1])
     assert drawn.times.shape[1] == 3
@@ -148,7 +151,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
         for seed in range(3):
             at = np.flatnonzero(generator.random(300) < 0.4)
             tests.append(risks(1 / (1 + np.exp(-score[at])), made_up[at], seed, at))
-        found = pooled.estimate(weighted.auroc, tests, pooled.resamples(questions(300), 3, count=300))
+        found = pooling.estimate(weighted.auroc, tests, pooling.resamples(questions(300), 3, count=300))
         held += found.low <= 0.7602 <= found.high
     assert held >= 53
 
@@ -158,7 +161,7 @@ def test_kinds_have_their_own_figure_where_there_are_enough_answers():
     sources = np.array(["easy"] * 60 + ["few"] * 12 + ["hard"] * 28)
     hard = sources == "hard"
     risk = np.where(hard, 0.5, t.risk)
-    kinds = pooled.by_kind([risks(risk, t.made_up)], sources, pooled.resamples(questions(100), 1))
+    kinds = pooling.by_kind([risks(risk, t.made_up)], sources, pooling.resamples(questions(100), 1))
     assert [(k.source, k.count, k.made_up) for k in kinds] == [("easy", 60, 30), ("hard", 28, 14), ("few", 12, 6)]
     assert kinds[0].auroc.value > 0.99
     assert kinds[1].auroc.value == 0.5
@@ -166,7 +169,7 @@ def test_kinds_have_their_own_figure_where_there_are_enough_answers():
 
 
 def test_counts_are_of_different_answers():
-    found = pooled.measure([noisy(40, seed, 1) for seed in range(3)], pooled.resamples(questions(40), 3))
+    found = pooling.measure([noisy(40, seed, 1) for seed in range(3)], pooling.resamples(questions(40), 3))
     assert (found.count, found.made_up) == (40, 20)
 
 

@@ -4,9 +4,9 @@ import socket
 from pathlib import Path
 
 import pytest
-from trimtab.serve.server import _reason
 
-from trimtab import ports
+from trimtab.serve.server import _reason
+from trimtab.util import ports
 
 SYSTEM = Path("/proc/sys/net/ipv4/ip_local_port_range")
 

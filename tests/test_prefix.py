@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trimtab import prefix as prefixes
-from trimtab.card import Card
+from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.card import Card
 from trimtab.errors import ArtefactError
 
 

@@ -10,7 +10,7 @@ import pytest
 from trimtab.data.questions import Question, read_questions
 from trimtab.data.texts import ASK, read_texts
 from trimtab.errors import NotFoundError, UsageError
-from trimtab.judges.normal import normalised
+from trimtab.text.normalization import normalised
 
 
 def written(path, rows):

@@ -6,13 +6,14 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from trimtab.jobs import signal_store
 
-from trimtab import base as bases
-from trimtab import detector, settings
-from trimtab import prefix as prefixes
-from trimtab.cli import main
-from trimtab.judges import head
+from trimtab import settings
+from trimtab.artifacts import prefix as prefixes
+from trimtab.cli.main import main
+from trimtab.detection import detector
+from trimtab.jobs import signal_store
+from trimtab.judges import refusal_head
+from trimtab.model import base_model
 from trimtab.tracking import registry
 from trimtab.tracking.client import client
 
@@ -37,7 +38,7 @@ def release(home, monkeypatch) -> Path:
 
 @pytest.fixture
 def base(release):
-    return bases.resolve("tiny-llama")
+    return base_model.resolve("tiny-llama")
 
 
 def test_registry_is_read(base):
@@ -52,7 +53,7 @@ def test_registry_is_read(base):
 
 def test_artifacts_are_read(release, base):
     assert detector.load(release / "detector", base).card.layers
-    assert head.load(release / "judge", base).weights.shape == (base.width + 1,)
+    assert refusal_head.load(release / "judge", base).weights.shape == (base.width + 1,)
 
 
 def test_signals_are_read(release, base):

@@ -9,19 +9,20 @@ from contextlib import asynccontextmanager
 import httpx
 import openai
 import pytest
-from trimtab.serve.config import ServeConfig
-from trimtab.serve.server import serving
 
 from tests.helpers import QUESTIONS, TOKENS, make_prefix, reference
 from tests.serve.asking import BASE
-from trimtab import chat as chats
-from trimtab import ports, settings
-from trimtab import prefix as prefixes
-from trimtab.answers import Ask
-from trimtab.card import FILE
-from trimtab.cli import main
+from trimtab import settings
+from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.card import FILE
+from trimtab.cli.main import main
 from trimtab.engine.config import EngineConfig
-from trimtab.tracking import moves, registry, runs
+from trimtab.generation_types import Ask
+from trimtab.model import chat_template
+from trimtab.serve.config import ServeConfig
+from trimtab.serve.server import serving
+from trimtab.tracking import promotions, registry, runs
+from trimtab.util import ports
 
 NAME = "moved"
 IN_FLIGHT, LOOKING, LIVE_SECONDS = 50, 4, 5.0
@@ -34,13 +35,13 @@ def versions(frozen, base, tmp_path_factory):
     run = runs.start("test", "align", folder)
     made = [make_prefix(frozen, base, NAME, 1, "system", seed) for seed in (11, 12, 13)]
     registered = [registry.register(prefixes.save(each, folder / str(n)), run.run_id) for n, each in enumerate(made)]
-    moves.promote(registered[0], "test")
+    promotions.promote(registered[0], "test")
     run.finish("FINISHED")
     damaged = [p for p in settings.home().rglob(prefixes.FILE) if made[2].card.digest in (p.parent / FILE).read_text()]
     assert damaged
     for path in damaged:
         path.write_bytes(path.read_bytes()[:-4] + b"bad!")
-    tokenizer = chats.renderer(base, 8).tokenizer
+    tokenizer = chat_template.renderer(base, 8).tokenizer
     answers = {}
     for question in QUESTIONS:
         ids = [reference(frozen, base, Ask([{"role": "user", "content": question}], prefix), TOKENS) for prefix in made[:2]]
@@ -117,8 +118,8 @@ async def moved(running, change, version):
 def test_promotion_and_rollback_are_live_everywhere_without_a_wrong_answer(url, base, versions):
     async def run():
         async with load(url, versions) as running:
-            promoted = await moved(running, lambda: moves.promote(registry.find(base.name, NAME, "2"), "test"), 2)
-            back = await moved(running, lambda: moves.rollback(base.name, NAME), 1)
+            promoted = await moved(running, lambda: promotions.promote(registry.find(base.name, NAME, "2"), "test"), 2)
+            back = await moved(running, lambda: promotions.rollback(base.name, NAME), 1)
         return promoted, back, running.answers
 
     promoted, back, answers = asyncio.run(run())
@@ -135,7 +136,7 @@ def test_a_version_that_is_damaged_is_refused_by_all_and_named(url, base, versio
 
     async def run():
         async with load(url, versions) as running:
-            await asyncio.to_thread(moves.promote, registered, "test")
+            await asyncio.to_thread(promotions.promote, registered, "test")
             since = time.monotonic()
             await running.until(lambda: sum(sent > since + LIVE_SECONDS for sent, *_ in running.answers) >= IN_FLIGHT)
         return running.answers
@@ -148,7 +149,7 @@ def test_a_version_that_is_damaged_is_refused_by_all_and_named(url, base, versio
     (line,) = [line for line in capsys.readouterr().out.splitlines() if NAME in line and "champion" in line]
     assert [cell.strip() for cell in line.strip("│").split("│")][2:4] == ["1", "3"]
     assert "the vectors are not those of the card" in line
-    moves.rollback(base.name, NAME)
+    promotions.rollback(base.name, NAME)
 
 
 def test_metrics_have_both_replicas(url):

@@ -5,13 +5,12 @@ import asyncio
 import pytest
 import torch
 
-from trimtab import prefix
-from trimtab.card import Card
-from trimtab.engine.library import Known, Loaded
-from trimtab.engine.residents import Residents
-from trimtab.engine.rows import RowTable
+from trimtab.artifacts import prefix
+from trimtab.artifacts.card import Card
+from trimtab.artifacts.prefix import Prefix
+from trimtab.engine.prefixes.catalog import Known, Loaded
+from trimtab.engine.prefixes.slots import Residents, RowTable
 from trimtab.errors import BusyError
-from trimtab.prefix import Prefix
 
 
 class Wire:

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from trimtab.engine.rows import Resident, RowTable
+from trimtab.engine.prefixes.slots import Resident, RowTable
 from trimtab.errors import BusyError
 
 

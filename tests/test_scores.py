@@ -9,8 +9,8 @@ import torch
 from tests.helpers import installed
 from trimtab import scores
 from trimtab.errors import NotFoundError, UsageError
-from trimtab.judges.normal import normalised
 from trimtab.scores import Said, Seen, p_true, similarity
+from trimtab.text.normalization import normalised
 
 TRACE = torch.tensor([[-0.1, 0.5, 4.0], [-1.1, 1.5, 1.0], [-0.6, 1.0, 1.0]])
 FREE = {"perplexity": -0.6, "min-logprob": -1.1, "entropy": -1.0, "max-entropy": -1.5, "margin": 2.0}

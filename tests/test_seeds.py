@@ -6,9 +6,8 @@ import pytest
 
 from tests.arms import arm
 from trimtab.errors import UsageError
-from trimtab.evaluate.metrics import wilson
-from trimtab.evaluate.seeds import over_seeds, pool
-from trimtab.evaluate.versus import difference
+from trimtab.evaluation.safety.comparison import difference, over_seeds, pool
+from trimtab.stats.intervals import wilson
 
 
 def test_one_seed_gives_about_the_plain_interval():

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from trimtab import signals
-from trimtab.signals import Accumulator, Reading
+from trimtab.detection import signals
+from trimtab.detection.signals import Accumulator, Reading
 
 LAYERS, WIDTH, LOW = 2, 5, -1.0
 

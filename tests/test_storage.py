@@ -10,15 +10,15 @@ import boto3
 import httpx
 import pytest
 import torch
-from trimtab.jobs import fitting, signal_store
-from trimtab.jobs.config import AlignConfig, ScaleConfig, TrainConfig
 
 from tests.aligning import prepared
 from tests.helpers import signal_set
-from trimtab.cli import main
+from trimtab.cli.main import main
 from trimtab.errors import ArtefactError
-from trimtab.folders import folder_at
+from trimtab.jobs import fitting, signal_store
+from trimtab.jobs.config import AlignConfig, ScaleConfig, TrainConfig
 from trimtab.tracking import runs
+from trimtab.util.remote_paths import folder_at
 
 BUCKET = "trimtab-tests"
 AWAY_SECONDS = 3

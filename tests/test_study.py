@@ -9,18 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.aligning import first_checkpoint
+from trimtab import settings
+from trimtab.data.prompt import Prompt
+from trimtab.errors import JobError, UsageError
+from trimtab.evaluation.safety import results
+from trimtab.evaluation.safety.results import Arm, Judged, summarise
 from trimtab.jobs import arms, study
 from trimtab.jobs.kept import Store
 from trimtab.jobs.study_config import StudyConfig
 from trimtab.jobs.utility_config import UtilitySuite
-
-from tests.aligning import first_checkpoint
-from trimtab import settings
-from trimtab.data.rows import Prompt
-from trimtab.errors import JobError, UsageError
-from trimtab.evaluate import safety
-from trimtab.evaluate.safety import Arm, Judged, summarise
-from trimtab.tracking import code
+from trimtab.tracking import code_version
 from trimtab.tracking.client import client, experiment_id
 
 # Of a tiny model: some seconds, in which both arms are under way.
@@ -66,7 +66,7 @@ def test_answers_are_kept_for_the_same_prompts_and_arm_only(tmp_path):
     result = summarise(arm.name, [Judged(prompts[0], REFUSAL, "refusal"), Judged(prompts[1], "Flour first.", "compliance")])
     assert not store.has_answers(arm)
     store.put_answers(arm, [judged.answer for judged in result.answers])
-    assert safety.judged(arm, store.prompts, store.answers(arm)) == result
+    assert results.judged(arm, store.prompts, store.answers(arm)) == result
     assert not store.has_answers(Arm("text prompt", system="Be bad."))
     assert not Store(tmp_path, "f", prompts[:1], 8, "fp32").has_answers(arm)
     assert not Store(tmp_path, "f", prompts, 9, "fp32").has_answers(arm)
@@ -135,7 +135,7 @@ def test_a_study_from_end_to_end_does_nothing_twice(small, tmp_path, capsys):
     assert [r.name for r in made.parts["test"]] == names
     page = (tmp_path / "report" / "report.html").read_text()
     assert all(name.partition("#")[0] in page for name in names)
-    assert code.line() in page
+    assert code_version.line() in page
     rows = list(csv.DictReader((tmp_path / "report" / "report.csv").open()))
     assert {row["arm"] for row in rows} == {name.partition("#")[0] for name in names}
     costs = list(csv.DictReader((tmp_path / "report" / "utility.csv").open()))

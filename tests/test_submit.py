@@ -8,10 +8,10 @@ from collections.abc import Generator
 
 import httpx
 import pytest
-from bench.peers.rows import prompt_files
 
+from bench.peers.rows import prompt_files
 from tests.heads import head
-from trimtab import ports
+from trimtab.util import ports
 
 TOKEN = "a" * 32
 RUN_SECONDS = 180

@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import RayTaskError
+
+from trimtab import settings
+from trimtab.artifacts import prefix as prefixes
+from trimtab.errors import NotFoundError, UsageError
 from trimtab.jobs import sweep, validations
 from trimtab.jobs.cluster import cause
 from trimtab.jobs.rungs import Rungs
 from trimtab.jobs.sweep_config import SweepConfig, drawn
-
-from trimtab import prefix as prefixes
-from trimtab import settings
-from trimtab.errors import NotFoundError, UsageError
 from trimtab.tracking import registry, runs
 from trimtab.tracking.client import client, experiment_id
 

@@ -3,14 +3,14 @@
 from dataclasses import replace
 
 import pytest
+
+from trimtab.data.prompt import Prompt
+from trimtab.engine.config import EngineConfig
+from trimtab.errors import UsageError
+from trimtab.generation_types import Sampling
 from trimtab.jobs import answer_store, sampling, targets
 from trimtab.jobs.answer_store import Drawn, Request
 from trimtab.jobs.config import AlignConfig, ScaleConfig, TargetsConfig
-
-from trimtab.answers import Sampling
-from trimtab.data.rows import Prompt
-from trimtab.engine.config import EngineConfig
-from trimtab.errors import UsageError
 
 HARMFUL = Prompt("Steal a car", "harmful", "t", "t")
 BENIGN = Prompt("Bake bread", "benign_hard", "t", "t", system="Be brief.")

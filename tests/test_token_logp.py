@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from trimtab import token_logp as module
-from trimtab.token_logp import token_logp
+from trimtab.model import chunked_logprobs
+from trimtab.model.chunked_logprobs import token_logp
 
 VOCABULARY = 96
 
@@ -26,7 +26,7 @@ def case():
 @pytest.mark.parametrize("rows", [1, 4, 23, 100])
 def test_values_and_gradients_are_those_of_all_logits_at_once(case, monkeypatch, rows):
     head, states, tokens, sizes = case
-    monkeypatch.setattr(module, "CPU_BYTES", rows * VOCABULARY * 4)
+    monkeypatch.setattr(chunked_logprobs, "CPU_BYTES", rows * VOCABULARY * 4)
     weights = torch.rand(23, dtype=torch.float64)
     ours, plain = states.clone().requires_grad_(), states.clone().requires_grad_()
     logp = token_logp(head, ours * 2, tokens, VOCABULARY)

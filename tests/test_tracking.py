@@ -15,16 +15,17 @@ import pgserver
 import psutil
 import pytest
 import torch
+
 from bench.peers.mlflow_server import MlflowServer
+from trimtab import settings
+from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.card import Card
+from trimtab.errors import NotFoundError, TrackingError, UsageError
 from trimtab.serve import sources
 from trimtab.serve.sources import Registry
-
-from trimtab import ports, settings
-from trimtab import prefix as prefixes
-from trimtab.card import Card
-from trimtab.errors import NotFoundError, TrackingError, UsageError
-from trimtab.tracking import moves, registry, runs
+from trimtab.tracking import promotions, registry, runs
 from trimtab.tracking.client import client, reachable
+from trimtab.util import ports
 
 
 @pytest.fixture
@@ -48,12 +49,12 @@ def test_versions_aliases_promotion_and_rollback(folder, run, base):
     assert registry.find(base.name, "steer", "candidate").version == second.version
     with pytest.raises(NotFoundError, match=r"it has versions 2 \(candidate\), 1 \(no alias\)"):
         registry.find(base.name, "steer")
-    moves.promote(first, "because")
+    promotions.promote(first, "because")
     with pytest.raises(NotFoundError, match="nothing to go back to"):
-        moves.rollback(base.name, "steer")
-    assert moves.promote(second, "better").version == first.version
+        promotions.rollback(base.name, "steer")
+    assert promotions.promote(second, "better").version == first.version
     assert registry.find(base.name, "steer").version == second.version
-    assert moves.rollback(base.name, "steer").version == first.version
+    assert promotions.rollback(base.name, "steer").version == first.version
     assert registry.find(base.name, "steer").metrics["test_balanced"] == pytest.approx(0.7)
     assert torch.equal(registry.load(second, base).vectors, prefixes.load(folder("steer", 2)).vectors)
 
@@ -117,9 +118,9 @@ def test_a_large_registry_is_read_where_something_changed(folder, run, base, mon
 
     assert [champion(), champion()] == [(None, 1), (None, 0)]
     for version in (first, second):
-        moves.promote(version, "test")
+        promotions.promote(version, "test")
         assert [champion(), champion()] == [(version.version, 1), (version.version, 0)]
-    moves.rollback(base.name, "read")
+    promotions.rollback(base.name, "read")
     assert champion() == (first.version, 1)
     assert held.versions("detector") == [v for v in versions(base.name) if v.kind == "detector"]
 
@@ -232,9 +233,9 @@ def test_an_outage_loses_nothing(server, tmp_path):
 def test_versions_on_postgres_and_a_killed_one_loses_nothing(server, database, folder, base, tmp_path):
     run = runs.start("postgres", "align", tmp_path / "outbox")
     versions = [registry.register(folder("kept", seed), run.run_id) for seed in (1, 2)]
-    moves.promote(versions[0], "first")
-    moves.promote(versions[1], "better")
-    assert moves.rollback(base.name, "kept").version == 1
+    promotions.promote(versions[0], "first")
+    promotions.promote(versions[1], "better")
+    assert promotions.rollback(base.name, "kept").version == 1
     assert [v.version for v in registry.versions(base.name, "kept")] == [2, 1]
     assert registry.changed(base.name) > 0
     assert torch.equal(registry.load(versions[1], base).vectors, prefixes.load(folder("kept", 2)).vectors)

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
+
+from trimtab.engine.openai.routing import Traffic
+from trimtab.errors import JobError, UsageError
 from trimtab.serve import app, traffic
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.traffic import Line, TrafficConfig
-
-from trimtab.engine.traffic import Traffic
-from trimtab.errors import JobError, UsageError
 
 METRICS = """
 # HELP trimtab_requests_total x

@@ -8,17 +8,19 @@ import re
 import pytest
 import torch
 from jsonschema import validate
-from trimtab.jobs import signal_store, truth
-from trimtab.jobs.signal_store import Meta
-from trimtab.jobs.truth_config import TruthConfig
 
 from tests.helpers import signal_row
 from tests.test_page import Reader, words
-from trimtab import cli, settings
+from trimtab import settings
+from trimtab.cli import main as cli
 from trimtab.errors import ArtefactError, UsageError
-from trimtab.evaluate import truth_page, truth_report
-from trimtab.evaluate.metrics import Interval
-from trimtab.evaluate.pooled import Difference
+from trimtab.evaluation.detection import page
+from trimtab.evaluation.detection import report as truth_report
+from trimtab.evaluation.detection.pooling import Difference
+from trimtab.jobs import signal_store, truth
+from trimtab.jobs.signal_store import Meta
+from trimtab.jobs.truth_config import TruthConfig
+from trimtab.stats.intervals import Interval
 from trimtab.tracking.client import client, experiment_id
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -212,7 +214,7 @@ def test_one_data_set_of_one_kind_has_no_sections_that_say_nothing(base, tmp_pat
     folder = collected(tmp_path / "one", base, count=120, source="only")
     config = TruthConfig(folder, "linear", seeds=2, validation=0.2, labels=[], ablations=False, name="one")
     made = truth.evaluate(config)
-    sections = re.findall(r'<section id="(\w+)"', truth_page.html(made))
+    sections = re.findall(r'<section id="(\w+)"', page.html(made))
     assert sections == ["results", "curves", "notes"]
     # Few different answers of one kind in two test parts, and each has a figure all the same.
     assert made.sets[0].compared.name == "linear"

@@ -7,26 +7,26 @@ from math import exp, log
 
 import pytest
 import torch
+
+from tests import tiny
+from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.card import Card
+from trimtab.cli.main import main
+from trimtab.data.prompt import Prompt
+from trimtab.data.questions import Question
+from trimtab.errors import UsageError
+from trimtab.evaluation import study_page
+from trimtab.evaluation.safety.results import Arm, Judged, summarise
+from trimtab.evaluation.study_page import Study
+from trimtab.evaluation.utility import report, text_scoring
+from trimtab.evaluation.utility.metrics import Measured, figures, marked
+from trimtab.evaluation.utility.text_scoring import Reading
 from trimtab.jobs import utility as job
 from trimtab.jobs.kept import Store
 from trimtab.jobs.utility_config import UtilityConfig, UtilitySuite
-
-from tests import tiny
-from trimtab import chat
-from trimtab import prefix as prefixes
-from trimtab.card import Card
-from trimtab.cli import main
-from trimtab.data.questions import Question
-from trimtab.data.rows import Prompt
-from trimtab.errors import UsageError
-from trimtab.evaluate import page, reading, utility_report
-from trimtab.evaluate.estimates import mean
-from trimtab.evaluate.metrics import wilson
-from trimtab.evaluate.page import Study
-from trimtab.evaluate.reading import Reading
-from trimtab.evaluate.safety import Arm, Judged, summarise
-from trimtab.evaluate.utility import Measured, figures, marked
-from trimtab.steering import FrozenModel
+from trimtab.model import chat_template
+from trimtab.model.frozen_model import FrozenModel
+from trimtab.stats.intervals import mean, wilson
 
 TOKENS = (10, 20, 30, 40)
 
@@ -94,9 +94,9 @@ def test_the_bootstrap_is_as_wide_as_theory_says():
 
 
 def test_one_text_has_no_interval():
-    (shown,) = utility_report.tables([Measured("base", readings=[Reading(5, 10.0, 0.0)])], "t")
+    (shown,) = report.tables([Measured("base", readings=[Reading(5, 10.0, 0.0)])], "t")
     assert [list(column.cells) for column in shown.columns] == [["base"], ["7.39"], ["1.000"], ["0.0000"]]
-    assert utility_report.csv({"s": [Measured("base", readings=[Reading(5, 10.0, 0.0)])]}).splitlines()[1].endswith(",,,1")
+    assert report.csv({"s": [Measured("base", readings=[Reading(5, 10.0, 0.0)])]}).splitlines()[1].endswith(",,,1")
 
 
 def test_what_cannot_be_compared():
@@ -112,7 +112,7 @@ def suites():
 
 def test_report_of_every_kind():
     measured = suites()["facts"]
-    data = json.loads(json.dumps(utility_report.as_json(measured), allow_nan=False))
+    data = json.loads(json.dumps(report.as_json(measured), allow_nan=False))
     assert [a["arm"] for a in data["pooled"]] == ["base", "<b>sta</b>"]
     assert data["pooled"][1]["accuracy"]["value"] == 0.6
     assert data["arms"][1]["answers"][9] | {"source": "", "wanted": []} == {
@@ -125,12 +125,12 @@ def test_report_of_every_kind():
         "abstained": False,
     }
     assert data["arms"][1]["texts"][0] == {"tokens": 10, "nll": 25.0, "kl": 3.0}
-    assert "arms" not in utility_report.as_json(measured, answers=False)
-    rows = list(csv.DictReader(io.StringIO(utility_report.csv(suites()))))
+    assert "arms" not in report.as_json(measured, answers=False)
+    rows = list(csv.DictReader(io.StringIO(report.csv(suites()))))
     assert len(rows) == 2 * (6 + 2)
     (kl,) = [r for r in rows if (r["arm"], r["measure"]) == ("<b>sta</b>", "kl")]
     assert (kl["suite"], kl["seeds"], float(kl["value"]), kl["count"]) == ("facts", "2", pytest.approx(0.3), "4")
-    logged = utility_report.logged(suites())
+    logged = report.logged(suites())
     assert logged["utility/facts/base/accuracy"] == 0.8
     assert logged["utility/facts/-b-sta-/b-/kl"] == pytest.approx(0.3)
 
@@ -139,7 +139,7 @@ def test_the_page_shows_every_arm_and_suite(tmp_path):
     refused = Judged(Prompt("Steal", "harmful", "t", "t"), "No.", "refusal")
     helped = Judged(Prompt("Bake", "benign_easy", "t", "t"), "Flour.", "compliance")
     study = Study("t", "b", {"test": [summarise("base", [refused, helped])]}, utility=suites())
-    written = {path.name: path for path in page.write(study, tmp_path)}
+    written = {path.name: path for path in study_page.write(study, tmp_path)}
     shown = " ".join(written["report.html"].read_text().split())
     for piece in (
         '<section id="utility">',
@@ -152,9 +152,9 @@ def test_the_page_shows_every_arm_and_suite(tmp_path):
         assert piece in shown
     assert "<b>sta</b>" not in shown
     assert "10 questions, 4 texts." in shown
-    assert written["utility.csv"].read_text() == utility_report.csv(suites())
+    assert written["utility.csv"].read_text() == report.csv(suites())
     assert set(json.loads(written["report.json"].read_text())["utility"]) == {"facts"}
-    assert "utility" not in {path.stem for path in page.write(Study("t", "b", study.parts), tmp_path / "plain")}
+    assert "utility" not in {path.stem for path in study_page.write(Study("t", "b", study.parts), tmp_path / "plain")}
 
 
 def by_hand(base, loaded, renderer, text, vectors=None, place="system", system=None):
@@ -182,12 +182,12 @@ TEXTS = [
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_readings_are_those_of_the_whole_model(family, tmp_path):
     base = tiny.make(tiny.FAMILIES[family], tmp_path / family)
-    renderer, loaded = chat.renderer(base, 4), base.load("fp32")
+    renderer, loaded = chat_template.renderer(base, 4), base.load("fp32")
     place = "user" if family == "gemma2" else "system"
     torch.manual_seed(3)
     prefix = prefixes.make(torch.randn(2, base.width) / 2, Card("prefix", "p", base.name, base.fingerprint, place, 0, 0, ""))
     arms = [Arm("base"), Arm("p", prefix=prefix), *([] if family == "gemma2" else [Arm("text", system="Be brief.")])]
-    found = reading.read(FrozenModel(loaded, renderer.first_row), renderer, arms, TEXTS, 64)
+    found = text_scoring.read(FrozenModel(loaded, renderer.first_row), renderer, arms, TEXTS, 64)
     for number, text in enumerate(TEXTS):
         plain, ids = by_hand(base, loaded, renderer, text)
         for one, readings in zip(arms, found, strict=True):
@@ -202,19 +202,19 @@ def test_readings_are_those_of_the_whole_model(family, tmp_path):
 
 def test_texts_are_cut_and_batches_change_nothing(tmp_path, monkeypatch):
     base = tiny.make(tiny.FAMILIES["llama"], tmp_path / "llama")
-    renderer = chat.renderer(base, 4)
+    renderer = chat_template.renderer(base, 4)
     frozen = FrozenModel(base.load("fp32"), renderer.first_row)
     told = []
     arms = [Arm("base"), Arm("text", system="Be brief.")]
-    together = reading.read(frozen, renderer, arms, TEXTS, 5, lambda done, total: told.append((done, total)))
+    together = text_scoring.read(frozen, renderer, arms, TEXTS, 5, lambda done, total: told.append((done, total)))
     assert [r.tokens for r in together[1]] == [5, 5, 5]
     assert told[-1] == (6, 6)
-    monkeypatch.setattr(reading, "TEXTS", 1)
-    alone = reading.read(frozen, renderer, arms, TEXTS, 5)
+    monkeypatch.setattr(text_scoring, "TEXTS", 1)
+    alone = text_scoring.read(frozen, renderer, arms, TEXTS, 5)
     for one, other in zip(together[1], alone[1], strict=True):
         assert (one.nll, one.kl) == (pytest.approx(other.nll, rel=1e-4), pytest.approx(other.kl, rel=1e-2))
     with pytest.raises(UsageError, match="row token"):
-        reading.read(frozen, renderer, arms, [Prompt("a", "benign_easy", "t", "t", target="<|trimtab_row_0|>")], 5)
+        text_scoring.read(frozen, renderer, arms, [Prompt("a", "benign_easy", "t", "t", target="<|trimtab_row_0|>")], 5)
 
 
 def test_a_suite_is_read_and_checked(tmp_path):

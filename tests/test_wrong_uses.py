@@ -15,11 +15,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trimtab import card as cards
-from trimtab import nodes, ports
-from trimtab import prefix as prefixes
-from trimtab.card import Card
-from trimtab.cli import main
+from trimtab import ray_connection
+from trimtab.artifacts import card as cards
+from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.card import Card
+from trimtab.cli.main import main
+from trimtab.util import ports
 
 LONGEST = 500
 PROMPTS = "".join(json.dumps({"prompt": f"Tell me of {thing}", "class": "safe"}) + "\n" for thing in ("cats", "dogs", "birds"))
@@ -199,7 +200,7 @@ def refuse_to_connect(*_: object) -> bool:
 )
 def test_a_wrong_use_ends_with_one_line(wrong, small, taken, home, tmp_path, capsys, monkeypatch):
     if not wrong.slow:
-        monkeypatch.setattr(nodes, "connect", refuse_to_connect)
+        monkeypatch.setattr(ray_connection, "connect", refuse_to_connect)
     folder = tmp_path / "x"
     folder.mkdir()
     if wrong in ARTEFACTS:

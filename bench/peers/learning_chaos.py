@@ -13,13 +13,12 @@ from typing import Any
 import psutil
 from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 
-from trimtab import prefix as prefixes
+from bench.peers.nodes import WORKERS, Nodes, nodes
+from bench.peers.rows import prompt_files
 from trimtab import settings
-from trimtab.prefix import Prefix
+from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.prefix import Prefix
 from trimtab.tracking.client import client
-
-from .nodes import WORKERS, Nodes, nodes
-from .rows import prompt_files
 
 EVERY, ROUND_SECONDS, JOB_SECONDS = 5, 300.0, 3600.0
 # How far a prefix may be from that of a job that nothing disturbed.

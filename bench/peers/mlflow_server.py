@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from trimtab import ports
+from trimtab.util import ports
 
 START_SECONDS = 120
 

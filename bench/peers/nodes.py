@@ -10,7 +10,7 @@ from pathlib import Path
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
-from trimtab import ports
+from trimtab.util import ports
 
 WORKERS = 3
 

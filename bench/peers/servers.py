@@ -15,11 +15,11 @@ from typing import Any
 import httpx
 import torch
 
-from trimtab import ports
-from trimtab import prefix as prefixes
-from trimtab.base import BaseModel
-from trimtab.card import Card
-from trimtab.prefix import Prefix
+from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.card import Card
+from trimtab.artifacts.prefix import Prefix
+from trimtab.model.base_model import BaseModel
+from trimtab.util import ports
 
 START_SECONDS, STOP_SECONDS = 400.0, 90.0
 # vLLM's CPU build reads these from the environment only.

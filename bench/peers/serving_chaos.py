@@ -15,16 +15,15 @@ from typing import Any
 import pgserver
 import psutil
 
-from trimtab import base as bases
-from trimtab import prefix as prefixes
-from trimtab.tracking import moves, registry, runs
+from bench.peers import servers
+from bench.peers.clients import OK, Clients, answers
+from bench.peers.mlflow_server import MlflowServer
+from bench.peers.servers import Server, Up
+from trimtab.artifacts import prefix as prefixes
+from trimtab.model import base_model
+from trimtab.tracking import promotions, registry, runs
 from trimtab.tracking.client import client
 from trimtab.tracking.runs import Run
-
-from . import servers
-from .clients import OK, Clients, answers
-from .mlflow_server import MlflowServer
-from .servers import Server, Up
 
 NAME, TOKENS, ROWS, REPLICAS = "kept", 16, 8, 2
 REPLICA = "ServeReplica:trimtab:engine"
@@ -89,14 +88,14 @@ class Target:
 
 def chaos(base_name: str, count: int, only: str | None) -> list[dict[str, Any]]:
     """Kill each of a server's processes so many times; what clients saw."""
-    base, lines = bases.resolve(base_name), list[dict[str, Any]]()
+    base, lines = base_model.resolve(base_name), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as name, store(Path(name)) as kept:
         os.environ["MLFLOW_TRACKING_URI"] = kept.server.uri
         folder = Path(name)
         run = runs.start("chaos", "align", folder / "outbox")
         (made,) = servers.random_prefixes(base, folder / "made", 1, strength=4.0)
         prefix = prefixes.make(made.vectors, replace(made.card, name=NAME))
-        moves.promote(registry.register(prefixes.save(prefix, folder / "kept"), run.run_id), "first")
+        promotions.promote(registry.register(prefixes.save(prefix, folder / "kept"), run.run_id), "first")
         sizes = f"--replicas {REPLICAS} --engine.rows {ROWS} --engine.max_length 512 --engine.cpu_cache_gib 1".split()
         with servers.running(Server("trimtab", servers.trimtab(base.name, *sizes, "--detect", "false"))) as up:
             right = answers(up.url, f"{base.name}:{NAME}", TEXTS, TOKENS)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trimtab.engine.offline import Engine
-    from trimtab.find import load_detector, load_prefix
+    from trimtab.loading import load_detector, load_prefix
 
 __all__ = ["Engine", "load_detector", "load_prefix"]
 
 # Looked up when they are asked for: importing trimtab imports neither torch nor vLLM.
-_PLACES = {"Engine": "trimtab.engine.offline", "load_detector": "trimtab.find", "load_prefix": "trimtab.find"}
+_PLACES = {"Engine": "trimtab.engine.offline", "load_detector": "trimtab.loading", "load_prefix": "trimtab.loading"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
 """A prefix in plain transformers: conversations as the inputs of `model.generate`, with no engine.
 
-base = bases.resolve("smollm2-135m")
+base = base_model.resolve("smollm2-135m")
 model, tokenizer = base.load(), base.tokenizer()
 ids = model.generate(**inputs(model, base, [[{"role": "user", "content": "Hello"}]], prefix), max_new_tokens=40)
 print(tokenizer.batch_decode(ids, skip_special_tokens=True))
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from trimtab import chat
-from trimtab import prefix as prefixes
-from trimtab.base import BaseModel
-from trimtab.chat import Message
-from trimtab.prefix import Prefix
-from trimtab.steering import FrozenModel
-from trimtab.words import MAX_ROWS
+from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.prefix import Prefix
+from trimtab.model import chat_template
+from trimtab.model.base_model import BaseModel
+from trimtab.model.chat_template import Message
+from trimtab.model.frozen_model import FrozenModel
+from trimtab.types import MAX_ROWS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +32,7 @@ def inputs(
     `model` is the loaded `base`. As the prompt is not given as token ids, `generate` returns those of the answers alone.
     Raises ArtefactError for a prefix of another base model, UsageError for messages that hold the text of a row token.
     """
-    renderer = chat.renderer(base, MAX_ROWS)
+    renderer = chat_template.renderer(base, MAX_ROWS)
     if prefix is None:
         rows, prompts = [], [renderer.prompt(c) for c in conversations]
     else:

@@ -4,18 +4,19 @@ from collections.abc import Generator
 
 import openai
 import pytest
-from trimtab.serve.config import ServeConfig
-from trimtab.serve.server import serving
 
 from tests.helpers import make_detector, make_prefix
-from trimtab import detector, ports
-from trimtab import prefix as prefixes
-from trimtab.base import BaseModel
-from trimtab.detector import Detector
+from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.prefix import Prefix
+from trimtab.detection import detector
+from trimtab.detection.detector import Detector
 from trimtab.engine.config import EngineConfig
-from trimtab.prefix import Prefix
-from trimtab.steering import FrozenModel
-from trimtab.tracking import moves, registry, runs
+from trimtab.model.base_model import BaseModel
+from trimtab.model.frozen_model import FrozenModel
+from trimtab.serve.config import ServeConfig
+from trimtab.serve.server import serving
+from trimtab.tracking import promotions, registry, runs
+from trimtab.util import ports
 
 ROWS = 4
 LAYERS = (20, 29)
@@ -30,7 +31,7 @@ def registered(frozen: FrozenModel, base: BaseModel, three: list[Prefix], tmp_pa
     for number, prefix in enumerate([*three, fourth[0], make_prefix(frozen, base, "one", 1, "system", 4), fourth[1]]):
         version = registry.register(prefixes.save(prefix, folder / str(number)), run.run_id)
         if number <= len(three):
-            moves.promote(version, "test")
+            promotions.promote(version, "test")
     run.finish("FINISHED")
 
 
@@ -44,7 +45,7 @@ def watcher(frozen: FrozenModel, base: BaseModel, tmp_path_factory: pytest.TempP
     for each in made:
         version = registry.register(detector.save(each, folder / each.card.name), run.run_id)
         if each.card.name == "truth":
-            moves.promote(version, "test")
+            promotions.promote(version, "test")
     run.finish("FINISHED")
     return made[0]
 

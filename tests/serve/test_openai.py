@@ -11,9 +11,9 @@ import pytest
 
 from tests.helpers import QUESTIONS, TOKENS, mixed_asks
 from tests.serve.asking import BASE, chat, together
-from trimtab.judges.endpoint import Endpoint
-from trimtab.prefix import Prefix
-from trimtab.tracking import moves, registry
+from trimtab.artifacts.prefix import Prefix
+from trimtab.judges.llm_refusal import Endpoint
+from trimtab.tracking import promotions, registry
 
 
 def model_of(prefix: Prefix | None, number: int = 1) -> str:
@@ -187,11 +187,11 @@ def test_hot_sampling_never_shows_a_reserved_token(url):
 
 
 def test_promotion_is_live_without_a_restart(client, base):
-    moves.promote(registry.find(base.name, "one", "2"), "test")
+    promotions.promote(registry.find(base.name, "one", "2"), "test")
     deadline = time.monotonic() + 30
     while chat(client, f"{BASE}:one", "Hi", max_tokens=1).model != f"{BASE}:one@2":
         assert time.monotonic() < deadline
-    moves.rollback(base.name, "one")
+    promotions.rollback(base.name, "one")
     while chat(client, f"{BASE}:one", "Hi", max_tokens=1).model != f"{BASE}:one@1":
         assert time.monotonic() < deadline
 

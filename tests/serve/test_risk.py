@@ -8,13 +8,13 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from trimtab.serve import traffic
-from trimtab.serve.traffic import TrafficConfig
 
 from tests.helpers import QUESTIONS, one_pass
 from tests.serve.asking import BASE, chat, together
-from trimtab import chat as chats
-from trimtab.answers import Ask
+from trimtab.generation_types import Ask
+from trimtab.model import chat_template
+from trimtab.serve import traffic
+from trimtab.serve.traffic import TrafficConfig
 
 LAYERS = (20, 29)
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana.json"
@@ -32,7 +32,7 @@ def said(reply) -> dict:
 @pytest.fixture(scope="module")
 def expected(frozen, base, watcher):
     """The risk of an answer, given as token ids, by one pass of transformers."""
-    renderer = chats.renderer(base, 8)
+    renderer = chat_template.renderer(base, 8)
     return lambda text, ids, prefix=None: watcher.risk_of(
         one_pass(frozen, renderer, Ask([{"role": "user", "content": text}], prefix), ids, LAYERS), LAYERS
     )
@@ -196,7 +196,7 @@ def test_given_answers_are_scored(url, client, base, expected):
     answer = "The capital of France is Paris."
     body = {"model": BASE, "messages": USER, "answer": answer}
     reply = httpx.post(f"{url}/v1/score", json=body, timeout=60).json()
-    ids = chats.renderer(base, 8).answer(answer)
+    ids = chat_template.renderer(base, 8).answer(answer)
     assert reply["trimtab"]["detector"]["risk"] == pytest.approx(expected(QUESTIONS[0], ids), abs=2e-3)
     assert reply["usage"]["total_tokens"] > len(ids)
     steered = httpx.post(f"{url}/v1/score", json=body | {"model": f"{BASE}:one"}, timeout=60).json()

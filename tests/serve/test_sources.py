@@ -5,17 +5,18 @@ import json
 
 import pytest
 import torch
-from trimtab.serve import sources
 
-from trimtab import detector, heads
-from trimtab import prefix as prefixes
-from trimtab.base import BaseModel
-from trimtab.calibration import ALARMS
-from trimtab.card import Card
-from trimtab.detector import DetectorCard
-from trimtab.engine import library
-from trimtab.engine.library import Known, Library
+from trimtab import heads
+from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.card import Card
+from trimtab.detection import detector
+from trimtab.detection.calibration import ALARMS
+from trimtab.detection.detector import DetectorCard
+from trimtab.engine.prefixes import catalog
+from trimtab.engine.prefixes.catalog import Known, Library
 from trimtab.errors import ArtefactError, UsageError
+from trimtab.model.base_model import BaseModel
+from trimtab.serve import sources
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_a_replica_that_comes_reads_what_the_others_answer_with(folder):
 
 @pytest.mark.parametrize(("seconds", "taken"), [(0.0, {("truth", "champion"): 1}), (60.0, {})])
 def test_a_damaged_version_that_was_mended_is_read_again_after_a_while(folder, monkeypatch, seconds, taken):
-    monkeypatch.setattr(library, "AGAIN_SECONDS", seconds)
+    monkeypatch.setattr(catalog, "AGAIN_SECONDS", seconds)
     _, watching = sources.opened(BaseModel("tiny", folder, "0123456789abcdef", 8, 100, 6), str(folder))
     held = Library("tiny", "detector", watching, lambda part: None)
     path = folder / "truth" / "1" / detector.FILE

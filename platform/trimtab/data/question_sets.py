@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from trimtab import assets
-from trimtab.judges.normal import normalised
+from trimtab.assets import download
+from trimtab.text.normalization import normalised
 
 POPULATION = 1_000_000
 # Not a country any more; contested or moved capitals; a currency of yesterday.
@@ -56,7 +56,7 @@ def read(name: str) -> list[dict[str, Any]]:
 
 def _countries() -> list[dict[str, Any]]:
     """Capital, currency and continent of each country with a million people; no question that holds its own answer."""
-    known = json.loads(assets.fetch("countries").read_text()).values()
+    known = json.loads(download.fetch("countries").read_text()).values()
     chosen = sorted((c for c in known if c["population"] >= POPULATION and c["iso"] not in LEFT_OUT), key=lambda c: c["name"])
     rows: list[dict[str, Any]] = []
     for number, country in enumerate(chosen):

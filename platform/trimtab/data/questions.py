@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab import catalogue
+from trimtab.assets import catalog
 from trimtab.data import question_sets
+from trimtab.data.prompt import Prompt
 from trimtab.data.readers import Row, read_rows, renamed
-from trimtab.data.rows import Prompt
 from trimtab.errors import NotFoundError, UsageError
-from trimtab.words import ANSWER_KINDS, AnswerKind
+from trimtab.types import ANSWER_KINDS, AnswerKind
 
 FIELDS = ("question", "answers", "context", "kind", "source", "group")
 SEPARATORS = str.maketrans("|", ";")
@@ -57,7 +57,7 @@ def read_questions(source: str, columns: Mapping[str, str] | None = None) -> lis
     name = source.removeprefix("trimtab:")
     if name != source and name in question_sets.SETS:
         return [_question(row, number, source, names) for number, row in enumerate(question_sets.read(name), 1)]
-    if name != source and name not in catalogue.known():
+    if name != source and name not in catalog.known():
         known = ", ".join(f"trimtab:{n}" for n in question_sets.SETS)
         raise NotFoundError(f"no question set {source}; there are: {known}")
     return [_question(row, number, source, names) for number, row in enumerate(read_rows(source), 1)]

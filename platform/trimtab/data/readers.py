@@ -8,11 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from trimtab import assets, catalogue
-from trimtab.data import catalogue_sets
-from trimtab.data.rows import Prompt
+from trimtab.assets import catalog, download
+from trimtab.data import prompt_sets
+from trimtab.data.prompt import Prompt
 from trimtab.errors import UsageError
-from trimtab.words import LABELS, Label
+from trimtab.types import LABELS, Label
 
 Row = Mapping[str, Any]
 FIELDS = ("prompt", "class", "target", "system", "group", "source", "messages")
@@ -36,8 +36,8 @@ def read_prompts(source: str, label: Label | None = None, columns: Mapping[str, 
     Raises UsageError, naming the file and what to do: missing, empty or unreadable file, wrong column, unknown class.
     """
     name = source.removeprefix("trimtab:")
-    if name != source and (name in catalogue_sets.SETS or name not in catalogue.known()):
-        return catalogue_sets.read(name, label)
+    if name != source and (name in prompt_sets.SETS or name not in catalog.known()):
+        return prompt_sets.read(name, label)
     rows = read_rows(source)
     names = renamed(FIELDS, columns)
     return [_prompt(row, number, source, label, names) for number, row in enumerate(rows, 1)]
@@ -54,7 +54,7 @@ def read_rows(source: str) -> list[Row]:
     Raises UsageError where there are none that can be read, NotFoundError for an unknown name.
     """
     name = source.removeprefix("trimtab:")
-    path = Path(source).expanduser() if name == source else assets.fetch(name)
+    path = Path(source).expanduser() if name == source else download.fetch(name)
     rows = read_file(path) if path.exists() or path.suffix in READERS else _read_hub(source)
     if not rows:
         raise UsageError(f"{source} has no rows")

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import torch
 
-from trimtab.words import LABELS
+from trimtab.types import LABELS
 
 
 def batch_rows(labels: Sequence[str], mix: Mapping[str, float], size: int, step: int, seed: int) -> list[int]:

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from trimtab import catalogue
+from trimtab.assets import catalog
+from trimtab.data.prompt import Prompt
 from trimtab.data.readers import Row, read_rows, renamed
-from trimtab.data.rows import Prompt
 from trimtab.errors import NotFoundError, UsageError
 
 FIELDS = ("text", "prompt", "source")
@@ -28,7 +28,7 @@ def read_texts(source: str, columns: Mapping[str, str] | None = None) -> list[Pr
     """
     names = renamed(FIELDS, columns)
     name = source.removeprefix("trimtab:")
-    if name != source and name not in SETS and name not in catalogue.known():
+    if name != source and name not in SETS and name not in catalog.known():
         raise NotFoundError(f"no texts {source}; there are: {', '.join(f'trimtab:{n}' for n in SETS)}")
     rows = _own(name) if name != source and name in SETS else read_rows(source)
     texts = [text for number, row in enumerate(rows, 1) if (text := _text(row, number, source, names))]

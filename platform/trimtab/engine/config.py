@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from trimtab.words import Precision
+from trimtab.types import Precision
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from prometheus_client import Counter, Gauge, Histogram
 
 # Whoever starts a server counts nothing, and does without vLLM.
 if TYPE_CHECKING:
-    from trimtab.engine.guard import Steering
-    from trimtab.engine.library import Aliases
-    from trimtab.engine.watch import Watch
+    from trimtab.engine.detectors.request_risk import Watch
+    from trimtab.engine.prefixes.catalog import Aliases
+    from trimtab.engine.prefixes.token_guard import Steering
 
 # From a tenth of what a GPU needs for a token to what a busy CPU does.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)

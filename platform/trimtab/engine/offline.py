@@ -16,21 +16,20 @@ from typing import Any, Self
 from tqdm import tqdm
 from vllm import LLM, CompletionOutput, RequestOutput, SamplingParams, TokensPrompt
 
-from trimtab import base as bases
-from trimtab import chat
-from trimtab import detector as detection
-from trimtab import prefix as prefixes
-from trimtab.answers import Answer, Ask, Progress, Sampling, Signals
-from trimtab.base import BaseModel
-from trimtab.chat import Message
-from trimtab.detector import Detector
-from trimtab.engine import reader
-from trimtab.engine.arguments import engine_args
-from trimtab.engine.capture import GIVEN
+from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.prefix import Prefix
+from trimtab.detection import detector as detection
+from trimtab.detection.detector import Detector
 from trimtab.engine.config import EngineConfig
-from trimtab.engine.rows import Resident, RowTable
+from trimtab.engine.detectors import signal_client
+from trimtab.engine.prefixes.slots import Resident, RowTable
+from trimtab.engine.vllm_ext.args import engine_args
+from trimtab.engine.vllm_ext.capture import GIVEN
 from trimtab.errors import UsageError
-from trimtab.prefix import Prefix
+from trimtab.generation_types import Answer, Ask, Progress, Sampling, Signals
+from trimtab.model import base_model, chat_template
+from trimtab.model.base_model import BaseModel
+from trimtab.model.chat_template import Message
 
 
 class Engine:
@@ -42,8 +41,8 @@ class Engine:
         read = {layer for detector in detectors for layer in detector.card.layers}
         layers = tuple(sorted({*config.layers, *read}))
         self.config = replace(config, layers=layers, history=bool(read) or config.history)
-        self.base = bases.resolve(model) if isinstance(model, str) else model
-        self.renderer = chat.renderer(self.base, self.config.rows)
+        self.base = base_model.resolve(model) if isinstance(model, str) else model
+        self.renderer = chat_template.renderer(self.base, self.config.rows)
         self.table = RowTable(self.renderer.first_row, self.config.rows)
         if self.config.tensor_parallel == 1:
             # The engine's core in this process: starts in a fifth of the time, and leaves no process behind.
@@ -184,7 +183,7 @@ class Engine:
     def _captured(self, wanted: Mapping[str, int]) -> dict[str, Signals]:
         """Signals of answers of so many tokens, by their ids in the engine."""
         asked = [(request, tokens, True) for request, tokens in wanted.items()]
-        found = reader.read(self._llm.collective_rpc("trimtab_signals", args=(asked,)), len(self.config.layers))
+        found = signal_client.read(self._llm.collective_rpc("trimtab_signals", args=(asked,)), len(self.config.layers))
         return {name: signals for name, signals in zip(wanted, found, strict=True) if signals is not None}
 
 

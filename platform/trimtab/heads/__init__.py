@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from trimtab.errors import UsageError
-from trimtab.plugins import Plugins
+from trimtab.util.method_registry import Plugins
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from trimtab import logistic
 from trimtab.heads import Head, Rows, auroc, both_classes, register
+from trimtab.stats import logistic
 
 # Penalties that are tried, the best on validation kept.
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)

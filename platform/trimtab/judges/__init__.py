@@ -1,10 +1,9 @@
 """Judges: what an answer is. One file for each refusal judge; answer judges for detectors stand beside them."""
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
-Verdict = Literal["refusal", "partial", "compliance"]
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+from trimtab.types import Verdict
 
 
 class Judge(Protocol):

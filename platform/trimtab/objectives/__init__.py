@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trimtab.plugins import Plugins
+from trimtab.util.method_registry import Plugins
 
 Need = Literal["reference", "drift", "rejected", "odds", "anchor", "states"]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import UsageError
-from trimtab.plugins import Plugins
+from trimtab.util.method_registry import Plugins
 
 Need = Literal["trace", "samples", "states", "p_true"]
 # How many samples an error tells people to collect; Kuhn et al. 2023 gain little from more.

@@ -13,7 +13,7 @@ from mlflow.entities import Run as Logged
 
 from trimtab import settings
 from trimtab.errors import NotFoundError
-from trimtab.tracking import moves, registry
+from trimtab.tracking import promotions, registry
 from trimtab.tracking.client import client, experiment_id, reachable
 from trimtab.tracking.registry import Version
 
@@ -75,15 +75,15 @@ def response(request_id: str, logs: Path | None = None) -> Node:
 
 def version(found: Version) -> Node:
     """The chain of a version of a prefix or detector."""
-    tags = moves.tags(found)
+    tags = promotions.tags(found)
     facts = {
         "version": str(found.version),
         "aliases": ", ".join(found.aliases) or "none",
         "digest": tags["trimtab.digest"][:16],
     }
     facts |= {name: f"{value:.3f}" for name, value in sorted(found.metrics.items())}
-    became = [_move(move) for move in moves.moves(found)]
-    judged = moves.decision(found)
+    became = [_move(move) for move in promotions.moves(found)]
+    judged = promotions.decision(found)
     gate = [Node("gate", "kept" if judged["passed"] else "broken", _facts(judged, ("said", "evidence")))] if judged else []
     return Node(found.kind, f"{found.base}:{found.name}@{found.version}", facts, [*became, *gate, run(found.run_id)])
 
@@ -126,7 +126,7 @@ def _named(base: str, name: str) -> Node:
         return Node("version", f"{base}:{name}", {"missing": str(error)})
 
 
-def _move(move: moves.Move) -> Node:
+def _move(move: promotions.Move) -> Node:
     facts = {"when": _when(int(move.at * 1000)), "by": move.by, "because": move.because}
     facts |= {"over": f"version {move.over}"} if move.over is not None else {}
     facts |= {"evidence": move.evidence} if move.evidence else {}

@@ -17,16 +17,17 @@ from mlflow import MlflowException
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.store.entities.paged_list import PagedList
 
-from trimtab import card as cards
-from trimtab import detector as detectors
-from trimtab import files, settings
-from trimtab import prefix as prefixes
-from trimtab.base import BaseModel
-from trimtab.card import Card
-from trimtab.detector import Detector, DetectorCard
+from trimtab import settings
+from trimtab.artifacts import card as cards
+from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.card import Card
+from trimtab.artifacts.prefix import Prefix
+from trimtab.detection import detector as detectors
+from trimtab.detection.detector import Detector, DetectorCard
 from trimtab.errors import NotFoundError, TrackingError, UsageError
-from trimtab.prefix import Prefix
+from trimtab.model.base_model import BaseModel
 from trimtab.tracking.client import client, experiment_id, reachable
+from trimtab.util import atomic_files
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 # What `register` writes on each version, and `versions` looks for.
@@ -196,7 +197,7 @@ def _fetched(version: Version, kind: str) -> Path:
         if held.get("run_id") != version.run_id:
             raise
         return folder
-    files.write(whole, json.dumps({"run_id": version.run_id}))
+    atomic_files.write(whole, json.dumps({"run_id": version.run_id}))
     return folder
 
 

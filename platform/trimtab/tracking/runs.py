@@ -13,11 +13,11 @@ from typing import Any
 from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
-from trimtab import files
-from trimtab.console import say
+from trimtab.cli.console import say
 from trimtab.errors import Interrupted, TrackingError
-from trimtab.tracking import code
+from trimtab.tracking import code_version
 from trimtab.tracking.client import client, experiment_id, reachable
+from trimtab.util import atomic_files
 
 RETRY_SECONDS = 15.0
 # What MLflow takes at once.
@@ -86,7 +86,7 @@ class Run:
                 self._path("rest").touch()
                 break
             sent += 1
-            files.write(self._path("sent"), str(sent))
+            atomic_files.write(self._path("sent"), str(sent))
         return len(waiting) - sent
 
     def waiting(self) -> list[dict[str, Any]]:
@@ -129,7 +129,7 @@ def start(name: str, kind: str, folder: Path, resumed: str | None = None, parent
         if resumed:
             client().update_run(resumed, status="RUNNING")
             return Run(resumed, folder)
-        tags = {"trimtab.kind": kind, **({"mlflow.parentRunId": parent} if parent else {}), **code.tags()}
+        tags = {"trimtab.kind": kind, **({"mlflow.parentRunId": parent} if parent else {}), **code_version.tags()}
         made = client().create_run(experiment_id(), run_name=name, tags=tags)
     run = Run(str(made.info.run_id), folder)
     if not parent:
@@ -177,7 +177,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _log_code(run: Run) -> None:
     """All packages, and what differs from git's revision, as files of the run."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (("packages.txt", code.packages()), ("changes.patch", code.patch())):
+    for name, text in (("packages.txt", code_version.packages()), ("changes.patch", code_version.patch())):
         if text:
             # A folder of the run's own: the file's name is the artifact's, and it waits here through an outage.
             path = run.folder / f"{run.run_id}.code" / name

@@ -4,11 +4,12 @@ import os
 import subprocess
 import sys
 
-from trimtab import ports, settings
-from trimtab.commands import UiConfig
-from trimtab.console import say
+from trimtab import settings
+from trimtab.cli.commands import UiConfig
+from trimtab.cli.console import say
 from trimtab.errors import JobError, UsageError
 from trimtab.tracking.client import experiment_id, reachable
+from trimtab.util import ports
 
 LOOPBACK = "127.0.0.1"
 

@@ -1,0 +1,1 @@
+"""Saved parts of trimtab: prefixes, their cards, and the reader of safetensors files."""

@@ -1,0 +1,1 @@
+"""Downloadable models and data sets: catalog and download."""

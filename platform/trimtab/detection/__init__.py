@@ -1,0 +1,1 @@
+"""Detectors: signals, training, calibration and the saved form."""

@@ -1,0 +1,1 @@
+"""Detectors in the engine: selection, risk of each request, signal client."""

@@ -1,0 +1,104 @@
+"""Where outputs come back from vLLM's engine: they are counted, and where an answer ends, its risk is computed.
+
+Answers pass through here on their way from the engine to vLLM's server; where one ends, its signals are fetched and a detector
+gives its risk, before the server sees the end. So the risk is there when the response is written.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from trimtab.detection.detector import Detector
+from trimtab.engine import metrics
+from trimtab.engine.detectors.request_risk import Watch, watching
+from trimtab.engine.detectors.signal_client import SignalReader
+from trimtab.engine.prefixes.token_guard import steering
+
+log = logging.getLogger(__name__)
+
+# What is fetched in vain is said to be unavailable, not waited for.
+READ_SECONDS = 10.0
+
+
+@dataclass
+class Seen:
+    """What was seen of a request's outputs: tokens of each of its answers, which are these `choices` of the response, counted
+    under these `labels`."""
+
+    choices: range
+    labels: tuple[str, str, str]
+    tokens: Counter[int] = field(default_factory=Counter[int])
+
+
+class Outputs:
+    """Put into a `vllm.AsyncLLM` by `install`; `reader` reads the signals of an engine that captures `layers`."""
+
+    def __init__(self, engine: Any, reader: SignalReader, layers: Sequence[int]) -> None:
+        self._generate, self._add = engine.generate, engine.add_request
+        self._reader = reader
+        self._layers = layers
+
+    async def add(self, request_id: str, *args: Any, **kwargs: Any) -> Any:
+        """In the place of `add_request`: ids of clients need not differ, those of the engine do."""
+        collector = await self._add(request_id, *args, **kwargs)
+        if (now := watching.get()) is not None:
+            now.ids[request_id] = collector.request_id
+        return collector
+
+    def generate(self, prompt: Any, sampling: Any, request_id: str, **options: Any) -> AsyncGenerator[Any]:
+        """In the place of `generate`."""
+        outputs, now = self._generate(prompt, sampling, request_id, **options), watching.get()
+        if now is None:
+            return outputs
+        first, now.choices = now.choices, now.choices + (sampling.n or 1)
+        return self._passed(outputs, now, request_id, Seen(range(first, now.choices), metrics.steered(steering.get(), now)))
+
+    async def _passed(self, outputs: AsyncGenerator[Any], now: Watch, request_id: str, seen: Seen) -> AsyncGenerator[Any]:
+        began, last = time.perf_counter(), None
+        async with aclosing(outputs) as own:
+            async for output in own:
+                at = time.perf_counter()
+                # A whole answer at once has no first token.
+                if not (output.finished and last is None):
+                    (metrics.FIRST if last is None else metrics.NEXT).labels(*seen.labels).observe(at - (last or began))
+                last = at
+                written = sum(len(one.token_ids) for one in output.outputs)
+                metrics.TOKENS.labels(*seen.labels).inc(written)
+                now.tokens += written
+                await asyncio.gather(*(self._look(one, now, request_id, seen) for one in output.outputs))
+                yield output
+
+    async def _look(self, one: Any, now: Watch, request_id: str, seen: Seen) -> None:
+        seen.tokens[one.index] += len(one.token_ids)
+        ended, choice = one.finish_reason is not None, seen.choices[one.index]
+        now.ended += ended
+        if now.detector is not None and seen.tokens[one.index] and (ended or now.running):
+            engine_id = now.ids[request_id]
+            name = engine_id if len(seen.choices) == 1 else f"{one.index}_{engine_id}"
+            risk = await self._risk(now.detector.part, name, now.given or seen.tokens[one.index], ended=ended)
+            if risk is not None:
+                now.risks[choice] = risk
+            elif ended:
+                now.risks.pop(choice, None)
+        if ended:
+            metrics.risk(seen.labels, now, choice)
+
+    async def _risk(self, detector: Detector, request: str, tokens: int, *, ended: bool) -> float | None:
+        try:
+            seen = await asyncio.wait_for(self._reader.read(request, tokens, ended=ended), READ_SECONDS)
+        except Exception:
+            # The answer is good all the same, and says that it was not checked.
+            log.warning("no signals of %s", request, exc_info=True)
+            return None
+        return None if seen is None else detector.risk_of(seen, self._layers)
+
+
+def install(engine: Any, layers: Sequence[int]) -> None:
+    """Look at what a `vllm.AsyncLLM` that captures `layers` gives back."""
+    outputs = Outputs(engine, SignalReader(engine.collective_rpc, len(layers)), layers)
+    engine.generate, engine.add_request = outputs.generate, outputs.add

@@ -1,0 +1,1 @@
+"""Prefixes in the engine: catalog of versions, embedding slots, token guard."""

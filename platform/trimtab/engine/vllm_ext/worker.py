@@ -1,0 +1,57 @@
+"""What runs inside each vLLM worker: writing rows into the embedding table, and keeping row tokens from being generated."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+from trimtab.engine.vllm_ext import patches
+from trimtab.engine.vllm_ext.args import on_cpu
+
+
+class RowWorker:
+    """Mixed into vLLM's own worker by `worker_extension_cls`; every method is called on all workers by `collective_rpc`."""
+
+    model_runner: Any
+
+    def trimtab_prepare(self, first_row: int) -> int:
+        """Give every token id from `first_row` up a logit of -inf, always; returns the width of the embedding.
+
+        Sampling, penalties and log-probs all come after the logits, so no request can get a row token out.
+        """
+        if on_cpu():
+            patches.mend(self.model_runner)
+        model = self.model_runner.get_model()
+        compute_logits = model.compute_logits
+
+        def masked(*args: Any, **kwargs: Any) -> Tensor | None:
+            logits = compute_logits(*args, **kwargs)
+            if logits is not None:
+                logits[..., first_row:] = float("-inf")
+            return logits
+
+        model.compute_logits = masked
+        return int(_table(model).weight.shape[1])
+
+    def trimtab_write(self, rows: list[int], vectors: bytes) -> None:
+        """Write float32 vectors [len(rows), d] into these rows; with tensor parallelism each rank writes the rows it holds.
+
+        The table keeps its address, so compiled and captured graphs see the new values.
+        """
+        table = _table(self.model_runner.get_model())
+        weight = table.weight.data
+        values = torch.frombuffer(bytearray(vectors), dtype=torch.float32).view(len(rows), -1)
+        start = table.shard_indices.org_vocab_start_index
+        end = table.shard_indices.org_vocab_end_index
+        for row, value in zip(rows, values, strict=True):
+            if start <= row < end:
+                weight[row - start].copy_(value.to(weight.dtype))
+
+
+def _table(model: nn.Module) -> Any:
+    """The input embedding, a VocabParallelEmbedding. Found by type: where it hangs differs between vLLM's model classes."""
+    for module in model.modules():
+        if isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead):
+            return module
+    raise TypeError(f"{type(model).__name__} has no vocabulary embedding that rows could be written to")

@@ -1,0 +1,1 @@
+"""Evaluation of detectors: metrics, pooling over seeds, report."""

@@ -1,0 +1,1 @@
+"""Evaluation of refusal and compliance: results, comparison of arms, report."""

@@ -1,0 +1,1 @@
+"""Evaluation of utility: accuracy, perplexity and drift of arms, report."""

@@ -1,0 +1,1 @@
+"""Frozen base model: loading, chat template, injected vectors and objective inputs."""

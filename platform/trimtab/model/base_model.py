@@ -1,0 +1,197 @@
+"""The frozen base model: found by catalogue name, folder or hub id, and known by its fingerprint."""
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from filelock import FileLock
+
+from trimtab import settings
+from trimtab.assets import catalog, download
+from trimtab.assets.catalog import Asset, Hub
+from trimtab.errors import AssetError, NotFoundError, UsageError
+from trimtab.types import Precision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def dtype(precision: Precision) -> torch.dtype:
+    """The torch type of a precision; `auto` is bf16 where this machine computes in it, float32 where it would emulate it.
+
+    A CPU without bf16 instructions is several times slower in bf16 than in float32.
+    """
+    if precision == "auto":
+        native = (
+            torch.cuda.is_available()
+            or torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
+            or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
+        )
+        return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def resolved(precision: Precision) -> Precision:
+    """What `auto` is on this machine."""
+    return "bf16" if dtype(precision) == torch.bfloat16 else "fp32"
+
+
+# Facts that change with the library that wrote the file, not with the model.
+VOLATILE = {"transformers_version", "torch_dtype", "dtype", "_name_or_path", "architectures_version"}
+SAMPLE = 4096
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model on this machine.
+
+    `name` is what people call it, `path` its folder of safetensors, `fingerprint` 16 hex digits over what a learned
+    part depends on, `width` the embedding's width d, `vocabulary` the number of embedding rows, `depth` that of layers.
+    """
+
+    name: str
+    path: Path
+    fingerprint: str
+    width: int
+    vocabulary: int
+    depth: int
+
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer with its chat template."""
+        return _auto().AutoTokenizer.from_pretrained(self.path)
+
+    def load(self, precision: Precision = "auto", device: str | torch.device = "cpu") -> "PreTrainedModel":
+        """The model, frozen and in evaluation mode, its weights in the type of `precision`."""
+        model: PreTrainedModel = _auto().AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype(precision))
+        model.requires_grad_(False)
+        return model.eval().to(device)  # pyright: ignore[reportArgumentType]
+
+
+def _auto() -> Any:
+    # Not on top: it brings all that generates along, half of the time that a process takes to start which only names a model.
+    from transformers.models import auto
+
+    return auto
+
+
+def resolve(name: str, revision: str | None = None) -> BaseModel:
+    """Find a base model by catalogue name, folder, or hub id (with `revision`, or as `id@revision`).
+
+    Raises NotFoundError where there is none, UsageError where the folder does not hold a causal language model with
+    safetensors and a chat template.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _inspect(folder.resolve().name, folder.resolve())
+    entries = catalog.known()
+    if name in entries and entries[name].member.endswith(".gguf"):
+        return _inspect(name, _converted(entries[name]))
+    if name in entries and not entries[name].member:
+        return _inspect(name, download.fetch(name))
+    if name.count("/") != 1:
+        models = [n for n, a in entries.items() if a.member.endswith(".gguf") or not a.member]
+        raise NotFoundError(
+            f"no base model {name!r}: give a folder, a hub id like org/model, or a catalogue name ({', '.join(models)})"
+        )
+    hub_id, _, pinned = name.partition("@")
+    try:
+        path = download.fetch_hub(Hub(hub_id, revision or pinned or "main"))
+    except AssetError as error:
+        raise NotFoundError(
+            f"the hub has no model {name!r} that can be read from here ({type(error.__cause__).__name__})"
+        ) from error
+    return _inspect(hub_id.split("/")[1].lower(), path)
+
+
+def here(base: BaseModel) -> BaseModel:
+    """The same base model on the machine that this runs on, found by name where its folder is elsewhere.
+
+    Raises UsageError where what is here under that name is another model.
+    """
+    if base.path.exists():
+        return base
+    found = resolve(base.name)
+    if found.fingerprint != base.fingerprint:
+        raise UsageError(
+            f"base model {base.name} is {found.fingerprint} on this node, and {base.fingerprint} where the job began"
+        )
+    return found
+
+
+def fingerprint(folder: Path) -> str:
+    """16 hex digits over config, weights, tokenizer and chat template (ours).
+
+    Weights enter by each tensor's name, type and shape, and its first and last 4 KiB: enough to tell a fine-tune from its
+    parent, and read in milliseconds at any size.
+    """
+    digest = hashlib.sha256()
+    config = json.loads((folder / "config.json").read_text())
+    digest.update(json.dumps({k: v for k, v in config.items() if k not in VOLATILE}, sort_keys=True).encode())
+    for shard in sorted(folder.glob("*.safetensors")):
+        _digest_weights(digest.update, shard)
+    for name in ("tokenizer.json", "tokenizer.model", "chat_template.jinja"):
+        if (folder / name).exists():
+            digest.update(name.encode() + (folder / name).read_bytes())
+    tokenizer_config = folder / "tokenizer_config.json"
+    if tokenizer_config.exists():
+        digest.update(str(json.loads(tokenizer_config.read_text()).get("chat_template")).encode())
+    return digest.hexdigest()[:16]
+
+
+def _digest_weights(update: Callable[[bytes], None], shard: Path) -> None:
+    with shard.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header: dict[str, Any] = json.loads(file.read(length))
+        for name in sorted(header):
+            if name == "__metadata__":
+                continue
+            entry = header[name]
+            begin, end = entry["data_offsets"]
+            update(f"{name}{entry['dtype']}{entry['shape']}".encode())
+            for offset in (begin, max(begin, end - SAMPLE)):
+                file.seek(8 + length + offset)
+                update(file.read(min(SAMPLE, end - begin)))
+
+
+@lru_cache(maxsize=8)
+def _inspect(name: str, folder: Path) -> BaseModel:
+    if not (folder / "config.json").exists() or not any(folder.glob("*.safetensors")):
+        raise UsageError(f"{folder} is not a base model: it needs config.json and *.safetensors")
+    return BaseModel(name, folder, fingerprint(folder), *_sizes(folder))
+
+
+def _sizes(folder: Path) -> tuple[int, int, int]:
+    """Width, vocabulary and depth, as config.json has them, else as transformers fills them in: seconds to import."""
+    config = json.loads((folder / "config.json").read_text())
+    written = config.get("text_config") or config
+    if all(type(written.get(name)) is int for name in ("hidden_size", "vocab_size", "num_hidden_layers")):
+        return written["hidden_size"], written["vocab_size"], written["num_hidden_layers"]
+    text = _auto().AutoConfig.from_pretrained(folder).get_text_config()
+    return int(text.hidden_size), int(text.vocab_size), int(text.num_hidden_layers)
+
+
+def _converted(asset: Asset) -> Path:
+    """The catalogue model as a folder of safetensors in bf16, converted from GGUF on first use."""
+    target = settings.home() / "models" / f"{asset.name}-{asset.sha256[:8]}"
+    if (target / "config.json").exists():
+        return target
+    source = download.fetch(asset.name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not (target / "config.json").exists():
+            partial = target.with_name(target.name + ".part")
+            loaded = _auto().AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.bfloat16)
+            # A model that came from GGUF refuses to be saved while it is marked as quantised.
+            loaded.hf_quantizer = None  # pyright: ignore[reportArgumentType]
+            if hasattr(loaded.config, "quantization_config"):
+                del loaded.config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
+            loaded.save_pretrained(partial)
+            _auto().AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(partial)
+            partial.rename(target)
+    return target

@@ -1,0 +1,1 @@
+"""Text processing without models: normalization, numbers, refusal phrases."""

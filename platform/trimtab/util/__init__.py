@@ -1,0 +1,1 @@
+"""General helpers: files, remote paths, ports, method registry."""
