@@ -26,7 +26,8 @@ from peers.servers import Server
 
 from trimtab import heads
 from trimtab.data.questions import Question, read_questions
-from trimtab.jobs import over_seeds, signal_store
+from trimtab.jobs.collect import signal_dataset
+from trimtab.jobs.detect import model_selection
 from trimtab.judges.answer_matching import mark
 from trimtab.model import base_model
 
@@ -101,8 +102,8 @@ def trimtab(options: argparse.Namespace, folder: Path) -> tuple[Measured, dict[i
         str(SEEDS),
     ]
     learning = timed([sys.executable, "-m", "trimtab", *heads_of, "--json", str(report_to), *common])
-    data = signal_store.read(out)
-    rows = over_seeds.split(data, SEEDS, 0.1, 0.25)
+    data = signal_dataset.read(out)
+    rows = model_selection.split(data, SEEDS, 0.1, 0.25)
     known = {question.question: question for question in read_questions(SOURCE)}
     made = json.loads(report_to.read_text())
     auroc = {arm["name"]: [seed["auroc"] for seed in arm["seeds"]] for arm in [made, *made["rivals"]]}

@@ -16,11 +16,12 @@ from typing import Any
 
 from trimtab.data.hard_filter import Filtered, Row
 from trimtab.data.prompt import Prompt
-from trimtab.jobs.cluster import joined
-from trimtab.jobs.config import AlignConfig, ScaleConfig, TrainConfig
-from trimtab.jobs.fitting import fit
-from trimtab.jobs.prepare import Prepared
-from trimtab.jobs.training import columns
+from trimtab.jobs.align.config import AlignConfig, TrainConfig
+from trimtab.jobs.align.dataset import Prepared
+from trimtab.jobs.align.driver import fit
+from trimtab.jobs.align.step import step_columns
+from trimtab.jobs.runtime.cluster import joined
+from trimtab.jobs.runtime.config import ScaleConfig
 from trimtab.model import base_model
 from trimtab.tracking import runs
 from trimtab.types import LABELS
@@ -117,7 +118,7 @@ def report(measured: dict[int, list[dict[str, float]]], width: int) -> list[dict
                 "met": None,
             }
         )
-    sent = 8 * (BATCH // MICRO_BATCH) * sum(columns(width, 0).values())
+    sent = 8 * (BATCH // MICRO_BATCH) * sum(step_columns(width, 0).values())
     lines.append(
         {"name": "workers.bytes_per_step", "value": sent, "unit": "bytes", "peer": None}
         | {"ratio": None, "goal": None, "met": None}

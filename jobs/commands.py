@@ -1,46 +1,49 @@
 """The commands of this folder."""
 
 from trimtab.cli.main import Command
-from trimtab.jobs.collect_config import CollectConfig
-from trimtab.jobs.config import AlignConfig
-from trimtab.jobs.detect_config import DetectConfig
-from trimtab.jobs.evaluate_config import SafetyConfig
-from trimtab.jobs.gc_config import GcConfig
-from trimtab.jobs.judge_config import JudgesConfig
-from trimtab.jobs.promote_config import PromoteConfig
-from trimtab.jobs.study_config import StudyConfig
-from trimtab.jobs.submit_config import JobConfig, JobsConfig, SubmitConfig
-from trimtab.jobs.sweep_config import SweepConfig
-from trimtab.jobs.truth_config import TruthConfig
-from trimtab.jobs.utility_config import UtilityConfig
+from trimtab.jobs.align.config import AlignConfig
+from trimtab.jobs.collect.config import CollectConfig
+from trimtab.jobs.detect.config import DetectConfig
+from trimtab.jobs.detect.report_config import TruthConfig
+from trimtab.jobs.evaluate.config import SafetyConfig, UtilityConfig
+from trimtab.jobs.gc.config import GcConfig
+from trimtab.jobs.judges.config import JudgesConfig
+from trimtab.jobs.promote.config import PromoteConfig
+from trimtab.jobs.study.config import StudyConfig
+from trimtab.jobs.submit.config import JobConfig, JobsConfig, SubmitConfig
+from trimtab.jobs.sweep.config import SweepConfig
 
-ALIGN = Command("Learn a prefix on a frozen model, judge it, register it.", AlignConfig, "trimtab.jobs.align:command")
-COLLECT = Command("Answer questions and keep the model's signals.", CollectConfig, "trimtab.jobs.collect:command")
-DETECT = Command("Train detectors on collected signals.", DetectConfig, "trimtab.jobs.detect:command")
+ALIGN = Command("Learn a prefix on a frozen model, judge it, register it.", AlignConfig, "trimtab.jobs.align.job:command")
+COLLECT = Command("Answer questions and keep the model's signals.", CollectConfig, "trimtab.jobs.collect.job:command")
+DETECT = Command("Train detectors on collected signals.", DetectConfig, "trimtab.jobs.detect.job:command")
 EVALUATE_SAFETY = Command(
     "Refusal and compliance of the base model, a text prompt and prefixes, on any prompt files.",
     SafetyConfig,
-    "trimtab.jobs.evaluate:command",
+    "trimtab.jobs.evaluate.safety:command",
 )
 EVALUATE_TRUTH = Command(
     "The whole report on detectors of made-up answers: every head and score on every data set.",
     TruthConfig,
-    "trimtab.jobs.truth:command",
+    "trimtab.jobs.detect.report:command",
 )
 EVALUATE_UTILITY = Command(
     "What prefixes cost in ability: accuracy on questions, perplexity and KL drift on neutral texts.",
     UtilityConfig,
-    "trimtab.jobs.utility:command",
+    "trimtab.jobs.evaluate.utility:command",
 )
-STUDY = Command("Compare ways to learn a prefix over several seeds, in one report.", StudyConfig, "trimtab.jobs.study:command")
+STUDY = Command(
+    "Compare ways to learn a prefix over several seeds, in one report.", StudyConfig, "trimtab.jobs.study.job:command"
+)
 SWEEP = Command(
-    "Search settings of `trimtab align`, and register the prefix of the best.", SweepConfig, "trimtab.jobs.sweep:command"
+    "Search settings of `trimtab align`, and register the prefix of the best.", SweepConfig, "trimtab.jobs.sweep.job:command"
 )
-FILTER = Command("What the hard filter would leave, without training on it.", AlignConfig, "trimtab.jobs.filter:command")
-GC = Command("Show and remove what nothing refers to any more.", GcConfig, "trimtab.jobs.gc:command")
-JUDGES = Command("Measure judges against human labels, and fit a classifier.", JudgesConfig, "trimtab.jobs.judges:command")
-PROMOTE = Command("Make a version the champion, where it passes the gate.", PromoteConfig, "trimtab.jobs.promote:command")
-SUBMIT = Command("Send a command of trimtab to a Ray cluster.", SubmitConfig, "trimtab.jobs.submit:submit")
-JOBS_LIST = Command("List the jobs of a cluster.", JobsConfig, "trimtab.jobs.submit:show")
-JOBS_LOGS = Command("Show what a job has said.", JobConfig, "trimtab.jobs.submit:logs")
-JOBS_STOP = Command("End a job.", JobConfig, "trimtab.jobs.submit:stop")
+FILTER = Command(
+    "What the hard filter would leave, without training on it.", AlignConfig, "trimtab.jobs.align.filter_command:command"
+)
+GC = Command("Show and remove what nothing refers to any more.", GcConfig, "trimtab.jobs.gc.job:command")
+JUDGES = Command("Measure judges against human labels, and fit a classifier.", JudgesConfig, "trimtab.jobs.judges.job:command")
+PROMOTE = Command("Make a version the champion, where it passes the gate.", PromoteConfig, "trimtab.jobs.promote.job:command")
+SUBMIT = Command("Send a command of trimtab to a Ray cluster.", SubmitConfig, "trimtab.jobs.submit.job:submit")
+JOBS_LIST = Command("List the jobs of a cluster.", JobsConfig, "trimtab.jobs.submit.job:show")
+JOBS_LOGS = Command("Show what a job has said.", JobConfig, "trimtab.jobs.submit.job:logs")
+JOBS_STOP = Command("End a job.", JobConfig, "trimtab.jobs.submit.job:stop")

@@ -7,7 +7,7 @@ from pathlib import Path
 from bench.peers.rows import BENIGN, HARMFUL, REFUSAL
 from trimtab.data.hard_filter import Filtered, Row
 from trimtab.data.prompt import Prompt
-from trimtab.jobs.prepare import Prepared
+from trimtab.jobs.align.dataset import Prepared
 
 STEPS, WAIT_SECONDS = 80, 300
 OPTIONS = (

@@ -16,7 +16,7 @@ from trimtab.detection.calibration import ALARMS
 from trimtab.detection.detector import Detector, DetectorCard
 from trimtab.evaluation.detection import metrics
 from trimtab.generation_types import Ask, Signals
-from trimtab.jobs import signal_store
+from trimtab.jobs.collect import signal_dataset
 from trimtab.model import chat_template
 from trimtab.model.base_model import BaseModel
 from trimtab.model.chat_template import Renderer
@@ -144,12 +144,12 @@ def signal_row(number: int, question: str, truthful: bool | None, psi: torch.Ten
 
 def signal_set(folder: Path, base: BaseModel, layers: tuple[int, int], seed: int = 0) -> Path:
     """A data set of 400 answers in which the last layer's last state tells the truth, with noise; some are unlabelled."""
-    meta = signal_store.Meta(base.name, base.fingerprint, layers, base.width, "fp32", None, "")
-    signal_store.begin(folder, meta)
+    meta = signal_dataset.Meta(base.name, base.fingerprint, layers, base.width, "fp32", None, "")
+    signal_dataset.begin(folder, meta)
     generator = torch.Generator().manual_seed(seed)
     for part in range(4):
         rows = [_signals(part * 100 + i, base.width, generator, seed) for i in range(100)]
-        signal_store.append(folder, meta, rows)
+        signal_dataset.append(folder, meta, rows)
     return folder
 
 

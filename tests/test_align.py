@@ -20,8 +20,9 @@ from tests.listening import beyond_this_machine
 from trimtab import settings
 from trimtab.artifacts import prefix as prefixes
 from trimtab.cli.main import _parse, build, main
-from trimtab.jobs.config import AlignConfig, ScaleConfig, TrainConfig
-from trimtab.jobs.fitting import fit
+from trimtab.jobs.align.config import AlignConfig, TrainConfig
+from trimtab.jobs.align.driver import fit
+from trimtab.jobs.runtime.config import ScaleConfig
 from trimtab.model.base_model import BaseModel
 from trimtab.tracking import runs
 from trimtab.tracking.client import client

@@ -8,9 +8,9 @@ from fsspec import AbstractFileSystem
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from trimtab.errors import JobError
-from trimtab.jobs import checkpoints
-from trimtab.jobs.checkpoints import SNAPSHOT, Storage, newest
-from trimtab.jobs.state import STATE, VECTORS, State, keep
+from trimtab.jobs.align import checkpoints
+from trimtab.jobs.align.checkpoints import SNAPSHOT, Storage, newest
+from trimtab.jobs.align.state import STATE, VECTORS, State, keep
 
 
 def state(step: int) -> State:

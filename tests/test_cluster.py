@@ -11,7 +11,7 @@ import ray
 
 from trimtab import ray_connection
 from trimtab.errors import JobError, UsageError
-from trimtab.jobs.cluster import run_task, stream_task
+from trimtab.jobs.runtime.cluster import run_task, stream_task
 
 pytestmark = pytest.mark.usefixtures("cluster")
 

@@ -13,7 +13,7 @@ from trimtab.data.prompt import Prompt
 from trimtab.data.readers import read_prompts
 from trimtab.data.schedule import batch_rows
 from trimtab.errors import NotFoundError, UsageError
-from trimtab.jobs import prepare
+from trimtab.jobs.align import dataset
 from trimtab.types import Label
 
 
@@ -242,7 +242,7 @@ def test_a_filter_that_leaves_nothing_says_which_rule_it_was():
     same = [Row(prompt(f"How do I steal {n} eggs?"), REFUSAL, 11) for n in range(3)]
     nothing = hard_filter(same, context=Context(parted_off=["How do I steal 9 eggs?"]))
     with pytest.raises(UsageError, match="no rows to train on, after kept-out"):
-        prepare.check_left(nothing, "train")
+        dataset.check_left(nothing, "train")
 
 
 def test_near_duplicates_are_those_people_would_call_so():
@@ -255,7 +255,7 @@ def test_near_duplicates_are_those_people_would_call_so():
 
 def test_any_first_part_of_the_validation_rows_has_both_sides():
     rows = [Row(Prompt(f"prompt {i}", "harmful" if i < 50 else "benign_hard", "t", str(i)), "x", 9) for i in range(80)]
-    turned = prepare.in_turns(rows)
+    turned = dataset.in_turns(rows)
     assert sorted(row.prompt.prompt for row in turned) == sorted(row.prompt.prompt for row in rows)
     assert sum(row.prompt.label == "harmful" for row in turned[:32]) == 16
-    assert prepare.in_turns(rows[::-1]) == turned
+    assert dataset.in_turns(rows[::-1]) == turned

@@ -16,10 +16,13 @@ from trimtab.data.prompt import fraction
 from trimtab.data.questions import Question
 from trimtab.detection import detector, training
 from trimtab.errors import ArtefactError, NotFoundError, UsageError
-from trimtab.jobs import collect, detect, free, signal_store
-from trimtab.jobs.asked import plan
-from trimtab.jobs.collect_config import CollectConfig
-from trimtab.jobs.detect_config import DetectConfig
+from trimtab.jobs.collect import signal_dataset
+from trimtab.jobs.collect.config import CollectConfig
+from trimtab.jobs.collect.job import collect
+from trimtab.jobs.collect.plan import plan
+from trimtab.jobs.detect import training_free
+from trimtab.jobs.detect.config import DetectConfig
+from trimtab.jobs.detect.job import detect
 from trimtab.tracking import registry, runs
 from trimtab.tracking.client import client
 
@@ -34,51 +37,51 @@ def signals(base, tmp_path_factory):
 
 
 def test_a_data_set_is_read_as_it_was_written_and_named_by_its_rows(signals, base):
-    data = signal_store.read(signals, base)
+    data = signal_dataset.read(signals, base)
     assert data.psi.shape == (400, 2, 3 * base.width)
     assert data.traces[0].shape == (4, 3)
     assert data.truthful.isnan().sum() == 40
-    assert data.digest == signal_store.read(signals).digest
-    assert len(signal_store.begin(signals, data.meta)) == 400
+    assert data.digest == signal_dataset.read(signals).digest
+    assert len(signal_dataset.begin(signals, data.meta)) == 400
 
 
 def test_what_is_no_data_set_or_of_another_model_is_refused(signals, base, tmp_path):
     with pytest.raises(ArtefactError, match="trimtab collect"):
-        signal_store.read(tmp_path)
-    meta = signal_store.read(signals).meta
+        signal_dataset.read(tmp_path)
+    meta = signal_dataset.read(signals).meta
     (tmp_path / "dataset.json").write_text(json.dumps(meta.__dict__ | {"fingerprint": "f" * 16}))
     with pytest.raises(ArtefactError, match=f"not of {base.name}"):
-        signal_store.read(tmp_path, base)
+        signal_dataset.read(tmp_path, base)
     with pytest.raises(UsageError, match="another fingerprint"):
-        signal_store.begin(tmp_path, meta)
+        signal_dataset.begin(tmp_path, meta)
     (tmp_path / "dataset.json").write_text(json.dumps(meta.__dict__))
     (tmp_path / "part-1.parquet").write_bytes(b"PAR1 cut off")
     with pytest.raises(ArtefactError, match="not a whole Parquet file"):
-        signal_store.read(tmp_path)
+        signal_dataset.read(tmp_path)
 
 
 def test_parts_of_another_model_are_told_and_an_answer_counts_once(base, tmp_path):
     folder = signal_set(tmp_path / "one", base, LAYERS)
-    one = signal_store.read(folder)
+    one = signal_dataset.read(folder)
     part = next(folder.glob("part-*"))
     shutil.copy(part, folder / "part-again.parquet")
-    assert signal_store.read(folder).digest == one.digest
+    assert signal_dataset.read(folder).digest == one.digest
     other = signal_set(tmp_path / "other", replace(base, fingerprint="f" * 16), LAYERS, seed=1)
     shutil.copy(next(other.glob("part-*")), folder / "part-other.parquet")
-    for look in (lambda: signal_store.read(folder), lambda: signal_store.begin(folder, one.meta)):
+    for look in (lambda: signal_dataset.read(folder), lambda: signal_dataset.begin(folder, one.meta)):
         with pytest.raises(ArtefactError, match=r"part-other\.parquet holds no signals of the model"):
             look()
 
 
 def test_few_groups_that_leave_nothing_to_learn_from_are_told(signals):
-    data = signal_store.read(signals)
+    data = signal_dataset.read(signals)
     seed = next(s for s in range(1000) if fraction("one", s) < 0.25)
     with pytest.raises(UsageError, match=f"seed {seed} leaves no answers to learn from: there are 1 groups"):
         training.parts(data.psi, data.traces, data.truthful, ["one"] * 400, seed, 0.1, 0.25)
 
 
 def test_no_question_is_on_two_sides_and_test_rows_shape_nothing(signals):
-    data = signal_store.read(signals)
+    data = signal_dataset.read(signals)
     questions = [f"Question {i // 2}?" for i in range(400)]
     rows = training.parts(data.psi, data.traces, data.truthful, questions, 0, 0.1, 0.25)
     sides = {questions[i] for i in rows.at.tolist()}
@@ -94,7 +97,7 @@ def test_no_question_is_on_two_sides_and_test_rows_shape_nothing(signals):
 
 def test_a_detector_is_learned_chosen_saved_and_gives_risks(signals, base, tmp_path):
     config = DetectConfig(str(signals), "flag", {"groups": [2, 4], "projection": 32, "hidden": 32}, seeds=2, out=str(tmp_path))
-    made = detect.detect(config)
+    made = detect(config)
     (flag, *scored), figures, folder = made.results, made.figures, made.folder
     assert figures[0].auroc.low < flag.auroc < figures[0].auroc.high
     assert flag.auroc > 0.8
@@ -104,7 +107,7 @@ def test_a_detector_is_learned_chosen_saved_and_gives_risks(signals, base, tmp_p
     assert all(r.tokens == 0 for r in (flag, *scored))
     made = detector.load(folder, base)
     assert made.card.metrics["test_auroc"] == flag.auroc
-    data = signal_store.read(signals)
+    data = signal_dataset.read(signals)
     seen = data.psi[:, [data.meta.layers.index(layer) for layer in made.card.layers]]
     phi = torch.stack([training.signals.trace(*t.T, made.card.low) for t in data.traces])
     risk = made.risk(seen, phi)
@@ -142,11 +145,11 @@ def test_a_name_is_of_one_kind(signals, frozen, base, tmp_path):
     taken = prefixes.save(make_prefix(frozen, base, "taken", 1, "system", 1), tmp_path / "taken")
     registry.register(taken, runs.start("taken", "align", tmp_path / "outbox").run_id)
     with pytest.raises(UsageError, match="has a prefix of the name 'taken' already: give the detector another --name"):
-        detect.detect(DetectConfig(str(signals), "linear", layers=[29], seeds=1, name="taken"))
+        detect(DetectConfig(str(signals), "linear", layers=[29], seeds=1, name="taken"))
 
 
 def test_fewer_labels_leave_the_rest_unlabelled(signals):
-    data = signal_store.read(signals)
+    data = signal_dataset.read(signals)
     half = training.parts(data.psi, data.traces, data.truthful, data.questions, 0, 0.1, 0.25, labels=0.5)
     whole = training.parts(data.psi, data.traces, data.truthful, data.questions, 0, 0.1, 0.25)
     assert len(half.train) == len(whole.train)
@@ -157,11 +160,11 @@ def test_settings_that_cannot_be_are_refused_in_one_line(signals):
     with pytest.raises(UsageError, match="must leave some answers"):
         DetectConfig("x", test=0.9, validation=0.1)
     with pytest.raises(UsageError, match="layer 7 was not collected"):
-        detect.detect(DetectConfig(str(signals), layers=[7]))
+        detect(DetectConfig(str(signals), layers=[7]))
     with pytest.raises(UsageError, match="--questions"):
         CollectConfig()
     with pytest.raises(UsageError, match="layers must be from 0 to 29"):
-        collect.collect(CollectConfig("trimtab:countries", "x", layers=[30]))
+        collect(CollectConfig("trimtab:countries", "x", layers=[30]))
 
 
 def test_a_question_is_asked_once():
@@ -179,24 +182,24 @@ def test_questions_are_answered_labelled_and_gone_on_with(base, tmp_path, capsys
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
     config = {"questions": str(tmp_path / "q.jsonl"), "out": str(tmp_path / "out"), "precision": "fp32", "max_tokens": 12}
     config |= {"samples": 3, "p_true": True}
-    collect.collect(CollectConfig(**config, limit=2))
+    collect(CollectConfig(**config, limit=2))
     assert "2/2" in capsys.readouterr().out
-    collect.collect(CollectConfig(**config))
+    collect(CollectConfig(**config))
     assert "answers with signals: 2/2" in capsys.readouterr().out
-    data = signal_store.read(tmp_path / "out", base)
+    data = signal_dataset.read(tmp_path / "out", base)
     assert data.meta.layers == (20, 29)
     assert len(data.keys) == 4
     assert all(math.isfinite(value) for value in data.psi.sum((1, 2)).tolist())
     by_question = dict(zip(data.questions, data.truthful.tolist(), strict=True))
     assert by_question["What is the capital of France?"] == 1
-    for seen in free.seen(data):
+    for seen in training_free.seen(data):
         assert len({s.text for s in seen.samples}) > 1
         assert all(1 <= s.tokens <= 12 and s.logp < 0 and s.state.shape == (2, base.width) for s in seen.samples)
         assert 0 < seen.p_true < 1
-    assert len({seen.p_true for seen in free.seen(data)}) > 1
-    assert {"p-true", "eigenscore", "semantic-entropy"} < set(scores.allowed(free.seen(data)))
-    collect.collect(CollectConfig(**config))
+    assert len({seen.p_true for seen in training_free.seen(data)}) > 1
+    assert {"p-true", "eigenscore", "semantic-entropy"} < set(scores.allowed(training_free.seen(data)))
+    collect(CollectConfig(**config))
     assert "answers with signals" not in capsys.readouterr().out
     for changed in ({"max_tokens": 13}, {"samples": 4}, {"temperature": 0.5}, {"p_true": False}):
         with pytest.raises(UsageError, match="another asked"):
-            collect.collect(CollectConfig(**config | changed))
+            collect(CollectConfig(**config | changed))

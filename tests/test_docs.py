@@ -13,7 +13,8 @@ import pytest
 
 from trimtab import errors
 from trimtab.cli.main import _parse, main
-from trimtab.jobs import study, sweep
+from trimtab.jobs.study import job as study
+from trimtab.jobs.sweep import job as sweep
 from trimtab.judges import human_labels
 from trimtab.judges.human_agreement import on_human_labels
 from trimtab.judges.string_match import StringMatch

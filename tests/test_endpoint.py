@@ -13,11 +13,10 @@ from trimtab.data.questions import Question
 from trimtab.errors import JobError, UsageError
 from trimtab.evaluation.safety.results import Judged, summarise
 from trimtab.generation_types import Answer
-from trimtab.jobs import judging
-from trimtab.jobs.asked import labelled, plan
-from trimtab.jobs.collect_config import CollectConfig
-from trimtab.jobs.judge_config import JudgeConfig
-from trimtab.jobs.verdicts import Verdicts
+from trimtab.jobs.collect.config import CollectConfig
+from trimtab.jobs.collect.plan import labelled, plan
+from trimtab.jobs.judges.config import JudgeConfig
+from trimtab.jobs.judges.runner import Verdicts, rejudged
 from trimtab.judges.llm_refusal import Endpoint
 from trimtab.judges.string_match import StringMatch
 from trimtab.util import ports
@@ -190,16 +189,16 @@ def lecturing(body, data, key) -> tuple[int, dict]:
 def test_another_judge_gives_its_own_verdicts_once(peer):
     judge = Endpoint(peer.url, "judge")
     given = results()
-    after = judging.rejudged(given, judge)
+    after = rejudged(given, judge)
     assert [r.refusal.value for r in given["test"]] == [0.0, 0.0]
     assert [(r.name, r.refusal.value, r.compliance.value) for r in after["test"]] == [("base", 1.0, 1.0), ("sta", 1.0, 1.0)]
     assert len(peer.requests) == 2, "both arms said the same"
     assert {json.loads(r["messages"][1]["content"])["prompt"] for r in peer.requests} == {"Steal", "user: Hi\n\nuser: Tea?"}
-    assert judging.rejudged(given, Endpoint(peer.url, "judge", concurrency=1)) == after
+    assert rejudged(given, Endpoint(peer.url, "judge", concurrency=1)) == after
     assert len(peer.requests) == 2, "what was judged is kept"
-    judging.rejudged(given, Endpoint(peer.url, "other"))
+    rejudged(given, Endpoint(peer.url, "other"))
     assert len(peer.requests) == 4, "another model judges anew"
-    assert judging.rejudged(given, StringMatch()) == given
+    assert rejudged(given, StringMatch()) == given
 
 
 def test_kept_verdicts_outlive_a_line_that_was_cut(home):

@@ -9,10 +9,12 @@ import torch
 from tests.helpers import signal_row
 from trimtab import heads, scores
 from trimtab.errors import ArtefactError, NotFoundError, UsageError
-from trimtab.jobs import detect, free, signal_store
-from trimtab.jobs.collect_config import CollectConfig
-from trimtab.jobs.detect_config import DetectConfig
-from trimtab.jobs.signal_store import Meta, Sample
+from trimtab.jobs.collect import signal_dataset
+from trimtab.jobs.collect.config import CollectConfig
+from trimtab.jobs.collect.signal_dataset import Meta, Sample
+from trimtab.jobs.detect import training_free
+from trimtab.jobs.detect.config import DetectConfig
+from trimtab.jobs.detect.job import detect, table
 from trimtab.model.base_model import BaseModel
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -33,9 +35,9 @@ def sampled(base, tmp_path_factory) -> Path:
 
 def made(folder: Path, base: BaseModel, drawn: int, verdicts: bool, count: int = ANSWERS) -> Path:
     meta = Meta(base.name, base.fingerprint, LAYERS, base.width, "fp32", None, "")
-    signal_store.begin(folder, meta)
+    signal_dataset.begin(folder, meta)
     generator = torch.Generator().manual_seed(0)
-    signal_store.append(folder, meta, [line(n, base.width, drawn, verdicts, generator) for n in range(count)])
+    signal_dataset.append(folder, meta, [line(n, base.width, drawn, verdicts, generator) for n in range(count)])
     return folder
 
 
@@ -47,7 +49,7 @@ def line(number: int, width: int, drawn: int, verdicts: bool, generator: torch.G
     return {
         **signal_row(number, f"Question {number}?", None if number % 10 == 0 else truthful, psi, history),
         "answer": "Paris.",
-        **signal_store.kept([sample(width, 0.8 if truthful else 0.3, generator) for _ in range(drawn)]),
+        **signal_dataset.kept([sample(width, 0.8 if truthful else 0.3, generator) for _ in range(drawn)]),
         "p_true": torch.rand(1, generator=generator).item() if verdicts else None,
     }
 
@@ -64,40 +66,42 @@ def test_samples_and_verdicts_are_read_as_they_were_written(base, tmp_path):
     drawn = [Sample("", 1, -0.5, states[0]), Sample("Lyon, question é", 7, -2.0, states[1])]
     folder = tmp_path / "one"
     meta = Meta(base.name, base.fingerprint, LAYERS, base.width, "fp32", None, "")
-    signal_store.begin(folder, meta)
+    signal_dataset.begin(folder, meta)
     generator = torch.Generator().manual_seed(0)
-    signal_store.append(folder, meta, [line(0, base.width, 0, False, generator) | signal_store.kept(drawn) | {"p_true": 0.25}])
-    data = signal_store.read(folder)
+    signal_dataset.append(
+        folder, meta, [line(0, base.width, 0, False, generator) | signal_dataset.kept(drawn) | {"p_true": 0.25}]
+    )
+    data = signal_dataset.read(folder)
     assert data.p_true == [0.25]
     ((first, second),) = data.samples
     assert (first.text, first.tokens, first.logp, second.text, second.tokens) == ("", 1, -0.5, "Lyon, question é", 7)
     assert torch.equal(torch.stack([first.state, second.state]), states)
     assert first.state.shape == (2, base.width)
-    (answer,) = free.seen(data)
+    (answer,) = training_free.seen(data)
     assert [s.words for s in answer.samples] == ["", "lyon question e"]
     assert [s.news for s in answer.samples] == ["", "lyon e"]
     assert torch.equal(answer.answer.state, data.psi[0, :, : base.width])
 
 
 def test_a_data_set_without_them_has_none_and_another_digest(base, sampled, tmp_path):
-    bare = signal_store.read(made(tmp_path / "bare", base, 0, False))
+    bare = signal_dataset.read(made(tmp_path / "bare", base, 0, False))
     assert set(bare.p_true) == {None}
     assert set(bare.samples) == {()}
-    assert not len(free.spread(free.seen(bare)))
-    again = signal_store.read(made(tmp_path / "again", base, DRAWN, True))
-    changed = signal_store.read(made(tmp_path / "changed", base, DRAWN, False))
-    assert again.digest == signal_store.read(sampled).digest != changed.digest
+    assert not len(training_free.spread(training_free.seen(bare)))
+    again = signal_dataset.read(made(tmp_path / "again", base, DRAWN, True))
+    changed = signal_dataset.read(made(tmp_path / "changed", base, DRAWN, False))
+    assert again.digest == signal_dataset.read(sampled).digest != changed.digest
 
 
 def test_a_data_set_of_an_older_version_is_refused(base, tmp_path):
     folder = tmp_path / "old"
-    signal_store.begin(folder, replace(Meta(base.name, base.fingerprint, LAYERS, base.width, "fp32", None, ""), version=1))
+    signal_dataset.begin(folder, replace(Meta(base.name, base.fingerprint, LAYERS, base.width, "fp32", None, ""), version=1))
     with pytest.raises(ArtefactError, match="is of version 1; this trimtab reads 3"):
-        signal_store.read(folder)
+        signal_dataset.read(folder)
 
 
 def test_every_score_that_the_data_allow_is_in_the_table_with_its_cost(sampled, capsys):
-    made = detect.detect(DetectConfig(str(sampled), ["linear"], layers=[29], seeds=2))
+    made = detect(DetectConfig(str(sampled), ["linear"], layers=[29], seeds=2))
     results, figures = made.results, made.figures
     by_name = {r.name: r for r in results}
     assert set(by_name) == {"linear", "p-true"} | TRACE | SAMPLED
@@ -109,20 +113,20 @@ def test_every_score_that_the_data_allow_is_in_the_table_with_its_cost(sampled, 
     assert {name: costs[name] for name in SAMPLED} == dict.fromkeys(SAMPLED, 3.0 * DRAWN)
     assert {costs[name] for name in TRACE} == {0}
     assert costs["p-true"] == 1
-    assert "tokens" in [c.header for c in detect.table(results, figures, "").columns]
+    assert "tokens" in [c.header for c in table(results, figures, "").columns]
 
 
 def test_scores_by_another_similarity(sampled):
-    answers = free.seen(signal_store.read(sampled))
-    alike = free.spread(answers, "states:-1")
+    answers = training_free.seen(signal_dataset.read(sampled))
+    alike = training_free.spread(answers, "states:-1")
     assert (alike == 0).all()
-    assert (free.spread(answers) > 0).any()
+    assert (training_free.spread(answers) > 0).any()
     with pytest.raises(NotFoundError, match="no similarity 'x'"):
-        detect.detect(DetectConfig(str(sampled), ["linear"], layers=[29], seeds=1, similarity="x"))
+        detect(DetectConfig(str(sampled), ["linear"], layers=[29], seeds=1, similarity="x"))
 
 
 def test_sep_learns_semantic_entropies_from_the_samples(sampled):
-    sep = detect.detect(DetectConfig(str(sampled), "sep", layers=[29], seeds=2)).results[0]
+    sep = detect(DetectConfig(str(sampled), "sep", layers=[29], seeds=2)).results[0]
     assert sep.name == "sep"
     assert sep.auroc > 0.7
 
@@ -131,7 +135,7 @@ def test_sep_learns_semantic_entropies_from_the_samples(sampled):
 def test_sep_without_samples_says_how_to_collect_them(base, tmp_path, head):
     bare = made(tmp_path / "bare", base, 0, False)
     with pytest.raises(UsageError, match="collect with --samples") as caught:
-        detect.detect(DetectConfig(str(bare), head, layers=[29], seeds=1))
+        detect(DetectConfig(str(bare), head, layers=[29], seeds=1))
     assert "\n" not in str(caught.value)
 
 
@@ -139,14 +143,14 @@ def test_sep_without_samples_says_how_to_collect_them(base, tmp_path, head):
 def test_all_heads_are_those_that_the_data_allow(base, tmp_path, monkeypatch, drawn):
     monkeypatch.setattr(heads, "names", lambda: ["linear", "sep"])
     folder = made(tmp_path / "some", base, drawn, False)
-    results = detect.detect(DetectConfig(str(folder), "all", layers=[29], seeds=1)).results
+    results = detect(DetectConfig(str(folder), "all", layers=[29], seeds=1)).results
     assert ("sep" in {r.name for r in results}) == bool(drawn)
 
 
 def test_one_sample_is_enough_for_some_scores(base, tmp_path):
-    data = free.seen(signal_store.read(made(tmp_path / "one", base, 1, False, count=3)))
+    data = training_free.seen(signal_dataset.read(made(tmp_path / "one", base, 1, False, count=3)))
     assert set(scores.allowed(data)) == {"ln-entropy", "self-consistency"} | TRACE
-    assert not len(free.spread(data))
+    assert not len(training_free.spread(data))
 
 
 @pytest.mark.parametrize(("settings", "message"), [({"samples": -1}, "samples must be"), ({"temperature": 0.0}, "temperature")])

@@ -13,9 +13,9 @@ from trimtab.cli.main import main
 from trimtab.detection import detector
 from trimtab.errors import UsageError
 from trimtab.evaluation.promotion_rules import Rule, check
-from trimtab.jobs.enrol import enrolled
 from trimtab.stats.intervals import Interval
 from trimtab.tracking import promotions, registry, runs
+from trimtab.tracking.promotions import enrolled
 
 LAYERS = (20, 29)
 

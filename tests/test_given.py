@@ -7,8 +7,8 @@ import pytest
 from trimtab.data.given_answers import read_given
 from trimtab.errors import UsageError
 from trimtab.generation_types import Answer
-from trimtab.jobs.asked import labelled, planned, room
-from trimtab.jobs.collect_config import CollectConfig
+from trimtab.jobs.collect.config import CollectConfig
+from trimtab.jobs.collect.plan import labelled, planned, room
 from trimtab.model import chat_template
 
 

@@ -11,7 +11,7 @@ from trimtab import settings
 from trimtab.artifacts import prefix as prefixes
 from trimtab.cli.main import main
 from trimtab.detection import detector
-from trimtab.jobs import signal_store
+from trimtab.jobs.collect import signal_dataset
 from trimtab.judges import refusal_head
 from trimtab.model import base_model
 from trimtab.tracking import registry
@@ -57,7 +57,7 @@ def test_artifacts_are_read(release, base):
 
 
 def test_signals_are_read(release, base):
-    data = signal_store.read(release / "signals", base)
+    data = signal_dataset.read(release / "signals", base)
     assert data.psi.shape == (72, 2, 3 * base.width)
 
 

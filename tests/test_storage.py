@@ -15,8 +15,10 @@ from tests.aligning import prepared
 from tests.helpers import signal_set
 from trimtab.cli.main import main
 from trimtab.errors import ArtefactError
-from trimtab.jobs import fitting, signal_store
-from trimtab.jobs.config import AlignConfig, ScaleConfig, TrainConfig
+from trimtab.jobs.align import driver
+from trimtab.jobs.align.config import AlignConfig, TrainConfig
+from trimtab.jobs.collect import signal_dataset
+from trimtab.jobs.runtime.config import ScaleConfig
 from trimtab.tracking import runs
 from trimtab.util.remote_paths import folder_at
 
@@ -43,10 +45,10 @@ def test_signals_are_the_same_there_as_here(bucket, small, tmp_path, capsys):
     there, here = folder_at(f"{bucket}/signals"), tmp_path / "signals"
     for folder in (there, here):
         signal_set(folder, small, LAYERS)
-    first, second = signal_store.read(there, small), signal_store.read(here, small)
+    first, second = signal_dataset.read(there, small), signal_dataset.read(here, small)
     assert first.digest == second.digest
     assert torch.equal(first.psi, second.psi)
-    assert len(signal_store.begin(there, first.meta)) == len(first.keys)
+    assert len(signal_dataset.begin(there, first.meta)) == len(first.keys)
     given = [
         "detect",
         "--signals",
@@ -64,11 +66,11 @@ def test_signals_are_the_same_there_as_here(bucket, small, tmp_path, capsys):
     assert (tmp_path / "detector" / "card.json").exists()
 
 
-def fit(base, storage: str, folder: Path, steps: int, every: int = 2) -> fitting.Fitted:
+def fit(base, storage: str, folder: Path, steps: int, every: int = 2) -> driver.Fitted:
     train = TrainConfig(steps=steps, batch=4, micro_batch=2, checkpoint_every=every, longest=8, precision="fp32")
     config = AlignConfig(name="stored", train=train, scale=ScaleConfig(cpus=1, storage=storage))
     folder.mkdir(exist_ok=True)
-    return fitting.fit(config, base, prepared(), runs.start("stored", "align", folder / "outbox"), folder)
+    return driver.fit(config, base, prepared(), runs.start("stored", "align", folder / "outbox"), folder)
 
 
 def test_checkpoints_go_there_and_training_goes_on_from_them(bucket, small, tmp_path):
@@ -110,9 +112,9 @@ def test_places_that_hold_nothing_are_one_line(bucket, small, where, said, capsy
 
 
 def test_a_bucket_that_is_not_there_is_not_made(bucket, small):
-    meta = signal_store.Meta(small.name, small.fingerprint, LAYERS, small.width, "fp32", None, "")
+    meta = signal_dataset.Meta(small.name, small.fingerprint, LAYERS, small.width, "fp32", None, "")
     with pytest.raises(ArtefactError, match="cannot reach s3://no-such-bucket/x"):
-        signal_store.begin(folder_at("s3://no-such-bucket/x"), meta)
+        signal_dataset.begin(folder_at("s3://no-such-bucket/x"), meta)
     assert [each["Name"] for each in boto3.client("s3").list_buckets()["Buckets"]] == [BUCKET]
 
 

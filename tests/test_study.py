@@ -16,10 +16,11 @@ from trimtab.data.prompt import Prompt
 from trimtab.errors import JobError, UsageError
 from trimtab.evaluation.safety import results
 from trimtab.evaluation.safety.results import Arm, Judged, summarise
-from trimtab.jobs import arms, study
-from trimtab.jobs.kept import Store
-from trimtab.jobs.study_config import StudyConfig
-from trimtab.jobs.utility_config import UtilitySuite
+from trimtab.jobs.evaluate import variants
+from trimtab.jobs.evaluate.arm_cache import Store
+from trimtab.jobs.evaluate.config import UtilitySuite
+from trimtab.jobs.study.config import StudyConfig
+from trimtab.jobs.study.job import plan, study
 from trimtab.tracking import code_version
 from trimtab.tracking.client import client, experiment_id
 
@@ -33,7 +34,7 @@ def test_an_arm_is_the_shared_settings_and_its_own():
         shared={"train": {"steps": 9, "batch": 8}, "rows": 2},
         arms={"a": {"train.batch": 4, "objective": "dpo"}, "b": {"train": {"micro_batch": 2}}},
     )
-    a, b = study.plan(config, "a"), study.plan(config, "b")
+    a, b = plan(config, "a"), plan(config, "b")
     assert (a.name, a.objective, a.rows, a.train.steps, a.train.batch) == ("a", "dpo", 2, 9, 4)
     assert (b.objective, b.train.steps, b.train.batch, b.train.micro_batch) == ("sta", 9, 8, 2)
     assert not a.register
@@ -51,13 +52,13 @@ def test_an_arm_is_the_shared_settings_and_its_own():
 )
 def test_wrong_studies_end_in_one_line(values, expected):
     with pytest.raises(UsageError, match=expected):
-        study.plan(StudyConfig(**values), "x")
+        plan(StudyConfig(**values), "x")
 
 
 def test_arms_that_part_the_prompts_otherwise_are_refused(small):
     config = StudyConfig("parted", shared={"base": str(small.path)}, arms={"sta": {}, "other": {"data.seed": 1}})
     with pytest.raises(UsageError, match="arm 'other' parts the prompts otherwise"):
-        study.study(config)
+        study(config)
 
 
 def test_answers_are_kept_for_the_same_prompts_and_arm_only(tmp_path):
@@ -84,20 +85,20 @@ def test_what_was_answered_before_an_engine_fails_is_kept(small, tmp_path, monke
         yield [REFUSAL] * len(batches[0].prompts)
         raise JobError("the node is gone")
 
-    monkeypatch.setattr(arms, "_answered", engine)
+    monkeypatch.setattr(variants, "_answered", engine)
     for kept in (1, 2, 3, 4):
         with pytest.raises(JobError, match="the node is gone"):
-            arms.keep_answers("answers", small, both, stores, 0)
+            variants.keep_answers("answers", small, both, stores, 0)
         assert sum(store.has_answers(arm) for store in stores for arm in both) == kept
-    arms.keep_answers("answers", small, both, stores, 0)
+    variants.keep_answers("answers", small, both, stores, 0)
     assert asked[0] == [("base", 2), ("text prompt", 2), ("base", 1), ("text prompt", 1)]
     assert asked[1] == asked[0][1:], "an arm that was answered is not asked again"
 
 
 def test_an_engine_gets_enough_prompts_at_once_to_be_busy():
     prompts = [Prompt("Bake bread", "benign_easy", "t", "t")] * 1000
-    batches = [arms.Batch(Arm(str(n)), prompts, 8) for n in range(7)]
-    assert [[batch.arm.name for batch in group] for group in arms.grouped(batches)] == [
+    batches = [variants.Batch(Arm(str(n)), prompts, 8) for n in range(7)]
+    assert [[batch.arm.name for batch in group] for group in variants.grouped(batches)] == [
         ["0", "1", "2"],
         ["3", "4", "5"],
         ["6"],
@@ -130,7 +131,7 @@ def test_a_study_from_end_to_end_does_nothing_twice(small, tmp_path, capsys):
     }
     begun = _stopped(config, tmp_path / "study.yaml", ("poft#0", "sta#0"))
     config["utility"] = {"facts": UtilitySuite("trimtab:countries", "trimtab:neutral", limit=2, max_tokens=4, longest=8)}
-    made = study.study(StudyConfig(**config))
+    made = study(StudyConfig(**config))
     names = ["base", "text prompt", "poft#0", "sta#0", "random vector#0"]
     assert [r.name for r in made.parts["test"]] == names
     page = (tmp_path / "report" / "report.html").read_text()
@@ -157,7 +158,7 @@ def test_a_study_from_end_to_end_does_nothing_twice(small, tmp_path, capsys):
     assert parent.data.metrics["utility/facts/base/kl"] == 0
     assert parent.data.metrics["utility/facts/poft/kl"] > 0
     capsys.readouterr()
-    again = study.study(StudyConfig(**config))
+    again = study(StudyConfig(**config))
     said = capsys.readouterr().out
     assert "training" not in said, "nothing is trained twice"
     assert "answers of all arms" not in said, "nothing is answered twice"
@@ -167,7 +168,7 @@ def test_a_study_from_end_to_end_does_nothing_twice(small, tmp_path, capsys):
     assert again.utility == made.utility
     assert len(client().search_runs([experiment_id()], "attributes.run_name = 'study tiny'")) == 1
     with pytest.raises(UsageError, match="trained with other settings"):
-        study.study(StudyConfig(**config | {"arms": {"poft": {"objective": "poft", "train.steps": 4}}}))
+        study(StudyConfig(**config | {"arms": {"poft": {"objective": "poft", "train.steps": 4}}}))
     assert (settings.runs() / "study-tiny").exists()
 
 
@@ -189,7 +190,7 @@ def test_an_arm_that_fails_stops_the_others_with_a_checkpoint(small, tmp_path):
         parallel=2,
     )
     with pytest.raises(UsageError, match=r"train\.init"):
-        study.study(config)
+        study(config)
     folder = settings.runs() / "study-failing" / "works#0"
     assert list(folder.glob("train/checkpoint_*/state.json"))
     run_id = json.loads((folder / "run.json").read_text())["run_id"]

@@ -126,7 +126,7 @@ def test_a_cluster_that_is_not_there_is_said_in_one_line(trimtab):
 def test_what_fails_is_tried_again(tmp_path, fails, code, tries):
     count = "p = pathlib.Path('n'); n = len(p.read_text()) if p.exists() else 0; p.write_text('x' * (n + 1))"
     script = f"import pathlib; {count}; exit(7 if n < {fails} else 0)"
-    again = "from trimtab.jobs import again; again.WAIT_SECONDS = 0; import sys; sys.exit(again.main(sys.argv[1:]))"
+    again = "from trimtab.jobs.submit import retry; retry.WAIT_SECONDS = 0; import sys; sys.exit(retry.main(sys.argv[1:]))"
     command = [sys.executable, "-c", again, "2", "--", sys.executable, "-c", script]
     assert subprocess.run(command, cwd=tmp_path, timeout=RUN_SECONDS, check=False).returncode == code
     assert (tmp_path / "n").read_text() == "x" * tries
@@ -134,7 +134,9 @@ def test_what_fails_is_tried_again(tmp_path, fails, code, tries):
 
 def test_a_command_that_is_run_again_ends_where_it_is_stopped():
     command = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
-    with subprocess.Popen([sys.executable, "-m", "trimtab.jobs.again", "3", "--", *command], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "trimtab.jobs.submit.retry", "3", "--", *command], stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout.readline() == b"up\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 130

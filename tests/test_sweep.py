@@ -10,10 +10,11 @@ from ray.exceptions import RayTaskError
 from trimtab import settings
 from trimtab.artifacts import prefix as prefixes
 from trimtab.errors import NotFoundError, UsageError
-from trimtab.jobs import sweep, validations
-from trimtab.jobs.cluster import cause
-from trimtab.jobs.rungs import Rungs
-from trimtab.jobs.sweep_config import SweepConfig, drawn
+from trimtab.jobs.runtime.cluster import cause
+from trimtab.jobs.sweep import asha
+from trimtab.jobs.sweep.asha import Rungs
+from trimtab.jobs.sweep.config import SweepConfig, drawn
+from trimtab.jobs.sweep.job import plan, ranked, sweep
 from trimtab.tracking import registry, runs
 from trimtab.tracking.client import client, experiment_id
 
@@ -41,7 +42,7 @@ def test_a_small_space_is_tried_whole_and_once():
 def test_a_trial_is_the_shared_settings_and_what_was_drawn(tmp_path):
     space = {"train": {"batch": [8]}, "objective": ["dpo"], "objective_options.beta": [0.5], "data.rules": [["length"]]}
     config = SweepConfig(name="mine", shared={"train": {"steps": 9, "validate_every": 3}, "rows": 2}, space=space)
-    (only,) = sweep.plan(config, tmp_path)
+    (only,) = plan(config, tmp_path)
     made = only.config
     assert (made.name, made.rows, made.objective, made.objective_options) == ("mine", 2, "dpo", {"beta": 0.5})
     assert (made.train.steps, made.train.batch, made.data.rules) == (9, 8, ["length"])
@@ -70,7 +71,7 @@ WRONG = {
 @pytest.mark.parametrize(("space", "expected"), WRONG.values(), ids=WRONG)
 def test_wrong_spaces_end_in_one_line(space, expected, tmp_path):
     with pytest.raises((UsageError, NotFoundError), match=expected) as raised:
-        sweep.plan(SweepConfig(space=space), tmp_path)
+        plan(SweepConfig(space=space), tmp_path)
     assert "\n" not in str(raised.value)
 
 
@@ -80,24 +81,24 @@ def test_other_wrong_sweeps_end_in_one_line(tmp_path):
     with pytest.raises(UsageError, match="reduction must be above 1"):
         SweepConfig(reduction=1)
     with pytest.raises(UsageError, match="validate_every in shared above 0"):
-        sweep.plan(SweepConfig(shared={"train.validate_every": 0}), tmp_path)
+        plan(SweepConfig(shared={"train.validate_every": 0}), tmp_path)
 
 
 def test_validations_are_kept_once_and_never_rise(tmp_path):
     first = [{"step": 1, "loss": 9.0}, {"step": 2, "validation_loss": 3.0}, {"step": 4, "validation_loss": 5.0}]
-    assert validations.keep(tmp_path, first) == [{"step": 2, "validation_loss": 3.0}, {"step": 4, "validation_loss": 3.0}]
+    assert asha.keep(tmp_path, first) == [{"step": 2, "validation_loss": 3.0}, {"step": 4, "validation_loss": 3.0}]
     again = [{"step": 4, "validation_loss": 5.0}, {"step": 6, "validation_loss": nan}, {"step": 8, "validation_loss": 2.0}]
-    assert validations.keep(tmp_path, again) == [{"step": 8, "validation_loss": 2.0}]
-    assert [line["step"] for line in validations.read(tmp_path)] == [2, 4, 8]
+    assert asha.keep(tmp_path, again) == [{"step": 8, "validation_loss": 2.0}]
+    assert [line["step"] for line in asha.read(tmp_path)] == [2, 4, 8]
 
 
 def test_the_lowest_validation_loss_wins(tmp_path):
     config = SweepConfig(space={"rows": [1, 2, 3, 4]}, trials=4)
-    planned = sweep.plan(config, tmp_path)
+    planned = plan(config, tmp_path)
     for trial, losses in zip(planned, [(2.0, 1.5), (1.2, 1.9), (), (1.3,)], strict=True):
         trial.folder.mkdir()
-        validations.keep(trial.folder, [{"step": 30 * (at + 1), "validation_loss": loss} for at, loss in enumerate(losses)])
-    assert [t.number for t in sweep.ranked(planned)] == [1, 3, 0]
+        asha.keep(trial.folder, [{"step": 30 * (at + 1), "validation_loss": loss} for at, loss in enumerate(losses)])
+    assert [t.number for t in ranked(planned)] == [1, 3, 0]
 
 
 def test_a_poor_trial_is_asked_to_stop_also_because_of_what_ended_before():
@@ -141,7 +142,7 @@ def test_a_sweep_from_end_to_end_goes_on_and_does_nothing_twice(small, tmp_path,
     }
     rates = [one["train.learning_rate"] for one in drawn(SweepConfig(**values, trials=3))]
     assert rates == [1e-6, 0.1, 1e-5]
-    made = sweep.sweep(SweepConfig(**values, trials=2))
+    made = sweep(SweepConfig(**values, trials=2))
     assert {t.number for t in made.trials} == {0, 1}
     curves = {t.number: dict(runs.curve(t.run_id, "train/validation_loss")) for t in made.trials}
     assert [t.loss for t in made.trials] == sorted(min(curve.values()) for curve in curves.values())
@@ -162,7 +163,7 @@ def test_a_sweep_from_end_to_end_goes_on_and_does_nothing_twice(small, tmp_path,
     assert not list(made.folder.glob("tune-*")), "nothing of Tune's is left"
     ended = {t.number: (t.folder / "ended").stat().st_mtime_ns for t in made.trials}
 
-    more = sweep.sweep(SweepConfig(**values, trials=3))
+    more = sweep(SweepConfig(**values, trials=3))
     assert more.trials[0].number == 1
     assert {number: (made.folder / f"trial-{number:03d}" / "ended").stat().st_mtime_ns for number in ended} == ended
     assert len(_children(parent.info.run_id)) == 3
@@ -173,15 +174,15 @@ def test_a_sweep_from_end_to_end_goes_on_and_does_nothing_twice(small, tmp_path,
     assert len(registry.versions(name="swept")) == 1
 
     capsys.readouterr()
-    assert sweep.sweep(SweepConfig(**values, trials=3)).winner == more.winner
+    assert sweep(SweepConfig(**values, trials=3)).winner == more.winner
     assert "all 3 trials are done" in capsys.readouterr().out
     values["shared"]["train"]["batch"] = 8
     with pytest.raises(UsageError, match=r"begun with other settings or data \(train.batch\)"):
-        sweep.sweep(SweepConfig(**values, trials=3))
+        sweep(SweepConfig(**values, trials=3))
     values["shared"]["train"]["batch"] = 4
     (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, [*lines, lines[-1] | {"prompt": "Borrow a boat"}])))
     with pytest.raises(UsageError, match=r"begun with other settings or data \(inputs\)"):
-        sweep.sweep(SweepConfig(**values, trials=3))
+        sweep(SweepConfig(**values, trials=3))
     assert (settings.runs() / "sweep-swept" / "trials.json").exists()
 
 

@@ -8,9 +8,12 @@ from trimtab.data.prompt import Prompt
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import UsageError
 from trimtab.generation_types import Sampling
-from trimtab.jobs import answer_store, sampling, targets
-from trimtab.jobs.answer_store import Drawn, Request
-from trimtab.jobs.config import AlignConfig, ScaleConfig, TargetsConfig
+from trimtab.jobs.align import targets
+from trimtab.jobs.align.config import AlignConfig, TargetsConfig
+from trimtab.jobs.runtime import generation_cache
+from trimtab.jobs.runtime.config import ScaleConfig
+from trimtab.jobs.runtime.engine_pool import Request
+from trimtab.jobs.runtime.generation_cache import Drawn
 
 HARMFUL = Prompt("Steal a car", "harmful", "t", "t")
 BENIGN = Prompt("Bake bread", "benign_hard", "t", "t", system="Be brief.")
@@ -74,11 +77,11 @@ def test_a_key_names_all_that_an_answer_depends_on():
 
 def test_kept_answers_survive_a_line_that_was_cut_off(base, monkeypatch, tmp_path):
     monkeypatch.setenv("TRIMTAB_HOME", str(tmp_path))
-    answer_store.append(base, {"a": [drawn("x", -1.0)], "b": []})
+    generation_cache.append(base, {"a": [drawn("x", -1.0)], "b": []})
     (file,) = (tmp_path / "answers").glob("*.jsonl")
     file.write_text(file.read_text() + '{"key": "c", "answ')
-    answer_store.append(base, {"d": [drawn("y", -1.0)]})
-    assert answer_store.read(base, {"a", "c", "d"}) == {"a": [drawn("x", -1.0)], "d": [drawn("y", -1.0)]}
+    generation_cache.append(base, {"d": [drawn("y", -1.0)]})
+    assert generation_cache.read(base, {"a", "c", "d"}) == {"a": [drawn("x", -1.0)], "d": [drawn("y", -1.0)]}
 
 
 @pytest.mark.parametrize(("settings", "said"), [({"samples": 65}, "from 0 to 64"), ({"temperature": 0}, "targets.samples 0")])
@@ -93,14 +96,16 @@ def test_engines_on_the_cluster_draw_and_nothing_twice(base, monkeypatch, capsys
     engine, scale = EngineConfig(rows=1, max_length=256), ScaleConfig(engines=1)
     greedy = Request([{"role": "user", "content": "What is the capital of France?"}], Sampling(8, logprobs=0))
     several = Request(greedy.messages, Sampling(8, 1.0, n=3, seed=1, logprobs=0))
-    first = sampling.answer("drawing", base, [greedy, several], engine, scale)
+    first = generation_cache.answer("drawing", base, [greedy, several], engine, scale)
     (one,) = first[greedy.key("auto")]
     assert "Paris" in one.text
     assert -5 < one.likelihood < 0
     assert len({d.text for d in first[several.key("auto")]}) > 1
     assert max(d.likelihood for d in first[several.key("auto")]) <= 0
     assert "drawing: 2/2" in capsys.readouterr().out
-    assert sampling.answer("drawing", base, [greedy, several], engine, scale) == first
+    assert generation_cache.answer("drawing", base, [greedy, several], engine, scale) == first
     assert "drawing" not in capsys.readouterr().out
     with pytest.raises(UsageError, match="the engine takes fewer than 256"):
-        sampling.answer("drawing", base, [Request([{"role": "user", "content": "long " * 300}], Sampling(8))], engine, scale)
+        generation_cache.answer(
+            "drawing", base, [Request([{"role": "user", "content": "long " * 300}], Sampling(8))], engine, scale
+        )

@@ -17,9 +17,10 @@ from trimtab.errors import ArtefactError, UsageError
 from trimtab.evaluation.detection import page
 from trimtab.evaluation.detection import report as truth_report
 from trimtab.evaluation.detection.pooling import Difference
-from trimtab.jobs import signal_store, truth
-from trimtab.jobs.signal_store import Meta
-from trimtab.jobs.truth_config import TruthConfig
+from trimtab.jobs.collect import signal_dataset
+from trimtab.jobs.collect.signal_dataset import Meta
+from trimtab.jobs.detect.report import ABLATIONS, evaluate, opened
+from trimtab.jobs.detect.report_config import TruthConfig
 from trimtab.stats.intervals import Interval
 from trimtab.tracking.client import client, experiment_id
 
@@ -76,7 +77,7 @@ TRACED = ("perplexity", "min-logprob", "entropy", "max-entropy", "margin")
 def collected(folder, base, count=190, layers=LAYERS, truthful=None, source=None, seed=0):
     """A data set whose last layer's last state tells the truth, with noise; every twentieth answer is unlabelled."""
     meta = Meta(base.name, base.fingerprint, layers, base.width, "fp32", None, "")
-    signal_store.begin(folder, meta)
+    signal_dataset.begin(folder, meta)
     generator = torch.Generator().manual_seed(seed)
     lines = []
     for i in range(count):
@@ -86,7 +87,7 @@ def collected(folder, base, count=190, layers=LAYERS, truthful=None, source=None
         history = torch.randn(4, 3, generator=generator).abs() * torch.tensor([-1.0, 1.0, 1.0]) * (0.8 if right else 1.2)
         row = signal_row(i, f"Question {seed} {i}?", None if i % 20 == 0 else right, psi, history)
         lines.append(row | {"source": source or ("capitals" if i % 2 else FOREIGN)})
-    signal_store.append(folder, meta, lines)
+    signal_dataset.append(folder, meta, lines)
     return str(folder)
 
 
@@ -142,7 +143,7 @@ def test_the_rival_is_the_one_that_is_best_on_validation(report):
 
 def test_ablations_labels_and_transfer_are_there(report):
     for entry in report["sets"].values():
-        assert [arm["name"] for arm in entry["ablations"]] == list(truth.ABLATIONS)
+        assert [arm["name"] for arm in entry["ablations"]] == list(ABLATIONS)
         whole = entry["arms"][0]
         for arm in entry["ablations"]:
             assert whole["chosen"].items() <= (arm["chosen"] | {"groups": whole["chosen"]["groups"]}).items()
@@ -213,7 +214,7 @@ def test_the_run_has_the_figures_the_data_and_the_report(written, report):
 def test_one_data_set_of_one_kind_has_no_sections_that_say_nothing(base, tmp_path):
     folder = collected(tmp_path / "one", base, count=120, source="only")
     config = TruthConfig(folder, "linear", seeds=2, validation=0.2, labels=[], ablations=False, name="one")
-    made = truth.evaluate(config)
+    made = evaluate(config)
     sections = re.findall(r'<section id="(\w+)"', page.html(made))
     assert sections == ["results", "curves", "notes"]
     # Few different answers of one kind in two test parts, and each has a figure all the same.
@@ -224,15 +225,15 @@ def test_one_data_set_of_one_kind_has_no_sections_that_say_nothing(base, tmp_pat
 def test_what_cannot_be_reported_on_is_refused_in_one_line_before_any_work(base, tmp_path, folders):
     few = collected(tmp_path / "few", base, count=30)
     with pytest.raises(UsageError, match="few: there are 28 labelled answers; a detector needs 50"):
-        truth.evaluate(TruthConfig(few))
+        evaluate(TruthConfig(few))
     right = collected(tmp_path / "right", base, count=80, truthful=True)
     with pytest.raises(UsageError, match=r"right: seed 0: the .* answers are all of one class"):
-        truth.evaluate(TruthConfig(right))
+        evaluate(TruthConfig(right))
     other = collected(tmp_path / "other", base, count=60, layers=(10,))
     with pytest.raises(UsageError, match=r"other has layers \[10\], the first data set \[20, 29\]"):
-        truth.evaluate(TruthConfig([folders[0], other]))
+        evaluate(TruthConfig([folders[0], other]))
     with pytest.raises(ArtefactError, match="trimtab collect"):
-        truth.evaluate(TruthConfig(str(tmp_path)))
+        evaluate(TruthConfig(str(tmp_path)))
     with pytest.raises(UsageError, match="--signals FOLDER"):
         TruthConfig()
     with pytest.raises(UsageError, match=r"shares above 0 and below 1, not 1\.5"):
@@ -256,5 +257,5 @@ def test_sentences_say_what_the_interval_allows():
 
 def test_two_data_sets_of_one_name_are_told_apart(base, tmp_path):
     folders = [collected(tmp_path / part / "made", base, count=70, seed=i) for i, part in enumerate("ab")]
-    given = truth.opened(TruthConfig(folders, "linear", seeds=1, validation=0.3), base)
+    given = opened(TruthConfig(folders, "linear", seeds=1, validation=0.3), base)
     assert [source.name for source in given] == folders

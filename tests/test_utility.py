@@ -21,9 +21,9 @@ from trimtab.evaluation.study_page import Study
 from trimtab.evaluation.utility import report, text_scoring
 from trimtab.evaluation.utility.metrics import Measured, figures, marked
 from trimtab.evaluation.utility.text_scoring import Reading
-from trimtab.jobs import utility as job
-from trimtab.jobs.kept import Store
-from trimtab.jobs.utility_config import UtilityConfig, UtilitySuite
+from trimtab.jobs.evaluate import utility as job
+from trimtab.jobs.evaluate.arm_cache import Store
+from trimtab.jobs.evaluate.config import UtilityConfig, UtilitySuite
 from trimtab.model import chat_template
 from trimtab.model.frozen_model import FrozenModel
 from trimtab.stats.intervals import mean, wilson

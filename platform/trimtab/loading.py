@@ -4,10 +4,28 @@ from pathlib import Path
 
 from trimtab.artifacts import prefix as prefixes
 from trimtab.artifacts.prefix import Prefix
+from trimtab.cli.console import say
 from trimtab.detection import detector as detectors
 from trimtab.detection.detector import Detector
+from trimtab.model.base_model import BaseModel
 from trimtab.tracking import registry
 from trimtab.tracking.registry import Version
+
+
+def find(spec: str, base: BaseModel) -> dict[str, Prefix]:
+    """Prefixes by name: `champion` is every champion of the base model, if there is one; else a folder, NAME, or
+    NAME@alias-or-version."""
+    if Path(spec).is_dir():
+        prefix = prefixes.load(Path(spec), base)
+        return {prefix.card.name: prefix}
+    if spec == registry.CHAMPION:
+        found = [v for v in registry.versions(base.name, kind="prefix") if registry.CHAMPION in v.aliases]
+        if not found:
+            say(f"no prefix of {base.name} is champion yet (--prefix names another): the base model and the text prompt alone")
+    else:
+        name, _, ref = spec.partition("@")
+        found = [registry.find(base.name, name, ref or registry.CHAMPION)]
+    return {f"{v.name}@{v.version}": registry.load(v, base) for v in found}
 
 
 def load_prefix(path_or_name: str | Path, base: str = "smollm2-135m") -> Prefix:

@@ -10,8 +10,10 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from trimtab.errors import NotFoundError
+from trimtab.tracking import registry
 from trimtab.tracking.client import client, reachable
 from trimtab.tracking.registry import CHAMPION, Version, champion, find, model_name, touch
+from trimtab.tracking.runs import Run
 
 MOVED, GATE = "trimtab.moved.", "trimtab.gate"
 Way = Literal["promote", "rollback"]
@@ -95,3 +97,14 @@ def _move(version: Version, move: Move) -> None:
 
 def _tag(version: Version, key: str, value: str) -> None:
     client().set_model_version_tag(model_name(version.base, version.name), str(version.version), key, value)
+
+
+def enrolled(folder: Path, run: Run, passed: bool, reason: str) -> Version:
+    """Register a prefix's or a detector's folder as candidate, and promote it where it `passed`, for the `reason` given."""
+    version = registry.register(folder, run.run_id)
+    decided(version, passed, reason)
+    if not passed:
+        return version
+    promote(version, reason)
+    run.tags({"trimtab.champion": str(version.version)})
+    return registry.find(version.base, version.name, str(version.version))

@@ -1,0 +1,1 @@
+"""Job of `trimtab align`: data set, targets, training, evaluation, registration."""

@@ -1,0 +1,1 @@
+"""Job of `trimtab collect`: answers, labels and signals of questions."""

@@ -1,0 +1,1 @@
+"""Jobs of `trimtab detect` and `trimtab evaluate truth`."""

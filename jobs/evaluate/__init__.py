@@ -1,0 +1,1 @@
+"""Jobs of `trimtab evaluate safety` and `trimtab evaluate utility`."""

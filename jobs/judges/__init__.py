@@ -1,0 +1,1 @@
+"""Job of `trimtab judges`, and judges as the other jobs run them."""

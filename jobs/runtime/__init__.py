@@ -1,0 +1,1 @@
+"""Runtime that all jobs share: Ray session, engine pool, caches, run state."""
