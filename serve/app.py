@@ -12,10 +12,10 @@ from ray.serve.config import AutoscalingConfig
 from trimtab.cli import main
 from trimtab.model import base_model
 from trimtab.model.base_model import BaseModel
-from trimtab.serve import keys
-from trimtab.serve.agreement import Agreement
+from trimtab.ray_patches import keep_local
+from trimtab.serve import api_keys
 from trimtab.serve.config import ServeConfig
-from trimtab.serve.loopback import keep_local
+from trimtab.serve.registry.coordinator import Agreement
 from trimtab.serve.replica import Replica, build_app
 
 # Requests beyond the door's: those that look at pages and metrics, and those that are turned down.
@@ -26,7 +26,7 @@ def build(args: Mapping[str, Any]) -> Any:
     """The application of a config file's `args`: the fields of `trimtab serve`. Raises UsageError for what they do not know."""
     config = main.build(ServeConfig, args, "args")
     for host in (config.host, *_listening()):
-        config = replace(config, key_file=keys.required(replace(config, host=host)))
+        config = replace(config, key_file=api_keys.required(replace(config, host=host)))
     return application(config, base_model.resolve(config.model, config.revision), config.cpus or 1.0)
 
 

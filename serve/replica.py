@@ -21,14 +21,15 @@ from trimtab.engine.openai.routing import Traffic
 from trimtab.errors import UsageError
 from trimtab.model import base_model
 from trimtab.model.base_model import BaseModel
-from trimtab.serve import pages, sinks, sources
-from trimtab.serve.access import Access
-from trimtab.serve.bounded import Bounded
+from trimtab.ray_patches import keep_local
+from trimtab.serve import record_sinks, static_page
 from trimtab.serve.config import ServeConfig
-from trimtab.serve.loopback import keep_local
-from trimtab.serve.peers import Peers
-from trimtab.serve.records import Recorded
-from trimtab.serve.sinks import Sinks
+from trimtab.serve.middleware.access_log import Recorded
+from trimtab.serve.middleware.admission import Bounded
+from trimtab.serve.middleware.authentication import Access
+from trimtab.serve.record_sinks import Sinks
+from trimtab.serve.registry import sources
+from trimtab.serve.registry.coordinator_client import Peers
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class Replica:
 
         keep_local()
         local = base_model.here(base)
-        _pages.update(await asyncio.to_thread(pages.load))
+        _pages.update(await asyncio.to_thread(static_page.load))
         prefixes, detectors = sources.opened(local, config.registry)
         me = serve.get_replica_context().replica_id.unique_id
         if agreement is not None:
@@ -108,7 +109,7 @@ class Replica:
             live = await _peers[0].agreed_on("detector") if _peers else {}
             layers = await asyncio.to_thread(sources.layers, detectors, live)
         engine = replace(config.engine, layers=layers, history=bool(layers))
-        _sinks[:] = [await asyncio.to_thread(sinks.opened, config, me)]
+        _sinks[:] = [await asyncio.to_thread(record_sinks.opened, config, me)]
         agree = _peers[0].agree if _peers else None
         _engine[:] = [await OnlineEngine.start(local, engine, prefixes, detectors, config.detector, agree)]
         door: App = Bounded(answers, config.requests + config.queue, config.request_seconds, config.stream_seconds)

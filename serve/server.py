@@ -29,9 +29,10 @@ from trimtab.cli.console import Bar, say
 from trimtab.engine.vllm_ext import args
 from trimtab.errors import JobError, UsageError
 from trimtab.model import base_model
-from trimtab.serve import keys, sources
+from trimtab.serve import api_keys
 from trimtab.serve.app import application
 from trimtab.serve.config import ServeConfig
+from trimtab.serve.registry import sources
 from trimtab.util import ports
 
 APPLICATION = "trimtab"
@@ -70,7 +71,7 @@ def serving(config: ServeConfig, ended: threading.Event | None = None) -> Genera
     base = base_model.resolve(config.model, config.revision)
     args.check(base, config.engine)
     sources.opened(base, config.registry)
-    config = replace(config, key_file=keys.required(config))
+    config = replace(config, key_file=api_keys.required(config))
     _check_port(config.host, config.port)
     ours = _join(config)
     try:
@@ -115,7 +116,7 @@ def _dead(process: psutil.Process) -> bool:
 
 
 def _asked_for(config: ServeConfig, url: str) -> str:
-    return "an API key is asked for" if keys.required(config) else f"models: {', '.join(models(url))}"
+    return "an API key is asked for" if api_keys.required(config) else f"models: {', '.join(models(url))}"
 
 
 def models(url: str) -> list[str]:

@@ -11,10 +11,10 @@ from ray import serve
 from trimtab.cli.main import main
 from trimtab.engine import asgi
 from trimtab.errors import ArtefactError, NotFoundError, UsageError
-from trimtab.serve import app, keys
-from trimtab.serve.access import Access
+from trimtab.serve import api_keys, app
+from trimtab.serve.api_keys import AddConfig, RemoveConfig
 from trimtab.serve.config import ServeConfig
-from trimtab.serve.keys import AddConfig, RemoveConfig
+from trimtab.serve.middleware.authentication import Access
 from trimtab.util import ports
 
 
@@ -41,14 +41,14 @@ def test_a_config_file_that_opens_the_server_needs_keys(home):
     try:
         with pytest.raises(UsageError, match=r"on 0.0.0.0 anyone who reaches this machine could ask"):
             app.build({})
-        keys.add(AddConfig("alice"))
+        api_keys.add(AddConfig("alice"))
         assert app.build({"cpus": 1})
     finally:
         serve.shutdown()
 
 
 def made(path, name="alice", **options):
-    return keys.add(AddConfig(name, file=str(path), **options))["key"]
+    return api_keys.add(AddConfig(name, file=str(path), **options))["key"]
 
 
 def asked(path, *requests):
@@ -70,18 +70,18 @@ def test_only_the_hash_of_a_key_is_kept_and_only_its_owner_reads_it(path, capsys
     assert token in capsys.readouterr().out
     assert token not in path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    (key,) = keys.read(path)
-    assert key.digest == keys.digest(token)
+    (key,) = api_keys.read(path)
+    assert key.digest == api_keys.digest(token)
     assert main(["keys", "list", "--file", str(path)]) == 0
     shown = capsys.readouterr().out
     assert "alice" in shown
     assert key.digest not in shown
     with pytest.raises(UsageError, match="a key of the name 'alice' already"):
         made(path)
-    keys.remove(RemoveConfig("alice", file=str(path)))
-    assert keys.read(path) == []
+    api_keys.remove(RemoveConfig("alice", file=str(path)))
+    assert api_keys.read(path) == []
     with pytest.raises(NotFoundError, match="no key 'alice'"):
-        keys.remove(RemoveConfig("alice", file=str(path)))
+        api_keys.remove(RemoveConfig("alice", file=str(path)))
 
 
 def test_nobody_comes_in_without_a_key(path):
@@ -163,14 +163,14 @@ def test_files_and_settings_that_cannot_be_are_refused_in_one_line(home):
     path = home / "damaged.json"
     path.write_text('{"keys": [{"name": "x"}]}')
     with pytest.raises(ArtefactError, match="is not a file of keys; trimtab keys add makes one"):
-        keys.read(path)
+        api_keys.read(path)
     with pytest.raises(UsageError, match="limits that are not below 0"):
         AddConfig("x", per_minute=-1)
     with pytest.raises(UsageError, match=r"there are no keys in .*: make one with trimtab keys add NAME"):
-        keys.required(ServeConfig(key_file=str(home / "none.json")))
+        api_keys.required(ServeConfig(key_file=str(home / "none.json")))
     with pytest.raises(UsageError, match=r"on 0\.0\.0\.0 anyone who reaches this machine could ask"):
-        keys.required(ServeConfig(host="0.0.0.0"))
-    assert keys.required(ServeConfig(host="0.0.0.0", open=True)) is None
-    assert keys.required(ServeConfig()) is None
-    keys.add(AddConfig("alice"))
-    assert keys.required(ServeConfig()) == str(keys.default())
+        api_keys.required(ServeConfig(host="0.0.0.0"))
+    assert api_keys.required(ServeConfig(host="0.0.0.0", open=True)) is None
+    assert api_keys.required(ServeConfig()) is None
+    api_keys.add(AddConfig("alice"))
+    assert api_keys.required(ServeConfig()) == str(api_keys.default())

@@ -5,9 +5,9 @@ import asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
 from trimtab.engine.prefixes.catalog import Names
-from trimtab.serve import agreement
-from trimtab.serve.agreement import Agreement, agreed
-from trimtab.serve.peers import merged
+from trimtab.serve.registry import coordinator
+from trimtab.serve.registry.coordinator import Agreement, agreed
+from trimtab.serve.registry.coordinator_client import merged
 
 KEY = ("mine", "champion")
 
@@ -48,7 +48,7 @@ def test_those_that_are_gone_are_not_waited_for(monkeypatch):
     asyncio.run(both.leave("b"))
     assert told(both, ("a", names(2))).aliases["prefix"] == {KEY: 2}
     told(both, ("b", names(1)))
-    monkeypatch.setattr(agreement, "GONE_SECONDS", -1.0)
+    monkeypatch.setattr(coordinator, "GONE_SECONDS", -1.0)
     assert told(both, ("a", names(3))).aliases["prefix"] == {KEY: 3}
 
 

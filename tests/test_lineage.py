@@ -11,9 +11,9 @@ from trimtab import settings
 from trimtab.artifacts import prefix as prefixes
 from trimtab.cli.main import main
 from trimtab.detection import detector
-from trimtab.serve import sinks
+from trimtab.serve import record_sinks
 from trimtab.serve.config import ServeConfig
-from trimtab.serve.records import Record
+from trimtab.serve.middleware.access_log import Record
 from trimtab.tracking import promotions, registry, runs
 from trimtab.tracking.client import client
 from trimtab.util import atomic_files
@@ -38,7 +38,7 @@ def served(frozen, base, tmp_path):
     watch = runs.start("truth", "detect", settings.home() / "outbox")
     registry.register(detector.save(random_detector(base, "truth", LAYERS), tmp_path / "d"), watch.run_id)
     notes = {"model": f"{base.name}:steer@1", "detector": "truth@1", "risk": 0.25, "tokens": 3}
-    taken = sinks.opened(ServeConfig(), "replica")
+    taken = record_sinks.opened(ServeConfig(), "replica")
     taken(Record(ID, "/v1/chat/completions", 200, time.time_ns(), time.time_ns(), 0.1, notes, None, None))
     taken.stop()
     return run.run_id

@@ -21,8 +21,8 @@ from trimtab import settings
 from trimtab.artifacts import prefix as prefixes
 from trimtab.artifacts.card import Card
 from trimtab.errors import NotFoundError, TrackingError, UsageError
-from trimtab.serve import sources
-from trimtab.serve.sources import Registry
+from trimtab.serve.registry import sources
+from trimtab.serve.registry.sources import Registry
 from trimtab.tracking import promotions, registry, runs
 from trimtab.tracking.client import client, reachable
 from trimtab.util import ports

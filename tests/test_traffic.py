@@ -9,9 +9,9 @@ from ray.serve.schema import ServeDeploySchema
 
 from trimtab.engine.openai.routing import Traffic
 from trimtab.errors import JobError, UsageError
-from trimtab.serve import app, traffic
+from trimtab.serve import app, traffic_command
 from trimtab.serve.config import ServeConfig
-from trimtab.serve.traffic import Line, TrafficConfig
+from trimtab.serve.traffic_command import Line, TrafficConfig
 
 METRICS = """
 # HELP trimtab_requests_total x
@@ -53,7 +53,7 @@ def test_shares_that_say_nothing_are_refused(shares):
 
 
 def test_the_summary_has_a_line_for_each_version_and_mode():
-    assert traffic.summary(METRICS) == [
+    assert traffic_command.summary(METRICS) == [
         Line("mine", "1", "answer", 20, 1, 190, pytest.approx(0.05), None),
         Line("mine", "2", "shadow", 4, 0, 0, None, pytest.approx(0.3)),
     ]
@@ -61,7 +61,7 @@ def test_the_summary_has_a_line_for_each_version_and_mode():
 
 def test_a_server_that_is_not_there_is_told_in_one_line():
     with pytest.raises(JobError, match="no server answers"):
-        traffic.command(TrafficConfig("http://127.0.0.1:9"))
+        traffic_command.command(TrafficConfig("http://127.0.0.1:9"))
 
 
 def test_the_shipped_config_is_one_that_serve_deploy_takes():

@@ -13,8 +13,8 @@ from tests.helpers import QUESTIONS, one_pass
 from tests.serve.asking import BASE, chat, together
 from trimtab.generation_types import Ask
 from trimtab.model import chat_template
-from trimtab.serve import traffic
-from trimtab.serve.traffic import TrafficConfig
+from trimtab.serve import traffic_command
+from trimtab.serve.traffic_command import TrafficConfig
 
 LAYERS = (20, 29)
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana.json"
@@ -301,7 +301,9 @@ def test_traffic_is_shared_and_shadowed(url, client):
     deadline = time.monotonic() + 60
     while True:
         lines = {
-            (line["version"], line["mode"]): line for line in traffic.command(TrafficConfig(url)) if line["prefix"] == "four"
+            (line["version"], line["mode"]): line
+            for line in traffic_command.command(TrafficConfig(url))
+            if line["prefix"] == "four"
         }
         if lines.get(("2", "shadow"), {}).get("requests", 0) >= 20:
             break

@@ -16,7 +16,7 @@ from trimtab.engine.prefixes import catalog
 from trimtab.engine.prefixes.catalog import Known, Library
 from trimtab.errors import ArtefactError, UsageError
 from trimtab.model.base_model import BaseModel
-from trimtab.serve import sources
+from trimtab.serve.registry import sources
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from limits.aio.strategies import MovingWindowRateLimiter
 from trimtab.engine import asgi
 from trimtab.engine.asgi import App, Receive, Replayed, Scope, Send
 from trimtab.errors import TrimtabError, UsageError
-from trimtab.serve import keys, pages
-from trimtab.serve.keys import ANY, Key
+from trimtab.serve import api_keys, static_page
+from trimtab.serve.api_keys import ANY, Key
 
 # What anyone may look at: the page itself, which can ask nothing without a key, and whether the server is well.
-OPEN = (*pages.NAMES, pages.ABOUT, "/health", "/ping")
+OPEN = (*static_page.NAMES, static_page.ABOUT, "/health", "/ping")
 READ_SECONDS = 2.0
 
 
@@ -32,7 +32,7 @@ class Access:
     def __init__(self, app: App, path: Path) -> None:
         self._app = app
         self._path = path
-        self._keys = keys.read(path)
+        self._keys = api_keys.read(path)
         self._running: Counter[str] = Counter()
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
         self._read_at = 0.0
@@ -89,7 +89,7 @@ class Access:
         await self._refresh()
         given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
         kind, _, token = given.partition(" ")
-        digest = keys.digest(token.strip())
+        digest = api_keys.digest(token.strip())
         # All of them each time, so that the time taken says nothing.
         found = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
         return found[0] if found and kind.lower() == "bearer" else None
@@ -100,7 +100,7 @@ class Access:
             return
         self._read_at = now
         try:
-            self._keys = await asyncio.to_thread(keys.read, self._path)
+            self._keys = await asyncio.to_thread(api_keys.read, self._path)
         except TrimtabError:
             return
 

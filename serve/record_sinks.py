@@ -21,7 +21,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from trimtab import settings
 from trimtab.engine import metrics
 from trimtab.serve.config import ServeConfig
-from trimtab.serve.records import Record, line
+from trimtab.serve.middleware.access_log import Record, line
 from trimtab.tracking.traces import Traces
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""ASGI middleware of a replica: access log, authentication, admission control."""

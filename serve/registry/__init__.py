@@ -1,0 +1,1 @@
+"""Registry on the server: artifact sources and coordination of versions between replicas."""
