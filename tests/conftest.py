@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.storage import ObjectStore
+from tests.support.object_store import ObjectStore
 from trimtab import settings
 
 # Before anything reads them: tests keep their runs and registry apart from the user's.
@@ -79,9 +79,9 @@ def frozen(base):
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):
     """A tiny random base model, where it does not matter what a model knows."""
-    from tests import tiny
+    from tests.support import tiny_models
 
-    return tiny.make(tiny.FAMILIES["llama"], tmp_path_factory.mktemp("small") / "llama")
+    return tiny_models.make(tiny_models.FAMILIES["llama"], tmp_path_factory.mktemp("small") / "llama")
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +108,7 @@ def cluster(object_store) -> Generator[None]:
 @pytest.fixture(scope="session")
 def three(frozen, base):
     """Three prefixes that change answers, of 1, 1 and 2 rows, each at a place of its own."""
-    from tests.helpers import make_prefix
+    from tests.support.factories import make_prefix
 
     return [
         make_prefix(frozen, base, "one", 1, "system", 1),
@@ -120,7 +120,7 @@ def three(frozen, base):
 @pytest.fixture(scope="session")
 def wanted(frozen, base, three):
     """Greedy token ids of transformers for `mixed_asks(three)`: what every engine must equal."""
-    from tests.helpers import TOKENS, mixed_asks, reference
+    from tests.support.factories import TOKENS, mixed_asks, reference
 
     ids = [reference(frozen, base, ask, TOKENS) for ask in mixed_asks(three)]
     plain = ids[::4]

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 
-from bench.peers.nodes import WORKERS, Nodes, nodes
-from bench.peers.rows import prompt_files
+from tests.support.prompt_rows import prompt_files
+from tests.support.ray_nodes import WORKERS, Nodes, nodes
 from trimtab import settings
 from trimtab.artifacts import prefix as prefixes
 from trimtab.artifacts.prefix import Prefix

@@ -17,8 +17,8 @@ import psutil
 
 from bench.peers import servers
 from bench.peers.clients import OK, Clients, answers
-from bench.peers.mlflow_server import MlflowServer
 from bench.peers.servers import Server, Up
+from tests.support.mlflow_server import MlflowServer
 from trimtab.artifacts import prefix as prefixes
 from trimtab.model import base_model
 from trimtab.tracking import promotions, registry, runs

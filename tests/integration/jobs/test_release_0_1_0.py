@@ -1,0 +1,74 @@
+"""Files that release 0.1.0 wrote: each loads, or is rejected with a one-line error."""
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+from trimtab import settings
+from trimtab.artifacts import prefix as prefixes
+from trimtab.cli.main import main
+from trimtab.detection import detector
+from trimtab.jobs.collect import signal_dataset
+from trimtab.judges import refusal_head
+from trimtab.model import base_model
+from trimtab.tracking import registry
+from trimtab.tracking.client import client
+
+RELEASE = ROOT / "tests" / "fixtures" / "release_0_1_0"
+
+
+@pytest.fixture
+def release(home, monkeypatch) -> Path:
+    """Working directory and home as release 0.1.0 left them."""
+    shutil.copytree(RELEASE, home, dirs_exist_ok=True, ignore=shutil.ignore_patterns("home"))
+    shutil.copytree(RELEASE / "home", home, dirs_exist_ok=True)
+    for path in (home / "outbox").glob("*.outbox"):
+        path.write_text(path.read_text().replace("@HOME@", str(home)))
+    dump = home / "mlflow" / "mlflow.sql"
+    (home / "mlflow" / "mlflow.db").unlink()
+    with sqlite3.connect(home / "mlflow" / "mlflow.db") as database:
+        database.executescript(dump.read_text().replace("@HOME@", str(home)))
+    database.close()
+    monkeypatch.chdir(home)
+    return home
+
+
+@pytest.fixture
+def base(release):
+    return base_model.resolve("tiny-llama")
+
+
+def test_registry_is_read(base):
+    prefix = registry.find(base.name, "steer")
+    assert (prefix.version, sorted(prefix.aliases)) == (2, ["candidate", "champion"])
+    loaded = registry.load(prefix)
+    prefixes.check_base(loaded, base)
+    assert loaded.vectors.shape == (2, base.width)
+    version = registry.find(base.name, "truth", "candidate")
+    assert registry.load_detector(version, base).card.name == "truth"
+
+
+def test_artifacts_are_read(release, base):
+    assert detector.load(release / "detector", base).card.layers
+    assert refusal_head.load(release / "judge", base).weights.shape == (base.width + 1,)
+
+
+def test_signals_are_read(release, base):
+    data = signal_dataset.read(release / "signals", base)
+    assert data.psi.shape == (72, 2, 3 * base.width)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_unfinished_run_is_resumed(release, base):
+    """From its checkpoint at step 7, in the same MLflow run."""
+    options = ["--train.steps", "60", "--train.validate_every", "30", "--resume"]
+    (folder,) = (settings.runs() / "unfinished").iterdir()
+    assert main(["align", "--config", "align.yaml", "--name", "unfinished", *options]) == 0
+    run_id = prefixes.load(folder / "prefix", base).card.run_id
+    assert run_id == json.loads((folder / "run.json").read_text())["run_id"]
+    steps = [metric.step for metric in client().get_metric_history(run_id, "train/loss")]
+    assert sorted(steps) == list(range(1, 61)), "the curve must have no gap and no step twice"

@@ -1,0 +1,81 @@
+"""Utility suites: figures from answers and readings, the report of them, and reading itself against transformers."""
+
+import json
+
+import pytest
+import torch
+
+from tests.support import tiny_models
+from tests.unit.evaluation.test_text_scoring import TEXTS
+from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.card import Card
+from trimtab.cli.main import main
+from trimtab.errors import UsageError
+from trimtab.evaluation.safety.results import Arm
+from trimtab.evaluation.utility.text_scoring import Reading
+from trimtab.jobs.evaluate import utility as job
+from trimtab.jobs.evaluate.arm_cache import Store
+from trimtab.jobs.evaluate.config import UtilityConfig, UtilitySuite
+
+
+def test_a_suite_is_read_and_checked(tmp_path):
+    path = tmp_path / "q.jsonl"
+    rows = [{"question": f"{i} + {i}?", "answer": f"so\n#### {2 * i}"} for i in range(30)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    suite = job.load(UtilitySuite(questions=str(path), texts="trimtab:neutral", limit=7), "sums")
+    assert (len(suite.questions), len(suite.texts), suite.max_tokens) == (7, 7, 320)
+    assert {q.kind for q in suite.questions} == {"numeric"}
+    more = job.load(UtilitySuite(questions=[str(path), "trimtab:countries"], limit=8, kind="f1", max_tokens=9), "more")
+    assert ({q.kind for q in more.questions}, more.max_tokens) == ({"f1"}, 9)
+    assert [entry["rows"] for entry in suite.inputs("sums")] == [7, 7]
+    path.write_text('{"question": "How many?", "answers": "twelve"}')
+    with pytest.raises(UsageError, match="'twelve' holds no number"):
+        job.load(UtilitySuite(questions=str(path), kind="numeric"), "sums")
+    assert job.load(UtilitySuite(questions=str(path)), "sums").max_tokens == 32
+    with pytest.raises(UsageError, match=r"utility sums: columns may rename answers, .*, not goal"):
+        job.load(UtilitySuite(questions=str(path), columns={"goal": "x"}), "sums")
+    for settings in (UtilitySuite, UtilityConfig):
+        with pytest.raises(UsageError, match=r"questions .*texts"):
+            settings()
+    with pytest.raises(UsageError, match="must not be below 0"):
+        UtilitySuite(texts="trimtab:neutral", limit=-1)
+
+
+def test_answers_and_readings_are_kept_by_all_that_they_depend_on(tmp_path):
+    store = Store(tmp_path, "f", TEXTS, 8, "fp32")
+    strict = Arm("text", system="Be good.")
+    assert store.answers(strict) is None
+    store.put_answers(strict, ["a", "b", "c"])
+    store.put_readings(strict, [Reading(1, 2.0, 3.0)] * 3)
+    assert store.answers(Arm("other name", system="Be good.")) == ["a", "b", "c"]
+    assert store.readings(strict) == [Reading(1, 2.0, 3.0)] * 3
+    others = [
+        Store(tmp_path, "f", TEXTS[:1], 8, "fp32"),
+        Store(tmp_path, "f", TEXTS, 9, "fp32"),
+        Store(tmp_path, "f", TEXTS, 8, "bf16"),
+    ]
+    assert all(other.answers(strict) is None for other in others)
+    assert store.answers(Arm("base")) is None
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_command_reads_texts_without_an_engine(tmp_path, capsys):
+    base = tiny_models.make(tiny_models.FAMILIES["llama"], tmp_path / "llama")
+    torch.manual_seed(0)
+    card = Card("prefix", "mine", base.name, base.fingerprint, "system", 0, 0, "")
+    prefixes.save(prefixes.make(torch.randn(1, base.width), card), tmp_path / "mine")
+    out, answers = tmp_path / "out.json", tmp_path / "answers.json"
+    given = ["--texts", "trimtab:neutral", "--limit", "4", "--longest", "16", "--prefix", str(tmp_path / "mine")]
+    given += ["--base", str(tmp_path / "llama"), "--precision", "fp32", "--answers", str(answers), "--json", str(out)]
+    assert main(["evaluate", "utility", *given]) == 0
+    pooled = json.loads(out.read_text())["pooled"]
+    assert [a["arm"] for a in pooled] == ["base", "text prompt", "mine"]
+    assert pooled[0]["kl"]["value"] == 0
+    assert pooled[2]["kl"]["value"] > 0.01
+    assert [r["tokens"] for r in json.loads(answers.read_text())["arms"][2]["texts"]] == [16] * 4
+    shown = capsys.readouterr().out
+    assert "times base" in shown
+    assert "accuracy" not in shown
+    assert "\u2026" not in shown, "the table is as wide as it needs"
+    assert main(["evaluate", "utility", *given]) == 0
+    assert "texts read" not in capsys.readouterr().out, "nothing is read twice"

@@ -1,0 +1,32 @@
+"""What tests of learning share: a few rows, the options of a short job, and its first checkpoint."""
+
+import subprocess
+import time
+from pathlib import Path
+
+from tests.support.prompt_rows import BENIGN, HARMFUL, REFUSAL
+from trimtab.data.hard_filter import Filtered, Row
+from trimtab.data.prompt import Prompt
+from trimtab.jobs.align.dataset import Prepared
+
+STEPS, WAIT_SECONDS = 80, 300
+OPTIONS = (
+    f"--train.steps {STEPS} --train.batch 6 --train.micro_batch 2 --train.checkpoint_every 10 --train.patience 0 "
+    "--train.precision fp32 --evaluate.limit 2 --evaluate.max_tokens 4 --scale.cpus 1"
+)
+
+
+def prepared() -> Prepared:
+    rows = [Row(Prompt(t, "harmful", "t", t), REFUSAL, 11) for t in HARMFUL]
+    labels = ("benign_hard", "benign_easy")
+    rows += [Row(Prompt(t, labels[i % 2], "t", t), f"Of course. Here is what to know: {t}", 12) for i, t in enumerate(BENIGN)]
+    return Prepared(rows, rows[1:6], {"train": [], "validation": [], "test": []}, Filtered(rows, [], []), (0.5, 0.5), [])
+
+
+def first_checkpoint(folder: Path, process: subprocess.Popen) -> None:
+    """Wait until a job whose run, or whose runs, are in this folder has one."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not list(folder.glob("**/train/checkpoint_*/state.json")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -1,0 +1,145 @@
+"""Detectors as artefacts, their calibration, and the figures they are judged by."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn import metrics
+
+from tests.support.factories import plain
+from trimtab import heads
+from trimtab.detection import calibration, detector
+from trimtab.detection.detector import DetectorCard
+from trimtab.errors import ArtefactError
+from trimtab.evaluation.detection import metrics as truth
+from trimtab.evaluation.detection import metrics as weighted
+
+WIDTH = 8
+
+
+@pytest.fixture
+def made(tiny_base):
+    torch.manual_seed(0)
+    head = heads.get("flag")(WIDTH, 2, groups=4, projection=16, hidden=32)
+    settings = {"groups": 4, "projection": 16, "hidden": 32}
+    card = DetectorCard(
+        "d",
+        tiny_base.name,
+        tiny_base.fingerprint,
+        [3, 5],
+        WIDTH,
+        "flag",
+        settings,
+        -2.0,
+        dict.fromkeys(calibration.ALARMS, 0.6),
+    )
+    return detector.make(head, torch.stack([torch.zeros(7), torch.ones(7)]), torch.tensor([2.0, 0.5]), card)
+
+
+@pytest.fixture
+def tiny_base(tmp_path):
+    from trimtab.model.base_model import BaseModel
+
+    return BaseModel("tiny", tmp_path, "0123456789abcdef", WIDTH, 100, 6)
+
+
+def test_a_detector_is_the_same_after_saving_and_loading(made, tiny_base, tmp_path):
+    again = detector.load(detector.save(made, tmp_path / "d"), tiny_base)
+    psi, phi = torch.randn(5, 2, 3 * WIDTH), torch.randn(5, 7)
+    assert again.card == made.card
+    assert torch.equal(again.risk(psi, phi), made.risk(psi, phi))
+    assert ((again.risk(psi, phi) > 0.6) == again.flagged(again.risk(psi, phi))).all()
+
+
+def damaged(folder, change):
+    tensors = load_file(folder / detector.FILE)
+    change(tensors)
+    save_file(tensors, folder / detector.FILE)
+
+
+DAMAGES = {
+    "no detector.safetensors": lambda f: (f / detector.FILE).unlink(),
+    "no card.json": lambda f: (f / detector.CARD).unlink(),
+    "truncated": lambda f: (f / detector.FILE).write_bytes((f / detector.FILE).read_bytes()[:-5]),
+    "NaN": lambda f: damaged(f, lambda t: t["platt"].fill_(float("nan"))),
+    "digest differs": lambda f: damaged(f, lambda t: t["platt"].add_(1)),
+    "does not hold the head": lambda f: recarded(f, head="linear"),
+    "card of kind 'prefix'": lambda f: recarded(f, kind="prefix"),
+    "version 9": lambda f: recarded(f, card_version=9),
+    "unknown fields": lambda f: recarded(f, colour="red"),
+}
+
+
+def recarded(folder, **changes):
+    path = folder / detector.CARD
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("said", DAMAGES)
+def test_what_is_damaged_or_foreign_is_refused(made, tmp_path, said):
+    folder = detector.save(made, tmp_path / "d")
+    DAMAGES[said](folder)
+    with pytest.raises(ArtefactError, match=said.replace("(", r"\(")):
+        detector.load(folder)
+
+
+def test_another_base_model_is_refused(made, tiny_base, tmp_path):
+    with pytest.raises(ArtefactError, match="collect and train it again"):
+        detector.load(detector.save(made, tmp_path / "d"), replace(tiny_base, fingerprint="f" * 16))
+
+
+def test_platt_finds_the_slope_and_offset_that_made_the_labels():
+    generator = torch.Generator().manual_seed(0)
+    scores = 3 * torch.randn(20_000, generator=generator)
+    truthful = (torch.rand(20_000, generator=generator) < torch.sigmoid(0.7 * scores - 1)).float()
+    slope, offset = calibration.platt(scores, truthful).tolist()
+    assert slope == pytest.approx(0.7, abs=0.05)
+    assert offset == pytest.approx(-1, abs=0.08)
+
+
+def test_scores_that_are_worse_than_none_are_not_turned_round():
+    slope, offset = calibration.platt(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.0, 1.0, 0.0, 0.0])).tolist()
+    assert (slope, offset) == (0, pytest.approx(0, abs=1e-6))
+
+
+def test_thresholds_flag_no_more_right_answers_than_asked_for():
+    generator = torch.Generator().manual_seed(0)
+    risk, truthful = torch.rand(400, generator=generator), (torch.arange(400) % 2).float()
+    for alarms, threshold in calibration.thresholds(risk, truthful).items():
+        flagged = (risk[truthful == 1] > threshold).float().mean()
+        assert float(alarms) - 0.006 <= flagged <= float(alarms)
+
+
+RISK = np.array([0.9, 0.8, 0.4, 0.3, 0.2])
+MADE_UP = np.array([True, False, True, False, False])
+
+
+def test_figures_by_hand():
+    assert plain(weighted.auroc, RISK, MADE_UP) == pytest.approx(5 / 6)
+    assert plain(weighted.auprc, RISK, MADE_UP) == pytest.approx((1 + 2 / 3) / 2)
+    assert plain(weighted.fpr95, RISK, MADE_UP) == pytest.approx(1 / 3)
+    assert truth.ece(RISK, MADE_UP) == pytest.approx((0.1 + 0.8 + 0.6 + 0.3 + 0.2) / 5)
+    shares, errors = truth.coverage(RISK, MADE_UP)
+    assert shares.tolist() == [0.2, 0.4, 0.6, 0.8, 1]
+    assert errors.tolist() == pytest.approx([0, 0, 1 / 3, 1 / 4, 2 / 5])
+
+
+def test_equal_risks_are_worth_nothing_whatever_their_order():
+    flat = np.full(4, 0.5)
+    first, last = np.array([True, False, False, False]), np.array([False, False, False, True])
+    assert plain(weighted.auroc, flat, first) == 0.5
+    assert plain(weighted.aurc, flat, first) == plain(weighted.aurc, flat, last) == 0.25
+
+
+def test_ranking_figures_are_those_of_scikit_learn():
+    """A thousand resamples of each want something faster, with the same results; ties and all."""
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        risk, made_up = generator.integers(0, 12, 60) / 12, generator.random(60) < 0.4
+        assert plain(weighted.auroc, risk, made_up) == pytest.approx(metrics.roc_auc_score(made_up, risk))
+        assert plain(weighted.auprc, risk, made_up) == pytest.approx(metrics.average_precision_score(made_up, risk))
+        false, caught, _ = metrics.roc_curve(made_up, risk, drop_intermediate=False)
+        assert plain(weighted.fpr95, risk, made_up) == pytest.approx(false[caught >= 0.95].min())

@@ -1,0 +1,90 @@
+"""Reading, form, splitting, filtering, scheduling of prompts."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from trimtab.data import prompt as rows
+from trimtab.data import question_form
+from trimtab.data.readers import read_prompts
+from trimtab.errors import NotFoundError, UsageError
+
+
+def test_every_format_reads_the_same(tmp_path):
+    wanted = [("Say hi", "benign_easy"), ("Do harm, now", "harmful")]
+    data = [{"prompt": p, "class": c} for p, c in wanted]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(d) for d in data))
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    (tmp_path / "a.csv").write_text('# a comment\nprompt,class\nSay hi,benign_easy\n"Do harm, now",harmful\n')
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(data), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.json", "a.csv", "a.parquet"):
+        assert [(p.prompt, p.label) for p in read_prompts(str(tmp_path / name))] == wanted
+
+
+def test_other_column_names_and_class_words(tmp_path):
+    (tmp_path / "x.csv").write_text("text,label\nHow to kill time?,safe\nHow to kill him?,unsafe\n")
+    found = read_prompts(str(tmp_path / "x.csv"), columns={"prompt": "text", "class": "label"})
+    assert [p.label for p in found] == ["benign_hard", "harmful"]
+
+
+def test_conversations(tmp_path):
+    turns = [
+        ("system", "Be brief."),
+        ("user", "Hi"),
+        ("assistant", "Hello."),
+        ("user", "Kill the lights"),
+        ("assistant", "Done."),
+    ]
+    messages = [{"role": r, "content": c} for r, c in turns]
+    (tmp_path / "c.jsonl").write_text(json.dumps({"messages": messages, "class": "safe"}))
+    (found,) = read_prompts(str(tmp_path / "c.jsonl"))
+    assert found.messages == messages[:-1]
+    assert (found.prompt, found.target, found.system) == ("Kill the lights", "Done.", "Be brief.")
+    rows.write([found], tmp_path / "again.jsonl")
+    (again,) = read_prompts(str(tmp_path / "again.jsonl"))
+    assert (again.messages, again.target) == (found.messages, found.target)
+
+
+BAD = {
+    "turns.jsonl": ('{"messages": [{"role": "user"}]}', "row 1: messages must be a list of objects"),
+    "answer.jsonl": ('{"messages": [{"role": "system", "content": "x"}]}', "must end with the user's"),
+    "nothing.jsonl": ('{"messages": [7]}', "row 1: messages must be a list of objects"),
+    "missing.jsonl": (None, "there is no file"),
+    "empty.jsonl": ("", "has no rows"),
+    "broken.jsonl": ('{"prompt": "a"}\n{"prom', "line 2 is not JSON"),
+    "column.csv": ("goal\nx\n", "has no column 'prompt'; it has goal"),
+    "class.csv": ("prompt,class\nx,evil\n", "class 'evil' must be one of"),
+    "blank.csv": ("prompt\n \n", "row 1: the prompt is empty"),
+    "list.json": ('{"a": 1}', "must hold a list"),
+    "text.txt": ("x", "a file of rows ends in"),
+    "latin.csv": (b"prompt\n\xff\xfe\n", "cannot be read as csv"),
+    "not.parquet": ("x", "cannot be read as parquet"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_end_in_one_line(tmp_path, name):
+    content, expected = BAD[name]
+    if content is not None:
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UsageError) as caught:
+        read_prompts(str(tmp_path / name), "harmful")
+    assert expected in str(caught.value)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_named_set_says_what_there_is():
+    with pytest.raises(NotFoundError, match="trimtab:contrast"):
+        read_prompts("trimtab:nope")
+
+
+def test_own_sets_are_balanced_twins():
+    both = read_prompts("trimtab:contrast")
+    assert Counter(p.label for p in both) == {"harmful": 422, "benign_hard": 422}
+    assert all(count == 2 for count in Counter(p.group for p in both).values())
+    assert question_form.predictability(both) == pytest.approx(0.5, abs=0.02)

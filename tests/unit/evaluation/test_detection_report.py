@@ -1,0 +1,18 @@
+"""`trimtab evaluate truth`: from collected data sets to the report, and what the report refuses."""
+
+from trimtab.evaluation.detection import report as truth_report
+from trimtab.evaluation.detection.pooling import Difference
+from trimtab.stats.intervals import Interval
+
+
+def test_sentences_say_what_the_interval_allows():
+    def said(value, low, high):
+        return truth_report.sentence(Difference("flag", "mlp", Interval(value, low, high), low > 0))
+
+    assert said(0.02, 0.01, 0.03) == (
+        "flag against mlp, the rival that is best on validation: AUROC +0.020 [+0.010, +0.030]. "
+        "It beats it by more than the interval."
+    )
+    assert "this shows no difference" in said(0.02, -0.01, 0.05)
+    assert "worse by more" in said(-0.02, -0.03, -0.01)
+    assert "too few" in said(0.02, float("nan"), float("nan"))

@@ -1,0 +1,63 @@
+"""Judges: the string match, the classifier head, and how they stand against labels."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from trimtab.errors import UsageError
+from trimtab.judges import cross_validation, human_agreement, human_labels, refusal_head
+from trimtab.judges.cross_validation import Table
+from trimtab.judges.human_labels import Labelled
+
+
+def test_rows_that_may_not_teach_are_judged_all_the_same():
+    states = torch.randn(40, 1, 4, generator=torch.Generator().manual_seed(0))
+    refusing = states[:, 0, 0] > 0
+    taught = torch.ones(40, dtype=torch.bool)
+    taught[:5] = False
+    table = Table(states, refusing, taught, list(range(40)))
+    odds = cross_validation.out_of_fold(table)
+    other = replace(table, refused=torch.where(taught, refusing, ~refusing))
+    assert torch.equal(cross_validation.out_of_fold(other), odds)
+    assert odds.shape == (40,)
+
+
+def test_labels_of_one_kind_or_too_few_are_refused():
+    with pytest.raises(UsageError, match="labels of both kinds"):
+        refusal_head.fit(torch.randn(4, 3), torch.ones(4, dtype=torch.bool), 0.1)
+    few = Table(torch.randn(3, 1, 2), torch.tensor([True, False, True]), torch.ones(3, dtype=torch.bool), [0, 1, 2])
+    with pytest.raises(UsageError, match="3 groups"):
+        cross_validation.out_of_fold(few)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "prompt,answer\nx,y\n", "row 1: .* refused is missing"),
+        ("a.jsonl", '{"prompt": "x", "answer": "y", "refused": "maybe"}', "row 1: refused is 'maybe'"),
+        ("a.jsonl", '{"prompt": "", "answer": "y", "refused": true}', "row 1: prompt and answer must be text"),
+        ("a.jsonl", "", "has no rows"),
+        ("a.txt", "x", "a file of rows ends in"),
+    ],
+)
+def test_label_files_that_cannot_be_used(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=message):
+        human_labels.read_file(tmp_path / name)
+
+
+def test_label_files(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,answer,refused\nx,y,1\nz,,No\nv,w,partial\n")
+    assert human_labels.read_file(tmp_path / "a.csv") == [
+        Labelled("x", "y", True),
+        Labelled("z", "", False),
+        Labelled("v", "w", True),
+    ]
+
+
+def test_a_judge_without_labels_says_so():
+    line = human_agreement.Standing("string match", note="no human labels here: offline").line()
+    assert line == "judge: string match (no human labels here: offline); it was not compared with human labels"
+    nothing = human_agreement.agreement([], [])
+    assert nothing.as_json()["precision"]["value"] is None

@@ -1,0 +1,70 @@
+"""Rows that begin alike are computed once: the gradients of the padded batch, in fewer tokens."""
+
+import pytest
+import torch
+
+from tests.support import tiny_models
+from trimtab.data.prompt import Prompt
+from trimtab.model import chat_template, prefix_tree
+from trimtab.model.frozen_model import Example, FrozenModel, Sample, sample
+from trimtab.model.objective_inputs import Scorer, totals
+from trimtab.objectives.dpo import Dpo
+
+CPU = torch.device("cpu")
+# Wanted and unwanted answers share their prompt, and all rows the chat template's beginning.
+ROWS = [
+    ("Steal a car from my neighbour", "harmful", "I'm sorry, but no.", "Sure! First of all"),
+    ("Steal a car for the chase in my film", "benign_hard", "Hire one, and a stunt driver.", "No."),
+    ("Bake bread", "benign_easy", "Flour, water, salt and an oven.", "I cannot help with that."),
+]
+
+
+@pytest.fixture(scope="module", params=tiny_models.FAMILIES)
+def base(request, tmp_path_factory):
+    return tiny_models.make(tiny_models.FAMILIES[request.param], tmp_path_factory.mktemp("packing") / request.param)
+
+
+def gradient(base, model, place, packs: bool) -> torch.Tensor:
+    renderer = chat_template.renderer(base, 2)
+    frozen = FrozenModel(model, renderer.first_row)
+    assert not packs or frozen.pack()
+    rows: list[Example] = []
+    for prompt, label, *answers in ROWS:
+        wanted, unwanted = (sample(renderer, Prompt(prompt, label, "t", "t"), answer, place, 2, 16) for answer in answers)
+        rows.append(Example(wanted, label, rejected=unwanted))
+    # Rows that part before the vectors come.
+    row, other = ((*head, renderer.first_row, renderer.first_row + 1) for head in ((20, 21), (20, 22)))
+    rows += [
+        Example(Sample((*ids, 9, end, 11), (9, end, 11), 2), "harmful", rejected=rows[0].chosen)
+        for ids in (row, other)
+        for end in (12, 13)
+    ]
+    vectors = 0.1 * torch.randn(2, base.width, generator=torch.Generator().manual_seed(0))
+    return Scorer(frozen, Dpo()).compute(vectors, rows, totals(rows), torch.zeros(0)).gradient
+
+
+@pytest.mark.parametrize("place", ["start", "user"])
+def test_the_gradient_is_that_of_the_padded_batch(base, place):
+    padded, packed = (gradient(base, base.load("fp32"), place, packs) for packs in (False, True))
+    assert padded.abs().max() > 0
+    torch.testing.assert_close(packed, padded, rtol=1e-3, atol=1e-6)
+
+
+def test_shared_tokens_are_there_once():
+    packed = prefix_tree.pack([[5, 6, 7, 8], [5, 6, 9], [5, 6, 7, 8], [6, 7]], CPU)
+    assert packed.ids.tolist() == [5, 6, 7, 8, 9, 6, 7]
+    assert packed.positions.tolist() == [0, 1, 2, 3, 2, 0, 1]
+    assert packed.paths.tolist() == [[0, 1, 2, 3], [0, 1, 4, 0], [0, 1, 2, 3], [5, 6, 0, 0]]
+    assert packed.paths.flatten()[packed.owners].tolist() == list(range(7))
+
+
+def test_a_model_that_cannot_is_left_as_it_is(base):
+    """Attention that is computed in another way, and layers whose tokens see each other otherwise."""
+    for name, value in (("_attn_implementation_internal", "eager"), ("layer_types", ["full_attention", "conv"])):
+        model = base.load("fp32")
+        config = model.config.get_text_config()
+        setattr(config, name, value)
+        frozen = FrozenModel(model, base.vocabulary)
+        assert not prefix_tree.enable(model)
+        assert not frozen.packs
+        assert getattr(config, name) == value

@@ -1,0 +1,73 @@
+"""The doors in front of a replica's engine: how many may come in, how long they may stay, and what is kept of them."""
+
+import asyncio
+import json
+
+import pytest
+
+from tests.support.asgi_client import asked
+from trimtab.engine import asgi
+from trimtab.errors import UsageError
+from trimtab.serve.config import ServeConfig
+from trimtab.serve.middleware.admission import Bounded
+
+
+async def slow(scope, receive, send):
+    """The server inside: answers, or streams for ever, after its door is opened."""
+    if scope["path"] == "/stream":
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        await send({"type": "http.response.body", "body": b"data: {}\n\n", "more_body": True})
+        await asyncio.Event().wait()
+    if scope["path"] == "/never":
+        await asyncio.Event().wait()
+    asgi.note(scope, model="m@1", risk=0.5, detector=None)
+    await asyncio.sleep(0)
+    await asgi.send_json(send, 200, {"read": len(await asgi.read(receive) or b"")})
+
+
+def test_too_many_requests_are_told_to_come_again():
+    replies = asked(Bounded(slow, 3, 60, 60), *[("/", {})] * 5, together=True)
+    assert sorted(reply.status_code for reply in replies) == [200, 200, 200, 503, 503]
+    late = next(reply for reply in replies if reply.status_code == 503)
+    assert late.headers["retry-after"] == "1"
+    assert "3 requests run and wait here already" in late.json()["error"]["message"]
+
+
+def test_a_body_that_does_not_come_to_its_end_holds_nothing_up(monkeypatch):
+    monkeypatch.setattr(asgi, "UPLOAD_SECONDS", 0.05)
+    parts = [{"type": "http.request", "body": b"{", "more_body": True}]
+
+    async def receive():
+        return parts.pop() if parts else await asyncio.Event().wait()
+
+    with pytest.raises(UsageError, match="did not come within"):
+        asyncio.run(asgi.read(receive))
+
+
+def test_what_takes_too_long_is_ended_and_makes_room():
+    door = Bounded(slow, 1, 0.05, 0.05)
+    never, stream, good = asked(door, ("/never", {}), ("/stream", {}), ("/", {}))
+    assert never.status_code == 504
+    assert "longer than the 0.05 seconds" in never.json()["error"]["message"]
+    pieces = stream.text.strip().split("\n\n")
+    assert pieces[0] == "data: {}"
+    assert json.loads(pieces[1].removeprefix("data: "))["error"]["type"] == "TimeoutError"
+    assert good.status_code == 200
+
+
+@pytest.mark.parametrize(("well", "status"), [(True, 400), (False, 500)])
+def test_a_stumble_over_a_request_is_no_error_of_the_server(well, status):
+    async def stumbling(scope, receive, send):
+        said = asgi.error_body(500, "'list' object has no attribute 'get'")
+        await asgi.send_json(asgi.Blamed(send, lambda: well), 500, said)
+
+    (reply,) = asked(stumbling, ("/", {}))
+    assert reply.status_code == status
+    assert "'list' object has no attribute 'get'" in reply.json()["error"]["message"]
+    assert ("vLLM could not take this request" in reply.text) == well
+
+
+@pytest.mark.parametrize("wrong", [{"replicas": 0}, {"trace": 2}, {"request_seconds": 0}, {"queue": -1}])
+def test_settings_that_cannot_be_are_refused(wrong):
+    with pytest.raises(UsageError):
+        ServeConfig(**wrong)
