@@ -5,8 +5,8 @@ BIN := .venv/bin
 READY := .venv/.trimtab-ready
 BENCHES := $(wildcard bench/*.py)
 # The three folders as the one package that they are once installed, for tools that read files.
-ARROWS := rm -rf .venv/arrows && mkdir -p .venv/arrows/trimtab && \
-	ln -s $(CURDIR)/platform/trimtab/* $(CURDIR)/jobs $(CURDIR)/serve .venv/arrows/trimtab/
+LINKED := rm -rf .venv/linked && mkdir -p .venv/linked/trimtab && \
+	ln -s $(CURDIR)/platform/trimtab/* $(CURDIR)/jobs $(CURDIR)/serve .venv/linked/trimtab/
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,12 +27,12 @@ demo: $(READY) ## The whole story on this machine, in minutes
 test: $(READY) ## Run the tests; ARGS='-k prefix' goes to pytest
 	@$(BIN)/python -m pytest $(ARGS)
 
-check: $(READY) ## Style, format, types and the arrows between packages
+check: $(READY) ## Style, format, types and import contracts
 	@echo "ruff: style" && $(BIN)/ruff check .
 	@echo "ruff: format" && $(BIN)/ruff format --check .
-	@$(ARROWS)
+	@$(LINKED)
 	@echo "pyright: types" && $(BIN)/pyright
-	@echo "import-linter: arrows" && PYTHONPATH=.venv/arrows $(BIN)/lint-imports --no-cache
+	@echo "import-linter: contracts" && PYTHONPATH=.venv/linked $(BIN)/lint-imports --no-cache
 
 ifneq ($(BENCHES),)
 bench: $(READY) ## Run every benchmark, short form
@@ -40,7 +40,7 @@ bench: $(READY) ## Run every benchmark, short form
 endif
 
 docs: $(READY) ## Build the documentation into .site/
-	@$(ARROWS)
+	@$(LINKED)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet && echo "docs: .site/index.html"
 
 serve: $(READY) ## Serve the default model with its champions

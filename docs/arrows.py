@@ -1,7 +1,7 @@
 """Drawing of the imports between folders, for docs/architecture.md.
 
 It reads the same graph as the contracts of `make check`:
-PYTHONPATH=.venv/arrows python docs/arrows.py > docs/images/folders.svg
+PYTHONPATH=.venv/linked python docs/arrows.py > docs/images/folders.svg
 """
 
 import grimp

@@ -12,7 +12,7 @@ from ray.serve.config import AutoscalingConfig
 from trimtab.cli import main
 from trimtab.model import base_model
 from trimtab.model.base_model import BaseModel
-from trimtab.ray_patches import keep_local
+from trimtab.ray_patches import patch_replica_address
 from trimtab.serve import api_keys
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.registry.coordinator import Agreement
@@ -76,7 +76,7 @@ class LocalAgreement(Agreement):
     """The same, kept to this machine as the other replicas are."""
 
     def __init__(self) -> None:
-        keep_local()
+        patch_replica_address()
         super().__init__()
 
 

@@ -22,7 +22,7 @@ from trimtab import settings
 from trimtab.engine import metrics
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.middleware.access_log import Record, line
-from trimtab.tracking.traces import Traces
+from trimtab.tracking.client import RequestTraces
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class ToMlflow:
 
     def __init__(self, share: float) -> None:
         self._share = share
-        self._traces = Traces()
+        self._traces = RequestTraces()
         self.flush = self._traces.flush
 
     def __call__(self, record: Record) -> None:
@@ -158,7 +158,7 @@ class ToMlflow:
             return
         inputs = {"id": record.id} | ({} if record.text is None else {"request": record.text})
         failed = record.status >= FAILED
-        self._traces.leave(record.path, inputs, attributes(record), record.began, record.ended, failed=failed)
+        self._traces.log(record.path, inputs, attributes(record), record.began, record.ended, failed=failed)
 
 
 def attributes(record: Record) -> dict[str, str | int | float]:

@@ -21,7 +21,7 @@ from trimtab.engine.openai.routing import Traffic
 from trimtab.errors import UsageError
 from trimtab.model import base_model
 from trimtab.model.base_model import BaseModel
-from trimtab.ray_patches import keep_local
+from trimtab.ray_patches import patch_replica_address
 from trimtab.serve import record_sinks, static_page
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.middleware.access_log import Recorded
@@ -97,7 +97,7 @@ class Replica:
         # Not on top: the process that deploys replicas need not import vLLM.
         from trimtab.engine.openai.app import OnlineEngine
 
-        keep_local()
+        patch_replica_address()
         local = base_model.here(base)
         _pages.update(await asyncio.to_thread(static_page.load))
         prefixes, detectors = sources.opened(local, config.registry)

@@ -29,6 +29,7 @@ from trimtab.cli.console import Bar, say
 from trimtab.engine.vllm_ext import args
 from trimtab.errors import JobError, UsageError
 from trimtab.model import base_model
+from trimtab.ray_patches import patch_haproxy_options
 from trimtab.serve import api_keys
 from trimtab.serve.app import application
 from trimtab.serve.config import ServeConfig
@@ -130,6 +131,7 @@ def _join(config: ServeConfig) -> bool:
     os.environ.setdefault("RAY_worker_niceness", "0")
     if config.affinity:
         os.environ[settings.BALANCE] = f"hdr({config.affinity})"
+    patch_haproxy_options(os.environ)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     return ray_connection.connect(
         config.address, _proxy_ports() if ray_connection.whereabouts(config.address) == ray_connection.LOCAL else None

@@ -145,7 +145,9 @@ class Loop:
                 continue
             table.put(index, nll=values_by_class(result.nll), rows=values_by_class(result.rows), loss=result.loss)
             table.put(index, gradient=result.gradient.flatten(), observed=result.observed)
-            table.put(index, seconds=time.monotonic() - began, memory=system_metrics.peak_gib(self.scorer.frozen.device))
+            table.put(
+                index, seconds=time.monotonic() - began, memory=system_metrics.get_peak_memory_gib(self.scorer.frozen.device)
+            )
         table.put(0, stop=float(self._stop_asked()))
         sums = self._added_up(table)
         state.running = self.scorer.objective.track(state.running, sums["observed"].float())
@@ -191,7 +193,7 @@ class Loop:
 
     def report(self, state: State, entry: Mapping[str, float]) -> None:
         """Hand the losses since the last report and a checkpoint to Ray Train."""
-        node = {"node": system_metrics.read()}
+        node = {"node": system_metrics.read_node_metrics()}
         if self.rank != 0:
             train.report(node)
             return

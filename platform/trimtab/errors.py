@@ -70,6 +70,10 @@ class NoSpaceError(TrimtabError, OSError):
     http_status = 503
 
 
+class IncompatibleLibraryError(TrimtabError, RuntimeError):
+    """A version of vLLM or Ray whose replaced symbols have changed."""
+
+
 class JobError(TrimtabError, RuntimeError):
     """A job on the cluster ended without its result."""
 

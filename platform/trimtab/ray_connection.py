@@ -7,11 +7,11 @@ import os
 from collections.abc import Mapping
 
 import ray
-from ray._private import ray_constants
 from ray.exceptions import RayError
 
 from trimtab import settings
 from trimtab.errors import JobError, UsageError
+from trimtab.ray_patches import patch_node_address
 
 LOCAL = "local"
 # Nobody takes this machine away from a job: Ray Train need not start a process that watches for it.
@@ -26,19 +26,17 @@ def connect(address: str | None, environment: Mapping[str, str] | None = None) -
         return False
     passed, where = settings.prepare_environment(), whereabouts(address)
     passed |= ON_ONE_MACHINE if where == LOCAL else {}
-    # Its nodes' ports are open to whoever reaches them. One that nobody is to join keeps to the loopback address.
-    # Ray has no argument for that, and what starts others later in this process is asked anew.
-    several, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, where != LOCAL
     # It tells at each start that token authentication is on.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     try:
-        ray.init(
-            address=where,
-            include_dashboard=False if address is None else None,
-            logging_level=logging.WARNING,
-            log_to_driver=bool(os.environ.get("TRIMTAB_VERBOSE")),
-            runtime_env={"env_vars": {**passed, **(environment or {})}},
-        )
+        with patch_node_address(loopback=where == LOCAL):
+            ray.init(
+                address=where,
+                include_dashboard=False if address is None else None,
+                logging_level=logging.WARNING,
+                log_to_driver=bool(os.environ.get("TRIMTAB_VERBOSE")),
+                runtime_env={"env_vars": {**passed, **(environment or {})}},
+            )
     except (ConnectionError, RayError, ValueError) as error:
         raise JobError(f"no Ray cluster at {where}: {str(error).splitlines()[0]}") from error
     except Exception as error:
@@ -48,8 +46,6 @@ def connect(address: str | None, environment: Mapping[str, str] | None = None) -
         raise JobError(
             f"Ray did not start here, try again when this machine does less: {str(error).splitlines()[0]}"
         ) from error
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = several
     return True
 
 

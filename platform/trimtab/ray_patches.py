@@ -1,25 +1,95 @@
-"""Serve's replicas kept to this machine where all of Ray is.
+"""Register of every Ray symbol that trimtab replaces.
 
-A replica takes calls of other replicas at a port of its own, and unpickles them. Ray has it listen on every interface, whatever
-the node's address is.
+It lives in the library because jobs and the server both connect to Ray. No two patches replace the same symbol.
 """
 
 import ipaddress
+from collections.abc import Callable, Generator, MutableMapping
+from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import ray
-from ray.serve._private import replica as serve_replica
+
+from trimtab.errors import IncompatibleLibraryError
+from trimtab.util.patching import PatchRegister, Symbol, replace_attribute
+
+VERSIONS = "2.60.0"
+REGISTER = PatchRegister("ray", "ray")
+RETRY_ON = "RAY_SERVE_HAPROXY_RETRY_ON"
+# HAProxy does not see that a client has gone while it splices its request, and the engine would go on generating.
+HAPROXY_OPTIONS = "conn-failure empty-response\n    no option splice-request"
+RETRY_LINE = "retry-on {{ config.retry_on }}"
 
 
-def keep_local() -> None:
-    """In a replica, before it is ready: let that port listen on the node's address where this is a loopback address."""
+@contextmanager
+@REGISTER.add(
+    Symbol("ray._private.ray_constants:ENABLE_RAY_CLUSTER"),
+    Symbol("ray._private.services:get_node_ip_address", ("address",)),
+    upstream="https://github.com/ray-project/ray/pull/59852, which binds to the node's address; `ray.init` cannot choose it",
+    versions=VERSIONS,
+    remove_when="`ray.init` takes the address of the local node",
+)
+def patch_node_address(*, loopback: bool) -> Generator[None]:
+    """Let `ray.init` inside this context start its node on the loopback address, if `loopback`.
+
+    The ports of a Ray node are open to everyone who reaches its address. A node that no other machine joins
+    needs only loopback.
+    """
+    REGISTER.check("patch_node_address")
+    constants: Any = import_module("ray._private.ray_constants")
+    before, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, not loopback
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
+
+
+@REGISTER.add(
+    Symbol("ray.serve._private.replica:add_port_to_grpc_server", ("server", "address")),
+    upstream="https://github.com/ray-project/ray/pull/59908, which listens at [::]:0",
+    versions=VERSIONS,
+    remove_when="a Serve replica listens on the address of its node",
+)
+def patch_replica_address() -> None:
+    """Let the gRPC port of this Serve replica listen on the node's address, if that is a loopback address.
+
+    A replica unpickles the calls that arrive at this port. Serve lets it listen on every interface.
+    """
     address = ray.util.get_node_ip_address()
     if not ipaddress.ip_address(address).is_loopback:
         return
-    module: Any = serve_replica
-    listen = module.add_port_to_grpc_server
+    REGISTER.check("patch_replica_address")
 
-    def listen_here(server: Any, asked: str) -> int:
-        return listen(server, asked.replace("[::]", address))
+    def wrap(add_port: Callable[..., int]) -> Callable[..., int]:
+        def patched(server: Any, requested: str) -> int:
+            return add_port(server, requested.replace("[::]", address))
 
-    module.add_port_to_grpc_server = listen_here
+        return patched
+
+    # Imported lazily: it imports all of Serve, which jobs do without.
+    replace_attribute(import_module("ray.serve._private.replica"), "add_port_to_grpc_server", "patch_replica_address", wrap)
+
+
+@REGISTER.add(
+    Symbol("ray.serve._private.haproxy_templates:HAPROXY_CONFIG_TEMPLATE"),
+    upstream="none: Serve has no setting for `option splice-request`",
+    versions=VERSIONS,
+    remove_when="Serve can turn off splicing of requests",
+)
+def patch_haproxy_options(environment: MutableMapping[str, str]) -> None:
+    """Add options to Serve's HAProxy: retry a request whose replica died before its response, and do not splice requests.
+
+    Serve inserts the variable as it is into the configuration, so that it can hold a second line. A value that the user has set
+    stays.
+
+    Raises:
+        IncompatibleLibraryError: if Serve's template does not insert the variable.
+    """
+    REGISTER.check("patch_haproxy_options")
+    template: str = import_module("ray.serve._private.haproxy_templates").HAPROXY_CONFIG_TEMPLATE
+    if RETRY_LINE not in template:
+        raise IncompatibleLibraryError(
+            f"patch_haproxy_options: the HAProxy template of this Ray has no line {RETRY_LINE!r}. Install ray {VERSIONS}"
+        )
+    environment.setdefault(RETRY_ON, HAPROXY_OPTIONS)

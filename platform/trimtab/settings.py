@@ -65,10 +65,7 @@ DEFAULTS = {
     # Requests that run are waited for in any case; this is for load balancers in front, and kept every stop waiting.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    # A replica that ends before it answers costs a client nothing: another one is asked the same. What is to be asked again
-    # must fit into a buffer. Ray has no variable for the second line: where a request is spliced, HAProxy does not see that
-    # its client has gone, and the engine would write an answer for nobody.
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\n    no option splice-request",
+    # HAProxy can retry only a request that fits into its buffer (see ray_patches.patch_haproxy_options).
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(128 << 10),
     # A proxy that died is looked for three times before it is started again, by default ten seconds apart.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
@@ -91,7 +88,16 @@ DEFAULTS = {
 BALANCE = "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"
 # Where Serve's HAProxy tells its metrics and shows its state.
 PROXY_PORTS = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT")
-PASSED_ON = (*DEFAULTS, BALANCE, "TRIMTAB_HOME", "TRIMTAB_CATALOGUE", "MLFLOW_TRACKING_URI", "HF_HOME", "HF_HUB_OFFLINE")
+PASSED_ON = (
+    *DEFAULTS,
+    BALANCE,
+    "RAY_SERVE_HAPROXY_RETRY_ON",
+    "TRIMTAB_HOME",
+    "TRIMTAB_CATALOGUE",
+    "MLFLOW_TRACKING_URI",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+)
 
 
 def prepare_environment() -> dict[str, str]:

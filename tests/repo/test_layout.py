@@ -1,8 +1,12 @@
-"""The house: names that must not be hidden, and what is on the outside of the package."""
+"""Repository layout: names that must not be hidden, sizes of folders and modules, limits on imports."""
 
+import ast
 import platform
+import statistics
 import subprocess
 import sys
+from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
 import yaml
@@ -62,3 +66,75 @@ def test_the_cluster_file_is_one_that_ray_takes():
     assert config["head_node_type"] in config["available_node_types"]
     with pytest.raises(ValidationError):
         validate_config(config | {"max_workers": "many"})
+
+
+FOLDERS = {"platform/trimtab": "trimtab", "jobs": "trimtab.jobs", "serve": "trimtab.serve"}
+MAX_MODULES, MAX_LINES, MIN_LINES = 14, 350, 40
+# Short modules with one importer that a process boundary keeps apart.
+PROCESS_BOUNDARIES = {
+    "trimtab.jobs.align.controller_side": "Ray Train's controller imports it, without torch",
+    "trimtab.jobs.evaluate.generation_task": "only this Ray task imports vLLM, which takes half a minute",
+    "trimtab.jobs.evaluate.utility_task": "only this Ray task imports the model",
+    "trimtab.engine.vllm_ext.worker": "vLLM imports it in each worker process",
+}
+
+
+def list_modules() -> dict[str, Path]:
+    """All modules of the package by name, without `__init__.py`."""
+    return {
+        ".".join([package, *path.relative_to(ROOT / folder).with_suffix("").parts]): path
+        for folder, package in FOLDERS.items()
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+
+
+def count_lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+def find_importers() -> dict[str, set[str]]:
+    """Names of the modules that import each module."""
+    modules = list_modules()
+    importers: dict[str, set[str]] = defaultdict(set)
+    for name, path in modules.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                for imported in {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)} & modules.keys():
+                    importers[imported].add(name)
+    return importers
+
+
+def test_folder_has_at_most_14_modules():
+    sizes = Counter(path.parent for path in list_modules().values())
+    assert {folder.relative_to(ROOT).as_posix(): n for folder, n in sizes.items() if n > MAX_MODULES} == {}
+
+
+def test_module_has_at_most_350_lines():
+    assert {name: n for name, path in list_modules().items() if (n := count_lines(path)) > MAX_LINES} == {}
+
+
+def test_short_module_has_several_importers_or_is_a_process_boundary():
+    """Plug-ins and commands are found by name, so that no module imports them."""
+    modules, importers = list_modules(), find_importers()
+    short = {name for name, path in modules.items() if count_lines(path) < MIN_LINES and len(importers[name]) == 1}
+    assert short <= PROCESS_BOUNDARIES.keys()
+    assert PROCESS_BOUNDARIES.keys() <= modules.keys()
+
+
+def test_median_module_length_is_reported(record_property, capsys):
+    lengths = [count_lines(path) for path in list_modules().values()]
+    with capsys.disabled():
+        print(f"\n{len(lengths)} modules, median {statistics.median(lengths):.0f} lines, longest {max(lengths)}")
+    assert len(lengths) == len(set(list_modules().values()))
+
+
+def test_only_vllm_ext_imports_vllm_internals():
+    """import-linter sees an external package as one module, so that this rule is a test."""
+    users = {
+        name
+        for name, path in list_modules().items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vllm.v1")
+    }
+    assert {name.rpartition(".")[0] for name in users} == {"trimtab.engine.vllm_ext"}

@@ -1,14 +1,25 @@
 """What a server counts of its own, in Prometheus' words, beside the engine's metrics at `/metrics`."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Protocol
 
 from prometheus_client import Counter, Gauge, Histogram
 
-# Whoever starts a server counts nothing, and does without vLLM.
-if TYPE_CHECKING:
-    from trimtab.engine.detectors.request_risk import Watch
-    from trimtab.engine.prefixes.catalog import Aliases
-    from trimtab.engine.prefixes.token_guard import Steering
+from trimtab.engine.context import Steering
+
+AliasVersions = Mapping[tuple[str, str], int]
+"""Versions by name and alias."""
+
+
+class NamedVersion(Protocol):
+    """Name and version of a registered artifact."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> int: ...
+
 
 # From a tenth of what a GPU needs for a token to what a busy CPU does.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -32,23 +43,22 @@ REFUSED = Gauge("trimtab_versions_refused", "Versions with an alias that could n
 UNRECORDED = Counter("trimtab_records_lost", "Requests that neither log nor trace has.")
 
 
-def steered(now: "Steering | None", watch: "Watch | None") -> tuple[str, str, str]:
-    """The labels of what steers a request; `mode` is answer, or shadow where nobody gets it."""
-    name, version = (now.name, str(now.version)) if now else NONE
-    return name, version, "shadow" if watch and watch.shadow else "answer"
+def request_labels(steering: Steering | None, *, shadow: bool = False) -> tuple[str, str, str]:
+    """Return the labels of a request: prefix, version, and the mode `answer` or `shadow`."""
+    name, version = (steering.name, str(steering.version)) if steering else NONE
+    return name, version, "shadow" if shadow else "answer"
 
 
-def risk(labels: tuple[str, str, str], watch: "Watch", index: int) -> None:
-    """Count an answer that has ended."""
-    if watch.detector is None or index not in watch.risks:
-        UNCHECKED.labels(*labels, watch.status if watch.detector is None else "unavailable").inc()
+def count_risk(labels: tuple[str, str, str], detector: NamedVersion | None, risk: float | None, status: str) -> None:
+    """Count an answer that has ended. `status` says why there is no risk."""
+    if detector is None or risk is None:
+        UNCHECKED.labels(*labels, status).inc()
         return
-    known = watch.detector.known
-    RISK.labels(*labels, known.name, str(known.version)).observe(watch.risks[index])
+    RISK.labels(*labels, detector.name, str(detector.version)).observe(risk)
 
 
-def pointed(kind: str, before: "Aliases", now: "Aliases") -> None:
-    """Say which versions aliases answer with, where that is not as before."""
+def set_alias_versions(kind: str, before: AliasVersions, now: AliasVersions) -> None:
+    """Set the version of each alias that moved; remove the series of aliases that are gone."""
     for key in before.keys() - now.keys():
         POINTED.remove(kind, *key)
         MOVED.remove(kind, *key)

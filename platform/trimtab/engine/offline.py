@@ -23,8 +23,7 @@ from trimtab.detection.detector import Detector
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.detectors import signal_client
 from trimtab.engine.prefixes.slots import Resident, RowTable
-from trimtab.engine.vllm_ext.args import engine_args
-from trimtab.engine.vllm_ext.capture import GIVEN
+from trimtab.engine.vllm_ext.args import GIVEN, engine_args
 from trimtab.errors import UsageError
 from trimtab.generation_types import Answer, Ask, Progress, Sampling, Signals
 from trimtab.model import base_model, chat_template

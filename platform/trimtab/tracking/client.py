@@ -1,9 +1,10 @@
 """The MLflow client as trimtab uses it: quick to notice an outage, and with one kind of error."""
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import mlflow
 import requests
@@ -56,3 +57,36 @@ def reachable(what: str) -> Generator[None]:
         # Libraries name the address that they could not reach.
         reason = str(error).replace(settings.tracking_uri(), settings.shown_uri()).splitlines()[0][:200]
         raise TrackingError(f"MLflow at {settings.shown_uri()}: cannot {what} ({reason})") from error
+
+
+class RequestTraces:
+    """MLflow traces of served requests, in the experiment that jobs log to. They are sent in the background."""
+
+    def __init__(self) -> None:
+        self._experiment = experiment_id()
+
+    def log(
+        self, name: str, inputs: Mapping[str, Any], attributes: Mapping[str, Any], began: int, ended: int, *, failed: bool
+    ) -> None:
+        """Log a trace of one span.
+
+        Args:
+            name: name of the span.
+            inputs: inputs of the span.
+            attributes: attributes of the span; values are converted to text.
+            began: start in nanoseconds since 1970.
+            ended: end in nanoseconds since 1970.
+            failed: whether the request failed.
+        """
+        span = mlflow.start_span_no_context(
+            name,
+            inputs=dict(inputs),
+            attributes={key: str(value) for key, value in attributes.items()},
+            experiment_id=self._experiment,
+            start_time_ns=began,
+        )
+        span.end(status="ERROR" if failed else "OK", end_time_ns=ended)
+
+    def flush(self) -> None:
+        """Wait until all traces are sent."""
+        mlflow.flush_trace_async_logging()

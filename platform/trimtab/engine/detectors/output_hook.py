@@ -8,16 +8,17 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
 from trimtab.detection.detector import Detector
 from trimtab.engine import metrics
+from trimtab.engine.context import steering
 from trimtab.engine.detectors.request_risk import Watch, watching
 from trimtab.engine.detectors.signal_client import SignalReader
-from trimtab.engine.prefixes.token_guard import steering
+from trimtab.engine.vllm_ext import patches
 
 log = logging.getLogger(__name__)
 
@@ -38,25 +39,33 @@ class Seen:
 class Outputs:
     """Put into a `vllm.AsyncLLM` by `install`; `reader` reads the signals of an engine that captures `layers`."""
 
-    def __init__(self, engine: Any, reader: SignalReader, layers: Sequence[int]) -> None:
-        self._generate, self._add = engine.generate, engine.add_request
+    def __init__(self, reader: SignalReader, layers: Sequence[int]) -> None:
         self._reader = reader
         self._layers = layers
 
-    async def add(self, request_id: str, *args: Any, **kwargs: Any) -> Any:
-        """In the place of `add_request`: ids of clients need not differ, those of the engine do."""
-        collector = await self._add(request_id, *args, **kwargs)
-        if (now := watching.get()) is not None:
-            now.ids[request_id] = collector.request_id
-        return collector
+    def wrap_add_request(self, add_request: Callable[..., Any]) -> Callable[..., Any]:
+        """Note the engine's id of each request: clients may send the same id twice."""
 
-    def generate(self, prompt: Any, sampling: Any, request_id: str, **options: Any) -> AsyncGenerator[Any]:
-        """In the place of `generate`."""
-        outputs, now = self._generate(prompt, sampling, request_id, **options), watching.get()
-        if now is None:
-            return outputs
-        first, now.choices = now.choices, now.choices + (sampling.n or 1)
-        return self._passed(outputs, now, request_id, Seen(range(first, now.choices), metrics.steered(steering.get(), now)))
+        async def add(request_id: str, *args: Any, **kwargs: Any) -> Any:
+            collector = await add_request(request_id, *args, **kwargs)
+            if (now := watching.get()) is not None:
+                now.ids[request_id] = collector.request_id
+            return collector
+
+        return add
+
+    def wrap_generate(self, generate: Callable[..., AsyncGenerator[Any]]) -> Callable[..., AsyncGenerator[Any]]:
+        """Count the outputs of each request, and score its answers."""
+
+        def observed(prompt: Any, sampling: Any, request_id: str, **options: Any) -> AsyncGenerator[Any]:
+            outputs, now = generate(prompt, sampling, request_id, **options), watching.get()
+            if now is None:
+                return outputs
+            first, now.choices = now.choices, now.choices + (sampling.n or 1)
+            labels = metrics.request_labels(steering.get(), shadow=now.shadow)
+            return self._passed(outputs, now, request_id, Seen(range(first, now.choices), labels))
+
+        return observed
 
     async def _passed(self, outputs: AsyncGenerator[Any], now: Watch, request_id: str, seen: Seen) -> AsyncGenerator[Any]:
         began, last = time.perf_counter(), None
@@ -86,7 +95,8 @@ class Outputs:
             elif ended:
                 now.risks.pop(choice, None)
         if ended:
-            metrics.risk(seen.labels, now, choice)
+            status = now.status if now.detector is None else "unavailable"
+            metrics.count_risk(seen.labels, now.detector and now.detector.known, now.risks.get(choice), status)
 
     async def _risk(self, detector: Detector, request: str, tokens: int, *, ended: bool) -> float | None:
         try:
@@ -100,5 +110,6 @@ class Outputs:
 
 def install(engine: Any, layers: Sequence[int]) -> None:
     """Look at what a `vllm.AsyncLLM` that captures `layers` gives back."""
-    outputs = Outputs(engine, SignalReader(engine.collective_rpc, len(layers)), layers)
-    engine.generate, engine.add_request = outputs.generate, outputs.add
+    outputs = Outputs(SignalReader(engine.collective_rpc, len(layers)), layers)
+    patches.patch_generate(engine, outputs.wrap_generate)
+    patches.patch_add_request(engine, "output_hook", outputs.wrap_add_request)

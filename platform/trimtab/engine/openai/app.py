@@ -10,12 +10,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
-from vllm import AsyncEngineArgs
+from vllm import AsyncEngineArgs, AsyncLLMEngine
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
-from vllm.v1.engine.async_llm import AsyncLLM
 
 from trimtab.artifacts.prefix import Prefix, check_base
 from trimtab.detection.detector import Detector
@@ -64,7 +63,7 @@ class OnlineEngine:
 
     def __init__(
         self,
-        engine: AsyncLLM,
+        engine: AsyncLLMEngine,
         app: Any,
         base: BaseModel,
         config: EngineConfig,
@@ -101,7 +100,7 @@ class OnlineEngine:
         what this one could.
         """
         args = engine_args(base, config)
-        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**args))
+        engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(**args))
         options: Any = make_arg_parser(FlexibleArgumentParser()).parse_args([])
         options.model, options.served_model_name = args["model"], [base.name]
         options.disable_fastapi_docs, options.allowed_origins = True, []
@@ -140,7 +139,7 @@ class OnlineEngine:
         for kind, library in ((PREFIX, self.prefixes), (DETECTOR, self.watchers.library)):
             before = library.aliases
             await library.point(agreed.aliases[kind])
-            metrics.pointed(kind, before, library.aliases)
+            metrics.set_alias_versions(kind, before, library.aliases)
         self.refused = agreed.refused
         await self.residents.welcome(self.prefixes.champions())
         metrics.ROWS.set(self.residents.taken())

@@ -7,6 +7,7 @@ from typing import Any
 from trimtab.artifacts.prefix import Prefix
 from trimtab.engine import asgi, extensions, metrics
 from trimtab.engine.asgi import App, Collected, Receive, Replayed, Scope, Send
+from trimtab.engine.context import Steering, steering
 from trimtab.engine.detectors import policy
 from trimtab.engine.detectors.policy import Reply
 from trimtab.engine.detectors.request_risk import Watch, Watchers, watching
@@ -15,7 +16,6 @@ from trimtab.engine.openai.routing import Shadows, Traffic
 from trimtab.engine.openai.score import score
 from trimtab.engine.prefixes.catalog import Library, Loaded
 from trimtab.engine.prefixes.slots import Residents
-from trimtab.engine.prefixes.token_guard import Steering, steering
 from trimtab.errors import NotFoundError, TrimtabError, UsageError
 from trimtab.model.base_model import BaseModel
 from trimtab.model.chat_template import Renderer
@@ -91,7 +91,7 @@ class Answering:
         except RecursionError:
             await asgi.send_error(send, UsageError("the request is nested too deeply"))
         finally:
-            metrics.REQUESTS.labels(*metrics.steered(now, None), str(told.status)).inc()
+            metrics.REQUESTS.labels(*metrics.request_labels(now), str(told.status)).inc()
 
     async def _ask(
         self, request: dict[str, Any], now: Steering | None, watched: Watch, scope: Scope, receive: Receive, send: Send

@@ -6,8 +6,8 @@ from typing import Any
 
 from trimtab.engine import asgi
 from trimtab.engine.asgi import Message, Send
+from trimtab.engine.context import Steering
 from trimtab.engine.detectors.request_risk import Watch
-from trimtab.engine.prefixes.token_guard import Steering
 
 
 class Rewriter:

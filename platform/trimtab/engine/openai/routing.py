@@ -45,7 +45,7 @@ class Shadows:
                     # What is noted of the shadow is none of the answer's.
                     await self._ask(request, now, watched, {**scope, asgi.NOTES: {}}, _never, collected)
                 finally:
-                    metrics.REQUESTS.labels(*metrics.steered(now, watched), str(collected.status)).inc()
+                    metrics.REQUESTS.labels(*metrics.request_labels(now, shadow=watched.shadow), str(collected.status)).inc()
 
 
 async def _never() -> asgi.Message:

@@ -6,9 +6,9 @@ from typing import Any
 from vllm import SamplingParams
 from vllm.inputs.engine import tokens_input
 
+from trimtab.engine.context import Steering, reads_given_answer
 from trimtab.engine.detectors.request_risk import Watch
-from trimtab.engine.prefixes.token_guard import Steering
-from trimtab.engine.vllm_ext.capture import GIVEN
+from trimtab.engine.vllm_ext.args import GIVEN
 from trimtab.errors import UsageError
 from trimtab.model.chat_template import Renderer
 
@@ -30,8 +30,12 @@ async def score(engine: Any, renderer: Renderer, request: dict[str, Any], now: S
     sampling = SamplingParams(max_tokens=1, skip_reading_prefix_cache=True, extra_args={GIVEN: len(before)})
     # The one token that vLLM writes at least is none of the answer's.
     watch.given = len(written)
-    async for _ in engine.generate(prompt, sampling, f"score-{uuid.uuid4().hex}"):
-        pass
+    token = reads_given_answer.set(True)
+    try:
+        async for _ in engine.generate(prompt, sampling, f"score-{uuid.uuid4().hex}"):
+            pass
+    finally:
+        reads_given_answer.reset(token)
     return len(ids)
 
 

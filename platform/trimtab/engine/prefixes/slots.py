@@ -9,8 +9,8 @@ from threading import Lock
 from typing import Any
 
 from trimtab.artifacts.prefix import Prefix
+from trimtab.engine.context import Steering
 from trimtab.engine.prefixes.catalog import Loaded
-from trimtab.engine.prefixes.token_guard import Steering
 from trimtab.errors import BusyError
 
 

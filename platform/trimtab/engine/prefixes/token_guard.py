@@ -6,35 +6,15 @@ list of token ids, reaches another user's rows.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
 
-from trimtab.engine.detectors.request_risk import watching
-from trimtab.engine.vllm_ext.capture import GIVEN
+from trimtab.engine.context import reads_given_answer, steering
+from trimtab.engine.vllm_ext import patches
+from trimtab.engine.vllm_ext.args import GIVEN
 from trimtab.model.chat_template import Renderer
-from trimtab.types import Place
-
-
-@dataclass(frozen=True)
-class Steering:
-    """A prefix as it is in the engine for one request: its rows and the salt of its KV cache."""
-
-    name: str
-    version: int
-    run_id: str | None
-    place: Place
-    rows: tuple[int, ...]
-    salt: str
-    written: asyncio.Future[None] | None = None
-    """Where the vectors are only on their way to the rows: done when they are there."""
-
-
-steering: ContextVar[Steering | None] = ContextVar("steering", default=None)
-"""The prefix of the HTTP request that this task answers."""
 
 
 def check(ids: Sequence[int], first_row: int, rows: Sequence[int]) -> None:
@@ -45,27 +25,23 @@ def check(ids: Sequence[int], first_row: int, rows: Sequence[int]) -> None:
 
 
 def install(engine: Any, renderer: Renderer) -> None:
-    """Put the gate into a `vllm.AsyncLLM`: where prompts become engine inputs, and where requests are added."""
-    gate = engine.renderer
-    render, render_async, add_request = gate.process_for_engine, gate.process_for_engine_async, engine.add_request
+    """Guard a `vllm.AsyncLLM`: check prompts where they become engine inputs, and again where requests are added."""
 
-    def process(prompt: Any, *args: Any, **kwargs: Any) -> Any:
-        return render(_admit(prompt, renderer), *args, **kwargs)
+    def wrap(add_request: Callable[..., Any]) -> Callable[..., Any]:
+        async def add(request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+            # Some endpoints hand over token ids without rendering; here they all pass.
+            now = steering.get()
+            check(_ids(prompt), renderer.first_row, now.rows if now else ())
+            _check_given(params)
+            added = await add_request(request_id, prompt, params, *args, **kwargs)
+            if now and now.written:
+                await _await(now.written, partial(engine.abort, request_id))
+            return added
 
-    async def process_async(prompt: Any, *args: Any, **kwargs: Any) -> Any:
-        return await render_async(_admit(prompt, renderer), *args, **kwargs)
+        return add
 
-    async def add(request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        # Some endpoints hand over token ids without rendering; here they all pass.
-        now = steering.get()
-        check(_ids(prompt), renderer.first_row, now.rows if now else ())
-        _check_given(params)
-        added = await add_request(request_id, prompt, params, *args, **kwargs)
-        if now and now.written:
-            await _await(now.written, partial(engine.abort, request_id))
-        return added
-
-    gate.process_for_engine, gate.process_for_engine_async, engine.add_request = process, process_async, add
+    patches.patch_prompt_rendering(engine, partial(_admit, renderer=renderer))
+    patches.patch_add_request(engine, "token_guard", wrap)
 
 
 async def _await(written: asyncio.Future[None], abort: Callable[[], Awaitable[None]]) -> None:
@@ -79,8 +55,7 @@ async def _await(written: asyncio.Future[None], abort: Callable[[], Awaitable[No
 
 def _check_given(params: Any) -> None:
     """Only a request to score may say where in its prompt an answer begins: clients can name any argument of the engine's."""
-    watch = watching.get()
-    if GIVEN in (getattr(params, "extra_args", None) or {}) and not (watch and watch.given):
+    if GIVEN in (getattr(params, "extra_args", None) or {}) and not reads_given_answer.get():
         raise VLLMValidationError(f"{GIVEN} is no argument of a request; /v1/score reads answers that are given")
 
 

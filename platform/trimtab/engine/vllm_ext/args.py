@@ -17,6 +17,8 @@ from trimtab.model.base_model import BaseModel, dtype
 
 # Name of the weight loader that plugin.py registers with vLLM.
 LOAD_FORMAT = "trimtab"
+# Extra argument of a request whose prompt ends with an answer that someone else wrote: the number of tokens before it.
+GIVEN = "trimtab_answer_from"
 
 
 def on_cpu() -> bool:

@@ -10,6 +10,7 @@ from the block's first token on. Only whole blocks are ever shared; the tokens a
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,11 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, Uniform
 
 from trimtab.detection import signals
 from trimtab.detection.signals import Accumulator, Reading
+from trimtab.engine.vllm_ext import patches
+from trimtab.engine.vllm_ext.args import GIVEN
 
 # Length of what vLLM adds to the id of a request.
 SUFFIX = 9
-# Extra argument of requests whose prompt holds an answer that someone else wrote: the number of tokens before it.
-GIVEN = "trimtab_answer_from"
 # Positions whose logits are computed at once.
 PIECE = 256
 
@@ -81,7 +82,7 @@ class Capture:
         self.table = runner.input_batch.block_table[whole_prompts(runner.kv_cache_config)]
         blocks = runner.kv_cache_config.num_blocks * self.table.blocks_per_kv_block
         self.block_sums = torch.zeros(blocks, layers, width, device=runner.device)
-        self._sample, runner._sample = runner._sample, self.sample
+        patches.patch_sampling(runner, self._wrap_sample)
 
     def begin(self, scheduled: Any) -> None:
         """Before a step: let go of requests that ended, and make room for new ones."""
@@ -141,14 +142,18 @@ class Capture:
         self._write_given(batch.req_ids, line, position, rows, state.hidden_states)
         self._prepare_writes(batch.req_ids, first + np.asarray(counts) - 1, position, rows, state.logits)
 
-    def sample(self, *args: Any, **kwargs: Any) -> Any:
-        """In the place of the runner's `_sample`: also writes the tokens that it gives."""
-        output = self._sample(*args, **kwargs)
-        if (pending := self.pending) is not None:
-            self.pending = None
-            tokens = output.sampled_token_ids[pending.lines, 0].long()
-            self._write(pending.slots, pending.states, signals.reading_of(pending.logp, tokens))
-        return output
+    def _wrap_sample(self, sample: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the runner's `_sample`, followed by writing the tokens that it returned."""
+
+        def sample_and_write(*args: Any, **options: Any) -> Any:
+            output = sample(*args, **options)
+            if (pending := self.pending) is not None:
+                self.pending = None
+                tokens = output.sampled_token_ids[pending.lines, 0].long()
+                self._write(pending.slots, pending.states, signals.reading_of(pending.logp, tokens))
+            return output
+
+        return sample_and_write
 
     def _write(self, slots: Tensor, states: Tensor, reading: Reading) -> None:
         if len(self.history):

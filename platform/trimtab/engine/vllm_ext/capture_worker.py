@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from trimtab.engine.vllm_ext import patches
 from trimtab.engine.vllm_ext.args import on_cpu
 from trimtab.engine.vllm_ext.capture import Capture, whole_prompts
 from trimtab.engine.vllm_ext.worker import RowWorker
@@ -22,6 +23,7 @@ class CapturingWorker(Own, RowWorker):  # pyright: ignore[reportGeneralTypeIssue
 
     def load_model(self, **options: Any) -> None:
         """Load the model with its taps open: tap k is what transformers calls hidden_states[k]."""
+        patches.REGISTER.check("patch_sampling")
         super().load_model(**options)
         model = self.model_runner.get_model()
         if not hasattr(model, "set_aux_hidden_state_layers"):

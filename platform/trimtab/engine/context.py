@@ -1,0 +1,30 @@
+"""Context of one HTTP request that vLLM's app has no argument for: it crosses the app in context variables."""
+
+import asyncio
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from trimtab.types import Place
+
+
+@dataclass(frozen=True)
+class Steering:
+    """Prefix of one request as it is in the engine: its rows and the salt of its KV cache.
+
+    `written` is set while the vectors are still being sent to the rows; it is done when they have arrived.
+    """
+
+    name: str
+    version: int
+    run_id: str | None
+    place: Place
+    rows: tuple[int, ...]
+    salt: str
+    written: asyncio.Future[None] | None = None
+
+
+steering: ContextVar[Steering | None] = ContextVar("steering", default=None)
+"""Prefix of the HTTP request that this task answers."""
+
+reads_given_answer: ContextVar[bool] = ContextVar("reads_given_answer", default=False)
+"""Whether this task scores an answer that the client supplied: only then may a prompt hold one."""
