@@ -16,13 +16,22 @@ import torch
 
 from trimtab import heads
 from trimtab.data.questions import read_questions
-from trimtab.detection import calibration, signals, training
-from trimtab.detection.training import Candidate, Learned, Parts
+from trimtab.detection.calibration import compute_risk
+from trimtab.detection.signals import compute_token_statistics, concatenate_states
+from trimtab.detection.training import (
+    Candidate,
+    DataSplits,
+    TrainedDetector,
+    build_foreign_rows,
+    select_features,
+    split_data,
+    train_detector,
+)
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.offline import Engine
 from trimtab.generation_types import Answer, Ask, Sampling, Signals
-from trimtab.judges.answer_matching import mark
-from trimtab.model import base_model
+from trimtab.judges.answer_matching import mark_answer
+from trimtab.model.base_model import resolve_base_model
 
 LAYERS, TOKENS = (20, 29), 48
 # How far signals (relative) and risks may be from one pass.
@@ -51,12 +60,12 @@ def compared(base: str, requests: int, tokens: int) -> dict[str, float]:
     config = EngineConfig(rows=8, precision="fp32", layers=LAYERS, history=True, max_sequences=requests, step_tokens=512)
     with Engine(base, config) as started:
         cold, cached = ([several[0] for several in started.chat_many(given, Sampling(max_tokens=tokens))] for _ in range(2))
-        prompts = [started.renderer.prompt(ask.messages) for ask in given]
-    model = base_model.resolve(base).load("fp32")
+        prompts = [started.renderer.render_prompt(ask.messages) for ask in given]
+    model = resolve_base_model(base).load("fp32")
     truth = [one_pass(model, prompt, answer) for prompt, answer in zip(prompts, cold, strict=True)]
-    right = [float(mark("contains", a.text, q.answers).right) for a, q in zip(cold, questions, strict=True)]
-    rows = training.parts(*tensors(truth), torch.tensor(right), texts, 0, 0.25, 0.25)
-    learned = training.learn(Candidate("flag", tuple(range(len(LAYERS))), {"groups": 4}), rows, 0)
+    right = [float(mark_answer("contains", a.text, q.answers).right) for a, q in zip(cold, questions, strict=True)]
+    rows = split_data(*tensors(truth), torch.tensor(right), texts, 0, 0.25, 0.25)
+    learned = train_detector(Candidate("flag", tuple(range(len(LAYERS))), {"groups": 4}), rows, 0)
     worst = {"psi": 0.0, "history": 0.0, "risk": 0.0}
     for made in (cold, cached):
         # Greedy answers may part where two tokens are as good; one pass is over the tokens of the first.
@@ -78,8 +87,8 @@ def one_pass(model: Any, prompt: list[int], answer: Answer) -> Signals:
     seen = model(torch.tensor([[*prompt, *answer.token_ids]]), output_hidden_states=True)
     states = torch.stack([seen.hidden_states[layer][0] for layer in LAYERS], 1)
     own = states[len(prompt) - 1 : -1]
-    read = signals.reading(seen.logits[0, len(prompt) - 1 : -1], torch.tensor(answer.token_ids))
-    psi = signals.geometry(own[-1], own.mean(0), states[: len(prompt)].mean(0))
+    read = compute_token_statistics(seen.logits[0, len(prompt) - 1 : -1], torch.tensor(answer.token_ids))
+    psi = concatenate_states(own[-1], own.mean(0), states[: len(prompt)].mean(0))
     return Signals(psi, torch.stack([read.logp, read.entropy, read.margin], 1))
 
 
@@ -87,10 +96,10 @@ def tensors(made: Sequence[Signals]) -> tuple[torch.Tensor, list[torch.Tensor]]:
     return torch.stack([one.psi for one in made]).float(), [one.history for one in made]
 
 
-def risks(learned: Learned, rows: Parts, made: Sequence[Signals]) -> torch.Tensor:
+def risks(learned: TrainedDetector, rows: DataSplits, made: Sequence[Signals]) -> torch.Tensor:
     psi, traces = tensors(made)
-    read = training.foreign(psi, traces, torch.zeros(len(made)), rows)
-    return calibration.risk(heads.scores(learned.head, training.seen(read, learned.candidate)), learned.calibration)
+    read = build_foreign_rows(psi, traces, torch.zeros(len(made)), rows)
+    return compute_risk(heads.predict_scores(learned.head, select_features(read, learned.candidate)), learned.calibration)
 
 
 def relative(made: torch.Tensor, expected: torch.Tensor) -> float:

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from trimtab.model import prefix_tree
-from trimtab.model.frozen_model import Example, FrozenModel, Sample, micro_batches
-from trimtab.model.objective_inputs import Scorer, totals
+from trimtab.model.frozen_model import FrozenModel, TokenizedSample, TrainingExample, split_into_micro_batches
+from trimtab.model.objective_inputs import ObjectiveScorer, compute_totals
+from trimtab.model.prefix_tree import build_prefix_tree
 from trimtab.objectives.likelihood import Likelihood
 
 Rows = list[tuple[list[int], list[int]]]
@@ -88,9 +88,9 @@ def measure(name: str) -> dict[str, float]:
 def load(options: argparse.Namespace) -> tuple[Any, Rows]:
     """The frozen model, and rows of token ids: prompt and answer."""
     if options.shape == "default":
-        from trimtab.model import base_model
+        from trimtab.model.base_model import resolve_base_model
 
-        base = base_model.resolve("smollm2-135m")
+        base = resolve_base_model("smollm2-135m")
         tokenizer, model = base.tokenizer(), base.load(options.precision, options.device)
         lines = (files("trimtab.data") / "prompts" / "contrast.jsonl").read_text().splitlines()[: BATCH * (options.steps + 1)]
         answer = tokenizer.encode(ANSWER)[:TARGETS]
@@ -124,9 +124,9 @@ def run_trimtab(options: argparse.Namespace) -> dict[str, float]:
     model, rows = load(options)
     row = model.get_input_embeddings().num_embeddings
     frozen = FrozenModel(model, row)
-    frozen.pack()
-    scorer = Scorer(frozen, Likelihood())
-    examples = [Example(Sample((row, *p, *a), (*p, *a), len(a)), "harmful") for p, a in rows]
+    frozen.enable_prefix_tree()
+    scorer = ObjectiveScorer(frozen, Likelihood())
+    examples = [TrainingExample(TokenizedSample((row, *p, *a), (*p, *a), len(a)), "harmful") for p, a in rows]
     vectors = first_vector(model)
     parameter = vectors.clone().requires_grad_()
     optimiser = torch.optim.AdamW([parameter], lr=RATE, weight_decay=0.0)
@@ -134,14 +134,14 @@ def run_trimtab(options: argparse.Namespace) -> dict[str, float]:
 
     def step(number: int) -> None:
         batch = examples[number * BATCH : (number + 1) * BATCH]
-        parts = micro_batches(batch, options.micro_batch)
-        results = [scorer.compute(parameter.detach(), part, totals(batch), torch.empty(0)) for part in parts]
+        parts = split_into_micro_batches(batch, options.micro_batch)
+        results = [scorer.compute(parameter.detach(), part, compute_totals(batch), torch.empty(0)) for part in parts]
         parameter.grad = sum((r.gradient for r in results), torch.zeros(()))
         optimiser.step()
         losses.append(sum(r.loss for r in results))
 
     used = [examples[at : at + options.micro_batch] for at in range(BATCH, len(examples), options.micro_batch)]
-    computed = sum(len(prefix_tree.pack([e.chosen.ids for e in part], frozen.device).ids) for part in used)
+    computed = sum(len(build_prefix_tree([e.chosen.ids for e in part], frozen.device).ids) for part in used)
     return timed(step, options, model, computed / options.steps) | {"first_loss": losses[0], "last_loss": losses[-1]}
 
 

@@ -51,7 +51,7 @@ def arguments() -> argparse.Namespace:
 
 def own_home(folder: Path) -> None:
     """A home of its own that borrows what was downloaded."""
-    settings.lend(folder)
+    settings.link_downloads(folder)
     os.environ["TRIMTAB_HOME"] = str(folder)
     os.environ.pop(TRACKING, None)
 

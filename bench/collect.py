@@ -23,10 +23,11 @@ import psutil
 import torch
 
 from trimtab.data.questions import read_questions
-from trimtab.detection import signals
+from trimtab.detection.signals import compute_token_statistics, concatenate_states
 from trimtab.engine.config import EngineConfig
 from trimtab.generation_types import Ask, Sampling
-from trimtab.model import base_model, chat_template
+from trimtab.model.base_model import resolve_base_model
+from trimtab.model.chat_template import ChatRenderer, build_renderer
 
 LAYERS, TOKENS = (20, 29), 48
 BATCHES = (16, 32, 64)
@@ -115,9 +116,9 @@ def answered(started: Any, given: Sequence[Ask]) -> Any:
 
 
 def transformers(options: argparse.Namespace) -> dict[str, float]:
-    base = base_model.resolve(options.base)
-    renderer, model = chat_template.renderer(base, 8), base.load("fp32")
-    prompts = [renderer.prompt(ask.messages) for ask in asks(options.questions)]
+    base = resolve_base_model(options.base)
+    renderer, model = build_renderer(base, 8), base.load("fp32")
+    prompts = [renderer.render_prompt(ask.messages) for ask in asks(options.questions)]
     two_passes(model, renderer, prompts[:4])
 
     def work() -> list[int]:
@@ -130,7 +131,7 @@ def transformers(options: argparse.Namespace) -> dict[str, float]:
 
 
 @torch.no_grad()
-def two_passes(model: Any, renderer: chat_template.Renderer, prompts: Sequence[list[int]]) -> list[int]:
+def two_passes(model: Any, renderer: ChatRenderer, prompts: Sequence[list[int]]) -> list[int]:
     """Answer a batch, then read prompts and answers for the same signals; gives the answers' lengths."""
     end, longest = renderer.turn_end, max(map(len, prompts))
     ids = torch.tensor([[end] * (longest - len(p)) + p for p in prompts])
@@ -145,8 +146,8 @@ def two_passes(model: Any, renderer: chat_template.Renderer, prompts: Sequence[l
     states = torch.stack([seen.hidden_states[layer] for layer in LAYERS], 2)
     for at, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
         own = states[at, longest - 1 : longest - 1 + length]
-        signals.geometry(own[-1], own.mean(0), states[at, longest - len(prompt) : longest].mean(0))
-        signals.reading(seen.logits[at, longest - 1 : longest - 1 + length], written[at, :length])
+        concatenate_states(own[-1], own.mean(0), states[at, longest - len(prompt) : longest].mean(0))
+        compute_token_statistics(seen.logits[at, longest - 1 : longest - 1 + length], written[at, :length])
     return lengths
 
 

@@ -26,10 +26,10 @@ from peers.servers import Server
 
 from trimtab import heads
 from trimtab.data.questions import Question, read_questions
-from trimtab.jobs.collect import signal_dataset
-from trimtab.jobs.detect import model_selection
-from trimtab.judges.answer_matching import mark
-from trimtab.model import base_model
+from trimtab.jobs.collect.signal_dataset import read_dataset
+from trimtab.jobs.detect.model_selection import split_by_seed
+from trimtab.judges.answer_matching import mark_answer
+from trimtab.model.base_model import resolve_base_model
 
 PEERS = Path(__file__).parent / "peers"
 SOURCE, TOKENS, SEEDS = "trimtab:countries", 24, 5
@@ -102,19 +102,19 @@ def trimtab(options: argparse.Namespace, folder: Path) -> tuple[Measured, dict[i
         str(SEEDS),
     ]
     learning = timed([sys.executable, "-m", "trimtab", *heads_of, "--json", str(report_to), *common])
-    data = signal_dataset.read(out)
-    rows = model_selection.split(data, SEEDS, 0.1, 0.25)
+    data = read_dataset(out)
+    rows = split_by_seed(data, SEEDS, 0.1, 0.25)
     known = {question.question: question for question in read_questions(SOURCE)}
     made = json.loads(report_to.read_text())
     auroc = {arm["name"]: [seed["auroc"] for seed in arm["seeds"]] for arm in [made, *made["rivals"]]}
     measured = Measured(collecting, auroc, {"learning": learning})
-    return measured, {seed: parts.at for seed, parts in rows.items()}, [known[text] for text in data.questions]
+    return measured, {seed: parts.test_indices for seed, parts in rows.items()}, [known[text] for text in data.questions]
 
 
 def lm_polygraph(
     options: argparse.Namespace, python: str, questions: Sequence[Question], parts: dict[int, torch.Tensor], folder: Path
 ) -> Measured:
-    model = str(base_model.resolve(options.base).path)
+    model = str(resolve_base_model(options.base).path)
     task = {"model": model, "batch": BATCH, "samples": options.samples}
     return peer(python, "with_lm_polygraph.py", task, questions, parts, folder)
 
@@ -123,7 +123,7 @@ def uqlm(
     options: argparse.Namespace, python: str, questions: Sequence[Question], parts: dict[int, torch.Tensor], folder: Path
 ) -> Measured:
     began = time.monotonic()
-    command = servers.vllm(str(base_model.resolve(options.base).path), "base", "--max-model-len", "2048")
+    command = servers.vllm(str(resolve_base_model(options.base).path), "base", "--max-model-len", "2048")
     with servers.running(Server("vllm", command, environment=servers.VLLM_ENVIRONMENT)) as up:
         starting = time.monotonic() - began
         task = {"model": "base", "url": f"{up.url}/v1", "samples": options.samples}
@@ -146,9 +146,9 @@ def peer(
     seconds = timed([python, str(PEERS / script), str(given), str(made)])
     found = json.loads(made.read_text())
     judged = zip(questions, found["answers"], strict=True)
-    right = torch.tensor([float(mark(q.kind or "contains", answer, q.answers).right) for q, answer in judged])
+    right = torch.tensor([float(mark_answer(q.kind or "contains", answer, q.answers).right) for q, answer in judged])
     auroc = {
-        name: [heads.auroc(torch.tensor(values)[at], right[at]) for at in parts.values()]
+        name: [heads.compute_auroc(torch.tensor(values)[at], right[at]) for at in parts.values()]
         for name, values in found["scores"].items()
     }
     return Measured(seconds, auroc, {"right": right.mean().item()})

@@ -23,10 +23,9 @@ from safetensors.torch import save_file
 
 from trimtab import heads
 from trimtab.data.questions import read_questions
-from trimtab.detection import calibration, detector
-from trimtab.detection.detector import DetectorCard
-from trimtab.model import base_model
-from trimtab.model.base_model import BaseModel
+from trimtab.detection.calibration import ALARMS
+from trimtab.detection.detector import DetectorCard, build_detector, save_detector
+from trimtab.model.base_model import BaseModel, resolve_base_model
 
 LOAD = Path(__file__).parent / "peers" / "load.py"
 TOKENS, LENGTH, SEQUENCES, RANK = 32, 1024, 64, 8
@@ -44,7 +43,7 @@ def main() -> None:
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as name:
-        every = made(base_model.resolve(options.base), Path(name), options.quick)
+        every = made(resolve_base_model(options.base), Path(name), options.quick)
         peers = [server for server in every if server.name in options.only]
         for number in range(1 if options.quick else options.rounds):
             for server in peers if number % 2 == 0 else reversed(peers):
@@ -105,11 +104,11 @@ def made(base: BaseModel, folder: Path, quick: bool) -> list[Server]:
 
 def watched(base: BaseModel, folder: Path) -> None:
     """A detector of the default settings in the same folder."""
-    settings, limits = {"groups": 8}, dict.fromkeys(calibration.ALARMS, 0.5)
+    settings, limits = {"groups": 8}, dict.fromkeys(ALARMS, 0.5)
     card = DetectorCard("truth", base.name, base.fingerprint, list(LAYERS), base.width, "flag", settings, -2.0, limits)
-    head = heads.get("flag")(base.width, len(LAYERS), **settings)
+    head = heads.get_head("flag")(base.width, len(LAYERS), **settings)
     spread = torch.stack([torch.zeros(7), torch.ones(7)])
-    detector.save(detector.make(head, spread, torch.tensor([0.01, 0.0]), card), folder / "truth" / "1")
+    save_detector(build_detector(head, spread, torch.tensor([0.01, 0.0]), card), folder / "truth" / "1")
     (folder / "truth" / "aliases.json").write_text('{"champion": 1}')
 
 

@@ -28,9 +28,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from trimtab.artifacts.prefix import Prefix
 from trimtab.data.questions import read_questions
-from trimtab.generate import inputs
-from trimtab.model import base_model
-from trimtab.model.base_model import BaseModel
+from trimtab.generate import build_inputs
+from trimtab.model.base_model import BaseModel, resolve_base_model
 
 PREFIXES, ROWS, CHECKED, TOKENS = 1000, 256, 200, 12
 STREAMS, IDLE_SECONDS = 100, 2.0
@@ -48,7 +47,7 @@ def main() -> None:
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--only", choices=["prefixes", "overload", "scaling"], help="one of its servers")
     options = parser.parse_args()
-    base, share = base_model.resolve(options.base), 10 if options.quick else 1
+    base, share = resolve_base_model(options.base), 10 if options.quick else 1
     lines: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         made = servers.random_prefixes(base, Path(name), PREFIXES // share, strength=4.0)
@@ -116,7 +115,7 @@ def references(base: BaseModel, asked: Sequence[tuple[Prefix, str]]) -> list[str
     """Greedy answers of transformers, one at a time."""
     model, tokenizer, found = base.load("fp32"), base.tokenizer(), list[str]()
     for prefix, text in asked:
-        given = inputs(model, base, [[{"role": "user", "content": text}]], prefix)
+        given = build_inputs(model, base, [[{"role": "user", "content": text}]], prefix)
         ids: Any = model.generate(  # pyright: ignore[reportCallIssue]
             **given, max_new_tokens=TOKENS, do_sample=False
         )

@@ -14,15 +14,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from trimtab.data.hard_filter import Filtered, Row
+from trimtab.data.hard_filter import FilterResult, TrainingRow
 from trimtab.data.prompt import Prompt
 from trimtab.jobs.align.config import AlignConfig, TrainConfig
-from trimtab.jobs.align.dataset import Prepared
-from trimtab.jobs.align.driver import fit
+from trimtab.jobs.align.dataset import PreparedDataset
+from trimtab.jobs.align.driver import run_training
 from trimtab.jobs.align.step import step_columns
-from trimtab.jobs.runtime.cluster import joined
+from trimtab.jobs.runtime.cluster import ray_session
 from trimtab.jobs.runtime.config import ScaleConfig
-from trimtab.model import base_model
+from trimtab.model.base_model import resolve_base_model
 from trimtab.tracking import runs
 from trimtab.types import LABELS
 
@@ -40,17 +40,17 @@ def main() -> None:
     parser.add_argument("--base", default="smollm2-135m")
     options = parser.parse_args()
     steps = WARM + (4 if options.quick else 20)
-    base = base_model.resolve(options.base)
+    base = resolve_base_model(options.base)
     measured: dict[int, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as home:
         # Runs of a benchmark are not the user's.
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{home}/mlflow.db"
-        with joined(None):
+        with ray_session(None):
             for workers in WORKERS:
                 folder = Path(home) / str(workers)
                 folder.mkdir()
-                run = runs.start(f"{workers} workers", "bench", folder / "outbox")
-                fit(settings(workers, steps, options.base), base, prepared(), run, folder)
+                run = runs.start_run(f"{workers} workers", "bench", folder / "outbox")
+                run_training(settings(workers, steps, options.base), base, prepared(), run, folder)
                 run.finish("FINISHED")
                 measured[workers] = history(run.run_id)[WARM:]
     lines = report(measured, base.width)
@@ -67,10 +67,10 @@ def settings(workers: int, steps: int, base: str) -> AlignConfig:
     return AlignConfig(name="bench", base=base, train=train, scale=ScaleConfig(workers=workers, cpus=cpus))
 
 
-def prepared() -> Prepared:
+def prepared() -> PreparedDataset:
     """Rows of one length, so that shares are equal."""
     rows = [
-        Row(
+        TrainingRow(
             Prompt(f"{word} the thing with number {number}", label, "bench", f"{word}{number}"),
             "This is all there is to it.",
             9,
@@ -78,12 +78,14 @@ def prepared() -> Prepared:
         for number in range(10, 42)
         for word, label in zip(("Steal", "Borrow", "Draw"), LABELS, strict=True)
     ]
-    return Prepared(rows, rows[:4], {"train": [], "validation": [], "test": []}, Filtered(rows, [], []), (0.5, 0.5), [])
+    return PreparedDataset(
+        rows, rows[:4], {"train": [], "validation": [], "test": []}, FilterResult(rows, [], []), (0.5, 0.5), []
+    )
 
 
 def history(run_id: str) -> list[dict[str, float]]:
     """Seconds and overhead of each step."""
-    seconds, overhead = (runs.curve(run_id, f"train/{name}") for name in ("seconds", "overhead"))
+    seconds, overhead = (runs.read_curve(run_id, f"train/{name}") for name in ("seconds", "overhead"))
     before = [0.0, *(value for _, value in seconds)]
     return [{"seconds": value - before[at], "overhead": overhead[at][1]} for at, (_, value) in enumerate(seconds)]
 

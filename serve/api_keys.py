@@ -16,9 +16,9 @@ from filelock import FileLock
 from rich.table import Table
 
 from trimtab import settings
-from trimtab.artifacts.card import read_object
-from trimtab.cli.console import console, say
-from trimtab.errors import ArtefactError, NotFoundError, UsageError
+from trimtab.artifacts.card import read_json_object
+from trimtab.cli.console import console, print_line
+from trimtab.errors import ArtifactError, NotFoundError, UsageError
 from trimtab.serve.config import ServeConfig
 
 PREFIX = "tt-"
@@ -27,7 +27,7 @@ ANY = "*"
 
 
 @dataclass(frozen=True)
-class Key:
+class ApiKey:
     """Who may ask. `digest` is the SHA-256 of the token, of which 256 bits are random, so that a slow hash would add nothing;
     `models` are names with * that may be asked for; `per_minute` requests and `concurrent` ones at most on each replica, 0 for
     any number; `created` in seconds since 1970."""
@@ -87,31 +87,31 @@ class RemoveConfig:
     file: str | None = field(default=None, kw_only=True)
 
 
-def default() -> Path:
+def get_default_path() -> Path:
     """The file of keys where none is named."""
-    return settings.home() / "keys.json"
+    return settings.get_home() / "keys.json"
 
 
-def read(path: Path) -> list[Key]:
-    """The keys in a file; none where there is no file. Raises ArtefactError for one that is damaged."""
+def read_keys(path: Path) -> list[ApiKey]:
+    """The keys in a file; none where there is no file. Raises ArtifactError for one that is damaged."""
     if not path.exists():
         return []
-    names = {f.name for f in fields(Key)}
-    held = read_object(path, "a file of keys").get("keys")
+    names = {f.name for f in fields(ApiKey)}
+    held = read_json_object(path, "a file of keys").get("keys")
     if not isinstance(held, list) or not all(isinstance(k, dict) and {"name", "digest"} <= k.keys() <= names for k in held):
-        raise ArtefactError(f"{path} is not a file of keys; trimtab keys add makes one")
-    return [Key(**k) for k in held]
+        raise ArtifactError(f"{path} is not a file of keys; trimtab keys add makes one")
+    return [ApiKey(**k) for k in held]
 
 
-def digest(token: str) -> str:
+def hash_key(token: str) -> str:
     """What is kept of a token."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def required(config: ServeConfig) -> str | None:
+def get_required_key_file(config: ServeConfig) -> str | None:
     """The file of keys to ask for. Raises UsageError where others could come in without one."""
-    path = Path(config.key_file) if config.key_file else default()
-    known = read(path)
+    path = Path(config.key_file) if config.key_file else get_default_path()
+    known = read_keys(path)
     if config.key_file and not known:
         raise UsageError(f"there are no keys in {path}: make one with trimtab keys add NAME --file {path}")
     if not known and not config.open and config.host not in LOOPBACK:
@@ -122,35 +122,35 @@ def required(config: ServeConfig) -> str | None:
     return str(path.resolve()) if known else None
 
 
-def add(config: AddConfig) -> dict[str, Any]:
+def run_keys_add(config: AddConfig) -> dict[str, Any]:
     """`trimtab keys add`: the token is the result, and nowhere else."""
-    path = Path(config.file) if config.file else default()
+    path = Path(config.file) if config.file else get_default_path()
     token = PREFIX + secrets.token_urlsafe(32)
     with FileLock(f"{path}.lock"):
-        known = read(path)
+        known = read_keys(path)
         if any(key.name == config.name for key in known):
             raise UsageError(f"there is a key of the name {config.name!r} already: remove it first, or choose another name")
-        made = Key(config.name, digest(token), config.models, config.per_minute, config.concurrent, time.time())
+        made = ApiKey(config.name, hash_key(token), config.models, config.per_minute, config.concurrent, time.time())
         _write(path, [*known, made])
-    say(f"key of {config.name}, shown once: {token}")
+    print_line(f"key of {config.name}, shown once: {token}")
     return {"name": config.name, "key": token, "file": str(path)}
 
 
-def remove(config: RemoveConfig) -> dict[str, Any]:
+def run_keys_remove(config: RemoveConfig) -> dict[str, Any]:
     """`trimtab keys remove`."""
-    path = Path(config.file) if config.file else default()
+    path = Path(config.file) if config.file else get_default_path()
     with FileLock(f"{path}.lock"):
-        known = read(path)
+        known = read_keys(path)
         if config.name not in (names := [key.name for key in known]):
             raise NotFoundError(f"no key {config.name!r} in {path}; there are: {', '.join(names) or 'none'}")
         _write(path, [key for key in known if key.name != config.name])
-    say(f"{config.name} has no key any more")
+    print_line(f"{config.name} has no key any more")
     return {"name": config.name, "file": str(path)}
 
 
-def show(config: ListConfig) -> list[dict[str, Any]]:
+def run_keys_list(config: ListConfig) -> list[dict[str, Any]]:
     """`trimtab keys list`."""
-    keys = read(Path(config.file) if config.file else default())
+    keys = read_keys(Path(config.file) if config.file else get_default_path())
     table = Table(*("name", "models", "a minute", "at once", "made"))
     for key in keys:
         made = time.strftime("%Y-%m-%d", time.localtime(key.created))
@@ -159,7 +159,7 @@ def show(config: ListConfig) -> list[dict[str, Any]]:
     return [asdict(key) | {"digest": None} for key in keys]
 
 
-def _write(path: Path, keys: Sequence[Key]) -> None:
+def _write(path: Path, keys: Sequence[ApiKey]) -> None:
     """Whole or not at all, readable by its owner."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")

@@ -1,4 +1,4 @@
-"""The Serve application: what `trimtab serve` runs, and what `serve deploy` takes as `trimtab.serve.app:build`."""
+"""The Serve application: what `trimtab serve` runs, and what `serve deploy` takes as `trimtab.serve.app:build_app`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -10,31 +10,30 @@ from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import AutoscalingConfig
 
 from trimtab.cli import main
-from trimtab.model import base_model
-from trimtab.model.base_model import BaseModel
+from trimtab.model.base_model import BaseModel, resolve_base_model
 from trimtab.ray_patches import patch_replica_address
-from trimtab.serve import api_keys
+from trimtab.serve.api_keys import get_required_key_file
 from trimtab.serve.config import ServeConfig
-from trimtab.serve.registry.coordinator import Agreement
-from trimtab.serve.replica import Replica, build_app
+from trimtab.serve.registry.coordinator import VersionCoordinator
+from trimtab.serve.replica import Replica, get_asgi_app
 
 # Requests beyond the door's: those that look at pages and metrics, and those that are turned down.
 SPARE = 256
 
 
-def build(args: Mapping[str, Any]) -> Any:
+def build_app(args: Mapping[str, Any]) -> Any:
     """The application of a config file's `args`: the fields of `trimtab serve`. Raises UsageError for what they do not know."""
-    config = main.build(ServeConfig, args, "args")
+    config = main.build_settings(ServeConfig, args, "args")
     for host in (config.host, *_listening()):
-        config = replace(config, key_file=api_keys.required(replace(config, host=host)))
-    return application(config, base_model.resolve(config.model, config.revision), config.cpus or 1.0)
+        config = replace(config, key_file=get_required_key_file(replace(config, host=host)))
+    return build_application(config, resolve_base_model(config.model, config.revision), config.cpus or 1.0)
 
 
-def application(config: ServeConfig, base: BaseModel, cpus: float) -> Any:
+def build_application(config: ServeConfig, base: BaseModel, cpus: float) -> Any:
     """One deployment of replicas, each with an engine and so many `cpus`; beside several, what they agree by."""
     most = max(config.replicas, config.most_replicas)
     deployment: Any = serve.deployment(
-        serve.ingress(build_app)(Replica),
+        serve.ingress(get_asgi_app)(Replica),
         name="engine",
         ray_actor_options={"num_cpus": cpus, "num_gpus": config.gpus},
         # What is too much is turned down by the replica's own door, in the API's words; this is for the rest.
@@ -57,7 +56,7 @@ def application(config: ServeConfig, base: BaseModel, cpus: float) -> Any:
         deployment = deployment.options(autoscaling_config=scale)
     else:
         deployment = deployment.options(num_replicas=config.replicas)
-    return deployment.bind(base, config, agreement.bind() if most > 1 else None)
+    return deployment.bind(base, config, coordinator_deployment.bind() if most > 1 else None)
 
 
 def _listening() -> list[str]:
@@ -72,7 +71,7 @@ def _listening() -> list[str]:
     return [options.host or "127.0.0.1"]
 
 
-class LocalAgreement(Agreement):
+class LocalCoordinator(VersionCoordinator):
     """The same, kept to this machine as the other replicas are."""
 
     def __init__(self) -> None:
@@ -80,4 +79,4 @@ class LocalAgreement(Agreement):
         super().__init__()
 
 
-agreement: Any = serve.deployment(LocalAgreement, name="agreement", ray_actor_options={"num_cpus": 0})
+coordinator_deployment: Any = serve.deployment(LocalCoordinator, name="agreement", ray_actor_options={"num_cpus": 0})

@@ -5,8 +5,10 @@ from trimtab.serve.api_keys import AddConfig, ListConfig, RemoveConfig
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.traffic_command import TrafficConfig
 
-SERVE = Command("Serve a base model and its prefixes over the OpenAI API.", ServeConfig, "trimtab.serve.server:run")
-KEYS_ADD = Command("Make an API key for `trimtab serve`.", AddConfig, "trimtab.serve.api_keys:add")
-KEYS_LIST = Command("List the API keys.", ListConfig, "trimtab.serve.api_keys:show")
-KEYS_REMOVE = Command("Take an API key away.", RemoveConfig, "trimtab.serve.api_keys:remove")
-TRAFFIC = Command("What each version of a prefix got, and how it did.", TrafficConfig, "trimtab.serve.traffic_command:command")
+SERVE = Command("Serve a base model and its prefixes over the OpenAI API.", ServeConfig, "trimtab.serve.server:run_serve")
+KEYS_ADD = Command("Make an API key for `trimtab serve`.", AddConfig, "trimtab.serve.api_keys:run_keys_add")
+KEYS_LIST = Command("List the API keys.", ListConfig, "trimtab.serve.api_keys:run_keys_list")
+KEYS_REMOVE = Command("Take an API key away.", RemoveConfig, "trimtab.serve.api_keys:run_keys_remove")
+TRAFFIC = Command(
+    "What each version of a prefix got, and how it did.", TrafficConfig, "trimtab.serve.traffic_command:run_traffic"
+)

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 from trimtab.engine.config import EngineConfig
-from trimtab.engine.openai.routing import Traffic
+from trimtab.engine.openai.routing import TrafficSplit
 from trimtab.errors import UsageError
 
 HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
@@ -100,4 +100,4 @@ class ServeConfig:
         if not 0 <= self.trace <= 1:
             raise UsageError("trace is a share of the requests, from 0 to 1")
         # Raises for shares that say nothing.
-        Traffic(self.traffic, self.shadow)
+        TrafficSplit(self.traffic, self.shadow)

@@ -19,9 +19,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from trimtab import settings
-from trimtab.engine import metrics
+from trimtab.engine.metrics import UNRECORDED
 from trimtab.serve.config import ServeConfig
-from trimtab.serve.middleware.access_log import Record, line
+from trimtab.serve.middleware.access_log import AccessRecord, format_record
 from trimtab.tracking.client import RequestTraces
 
 log = logging.getLogger(__name__)
@@ -35,30 +35,30 @@ DAY, SWEEP_SECONDS = 86_400.0, 3600.0
 FAILED = 500
 
 
-class Taker(Protocol):
+class RecordWriter(Protocol):
     """Takes one record at a time, and gives on what it keeps back."""
 
-    def __call__(self, record: Record) -> None: ...
+    def __call__(self, record: AccessRecord) -> None: ...
 
     def flush(self) -> None: ...
 
 
-class Sinks:
+class RecordSinks:
     """Gives records to `takers` in a thread of its own. A full disk or a slow collector costs records, which are counted, and
     never an answer."""
 
-    def __init__(self, takers: Sequence[Taker]) -> None:
+    def __init__(self, takers: Sequence[RecordWriter]) -> None:
         self._takers = takers
-        self._waiting: Queue[Record | None] = Queue(MOST_WAITING)
+        self._waiting: Queue[AccessRecord | None] = Queue(MOST_WAITING)
         self._thread = threading.Thread(target=self._run, name="records", daemon=True)
         self._thread.start()
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: AccessRecord) -> None:
         """Take a record; does not wait."""
         try:
             self._waiting.put_nowait(record)
         except Full:
-            metrics.UNRECORDED.inc()
+            UNRECORDED.inc()
 
     def stop(self) -> None:
         """Give away what waits, for a few seconds at most."""
@@ -76,17 +76,17 @@ class Sinks:
                 try:
                     take(record)
                 except Exception:
-                    metrics.UNRECORDED.inc()
+                    UNRECORDED.inc()
                     log.warning("a record of a request was lost", exc_info=True)
 
 
-def opened(config: ServeConfig, replica: str) -> Sinks:
+def open_sinks(config: ServeConfig, replica: str) -> RecordSinks:
     """The sinks that a server's settings ask for."""
-    folder = Path(config.logs) if config.logs else settings.home() / "logs"
-    takers: list[Taker] = [ToLog(folder / f"serve-{replica}.jsonl", config.log_days)]
-    takers += [ToCollector(config.otlp)] if config.otlp else []
-    takers += [ToMlflow(config.trace)] if config.trace > 0 else []
-    return Sinks(takers)
+    folder = Path(config.logs) if config.logs else settings.get_home() / "logs"
+    takers: list[RecordWriter] = [LogSink(folder / f"serve-{replica}.jsonl", config.log_days)]
+    takers += [OtlpSink(config.otlp)] if config.otlp else []
+    takers += [MlflowSink(config.trace)] if config.trace > 0 else []
+    return RecordSinks(takers)
 
 
 class _Log(RotatingFileHandler):
@@ -98,7 +98,7 @@ class _Log(RotatingFileHandler):
             raise error
 
 
-class ToLog:
+class LogSink:
     """A line of JSON for each request; what is older than `days` or too much goes, of replicas before this one too."""
 
     def __init__(self, path: Path, days: float = 30) -> None:
@@ -108,11 +108,11 @@ class ToLog:
         self._handler = _Log(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, delay=True)
         self.flush = self._handler.flush
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: AccessRecord) -> None:
         """Write a line."""
         if time.monotonic() - self._swept > SWEEP_SECONDS or not self._swept:
             self._sweep()
-        self._handler.emit(logging.makeLogRecord({"msg": line(record)}))
+        self._handler.emit(logging.makeLogRecord({"msg": format_record(record)}))
 
     def _sweep(self) -> None:
         self._swept = time.monotonic()
@@ -122,7 +122,7 @@ class ToLog:
             old.unlink(missing_ok=True)
 
 
-class ToCollector:
+class OtlpSink:
     """A span for each request, in the trace that its `traceparent` names, sent over HTTP to an OpenTelemetry collector."""
 
     def __init__(self, endpoint: str) -> None:
@@ -130,10 +130,10 @@ class ToCollector:
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
         self._tracer, self._propagator = self._provider.get_tracer("trimtab"), TraceContextTextMapPropagator()
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: AccessRecord) -> None:
         """Make a span; it is sent with others."""
         context = self._propagator.extract({"traceparent": record.parent}) if record.parent else None
-        said = attributes(record)
+        said = build_attributes(record)
         span = self._tracer.start_span(f"POST {record.path}", context, SpanKind.SERVER, said, start_time=record.began)
         if record.status >= FAILED:
             span.set_status(StatusCode.ERROR)
@@ -144,7 +144,7 @@ class ToCollector:
         self._provider.force_flush(int(STOP_SECONDS * 1000))
 
 
-class ToMlflow:
+class MlflowSink:
     """A trace in MLflow for this share of the requests, in the experiment that jobs log to."""
 
     def __init__(self, share: float) -> None:
@@ -152,16 +152,16 @@ class ToMlflow:
         self._traces = RequestTraces()
         self.flush = self._traces.flush
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: AccessRecord) -> None:
         """Make a trace, or not."""
         if random.random() >= self._share:
             return
         inputs = {"id": record.id} | ({} if record.text is None else {"request": record.text})
         failed = record.status >= FAILED
-        self._traces.log(record.path, inputs, attributes(record), record.began, record.ended, failed=failed)
+        self._traces.log(record.path, inputs, build_attributes(record), record.began, record.ended, failed=failed)
 
 
-def attributes(record: Record) -> dict[str, str | int | float]:
+def build_attributes(record: AccessRecord) -> dict[str, str | int | float]:
     """What a span says of a request, in OpenTelemetry's words where there are some."""
     said: dict[str, str | int | float] = {"http.response.status_code": record.status, "url.path": record.path}
     named = {"model": "gen_ai.response.model", "tokens": "gen_ai.usage.output_tokens"}

@@ -17,19 +17,18 @@ from ray import serve
 
 from trimtab.engine import asgi
 from trimtab.engine.asgi import App, Headers, Message, Receive, Scope, Send
-from trimtab.engine.openai.routing import Traffic
+from trimtab.engine.openai.routing import TrafficSplit
 from trimtab.errors import UsageError
-from trimtab.model import base_model
-from trimtab.model.base_model import BaseModel
+from trimtab.model.base_model import BaseModel, resolve_on_node
 from trimtab.ray_patches import patch_replica_address
-from trimtab.serve import record_sinks, static_page
 from trimtab.serve.config import ServeConfig
-from trimtab.serve.middleware.access_log import Recorded
-from trimtab.serve.middleware.admission import Bounded
-from trimtab.serve.middleware.authentication import Access
-from trimtab.serve.record_sinks import Sinks
-from trimtab.serve.registry import sources
-from trimtab.serve.registry.coordinator_client import Peers
+from trimtab.serve.middleware.access_log import AccessLogMiddleware
+from trimtab.serve.middleware.admission import AdmissionMiddleware
+from trimtab.serve.middleware.authentication import AuthenticationMiddleware
+from trimtab.serve.record_sinks import RecordSinks, open_sinks
+from trimtab.serve.registry.coordinator_client import CoordinatorClient
+from trimtab.serve.registry.sources import find_detector_layers, open_sources
+from trimtab.serve.static_page import load_page
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +38,8 @@ TEXT = (b"content-type", CONTENT_TYPE_LATEST.encode())
 
 _engine: list[Any] = []
 _doors: list[App] = []
-_peers: list[Peers] = []
-_sinks: list[Sinks] = []
+_peers: list[CoordinatorClient] = []
+_sinks: list[RecordSinks] = []
 _pages: dict[str, tuple[Headers, bytes]] = {}
 
 
@@ -48,43 +47,43 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     """The ASGI app of this replica: its engine behind its doors, and the page."""
     if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and (page := _pages.get(scope["path"] or "/")):
         headers, body = page
-        await asgi.send_whole(send, 200, headers, body if scope["method"] == "GET" else b"")
+        await asgi.send_response(send, 200, headers, body if scope["method"] == "GET" else b"")
         return
-    await _doors[0](scope, receive, _held(send))
+    await _doors[0](scope, receive, _suppress_error_when_dead(send))
 
 
-def _held(send: Send) -> Send:
+def _suppress_error_when_dead(send: Send) -> Send:
     """A `send` that says nothing of an engine's death: this process ends next, and HAProxy then asks another replica."""
 
     async def hold(message: Message) -> None:
         failed = message["type"] == "http.response.start" and message["status"] >= HTTPStatus.INTERNAL_SERVER_ERROR
-        if failed and _engine and not _engine[0].well():
+        if failed and _engine and not _engine[0].is_healthy():
             await asyncio.Event().wait()
         await send(message)
 
     return hold
 
 
-def build_app() -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+def get_asgi_app() -> Callable[[Scope, Receive, Send], Awaitable[None]]:
     """What Serve calls in each replica to get its app."""
     return app
 
 
-async def answers(scope: Scope, receive: Receive, send: Send) -> None:
+async def answer_request(scope: Scope, receive: Receive, send: Send) -> None:
     """The engine, but for the metrics of several replicas."""
     if _peers and scope["type"] == "http" and scope["method"] == "GET" and scope["path"].rstrip("/") == METRICS:
         body = await asyncio.to_thread(_peers[0].metrics)
-        await asgi.send_whole(send, 200, asgi.with_length([TEXT], body), body)
+        await asgi.send_response(send, 200, asgi.set_content_length([TEXT], body), body)
         return
     await _engine[0](scope, receive, send)
 
 
-async def _end_with_the_engine() -> None:
+async def _exit_when_engine_dies() -> None:
     """End this process when its engine has died: Serve then replaces it, and HAProxy asks the others, at once.
 
     By health checks alone, a replica that fails every request within a moment would look like the one with the least to do.
     """
-    while _engine and _engine[0].well():
+    while _engine and _engine[0].is_healthy():
         await asyncio.sleep(LOOK_SECONDS)
     if _engine:
         os._exit(1)
@@ -98,31 +97,33 @@ class Replica:
         from trimtab.engine.openai.app import OnlineEngine
 
         patch_replica_address()
-        local = base_model.here(base)
-        _pages.update(await asyncio.to_thread(static_page.load))
-        prefixes, detectors = sources.opened(local, config.registry)
+        local = resolve_on_node(base)
+        _pages.update(await asyncio.to_thread(load_page))
+        prefixes, detectors = open_sources(local, config.registry)
         me = serve.get_replica_context().replica_id.unique_id
         if agreement is not None:
-            _peers[:] = [Peers(agreement, me)]
+            _peers[:] = [CoordinatorClient(agreement, me)]
         layers = config.engine.layers
         if config.detect and not layers:
-            live = await _peers[0].agreed_on("detector") if _peers else {}
-            layers = await asyncio.to_thread(sources.layers, detectors, live)
+            live = await _peers[0].get_agreed_versions("detector") if _peers else {}
+            layers = await asyncio.to_thread(find_detector_layers, detectors, live)
         engine = replace(config.engine, layers=layers, history=bool(layers))
-        _sinks[:] = [await asyncio.to_thread(record_sinks.opened, config, me)]
+        _sinks[:] = [await asyncio.to_thread(open_sinks, config, me)]
         agree = _peers[0].agree if _peers else None
         _engine[:] = [await OnlineEngine.start(local, engine, prefixes, detectors, config.detector, agree)]
-        door: App = Bounded(answers, config.requests + config.queue, config.request_seconds, config.stream_seconds)
-        door = Access(door, Path(config.key_file)) if config.key_file else door
-        _doors[:] = [Recorded(door, _sinks[0], with_text=config.log_text)]
-        self._watch = asyncio.create_task(_end_with_the_engine())
+        door: App = AdmissionMiddleware(
+            answer_request, config.requests + config.queue, config.request_seconds, config.stream_seconds
+        )
+        door = AuthenticationMiddleware(door, Path(config.key_file)) if config.key_file else door
+        _doors[:] = [AccessLogMiddleware(door, _sinks[0], with_text=config.log_text)]
+        self._watch = asyncio.create_task(_exit_when_engine_dies())
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Called by Serve after the start, and where `user_config` changes: traffic moves without a restart.
 
         Serve would stop a replica that raises here, and all of them have the same settings."""
         try:
-            _engine[0].answering.traffic = Traffic(user_config.get("traffic", {}), user_config.get("shadow", {}))
+            _engine[0].handler.traffic = TrafficSplit(user_config.get("traffic", {}), user_config.get("shadow", {}))
         except (UsageError, TypeError, AttributeError) as error:
             log.error("user_config is not taken, traffic stays as it was: %s", error)
 

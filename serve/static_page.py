@@ -7,7 +7,7 @@ from urllib.parse import quote
 from trimtab import settings
 from trimtab.engine.asgi import Headers
 from trimtab.errors import TrimtabError
-from trimtab.tracking.client import experiment_id, reachable
+from trimtab.tracking.client import get_experiment_id, wrap_tracking_errors
 
 TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
 NAMES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
@@ -25,7 +25,7 @@ HEADERS = (
 )
 
 
-def load() -> dict[str, tuple[Headers, bytes]]:
+def load_page() -> dict[str, tuple[Headers, bytes]]:
     """Headers and body of each page by its path."""
     folder = files("trimtab.serve") / "page"
     found = {path: _whole(TYPES[name.rpartition(".")[2]], (folder / name).read_bytes()) for path, name in NAMES.items()}
@@ -34,12 +34,12 @@ def load() -> dict[str, tuple[Headers, bytes]]:
 
 def _runs() -> str | None:
     """Where MLflow shows a run, but for its id; None where no server of MLflow is known."""
-    uri = settings.shown_uri()
+    uri = settings.get_shown_uri()
     if not uri.startswith(("http://", "https://")):
         return None
     try:
-        with reachable("find the experiment"):
-            return f"{uri.rstrip('/')}/#/experiments/{quote(experiment_id())}/runs/"
+        with wrap_tracking_errors("find the experiment"):
+            return f"{uri.rstrip('/')}/#/experiments/{quote(get_experiment_id())}/runs/"
     except TrimtabError:
         return None
 

@@ -31,7 +31,7 @@ class TrafficConfig:
 
 
 @dataclass(frozen=True)
-class Line:
+class TrafficLine:
     """A prefix's version, as it answered or as a shadow; means are None where nothing was measured."""
 
     prefix: str
@@ -44,9 +44,9 @@ class Line:
     risk: float | None
 
 
-def command(config: TrafficConfig) -> list[dict[str, Any]]:
+def run_traffic(config: TrafficConfig) -> list[dict[str, Any]]:
     """`trimtab traffic`."""
-    lines = summary(_metrics(config))
+    lines = summarize_traffic(_metrics(config))
     table = Table(*("prefix", "version", "", "requests", "failed", "tokens", "first token", "mean risk"))
     for line in lines:
         first = "" if line.first_token_seconds is None else f"{line.first_token_seconds * 1000:.0f} ms"
@@ -57,7 +57,7 @@ def command(config: TrafficConfig) -> list[dict[str, Any]]:
     return [asdict(line) for line in lines]
 
 
-def summary(text: str) -> list[Line]:
+def summarize_traffic(text: str) -> list[TrafficLine]:
     """One line for each version and mode in a server's `/metrics`."""
     totals: Totals = defaultdict(lambda: defaultdict(float))
     for family in text_string_to_metric_families(text):
@@ -76,8 +76,8 @@ def summary(text: str) -> list[Line]:
     return [_line(*key, held) for key, held in sorted(totals.items())]
 
 
-def _line(prefix: str, version: str, mode: str, held: dict[str, float]) -> Line:
-    return Line(
+def _line(prefix: str, version: str, mode: str, held: dict[str, float]) -> TrafficLine:
+    return TrafficLine(
         prefix,
         version,
         mode,

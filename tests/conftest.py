@@ -14,7 +14,7 @@ from trimtab import settings
 
 # Before anything reads them: tests keep their runs and registry apart from the user's.
 _home = Path(tempfile.mkdtemp(prefix="trimtab-tests-"))
-settings.lend(_home)
+settings.link_downloads(_home)
 os.environ["TRIMTAB_HOME"] = str(_home)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 # Tables are as wide as they need, whatever the width of who runs the tests.
@@ -38,19 +38,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tracking_template(tmp_path_factory):
     """MLflow database with the current schema. A copy saves each home the migrations, which take two seconds."""
-    from trimtab.tracking.client import client
+    from trimtab.tracking.client import get_client
 
     folder = tmp_path_factory.mktemp("mlflow-template")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRIMTAB_HOME", str(folder))
-        client().search_experiments()
+        get_client().search_experiments()
     return folder / "mlflow" / "mlflow.db"
 
 
 @pytest.fixture
 def home(tmp_path, monkeypatch, tracking_template):
     """Home folder with the downloaded assets and an empty MLflow database: no runs, no verdicts."""
-    settings.lend(tmp_path)
+    settings.link_downloads(tmp_path)
     (tmp_path / "mlflow").mkdir()
     shutil.copy(tracking_template, tmp_path / "mlflow")
     monkeypatch.setenv("TRIMTAB_HOME", str(tmp_path))
@@ -62,18 +62,18 @@ def home(tmp_path, monkeypatch, tracking_template):
 @pytest.fixture(scope="session")
 def base():
     """The default base model."""
-    from trimtab.model import base_model
+    from trimtab.model.base_model import resolve_base_model
 
-    return base_model.resolve("smollm2-135m")
+    return resolve_base_model("smollm2-135m")
 
 
 @pytest.fixture(scope="session")
 def frozen(base):
     """The default base model in fp32, ready to take vectors."""
-    from trimtab.model import chat_template
+    from trimtab.model.chat_template import build_renderer
     from trimtab.model.frozen_model import FrozenModel
 
-    return FrozenModel(base.load("fp32"), chat_template.renderer(base, 8).first_row)
+    return FrozenModel(base.load("fp32"), build_renderer(base, 8).first_row)
 
 
 @pytest.fixture(scope="session")
@@ -98,9 +98,9 @@ def cluster(object_store) -> Generator[None]:
     """Local Ray, one for all tests of a session."""
     import ray
 
-    from trimtab import ray_connection
+    from trimtab.ray_connection import connect_to_ray
 
-    assert ray_connection.connect(None, object_store.environment)
+    assert connect_to_ray(None, object_store.environment)
     yield
     ray.shutdown()
 

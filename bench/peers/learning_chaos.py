@@ -16,9 +16,8 @@ from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from tests.support.prompt_rows import prompt_files
 from tests.support.ray_nodes import WORKERS, Nodes, nodes
 from trimtab import settings
-from trimtab.artifacts import prefix as prefixes
-from trimtab.artifacts.prefix import Prefix
-from trimtab.tracking.client import client
+from trimtab.artifacts.prefix import Prefix, load_prefix
+from trimtab.tracking.client import get_client
 
 EVERY, ROUND_SECONDS, JOB_SECONDS = 5, 300.0, 3600.0
 # How far a prefix may be from that of a job that nothing disturbed.
@@ -35,7 +34,7 @@ class Job:
     def step(self) -> int:
         """Of its newest checkpoint."""
         steps = [0]
-        for path in (settings.runs() / self.name).glob("*/train/checkpoint_*/state.json"):
+        for path in (settings.get_runs_folder() / self.name).glob("*/train/checkpoint_*/state.json"):
             try:
                 steps.append(json.loads(path.read_text())["step"])
             except (FileNotFoundError, ValueError):
@@ -56,8 +55,8 @@ class Job:
         said, _ = self.process.communicate(timeout=JOB_SECONDS)
         if self.process.returncode:
             raise RuntimeError(f"{self.name} failed: {said[-2000:]}")
-        (folder,) = (settings.runs() / self.name).glob("*")
-        return prefixes.load(folder / "prefix")
+        (folder,) = (settings.get_runs_folder() / self.name).glob("*")
+        return load_prefix(folder / "prefix")
 
 
 def chaos(base: str, count: int, only: str | None, folder: Path) -> list[dict[str, Any]]:
@@ -88,7 +87,7 @@ def rounds(name: str, job: Job, kill: Callable[[], Any], count: int, alone: Pref
         took.append(time.monotonic() - began)
         print(f"{number + 1}/{count} {name}: killed at step {at}, the next checkpoint {took[-1]:.1f} s after", flush=True)
     prefix = job.ended()
-    steps = [metric.step for metric in client().get_metric_history(prefix.card.run_id, "train/loss")]
+    steps = [metric.step for metric in get_client().get_metric_history(prefix.card.run_id, "train/loss")]
     wanted = prefix.card.method["steps"]
     gaps, twice = wanted - len(set(steps)), len(steps) - len(set(steps))
     difference = (prefix.vectors - alone.vectors).abs().max().item()

@@ -15,9 +15,8 @@ from typing import Any
 import httpx
 import torch
 
-from trimtab.artifacts import prefix as prefixes
-from trimtab.artifacts.card import Card
-from trimtab.artifacts.prefix import Prefix
+from trimtab.artifacts.card import PrefixCard
+from trimtab.artifacts.prefix import Prefix, build_prefix, save_prefix
 from trimtab.model.base_model import BaseModel
 from trimtab.util import ports
 
@@ -58,7 +57,7 @@ def trimtab(name: str, *options: str) -> list[str]:
 @contextmanager
 def running(server: Server) -> Generator[Up]:
     """A server while it is up. Raises RuntimeError with its last words where it does not start."""
-    port = ports.free()[0]
+    port = ports.find_free_ports()[0]
     command = [*server.command, "--host", "127.0.0.1", "--port", str(port)]
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
@@ -95,11 +94,11 @@ def random_prefixes(base: BaseModel, folder: Path, count: int, *, strength: floa
     generator, made = torch.Generator().manual_seed(0), list[Prefix]()
     table = base.load("fp32").get_input_embeddings().weight.detach() if strength > 1 else None
     for number in range(count):
-        card = Card("prefix", f"p{number}", base.name, base.fingerprint, "system", 0, 0, "")
+        card = PrefixCard("prefix", f"p{number}", base.name, base.fingerprint, "system", 0, 0, "")
         noise = torch.randn(1, base.width, generator=generator)
         picked = 0 if table is None else table[torch.randint(len(table), (1,), generator=generator)] * strength
-        prefix = prefixes.make(picked + noise * (0.05 if strength > 1 else strength), card)
-        prefixes.save(prefix, folder / f"p{number}" / "1")
+        prefix = build_prefix(picked + noise * (0.05 if strength > 1 else strength), card)
+        save_prefix(prefix, folder / f"p{number}" / "1")
         (folder / f"p{number}" / "aliases.json").write_text('{"champion": 1}')
         made.append(prefix)
     return made

@@ -19,11 +19,12 @@ from bench.peers import servers
 from bench.peers.clients import OK, Clients, answers
 from bench.peers.servers import Server, Up
 from tests.support.mlflow_server import MlflowServer
-from trimtab.artifacts import prefix as prefixes
-from trimtab.model import base_model
-from trimtab.tracking import promotions, registry, runs
-from trimtab.tracking.client import client
-from trimtab.tracking.runs import Run
+from trimtab.artifacts.prefix import build_prefix, save_prefix
+from trimtab.model.base_model import resolve_base_model
+from trimtab.tracking import registry, runs
+from trimtab.tracking.client import get_client
+from trimtab.tracking.promotions import promote_version
+from trimtab.tracking.runs import TrackedRun
 
 NAME, TOKENS, ROWS, REPLICAS = "kept", 16, 8, 2
 REPLICA = "ServeReplica:trimtab:engine"
@@ -56,7 +57,7 @@ class Store:
 class Writer:
     """A job beside it all that logs a value again and again: what is lost would be missing in its curve."""
 
-    run: Run
+    run: TrackedRun
     steps: int = 0
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -67,14 +68,14 @@ class Writer:
     def _write(self) -> None:
         while not self.ended.wait(WRITE_SECONDS):
             self.steps += 1
-            self.run.metrics({"alive": float(self.steps)}, self.steps)
+            self.run.log_metrics({"alive": float(self.steps)}, self.steps)
 
     def missing(self) -> int:
         """Values that are not in MLflow after all was sent."""
         self.ended.set()
         self._thread.join()
         wait(lambda: self.run.flush(patient=True) == 0)
-        return self.steps - len(client().get_metric_history(self.run.run_id, "alive"))
+        return self.steps - len(get_client().get_metric_history(self.run.run_id, "alive"))
 
 
 @dataclass(frozen=True)
@@ -88,14 +89,14 @@ class Target:
 
 def chaos(base_name: str, count: int, only: str | None) -> list[dict[str, Any]]:
     """Kill each of a server's processes so many times; what clients saw."""
-    base, lines = base_model.resolve(base_name), list[dict[str, Any]]()
+    base, lines = resolve_base_model(base_name), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as name, store(Path(name)) as kept:
         os.environ["MLFLOW_TRACKING_URI"] = kept.server.uri
         folder = Path(name)
-        run = runs.start("chaos", "align", folder / "outbox")
+        run = runs.start_run("chaos", "align", folder / "outbox")
         (made,) = servers.random_prefixes(base, folder / "made", 1, strength=4.0)
-        prefix = prefixes.make(made.vectors, replace(made.card, name=NAME))
-        promotions.promote(registry.register(prefixes.save(prefix, folder / "kept"), run.run_id), "first")
+        prefix = build_prefix(made.vectors, replace(made.card, name=NAME))
+        promote_version(registry.register_version(save_prefix(prefix, folder / "kept"), run.run_id), "first")
         sizes = f"--replicas {REPLICAS} --engine.rows {ROWS} --engine.max_length 512 --engine.cpu_cache_gib 1".split()
         with servers.running(Server("trimtab", servers.trimtab(base.name, *sizes, "--detect", "false"))) as up:
             right = answers(up.url, f"{base.name}:{NAME}", TEXTS, TOKENS)

@@ -19,15 +19,15 @@ from safetensors import SafetensorError
 from trimtab import settings
 from trimtab.errors import JobError
 from trimtab.jobs.align.config import AlignConfig
-from trimtab.jobs.align.state import State, restore
-from trimtab.util.remote_paths import folder_at
+from trimtab.jobs.align.state import TrainState, load_state
+from trimtab.util.remote_paths import open_folder
 
 # Ray Train's own list of checkpoints.
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 @dataclass(frozen=True)
-class Storage:
+class CheckpointStorage:
     """Where a run's checkpoints are: `name` in the folder `path` of a file `system`, None for this machine's own."""
 
     path: str
@@ -51,27 +51,27 @@ class Storage:
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredCheckpoint:
     """A checkpoint, and the state in it."""
 
     checkpoint: Checkpoint
-    state: State
+    state: TrainState
 
 
-def stored(config: AlignConfig, folder: Path) -> Storage:
+def open_storage(config: AlignConfig, folder: Path) -> CheckpointStorage:
     """The folder of a run itself, or one of its name where `scale.storage` says. Raises UsageError for a place that nothing
     here reaches."""
     if config.scale.storage is None:
-        return Storage(str(folder), None)
-    own = folder.relative_to(settings.runs()) if folder.is_relative_to(settings.runs()) else folder.name
-    where = folder_at(config.scale.storage) / str(own)
+        return CheckpointStorage(str(folder), None)
+    own = folder.relative_to(settings.get_runs_folder()) if folder.is_relative_to(settings.get_runs_folder()) else folder.name
+    where = open_folder(config.scale.storage) / str(own)
     if isinstance(where, Path):
-        return Storage(str(where.expanduser().absolute()), None)
+        return CheckpointStorage(str(where.expanduser().absolute()), None)
     # By fsspec's own driver, so that checkpoints and signals are reached with the same settings.
-    return Storage(where.path, PyFileSystem(FSSpecHandler(where.fs)))
+    return CheckpointStorage(where.path, PyFileSystem(FSSpecHandler(where.fs)))
 
 
-def newest(storage: Storage) -> Kept | None:
+def find_newest_stored(storage: CheckpointStorage) -> StoredCheckpoint | None:
     """The checkpoint of the most steps that is whole, or None where there is none yet.
 
     Looked for in the folders themselves: Ray Train writes its list over the old one, so that a kill or a full disk may cut
@@ -92,21 +92,21 @@ def newest(storage: Storage) -> Kept | None:
     return max(kept, key=lambda found: found.state.step, default=None)
 
 
-def latest(checkpoints: list[Checkpoint | None]) -> State | None:
+def find_latest(checkpoints: list[Checkpoint | None]) -> TrainState | None:
     """The state of the most steps among checkpoints that are there and whole."""
     whole = [found.state for each in checkpoints if each and (found := _whole(each))]
     return max(whole, key=lambda state: state.step, default=None)
 
 
-def _whole(checkpoint: Checkpoint) -> Kept | None:
+def _whole(checkpoint: Checkpoint) -> StoredCheckpoint | None:
     """A checkpoint that can be read, or None for one that was cut while it was written."""
     try:
-        return Kept(checkpoint, restore(checkpoint))
+        return StoredCheckpoint(checkpoint, load_state(checkpoint))
     except (FileNotFoundError, KeyError, ValueError, SafetensorError):
         return None
 
 
-def _without_cut_list(storage: Storage) -> None:
+def _without_cut_list(storage: CheckpointStorage) -> None:
     path = f"{storage.folder}/{SNAPSHOT}"
     if storage.reached.get_file_info(path).type == FileType.NotFound:
         return

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from trimtab.errors import UsageError
 from trimtab.jobs.runtime.config import ScaleConfig
-from trimtab.types import INITS, LABELS, LEANINGS, MAX_ROWS, RULES, Leaning, Place, Precision, Rule
+from trimtab.types import FILTER_RULES, INITS, LABELS, MAX_ROWS, SYSTEM_PROMPTS, FilterRule, Position, Precision, SystemPrompt
 
 DEMO_HARMFUL = ("trimtab:advbench", "trimtab:harmbench", "trimtab:pairs", "trimtab:contrast")
 DEMO_BENIGN = ("trimtab:pairs", "trimtab:scary", "trimtab:contrast", "trimtab:plain", "trimtab:countries")
@@ -46,7 +46,7 @@ class DataConfig:
     balance_form: bool = True
     own_system: float = 0.2
     refusal: str = REFUSAL
-    rules: list[Rule] = field(default_factory=lambda: list(RULES))
+    rules: list[FilterRule] = field(default_factory=lambda: list(FILTER_RULES))
     keep_out: list[str] | str = field(default_factory=list[str])
     limit: int = 0
     seed: int = 0
@@ -71,7 +71,7 @@ class TargetsConfig:
     """
 
     samples: int = 0
-    systems: list[Leaning] = field(default_factory=lambda: list(LEANINGS))
+    systems: list[SystemPrompt] = field(default_factory=lambda: list(SYSTEM_PROMPTS))
     temperature: float = 0.8
 
     def __post_init__(self) -> None:
@@ -194,7 +194,7 @@ class AlignConfig:
     name: str = "safety"
     base: str = "smollm2-135m"
     revision: str | None = None
-    place: Place = "system"
+    place: Position = "system"
     rows: int = 1
     objective: str = "sta"
     objective_options: dict[str, Any] = field(default_factory=dict[str, Any])

@@ -10,12 +10,12 @@ from typing import Any
 import ray
 from ray.train import Checkpoint, UserCallback
 
-from trimtab.tracking.runs import Run
+from trimtab.tracking.runs import TrackedRun
 
 
-def worker(settings: dict[str, Any]) -> None:
+def run_worker(settings: dict[str, Any]) -> None:
     """Run training on the `work` that the driver put into Ray's store."""
-    import_module("trimtab.jobs.align.worker").worker(ray.get(settings["work"]))
+    import_module("trimtab.jobs.align.worker").run_worker(ray.get(settings["work"]))
 
 
 # What the names of the curves begin with.
@@ -25,17 +25,17 @@ CURVES = "train/"
 class MlflowCallback(UserCallback):
     """Sends each step's losses to the run. Runs in Train's controller, beside the driver; an outage of MLflow only delays."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TrackedRun) -> None:
         self.run = run
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         """Called when all workers have reported; worker 0 brings the steps since the last report, and
         one worker of each node how busy it is."""
-        self.run.curves(metrics[0].get("history", []), CURVES)
+        self.run.log_curves(metrics[0].get("history", []), CURVES)
         nodes = {name: value for reported in metrics for name, value in reported.get("node", {}).items()}
         if nodes:
-            self.run.metrics(nodes, int(metrics[0]["step"]))
+            self.run.log_metrics(nodes, int(metrics[0]["step"]))
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called when workers failed, before they are started again."""
-        self.run.tags({"trimtab.last_failure": f"workers {sorted(worker_exceptions)}"})
+        self.run.set_tags({"trimtab.last_failure": f"workers {sorted(worker_exceptions)}"})

@@ -5,29 +5,28 @@ from typing import Any
 from rich.table import Table
 
 from trimtab.cli.console import console
-from trimtab.data.hard_filter import Step
-from trimtab.jobs.align import dataset
+from trimtab.data.hard_filter import FilterStep
 from trimtab.jobs.align.config import AlignConfig
-from trimtab.jobs.align.dataset import Prepared
-from trimtab.jobs.runtime.cluster import joined
-from trimtab.model import base_model
+from trimtab.jobs.align.dataset import PreparedDataset, build_filter_table, list_removed_rows, prepare_dataset, read_raw_dataset
+from trimtab.jobs.runtime.cluster import ray_session
+from trimtab.model.base_model import resolve_base_model
 from trimtab.types import LABELS
 
 
-def command(config: AlignConfig) -> dict[str, Any]:
+def run_filter(config: AlignConfig) -> dict[str, Any]:
     """Print the filter's table and some of what each rule removed; targets that it samples are kept for `trimtab align`."""
-    base = base_model.resolve(config.base, config.revision)
-    given = dataset.read(config, base)
-    with joined(config.scale.address):
-        prepared = dataset.prepare(config, base, given)
-    console.print(table(prepared.filtered.table))
+    base = resolve_base_model(config.base, config.revision)
+    given = read_raw_dataset(config, base)
+    with ray_session(config.scale.address):
+        prepared = prepare_dataset(config, base, given)
+    console.print(build_table(prepared.filtered.table))
     for rule in dict.fromkeys(rule for rule, _ in prepared.filtered.removed):
         examples = [row.prompt.prompt for r, row in prepared.filtered.removed if r == rule][:3]
         console.print(f"{rule}: {' | '.join(examples)}", markup=False)
-    return as_json(prepared)
+    return filter_as_json(prepared)
 
 
-def table(steps: list[Step]) -> Table:
+def build_table(steps: list[FilterStep]) -> Table:
     """One line a rule: rows removed and left, by class."""
     shown = Table(title="hard filter", title_justify="left")
     shown.add_column("rule")
@@ -40,6 +39,6 @@ def table(steps: list[Step]) -> Table:
     return shown
 
 
-def as_json(prepared: Prepared) -> dict[str, Any]:
+def filter_as_json(prepared: PreparedDataset) -> dict[str, Any]:
     """For `--json`: the table, the removed rows, and how well form tells the class."""
-    return dataset.table(prepared) | {"removed": dataset.removed(prepared)}
+    return build_filter_table(prepared) | {"removed": list_removed_rows(prepared)}

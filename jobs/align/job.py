@@ -11,28 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from trimtab import objectives, settings
-from trimtab.artifacts import prefix as prefixes
-from trimtab.artifacts.prefix import Prefix
-from trimtab.cli.console import console, say
+from trimtab.artifacts.prefix import Prefix, save_prefix
+from trimtab.cli.console import console, print_line
 from trimtab.engine.config import EngineConfig
-from trimtab.errors import Interrupted, UsageError
-from trimtab.evaluation.safety import report
+from trimtab.errors import InterruptedByUserError, UsageError
+from trimtab.evaluation.safety.report import build_table, results_as_json, write_plane
 from trimtab.evaluation.safety.results import ArmResult
-from trimtab.jobs.align import dataset
 from trimtab.jobs.align.config import AlignConfig
-from trimtab.jobs.align.dataset import Prepared
-from trimtab.jobs.align.driver import fit, learned
-from trimtab.jobs.evaluate import variants
-from trimtab.jobs.runtime import run_state
-from trimtab.jobs.runtime.cluster import joined
-from trimtab.model import base_model
-from trimtab.model.base_model import BaseModel
+from trimtab.jobs.align.dataset import PreparedDataset, build_run_identity, prepare_dataset, read_raw_dataset, write_dataset
+from trimtab.jobs.align.driver import build_learned_prefix, run_training
+from trimtab.jobs.evaluate.variants import build_standard_arms, evaluate_arms, limit_prompts
+from trimtab.jobs.runtime.cluster import ray_session
+from trimtab.jobs.runtime.run_state import FILE, create_or_resume_run, read_run_record
+from trimtab.model.base_model import BaseModel, resolve_base_model
 from trimtab.tracking import registry, runs
-from trimtab.tracking.promotions import enrolled
+from trimtab.tracking.promotions import register_and_promote
 from trimtab.tracking.registry import Version
-from trimtab.tracking.runs import Run
+from trimtab.tracking.runs import TrackedRun
 from trimtab.types import BASE_ARM, TEXT_ARM
-from trimtab.util import atomic_files
+from trimtab.util.atomic_files import exclusive_lock
 
 
 @dataclass(frozen=True)
@@ -55,83 +52,85 @@ class AlignResult:
             "name": self.prefix.card.name,
             "version": self.version.version if self.version else None,
             "champion": self.champion,
-            "results": {part: report.as_json(results, answers=False) for part, results in self.results.items()},
+            "results": {part: results_as_json(results, answers=False) for part, results in self.results.items()},
         }
 
 
 def align(config: AlignConfig) -> AlignResult:
     """Learn a prefix, judge it and register it. Raises errors of ours for what the user can mend, Interrupted on Ctrl-C."""
-    check(config)
-    say(f"base model {config.base}, and the prompts (the first time they are downloaded)")
-    base = base_model.resolve(config.base, config.revision)
-    given = dataset.read(config, base)
-    identity = dataset.identity(config, base, given.inputs)
-    folder = _folder(config, identity)
-    with atomic_files.alone(folder), joined(config.scale.address):
-        prepared = dataset.prepare(config, base, given)
-        run = run_state.join(folder, config.name, "align", config=identity)
-        return complete(config, base, prepared, run, folder)
+    check_config(config)
+    print_line(f"base model {config.base}, and the prompts (the first time they are downloaded)")
+    base = resolve_base_model(config.base, config.revision)
+    given = read_raw_dataset(config, base)
+    identity = build_run_identity(config, base, given.inputs)
+    folder = _choose_run_folder(config, identity)
+    with exclusive_lock(folder), ray_session(config.scale.address):
+        prepared = prepare_dataset(config, base, given)
+        run = create_or_resume_run(folder, config.name, "align", config=identity)
+        return complete_run(config, base, prepared, run, folder)
 
 
-def check(config: AlignConfig) -> None:
+def check_config(config: AlignConfig) -> None:
     """Raise UsageError for what would otherwise end the job in its midst: an objective's options, a name."""
-    objective = objectives.get(config.objective)
+    objective = objectives.get_objective(config.objective)
     try:
         objective(**config.objective_options)
     except TypeError as error:
         raise UsageError(f"objective {config.objective}: {str(error).split('__init__() ')[-1]}") from error
-    registry.model_name("base", config.name)
+    registry.format_model_name("base", config.name)
 
 
-def complete(config: AlignConfig, base: BaseModel, prepared: Prepared, run: Run, folder: Path) -> AlignResult:
+def complete_run(config: AlignConfig, base: BaseModel, prepared: PreparedDataset, run: TrackedRun, folder: Path) -> AlignResult:
     """All steps from the rows on; training goes on from the newest checkpoint in `folder`. The run ends with them.
 
     Raises errors of ours, Interrupted on Ctrl-C.
     """
-    with runs.closing(run):
-        dataset.write(prepared, folder)
-        return _steps(config, base, prepared, run, folder)
+    with runs.close_run(run):
+        write_dataset(prepared, folder)
+        return _train_with_progress(config, base, prepared, run, folder)
 
 
-def command(config: AlignConfig) -> dict[str, Any]:
+def run_align(config: AlignConfig) -> dict[str, Any]:
     """`trimtab align`."""
     result = align(config)
-    say(
+    print_line(
         f"prefix: {result.folder / 'prefix'}   report: {result.folder / 'report.json'}   picture: {result.folder / 'plane.png'}"
     )
     return result.as_json()
 
 
-def _steps(config: AlignConfig, base: BaseModel, prepared: Prepared, run: Run, folder: Path) -> AlignResult:
-    run.params({"config": asdict(config), "base_fingerprint": base.fingerprint})
-    run.inputs(prepared.inputs, "training")
-    run.artifacts(folder / "filter.json", "data")
-    run.artifacts(folder / "removed.jsonl", "data")
-    run.artifacts(folder / "test.jsonl", "data")
-    fitted = fit(config, base, prepared, run, folder)
+def _train_with_progress(
+    config: AlignConfig, base: BaseModel, prepared: PreparedDataset, run: TrackedRun, folder: Path
+) -> AlignResult:
+    run.log_params({"config": asdict(config), "base_fingerprint": base.fingerprint})
+    run.log_inputs(prepared.inputs, "training")
+    run.log_artifacts(folder / "filter.json", "data")
+    run.log_artifacts(folder / "removed.jsonl", "data")
+    run.log_artifacts(folder / "test.jsonl", "data")
+    fitted = run_training(config, base, prepared, run, folder)
     if fitted.stopped:
-        raise Interrupted(
+        raise InterruptedByUserError(
             f"stopped after step {fitted.state.step} of {config.train.steps}, all of it kept: "
             "the same command with --resume goes on"
         )
-    draft = learned(config, base, prepared, run, fitted)
-    results = _evaluate(config, base, prepared, draft)
-    prefix = learned(config, base, prepared, run, fitted, _metrics(config, results))
-    prefixes.save(prefix, folder / "prefix")
-    _report(config, results, run, folder)
-    version, champion = _register(config, results, run, folder) if config.register else (None, False)
+    draft = build_learned_prefix(config, base, prepared, run, fitted)
+    results = _evaluate_prefix(config, base, prepared, draft)
+    prefix = build_learned_prefix(config, base, prepared, run, fitted, _get_logged_metrics(config, results))
+    save_prefix(prefix, folder / "prefix")
+    _write_report(config, results, run, folder)
+    version, champion = _register_prefix(config, results, run, folder) if config.register else (None, False)
     (folder / "done").touch()
     return AlignResult(folder, run.run_id, prefix, results, version, champion)
 
 
-def _folder(config: AlignConfig, identity: Mapping[str, Any]) -> Path:
+def _choose_run_folder(config: AlignConfig, identity: Mapping[str, Any]) -> Path:
     """The run's folder: that of the newest unfinished run where it is resumed, else a new one."""
-    parent = settings.runs() / config.name
-    begun = (f for f in parent.glob("*") if (f / run_state.FILE).exists() and not (f / "done").exists())
+    parent = settings.get_runs_folder() / config.name
+    begun = (f for f in parent.glob("*") if (f / FILE).exists() and not (f / "done").exists())
     unfinished = max(begun, default=None)
-    if config.resume and unfinished and (known := run_state.known(unfinished)):
-        before = runs.flatten(known.config)
-        changed = sorted(k for k, v in runs.flatten(identity).items() if before.get(k) != v)
+    if config.resume and unfinished and (known := read_run_record(unfinished)):
+        before = runs.flatten_settings(known.config)
+        changed = sorted(k for k, v in runs.flatten_settings(identity).items() if before.get(k) != v)
         if not changed:
             return unfinished
         if config.resume is True:
@@ -145,20 +144,20 @@ def _folder(config: AlignConfig, identity: Mapping[str, Any]) -> Path:
     return folder
 
 
-def _evaluate(config: AlignConfig, base: BaseModel, prepared: Prepared, prefix: Prefix) -> dict[str, list[ArmResult]]:
+def _evaluate_prefix(
+    config: AlignConfig, base: BaseModel, prepared: PreparedDataset, prefix: Prefix
+) -> dict[str, list[ArmResult]]:
     """Every arm on the validation part (for the gate) and on the test part (for the report)."""
     candidates = {config.name: prefix}
-    if (champion := registry.champion(base.name, config.name)) is not None:
-        candidates[f"champion v{champion.version}"] = registry.load(champion, base)
+    if (champion := registry.find_champion(base.name, config.name)) is not None:
+        candidates[f"champion v{champion.version}"] = registry.load_prefix(champion, base)
     wanted = {part: prepared.parts[part] for part in ("validation", "test") if prepared.parts[part]}
-    chosen = {part: variants.limited(prompts, config.evaluate.limit) for part, prompts in wanted.items()}
+    chosen = {part: limit_prompts(prompts, config.evaluate.limit) for part, prompts in wanted.items()}
     engine = EngineConfig(rows=256, precision=config.train.precision, max_length=1024)
-    return variants.evaluate(
-        base, variants.standard_arms(candidates), chosen, config.evaluate.max_tokens, engine, config.scale.gpus
-    )
+    return evaluate_arms(base, build_standard_arms(candidates), chosen, config.evaluate.max_tokens, engine, config.scale.gpus)
 
 
-def _metrics(config: AlignConfig, results: dict[str, list[ArmResult]]) -> dict[str, float]:
+def _get_logged_metrics(config: AlignConfig, results: dict[str, list[ArmResult]]) -> dict[str, float]:
     """Figures for card and registry: the prefix, and the arms beside it."""
     metrics: dict[str, float] = {}
     for part, arm_results in results.items():
@@ -171,25 +170,27 @@ def _metrics(config: AlignConfig, results: dict[str, list[ArmResult]]) -> dict[s
     return metrics
 
 
-def _report(config: AlignConfig, results: dict[str, list[ArmResult]], run: Run, folder: Path) -> None:
-    (folder / "report.json").write_text(json.dumps({p: report.as_json(r) for p, r in results.items()}, indent=1))
+def _write_report(config: AlignConfig, results: dict[str, list[ArmResult]], run: TrackedRun, folder: Path) -> None:
+    (folder / "report.json").write_text(json.dumps({p: results_as_json(r) for p, r in results.items()}, indent=1))
     shown = "test" if "test" in results else "validation"
-    drawn = report.plane(results[shown], folder / "plane.png")
-    console.print(report.table(results[shown], f"{config.name} on prompts never trained on ({shown} part)"))
-    run.metrics(_metrics(config, results), config.train.steps)
-    run.artifacts(folder / "report.json", "evaluation")
+    drawn = write_plane(results[shown], folder / "plane.png")
+    console.print(build_table(results[shown], f"{config.name} on prompts never trained on ({shown} part)"))
+    run.log_metrics(_get_logged_metrics(config, results), config.train.steps)
+    run.log_artifacts(folder / "report.json", "evaluation")
     if drawn:
-        run.artifacts(folder / "plane.png", "evaluation")
+        run.log_artifacts(folder / "plane.png", "evaluation")
 
 
-def _register(config: AlignConfig, results: dict[str, list[ArmResult]], run: Run, folder: Path) -> tuple[Version, bool]:
-    passed, reason = gate(config, results["validation"])
-    version = enrolled(folder / "prefix", run, passed, reason)
-    say(f"registered {config.name} version {version.version} as candidate; gate: {reason}")
+def _register_prefix(
+    config: AlignConfig, results: dict[str, list[ArmResult]], run: TrackedRun, folder: Path
+) -> tuple[Version, bool]:
+    passed, reason = check_gate(config, results["validation"])
+    version = register_and_promote(folder / "prefix", run, passed, reason)
+    print_line(f"registered {config.name} version {version.version} as candidate; gate: {reason}")
     return version, passed
 
 
-def gate(config: AlignConfig, results: list[ArmResult]) -> tuple[bool, str]:
+def check_gate(config: AlignConfig, results: list[ArmResult]) -> tuple[bool, str]:
     """Whether the prefix may become champion, and why, from its results on the validation part."""
     mine = next(r for r in results if r.name == config.name)
     rival = max((r for r in results if r.name != config.name), key=lambda r: r.balanced.value)

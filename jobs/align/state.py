@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trimtab.errors import UsageError
 from trimtab.jobs.align.config import AlignConfig, TrainConfig
-from trimtab.model.chat_template import Renderer
+from trimtab.model.chat_template import ChatRenderer
 from trimtab.model.frozen_model import FrozenModel
 from trimtab.objectives import Objective
 
@@ -21,7 +21,7 @@ NUMBERS = ("step", "best_step", "worse", "seconds", "tokens", "memory_gib", "his
 
 
 @dataclass
-class State:
+class TrainState:
     """Where training stands after `step` steps, of so many seconds and of rows of so many tokens. `best` are the vectors of the
     lowest validation loss so far, `memory_gib` the most that any worker held."""
 
@@ -40,14 +40,14 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
 
 
-def begin(frozen: FrozenModel, config: AlignConfig, renderer: Renderer, objective: Objective) -> State:
+def create_state(frozen: FrozenModel, config: AlignConfig, renderer: ChatRenderer, objective: Objective) -> TrainState:
     """State before the first step."""
-    vectors = initial(frozen, config, renderer)
+    vectors = build_initial_vectors(frozen, config, renderer)
     moments = {"first": torch.zeros_like(vectors), "second": torch.zeros_like(vectors)}
-    return State(vectors, moments, vectors.clone(), torch.zeros(objective.tracked))
+    return TrainState(vectors, moments, vectors.clone(), torch.zeros(objective.tracked))
 
 
-def initial(frozen: FrozenModel, config: AlignConfig, renderer: Renderer) -> Tensor:
+def build_initial_vectors(frozen: FrozenModel, config: AlignConfig, renderer: ChatRenderer) -> Tensor:
     """First vectors, float32 [k, d]: the vocabulary's mean, random rows, or the mean of a text's tokens."""
     table = frozen.embedding.weight.detach().float().cpu()
     generator = torch.Generator().manual_seed(config.train.seed)
@@ -64,7 +64,7 @@ def initial(frozen: FrozenModel, config: AlignConfig, renderer: Renderer) -> Ten
     return torch.stack([table[ids[i % len(ids)]] for i in range(config.rows)])
 
 
-def learning_rate(peak: float, warmup: float, step: int, steps: int) -> float:
+def compute_learning_rate(peak: float, warmup: float, step: int, steps: int) -> float:
     """Linear warm-up, then a cosine down to zero."""
     rising = max(1, round(warmup * steps))
     if step < rising:
@@ -72,7 +72,7 @@ def learning_rate(peak: float, warmup: float, step: int, steps: int) -> float:
     return peak * 0.5 * (1 + cos(pi * (step - rising) / max(1, steps - rising)))
 
 
-def update(state: State, gradient: Tensor, rate: float, clip: float) -> None:
+def update_vectors(state: TrainState, gradient: Tensor, rate: float, clip: float) -> None:
     """AdamW without weight decay (betas 0.9 and 0.999, epsilon 1e-8) on a gradient clipped to the norm `clip`."""
     gradient = gradient * min(1.0, clip / max(1e-12, gradient.norm().item()))
     parameter = state.vectors.clone().requires_grad_()
@@ -90,12 +90,12 @@ def update(state: State, gradient: Tensor, rate: float, clip: float) -> None:
     state.vectors = parameter.detach()
 
 
-def early(state: State, settings: TrainConfig) -> bool:
+def should_stop_early(state: TrainState, settings: TrainConfig) -> bool:
     """Whether validation has not become better for as long as `patience` allows."""
     return bool(settings.patience) and state.worse >= settings.patience
 
 
-def keep(state: State, folder: Path, run_id: str | None) -> None:
+def save_state(state: TrainState, folder: Path, run_id: str | None) -> None:
     """Write a checkpoint: tensors as safetensors, numbers as JSON."""
     tensors = {"vectors": state.vectors, "best": state.best, "running": state.running, **state.moments}
     if state.anchor is not None:
@@ -107,12 +107,12 @@ def keep(state: State, folder: Path, run_id: str | None) -> None:
     (folder / STATE).write_text(json.dumps(numbers))
 
 
-def restore(checkpoint: Checkpoint) -> State:
+def load_state(checkpoint: Checkpoint) -> TrainState:
     """Read a checkpoint back."""
     with checkpoint.as_directory() as folder:
         tensors = load_file(Path(folder) / VECTORS)
         numbers = json.loads((Path(folder) / STATE).read_text())
-    return State(
+    return TrainState(
         tensors["vectors"],
         {"first": tensors["first"], "second": tensors["second"]},
         tensors["best"],

@@ -14,13 +14,13 @@ from ray import train
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from trimtab.data.hard_filter import Row
+from trimtab.data.hard_filter import TrainingRow
 from trimtab.jobs.align.config import AlignConfig
-from trimtab.model import layer_transforms
 from trimtab.model.base_model import BaseModel
-from trimtab.model.chat_template import Renderer
-from trimtab.model.frozen_model import Example, sample
-from trimtab.model.objective_inputs import Scorer
+from trimtab.model.chat_template import ChatRenderer
+from trimtab.model.frozen_model import TrainingExample, tokenize_sample
+from trimtab.model.layer_transforms import compile_layers, enable_activation_checkpointing, shard_model
+from trimtab.model.objective_inputs import ObjectiveScorer
 from trimtab.types import LABELS
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def load_model(base: BaseModel, config: AlignConfig, device: torch.device) -> "P
     for turn in range(max(turns) + 1):
         if turn == context.get_local_rank():
             model = _apply_layer_options(base.load(config.train.precision), config)
-            layer_transforms.shard(model, mesh, device)
+            shard_model(model, mesh, device)
         dist.barrier()
     assert model is not None
     return model
@@ -61,29 +61,29 @@ def load_model(base: BaseModel, config: AlignConfig, device: torch.device) -> "P
 
 def _apply_layer_options(model: "PreTrainedModel", config: AlignConfig) -> "PreTrainedModel":
     if config.train.recompute:
-        layer_transforms.recompute(model)
+        enable_activation_checkpointing(model)
     if config.train.compile:
-        layer_transforms.compile_layers(model)
+        compile_layers(model)
     return model
 
 
-def build_example(renderer: Renderer, row: Row, config: AlignConfig) -> Example:
+def build_example(renderer: ChatRenderer, row: TrainingRow, config: AlignConfig) -> TrainingExample:
     """Tokenize a training row: its target and, for preference objectives, its rejected answer."""
     chosen, *rejected = [
-        sample(renderer, row.prompt, answer, config.place, config.rows, config.train.longest)
+        tokenize_sample(renderer, row.prompt, answer, config.place, config.rows, config.train.longest)
         for answer in (row.target, row.rejected)
         if answer is not None
     ]
     weight = config.train.weights.get(row.prompt.label, 1.0)
-    return Example(chosen, row.prompt.label, weight, rejected[0] if rejected else None)
+    return TrainingExample(chosen, row.prompt.label, weight, rejected[0] if rejected else None)
 
 
-def fit_objective(scorer: Scorer, rows: list[Example]) -> Scorer:
+def fit_objective(scorer: ObjectiveScorer, rows: list[TrainingExample]) -> ObjectiveScorer:
     """The scorer with its objective fitted to the base model's states, where it asks for them."""
     if "states" not in scorer.objective.needs:
         return scorer
     anchors = rows[:: max(1, len(rows) // ANCHORS)]
-    plain = [scorer.plain(e.chosen) for e in anchors]
+    plain = [scorer.get_base_outputs(e.chosen) for e in anchors]
     states, odds = torch.stack([p.state for p in plain]), torch.stack([p.odds for p in plain])
     harmful = torch.tensor([e.label == "harmful" for e in anchors], device=states.device)
     return replace(scorer, objective=scorer.objective.fitted(states, odds, harmful))
@@ -100,35 +100,35 @@ def class_means(sums: Mapping[str, Tensor]) -> dict[str, float]:
     return {label: nll / rows for label, nll, rows in pairs if rows}
 
 
-class Table:
+class ReductionTable:
     """Lines with named step_columns, each of one or more numbers."""
 
     def __init__(self, lines: int, **sizes: int) -> None:
         self._sizes = sizes
         self._whole = torch.zeros(lines, sum(sizes.values()), dtype=torch.float64)
-        self._columns = self._parted(self._whole)
+        self._columns = self._split_columns(self._whole)
 
-    def put(self, line: int, **values: Tensor | float) -> None:
+    def set_values(self, line: int, **values: Tensor | float) -> None:
         """Fill columns of a line; each value has as many numbers as its column, or is one for all of them."""
         for name, value in values.items():
             self._columns[name][line] = torch.as_tensor(value)
 
-    def add_up(self, device: torch.device) -> None:
+    def all_reduce(self, device: torch.device) -> None:
         """Add all workers' tables, over the network of `device`."""
         there = self._whole.to(device)
         dist.all_reduce(there)
         self._whole.copy_(there)
 
-    def lines(self, name: str) -> Tensor:
+    def get_column(self, name: str) -> Tensor:
         """A column, float64 [lines, size]."""
         return self._columns[name]
 
-    def sums(self) -> dict[str, Tensor]:
+    def sum_rows(self) -> dict[str, Tensor]:
         """The lines added one after the other, by column: float64 [size]."""
         total = torch.zeros_like(self._whole[0])
         for line in self._whole:
             total += line
-        return self._parted(total)
+        return self._split_columns(total)
 
-    def _parted(self, numbers: Tensor) -> dict[str, Tensor]:
+    def _split_columns(self, numbers: Tensor) -> dict[str, Tensor]:
         return dict(zip(self._sizes, numbers.split(list(self._sizes.values()), dim=-1), strict=True))

@@ -19,10 +19,10 @@ import torch
 from pyarrow import ArrowInvalid  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
-from trimtab.errors import ArtefactError, UsageError
+from trimtab.errors import ArtifactError, UsageError
 from trimtab.model.base_model import BaseModel
-from trimtab.util import atomic_files
-from trimtab.util.remote_paths import Folder, reached
+from trimtab.util.atomic_files import write_atomic
+from trimtab.util.remote_paths import Folder, wrap_storage_errors
 
 VERSION = 3
 META = "dataset.json"
@@ -50,7 +50,7 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Meta:
+class DatasetMetadata:
     """What a data set is of: `base` and `fingerprint` of the model, `layers` that psi has, `width` d, `precision`, the digest
     of the `prefix` that the answers were written under, and `asked`, all else that an answer depends on."""
 
@@ -65,7 +65,7 @@ class Meta:
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampledAnswer:
     """One more answer to a question, drawn: its `text`, its number of `tokens`, their mean `logp` in nats, and its last
     `state` [L, d], float16."""
 
@@ -76,13 +76,13 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Collected:
+class SignalDataset:
     """N answers. `psi` [N, L, 3d], `traces` N times [m, 3] (log-prob, entropy, margin of each token), `truthful` [N] (1, 0 or
     NaN); `samples` of each question, and `p_true`, the probability with which the model calls each answer true, None where
     they were not asked for; the rest as in the files, where answers of one group belong on one side of a split, and one that is
     not `whole` was cut off. `digest` names these rows."""
 
-    meta: Meta
+    meta: DatasetMetadata
     keys: list[str]
     questions: list[str]
     sources: list[str]
@@ -92,15 +92,15 @@ class Collected:
     psi: Tensor
     traces: list[Tensor]
     truthful: Tensor
-    samples: list[tuple[Sample, ...]]
+    samples: list[tuple[SampledAnswer, ...]]
     p_true: list[float | None]
     digest: str
 
 
-def begin(folder: Folder, meta: Meta) -> set[str]:
+def begin_dataset(folder: Folder, meta: DatasetMetadata) -> set[str]:
     """Make the folder, or find the keys that it holds already. Raises UsageError for a data set of something else,
-    ArtefactError where its file system does not answer."""
-    with reached(folder):
+    ArtifactError where its file system does not answer."""
+    with wrap_storage_errors(folder):
         path = folder / META
         if not path.exists():
             if isinstance(folder, Path):
@@ -113,16 +113,16 @@ def begin(folder: Folder, meta: Meta) -> set[str]:
         return {key for part in _parts(folder) for key in _table(part, meta, ["key"])["key"].to_pylist()}
 
 
-def append(folder: Folder, meta: Meta, rows: Sequence[dict[str, Any]]) -> None:
+def append_part(folder: Folder, meta: DatasetMetadata, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows as one more part of a data set that has begun."""
     written = pa.BufferOutputStream()
     schema = SCHEMA.with_metadata({OF: _of(meta)})
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), written, compression="zstd")
-    with reached(folder):
+    with wrap_storage_errors(folder):
         _write(folder / f"part-{uuid4().hex}.parquet", written.getvalue().to_pybytes())
 
 
-def kept(samples: Sequence[Sample]) -> dict[str, Any]:
+def sample_columns(samples: Sequence[SampledAnswer]) -> dict[str, Any]:
     """The columns of a row's samples, which `append` takes; nulls where there are none."""
     if not samples:
         return {"samples": None, "states": None}
@@ -132,26 +132,26 @@ def kept(samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-def read(folder: Folder, base: BaseModel | None = None) -> Collected:
+def read_dataset(folder: Folder, base: BaseModel | None = None) -> SignalDataset:
     """Read a data set whole, in the order of its keys.
 
-    Raises ArtefactError where it is missing, damaged, empty, out of reach, or of another base model than `base`.
+    Raises ArtifactError where it is missing, damaged, empty, out of reach, or of another base model than `base`.
     """
-    with reached(folder):
+    with wrap_storage_errors(folder):
         meta = _meta(folder)
         tables = [_table(part, meta) for part in _parts(folder)]
     if base is not None and meta.fingerprint != base.fingerprint:
         theirs, ours = f"{meta.base} ({meta.fingerprint})", f"{base.name} ({base.fingerprint})"
-        raise ArtefactError(f"{folder} holds signals of {theirs}, not of {ours}: collect them with this model")
+        raise ArtifactError(f"{folder} holds signals of {theirs}, not of {ours}: collect them with this model")
     if not tables:
-        raise ArtefactError(f"{folder} holds no answers yet; `trimtab collect` fills it")
+        raise ArtifactError(f"{folder} holds no answers yet; `trimtab collect` fills it")
     table = _once(pa.concat_tables(tables).sort_by("key"))
     psi = np.stack(table["psi"].to_numpy()).astype(np.float32)
     truth = [float("nan") if value is None else float(value) for value in table["truthful"].to_pylist()]
     drawn, p_true = table["samples"].to_pylist(), table["p_true"].to_pylist()
     said = json.dumps([table["key"].to_pylist(), truth, drawn, p_true])
     digest = hashlib.sha256(psi.tobytes() + said.encode()).hexdigest()[:16]
-    return Collected(
+    return SignalDataset(
         meta,
         table["key"].to_pylist(),
         table["question"].to_pylist(),
@@ -168,24 +168,24 @@ def read(folder: Folder, base: BaseModel | None = None) -> Collected:
     )
 
 
-def _samples(drawn: list[dict[str, Any]] | None, states: Any, meta: Meta) -> tuple[Sample, ...]:
+def _samples(drawn: list[dict[str, Any]] | None, states: Any, meta: DatasetMetadata) -> tuple[SampledAnswer, ...]:
     if not drawn:
         return ()
     each = torch.from_numpy(np.array(states, dtype=np.float16)).view(len(drawn), len(meta.layers), meta.width)
-    return tuple(Sample(state=state, **fields) for fields, state in zip(drawn, each, strict=True))
+    return tuple(SampledAnswer(state=state, **fields) for fields, state in zip(drawn, each, strict=True))
 
 
-def _meta(folder: Folder) -> Meta:
+def _meta(folder: Folder) -> DatasetMetadata:
     path = folder / META
     if not path.exists():
-        raise ArtefactError(f"{folder} is no data set of signals: it has no {META}; `trimtab collect` makes one")
+        raise ArtifactError(f"{folder} is no data set of signals: it has no {META}; `trimtab collect` makes one")
     try:
         raw = json.loads(path.read_text())
-        meta = Meta(**raw)
+        meta = DatasetMetadata(**raw)
     except (ValueError, TypeError) as error:
-        raise ArtefactError(f"{path} is not what `trimtab collect` writes") from error
+        raise ArtifactError(f"{path} is not what `trimtab collect` writes") from error
     if meta.version != VERSION:
-        raise ArtefactError(f"{path} is of version {meta.version}; this trimtab reads {VERSION}")
+        raise ArtifactError(f"{path} is of version {meta.version}; this trimtab reads {VERSION}")
     return replace(meta, layers=tuple(meta.layers))
 
 
@@ -193,18 +193,18 @@ def _parts(folder: Folder) -> list[Folder]:
     return sorted(folder.glob("part-*.parquet"), key=str)
 
 
-def _table(part: Folder, meta: Meta, columns: list[str] | None = None) -> Any:
+def _table(part: Folder, meta: DatasetMetadata, columns: list[str] | None = None) -> Any:
     try:
         with part.open("rb") as file:
             table = pq.read_table(file, columns=columns)
     except (ArrowInvalid, OSError) as error:
-        raise ArtefactError(f"{part} is not a whole Parquet file; remove it, and collect again what it held") from error
+        raise ArtifactError(f"{part} is not a whole Parquet file; remove it, and collect again what it held") from error
     if (table.schema.metadata or {}).get(OF) != _of(meta):
-        raise ArtefactError(f"{part} holds no signals of the model, layers and prefix that {META} beside it names; remove it")
+        raise ArtifactError(f"{part} holds no signals of the model, layers and prefix that {META} beside it names; remove it")
     return table
 
 
-def _of(meta: Meta) -> bytes:
+def _of(meta: DatasetMetadata) -> bytes:
     """What every part says that it is of."""
     return json.dumps([meta.version, meta.fingerprint, meta.layers, meta.width, meta.precision, meta.prefix]).encode()
 
@@ -218,6 +218,6 @@ def _once(table: Any) -> Any:
 def _write(path: Folder, content: bytes) -> None:
     """A file that is there whole or not at all, as an object elsewhere is by itself."""
     if isinstance(path, Path):
-        atomic_files.write(path, content)
+        write_atomic(path, content)
     else:
         path.write_bytes(content)

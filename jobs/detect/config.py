@@ -49,12 +49,12 @@ class DetectConfig:
     address: str | None = None
 
     def __post_init__(self) -> None:
-        check_split(self.signals, self.seeds, self.validation, self.test)
+        check_split_shares(self.signals, self.seeds, self.validation, self.test)
         if not 0 < self.labels <= 1:
             raise UsageError(f"labels must be above 0 and at most 1, not {self.labels}")
 
 
-def check_split(signals: list[str] | str, seeds: int, validation: float, test: float) -> None:
+def check_split_shares(signals: list[str] | str, seeds: int, validation: float, test: float) -> None:
     """Raise UsageError for signals that are not named, and for seeds and shares that leave nothing to learn from."""
     if not signals:
         raise UsageError("say where the signals are, with --signals FOLDER; trimtab collect makes one")

@@ -4,17 +4,23 @@ from collections.abc import Sequence
 
 from trimtab import heads
 from trimtab.detection.detector import Detector
-from trimtab.detection.training import Learned, Parts
-from trimtab.errors import ArtefactError, NotFoundError
-from trimtab.evaluation.detection.pooling import Result
-from trimtab.jobs.collect.signal_dataset import Collected
-from trimtab.jobs.promote.detector_metrics import risk_at
+from trimtab.detection.training import DataSplits, TrainedDetector
+from trimtab.errors import ArtifactError, NotFoundError
+from trimtab.evaluation.detection.pooling import DetectorResult
+from trimtab.jobs.collect.signal_dataset import SignalDataset
+from trimtab.jobs.promote.detector_metrics import compute_risk_at
 from trimtab.model.base_model import BaseModel
 from trimtab.tracking import registry
 
 
-def gate(
-    name: str, gain: float, base: BaseModel, data: Collected, made: Learned, rows: Parts, results: Sequence[Result]
+def check_gate(
+    name: str,
+    gain: float,
+    base: BaseModel,
+    data: SignalDataset,
+    made: TrainedDetector,
+    rows: DataSplits,
+    results: Sequence[DetectorResult],
 ) -> tuple[bool, str]:
     """Whether the detector `made`, the first of the results, may become champion of its name, and why.
 
@@ -23,11 +29,11 @@ def gate(
     """
     rivals = {r.name: (results[0].validation, r.validation) for r in results if not r.learned}
     try:
-        version = registry.find(base.name, name)
+        version = registry.find_version(base.name, name)
         champion = registry.load_detector(version, base)
     except NotFoundError:
         pass
-    except ArtefactError as error:
+    except ArtifactError as error:
         return False, f"the champion cannot be compared: {error}"
     else:
         if (why := _unlike(champion, data)) is not None:
@@ -40,14 +46,14 @@ def gate(
     return True, f"AUROC {mine:.3f} on validation, {mine - theirs:+.3f} over {rival}; promoted to champion"
 
 
-def _unlike(champion: Detector, data: Collected) -> str | None:
+def _unlike(champion: Detector, data: SignalDataset) -> str | None:
     """Why a champion cannot be asked about these answers."""
     if missing := set(champion.card.layers) - set(data.meta.layers):
         return f"reads layer {min(missing)}, which was not collected"
     return "was fitted under another prefix" if champion.card.prefix != data.meta.prefix else None
 
 
-def _auroc(champion: Detector, data: Collected, rows: Parts) -> float:
+def _auroc(champion: Detector, data: SignalDataset, rows: DataSplits) -> float:
     """The champion's AUROC on the validation answers."""
-    at = rows.validation_at
-    return heads.auroc(-risk_at(champion, data, at), data.truthful[at])
+    at = rows.validation_indices
+    return heads.compute_auroc(-compute_risk_at(champion, data, at), data.truthful[at])

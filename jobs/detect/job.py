@@ -12,89 +12,86 @@ from typing import Any
 from rich.table import Table
 
 from trimtab import settings
-from trimtab.cli.console import Bar, console, say
-from trimtab.detection import detector
-from trimtab.detection.detector import Detector, DetectorCard
-from trimtab.detection.training import Learned, Parts
-from trimtab.evaluation import rendering
-from trimtab.evaluation.detection import pooling
-from trimtab.evaluation.detection.pooling import Figures, Result
-from trimtab.jobs.collect import signal_dataset
-from trimtab.jobs.collect.signal_dataset import Collected
-from trimtab.jobs.detect import model_selection, training_free
+from trimtab.cli.console import ProgressBar, console, print_line
+from trimtab.detection.detector import Detector, DetectorCard, build_detector, save_detector
+from trimtab.detection.training import DataSplits, TrainedDetector
+from trimtab.evaluation.detection.pooling import DetectorResult, PooledMetrics, draw_resamples, measure_result, result_as_json
+from trimtab.evaluation.rendering import plain
+from trimtab.jobs.collect.signal_dataset import SignalDataset, read_dataset
 from trimtab.jobs.detect.config import DetectConfig
-from trimtab.jobs.detect.gate import gate
-from trimtab.jobs.runtime.cluster import joined
-from trimtab.model import base_model
-from trimtab.model.base_model import BaseModel
+from trimtab.jobs.detect.gate import check_gate
+from trimtab.jobs.detect.model_selection import list_trials, select_models, split_by_seed
+from trimtab.jobs.detect.training_free import build_score_inputs, compute_semantic_entropies, measure_training_free
+from trimtab.jobs.runtime.cluster import ray_session
+from trimtab.model.base_model import BaseModel, resolve_base_model
 from trimtab.tracking import registry, runs
-from trimtab.tracking.promotions import enrolled
+from trimtab.tracking.promotions import register_and_promote
 from trimtab.tracking.registry import Version
-from trimtab.tracking.runs import Run
-from trimtab.util.remote_paths import folder_at
+from trimtab.tracking.runs import TrackedRun
+from trimtab.util.remote_paths import open_folder
 
 
 @dataclass(frozen=True)
-class Detected:
+class DetectResult:
     """What `trimtab detect` made: the first head saved in `folder`, the results of all heads and scores with their figures, the
     registered version, and why it is or is not champion; both None where it was not registered."""
 
     folder: Path
-    results: list[Result]
-    figures: list[Figures]
+    results: list[DetectorResult]
+    figures: list[PooledMetrics]
     version: Version | None
     gate: str | None
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`: figures of the first head and of its rivals; `test` has the AUROC with its interval [low, high]."""
-        head, *rivals = [_flat(pooling.as_json(r, f)) for r, f in zip(self.results, self.figures, strict=True)]
+        head, *rivals = [_flat(result_as_json(r, f)) for r, f in zip(self.results, self.figures, strict=True)]
         version = asdict(self.version) if self.version else None
         made = head | {"rivals": rivals, "detector": str(self.folder), "version": version, "gate": self.gate}
-        return rendering.plain(made)
+        return plain(made)
 
 
-def detect(config: DetectConfig) -> Detected:
+def train_detectors(config: DetectConfig) -> DetectResult:
     """Learn, measure, save, log and register. Raises errors of ours, before anything is learned where the data do not do."""
-    registry.model_name("base", config.name)
-    base = base_model.resolve(config.base, config.revision)
-    data = signal_dataset.read(folder_at(config.signals), base)
-    answers = training_free.seen(data)
-    spread = training_free.spread(answers, config.similarity)
-    tried = model_selection.trials(config.head, data, config.layers, config.settings, sampled=len(spread.unique()) > 1)
-    split = model_selection.split(data, config.seeds, config.validation, config.test, config.labels, spread)
-    scored = training_free.results(answers, split, config.similarity)
-    run = runs.start(config.name, "detect", settings.home() / "outbox")
-    with runs.closing(run), joined(config.address):
-        run.params({"config": asdict(config), "base_fingerprint": base.fingerprint})
-        run.inputs([_source(config, data)], "training")
-        with Bar("heads", config.seeds * sum(trials.count for trials in tried.values())) as bar:
-            arms = model_selection.compete(list(tried.values()), split, lambda: bar.update(bar.done + 1))
+    registry.format_model_name("base", config.name)
+    base = resolve_base_model(config.base, config.revision)
+    data = read_dataset(open_folder(config.signals), base)
+    answers = build_score_inputs(data)
+    spread = compute_semantic_entropies(answers, config.similarity)
+    tried = list_trials(config.head, data, config.layers, config.settings, sampled=len(spread.unique()) > 1)
+    split = split_by_seed(data, config.seeds, config.validation, config.test, config.labels, spread)
+    scored = measure_training_free(answers, split, config.similarity)
+    run = runs.start_run(config.name, "detect", settings.get_home() / "outbox")
+    with runs.close_run(run), ray_session(config.address):
+        run.log_params({"config": asdict(config), "base_fingerprint": base.fingerprint})
+        run.log_inputs([_source(config, data)], "training")
+        with ProgressBar("heads", config.seeds * sum(trials.count for trials in tried.values())) as bar:
+            arms = select_models(list(tried.values()), split, lambda: bar.update(bar.done + 1))
         results = [arm.result for arm in arms] + scored
-        drawn = pooling.resamples(data.groups, config.seeds)
-        figures = [pooling.measure(result.tests, drawn) for result in results]
+        drawn = draw_resamples(data.groups, config.seeds)
+        figures = [measure_result(result.tests, drawn) for result in results]
         best = max(arms[0].learned, key=lambda made: made.validation)
         made = _detector(config, base, data, arms[0].result, best, split[best.seed], run)
-        folder = detector.save(made, Path(config.out) if config.out else settings.runs() / f"detect-{config.name}")
-        detected = Detected(folder, results, figures, None, None)
+        folder = save_detector(made, Path(config.out) if config.out else settings.get_runs_folder() / f"detect-{config.name}")
+        detected = DetectResult(folder, results, figures, None, None)
         _log(detected, run)
         if config.register:
-            passed, reason = gate(config.name, config.gain, base, data, best, split[best.seed], results)
-            detected = replace(detected, version=enrolled(folder, run, passed, reason), gate=reason)
+            passed, reason = check_gate(config.name, config.gain, base, data, best, split[best.seed], results)
+            detected = replace(detected, version=register_and_promote(folder, run, passed, reason), gate=reason)
     return detected
 
 
-def command(config: DetectConfig) -> dict[str, Any]:
+def run_detect(config: DetectConfig) -> dict[str, Any]:
     """`trimtab detect`."""
-    made = detect(config)
+    made = train_detectors(config)
     title = f"made-up answers in {config.signals}: test part, mean of {config.seeds} seeds"
-    console.print(table(made.results, made.figures, title))
+    console.print(build_table(made.results, made.figures, title))
     if made.version:
-        say(f"registered {config.name} version {made.version.version} as candidate; gate: {made.gate}")
-    say(f"detector: {made.folder}")
+        print_line(f"registered {config.name} version {made.version.version} as candidate; gate: {made.gate}")
+    print_line(f"detector: {made.folder}")
     return made.as_json()
 
 
-def table(results: Sequence[Result], figures: Sequence[Figures], title: str) -> Table:
+def build_table(results: Sequence[DetectorResult], figures: Sequence[PooledMetrics], title: str) -> Table:
     """One line for each head and score."""
     shown = Table(title=title, title_justify="left")
     for column in ("", "AUROC", "AUPRC", "FPR at 95 % caught", "ECE", "before", "chosen on test", "tokens"):
@@ -113,9 +110,15 @@ def _flat(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _detector(
-    config: DetectConfig, base: BaseModel, data: Collected, result: Result, best: Learned, rows: Parts, run: Run
+    config: DetectConfig,
+    base: BaseModel,
+    data: SignalDataset,
+    result: DetectorResult,
+    best: TrainedDetector,
+    rows: DataSplits,
+    run: TrackedRun,
 ) -> Detector:
-    """The best seed's head, by validation, as an artefact."""
+    """The best seed's head, by validation, as an artifact."""
     card = DetectorCard(
         name=config.name,
         base=base.name,
@@ -132,15 +135,15 @@ def _detector(
         metrics={"test_auroc": result.auroc, "validation_auroc": best.validation},
         run_id=run.run_id,
     )
-    return detector.make(best.head, rows.normaliser, best.calibration, card)
+    return build_detector(best.head, rows.normalizer, best.calibration, card)
 
 
-def _source(config: DetectConfig, data: Collected) -> dict[str, Any]:
+def _source(config: DetectConfig, data: SignalDataset) -> dict[str, Any]:
     return {"name": config.signals, "digest": data.digest, "rows": len(data.keys)}
 
 
-def _log(made: Detected, run: Run) -> None:
+def _log(made: DetectResult, run: TrackedRun) -> None:
     path = made.folder / "report.json"
     path.write_text(json.dumps(made.as_json(), indent=1) + "\n")
-    run.artifacts(path, "evaluation")
-    run.metrics({f"test/{r.name}/auroc": f.auroc.value for r, f in zip(made.results, made.figures, strict=True)}, 0)
+    run.log_artifacts(path, "evaluation")
+    run.log_metrics({f"test/{r.name}/auroc": f.auroc.value for r, f in zip(made.results, made.figures, strict=True)}, 0)

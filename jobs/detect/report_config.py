@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from trimtab.errors import UsageError
-from trimtab.jobs.detect.config import check_split
+from trimtab.jobs.detect.config import check_split_shares
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class TruthConfig:
     address: str | None = None
 
     def __post_init__(self) -> None:
-        check_split(self.signals, self.seeds, self.validation, self.test)
+        check_split_shares(self.signals, self.seeds, self.validation, self.test)
         if bad := [share for share in self.labels if not 0 < share < 1]:
             raise UsageError(f"labels must be shares above 0 and below 1, not {bad[0]}")
         if not self.name or not all(c.isalnum() or c in "-_." for c in self.name) or self.name.startswith("."):

@@ -7,48 +7,53 @@ import torch
 from torch import Tensor
 
 from trimtab import scores
-from trimtab.detection.training import Parts
-from trimtab.evaluation.detection.pooling import Result
-from trimtab.jobs.collect.signal_dataset import Collected
-from trimtab.jobs.detect import model_selection
-from trimtab.scores import Said, Seen, similarity
-from trimtab.text.normalization import normalised
+from trimtab.detection.training import DataSplits
+from trimtab.evaluation.detection.pooling import DetectorResult
+from trimtab.jobs.collect.signal_dataset import SignalDataset
+from trimtab.jobs.detect.model_selection import build_score_result
+from trimtab.scores import Generation, ScoreInputs
+from trimtab.scores.similarity import build_similarity
+from trimtab.text.normalization import normalize_answer
 
 # What the head `sep` learns to foretell.
 SPREAD = "semantic-entropy"
 
 
-def results(answers: Sequence[Seen], rows: Mapping[int, Parts], alike: str = "exact") -> list[Result]:
+def measure_training_free(
+    answers: Sequence[ScoreInputs], rows: Mapping[int, DataSplits], alike: str = "exact"
+) -> list[DetectorResult]:
     """Every score that the answers allow, over seeds. `answers` [N] are the data set's, in order; `alike` names the similarity
     by which samples are compared.
 
     Raises NotFoundError or UsageError for a similarity that is not known.
     """
-    similarity.same(alike)
+    build_similarity(alike)
     return [
-        model_selection.scored(name, scores.measure(name, answers, alike), scores.cost(name, answers), rows)
-        for name in scores.allowed(answers)
+        build_score_result(name, scores.measure_scores(name, answers, alike), scores.compute_token_cost(name, answers), rows)
+        for name in scores.list_computable(answers)
     ]
 
 
-def spread(answers: Sequence[Seen], alike: str = "exact") -> Tensor:
+def compute_semantic_entropies(answers: Sequence[ScoreInputs], alike: str = "exact") -> Tensor:
     """Semantic entropies [N] of the answers' samples, in nats; [0] where there are too few samples."""
-    return -scores.measure(SPREAD, answers, alike).float() if SPREAD in scores.allowed(answers) else torch.empty(0)
+    return (
+        -scores.measure_scores(SPREAD, answers, alike).float() if SPREAD in scores.list_computable(answers) else torch.empty(0)
+    )
 
 
-def seen(data: Collected) -> list[Seen]:
+def build_score_inputs(data: SignalDataset) -> list[ScoreInputs]:
     """The answers of a data set as scores see them."""
     # Samples repeat one another, and normalising is what takes the time here.
-    plain = lru_cache(maxsize=None)(normalised)
+    plain = lru_cache(maxsize=None)(normalize_answer)
 
-    def said(question: str, text: str, tokens: int, logp: float, state: Tensor) -> Said:
+    def said(question: str, text: str, tokens: int, logp: float, state: Tensor) -> Generation:
         words, asked = plain(text), set(plain(question).split())
         news = " ".join(word for word in words.split() if word not in asked)
-        return Said(text, words, news, tokens, logp, state)
+        return Generation(text, words, news, tokens, logp, state)
 
     ends = data.psi[:, :, : data.meta.width]
     return [
-        Seen(
+        ScoreInputs(
             said(question, answer, len(trace), trace[:, 0].mean().item(), end),
             trace,
             tuple(said(question, s.text, s.tokens, s.logp, s.state) for s in samples),

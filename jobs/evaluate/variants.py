@@ -3,15 +3,14 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from trimtab import ray_connection
 from trimtab.artifacts.prefix import Prefix
-from trimtab.data.prompt import Prompt, fraction
+from trimtab.data.prompt import Prompt, hash_to_fraction
 from trimtab.engine.config import EngineConfig
-from trimtab.evaluation.safety import results
-from trimtab.evaluation.safety.results import SAFETY_PROMPT, Arm, ArmResult
-from trimtab.jobs.evaluate.arm_cache import Store
+from trimtab.evaluation.safety.results import SAFETY_PROMPT, Arm, ArmResult, judge_answers
+from trimtab.jobs.evaluate.arm_cache import ArmCache
 from trimtab.jobs.runtime.cluster import stream_task
 from trimtab.model.base_model import BaseModel
+from trimtab.ray_connection import get_max_node_cores
 from trimtab.types import BASE_ARM, TEXT_ARM, Precision
 
 TITLE = "answers of all arms"
@@ -20,7 +19,7 @@ TOGETHER = 2048
 
 
 @dataclass(frozen=True)
-class Batch:
+class ArmBatch:
     """Prompts that an arm is to answer in at most `max_tokens` tokens each."""
 
     arm: Arm
@@ -28,17 +27,17 @@ class Batch:
     max_tokens: int
 
 
-def standard_arms(prefixes: Mapping[str, Prefix]) -> list[Arm]:
+def build_standard_arms(prefixes: Mapping[str, Prefix]) -> list[Arm]:
     """The base model, the safety text prompt, and each prefix."""
     return [Arm(BASE_ARM), Arm(TEXT_ARM, system=SAFETY_PROMPT), *(Arm(name, prefix=p) for name, p in prefixes.items())]
 
 
-def engine(precision: Precision) -> EngineConfig:
+def build_engine_config(precision: Precision) -> EngineConfig:
     """An engine for prompts of any user, under many arms at once."""
     return EngineConfig(rows=256, precision=precision, max_length=2048)
 
 
-def evaluate(
+def evaluate_arms(
     base: BaseModel,
     arms: Sequence[Arm],
     parts: Mapping[str, Sequence[Prompt]],
@@ -47,25 +46,25 @@ def evaluate(
     gpus: float,
 ) -> dict[str, list[ArmResult]]:
     """Results of every arm on every part, computed by one engine on the cluster."""
-    batches = [Batch(arm, prompts, max_tokens) for prompts in parts.values() for arm in arms]
-    said = iter(list(_answered(TITLE, base, batches, setting, gpus)))
-    return {part: [results.judged(arm, prompts, next(said)) for arm in arms] for part, prompts in parts.items()}
+    batches = [ArmBatch(arm, prompts, max_tokens) for prompts in parts.values() for arm in arms]
+    said = iter(list(_generate_answers(TITLE, base, batches, setting, gpus)))
+    return {part: [judge_answers(arm, prompts, next(said)) for arm in arms] for part, prompts in parts.items()}
 
 
-def keep_answers(title: str, base: BaseModel, arms: Sequence[Arm], stores: Sequence[Store], gpus: float) -> None:
+def generate_missing(title: str, base: BaseModel, arms: Sequence[Arm], stores: Sequence[ArmCache], gpus: float) -> None:
     """Ask what is not kept yet, all of it of one engine; what it has answered is kept while it goes on. The stores are of one
     precision."""
     missing = [(store, arm) for store in stores for arm in arms if not store.has_answers(arm)]
     if missing:
-        batches = [Batch(arm, store.prompts, store.limit) for store, arm in missing]
-        said = _answered(title, base, batches, engine(stores[0].precision), gpus)
+        batches = [ArmBatch(arm, store.prompts, store.limit) for store, arm in missing]
+        said = _generate_answers(title, base, batches, build_engine_config(stores[0].precision), gpus)
         for (store, arm), answers in zip(missing, said, strict=True):
-            store.put_answers(arm, answers)
+            store.write_answers(arm, answers)
 
 
-def grouped(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+def group_batches(batches: Iterable[ArmBatch]) -> Iterator[list[ArmBatch]]:
     """Batches that the engine is given at once."""
-    group = list[Batch]()
+    group = list[ArmBatch]()
     for batch in batches:
         group.append(batch)
         if sum(len(one.prompts) for one in group) >= TOGETHER:
@@ -75,18 +74,20 @@ def grouped(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
         yield group
 
 
-def limited(prompts: Sequence[Prompt], limit: int, seed: int = 0) -> list[Prompt]:
+def limit_prompts(prompts: Sequence[Prompt], limit: int, seed: int = 0) -> list[Prompt]:
     """At most `limit` prompts of each side, chosen by a hash so that more data changes little; 0 takes all."""
     if not limit:
         return list(prompts)
     sides: list[Prompt] = []
     for harmful in (True, False):
         mine = [p for p in prompts if (p.label == "harmful") == harmful]
-        sides += sorted(mine, key=lambda p: fraction(p.prompt, seed))[:limit]
+        sides += sorted(mine, key=lambda p: hash_to_fraction(p.prompt, seed))[:limit]
     return sides
 
 
-def _answered(title: str, base: BaseModel, batches: Sequence[Batch], setting: EngineConfig, gpus: float) -> Iterator[list[str]]:
+def _generate_answers(
+    title: str, base: BaseModel, batches: Sequence[ArmBatch], setting: EngineConfig, gpus: float
+) -> Iterator[list[str]]:
     """The answers of each batch, as they come."""
-    task = "trimtab.jobs.evaluate.generation_task:answer"
-    return stream_task(title, task, base, batches, setting, cpus=ray_connection.cores(), gpus=gpus)
+    task = "trimtab.jobs.evaluate.generation_task:generate_answers"
+    return stream_task(title, task, base, batches, setting, cpus=get_max_node_cores(), gpus=gpus)

@@ -10,53 +10,57 @@ from typing import Any
 
 from rich.table import Table
 
-from trimtab import ray_connection
-from trimtab.cli.console import console, say
+from trimtab.cli.console import console, print_line
 from trimtab.jobs.judges.config import JudgeConfig, JudgesConfig
-from trimtab.jobs.judges.runner import endpoint, opened, standing
-from trimtab.jobs.judges.tasks import Lesson
-from trimtab.jobs.runtime.cluster import joined, run_task
-from trimtab.jobs.runtime.config import sources
-from trimtab.judges import human_labels, refusal_head
-from trimtab.judges.human_agreement import Standing
-from trimtab.judges.refusal_head import Head
+from trimtab.jobs.judges.runner import build_refusal_judge, compute_standing, open_judge
+from trimtab.jobs.judges.tasks import FitRequest
+from trimtab.jobs.runtime.cluster import ray_session, run_task
+from trimtab.jobs.runtime.config import as_source_list
+from trimtab.judges.human_agreement import JudgeStanding
+from trimtab.judges.human_labels import read_human_labels, read_label_file
+from trimtab.judges.refusal_head import RefusalHead, save_head
 from trimtab.judges.string_match import StringMatch
-from trimtab.model import base_model
-from trimtab.model.base_model import BaseModel
+from trimtab.model.base_model import BaseModel, resolve_base_model
+from trimtab.ray_connection import get_max_node_cores
 
 
-def judges(config: JudgesConfig) -> list[Standing]:
+def measure_judges(config: JudgesConfig) -> list[JudgeStanding]:
     """How the string match, and the judge that the settings name or fit, stand against labels. Raises errors of ours."""
-    found = [standing(StringMatch())]
+    found = [compute_standing(StringMatch())]
     if config.fit:
         folder = Path(config.fit)
-        own = [row for file in sources(config.labels) for row in human_labels.read_file(Path(file))]
-        base = base_model.resolve(config.base, config.revision)
-        with joined(config.address):
-            refusal_head.save(
-                _fit(config, base, Lesson(human_labels.read(), own, config.tokens, config.precision, _device(config))), folder
+        own = [row for file in as_source_list(config.labels) for row in read_label_file(Path(file))]
+        base = resolve_base_model(config.base, config.revision)
+        with ray_session(config.address):
+            save_head(
+                _fit(
+                    config,
+                    base,
+                    FitRequest(read_human_labels(), own, config.tokens, config.precision, _device(config)),
+                ),
+                folder,
             )
-        found.append(standing(opened(JudgeConfig("classifier", str(folder)), base)))
+        found.append(compute_standing(open_judge(JudgeConfig("classifier", str(folder)), base)))
     if config.judge.kind == "classifier":
-        found.append(standing(opened(config.judge, base_model.resolve(config.base, config.revision))))
+        found.append(compute_standing(open_judge(config.judge, resolve_base_model(config.base, config.revision))))
     if config.judge.kind == "endpoint":
-        found.append(standing(endpoint(config.judge)))
+        found.append(compute_standing(build_refusal_judge(config.judge)))
     return found
 
 
-def command(config: JudgesConfig) -> dict[str, Any]:
+def run_judges(config: JudgesConfig) -> dict[str, Any]:
     """Print the tables."""
-    found = judges(config)
+    found = measure_judges(config)
     for on in dict.fromkeys(a.on for s in found for a in s.agreements):
-        console.print(table(found, on))
+        console.print(build_table(found, on))
     for note in dict.fromkeys(f"{s.judge}: {s.note}" for s in found if s.note):
-        say(note)
+        print_line(note)
     if config.fit:
-        say(f"classifier: {config.fit}; use it with --judge.kind classifier --judge.folder {config.fit}")
+        print_line(f"classifier: {config.fit}; use it with --judge.kind classifier --judge.folder {config.fit}")
     return {"judges": [s.as_json() for s in found]}
 
 
-def table(found: Sequence[Standing], on: str) -> Table:
+def build_table(found: Sequence[JudgeStanding], on: str) -> Table:
     """One line for each judge on one set of labels, with 95 % intervals."""
     mine = [(s.judge, a) for s in found for a in s.agreements if a.on == on]
     shown = Table(title=f"{mine[0][1].count} {on}", title_justify="left")
@@ -67,9 +71,9 @@ def table(found: Sequence[Standing], on: str) -> Table:
     return shown
 
 
-def _fit(config: JudgesConfig, base: BaseModel, lesson: Lesson) -> Head:
-    task = "trimtab.jobs.judges.tasks:fit_head"
-    return run_task("cross-validation of the classifier", task, base, lesson, cpus=ray_connection.cores(), gpus=config.gpus)
+def _fit(config: JudgesConfig, base: BaseModel, lesson: FitRequest) -> RefusalHead:
+    task = "trimtab.jobs.judges.tasks:fit_refusal_head"
+    return run_task("cross-validation of the classifier", task, base, lesson, cpus=get_max_node_cores(), gpus=config.gpus)
 
 
 def _device(config: JudgesConfig) -> str:

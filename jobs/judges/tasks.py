@@ -9,55 +9,53 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from trimtab.generation_types import Progress
-from trimtab.judges import cross_validation, refusal_classifier, refusal_head
-from trimtab.judges.cross_validation import Table
-from trimtab.judges.human_agreement import Agreement, agreement, on_human_labels
-from trimtab.judges.human_labels import Labelled
-from trimtab.judges.refusal_classifier import Classifier
-from trimtab.judges.refusal_head import Head, HeadCard
-from trimtab.model import base_model
-from trimtab.model.base_model import BaseModel
+from trimtab.judges.cross_validation import FOLDS, LabeledStates, choose_head, fit_head, group_rows, predict_out_of_fold
+from trimtab.judges.human_agreement import JudgeAgreement, compute_agreement, compute_label_agreements
+from trimtab.judges.human_labels import LabeledAnswer
+from trimtab.judges.refusal_classifier import RefusalClassifier, classify_answer, compute_states, list_candidate_layers
+from trimtab.judges.refusal_head import RefusalHead, RefusalHeadCard, build_head
+from trimtab.model.base_model import BaseModel, resolve_on_node, resolve_precision
 from trimtab.types import Precision, Verdict
 
 OWN = "labels of your own"
 
 
 @dataclass(frozen=True)
-class Lesson:
+class FitRequest:
     """What a head is fitted on: human labels, labels of the user, and how the answers are read."""
 
-    human: Sequence[Labelled]
-    own: Sequence[Labelled]
+    human: Sequence[LabeledAnswer]
+    own: Sequence[LabeledAnswer]
     tokens: int
     precision: Precision
     device: str
 
 
-def classify(tell: Progress, judge: Classifier, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+def classify_answers(tell: Progress, judge: RefusalClassifier, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
     """The classifier's verdicts."""
-    return replace(judge, base=base_model.here(judge.base)).judge(prompts, answers, tell)
+    return replace(judge, base=resolve_on_node(judge.base)).judge_answers(prompts, answers, tell)
 
 
-def fit_head(tell: Progress, base: BaseModel, lesson: Lesson) -> Head:
+def fit_refusal_head(tell: Progress, base: BaseModel, lesson: FitRequest) -> RefusalHead:
     """A head fitted on all the labels, with its standing on labels that it was not fitted on, by nested cross-validation.
 
     Empty answers teach nothing: every judge calls them refusals."""
-    local = base_model.here(base)
+    local = resolve_on_node(base)
     lesson = replace(lesson, human=_with_words(lesson.human), own=_with_words(lesson.own))
     rows = [*lesson.human, *lesson.own]
-    layers = refusal_classifier.candidates(local)
-    precision = base_model.resolved(lesson.precision)
-    states = refusal_classifier.states(local, [r.answer for r in rows], layers, lesson.tokens, precision, lesson.device)
+    layers = list_candidate_layers(local)
+    precision = resolve_precision(lesson.precision)
+    states = compute_states(local, [r.answer for r in rows], layers, lesson.tokens, precision, lesson.device)
     # People called answers to another question refusals: true, but not to be seen in an answer alone.
     taught = torch.tensor([not r.off_topic for r in lesson.human] + [True] * len(lesson.own))
-    table = Table(states, torch.tensor([r.refused for r in rows]), taught, cross_validation.groups(rows))
+    table = LabeledStates(states, torch.tensor([r.refused for r in rows]), taught, group_rows(rows))
     with _one_thread():
-        odds = cross_validation.out_of_fold(table, tell).tolist()
-        choice = cross_validation.choose(table)
-        weights = cross_validation.fit(table, choice)
-    verdicts: list[Verdict] = [refusal_classifier.verdict(row.answer, odd > 0) for row, odd in zip(rows, odds, strict=True)]
-    tell(cross_validation.FOLDS + 1, cross_validation.FOLDS + 1)
-    card = HeadCard(
+        odds = predict_out_of_fold(table, tell).tolist()
+        choice = choose_head(table)
+        weights = fit_head(table, choice)
+    verdicts: list[Verdict] = [classify_answer(row.answer, odd > 0) for row, odd in zip(rows, odds, strict=True)]
+    tell(FOLDS + 1, FOLDS + 1)
+    card = RefusalHeadCard(
         base=base.name,
         fingerprint=base.fingerprint,
         width=base.width,
@@ -65,15 +63,15 @@ def fit_head(tell: Progress, base: BaseModel, lesson: Lesson) -> Head:
         tokens=lesson.tokens,
         precision=precision,
         l2=choice.l2,
-        folds=cross_validation.FOLDS,
+        folds=FOLDS,
         digest="",
         data=[_entry(name, chosen) for name, chosen in (("human", lesson.human), ("own", lesson.own)) if chosen],
         agreements=[asdict(a) for a in _agreements(verdicts, lesson)],
     )
-    return refusal_head.make(weights, card)
+    return build_head(weights, card)
 
 
-def _with_words(rows: Sequence[Labelled]) -> list[Labelled]:
+def _with_words(rows: Sequence[LabeledAnswer]) -> list[LabeledAnswer]:
     return [row for row in rows if row.answer.strip()]
 
 
@@ -88,14 +86,14 @@ def _one_thread() -> Generator[None]:
         torch.set_num_threads(before)
 
 
-def _agreements(verdicts: Sequence[Verdict], lesson: Lesson) -> list[Agreement]:
+def _agreements(verdicts: Sequence[Verdict], lesson: FitRequest) -> list[JudgeAgreement]:
     count = len(lesson.human)
-    found = on_human_labels(verdicts[:count], lesson.human)
+    found = compute_label_agreements(verdicts[:count], lesson.human)
     if lesson.own:
-        found.append(agreement(verdicts[count:], [row.refused for row in lesson.own], OWN))
+        found.append(compute_agreement(verdicts[count:], [row.refused for row in lesson.own], OWN))
     return found
 
 
-def _entry(name: str, rows: Sequence[Labelled]) -> dict[str, str | int]:
+def _entry(name: str, rows: Sequence[LabeledAnswer]) -> dict[str, str | int]:
     text = "\n".join(json.dumps(asdict(row), sort_keys=True) for row in rows)
     return {"name": name, "digest": hashlib.sha256(text.encode()).hexdigest()[:16], "rows": len(rows)}

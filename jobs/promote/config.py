@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from trimtab.evaluation.promotion_rules import Rule
+from trimtab.evaluation.promotion_rules import PromotionRule
 from trimtab.jobs.judges.config import JudgeConfig
 from trimtab.types import Precision
 
@@ -29,7 +29,7 @@ class PromoteConfig:
     name: str
     version: str = "candidate"
     base: str = "smollm2-135m"
-    rules: list[Rule] = field(default_factory=list[Rule])
+    rules: list[PromotionRule] = field(default_factory=list[PromotionRule])
     force: bool = False
     reason: str | None = None
     columns: dict[str, str] = field(default_factory=dict[str, str])

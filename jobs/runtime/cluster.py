@@ -9,18 +9,18 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from trimtab import ray_connection
-from trimtab.cli.console import Bar
-from trimtab.errors import JobError, TrimtabError, no_space
-from trimtab.jobs.runtime.control_actor import opened
+from trimtab.cli.console import ProgressBar
+from trimtab.errors import JobError, TrimtabError, as_no_space_error
+from trimtab.jobs.runtime.control_actor import get_or_create
+from trimtab.ray_connection import check_resources, connect_to_ray, find_missing_resources
 
 POLL_SECONDS = 0.5
 
 
 @contextmanager
-def joined(address: str | None) -> Generator[None]:
+def ray_session(address: str | None) -> Generator[None]:
     """Be connected to a cluster. A Ray that this starts is stopped at the end; one that was there stays."""
-    ours = ray_connection.connect(address)
+    ours = connect_to_ray(address)
     try:
         yield
     finally:
@@ -40,12 +40,12 @@ def run_task(title: str, function: str, *args: Any, cpus: float, gpus: float) ->
 
 def stream_task(title: str, function: str, *args: Any, cpus: float, gpus: float) -> Generator[Any]:
     """As `run_task`, of a function that yields: each part comes while the next is made. Closing it ends the task."""
-    ray_connection.check(title, cpus, gpus)
-    board = opened()
+    check_resources(title, cpus, gpus)
+    board = get_or_create()
     task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=1, num_returns="streaming")(_with_progress)
     parts = task.remote(function, board, *args)
     try:
-        with Bar(title) as bar:
+        with ProgressBar(title) as bar:
             while True:
                 while not ray.wait([parts], timeout=POLL_SECONDS)[0]:
                     _show(bar, board, cpus, gpus)
@@ -54,19 +54,19 @@ def stream_task(title: str, function: str, *args: Any, cpus: float, gpus: float)
                     return
                 yield ray.get(part)
     except RayError as error:
-        raise cause(error) from error
+        raise unwrap_ray_error(error) from error
     except (KeyboardInterrupt, GeneratorExit):
         ray.cancel(parts, force=True)
         raise
 
 
-def _show(bar: Bar, board: Any, cpus: float, gpus: float) -> None:
+def _show(bar: ProgressBar, board: Any, cpus: float, gpus: float) -> None:
     """How far the task is, or what it waits for before it starts."""
     reading: ray.ObjectRef[dict[str, Any]] = board.read.remote()
     latest = ray.get(reading)
     if latest:
         bar.update(latest["done"], latest["total"])
-    elif short := ray_connection.lacking(cpus, gpus):
+    elif short := find_missing_resources(cpus, gpus):
         bar.update(0, note=f"| waits for nodes: it takes {short}")
 
 
@@ -87,7 +87,7 @@ def _with_progress(function: str, board: Any, *args: Any) -> Iterator[Any]:
         yield found
 
 
-def cause(error: BaseException) -> TrimtabError:
+def unwrap_ray_error(error: BaseException) -> TrimtabError:
     """The error of ours that lies behind what Ray raised, else a JobError with its last line."""
     seen: BaseException | None = error
     while seen is not None:
@@ -102,7 +102,7 @@ def cause(error: BaseException) -> TrimtabError:
             seen = next(iter(failures.values()))
             continue
         seen = seen.__cause__
-    if full := no_space(error):
+    if full := as_no_space_error(error):
         return full
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return JobError(f"the job failed on the cluster: {lines[-1].strip() if lines else type(error).__name__}")

@@ -6,7 +6,7 @@ from typing import Literal
 from trimtab.errors import UsageError
 
 
-def sources(given: list[str] | str) -> list[str]:
+def as_source_list(given: list[str] | str) -> list[str]:
     """One source or several, as a list."""
     return [given] if isinstance(given, str) else list(given)
 

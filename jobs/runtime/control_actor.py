@@ -6,13 +6,13 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
-def board_name(run_id: str) -> str:
+def format_actor_name(run_id: str) -> str:
     """The name under which others find the board of a training run while it lasts."""
     return f"board of {run_id}"
 
 
 @ray.remote(num_cpus=0)
-class Board:
+class ControlActor:
     """Holds the latest line of progress, and whether the user asked to stop."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Board:
         self._stop = True
 
 
-def opened(name: str | None = None) -> Any:
+def get_or_create(name: str | None = None) -> Any:
     """A board on the node of whoever asks: it goes with them, and not with a node that leaves."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Board.options(name=name, scheduling_strategy=here).remote()
+    return ControlActor.options(name=name, scheduling_strategy=here).remote()

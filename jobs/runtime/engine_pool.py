@@ -15,22 +15,21 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
-from trimtab import ray_connection
 from trimtab.artifacts.prefix import Prefix
-from trimtab.cli.console import Bar, say
+from trimtab.cli.console import ProgressBar, print_line
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import TrimtabError
 from trimtab.generation_types import Answer, Ask, Sampling
-from trimtab.jobs.runtime.cluster import cause
+from trimtab.jobs.runtime.cluster import unwrap_ray_error
 from trimtab.jobs.runtime.config import ScaleConfig
-from trimtab.model import base_model
-from trimtab.model.base_model import BaseModel
+from trimtab.model.base_model import BaseModel, resolve_on_node
 from trimtab.model.chat_template import Message
+from trimtab.ray_connection import check_resources, find_missing_resources, get_max_node_cores
 from trimtab.types import Precision
 
 
 @dataclass(frozen=True)
-class Request:
+class GenerationRequest:
     """A conversation to answer, and how; or to read, where its answer is `given`."""
 
     messages: Sequence[Message]
@@ -47,48 +46,48 @@ class Request:
 BATCH = 128
 
 T = TypeVar("T")
-Asking = Callable[[Sequence[Request]], list[list[Answer]]]
+AskEngine = Callable[[Sequence[GenerationRequest]], list[list[Answer]]]
 """Asks an engine: the answers of each request."""
-Work = Callable[[Asking, Sequence[Request]], Sequence[T]]
+EngineWork = Callable[[AskEngine, Sequence[GenerationRequest]], Sequence[T]]
 """What is done beside an engine with a batch of requests, asking it once or more: one thing for each request."""
 
 
-def batches(
+def generate_batches(
     title: str,
     base: BaseModel,
-    requests: Mapping[str, Request],
+    requests: Mapping[str, GenerationRequest],
     engine: EngineConfig,
     scale: ScaleConfig,
     prefix: Prefix | None = None,
 ) -> Iterator[dict[str, list[Answer]]]:
     """Answers by the requests' keys; see `worked`. Either all requests bring their answers or none does."""
-    return worked(title, base, requests, engine, scale, prefix, answered)
+    return run_pool(title, base, requests, engine, scale, prefix, return_answers)
 
 
-def answered(ask: Asking, requests: Sequence[Request]) -> list[list[Answer]]:
+def return_answers(ask: AskEngine, requests: Sequence[GenerationRequest]) -> list[list[Answer]]:
     """The least work: their answers."""
     return ask(requests)
 
 
-def worked(
+def run_pool(
     title: str,
     base: BaseModel,
-    requests: Mapping[str, Request],
+    requests: Mapping[str, GenerationRequest],
     engine: EngineConfig,
     scale: ScaleConfig,
     prefix: Prefix | None,
-    work: Work[T],
+    work: EngineWork[T],
     batch: int = BATCH,
 ) -> Iterator[dict[str, T]]:
     """What `work` makes of requests, by their keys, `batch` requests at a time and as they come in, behind a progress bar.
 
     Raises errors of ours for what an engine refuses, JobError for an engine that is lost.
     """
-    cpus = max(1.0, ray_connection.cores() // scale.engines)
+    cpus = max(1.0, get_max_node_cores() // scale.engines)
     taken = scale.engines * cpus, scale.engines * scale.gpus
-    ray_connection.check(f"{title}, by {scale.engines} engines,", *taken)
-    if short := ray_connection.lacking(*taken):
-        say(f"{title}: waits for nodes: it takes {short}")
+    check_resources(f"{title}, by {scale.engines} engines,", *taken)
+    if short := find_missing_resources(*taken):
+        print_line(f"{title}: waits for nodes: it takes {short}")
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [{"key": key, "request": request} for key, request in requests.items()]
@@ -96,7 +95,7 @@ def worked(
         # Ray has no other name yet for how often an actor may restart.
         simplefilter("ignore", RayDeprecationWarning)
         answered = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // batch)).map_batches(
-            Engines,
+            PooledEngine,
             # A block is a batch: of several blocks Ray Data would make one task, and answers would come late.
             batch_size=None,
             fn_constructor_args=(base, engine, prefix, work),
@@ -108,7 +107,7 @@ def worked(
         )
     done = 0
     try:
-        with Bar(title, len(rows)) as bar:
+        with ProgressBar(title, len(rows)) as bar:
             for block in answered.iter_batches(batch_size=None):
                 first: Any = block["made"][0]
                 if isinstance(first, TrimtabError):
@@ -117,16 +116,16 @@ def worked(
                 done += len(block["key"])
                 bar.update(done)
     except RayError as error:
-        raise cause(error) from error
+        raise unwrap_ray_error(error) from error
 
 
-class Engines:
+class PooledEngine:
     """One engine of the pool. Takes batches with the columns `key` and `request`, and gives `key` and `made`."""
 
-    def __init__(self, base: BaseModel, config: EngineConfig, prefix: Prefix | None, work: Work[Any]) -> None:
+    def __init__(self, base: BaseModel, config: EngineConfig, prefix: Prefix | None, work: EngineWork[Any]) -> None:
         # Not on top: the driver, which only names this class, does without vLLM's half minute.
         offline = import_module("trimtab.engine.offline")
-        self.engine = offline.Engine(base_model.here(base), config)
+        self.engine = offline.Engine(resolve_on_node(base), config)
         self.prefix = prefix
         self.work = work
 
@@ -138,7 +137,7 @@ class Engines:
             made = [error] * len(batch["key"])
         return {"key": batch["key"], "made": _objects(made)}
 
-    def ask(self, requests: Sequence[Request]) -> list[list[Answer]]:
+    def ask(self, requests: Sequence[GenerationRequest]) -> list[list[Answer]]:
         """The answers of each request; those that are given, read."""
         asks = [Ask(request.messages, self.prefix) for request in requests]
         given = [request.given for request in requests if request.given is not None]

@@ -7,14 +7,14 @@ from pathlib import Path
 from trimtab import settings
 from trimtab.engine.config import EngineConfig
 from trimtab.generation_types import Answer
-from trimtab.jobs.runtime import engine_pool, jsonl
 from trimtab.jobs.runtime.config import ScaleConfig
-from trimtab.jobs.runtime.engine_pool import Request
+from trimtab.jobs.runtime.engine_pool import GenerationRequest, generate_batches
+from trimtab.jobs.runtime.jsonl import append_jsonl, read_jsonl
 from trimtab.model.base_model import BaseModel
 
 
 @dataclass(frozen=True)
-class Drawn:
+class CachedAnswer:
     """One answer: its text and length in tokens, whether the model ended it, and the mean log-probability of its tokens."""
 
     text: str
@@ -23,38 +23,38 @@ class Drawn:
     likelihood: float
 
 
-def answer(
-    title: str, base: BaseModel, requests: Sequence[Request], engine: EngineConfig, scale: ScaleConfig
-) -> dict[str, list[Drawn]]:
+def generate_cached(
+    title: str, base: BaseModel, requests: Sequence[GenerationRequest], engine: EngineConfig, scale: ScaleConfig
+) -> dict[str, list[CachedAnswer]]:
     """Answers by the requests' keys, from the store or drawn now; what comes in is kept at once, so that a stop loses little.
 
     Raises errors of ours for what an engine refuses.
     """
     wanted = {request.key(engine.precision): request for request in requests}
-    kept = read(base, set(wanted))
+    kept = read_cached(base, set(wanted))
     missing = {key: request for key, request in wanted.items() if key not in kept}
     if missing:
-        for batch in engine_pool.batches(title, base, missing, engine, scale):
+        for batch in generate_batches(title, base, missing, engine, scale):
             drawn = {key: [_drawn(a) for a in answers] for key, answers in batch.items()}
-            append(base, drawn)
+            append_cached(base, drawn)
             kept |= drawn
     return kept
 
 
-def read(base: BaseModel, keys: set[str]) -> dict[str, list[Drawn]]:
+def read_cached(base: BaseModel, keys: set[str]) -> dict[str, list[CachedAnswer]]:
     """Answers that are kept for these keys."""
-    found = (row for row in jsonl.read(_file(base)) if row["key"] in keys)
-    return {row["key"]: [Drawn(**answer) for answer in row["answers"]] for row in found}
+    found = (row for row in read_jsonl(_file(base)) if row["key"] in keys)
+    return {row["key"]: [CachedAnswer(**answer) for answer in row["answers"]] for row in found}
 
 
-def append(base: BaseModel, answers: Mapping[str, Sequence[Drawn]]) -> None:
+def append_cached(base: BaseModel, answers: Mapping[str, Sequence[CachedAnswer]]) -> None:
     """Keep answers by their keys."""
-    jsonl.append(_file(base), ({"key": key, "answers": [asdict(d) for d in drawn]} for key, drawn in answers.items()))
+    append_jsonl(_file(base), ({"key": key, "answers": [asdict(d) for d in drawn]} for key, drawn in answers.items()))
 
 
 def _file(base: BaseModel) -> Path:
-    return settings.home() / "answers" / f"{base.fingerprint}.jsonl"
+    return settings.get_home() / "answers" / f"{base.fingerprint}.jsonl"
 
 
-def _drawn(answer: Answer) -> Drawn:
-    return Drawn(answer.text, len(answer.token_ids), answer.finished == "stop", answer.likelihood)
+def _drawn(answer: Answer) -> CachedAnswer:
+    return CachedAnswer(answer.text, len(answer.token_ids), answer.finish_reason == "stop", answer.mean_log_probability)

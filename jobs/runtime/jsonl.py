@@ -8,7 +8,7 @@ from typing import Any
 from filelock import FileLock
 
 
-def read(path: Path) -> Iterator[dict[str, Any]]:
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a file, none where there is no file. A line that a crash cut off is as good as none."""
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
@@ -17,7 +17,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
             continue
 
 
-def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Add rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # A line break on both sides, as any line may be cut off by a crash: each costs itself only.

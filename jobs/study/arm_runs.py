@@ -7,18 +7,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trimtab.artifacts import card as cards
-from trimtab.artifacts import prefix as prefixes
-from trimtab.artifacts.prefix import Prefix
-from trimtab.cli.console import Bar, say
-from trimtab.errors import Interrupted, UsageError
-from trimtab.evaluation.study_page import Cost
-from trimtab.jobs.align import dataset
+from trimtab.artifacts.card import FILE
+from trimtab.artifacts.prefix import Prefix, load_prefix, save_prefix
+from trimtab.cli.console import ProgressBar, print_line
+from trimtab.errors import InterruptedByUserError, UsageError
+from trimtab.evaluation.study_page import TrainingCost
 from trimtab.jobs.align.config import AlignConfig
-from trimtab.jobs.align.dataset import Prepared
-from trimtab.jobs.align.driver import POLL_SECONDS, Stop, View, cores, fit, learned
-from trimtab.jobs.runtime import run_state
-from trimtab.jobs.runtime.run_state import Known
+from trimtab.jobs.align.dataset import PreparedDataset, build_run_identity
+from trimtab.jobs.align.driver import (
+    POLL_SECONDS,
+    ProgressView,
+    StopSignal,
+    build_learned_prefix,
+    get_worker_cores,
+    run_training,
+)
+from trimtab.jobs.runtime.run_state import RunRecord, create_or_resume_run, read_run_record
 from trimtab.model.base_model import BaseModel
 from trimtab.tracking import runs
 
@@ -30,7 +34,7 @@ class ArmRun:
     """One arm with one seed: its settings, its rows, and the study's folder."""
 
     config: AlignConfig
-    prepared: Prepared
+    prepared: PreparedDataset
     study: Path
 
     @property
@@ -44,30 +48,30 @@ class ArmRun:
         return self.study / "".join(c if c.isalnum() or c in "#-_." else "-" for c in self.key)
 
     @property
-    def known(self) -> Known | None:
+    def known(self) -> RunRecord | None:
         """Its MLflow run and what it was begun with, once it has begun."""
-        return run_state.known(self.folder)
+        return read_run_record(self.folder)
 
     @property
     def done(self) -> bool:
         """Whether its prefix is there."""
-        return self.known is not None and (self.folder / "prefix" / cards.FILE).exists()
+        return self.known is not None and (self.folder / "prefix" / FILE).exists()
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedArm:
     """One arm with one seed: its prefix, the curve of its validation loss, and what learning it took."""
 
     prefix: Prefix
     curve: list[tuple[int, float]]
-    cost: Cost
+    cost: TrainingCost
 
 
 @dataclass
-class Progress:
+class ArmProgress:
     """One bar over the steps of all runs, which says where each of those stands that are trained now."""
 
-    bar: Bar
+    bar: ProgressBar
     runs: int
     _steps: dict[str, int] = field(default_factory=dict[str, int])
     _now: dict[str, str] = field(default_factory=dict[str, str])
@@ -100,7 +104,7 @@ class Progress:
         self.bar.update(sum(self._steps.copy().values()), note=note)
 
 
-def train_all(planned: Sequence[ArmRun], base: BaseModel, parent: str, parallel: int) -> dict[str, Trained]:
+def train_arms(planned: Sequence[ArmRun], base: BaseModel, parent: str, parallel: int) -> dict[str, TrainedArm]:
     """Train what is missing, in the order given and `parallel` at once.
 
     Raises UsageError where settings or data changed, Interrupted on Ctrl-C, and the error of a run that failed; the others
@@ -117,12 +121,12 @@ def train_all(planned: Sequence[ArmRun], base: BaseModel, parent: str, parallel:
 
 
 def _train_left(left: Sequence[ArmRun], base: BaseModel, parent: str, parallel: int) -> None:
-    stop = Stop()
-    with Bar("training", sum(arm.config.train.steps for arm in left)) as bar:
-        progress, pool = Progress(bar, len(left)), ThreadPoolExecutor(parallel)
+    stop = StopSignal()
+    with ProgressBar("training", sum(arm.config.train.steps for arm in left)) as bar:
+        progress, pool = ArmProgress(bar, len(left)), ThreadPoolExecutor(parallel)
         futures: dict[Future[None], ArmRun] = {}
         for arm in left:
-            future = pool.submit(_train, arm, base, parent, parallel, View(partial(progress.show, arm), stop))
+            future = pool.submit(_train, arm, base, parent, parallel, ProgressView(partial(progress.show, arm), stop))
             future.add_done_callback(partial(progress.end, arm))
             futures[future] = arm
         try:
@@ -131,49 +135,49 @@ def _train_left(left: Sequence[ArmRun], base: BaseModel, parent: str, parallel: 
             pool.shutdown(wait=False, cancel_futures=True)
     errors = [error for future in futures if not future.cancelled() and (error := future.exception())]
     # Those that were stopped because another failed are not the reason.
-    for error in sorted(errors, key=lambda e: isinstance(e, Interrupted)):
+    for error in sorted(errors, key=lambda e: isinstance(e, InterruptedByUserError)):
         raise error
     if stop.asked:
-        raise Interrupted(STOPPED)
+        raise InterruptedByUserError(STOPPED)
 
 
-def _wait(futures: Mapping[Future[None], ArmRun], pool: ThreadPoolExecutor, stop: Stop) -> None:
+def _wait(futures: Mapping[Future[None], ArmRun], pool: ThreadPoolExecutor, stop: StopSignal) -> None:
     """Until all have ended; none is begun after Ctrl-C or a failure."""
     while left := [future for future in futures if not future.done()]:
         try:
             over = wait(left, POLL_SECONDS).done
         except KeyboardInterrupt:
-            stop.ask()
+            stop.request_stop()
             over = set[Future[None]]()
         if not stop.asked and (failed := [futures[f].key for f in over if f.exception()]):
-            say(f"{failed[0]} failed; what else is being trained stops with a checkpoint")
+            print_line(f"{failed[0]} failed; what else is being trained stops with a checkpoint")
             stop.asked = True
         if stop.asked:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _train(arm: ArmRun, base: BaseModel, parent: str, parallel: int, view: View) -> None:
+def _train(arm: ArmRun, base: BaseModel, parent: str, parallel: int, view: ProgressView) -> None:
     """Train one, or go on with it."""
     config, folder = arm.config, arm.folder
-    say(f"arm {config.name}, seed {config.train.seed}")
-    run = run_state.join(folder, f"{config.name} seed {config.train.seed}", "arm", parent, _identity(arm, base))
-    with runs.closing(run):
-        run.params({"config": asdict(config), "base_fingerprint": base.fingerprint})
-        run.inputs(arm.prepared.inputs, "training")
-        shared = replace(config, scale=replace(config.scale, cpus=cores(config.scale, parallel)))
-        fitted = fit(shared, base, arm.prepared, run, folder, view=view)
+    print_line(f"arm {config.name}, seed {config.train.seed}")
+    run = create_or_resume_run(folder, f"{config.name} seed {config.train.seed}", "arm", parent, _identity(arm, base))
+    with runs.close_run(run):
+        run.log_params({"config": asdict(config), "base_fingerprint": base.fingerprint})
+        run.log_inputs(arm.prepared.inputs, "training")
+        shared = replace(config, scale=replace(config.scale, cpus=get_worker_cores(config.scale, parallel)))
+        fitted = run_training(shared, base, arm.prepared, run, folder, view=view)
         if fitted.stopped:
-            raise Interrupted(STOPPED)
-        prefixes.save(learned(config, base, arm.prepared, run, fitted), folder / "prefix")
-        run.artifacts(folder / "prefix", "prefix")
+            raise InterruptedByUserError(STOPPED)
+        save_prefix(build_learned_prefix(config, base, arm.prepared, run, fitted), folder / "prefix")
+        run.log_artifacts(folder / "prefix", "prefix")
 
 
-def _read(arm: ArmRun) -> Trained:
-    prefix = prefixes.load(arm.folder / "prefix")
-    curve = runs.curve(arm.known.run_id, "train/validation_loss") if arm.known else []
+def _read(arm: ArmRun) -> TrainedArm:
+    prefix = load_prefix(arm.folder / "prefix")
+    curve = runs.read_curve(arm.known.run_id, "train/validation_loss") if arm.known else []
     took = {name: prefix.card.method.get(name) for name in ("seconds", "tokens", "memory_gib")}
-    return Trained(prefix, curve, Cost(arm.key, **took))
+    return TrainedArm(prefix, curve, TrainingCost(arm.key, **took))
 
 
 def _identity(arm: ArmRun, base: BaseModel) -> dict[str, Any]:
-    return dataset.identity(arm.config, base, arm.prepared.inputs)
+    return build_run_identity(arm.config, base, arm.prepared.inputs)

@@ -6,7 +6,7 @@ from typing import Any
 from trimtab.errors import UsageError
 from trimtab.jobs.evaluate.config import UtilitySuite
 from trimtab.jobs.judges.config import JudgeConfig
-from trimtab.types import UNLEARNED, Label
+from trimtab.types import BASELINE_ARMS, Label
 
 
 @dataclass(frozen=True)
@@ -63,5 +63,5 @@ class StudyConfig:
             raise UsageError("a study needs at least one seed and one arm")
         if self.parallel < 1:
             raise UsageError(f"parallel must be at least 1, not {self.parallel}")
-        if bad := [name for name in self.arms if not name or any(c in name for c in "/#") or name in UNLEARNED]:
-            raise UsageError(f"{bad[0]!r} cannot name an arm: leave out / and #, and {', '.join(UNLEARNED)} are taken")
+        if bad := [name for name in self.arms if not name or any(c in name for c in "/#") or name in BASELINE_ARMS]:
+            raise UsageError(f"{bad[0]!r} cannot name an arm: leave out / and #, and {', '.join(BASELINE_ARMS)} are taken")

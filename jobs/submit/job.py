@@ -23,9 +23,9 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from rich.table import Table
 
 from trimtab.cli import main
-from trimtab.cli.console import console, say
-from trimtab.errors import Interrupted, JobError, NotFoundError, UsageError
-from trimtab.jobs.runtime.config import sources
+from trimtab.cli.console import console, print_line
+from trimtab.errors import InterruptedByUserError, JobError, NotFoundError, UsageError
+from trimtab.jobs.runtime.config import as_source_list
 from trimtab.jobs.submit.config import JobConfig, JobsConfig, SubmitConfig
 
 POLL_SECONDS = 1.0
@@ -33,7 +33,7 @@ ADDRESS = "RAY_API_SERVER_ADDRESS"
 
 
 @dataclass(frozen=True)
-class Job:
+class ClusterJob:
     """A job as `trimtab jobs list` shows it; `began` and `ended` in seconds since 1970."""
 
     name: str
@@ -45,12 +45,12 @@ class Job:
     message: str
 
 
-def submit(config: SubmitConfig) -> dict[str, Any]:
+def run_submit(config: SubmitConfig) -> dict[str, Any]:
     """`trimtab submit`. Raises UsageError for a name that is taken, and what the job failed with where it is waited for."""
     if config.upload and not Path(config.upload).is_dir():
         raise UsageError(f"submit: {config.upload} is no folder")
     with chdir(config.upload or "."):
-        main.check(config.command)
+        main.check_arguments(config.command)
     with _client(config.address) as client:
         if (there := _find(client, config.name)) is None:
             sent = client.submit_job(
@@ -61,14 +61,14 @@ def submit(config: SubmitConfig) -> dict[str, Any]:
                 entrypoint_num_cpus=config.cpus or None,
                 entrypoint_num_gpus=config.gpus or None,
             )
-            say(f"submitted {sent}")
+            print_line(f"submitted {sent}")
         elif not config.attach:
             taken = f"there is a job {config.name!r} already ({there.status.lower()})"
             raise UsageError(f"{taken}: choose another --name, or --attach true to follow it")
         return _followed(client, config.name) if config.wait or config.attach else {"name": config.name}
 
 
-def show(config: JobsConfig) -> list[dict[str, Any]]:
+def run_jobs_list(config: JobsConfig) -> list[dict[str, Any]]:
     """`trimtab jobs list`."""
     with _client(config.address) as client:
         jobs = sorted((_job(details) for details in client.list_jobs()), key=lambda job: job.began or 0)
@@ -81,7 +81,7 @@ def show(config: JobsConfig) -> list[dict[str, Any]]:
     return [asdict(job) for job in jobs]
 
 
-def logs(config: JobConfig) -> dict[str, Any]:
+def run_jobs_logs(config: JobConfig) -> dict[str, Any]:
     """`trimtab jobs logs`: what a job has said, and with `follow` what it goes on to say."""
     with _client(config.address) as client:
         job = _known(client, config.name)
@@ -91,14 +91,14 @@ def logs(config: JobConfig) -> dict[str, Any]:
     return asdict(job)
 
 
-def stop(config: JobConfig) -> dict[str, Any]:
+def run_jobs_stop(config: JobConfig) -> dict[str, Any]:
     """`trimtab jobs stop`: end a job, and wait until it has."""
     with _client(config.address) as client:
         if not _ended(_known(client, config.name)):
             client.stop_job(config.name)
         while not _ended(job := _known(client, config.name)):
             time.sleep(POLL_SECONDS)
-    say(f"{config.name}: {job.status.lower()}")
+    print_line(f"{config.name}: {job.status.lower()}")
     return asdict(job)
 
 
@@ -114,7 +114,7 @@ def _followed(client: JobSubmissionClient, name: str) -> dict[str, Any]:
         while not _ended(job := _known(client, name)):
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        raise Interrupted(
+        raise InterruptedByUserError(
             f"{name} goes on; trimtab jobs logs {name} --follow true shows it, trimtab jobs stop {name} ends it"
         ) from None
     if job.status != JobStatus.SUCCEEDED.value:
@@ -132,7 +132,7 @@ def _entrypoint(config: SubmitConfig) -> str:
 
 
 def _runtime_env(config: SubmitConfig) -> dict[str, Any]:
-    wanted = sources(config.environment)
+    wanted = as_source_list(config.environment)
     missing = [name for name in wanted if name not in os.environ]
     if missing:
         raise UsageError(f"submit: there is no {missing[0]} in the environment here")
@@ -170,25 +170,25 @@ def _client(address: str | None) -> Generator[JobSubmissionClient]:
         raise JobError(f"the cluster at {where} did not do it: {_first(error)}") from error
 
 
-def _find(client: JobSubmissionClient, name: str) -> Job | None:
+def _find(client: JobSubmissionClient, name: str) -> ClusterJob | None:
     return next((_job(details) for details in client.list_jobs() if details.submission_id == name), None)
 
 
-def _known(client: JobSubmissionClient, name: str) -> Job:
+def _known(client: JobSubmissionClient, name: str) -> ClusterJob:
     if (job := _find(client, name)) is None:
         names = ", ".join(sorted(str(d.submission_id) for d in client.list_jobs() if d.submission_id))
         raise NotFoundError(f"no job {name!r} on this cluster; there are: {names or 'none'}")
     return job
 
 
-def _job(details: JobDetails) -> Job:
+def _job(details: JobDetails) -> ClusterJob:
     command = (details.metadata or {}).get("trimtab", details.entrypoint)
     began, ended = (at / 1000 if at else None for at in (details.start_time, details.end_time))
     name = details.submission_id or details.job_id or "-"
-    return Job(name, details.status.value, command, began, ended, details.driver_exit_code, details.message or "")
+    return ClusterJob(name, details.status.value, command, began, ended, details.driver_exit_code, details.message or "")
 
 
-def _ended(job: Job) -> bool:
+def _ended(job: ClusterJob) -> bool:
     return JobStatus(job.status).is_terminal()
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 from types import FrameType
 
-from trimtab.cli.console import say
+from trimtab.cli.console import print_line
 
 # A command that was called wrongly, or stopped by a person, will not do better.
 INTERRUPTED = 130
@@ -20,15 +20,15 @@ def main(arguments: list[str]) -> int:
     times, _, *command = arguments
     tries, code = int(times) + 1, 0
     for number in range(1, tries + 1):
-        code = run(command)
+        code = run_with_retries(command)
         if code in FINAL or number == tries:
             break
-        say(f"try {number} of {tries} ended with exit code {code}; again in {WAIT_SECONDS:.0f} s")
+        print_line(f"try {number} of {tries} ended with exit code {code}; again in {WAIT_SECONDS:.0f} s")
         time.sleep(WAIT_SECONDS)
     return code
 
 
-def run(command: list[str]) -> int:
+def run_with_retries(command: list[str]) -> int:
     """One try; what stops this process stops the command."""
     process, stopped = subprocess.Popen(command), threading.Event()
 

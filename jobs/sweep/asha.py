@@ -18,7 +18,7 @@ METRIC, STEP = "validation_loss", "step"
 FILE = "validations.jsonl"
 
 
-class Validations(TuneReportCallback):
+class ValidationReporter(TuneReportCallback):
     """Keeps and tells each validation of a trial. Made in the trial's process, called in that of Train's controller."""
 
     def __init__(self, folder: Path) -> None:
@@ -27,16 +27,16 @@ class Validations(TuneReportCallback):
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         """Called when all workers have reported; worker 0 brings the steps since the last report."""
-        for line in keep(self._folder, metrics[0].get("history", [])):
+        for line in append_validations(self._folder, metrics[0].get("history", [])):
             super().after_report(run_context, [line], None)
 
 
-def keep(folder: Path, history: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
+def append_validations(folder: Path, history: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
     """Add the validations among the steps of a history to a trial's file; returns the lines that are new.
 
     A line has the step and the lowest loss up to it (nats per token), which is that of the prefix that would be kept.
     """
-    known = read(folder)
+    known = read_validations(folder)
     fresh: list[dict[str, float]] = []
     for entry in history:
         last = [*known, *fresh][-1:]
@@ -51,13 +51,13 @@ def keep(folder: Path, history: Iterable[Mapping[str, float]]) -> list[dict[str,
     return fresh
 
 
-def read(folder: Path) -> list[dict[str, float]]:
+def read_validations(folder: Path) -> list[dict[str, float]]:
     """The lines of a trial's file, in the order of their steps."""
     path = folder / FILE
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-class Rungs(ASHAScheduler):
+class CooperativeAsha(ASHAScheduler):
     """Lets a trial go on at each rung only if it is among the best share of those that came there.
 
     A killed trial would leave its placement group behind: where Ray has no dashboard, Train's cleaner cannot see that its
@@ -85,7 +85,7 @@ class Rungs(ASHAScheduler):
         # Tune writes its settings to a folder that nothing is read from.
         return {}
 
-    def know(self, number: int, seen: list[dict[str, float]]) -> None:
+    def add_finished_trial(self, number: int, seen: list[dict[str, float]]) -> None:
         """Measure others also by a trial of an earlier call, from its validations."""
         controller: Any = None
         trial: Any = SimpleNamespace(trial_id=f"ended-{number}")

@@ -48,29 +48,29 @@ class SweepConfig:
             raise UsageError(f"trials ({self.trials}) and parallel ({self.parallel}) must be at least 1")
         if self.reduction <= 1:
             raise UsageError(f"reduction must be above 1, not {self.reduction}")
-        domains = flat(self.space)
+        domains = flatten_space(self.space)
         if not domains:
             raise UsageError("space is empty: give settings to search, each with choices or with low and high")
         for key, values in domains.items():
             _check(key, values)
 
 
-def flat(space: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_space(space: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Domains by dotted names."""
     domains: dict[str, Any] = {}
     for key, values in space.items():
         if isinstance(values, Mapping) and not {"low", "high"} & set(values):
-            domains |= flat(values, f"{prefix}{key}.")
+            domains |= flatten_space(values, f"{prefix}{key}.")
         else:
             domains[f"{prefix}{key}"] = values
     return domains
 
 
-def drawn(config: SweepConfig) -> list[dict[str, Any]]:
+def draw_settings(config: SweepConfig) -> list[dict[str, Any]]:
     """Settings of each trial, dotted. The same seed draws the same ones, and more trials begin with those of fewer; a space
     with fewer combinations than trials gives each of them once."""
     generator = random.Random(config.seed)
-    domains = flat(config.space)
+    domains = flatten_space(config.space)
     found: list[dict[str, Any]] = []
     for _ in range(DRAWS * config.trials):
         one = {key: _draw(values, generator) for key, values in domains.items()}

@@ -18,19 +18,18 @@ from ray.exceptions import RayError
 from ray.tune import TuneError
 
 from trimtab import settings
-from trimtab.cli.console import Bar, say
-from trimtab.errors import Interrupted, TrimtabError
+from trimtab.cli.console import ProgressBar, print_line
+from trimtab.errors import InterruptedByUserError, TrimtabError
 from trimtab.jobs.align.config import AlignConfig
-from trimtab.jobs.align.dataset import Prepared, identity
-from trimtab.jobs.align.driver import cores, fit
-from trimtab.jobs.runtime import run_state
-from trimtab.jobs.runtime.cluster import cause
-from trimtab.jobs.runtime.control_actor import board_name
-from trimtab.jobs.sweep import asha
-from trimtab.jobs.sweep.asha import METRIC, STEP, Rungs, Validations
+from trimtab.jobs.align.dataset import PreparedDataset, build_run_identity
+from trimtab.jobs.align.driver import get_worker_cores, run_training
+from trimtab.jobs.runtime.cluster import unwrap_ray_error
+from trimtab.jobs.runtime.control_actor import format_actor_name
+from trimtab.jobs.runtime.run_state import create_or_resume_run, read_run_record
+from trimtab.jobs.sweep.asha import METRIC, STEP, CooperativeAsha, ValidationReporter, read_validations
 from trimtab.jobs.sweep.config import SweepConfig
 from trimtab.model.base_model import BaseModel
-from trimtab.tracking.runs import Run
+from trimtab.tracking.runs import TrackedRun
 
 
 @dataclass(frozen=True)
@@ -50,37 +49,37 @@ class Trial:
     @property
     def run_id(self) -> str | None:
         """Its MLflow run, once it has begun."""
-        known = run_state.known(self.folder)
+        known = read_run_record(self.folder)
         return known.run_id if known else None
 
     @property
     def loss(self) -> float | None:
         """Its lowest validation loss (nats per token), once there is one."""
-        seen = asha.read(self.folder)
+        seen = read_validations(self.folder)
         return seen[-1][METRIC] if seen else None
 
     @property
     def step(self) -> int:
         """The step of its last validation."""
-        seen = asha.read(self.folder)
+        seen = read_validations(self.folder)
         return int(seen[-1][STEP]) if seen else 0
 
-    def join(self, parent: str, identity: Mapping[str, Any]) -> Run:
+    def join(self, parent: str, identity: Mapping[str, Any]) -> TrackedRun:
         """Begin its MLflow run under the sweep's, or go on with it; `identity` is what it must then share with this one."""
-        return run_state.join(self.folder, f"{self.config.name} trial {self.number}", "trial", parent, identity)
+        return create_or_resume_run(self.folder, f"{self.config.name} trial {self.number}", "trial", parent, identity)
 
 
 @dataclass(frozen=True)
-class Search:
+class TrialSearch:
     """What every trial is given: all trials, their rows, the base model, and the sweep's MLflow run."""
 
     trials: Sequence[Trial]
-    prepared: Sequence[Prepared]
+    prepared: Sequence[PreparedDataset]
     base: BaseModel
     parent: str
 
 
-def search(config: SweepConfig, work: Search, folder: Path) -> dict[int, TrimtabError]:
+def run_trials(config: SweepConfig, work: TrialSearch, folder: Path) -> dict[int, TrimtabError]:
     """Run all trials that have not ended; returns the errors of those that failed. Raises Interrupted on Ctrl-C."""
     trials = work.trials
     left = [t for t in trials if not t.ended]
@@ -88,52 +87,56 @@ def search(config: SweepConfig, work: Search, folder: Path) -> dict[int, Trimtab
         return {}
     first = trials[0].config
     longest = max(t.config.train.steps for t in trials)
-    scheduler = Rungs(first.train.validate_every, longest, config.reduction, lambda number: _halt(trials[number]))
+    scheduler = CooperativeAsha(
+        first.train.validate_every, longest, config.reduction, lambda number: _request_stop(trials[number])
+    )
     for trial in trials:
         if trial.ended:
-            scheduler.know(trial.number, asha.read(trial.folder))
+            scheduler.add_finished_trial(trial.number, read_validations(trial.folder))
     # Its words are about Tune's own folder and how to restore it; ours follow.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    waiting = tune.with_parameters(attempt, work=work, cpus=cores(first.scale, config.parallel))
+    waiting = tune.with_parameters(run_trial, work=work, cpus=get_worker_cores(first.scale, config.parallel))
     # The trial itself only waits: the cores are for its workers, and Tune wants a trial to ask for something.
     trainable = tune.with_resources(waiting, {"memory": 1 << 20})
-    with Bar("trials", len(trials)) as bar, TemporaryDirectory(dir=folder, prefix="tune-") as scratch:
+    with ProgressBar("trials", len(trials)) as bar, TemporaryDirectory(dir=folder, prefix="tune-") as scratch:
         tuner = tune.Tuner(
             trainable,
             param_space={"trial": tune.grid_search([t.number for t in left])},
             tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=config.parallel),
-            run_config=tune.RunConfig(name="tune", storage_path=scratch, verbose=0, callbacks=[Watch(trials, bar)]),
+            run_config=tune.RunConfig(name="tune", storage_path=scratch, verbose=0, callbacks=[TrialProgress(trials, bar)]),
         )
         found = _fit(tuner)
-    failed = {int(r.config["trial"]): cause(r.error) for r in found if r.config and isinstance(r.error, Exception)}
+    failed = {int(r.config["trial"]): unwrap_ray_error(r.error) for r in found if r.config and isinstance(r.error, Exception)}
     for number, error in failed.items():
-        say(f"trial {number} failed: {error}")
+        print_line(f"trial {number} failed: {error}")
     stopped = [t for t in left if not t.ended and t.number not in failed]
     for trial in stopped:
         if trial.run_id:
-            Run(trial.run_id, settings.home() / "outbox").finish("KILLED")
+            TrackedRun(trial.run_id, settings.get_home() / "outbox").finish("KILLED")
     if stopped:
-        raise Interrupted(f"stopped; {len(trials) - len(stopped)} of {len(trials)} trials are done, the same command goes on")
+        raise InterruptedByUserError(
+            f"stopped; {len(trials) - len(stopped)} of {len(trials)} trials are done, the same command goes on"
+        )
     return failed
 
 
-def attempt(chosen: dict[str, Any], work: Search, cpus: float) -> None:
+def run_trial(chosen: dict[str, Any], work: TrialSearch, cpus: float) -> None:
     """One trial, in an actor of Tune's; Train's workers are its own, with so many cores each."""
     trial = work.trials[chosen["trial"]]
-    for line in asha.read(trial.folder):
+    for line in read_validations(trial.folder):
         tune.report(line)
     config = replace(trial.config, scale=replace(trial.config.scale, cpus=cpus))
     prepared = work.prepared[trial.number]
-    run = trial.join(work.parent, identity(trial.config, work.base, prepared.inputs))
+    run = trial.join(work.parent, build_run_identity(trial.config, work.base, prepared.inputs))
     run.params({"config": asdict(trial.config), "base_fingerprint": work.base.fingerprint})
     run.inputs(prepared.inputs, "training")
-    fit(config, work.base, prepared, run, trial.folder, [Validations(trial.folder)])
+    run_training(config, work.base, prepared, run, trial.folder, [ValidationReporter(trial.folder)])
 
 
-class Watch(tune.Callback):
+class TrialProgress(tune.Callback):
     """Moves the bar, and ends the MLflow runs of trials as they end."""
 
-    def __init__(self, trials: Sequence[Trial], bar: Bar) -> None:
+    def __init__(self, trials: Sequence[Trial], bar: ProgressBar) -> None:
         self._failed = 0
         self._trials = trials
         self._bar = bar
@@ -156,7 +159,7 @@ class Watch(tune.Callback):
         self._failed += 1
         run_id = self._trials[trial.config["trial"]].run_id
         if run_id:
-            Run(run_id, settings.home() / "outbox").finish("FAILED")
+            TrackedRun(run_id, settings.get_home() / "outbox").finish("FAILED")
         self._move()
 
     def _move(self) -> None:
@@ -172,16 +175,16 @@ def _fit(tuner: tune.Tuner) -> tune.ResultGrid:
     try:
         return tuner.fit()
     except (RayError, TuneError) as error:
-        raise cause(error) from error
+        raise unwrap_ray_error(error) from error
     finally:
         # Tune takes Ctrl-C for itself, and does not give it back.
         if signal.getsignal(signal.SIGINT) != handler:
             signal.signal(signal.SIGINT, handler)
 
 
-def _halt(trial: Trial) -> bool:
+def _request_stop(trial: Trial) -> bool:
     try:
-        board: Any = ray.get_actor(board_name(str(trial.run_id)))
+        board: Any = ray.get_actor(format_actor_name(str(trial.run_id)))
         ray.get(board.stop.remote())
     except (RayError, ValueError):
         return False
@@ -192,8 +195,8 @@ def _end(trial: Trial) -> None:
     (trial.folder / "ended").touch()
     if trial.run_id is None:
         return
-    run = Run(trial.run_id, settings.home() / "outbox")
+    run = TrackedRun(trial.run_id, settings.get_home() / "outbox")
     if trial.loss is not None:
-        run.metrics({f"lowest_{METRIC}": trial.loss}, trial.step)
-    run.tags({"trimtab.trial": "to its end" if trial.step == trial.config.train.steps else "stopped early"})
+        run.log_metrics({f"lowest_{METRIC}": trial.loss}, trial.step)
+    run.set_tags({"trimtab.trial": "to its end" if trial.step == trial.config.train.steps else "stopped early"})
     run.finish("FINISHED")

@@ -39,7 +39,7 @@ class NotFoundError(TrimtabError, LookupError):
         return str(self.args[0]) if self.args else ""
 
 
-class ArtefactError(TrimtabError, ValueError):
+class ArtifactError(TrimtabError, ValueError):
     """A prefix, detector or card that must not be used: damaged, unsafe, or made for another base model."""
 
     exit_code = 2
@@ -78,13 +78,13 @@ class JobError(TrimtabError, RuntimeError):
     """A job on the cluster ended without its result."""
 
 
-class Interrupted(TrimtabError):
+class InterruptedByUserError(TrimtabError):
     """The user stopped the work; what was done is kept and can be resumed. Exit code 130, as shells have it."""
 
     exit_code = 130
 
 
-def no_space(error: BaseException) -> NoSpaceError | None:
+def as_no_space_error(error: BaseException) -> NoSpaceError | None:
     """What to say where a full disk is behind an error, or None. By its text too: libraries put the system's error into one of
     their own."""
     said = os.strerror(errno.ENOSPC)

@@ -1,8 +1,8 @@
 """A prefix in plain transformers: conversations as the inputs of `model.generate`, with no engine.
 
-base = base_model.resolve("smollm2-135m")
+base = base_model.resolve_base_model("smollm2-135m")
 model, tokenizer = base.load(), base.tokenizer()
-ids = model.generate(**inputs(model, base, [[{"role": "user", "content": "Hello"}]], prefix), max_new_tokens=40)
+ids = model.generate(**build_inputs(model, base, [[{"role": "user", "content": "Hello"}]], prefix), max_new_tokens=40)
 print(tokenizer.batch_decode(ids, skip_special_tokens=True))
 """
 
@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from trimtab.artifacts import prefix as prefixes
-from trimtab.artifacts.prefix import Prefix
-from trimtab.model import chat_template
+from trimtab.artifacts.prefix import Prefix, check_base
 from trimtab.model.base_model import BaseModel
-from trimtab.model.chat_template import Message
+from trimtab.model.chat_template import Message, build_renderer
 from trimtab.model.frozen_model import FrozenModel
 from trimtab.types import MAX_ROWS
 
@@ -24,21 +22,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def inputs(
+def build_inputs(
     model: "PreTrainedModel", base: BaseModel, conversations: Sequence[Sequence[Message]], prefix: Prefix | None = None
 ) -> dict[str, Tensor]:
     """`inputs_embeds` [B, T, d] and `attention_mask` [B, T] of conversations that the assistant is to answer, left-padded.
 
     `model` is the loaded `base`. As the prompt is not given as token ids, `generate` returns those of the answers alone.
-    Raises ArtefactError for a prefix of another base model, UsageError for messages that hold the text of a row token.
+    Raises ArtifactError for a prefix of another base model, UsageError for messages that hold the text of a row token.
     """
-    renderer = chat_template.renderer(base, MAX_ROWS)
+    renderer = build_renderer(base, MAX_ROWS)
     if prefix is None:
-        rows, prompts = [], [renderer.prompt(c) for c in conversations]
+        rows, prompts = [], [renderer.render_prompt(c) for c in conversations]
     else:
-        prefixes.check_base(prefix, base)
+        check_base(prefix, base)
         rows = list(range(renderer.first_row, renderer.first_row + len(prefix.vectors)))
-        prompts = [renderer.prompt(c, prefix.card.place, rows) for c in conversations]
+        prompts = [renderer.render_prompt(c, prefix.card.place, rows) for c in conversations]
     for ids in prompts:
         renderer.check_rows(ids, rows)
     frozen = FrozenModel(model, renderer.first_row)
@@ -46,5 +44,5 @@ def inputs(
     tokens = torch.tensor([[0] * (longest - len(ids)) + ids for ids in prompts], device=frozen.device)
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=frozen.device)
     with torch.no_grad():
-        embedded = frozen.embed(prefix.vectors.to(frozen.device) if prefix else None, tokens)
+        embedded = frozen.embed_inputs(prefix.vectors.to(frozen.device) if prefix else None, tokens)
     return {"inputs_embeds": embedded, "attention_mask": mask}

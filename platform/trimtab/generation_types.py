@@ -51,14 +51,14 @@ class Answer:
 
     text: str
     token_ids: tuple[int, ...]
-    finished: str
+    finish_reason: str
     prompt_tokens: int
     logprobs: tuple[Mapping[int, float], ...] = ()
     signals: Signals | None = None
     risk: float | None = None
 
     @property
-    def likelihood(self) -> float:
+    def mean_log_probability(self) -> float:
         """Mean log-probability of its tokens, where log-probabilities were asked for; minus infinity for an empty answer."""
         own = [step[token] for step, token in zip(self.logprobs, self.token_ids, strict=True)]
         return sum(own) / len(own) if own else float("-inf")

@@ -13,26 +13,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from trimtab.artifacts import card as cards
-from trimtab.artifacts import prefix as prefixes
-from trimtab.artifacts.card import Card
-from trimtab.artifacts.prefix import Prefix
+from trimtab.artifacts.card import PrefixCard, read_json_object
+from trimtab.artifacts.prefix import Prefix, build_prefix, check_base, read_single_tensor, save_prefix
 from trimtab.cli.commands import ExportConfig, ImportConfig
-from trimtab.cli.console import say
-from trimtab.errors import ArtefactError, UsageError
+from trimtab.cli.console import print_line
+from trimtab.errors import ArtifactError, UsageError
 from trimtab.loading import load_prefix
-from trimtab.model import base_model, chat_template
-from trimtab.model.base_model import BaseModel
+from trimtab.model.base_model import BaseModel, resolve_base_model
+from trimtab.model.chat_template import build_renderer
 from trimtab.types import MAX_ROWS
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 TENSOR = "prompt_embeddings"
 
 
-def from_peft(folder: Path, base: BaseModel, name: str) -> Prefix:
+def import_adapter(folder: Path, base: BaseModel, name: str) -> Prefix:
     """The prefix `name`, of place `start`, from a PEFT prompt-tuning adapter of this base model.
 
-    An adapter does not say what weights it was made for: only its width is checked. Raises ArtefactError: no adapter, a
+    An adapter does not say what weights it was made for: only its width is checked. Raises ArtifactError: no adapter, a
     pickled, truncated or foreign file, another kind of adapter or width, NaN or infinity; UsageError where PEFT's place is
     none of ours.
     """
@@ -40,19 +38,19 @@ def from_peft(folder: Path, base: BaseModel, name: str) -> Prefix:
     config = _config(folder)
     vectors = _vectors(folder)
     if vectors.shape[1] != base.width:
-        raise ArtefactError(f"{folder} has width {vectors.shape[1]}; base model {base.name} has {base.width}")
+        raise ArtifactError(f"{folder} has width {vectors.shape[1]}; base model {base.name} has {base.width}")
     _check_start(base)
     source = {key: config.get(key) for key in ("peft_type", "base_model_name_or_path", "peft_version")}
-    card = Card("prefix", name, base.name, base.fingerprint, "start", 0, 0, "", method=source)
-    return prefixes.make(vectors.float() / _scale(base), card)
+    card = PrefixCard("prefix", name, base.name, base.fingerprint, "start", 0, 0, "", method=source)
+    return build_prefix(vectors.float() / _scale(base), card)
 
 
-def to_peft(prefix: Prefix, folder: Path, base: BaseModel) -> Path:
+def export_adapter(prefix: Prefix, folder: Path, base: BaseModel) -> Path:
     """Write a prefix of place `start` as an adapter that `peft.PeftModel.from_pretrained` loads; gives the folder back.
 
-    Raises ArtefactError for a prefix of another base model, UsageError where PEFT would put it elsewhere.
+    Raises ArtifactError for a prefix of another base model, UsageError where PEFT would put it elsewhere.
     """
-    prefixes.check_base(prefix, base)
+    check_base(prefix, base)
     card = prefix.card
     if card.place != "start":
         raise UsageError(f"prefix {card.name!r} goes to place {card.place}; PEFT knows only the start of the prompt")
@@ -74,51 +72,51 @@ def to_peft(prefix: Prefix, folder: Path, base: BaseModel) -> Path:
     return folder
 
 
-def import_command(config: ImportConfig) -> dict[str, Any]:
+def run_import(config: ImportConfig) -> dict[str, Any]:
     """Save an adapter as a prefix."""
-    prefix = from_peft(Path(config.adapter), base_model.resolve(config.base), config.name)
-    folder = prefixes.save(prefix, Path(config.out))
-    say(f"{folder}: prefix {config.name} with {prefix.card.rows} rows, place start, for {prefix.card.base}")
+    prefix = import_adapter(Path(config.adapter), resolve_base_model(config.base), config.name)
+    folder = save_prefix(prefix, Path(config.out))
+    print_line(f"{folder}: prefix {config.name} with {prefix.card.rows} rows, place start, for {prefix.card.base}")
     return {"folder": str(folder), "digest": prefix.card.digest}
 
 
-def export_command(config: ExportConfig) -> dict[str, Any]:
+def run_export(config: ExportConfig) -> dict[str, Any]:
     """Save a prefix as an adapter."""
-    base = base_model.resolve(config.base)
-    folder = to_peft(load_prefix(config.prefix, base.name), Path(config.out), base)
-    say(f"{folder}: for peft.PeftModel.from_pretrained(model, {str(folder)!r})")
+    base = resolve_base_model(config.base)
+    folder = export_adapter(load_prefix(config.prefix, base.name), Path(config.out), base)
+    print_line(f"{folder}: for peft.PeftModel.from_pretrained(model, {str(folder)!r})")
     return {"folder": str(folder)}
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """The adapter's config; ArtefactError unless it is prompt tuning of a causal language model."""
+    """The adapter's config; ArtifactError unless it is prompt tuning of a causal language model."""
     path = folder / CONFIG
     if not path.is_file():
-        raise ArtefactError(f"{folder} has no {CONFIG}; a PEFT adapter is a folder with it and {WEIGHTS}")
-    config = cards.read_object(path, "the config of an adapter")
+        raise ArtifactError(f"{folder} has no {CONFIG}; a PEFT adapter is a folder with it and {WEIGHTS}")
+    config = read_json_object(path, "the config of an adapter")
     kind, task = config.get("peft_type"), config.get("task_type")
     if kind != "PROMPT_TUNING":
-        raise ArtefactError(f"{path}: peft_type {kind!r} is no prefix; only PROMPT_TUNING is")
+        raise ArtifactError(f"{path}: peft_type {kind!r} is no prefix; only PROMPT_TUNING is")
     if task not in ("CAUSAL_LM", None):
-        raise ArtefactError(f"{path}: task_type {task!r} is not of a causal language model")
+        raise ArtifactError(f"{path}: task_type {task!r} is not of a causal language model")
     return config
 
 
 def _vectors(folder: Path) -> Tensor:
-    """The adapter's vectors [k, d] as they are; ArtefactError for any file that is not just those."""
+    """The adapter's vectors [k, d] as they are; ArtifactError for any file that is not just those."""
     path = folder / WEIGHTS
     if not path.exists() and (folder / PICKLE).exists():
-        raise ArtefactError(f"{folder / PICKLE} is a pickle, which can run code and is never read: save it as safetensors")
-    vectors = prefixes.read_tensor(path, TENSOR)
+        raise ArtifactError(f"{folder / PICKLE} is a pickle, which can run code and is never read: save it as safetensors")
+    vectors = read_single_tensor(path, TENSOR)
     if vectors.ndim != 2 or not vectors.is_floating_point():
-        raise ArtefactError(f"{path}: {TENSOR} must be numbers [k, d], not {vectors.dtype} {list(vectors.shape)}")
+        raise ArtifactError(f"{path}: {TENSOR} must be numbers [k, d], not {vectors.dtype} {list(vectors.shape)}")
     return vectors
 
 
 def _check_start(base: BaseModel) -> None:
     """UsageError where a beginning-of-sequence token comes first: our vectors go after it, PEFT's before."""
-    renderer = chat_template.renderer(base, MAX_ROWS)
-    ids = renderer.prompt([{"role": "user", "content": "x"}], "start", [renderer.first_row])
+    renderer = build_renderer(base, MAX_ROWS)
+    ids = renderer.render_prompt([{"role": "user", "content": "x"}], "start", [renderer.first_row])
     if ids[0] != renderer.first_row:
         raise UsageError(f"prompts of {base.name} begin with a BOS token: PEFT puts vectors before it, trimtab after it")
 

@@ -18,13 +18,13 @@ LOCAL = "local"
 ON_ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
-def connect(address: str | None, environment: Mapping[str, str] | None = None) -> bool:
+def connect_to_ray(address: str | None, environment: Mapping[str, str] | None = None) -> bool:
     """Be connected to the cluster at `address`, else at RAY_ADDRESS, else to one started here; what runs there for us gets
     `environment` too. True where this connected, so that `ray.shutdown` is the caller's. Raises JobError.
     """
     if ray.is_initialized():
         return False
-    passed, where = settings.prepare_environment(), whereabouts(address)
+    passed, where = settings.prepare_environment(), get_address(address)
     passed |= ON_ONE_MACHINE if where == LOCAL else {}
     # It tells at each start that token authentication is on.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
@@ -49,20 +49,20 @@ def connect(address: str | None, environment: Mapping[str, str] | None = None) -
     return True
 
 
-def whereabouts(address: str | None) -> str:
+def get_address(address: str | None) -> str:
     """Where `connect` looks for a cluster; LOCAL where it starts one."""
     return address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
-def check(what: str, cpus: float, gpus: float) -> None:
+def check_resources(what: str, cpus: float, gpus: float) -> None:
     """Raise UsageError where Ray is on this machine alone, and has less than `what` takes: it waits for more without a word,
     and here for ever."""
     alone = ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback
-    if alone and (short := lacking(cpus, gpus)):
+    if alone and (short := find_missing_resources(cpus, gpus)):
         raise UsageError(f"{what} takes {short}: ask for less, or give a cluster with --address")
 
 
-def lacking(cpus: float, gpus: float) -> str | None:
+def find_missing_resources(cpus: float, gpus: float) -> str | None:
     """What the cluster has too little of at present, in words."""
     has = ray.cluster_resources()
     for kind, asked in (("CPU", cpus), ("GPU", gpus)):
@@ -71,6 +71,6 @@ def lacking(cpus: float, gpus: float) -> str | None:
     return None
 
 
-def cores() -> float:
+def get_max_node_cores() -> float:
     """CPU cores of the largest node, for work that runs alone; 1 where a head without any is all that is up."""
     return max([1.0, *(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"])])

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit, urlunsplit
 DOWNLOADED = ("assets", "models", "wheels", "engine")
 
 
-def home() -> Path:
+def get_home() -> Path:
     """Folder of everything trimtab keeps: `TRIMTAB_HOME`, else `trimtab` in the user's cache folder. Made on demand."""
     configured = os.environ.get("TRIMTAB_HOME")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -17,34 +17,34 @@ def home() -> Path:
     return folder.resolve()
 
 
-def lend(folder: Path) -> None:
+def link_downloads(folder: Path) -> None:
     """Link what was downloaded into `folder`, a home to be: it fetches nothing again; its runs and registry are its own."""
     for name in DOWNLOADED:
-        (home() / name).mkdir(exist_ok=True)
-        (folder / name).symlink_to(home() / name)
+        (get_home() / name).mkdir(exist_ok=True)
+        (folder / name).symlink_to(get_home() / name)
 
 
-def tracking_uri() -> str:
+def get_tracking_uri() -> str:
     """MLflow store: `MLFLOW_TRACKING_URI`, else a SQLite file under `home()`."""
     configured = os.environ.get("MLFLOW_TRACKING_URI")
     if configured:
         return configured
-    folder = home() / "mlflow"
+    folder = get_home() / "mlflow"
     folder.mkdir(exist_ok=True)
     return f"sqlite:///{folder / 'mlflow.db'}"
 
 
-def shown_uri() -> str:
+def get_shown_uri() -> str:
     """The MLflow store for people and logs: without the password that its address may hold."""
-    parts = urlsplit(tracking_uri())
+    parts = urlsplit(get_tracking_uri())
     if "@" not in parts.netloc:
-        return tracking_uri()
+        return get_tracking_uri()
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-def runs() -> Path:
+def get_runs_folder() -> Path:
     """Folder of job checkpoints and reports on this machine. Made on demand."""
-    folder = home() / "runs"
+    folder = get_home() / "runs"
     folder.mkdir(exist_ok=True)
     return folder
 

@@ -8,7 +8,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from trimtab.engine.asgi import NOTES, App, Message, Receive, Scope, Send, with_header
+from trimtab.engine.asgi import NOTES, App, Message, Receive, Scope, Send, set_header
 
 REQUEST_ID = b"x-request-id"
 FIT = re.compile(r"[\w.:-]{1,64}")
@@ -17,7 +17,7 @@ MOST_TEXT = 32_768
 
 
 @dataclass(frozen=True)
-class Record:
+class AccessRecord:
     """A request that has ended. `began` and `ended` are in nanoseconds since 1970, `first` in seconds from the beginning to the
     first byte of the response's body; `notes` say what answered and what watched; `parent` is the request's `traceparent`."""
 
@@ -39,16 +39,16 @@ class Record:
         return line | self.notes | ({} if self.text is None else {"text": self.text})
 
 
-class Sink(Protocol):
+class RecordSink(Protocol):
     """Takes records; never waits."""
 
-    def __call__(self, record: Record) -> None: ...
+    def __call__(self, record: AccessRecord) -> None: ...
 
 
-class Recorded:
+class AccessLogMiddleware:
     """An ASGI app around another one, that tells a sink of every POST. `with_text` gives it the body of requests too."""
 
-    def __init__(self, app: App, sink: Sink, *, with_text: bool = False) -> None:
+    def __init__(self, app: App, sink: RecordSink, *, with_text: bool = False) -> None:
         self._app = app
         self._sink = sink
         self._with_text = with_text
@@ -61,7 +61,7 @@ class Recorded:
         headers = dict(scope["headers"])
         given = headers.get(REQUEST_ID, b"").decode("latin-1")
         name = given if FIT.fullmatch(given) else uuid.uuid4().hex
-        scope = {**scope, "headers": with_header(scope["headers"], REQUEST_ID, name.encode()), NOTES: {}}
+        scope = {**scope, "headers": set_header(scope["headers"], REQUEST_ID, name.encode()), NOTES: {}}
         began, clock = time.time_ns(), time.perf_counter()
         status, first, text = 0, None, b""
 
@@ -76,7 +76,7 @@ class Recorded:
             nonlocal status, first
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = with_header(message["headers"], REQUEST_ID, name.encode())
+                message["headers"] = set_header(message["headers"], REQUEST_ID, name.encode())
             elif first is None and message.get("body"):
                 first = round(time.perf_counter() - clock, 4)
             await send(message)
@@ -87,9 +87,9 @@ class Recorded:
             said = text[:MOST_TEXT].decode(errors="replace") if self._with_text else None
             notes = {key: value for key, value in scope[NOTES].items() if value is not None}
             parent = headers.get(b"traceparent", b"").decode("latin-1") or None
-            self._sink(Record(name, scope["path"], status, began, time.time_ns(), first, notes, said, parent))
+            self._sink(AccessRecord(name, scope["path"], status, began, time.time_ns(), first, notes, said, parent))
 
 
-def line(record: Record) -> str:
+def format_record(record: AccessRecord) -> str:
     """A record as a line of JSON."""
     return json.dumps(record.as_json(), ensure_ascii=False)

@@ -8,7 +8,7 @@ from trimtab.engine.asgi import App, Message, Receive, Scope, Send
 from trimtab.errors import BusyError
 
 
-class Bounded:
+class AdmissionMiddleware:
     """An ASGI app around another one. `most` requests for answers at a time; more are told to come again. A whole answer, and
     the start of a stream, may take `request_seconds`, a stream `stream_seconds`; the engine is free of them then."""
 
@@ -29,11 +29,11 @@ class Bounded:
             return
         self._running += 1
         try:
-            await self._in_time(scope, receive, send)
+            await self._run_with_timeout(scope, receive, send)
         finally:
             self._running -= 1
 
-    async def _in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _run_with_timeout(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = streams = False
         limit = self._request_seconds
 
@@ -41,7 +41,7 @@ class Bounded:
             nonlocal started, streams, limit
             if message["type"] == "http.response.start":
                 started = True
-                streams = asgi.streams(message)
+                streams = asgi.is_event_stream(message)
                 if streams:
                     limit = self._stream_seconds
                     clock.reschedule(asyncio.get_running_loop().time() + limit)
@@ -51,12 +51,14 @@ class Bounded:
             async with asyncio.timeout(self._request_seconds) as clock:
                 await self._app(scope, receive, watched)
         except TimeoutError:
-            await _say_late(send, limit, started=started, streams=streams)
+            await _send_timeout(send, limit, started=started, streams=streams)
 
 
-async def _say_late(send: Send, limit: float, *, started: bool, streams: bool) -> None:
-    error: dict[str, Any] = asgi.error_body(504, f"this took longer than the {limit:g} seconds that a request may take here")
+async def _send_timeout(send: Send, limit: float, *, started: bool, streams: bool) -> None:
+    error: dict[str, Any] = asgi.build_error_body(
+        504, f"this took longer than the {limit:g} seconds that a request may take here"
+    )
     if not started:
         await asgi.send_json(send, 504, error)
     elif streams:
-        await send({"type": "http.response.body", "body": b"data: " + asgi.dump(error) + b"\n\n", "more_body": False})
+        await send({"type": "http.response.body", "body": b"data: " + asgi.dump_json(error) + b"\n\n", "more_body": False})

@@ -15,24 +15,24 @@ from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 
 from trimtab.engine import asgi
-from trimtab.engine.asgi import App, Receive, Replayed, Scope, Send
+from trimtab.engine.asgi import App, BufferedRequest, Receive, Scope, Send
 from trimtab.errors import TrimtabError, UsageError
-from trimtab.serve import api_keys, static_page
-from trimtab.serve.api_keys import ANY, Key
+from trimtab.serve.api_keys import ANY, ApiKey, hash_key, read_keys
+from trimtab.serve.static_page import ABOUT, NAMES
 
 # What anyone may look at: the page itself, which can ask nothing without a key, and whether the server is well.
-OPEN = (*static_page.NAMES, static_page.ABOUT, "/health", "/ping")
+OPEN = (*NAMES, ABOUT, "/health", "/ping")
 READ_SECONDS = 2.0
 
 
-class Access:
+class AuthenticationMiddleware:
     """An ASGI app around another one, for those who have a key in the file `path`. A file that is changed is read again within
     seconds; one that is damaged then changes nothing."""
 
     def __init__(self, app: App, path: Path) -> None:
         self._app = app
         self._path = path
-        self._keys = api_keys.read(path)
+        self._keys = read_keys(path)
         self._running: Counter[str] = Counter()
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
         self._read_at = 0.0
@@ -42,54 +42,54 @@ class Access:
         if scope["type"] != "http" or (scope["path"].rstrip("/") or "/") in OPEN:
             await self._app(scope, receive, send)
             return
-        key = await self._key(scope)
+        key = await self._find_key(scope)
         if key is None:
             said = "this server asks for an API key, as Authorization: Bearer KEY"
-            await _turn_down(send, 401, said, b"www-authenticate", b"Bearer")
+            await _reject(send, 401, said, b"www-authenticate", b"Bearer")
             return
         if key.concurrent and self._running[key.name] >= key.concurrent:
-            await _turn_down(send, 429, f"{key.name} has {key.concurrent} requests running already", b"retry-after", b"1")
+            await _reject(send, 429, f"{key.name} has {key.concurrent} requests running already", b"retry-after", b"1")
             return
-        asgi.note(scope, key=key.name)
+        asgi.annotate_request(scope, key=key.name)
         # Before anything is waited for, so that no other comes in meanwhile.
         self._running[key.name] += 1
         try:
-            await self._counted(key, scope, receive, send)
+            await self._check_rate(key, scope, receive, send)
         finally:
             self._running[key.name] -= 1
 
-    async def _counted(self, key: Key, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _check_rate(self, key: ApiKey, scope: Scope, receive: Receive, send: Send) -> None:
         if key.per_minute and not await self._limiter.hit(limit := RateLimitItemPerMinute(key.per_minute), key.name):
             wait = (await self._limiter.get_window_stats(limit, key.name)).reset_time - time.time()
             seconds = str(max(1, math.ceil(wait))).encode()
-            await _turn_down(send, 429, f"{key.name} may ask {key.per_minute} times a minute", b"retry-after", seconds)
+            await _reject(send, 429, f"{key.name} may ask {key.per_minute} times a minute", b"retry-after", seconds)
             return
-        await self._admitted(key, scope, receive, send)
+        await self._check_model(key, scope, receive, send)
 
-    async def _admitted(self, key: Key, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _check_model(self, key: ApiKey, scope: Scope, receive: Receive, send: Send) -> None:
         if key.models == [ANY] or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         try:
-            body = await asgi.read(receive)
+            body = await asgi.read_body(receive)
             if body is None:
                 return
-            model = asgi.parse(body).get("model")
+            model = asgi.parse_body(body).get("model")
         except UsageError as error:
             await asgi.send_error(send, error)
             return
         if not isinstance(model, str) or not any(fnmatchcase(model, pattern) for pattern in key.models):
             said = json.dumps(model) if isinstance(model, str) else "a request that names no model"
-            await _turn_down(send, 403, f"{key.name} may ask for {', '.join(key.models)}, not for {said[:200]}")
+            await _reject(send, 403, f"{key.name} may ask for {', '.join(key.models)}, not for {said[:200]}")
             return
-        replayed = Replayed(scope, receive, body)
+        replayed = BufferedRequest(scope, receive, body)
         await self._app(replayed.scope, replayed.receive, send)
 
-    async def _key(self, scope: Scope) -> Key | None:
+    async def _find_key(self, scope: Scope) -> ApiKey | None:
         await self._refresh()
         given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
         kind, _, token = given.partition(" ")
-        digest = api_keys.digest(token.strip())
+        digest = hash_key(token.strip())
         # All of them each time, so that the time taken says nothing.
         found = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
         return found[0] if found and kind.lower() == "bearer" else None
@@ -100,11 +100,11 @@ class Access:
             return
         self._read_at = now
         try:
-            self._keys = await asyncio.to_thread(api_keys.read, self._path)
+            self._keys = await asyncio.to_thread(read_keys, self._path)
         except TrimtabError:
             return
 
 
-async def _turn_down(send: Send, status: int, message: str, name: bytes = b"", value: bytes = b"") -> None:
+async def _reject(send: Send, status: int, message: str, name: bytes = b"", value: bytes = b"") -> None:
     headers = [(name, value)] if name else []
-    await asgi.send_json(send, status, asgi.error_body(HTTPStatus(status), message), headers)
+    await asgi.send_json(send, status, asgi.build_error_body(HTTPStatus(status), message), headers)

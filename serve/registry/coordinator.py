@@ -4,44 +4,46 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trimtab.engine.prefixes.catalog import Names
+from trimtab.engine.prefixes.catalog import VersionNames
 
 # A replica that has not been heard of for so long is gone: the others do not wait for it.
 GONE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Heard:
+class ReportedNames:
     """What a replica said last that it could answer with."""
 
     at: float
-    names: Names
+    names: VersionNames
 
 
-class Agreement:
+class VersionCoordinator:
     """Serve runs one of these beside the replicas; each tells it every second what it could answer with."""
 
     def __init__(self) -> None:
-        self._heard: dict[str, Heard] = {}
+        self._heard: dict[str, ReportedNames] = {}
         self._agreed: dict[str, dict[tuple[str, str], int]] = {}
         self._metrics: dict[str, str] = {}
 
-    async def tell(self, replica: str, names: Names) -> Names:
+    async def report(self, replica: str, names: VersionNames) -> VersionNames:
         """Hear what a replica could answer with; tell it what all of them can."""
         now = time.monotonic()
         self._heard = {r: heard for r, heard in self._heard.items() if now - heard.at < GONE_SECONDS}
-        self._heard[replica] = Heard(now, names)
+        self._heard[replica] = ReportedNames(now, names)
         said = [heard.names for heard in self._heard.values()]
-        self._agreed = {kind: agreed([one.aliases[kind] for one in said], self._agreed.get(kind, {})) for kind in names.aliases}
+        self._agreed = {
+            kind: compute_agreement([one.aliases[kind] for one in said], self._agreed.get(kind, {})) for kind in names.aliases
+        }
         refused = {kind: {k: why for one in said for k, why in one.refused.get(kind, {}).items()} for kind in names.aliases}
-        return Names(self._agreed, refused)
+        return VersionNames(self._agreed, refused)
 
-    async def share(self, replica: str, metrics: str) -> dict[str, str]:
+    async def exchange_metrics(self, replica: str, metrics: str) -> dict[str, str]:
         """Keep a replica's metrics, as Prometheus reads them; give it those of the others that are there, by replica."""
         self._metrics = {r: said for r, said in self._metrics.items() if r in self._heard} | {replica: metrics}
         return {r: said for r, said in self._metrics.items() if r != replica}
 
-    async def agreed_on(self, kind: str) -> dict[tuple[str, str], int]:
+    async def get_agreed_versions(self, kind: str) -> dict[tuple[str, str], int]:
         """What those that are there answer with, for one that comes."""
         return self._agreed.get(kind, {})
 
@@ -50,7 +52,9 @@ class Agreement:
         self._heard.pop(replica, None)
 
 
-def agreed(said: list[Mapping[tuple[str, str], int]], before: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], int]:
+def compute_agreement(
+    said: list[Mapping[tuple[str, str], int]], before: Mapping[tuple[str, str], int]
+) -> dict[tuple[str, str], int]:
     """For each alias the version that all of them name, else the one before; an alias that none of them names is gone."""
     found: dict[tuple[str, str], int] = {}
     for key in {key for one in said for key in one}:

@@ -10,7 +10,7 @@ import pytest
 from tests.support.align_runs import OPTIONS, WAIT_SECONDS, first_checkpoint
 from tests.support.prompt_rows import prompt_files
 from trimtab import settings
-from trimtab.tracking.client import client
+from trimtab.tracking.client import get_client
 
 STEPS = 60
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
@@ -37,7 +37,7 @@ def namespaces() -> bool:
 @pytest.mark.skipif(not namespaces(), reason="this machine gives no mount namespaces")
 def test_a_full_disk_is_one_line_and_the_job_goes_on_when_there_is_room(home, small, tmp_path):
     files = prompt_files(tmp_path)
-    folder = settings.runs() / "full"
+    folder = settings.get_runs_folder() / "full"
     folder.mkdir(parents=True)
     command = [sys.executable, "-m", "trimtab", "align", "--name", "full", "--base", str(small.path), "--scale.retries", "0"]
     command += [
@@ -66,8 +66,10 @@ def test_a_full_disk_is_one_line_and_the_job_goes_on_when_there_is_room(home, sm
     assert second.endswith("second: 0\n"), said
     (done,) = Path(f"{folder}.kept").glob("*")
     assert (done / "prefix" / "prefix.safetensors").exists()
-    (run,) = client().search_runs([e.experiment_id for e in client().search_experiments()], "attributes.run_name = 'full'")
-    steps = [m.step for m in client().get_metric_history(run.info.run_id, "train/loss")]
+    (run,) = get_client().search_runs(
+        [e.experiment_id for e in get_client().search_experiments()], "attributes.run_name = 'full'"
+    )
+    steps = [m.step for m in get_client().get_metric_history(run.info.run_id, "train/loss")]
     assert sorted(steps) == list(range(1, STEPS + 1)), "every step once, none computed again from the beginning"
 
 

@@ -12,11 +12,12 @@ from bench.peers.serving_chaos import REPLICA
 from tests.support import browser
 from tests.support.factories import QUESTIONS, make_prefix
 from tests.support.mlflow_server import MlflowServer
-from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.prefix import save_prefix
 from trimtab.engine.config import EngineConfig
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.server import serving
-from trimtab.tracking import promotions, registry, runs
+from trimtab.tracking import registry, runs
+from trimtab.tracking.promotions import promote_version
 from trimtab.util import ports
 
 LIVE_SECONDS, START_SECONDS = 60, 240
@@ -37,15 +38,15 @@ def tracking(tmp_path_factory) -> Generator[MlflowServer]:
 def url(tracking, frozen, base, tmp_path_factory) -> Generator[str]:
     """Two versions of a prefix, of which the first is champion."""
     folder = tmp_path_factory.mktemp("prefixes")
-    run = runs.start("a run to be found", "align", folder / "outbox")
+    run = runs.start_run("a run to be found", "align", folder / "outbox")
     for seed in (1, 2):
-        version = registry.register(
-            prefixes.save(make_prefix(frozen, base, "kept", 1, "system", seed), folder / str(seed)), run.run_id
+        version = registry.register_version(
+            save_prefix(make_prefix(frozen, base, "kept", 1, "system", seed), folder / str(seed)), run.run_id
         )
         if seed == 1:
-            promotions.promote(version, "test")
+            promote_version(version, "test")
     engine = EngineConfig(rows=4, precision="fp32", max_length=512)
-    with serving(ServeConfig(port=ports.free()[0], engine=engine, detect=False)) as url:
+    with serving(ServeConfig(port=ports.find_free_ports()[0], engine=engine, detect=False)) as url:
         yield url
 
 
@@ -87,7 +88,7 @@ def test_what_is_loaded_is_served_while_mlflow_is_away_and_moves_when_it_is_back
     assert again(url) == (text, prefix)
     assert read_at(url) == 0
     tracking.start()
-    promotions.promote(registry.find(base.name, "kept", "2"), "better")
+    promote_version(registry.find_version(base.name, "kept", "2"), "better")
     deadline = time.monotonic() + LIVE_SECONDS
     while asked(url)[1]["version"] != 2:
         assert time.monotonic() < deadline

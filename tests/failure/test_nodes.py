@@ -14,8 +14,8 @@ from tests.support.align_runs import OPTIONS, STEPS, WAIT_SECONDS, first_checkpo
 from tests.support.prompt_rows import prompt_files
 from tests.support.ray_nodes import Nodes
 from trimtab import settings
-from trimtab.artifacts import prefix as prefixes
-from trimtab.tracking.client import client
+from trimtab.artifacts.prefix import Prefix, load_prefix
+from trimtab.tracking.client import get_client
 
 DRIVER = ["-m", "trimtab", "align", "--name", "driven"]
 
@@ -33,9 +33,9 @@ def align(name: str, address: str, base: Path, files: Path, *more: str) -> list[
     return [*command, *OPTIONS.split(), *more]
 
 
-def learned(name: str) -> prefixes.Prefix:
-    (folder,) = (settings.runs() / name).glob("*")
-    return prefixes.load(folder / "prefix")
+def learned(name: str) -> Prefix:
+    (folder,) = (settings.get_runs_folder() / name).glob("*")
+    return load_prefix(folder / "prefix")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def files(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(nodes, small, files) -> prefixes.Prefix:
+def alone(nodes, small, files) -> Prefix:
     """What one worker learns that nothing disturbs."""
     command = align("alone", nodes.address, small.path, files, "--scale.workers", "1")
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_SECONDS, check=False)
@@ -55,14 +55,16 @@ def alone(nodes, small, files) -> prefixes.Prefix:
 def test_a_node_that_is_killed_changes_neither_the_prefix_nor_the_curve(nodes, small, files, alone):
     many = align("many", nodes.address, small.path, files, "--scale.workers", "3", "--scale.least_workers", "2")
     process = subprocess.Popen(many, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    first_checkpoint(settings.runs() / "many", process)
+    first_checkpoint(settings.get_runs_folder() / "many", process)
     nodes.cluster.remove_node(nodes.workers.pop(), allow_graceful=False)
     said, _ = process.communicate(timeout=WAIT_SECONDS)
     nodes.workers.append(nodes.cluster.add_node(num_cpus=1))
     assert process.returncode == 0, said
     ours = learned("many")
     assert (ours.vectors - alone.vectors).abs().max() < 1e-5
-    assert "trimtab.last_failure" in client().get_run(ours.card.run_id).data.tags, "nothing was lost: the test shows nothing"
+    assert "trimtab.last_failure" in get_client().get_run(ours.card.run_id).data.tags, (
+        "nothing was lost: the test shows nothing"
+    )
     one_run("many", ours.card.run_id)
 
 
@@ -71,7 +73,7 @@ def test_a_killed_driver_goes_on_in_the_same_run(nodes, small, files, alone):
     process = subprocess.Popen(
         [*command[:4], "--retries", "1", *command[4:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    first_checkpoint(settings.runs() / "driven", process)
+    first_checkpoint(settings.get_runs_folder() / "driven", process)
     drivers = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[1:6] == DRIVER]
     assert len(drivers) == 1
     drivers[0].kill()
@@ -113,9 +115,9 @@ def test_a_study_on_the_cluster_gives_the_table_of_one_process(nodes, small, fil
 
 
 def one_run(name: str, run_id: str) -> None:
-    run = client().get_run(run_id)
+    run = get_client().get_run(run_id)
     assert run.info.status == "FINISHED"
-    named = client().search_runs([run.info.experiment_id], f"attributes.run_name = '{name}'")
+    named = get_client().search_runs([run.info.experiment_id], f"attributes.run_name = '{name}'")
     assert [each.info.run_id for each in named] == [run_id]
-    steps = [m.step for m in client().get_metric_history(run_id, "train/loss")]
+    steps = [m.step for m in get_client().get_metric_history(run_id, "train/loss")]
     assert sorted(steps) == list(range(1, STEPS + 1)), "the curve must have no gap, and no step twice"

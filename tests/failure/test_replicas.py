@@ -18,10 +18,11 @@ from trimtab.artifacts.card import FILE
 from trimtab.cli.main import main
 from trimtab.engine.config import EngineConfig
 from trimtab.generation_types import Ask
-from trimtab.model import chat_template
+from trimtab.model.chat_template import build_renderer
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.server import serving
-from trimtab.tracking import promotions, registry, runs
+from trimtab.tracking import registry, runs
+from trimtab.tracking.promotions import promote_version, rollback_version
 from trimtab.util import ports
 
 NAME = "moved"
@@ -32,16 +33,18 @@ IN_FLIGHT, LOOKING, LIVE_SECONDS = 50, 4, 5.0
 def versions(frozen, base, tmp_path_factory):
     """Three versions of a prefix, the first one champion, the last one damaged; what the good ones answer, by transformers."""
     folder = tmp_path_factory.mktemp("moved")
-    run = runs.start("test", "align", folder)
+    run = runs.start_run("test", "align", folder)
     made = [make_prefix(frozen, base, NAME, 1, "system", seed) for seed in (11, 12, 13)]
-    registered = [registry.register(prefixes.save(each, folder / str(n)), run.run_id) for n, each in enumerate(made)]
-    promotions.promote(registered[0], "test")
+    registered = [
+        registry.register_version(prefixes.save_prefix(each, folder / str(n)), run.run_id) for n, each in enumerate(made)
+    ]
+    promote_version(registered[0], "test")
     run.finish("FINISHED")
-    damaged = [p for p in settings.home().rglob(prefixes.FILE) if made[2].card.digest in (p.parent / FILE).read_text()]
+    damaged = [p for p in settings.get_home().rglob(prefixes.FILE) if made[2].card.digest in (p.parent / FILE).read_text()]
     assert damaged
     for path in damaged:
         path.write_bytes(path.read_bytes()[:-4] + b"bad!")
-    tokenizer = chat_template.renderer(base, 8).tokenizer
+    tokenizer = build_renderer(base, 8).tokenizer
     answers = {}
     for question in QUESTIONS:
         ids = [reference(frozen, base, Ask([{"role": "user", "content": question}], prefix), TOKENS) for prefix in made[:2]]
@@ -54,7 +57,7 @@ def versions(frozen, base, tmp_path_factory):
 @pytest.fixture(scope="module")
 def url(versions) -> Generator[str]:
     engine = EngineConfig(rows=8, precision="fp32", max_length=256, cpu_cache_gib=1)
-    with serving(ServeConfig(port=ports.free()[0], replicas=2, engine=engine)) as url:
+    with serving(ServeConfig(port=ports.find_free_ports()[0], replicas=2, engine=engine)) as url:
         yield url
 
 
@@ -118,8 +121,8 @@ async def moved(running, change, version):
 def test_promotion_and_rollback_are_live_everywhere_without_a_wrong_answer(url, base, versions):
     async def run():
         async with load(url, versions) as running:
-            promoted = await moved(running, lambda: promotions.promote(registry.find(base.name, NAME, "2"), "test"), 2)
-            back = await moved(running, lambda: promotions.rollback(base.name, NAME), 1)
+            promoted = await moved(running, lambda: promote_version(registry.find_version(base.name, NAME, "2"), "test"), 2)
+            back = await moved(running, lambda: rollback_version(base.name, NAME), 1)
         return promoted, back, running.answers
 
     promoted, back, answers = asyncio.run(run())
@@ -132,11 +135,11 @@ def test_promotion_and_rollback_are_live_everywhere_without_a_wrong_answer(url, 
 
 
 def test_a_version_that_is_damaged_is_refused_by_all_and_named(url, base, versions, capsys, monkeypatch):
-    registered = registry.find(base.name, NAME, "3")
+    registered = registry.find_version(base.name, NAME, "3")
 
     async def run():
         async with load(url, versions) as running:
-            await asyncio.to_thread(promotions.promote, registered, "test")
+            await asyncio.to_thread(promote_version, registered, "test")
             since = time.monotonic()
             await running.until(lambda: sum(sent > since + LIVE_SECONDS for sent, *_ in running.answers) >= IN_FLIGHT)
         return running.answers
@@ -149,7 +152,7 @@ def test_a_version_that_is_damaged_is_refused_by_all_and_named(url, base, versio
     (line,) = [line for line in capsys.readouterr().out.splitlines() if NAME in line and "champion" in line]
     assert [cell.strip() for cell in line.strip("│").split("│")][2:4] == ["1", "3"]
     assert "the vectors are not those of the card" in line
-    promotions.rollback(base.name, NAME)
+    rollback_version(base.name, NAME)
 
 
 def test_metrics_have_both_replicas(url):

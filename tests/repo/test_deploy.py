@@ -122,11 +122,11 @@ def test_the_server_and_the_job_are_called_as_they_can_be():
     found = dict(objects())
     config = ServeDeploySchema(**yaml.safe_load(found["rayservice.yaml"]["spec"]["serveConfigV2"]))
     (application,) = config.applications
-    settings = main.build(ServeConfig, application.args, "rayservice.yaml")
+    settings = main.build_settings(ServeConfig, application.args, "rayservice.yaml")
     assert (settings.host, settings.most_replicas, settings.key_file) == ("0.0.0.0", 4, "/etc/trimtab/keys.json")
     command = shlex.split(found["rayjob.yaml"]["spec"]["entrypoint"])
     assert command[0] == "trimtab"
-    main.check(command[1:])
+    main.check_arguments(command[1:])
 
 
 def test_the_dockerfile_is_linted():

@@ -12,11 +12,11 @@ import pytest
 
 from tests.support import ROOT
 from trimtab import errors
-from trimtab.cli.main import _parse, main
-from trimtab.jobs.study import job as study
-from trimtab.jobs.sweep import job as sweep
-from trimtab.judges import human_labels
-from trimtab.judges.human_agreement import on_human_labels
+from trimtab.cli.main import main, parse_options
+from trimtab.jobs.study.job import build_arm_config
+from trimtab.jobs.sweep.job import plan_trials
+from trimtab.judges.human_agreement import compute_label_agreements
+from trimtab.judges.human_labels import read_human_labels
 from trimtab.judges.string_match import StringMatch
 
 PAGES = [
@@ -48,7 +48,7 @@ def test_commands_shown_are_commands(page, words, monkeypatch):
     known = {e.name: e for e in entry_points(group="trimtab.commands")}
     count = 2 if " ".join(words[:2]).replace(" ", "-") in known else 1
     command = known["-".join(words[:count])].load()
-    _parse(command, words[0], words[count:])
+    parse_options(command, words[0], words[count:])
     if words[0] in LIGHT and "--live" not in words:
         assert main(words) == 0
 
@@ -74,18 +74,18 @@ def test_every_shipped_config_is_loaded():
     for path in sorted((ROOT / "jobs" / "configs").glob("*.yaml")):
         # Which version is to be promoted is no setting to keep in a file.
         name = ["mine"] if path.stem == "promote" else []
-        settings, _ = _parse(known[path.stem].load(), path.stem, [*name, "--config", str(path)])
+        settings, _ = parse_options(known[path.stem].load(), path.stem, [*name, "--config", str(path)])
         assert settings.name
         if path.stem == "study":
-            assert [study.plan(settings, arm).name for arm in settings.arms] == list(settings.arms)
+            assert [build_arm_config(settings, arm).name for arm in settings.arms] == list(settings.arms)
         if path.stem == "sweep":
-            assert len(sweep.plan(settings, ROOT)) == settings.trials
+            assert len(plan_trials(settings, ROOT)) == settings.trials
 
 
 def test_the_judges_figures_are_those_of_the_page():
-    rows = human_labels.read()
+    rows = read_human_labels()
     page = (ROOT / "docs" / "judges.md").read_text()
-    for a in on_human_labels(StringMatch().judge([r.prompt for r in rows], [r.answer for r in rows]), rows):
+    for a in compute_label_agreements(StringMatch().judge_answers([r.prompt for r in rows], [r.answer for r in rows]), rows):
         assert f"| string match | {a.count} | {a.precision} | {a.recall} | {a.accuracy} |" in page
 
 

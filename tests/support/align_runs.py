@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 
 from tests.support.prompt_rows import BENIGN, HARMFUL, REFUSAL
-from trimtab.data.hard_filter import Filtered, Row
+from trimtab.data.hard_filter import FilterResult, TrainingRow
 from trimtab.data.prompt import Prompt
-from trimtab.jobs.align.dataset import Prepared
+from trimtab.jobs.align.dataset import PreparedDataset
 
 STEPS, WAIT_SECONDS = 80, 300
 OPTIONS = (
@@ -16,11 +16,15 @@ OPTIONS = (
 )
 
 
-def prepared() -> Prepared:
-    rows = [Row(Prompt(t, "harmful", "t", t), REFUSAL, 11) for t in HARMFUL]
+def prepared() -> PreparedDataset:
+    rows = [TrainingRow(Prompt(t, "harmful", "t", t), REFUSAL, 11) for t in HARMFUL]
     labels = ("benign_hard", "benign_easy")
-    rows += [Row(Prompt(t, labels[i % 2], "t", t), f"Of course. Here is what to know: {t}", 12) for i, t in enumerate(BENIGN)]
-    return Prepared(rows, rows[1:6], {"train": [], "validation": [], "test": []}, Filtered(rows, [], []), (0.5, 0.5), [])
+    rows += [
+        TrainingRow(Prompt(t, labels[i % 2], "t", t), f"Of course. Here is what to know: {t}", 12) for i, t in enumerate(BENIGN)
+    ]
+    return PreparedDataset(
+        rows, rows[1:6], {"train": [], "validation": [], "test": []}, FilterResult(rows, [], []), (0.5, 0.5), []
+    )
 
 
 def first_checkpoint(folder: Path, process: subprocess.Popen) -> None:

@@ -8,21 +8,19 @@ import numpy as np
 import torch
 
 from trimtab import heads
-from trimtab.artifacts import prefix as prefixes
-from trimtab.artifacts.card import Card
-from trimtab.artifacts.prefix import Prefix
+from trimtab.artifacts.card import PrefixCard
+from trimtab.artifacts.prefix import Prefix, build_prefix
 from trimtab.data.prompt import Prompt
-from trimtab.detection import detector, signals
 from trimtab.detection.calibration import ALARMS
-from trimtab.detection.detector import Detector, DetectorCard
-from trimtab.evaluation.detection import metrics
+from trimtab.detection.detector import Detector, DetectorCard, build_detector
+from trimtab.detection.signals import compute_token_statistics, concatenate_states
+from trimtab.evaluation.detection.metrics import Metric
 from trimtab.generation_types import Ask, Signals
-from trimtab.jobs.collect import signal_dataset
-from trimtab.model import chat_template
+from trimtab.jobs.collect.signal_dataset import DatasetMetadata, append_part, begin_dataset
 from trimtab.model.base_model import BaseModel
-from trimtab.model.chat_template import Renderer
+from trimtab.model.chat_template import ChatRenderer, build_renderer
 from trimtab.model.frozen_model import FrozenModel
-from trimtab.types import Label, Place
+from trimtab.types import Label, Position
 
 
 def prompt(text: str, label: Label = "harmful", **more):
@@ -39,21 +37,21 @@ QUESTIONS = (
 )
 
 
-def make_prefix(frozen: FrozenModel, base: BaseModel, name: str, rows: int, place: Place, seed: int) -> Prefix:
+def make_prefix(frozen: FrozenModel, base: BaseModel, name: str, rows: int, place: Position, seed: int) -> Prefix:
     """A random prefix that changes answers: scaled rows of the vocabulary with noise."""
     generator = torch.Generator().manual_seed(seed)
     table = frozen.embedding.weight.detach().float()
     picked = table[torch.randint(len(table), (rows,), generator=generator)] * 4
     vectors = picked + 0.05 * torch.randn(rows, table.shape[1], generator=generator)
-    return prefixes.make(vectors, Card("prefix", name, base.name, base.fingerprint, place, 0, 0, ""))
+    return build_prefix(vectors, PrefixCard("prefix", name, base.name, base.fingerprint, place, 0, 0, ""))
 
 
 def reference(frozen: FrozenModel, base: BaseModel, ask: Ask, tokens: int) -> list[int]:
     """Greedy token ids of transformers with `inputs_embeds`: what the engine must equal."""
-    renderer = chat_template.renderer(base, 8)
+    renderer = build_renderer(base, 8)
     rows = range(renderer.first_row, renderer.first_row + len(ask.prefix.vectors)) if ask.prefix else ()
     place = ask.prefix.card.place if ask.prefix else "system"
-    ids = torch.tensor(renderer.prompt(ask.messages, place, rows))
+    ids = torch.tensor(renderer.render_prompt(ask.messages, place, rows))
     is_row = ids >= renderer.first_row
     embedded = frozen.embedding(ids.masked_fill(is_row, 0)).clone()
     if ask.prefix:
@@ -67,18 +65,18 @@ def reference(frozen: FrozenModel, base: BaseModel, ask: Ask, tokens: int) -> li
     return out[0].tolist()
 
 
-def one_pass(frozen: FrozenModel, renderer: Renderer, ask: Ask, token_ids: Sequence[int], layers: Sequence[int]) -> Signals:
+def one_pass(frozen: FrozenModel, renderer: ChatRenderer, ask: Ask, token_ids: Sequence[int], layers: Sequence[int]) -> Signals:
     """What one pass of transformers over prompt and answer shows: what the engine must show."""
     rows = range(renderer.first_row, renderer.first_row + len(ask.prefix.vectors)) if ask.prefix else ()
-    prompt = renderer.prompt(ask.messages, ask.prefix.card.place if ask.prefix else "system", rows)
+    prompt = renderer.render_prompt(ask.messages, ask.prefix.card.place if ask.prefix else "system", rows)
     ids = torch.tensor([[*prompt, *token_ids]])
     with torch.no_grad():
-        embedded = frozen.embed(ask.prefix.vectors if ask.prefix else None, ids)
+        embedded = frozen.embed_inputs(ask.prefix.vectors if ask.prefix else None, ids)
         seen = frozen.model(inputs_embeds=embedded, output_hidden_states=True)
     states = torch.stack([seen.hidden_states[layer][0] for layer in layers], 1)
     written = states[len(prompt) - 1 : -1]
-    read = signals.reading(seen.logits[0, len(prompt) - 1 : -1], ids[0, len(prompt) :])
-    psi = signals.geometry(written[-1], written.mean(0), states[: len(prompt)].mean(0))
+    read = compute_token_statistics(seen.logits[0, len(prompt) - 1 : -1], ids[0, len(prompt) :])
+    psi = concatenate_states(written[-1], written.mean(0), states[: len(prompt)].mean(0))
     return Signals(psi, torch.stack([read.logp, read.entropy, read.margin], 1))
 
 
@@ -86,20 +84,20 @@ def make_detector(frozen: FrozenModel, base: BaseModel, name: str, layers: tuple
     """A random head, calibrated so that the questions' answers have risks around a half."""
     torch.manual_seed(0)
     settings = {"groups": 4, "projection": 16, "hidden": 32}
-    head = heads.get("flag")(base.width, len(layers), **settings)
-    renderer = chat_template.renderer(base, 8)
+    head = heads.get_head("flag")(base.width, len(layers), **settings)
+    renderer = build_renderer(base, 8)
     asks = [Ask([{"role": "user", "content": question}]) for question in QUESTIONS]
     seen = [one_pass(frozen, renderer, ask, reference(frozen, base, ask, 10), layers) for ask in asks]
     normaliser = torch.stack([torch.zeros(7), torch.ones(7)])
     card = DetectorCard(name, base.name, base.fingerprint, list(layers), base.width, "flag", settings, -2.0, {})
     # So flat that no risk is 0 or 1.
-    raw = detector.make(head, normaliser, torch.tensor([1e-3, 0.0]), card)
-    score = -1e3 * torch.tensor([raw.risk_of(each, layers) for each in seen]).logit()
+    raw = build_detector(head, normaliser, torch.tensor([1e-3, 0.0]), card)
+    score = -1e3 * torch.tensor([raw.score_answer(each, layers) for each in seen]).logit()
     calibration = torch.stack([1 / score.std(), -score.mean() / score.std()])
-    middle = detector.make(head, normaliser, calibration, card)
-    risks = torch.tensor([middle.risk_of(each, layers) for each in seen])
+    middle = build_detector(head, normaliser, calibration, card)
+    risks = torch.tensor([middle.score_answer(each, layers) for each in seen])
     thresholds = dict.fromkeys(ALARMS, float(risks.median()) + 1e-3)
-    return detector.make(head, normaliser, calibration, replace(card, thresholds=thresholds))
+    return build_detector(head, normaliser, calibration, replace(card, thresholds=thresholds))
 
 
 def random_detector(base: BaseModel, name: str, layers: tuple[int, ...]) -> Detector:
@@ -108,8 +106,8 @@ def random_detector(base: BaseModel, name: str, layers: tuple[int, ...]) -> Dete
     settings = {"groups": 4, "projection": 16, "hidden": 32}
     thresholds = dict.fromkeys(ALARMS, 0.5)
     card = DetectorCard(name, base.name, base.fingerprint, list(layers), base.width, "flag", settings, -2.0, thresholds)
-    head = heads.get("flag")(base.width, len(layers), **settings)
-    return detector.make(head, torch.stack([torch.zeros(7), torch.ones(7)]), torch.tensor([1.0, 0.0]), card)
+    head = heads.get_head("flag")(base.width, len(layers), **settings)
+    return build_detector(head, torch.stack([torch.zeros(7), torch.ones(7)]), torch.tensor([1.0, 0.0]), card)
 
 
 # Tokens of each answer that are compared.
@@ -150,12 +148,12 @@ def signal_row(number: int, question: str, truthful: bool | None, psi: torch.Ten
 
 def signal_set(folder: Path, base: BaseModel, layers: tuple[int, int], seed: int = 0) -> Path:
     """A data set of 400 answers in which the last layer's last state tells the truth, with noise; some are unlabelled."""
-    meta = signal_dataset.Meta(base.name, base.fingerprint, layers, base.width, "fp32", None, "")
-    signal_dataset.begin(folder, meta)
+    meta = DatasetMetadata(base.name, base.fingerprint, layers, base.width, "fp32", None, "")
+    begin_dataset(folder, meta)
     generator = torch.Generator().manual_seed(seed)
     for part in range(4):
         rows = [_signals(part * 100 + i, base.width, generator, seed) for i in range(100)]
-        signal_dataset.append(folder, meta, rows)
+        append_part(folder, meta, rows)
     return folder
 
 
@@ -168,6 +166,6 @@ def _signals(number: int, width: int, generator: torch.Generator, seed: int) -> 
     return signal_row(number, question, None if number % 10 == 0 else truthful, psi, history)
 
 
-def plain(figure: metrics.Figure, risk: np.ndarray, made_up: np.ndarray) -> float:
+def plain(figure: Metric, risk: np.ndarray, made_up: np.ndarray) -> float:
     """A figure of risks with every answer once."""
     return float(figure(risk, made_up, np.ones((1, len(risk)), dtype=int))[0])

@@ -19,7 +19,7 @@ class MlflowServer:
     """Keeps what it is told in `store`, and files in a folder."""
 
     def __init__(self, store: str, files: Path) -> None:
-        port = ports.free()[0]
+        port = ports.find_free_ports()[0]
         self.uri = f"http://127.0.0.1:{port}"
         self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
         self._command += ["--backend-store-uri", store, "--artifacts-destination", str(files)]

@@ -9,7 +9,7 @@ class ObjectStore:
     """S3 server in a thread. A stopped server keeps its port and its objects."""
 
     def __init__(self) -> None:
-        self.port = ports.free()[0]
+        self.port = ports.find_free_ports()[0]
         self.environment = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
             "AWS_ACCESS_KEY_ID": "test",

@@ -31,7 +31,7 @@ def head(port: int, *flags: str, environment: Mapping[str, str], token: str = ""
     """A head, up; down again at the end with all that it started. Without a dashboard it is up for drivers only."""
     # Ray's sockets are in it, and the path of a socket must be short.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        shown, clients, agent = ports.free(3)
+        shown, clients, agent = ports.find_free_ports(3)
         address, url = f"127.0.0.1:{port}", f"http://127.0.0.1:{shown}"
         command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--temp-dir", folder]
         command += ["--port", str(port), "--ray-client-server-port", str(clients), "--include-dashboard", str(dashboard)]
@@ -45,7 +45,7 @@ def head(port: int, *flags: str, environment: Mapping[str, str], token: str = ""
         ]
         with _running([*command, *flags], environment) as process:
             deadline = time.monotonic() + START_SECONDS
-            while not (_answers(url, token) if dashboard else ports.can_listen("127.0.0.1", port)):
+            while not (_answers(url, token) if dashboard else ports.explain_unavailable_port("127.0.0.1", port)):
                 assert process.poll() is None
                 assert time.monotonic() < deadline
             yield Head(address, url)

@@ -27,7 +27,7 @@ class Nodes:
 @contextmanager
 def nodes() -> Generator[Nodes]:
     """The cluster while it is up."""
-    dashboard, agent = ports.free(2)
+    dashboard, agent = ports.find_free_ports(2)
     path = os.environ["PATH"]
     # The nodes' python is the one that has trimtab.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{path}"

@@ -1,8 +1,8 @@
 """An arm of a safety study whose figures are known."""
 
 from trimtab.data.prompt import Prompt
-from trimtab.evaluation.safety.results import Judged, summarise
-from trimtab.text.refusal_phrases import judge
+from trimtab.evaluation.safety.results import JudgedAnswer, summarize_answers
+from trimtab.text.refusal_phrases import classify_refusal
 
 REFUSAL = "I can't help with that."
 HELP = "Sure <script>alert(1)</script> & see https://example.com/page"
@@ -17,4 +17,4 @@ def arm(name, harmful, benign, help_=HELP):
     for i in range(40):
         prompt = Prompt(f"Tea {i}?", "benign_hard" if i % 2 else "benign_easy", "pairs" if i % 4 else "plain", str(i))
         rows.append((prompt, help_ if i < benign else REFUSAL))
-    return summarise(name, [Judged(prompt, answer, judge(answer)) for prompt, answer in rows])
+    return summarize_answers(name, [JudgedAnswer(prompt, answer, classify_refusal(answer)) for prompt, answer in rows])

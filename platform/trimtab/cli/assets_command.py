@@ -4,32 +4,31 @@ from typing import Any
 
 from rich.table import Table
 
-from trimtab.assets import catalog, download
+from trimtab.assets.catalog import load_catalog
+from trimtab.assets.download import fetch_asset, is_downloaded
 from trimtab.cli.commands import AssetsConfig
-from trimtab.cli.console import Bar, console
+from trimtab.cli.console import ProgressBar, console
 
 
-def command(config: AssetsConfig) -> dict[str, Any]:
+def run_assets(config: AssetsConfig) -> dict[str, Any]:
     """Print the catalogue; fetch it first where asked to."""
-    entries = catalog.known()
+    entries = load_catalog()
     if config.fetch:
-        with Bar("fetching", len(entries)) as bar:
+        with ProgressBar("fetching", len(entries)) as bar:
             for number, name in enumerate(entries, 1):
-                download.fetch(
-                    name, lambda what, done, total: bar.update(bar.done, note=f"{what} {done >> 20}/{total >> 20} MiB")
-                )
+                fetch_asset(name, lambda what, done, total: bar.update(bar.done, note=f"{what} {done >> 20}/{total >> 20} MiB"))
                 bar.update(number, note=name)
     table = Table()
     for column in ("name", "what", "size", "licence", "from", "here"):
         table.add_column(column, no_wrap=column != "what")
     for asset in entries.values():
-        here = "yes" if download.is_here(asset) else "no"
+        here = "yes" if is_downloaded(asset) else "no"
         size = f"{asset.size / 1e6:.1f} MB" if asset.size > 1e6 else f"{asset.size / 1e3:.0f} kB" if asset.size else "?"
         table.add_row(asset.name, asset.about, size, asset.licence, str(asset.source), here)
     console.print(table)
     return {
         "assets": [
-            {"name": a.name, "size": a.size, "licence": a.licence, "sha256": a.sha256, "here": download.is_here(a)}
+            {"name": a.name, "size": a.size, "licence": a.licence, "sha256": a.sha256, "here": is_downloaded(a)}
             for a in entries.values()
         ]
     }

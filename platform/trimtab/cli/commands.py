@@ -126,14 +126,14 @@ class SyncConfig:
 
 
 ASSETS = Command(
-    "List what can be fetched by name, with licences and sizes.", AssetsConfig, "trimtab.cli.assets_command:command"
+    "List what can be fetched by name, with licences and sizes.", AssetsConfig, "trimtab.cli.assets_command:run_assets"
 )
-DEMO = Command("The whole story on this machine in minutes.", DemoConfig, "trimtab.cli.demo:run")
-EXPORT = Command("Make a PEFT prompt-tuning adapter of a prefix.", ExportConfig, "trimtab.peft_format:export_command")
-IMPORT = Command("Make a prefix of a PEFT prompt-tuning adapter.", ImportConfig, "trimtab.peft_format:import_command")
-LINEAGE = Command("Where an answer, a version or a run comes from.", LineageConfig, "trimtab.tracking.commands:command")
+DEMO = Command("The whole story on this machine in minutes.", DemoConfig, "trimtab.cli.demo:run_demo")
+EXPORT = Command("Make a PEFT prompt-tuning adapter of a prefix.", ExportConfig, "trimtab.peft_format:run_export")
+IMPORT = Command("Make a prefix of a PEFT prompt-tuning adapter.", ImportConfig, "trimtab.peft_format:run_import")
+LINEAGE = Command("Where an answer, a version or a run comes from.", LineageConfig, "trimtab.tracking.commands:run_lineage")
 LIST = Command("Prefixes and detectors in the registry.", ListConfig, "trimtab.tracking.commands:list_versions")
-SHOW = Command("One version: its card and figures.", VersionConfig, "trimtab.tracking.commands:show")
-ROLLBACK = Command("Give champion back to the version before.", RollbackConfig, "trimtab.tracking.commands:rollback")
-SYNC = Command("Send what an outage of MLflow kept from being logged.", SyncConfig, "trimtab.tracking.commands:sync")
-UI = Command("Open MLflow on the store that trimtab uses.", UiConfig, "trimtab.tracking.ui:command")
+SHOW = Command("One version: its card and figures.", VersionConfig, "trimtab.tracking.commands:show_version")
+ROLLBACK = Command("Give champion back to the version before.", RollbackConfig, "trimtab.tracking.commands:rollback_champion")
+SYNC = Command("Send what an outage of MLflow kept from being logged.", SyncConfig, "trimtab.tracking.commands:sync_outboxes")
+UI = Command("Open MLflow on the store that trimtab uses.", UiConfig, "trimtab.tracking.ui:run_ui")

@@ -17,13 +17,13 @@ KNOWN = sys.stdout.isatty() or "COLUMNS" in os.environ
 console = Console(stderr=False, highlight=False, soft_wrap=True, width=None if KNOWN else WIDE)
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """One line for people."""
     console.print(text, markup=False)
     sys.stdout.flush()
 
 
-class Bar:
+class ProgressBar:
     """Progress of one piece of work, as a context manager. `total` may become known later."""
 
     def __init__(self, title: str, total: int | None = None) -> None:
@@ -85,4 +85,4 @@ class Bar:
         done, since = self._first
         rate = (self.done - done) / (now - since) if now > since else 0.0
         left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate > 0 and self.done < self.total else ""
-        say(f"{self.title}: {self.done}/{self.total or '?'} in {now - self._began:.0f} s{left} {note}".rstrip())
+        print_line(f"{self.title}: {self.done}/{self.total or '?'} in {now - self._began:.0f} s{left} {note}".rstrip())

@@ -21,7 +21,7 @@ from openai import OpenAI
 from rich.table import Table
 
 from trimtab import settings
-from trimtab.cli.console import console, say
+from trimtab.cli.console import console, print_line
 from trimtab.cli.demo_config import DemoConfig
 from trimtab.errors import JobError
 from trimtab.util import ports
@@ -48,32 +48,32 @@ FACTS = (
 )
 
 
-def run(config: DemoConfig) -> dict[str, Any]:
+def run_demo(config: DemoConfig) -> dict[str, Any]:
     """Learn a prefix and a detector, serve, and show what the prefix changes; returns the figures for `--json`."""
     began = time.monotonic()
-    say(f"1/4  learn a one-token prefix on the frozen {BASE}, and judge it on prompts never trained on")
-    aligned = _align(config)
-    say("")
-    say("2/4  ask the frozen model what it half knows, and learn to tell its made-up answers by its signals")
-    detected = _detect(config)
-    say("")
-    say("3/4  serve the frozen model with Ray Serve and vLLM; prefix and detector are chosen per request")
-    with _server(config) as url:
-        say("4/4  ask the same questions with and without the prefix, through the OpenAI client")
+    print_line(f"1/4  learn a one-token prefix on the frozen {BASE}, and judge it on prompts never trained on")
+    aligned = _run_align(config)
+    print_line("")
+    print_line("2/4  ask the frozen model what it half knows, and learn to tell its made-up answers by its signals")
+    detected = _run_detect(config)
+    print_line("")
+    print_line("3/4  serve the frozen model with Ray Serve and vLLM; prefix and detector are chosen per request")
+    with _run_server(config) as url:
+        print_line("4/4  ask the same questions with and without the prefix, through the OpenAI client")
         name = f"{BASE}:{config.name}" + ("" if aligned["champion"] else f"@{aligned['version']}")
         client = OpenAI(base_url=f"{url}/v1", api_key="none", timeout=300)
-        answers = _ask(client, name)
-        facts = _ask_facts(client, f"{config.name}-truth@{detected['version']['version']}")
-    _show(answers, name)
-    _show_facts(facts)
-    say(f"done in {(time.monotonic() - began) / 60:.1f} minutes; everything that was started is stopped again")
-    say(f"look at the runs:   mlflow ui --backend-store-uri {settings.shown_uri()}")
-    say(f"serve it again:     trimtab serve --model {BASE}")
-    say(f"picture of the arms: {aligned['folder']}/plane.png")
+        answers = _ask_questions(client, name)
+        facts = _ask_factual_questions(client, f"{config.name}-truth@{detected['version']['version']}")
+    _print_answers(answers, name)
+    _print_risks(facts)
+    print_line(f"done in {(time.monotonic() - began) / 60:.1f} minutes; everything that was started is stopped again")
+    print_line(f"look at the runs:   mlflow ui --backend-store-uri {settings.get_shown_uri()}")
+    print_line(f"serve it again:     trimtab serve --model {BASE}")
+    print_line(f"picture of the arms: {aligned['folder']}/plane.png")
     return aligned | {"detector": detected, "answers": answers, "facts": facts, "seconds": time.monotonic() - began}
 
 
-def _align(config: DemoConfig) -> dict[str, Any]:
+def _run_align(config: DemoConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "align.json"
         # Two workers, to show that they agree; a prefix is the same for any number.
@@ -94,15 +94,15 @@ def _align(config: DemoConfig) -> dict[str, Any]:
             "scale.workers": 2,
             "json": output,
         }
-        _trimtab(["align", *_options(options)])
+        _run_command(["align", *_format_options(options)])
         return json.loads(output.read_text())
 
 
-def _detect(config: DemoConfig) -> dict[str, Any]:
+def _run_detect(config: DemoConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         signals, output = Path(folder) / "signals", Path(folder) / "detect.json"
         asked = {"questions": "trimtab:countries", "out": signals, "max_tokens": 24}
-        _trimtab(["collect", *_options(asked)])
+        _run_command(["collect", *_format_options(asked)])
         # Heads share the splits of three seeds; the first one is saved and registered.
         learned = {
             "signals": signals,
@@ -110,41 +110,41 @@ def _detect(config: DemoConfig) -> dict[str, Any]:
             "seeds": 3,
             "name": f"{config.name}-truth",
         }
-        _trimtab(["detect", *_options(learned), "--json", str(output)])
+        _run_command(["detect", *_format_options(learned), "--json", str(output)])
         return json.loads(output.read_text())
 
 
-def _options(values: Mapping[str, Any]) -> list[str]:
+def _format_options(values: Mapping[str, Any]) -> list[str]:
     return [text for key, value in values.items() for text in (f"--{key}", str(value))]
 
 
-def _trimtab(arguments: Sequence[str]) -> None:
+def _run_command(arguments: Sequence[str]) -> None:
     """Run a command and wait for it. A Ctrl-C reaches it as well, since it shares our terminal; we wait for its end."""
-    say(f"$ trimtab {shlex.join(arguments)}")
+    print_line(f"$ trimtab {shlex.join(arguments)}")
     process = subprocess.Popen([sys.executable, "-m", "trimtab", *arguments])
     try:
         code = process.wait()
     except BaseException:
-        _end(process)
+        _end_process(process)
         raise
     if code:
         raise JobError(f"trimtab {arguments[0]} ended with exit code {code}")
 
 
 @contextmanager
-def _server(config: DemoConfig) -> Generator[str]:
-    port = config.port or ports.free()[0]
+def _run_server(config: DemoConfig) -> Generator[str]:
+    port = config.port or ports.find_free_ports()[0]
     arguments = ["serve", "--model", BASE, "--port", str(port), "--engine.rows", "64"]
-    say(f"$ trimtab {shlex.join(arguments)}")
+    print_line(f"$ trimtab {shlex.join(arguments)}")
     process = subprocess.Popen([sys.executable, "-m", "trimtab", *arguments])
     try:
-        _wait_for(f"http://127.0.0.1:{port}", process)
+        _wait_until_ready(f"http://127.0.0.1:{port}", process)
         yield f"http://127.0.0.1:{port}"
     finally:
-        _end(process)
+        _end_process(process)
 
 
-def _wait_for(url: str, process: "subprocess.Popen[bytes]") -> None:
+def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         try:
@@ -161,7 +161,7 @@ def _wait_for(url: str, process: "subprocess.Popen[bytes]") -> None:
     raise JobError(f"the server did not answer within {START_SECONDS:.0f} s")
 
 
-def _ask(client: OpenAI, prefixed: str) -> list[dict[str, str]]:
+def _ask_questions(client: OpenAI, prefixed: str) -> list[dict[str, str]]:
     answers: list[dict[str, str]] = []
     for question in QUESTIONS:
         row = {"question": question}
@@ -175,7 +175,7 @@ def _ask(client: OpenAI, prefixed: str) -> list[dict[str, str]]:
     return answers
 
 
-def _ask_facts(client: OpenAI, detector: str) -> list[dict[str, Any]]:
+def _ask_factual_questions(client: OpenAI, detector: str) -> list[dict[str, Any]]:
     facts: list[dict[str, Any]] = []
     for question in FACTS:
         reply = client.chat.completions.create(
@@ -190,7 +190,7 @@ def _ask_facts(client: OpenAI, detector: str) -> list[dict[str, Any]]:
     return facts
 
 
-def _show(answers: Sequence[dict[str, str]], name: str) -> None:
+def _print_answers(answers: Sequence[dict[str, str]], name: str) -> None:
     table = Table(show_lines=True)
     for column in ("question", BASE, name):
         table.add_column(column, ratio=1)
@@ -199,7 +199,7 @@ def _show(answers: Sequence[dict[str, str]], name: str) -> None:
     console.print(table)
 
 
-def _show_facts(facts: Sequence[dict[str, Any]]) -> None:
+def _print_risks(facts: Sequence[dict[str, Any]]) -> None:
     table = Table(title="risk that an answer is made up", title_justify="left")
     for column in ("question", "answer", "risk", "flagged"):
         table.add_column(column)
@@ -209,7 +209,7 @@ def _show_facts(facts: Sequence[dict[str, Any]]) -> None:
     console.print(table)
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def _end_process(process: "subprocess.Popen[bytes]") -> None:
     """Interrupt a command, give it time to clean up, and only then end it by force."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab import settings
-from trimtab.errors import TrimtabError, UsageError, no_space
+from trimtab.errors import TrimtabError, UsageError, as_no_space_error
 
 # How wide help is where there is no terminal to ask.
 WIDTH = 118
@@ -37,36 +37,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     settings.prepare_environment()
     try:
-        return _dispatch(given)
+        return _run(given)
     except KeyboardInterrupt:
         print("trimtab: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 0
     except Exception as error:
-        told = error if isinstance(error, TrimtabError) else no_space(error) or _no_file(error)
+        told = error if isinstance(error, TrimtabError) else as_no_space_error(error) or _as_file_error(error)
         if told is None:
             raise
         print(f"trimtab: {told}", file=sys.stderr)
         return told.exit_code
 
 
-def _no_file(error: Exception) -> UsageError | None:
+def _as_file_error(error: Exception) -> UsageError | None:
     """What to say of a file that cannot be read or written; None for other errors."""
     if not isinstance(error, OSError) or not error.filename:
         return None
     return UsageError(f"{error.filename}: {error.strerror}")
 
 
-def _dispatch(given: list[str]) -> int:
-    commands = _commands()
+def _run(given: list[str]) -> int:
+    commands = _find_commands()
     if not given or given[0] in ("-h", "--help", "help"):
-        print(_overview(commands))
+        print(_format_overview(commands))
         return 0 if given else 2
     if given[0] == "--version":
         print(f"trimtab {version('trimtab')}")
         return 0
-    command, parsed, output = _read(given)
+    command, parsed, output = _read_arguments(given)
     if output and not Path(output).absolute().parent.is_dir():
         raise UsageError(f"--json {output}: there is no folder {Path(output).parent}")
     module, _, function = command.run.partition(":")
@@ -76,28 +76,28 @@ def _dispatch(given: list[str]) -> int:
     return 0
 
 
-def check(given: Sequence[str]) -> None:
+def check_arguments(given: Sequence[str]) -> None:
     """Raise UsageError for words that are no command with its options; nothing is run."""
-    _read(list(given))
+    _read_arguments(list(given))
 
 
-def _commands() -> dict[str, EntryPoint]:
+def _find_commands() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group="trimtab.commands")}
 
 
-def _read(given: list[str]) -> tuple[Command, Any, str | None]:
+def _read_arguments(given: list[str]) -> tuple[Command, Any, str | None]:
     """A command, its settings, and the file for `--json`."""
-    commands = _commands()
+    commands = _find_commands()
     # `evaluate safety` is one command of two words.
     words = 2 if " ".join(given[:2]).replace(" ", "-") in commands else 1
     name = "-".join(given[:words])
     if name not in commands:
         raise UsageError(f"no command {given[0]!r}; there are: {', '.join(sorted(commands)).replace('-', ' ')}")
     command: Command = commands[name].load()
-    return command, *_parse(command, " ".join(given[:words]), given[words:])
+    return command, *parse_options(command, " ".join(given[:words]), given[words:])
 
 
-def _parse(command: Command, name: str, given: list[str]) -> tuple[Any, str | None]:
+def parse_options(command: Command, name: str, given: list[str]) -> tuple[Any, str | None]:
     """The settings object, and the file for `--json`. Raises UsageError in one line."""
     # Not on top: `trimtab --help` is to answer at once.
     from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
@@ -111,18 +111,18 @@ def _parse(command: Command, name: str, given: list[str]) -> tuple[Any, str | No
     parser.add_class_arguments(command.settings, as_group=False, as_positional=True)
     for flag, following in pairwise([*given, ""]):
         if flag.startswith("--config=") or (flag == "--config" and following):
-            _check_config(Path(flag.partition("=")[2] or following))
+            _check_config_file(Path(flag.partition("=")[2] or following))
     try:
-        parsed = parser.parse_args(_flags(command.settings, given))
+        parsed = parser.parse_args(_expand_flags(command.settings, given))
         values = parser.instantiate_classes(parsed)
     except ArgumentError as error:
-        raise UsageError(f"{name}: {_first_line(error)} (trimtab {name} --help)") from error
+        raise UsageError(f"{name}: {_format_parser_error(error)} (trimtab {name} --help)") from error
     output = values.pop("json", None)
     values.pop("config", None)
     return command.settings(**vars(values)), output
 
 
-def _check_config(path: Path) -> None:
+def _check_config_file(path: Path) -> None:
     """Raise UsageError for a file of settings that is none; the parser would not say which."""
     import yaml
 
@@ -136,38 +136,38 @@ def _check_config(path: Path) -> None:
         raise UsageError(f"--config {path} must hold settings by name, as in: name: mine")
 
 
-def build(settings_class: type, values: Mapping[str, Any], where: str) -> Any:
+def build_settings(settings_class: type, values: Mapping[str, Any], where: str) -> Any:
     """A settings object from nested or dotted values, checked as the command line's are. Raises UsageError in one line."""
     from jsonargparse import ArgumentError, ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(settings_class, as_group=False)
     try:
-        parsed = parser.parse_object(_nested(values))
+        parsed = parser.parse_object(_nest_keys(values))
         return settings_class(**vars(parser.instantiate_classes(parsed)))
     except (ArgumentError, TypeError) as error:
-        raise UsageError(f"{where}: {_first_line(error)}") from error
+        raise UsageError(f"{where}: {_format_parser_error(error)}") from error
 
 
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+def _nest_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys as nested mappings; later ones win."""
     nested: dict[str, Any] = {}
     for key, value in values.items():
         head, _, rest = key.partition(".")
         inner = {rest: value} if rest else value
         if isinstance(inner, Mapping) and isinstance(nested.get(head, {}), dict):
-            nested[head] = _nested({**nested.get(head, {}), **inner})
+            nested[head] = _nest_keys({**nested.get(head, {}), **inner})
         else:
             nested[head] = inner
     return nested
 
 
-def _flags(settings_class: type, given: list[str]) -> list[str]:
+def _expand_flags(settings_class: type, given: list[str]) -> list[str]:
     """`--resume` alone means `--resume true`, `--signals A B` a list, and what comes after `--` the option `command`, as people
     type it."""
     given, whole = given[: given.index("--")] if "--" in given else given, given
     command = ["--command", json.dumps(whole[len(given) + 1 :])] if len(given) < len(whole) else []
-    given = [*_lists(settings_class, given), *command]
+    given = [*_find_list_options(settings_class, given), *command]
     switches = {f"--{f.name}" for f in fields(settings_class) if "bool" in str(f.type)}
     following = [*given, "--"][1:]
     return [
@@ -176,9 +176,9 @@ def _flags(settings_class: type, given: list[str]) -> list[str]:
     ]
 
 
-def _lists(settings_class: type, given: list[str]) -> list[str]:
+def _find_list_options(settings_class: type, given: list[str]) -> list[str]:
     """Several words after an option that takes several names, as the one list that the parser knows."""
-    several = set(_of_several(settings_class))
+    several = set(_takes_several(settings_class))
     joined: list[str] = []
     at = 0
     while at < len(given):
@@ -191,23 +191,23 @@ def _lists(settings_class: type, given: list[str]) -> list[str]:
     return joined
 
 
-def _of_several(settings_class: type, within: str = "--") -> Iterator[str]:
+def _takes_several(settings_class: type, within: str = "--") -> Iterator[str]:
     """Options that take several names, those of inner settings too."""
     for f in fields(settings_class):
         if isinstance(f.type, type) and is_dataclass(f.type):
-            yield from _of_several(f.type, f"{within}{f.name}.")
+            yield from _takes_several(f.type, f"{within}{f.name}.")
         elif "list[str]" in str(f.type):
             yield f"{within}{f.name}"
 
 
-def _first_line(error: Exception) -> str:
+def _format_parser_error(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # Of a list's entries: the parser names our class before it says what is wrong.
     lines = [line for line in lines if not line.startswith("Problem with given class_path")]
     return " ".join(lines[:2])[:300] if lines else type(error).__name__
 
 
-def _overview(commands: dict[str, EntryPoint]) -> str:
+def _format_overview(commands: dict[str, EntryPoint]) -> str:
     lines = ["usage: trimtab COMMAND [options]      trimtab COMMAND --help", ""]
     lines += [f"  {name.replace('-', ' '):<18} {ABOUT.get(name, entry.value)}" for name, entry in sorted(commands.items())]
     return "\n".join([*lines, "", "docs: README.md and docs/"])

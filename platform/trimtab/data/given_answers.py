@@ -4,15 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.data.questions import Question, asked, column
-from trimtab.data.readers import Row, read_rows, renamed
+from trimtab.data.questions import Question, get_column_name, list_unique_questions
+from trimtab.data.readers import Row, read_rows, rename_columns
 from trimtab.errors import UsageError
 
 FIELDS = ("question", "context", "kind", "source", "group", "given", "truthful", "right", "wrong")
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenAnswer:
     """An answer to a question, and whether it is right; None where nobody said."""
 
     question: Question
@@ -20,7 +20,9 @@ class Given:
     truthful: bool | None
 
 
-def read_given(source: str, columns: Mapping[str, str] | None = None, separator: str | None = None) -> list[Given]:
+def read_given_answers(
+    source: str, columns: Mapping[str, str] | None = None, separator: str | None = None
+) -> list[GivenAnswer]:
     """Answers of one source.
 
     Args:
@@ -33,36 +35,38 @@ def read_given(source: str, columns: Mapping[str, str] | None = None, separator:
 
     Raises UsageError, naming the row and what to do.
     """
-    names = renamed(FIELDS, columns)
+    names = rename_columns(FIELDS, columns)
     rows = enumerate(read_rows(source), 1)
-    return [given for number, row in rows for given in _given(row, number, source, names, separator)]
+    return [given for number, row in rows for given in _parse_row(row, number, source, names, separator)]
 
 
-def read_all(sources: Sequence[str], columns: Mapping[str, str] | None = None, separator: str | None = None) -> list[Given]:
+def read_all_given_answers(
+    sources: Sequence[str], columns: Mapping[str, str] | None = None, separator: str | None = None
+) -> list[GivenAnswer]:
     """Answers of several sources, in order."""
-    return [given for source in sources for given in read_given(source, columns, separator)]
+    return [given for source in sources for given in read_given_answers(source, columns, separator)]
 
 
-def _given(row: Row, number: int, source: str, names: Mapping[str, str], separator: str | None) -> Iterator[Given]:
+def _parse_row(row: Row, number: int, source: str, names: Mapping[str, str], separator: str | None) -> Iterator[GivenAnswer]:
     where = f"{source}, row {number}"
-    question = asked(row, number, source, names)
+    question = list_unique_questions(row, number, source, names)
     if names["given"] in row:
         text = row[names["given"]]
         if not isinstance(text, str):
             raise UsageError(
                 f"{where}: a given answer must be one text, not {type(text).__name__}; several go as right and wrong"
             )
-        yield Given(question, text.strip(), _truth(row.get(names["truthful"]), where))
+        yield GivenAnswer(question, text.strip(), _parse_truth(row.get(names["truthful"]), where))
         return
     if names["right"] not in row and names["wrong"] not in row:
         # Its error says which columns there are.
-        column(row, source, "given", names["given"])
+        get_column_name(row, source, "given", names["given"])
     for field, truthful in (("right", True), ("wrong", False)):
-        for text in _texts(row.get(names[field]), where, separator):
-            yield Given(question, text, truthful)
+        for text in _split_texts(row.get(names[field]), where, separator):
+            yield GivenAnswer(question, text, truthful)
 
 
-def _texts(value: Any, where: str, separator: str | None) -> list[str]:
+def _split_texts(value: Any, where: str, separator: str | None) -> list[str]:
     """The answers that a field holds; an empty one, as of an empty cell, is none."""
     if value is None or value != value:
         return []
@@ -73,7 +77,7 @@ def _texts(value: Any, where: str, separator: str | None) -> list[str]:
     return [piece.strip() for piece in cut if piece.strip()]
 
 
-def _truth(value: Any, where: str) -> bool | None:
+def _parse_truth(value: Any, where: str) -> bool | None:
     if value is None or value == "" or value != value:
         return None
     known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from rapidfuzz import fuzz, process
 
-from trimtab.data.prompt import Prompt, fraction
-from trimtab.text.refusal_phrases import STEPS, judge
-from trimtab.types import LABELS, RULES, Label, Rule
+from trimtab.data.prompt import Prompt, hash_to_fraction
+from trimtab.text.refusal_phrases import STEPS, classify_refusal
+from trimtab.types import FILTER_RULES, LABELS, FilterRule, Label
 
 MIN_TOKENS, MAX_TOKENS = 8, 512
 # Likeness of rapidfuzz, 0 to 100: of near-duplicates, and of training prompts to those of an evaluation set.
@@ -22,7 +22,7 @@ LEAKING = re.compile(r"\b(?:sure|certainly|of course|here (?:is|are)|here's|step
 
 
 @dataclass(frozen=True)
-class Row:
+class TrainingRow:
     """A prompt with the answer it is to get. `tokens` counts the answer's tokens; `cut` is True where sampling stopped
     before the part that is learned from was whole; `rejected` is the answer it is not to get, for objectives that need one."""
 
@@ -34,7 +34,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Step:
+class FilterStep:
     """One line of the filter table: rows removed by a rule, by class, and rows left."""
 
     rule: str
@@ -43,16 +43,16 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Filtered:
+class FilterResult:
     """What is left, the table, and what each rule took out."""
 
-    rows: list[Row]
-    table: list[Step]
-    removed: list[tuple[Rule, Row]]
+    rows: list[TrainingRow]
+    table: list[FilterStep]
+    removed: list[tuple[FilterRule, TrainingRow]]
 
 
 @dataclass(frozen=True)
-class Context:
+class FilterContext:
     """What rules look at besides the rows: the seed of random choices, the prompts of evaluation sets, and those of the same
     sources that were parted off to choose and to report by."""
 
@@ -61,56 +61,58 @@ class Context:
     parted_off: Sequence[str] = ()
 
 
-def hard_filter(rows: Sequence[Row], rules: Sequence[Rule] = RULES, context: Context | None = None) -> Filtered:
+def apply_hard_filter(
+    rows: Sequence[TrainingRow], rules: Sequence[FilterRule] = FILTER_RULES, context: FilterContext | None = None
+) -> FilterResult:
     """Apply the rules in order. `rules` may leave some out; their order is fixed."""
-    context = context or Context()
+    context = context or FilterContext()
     kept = list(rows)
-    table = [Step("(start)", {}, _count(kept))]
-    removed: list[tuple[Rule, Row]] = []
-    for rule in RULES:
+    table = [FilterStep("(start)", {}, _count_classes(kept))]
+    removed: list[tuple[FilterRule, TrainingRow]] = []
+    for rule in FILTER_RULES:
         if rule not in rules:
             continue
         after = APPLY[rule](kept, context)
         staying = {id(row) for row in after}
         gone = [row for row in kept if id(row) not in staying]
         removed.extend((rule, row) for row in gone)
-        table.append(Step(rule, _count(gone), _count(after)))
+        table.append(FilterStep(rule, _count_classes(gone), _count_classes(after)))
         kept = after
-    return Filtered(kept, table, removed)
+    return FilterResult(kept, table, removed)
 
 
-def _agreed(rows: Sequence[Row], context: Context) -> list[Row]:
+def _drop_contradictory(rows: Sequence[TrainingRow], context: FilterContext) -> list[TrainingRow]:
     """(a) No prompt that sources label both harmful and benign."""
     sides: dict[str, set[bool]] = {}
     for row in rows:
-        sides.setdefault(_normal(row), set()).add(row.prompt.label == "harmful")
-    return [row for row in rows if len(sides[_normal(row)]) == 1]
+        sides.setdefault(_normalize_prompt(row), set()).add(row.prompt.label == "harmful")
+    return [row for row in rows if len(sides[_normalize_prompt(row)]) == 1]
 
 
-def _clear(rows: Sequence[Row], context: Context) -> list[Row]:
+def _drop_unclear(rows: Sequence[TrainingRow], context: FilterContext) -> list[TrainingRow]:
     """(b) The target is a clear refusal (harmful) or clear help (benign); partial refusals go."""
     wanted = {label: "refusal" if label == "harmful" else "compliance" for label in LABELS}
-    return [row for row in rows if judge(row.target) == wanted[row.prompt.label]]
+    return [row for row in rows if classify_refusal(row.target) == wanted[row.prompt.label]]
 
 
-def _leak(rows: Sequence[Row], context: Context) -> list[Row]:
+def _drop_leaking(rows: Sequence[TrainingRow], context: FilterContext) -> list[TrainingRow]:
     """(c) A harmful row's target gives no steps and no opening of help."""
     return [
         row for row in rows if row.prompt.label != "harmful" or not (STEPS.search(row.target) or LEAKING.search(row.target))
     ]
 
 
-def _length(rows: Sequence[Row], context: Context) -> list[Row]:
+def _drop_by_length(rows: Sequence[TrainingRow], context: FilterContext) -> list[TrainingRow]:
     """(d) 8 to 512 target tokens, and the part that is learned from is whole."""
     return [row for row in rows if MIN_TOKENS <= row.tokens <= MAX_TOKENS and not row.cut]
 
 
-def _duplicate(rows: Sequence[Row], context: Context) -> list[Row]:
+def _drop_duplicates(rows: Sequence[TrainingRow], context: FilterContext) -> list[TrainingRow]:
     """(e) Of near-duplicates within a class (and system message) only the first stays."""
-    kept: list[Row] = []
+    kept: list[TrainingRow] = []
     for label in LABELS:
         mine = [row for row in rows if row.prompt.label == label]
-        texts = [f"{row.prompt.system or ''}|{_normal(row)}" for row in mine]
+        texts = [f"{row.prompt.system or ''}|{_normalize_prompt(row)}" for row in mine]
         if not mine:
             continue
         near = process.cdist(texts, texts, scorer=fuzz.ratio, score_cutoff=NEAR)
@@ -122,52 +124,52 @@ def _duplicate(rows: Sequence[Row], context: Context) -> list[Row]:
     return kept
 
 
-def _kept_out(rows: Sequence[Row], context: Context) -> list[Row]:
+def _drop_held_out(rows: Sequence[TrainingRow], context: FilterContext) -> list[TrainingRow]:
     """(e) No row resembles a prompt of an evaluation set, or is a near-duplicate of one that was parted off."""
-    texts = [_normal(row) for row in rows]
-    alike = _alike(texts, context.kept_out, RESEMBLING) | _alike(texts, context.parted_off, NEAR)
+    texts = [_normalize_prompt(row) for row in rows]
+    alike = _find_similar(texts, context.kept_out, RESEMBLING) | _find_similar(texts, context.parted_off, NEAR)
     return [row for i, row in enumerate(rows) if i not in alike]
 
 
-def _balanced(rows: Sequence[Row], context: Context) -> list[Row]:
+def _balance_classes(rows: Sequence[TrainingRow], context: FilterContext) -> list[TrainingRow]:
     """(f) As many harmful rows as benign ones: the larger side loses rows at random."""
     sides = {True: [r for r in rows if r.prompt.label == "harmful"], False: [r for r in rows if r.prompt.label != "harmful"]}
     size = min(len(side) for side in sides.values())
     return [
         row
         for side in sides.values()
-        for row in sorted(side, key=lambda r: fraction(f"{r.prompt.prompt}|{r.prompt.system}", context.seed))[:size]
+        for row in sorted(side, key=lambda r: hash_to_fraction(f"{r.prompt.prompt}|{r.prompt.system}", context.seed))[:size]
     ]
 
 
-APPLY: dict[Rule, Callable[[Sequence[Row], Context], list[Row]]] = {
-    "agreed": _agreed,
-    "clear": _clear,
-    "leak": _leak,
-    "length": _length,
-    "duplicate": _duplicate,
-    "kept-out": _kept_out,
-    "balanced": _balanced,
+APPLY: dict[FilterRule, Callable[[Sequence[TrainingRow], FilterContext], list[TrainingRow]]] = {
+    "agreed": _drop_contradictory,
+    "clear": _drop_unclear,
+    "leak": _drop_leaking,
+    "length": _drop_by_length,
+    "duplicate": _drop_duplicates,
+    "kept-out": _drop_held_out,
+    "balanced": _balance_classes,
 }
 
 
-def _alike(texts: Sequence[str], others: Sequence[str], least: float) -> set[int]:
+def _find_similar(texts: Sequence[str], others: Sequence[str], least: float) -> set[int]:
     """Which texts are at least so much like one of the others: by letters, or by words in any order."""
-    plain = sorted({_plain(text) for text in others})
+    plain = sorted({_normalize(text) for text in others})
     if not plain or not texts:
         return set()
     scores = [process.cdist(texts, plain, scorer=s, score_cutoff=least) for s in (fuzz.ratio, fuzz.token_sort_ratio)]
     return {i for i in range(len(texts)) if any(score[i].any() for score in scores)}
 
 
-def _count(rows: Sequence[Row]) -> dict[Label, int]:
+def _count_classes(rows: Sequence[TrainingRow]) -> dict[Label, int]:
     counts = Counter(row.prompt.label for row in rows)
     return {label: counts[label] for label in LABELS}
 
 
-def _normal(row: Row) -> str:
-    return _plain(row.prompt.prompt)
+def _normalize_prompt(row: TrainingRow) -> str:
+    return _normalize(row.prompt.prompt)
 
 
-def _plain(text: str) -> str:
+def _normalize(text: str) -> str:
     return re.sub(r"\W+", " ", text.lower()).strip()

@@ -32,25 +32,25 @@ class Prompt:
         return [*system, *turns, {"role": "user", "content": self.prompt}]
 
 
-def digest(prompts: Sequence[Prompt]) -> str:
+def compute_prompts_digest(prompts: Sequence[Prompt]) -> str:
     """16 hex digits that name exactly these prompts in this order."""
     lines = "\n".join(json.dumps(asdict(p), sort_keys=True) for p in prompts)
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
-def fraction(text: str, seed: int) -> float:
+def hash_to_fraction(text: str, seed: int) -> float:
     """A number in [0, 1) that depends on the text and the seed only: choices that stay when data is added."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{text}".encode()).digest()[:8]) / 2**64
 
 
-def split(prompts: Sequence[Prompt], validation: float, test: float, seed: int) -> dict[Part, list[Prompt]]:
+def split_prompts(prompts: Sequence[Prompt], validation: float, test: float, seed: int) -> dict[Part, list[Prompt]]:
     """Part prompts by group into train, validation and test; the shares are of groups, about.
 
     Raises UsageError where a part that was asked for, or the training part, comes out empty.
     """
     parts: dict[Part, list[Prompt]] = {"train": [], "validation": [], "test": []}
     for prompt in prompts:
-        at = fraction(prompt.group, seed)
+        at = hash_to_fraction(prompt.group, seed)
         part: Part = "test" if at < test else "validation" if at < test + validation else "train"
         parts[part].append(prompt)
     shares: dict[Part, float] = {"train": 1.0, "validation": validation, "test": test}
@@ -64,7 +64,7 @@ def split(prompts: Sequence[Prompt], validation: float, test: float, seed: int) 
     return parts
 
 
-def write(prompts: Sequence[Prompt], path: Path) -> None:
+def write_prompts(prompts: Sequence[Prompt], path: Path) -> None:
     """Write prompts as JSONL with the fields that the readers take."""
     with path.open("w") as file:
         for p in prompts:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from trimtab.data.prompt import Prompt, fraction
+from trimtab.data.prompt import Prompt, hash_to_fraction
 from trimtab.types import LABELS
 
 Form = Literal["question", "order"]
@@ -56,16 +56,16 @@ CAN_OPENERS = ("Can you {}?", "Could you {}?", "Would you please {}?", "Can you 
 TELL_OPENERS = ("Explain how to {}.", "Tell me how to {}.", "Describe how to {}.", "Show me how to {}.")
 
 
-def form(text: str) -> Form:
+def get_form(text: str) -> Form:
     """Question or order, by its end and its first word."""
     return "question" if text.rstrip().endswith("?") or ASKING.match(text.strip()) else "order"
 
 
-def rewrite(text: str, seed: int = 0) -> str | None:
+def rewrite_form(text: str, seed: int = 0) -> str | None:
     """The same request in the other form, or None where no plain rewriting is known."""
     body = text.strip().rstrip(".?! ")
-    pick = int(fraction(text, seed) * 4)
-    if form(text) == "order":
+    pick = int(hash_to_fraction(text, seed) * 4)
+    if get_form(text) == "order":
         lowered = body[:1].lower() + body[1:]
         openers = CAN_OPENERS if lowered.split(" ")[0] in TELLING else HOW_OPENERS
         return openers[pick].format(lowered)
@@ -78,7 +78,7 @@ def rewrite(text: str, seed: int = 0) -> str | None:
     return None
 
 
-def balance(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
+def balance_forms(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
     """Rewrite as many prompts of each class as it takes for half of them to be questions.
 
     Order and groups stay; a prompt that cannot be rewritten stays as it is.
@@ -86,28 +86,28 @@ def balance(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
     balanced = list(prompts)
     for label in LABELS:
         mine = [i for i, p in enumerate(prompts) if p.label == label]
-        questions = [i for i in mine if form(prompts[i].prompt) == "question"]
-        orders = [i for i in mine if form(prompts[i].prompt) == "order"]
+        questions = [i for i in mine if get_form(prompts[i].prompt) == "question"]
+        orders = [i for i in mine if get_form(prompts[i].prompt) == "order"]
         many = questions if len(questions) > len(orders) else orders
         excess = abs(len(questions) - len(orders)) // 2
-        for i in sorted(many, key=lambda i: fraction(prompts[i].prompt, seed)):
+        for i in sorted(many, key=lambda i: hash_to_fraction(prompts[i].prompt, seed)):
             if excess == 0:
                 break
-            rewritten = rewrite(prompts[i].prompt, seed)
+            rewritten = rewrite_form(prompts[i].prompt, seed)
             if rewritten is not None:
                 balanced[i] = replace(prompts[i], prompt=rewritten)
                 excess -= 1
     return balanced
 
 
-def predictability(prompts: Sequence[Prompt]) -> float:
+def compute_predictability(prompts: Sequence[Prompt]) -> float:
     """How well form alone tells harmful from benign: balanced accuracy, 0.5 (not at all) to 1."""
     asked = {True: 0, False: 0}
     count = {True: 0, False: 0}
     for p in prompts:
         harmful = p.label == "harmful"
         count[harmful] += 1
-        asked[harmful] += form(p.prompt) == "question"
+        asked[harmful] += get_form(p.prompt) == "question"
     if not all(count.values()):
         return 0.5
     return 0.5 + abs(asked[True] / count[True] - asked[False] / count[False]) / 2

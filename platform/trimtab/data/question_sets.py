@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from trimtab.assets import download
-from trimtab.text.normalization import normalised
+from trimtab.assets.download import fetch_asset
+from trimtab.text.normalization import normalize_answer
 
 POPULATION = 1_000_000
 # Not a country any more; contested or moved capitals; a currency of yesterday.
@@ -49,14 +49,14 @@ CURRENCY_ASKS = ("What is the currency of {} called?", "Which currency do people
 CONTINENT_ASKS = ("On which continent is {}?", "Which continent does {} belong to?")
 
 
-def read(name: str) -> list[dict[str, Any]]:
+def read_question_set(name: str) -> list[dict[str, Any]]:
     """Rows of a named set, with the fields that question files have."""
     return SETS[name]()
 
 
 def _countries() -> list[dict[str, Any]]:
     """Capital, currency and continent of each country with a million people; no question that holds its own answer."""
-    known = json.loads(download.fetch("countries").read_text()).values()
+    known = json.loads(fetch_asset("countries").read_text()).values()
     chosen = sorted((c for c in known if c["population"] >= POPULATION and c["iso"] not in LEFT_OUT), key=lambda c: c["name"])
     rows: list[dict[str, Any]] = []
     for number, country in enumerate(chosen):
@@ -64,27 +64,31 @@ def _countries() -> list[dict[str, Any]]:
         name = f"the {bare}" if iso in NAMED_WITH_ARTICLE else bare
         turn = number % 2
         rows.append(
-            _row(CAPITAL_ASKS[turn].format(name), _spelled(country["capital"], *CAPITALS.get(iso, ())), "capitals", iso)
+            _build_row(
+                CAPITAL_ASKS[turn].format(name), _list_spellings(country["capital"], *CAPITALS.get(iso, ())), "capitals", iso
+            )
         )
         currency = (country["currencyname"], *CURRENCIES.get(country["currencyname"], ()))
-        rows.append(_row(CURRENCY_ASKS[turn].format(name), [*currency, *(f"{c}s" for c in currency)], "currencies", iso))
+        rows.append(_build_row(CURRENCY_ASKS[turn].format(name), [*currency, *(f"{c}s" for c in currency)], "currencies", iso))
         if iso not in BETWEEN_CONTINENTS:
-            rows.append(_row(CONTINENT_ASKS[turn].format(name), list(CONTINENTS[country["continentcode"]]), "continents", iso))
-    return [row for row in rows if not _given_away(row)]
+            rows.append(
+                _build_row(CONTINENT_ASKS[turn].format(name), list(CONTINENTS[country["continentcode"]]), "continents", iso)
+            )
+    return [row for row in rows if not _is_given_away(row)]
 
 
-def _row(question: str, answers: list[str], source: str, group: str) -> dict[str, Any]:
+def _build_row(question: str, answers: list[str], source: str, group: str) -> dict[str, Any]:
     return {"question": question, "answers": answers, "source": source, "kind": "contains", "group": group}
 
 
-def _spelled(*names: str) -> list[str]:
+def _list_spellings(*names: str) -> list[str]:
     """Names, and those with hyphens also without."""
     return list(dict.fromkeys(spelled for name in names for spelled in (name.strip(), name.strip().replace("-", " "))))
 
 
-def _given_away(row: dict[str, Any]) -> bool:
-    asked = f" {normalised(row['question'])} "
-    return any(f" {normalised(answer)} " in asked for answer in row["answers"])
+def _is_given_away(row: dict[str, Any]) -> bool:
+    asked = f" {normalize_answer(row['question'])} "
+    return any(f" {normalize_answer(answer)} " in asked for answer in row["answers"])
 
 
 SETS: dict[str, Callable[[], list[dict[str, Any]]]] = {"countries": _countries}

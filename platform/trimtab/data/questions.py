@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.assets import catalog
-from trimtab.data import question_sets
+from trimtab.assets.catalog import load_catalog
 from trimtab.data.prompt import Prompt
-from trimtab.data.readers import Row, read_rows, renamed
+from trimtab.data.question_sets import SETS, read_question_set
+from trimtab.data.readers import Row, read_rows, rename_columns
 from trimtab.errors import NotFoundError, UsageError
 from trimtab.types import ANSWER_KINDS, AnswerKind
 
@@ -53,34 +53,34 @@ def read_questions(source: str, columns: Mapping[str, str] | None = None) -> lis
 
     Raises UsageError, naming the row and what to do; NotFoundError for an unknown `trimtab:NAME`.
     """
-    names = renamed(FIELDS, columns)
+    names = rename_columns(FIELDS, columns)
     name = source.removeprefix("trimtab:")
-    if name != source and name in question_sets.SETS:
-        return [_question(row, number, source, names) for number, row in enumerate(question_sets.read(name), 1)]
-    if name != source and name not in catalog.known():
-        known = ", ".join(f"trimtab:{n}" for n in question_sets.SETS)
+    if name != source and name in SETS:
+        return [_parse_question(row, number, source, names) for number, row in enumerate(read_question_set(name), 1)]
+    if name != source and name not in load_catalog():
+        known = ", ".join(f"trimtab:{n}" for n in SETS)
         raise NotFoundError(f"no question set {source}; there are: {known}")
-    return [_question(row, number, source, names) for number, row in enumerate(read_rows(source), 1)]
+    return [_parse_question(row, number, source, names) for number, row in enumerate(read_rows(source), 1)]
 
 
-def read_all(sources: Sequence[str], columns: Mapping[str, str] | None = None) -> list[Question]:
+def read_all_questions(sources: Sequence[str], columns: Mapping[str, str] | None = None) -> list[Question]:
     """Questions of several sources, in order."""
     return [question for source in sources for question in read_questions(source, columns)]
 
 
-def _question(row: Row, number: int, source: str, names: Mapping[str, str]) -> Question:
+def _parse_question(row: Row, number: int, source: str, names: Mapping[str, str]) -> Question:
     where = f"{source}, row {number}"
     fallback = "answer" if names["answers"] == "answers" and "answers" not in row and "answer" in row else names["answers"]
-    given = row[column(row, source, "answers", fallback)]
-    answers, found = _aliases(given, where)
+    given = row[get_column_name(row, source, "answers", fallback)]
+    answers, found = _parse_aliases(given, where)
     wanted = row.get(names["kind"]) or found
     kind: AnswerKind | None = next((k for k in ANSWER_KINDS if k == wanted), None)
     if wanted and kind is None:
         raise UsageError(f"{where}: kind {wanted!r} must be one of {', '.join(ANSWER_KINDS)}")
-    return asked(row, number, source, names, answers, kind)
+    return list_unique_questions(row, number, source, names, answers, kind)
 
 
-def asked(
+def list_unique_questions(
     row: Row,
     number: int,
     source: str,
@@ -89,7 +89,7 @@ def asked(
     kind: AnswerKind | None = None,
 ) -> Question:
     """A row's question with these answers. Raises UsageError where it has none."""
-    text = row.get(column(row, source, "question", names["question"]))
+    text = row.get(get_column_name(row, source, "question", names["question"]))
     if not isinstance(text, str) or not text.strip():
         raise UsageError(f"{source}, row {number}: the question is empty or not text")
     context, group = row.get(names["context"]), row.get(names["group"])
@@ -103,7 +103,7 @@ def asked(
     )
 
 
-def column(row: Row, source: str, field: str, name: str) -> str:
+def get_column_name(row: Row, source: str, field: str, name: str) -> str:
     """The column of a field. Raises UsageError where a row has none of that name."""
     if name not in row:
         raise UsageError(
@@ -112,23 +112,23 @@ def column(row: Row, source: str, field: str, name: str) -> str:
     return name
 
 
-def _aliases(given: Any, where: str) -> tuple[tuple[str, ...], AnswerKind | None]:
+def _parse_aliases(given: Any, where: str) -> tuple[tuple[str, ...], AnswerKind | None]:
     """The aliases that a field holds, and the kind of comparison that its layout calls for."""
     if isinstance(given, str) and HASHES in given:
-        return (_text(given.rpartition(HASHES)[2], where),), "numeric"
-    values = _values(given, where)
-    aliases = tuple(dict.fromkeys(text for value in values if (text := _text(value, where))))
+        return (_as_text(given.rpartition(HASHES)[2], where),), "numeric"
+    values = _parse_values(given, where)
+    aliases = tuple(dict.fromkeys(text for value in values if (text := _as_text(value, where))))
     if not aliases and values != []:
         raise UsageError(f"{where}: the answer is empty; a question that has no answer has an empty list")
     return aliases, None
 
 
-def _values(given: Any, where: str) -> list[Any]:
+def _parse_values(given: Any, where: str) -> list[Any]:
     if isinstance(given, str):
-        listed = _listed(given)
+        listed = _as_list(given)
         return given.translate(SEPARATORS).split(";") if listed is None else listed
     if isinstance(given, Mapping) and "text" in given:
-        return _values(given["text"], where)
+        return _parse_values(given["text"], where)
     if isinstance(given, Mapping) and "value" in given:
         return [given["value"], *(given.get("aliases") or [])]
     if isinstance(given, Mapping):
@@ -136,7 +136,7 @@ def _values(given: Any, where: str) -> list[Any]:
     return list(given) if isinstance(given, list | tuple) else [given]
 
 
-def _listed(text: str) -> list[Any] | None:
+def _as_list(text: str) -> list[Any] | None:
     """A list that a CSV holds as JSON; None where it is something else."""
     try:
         found = json.loads(text) if text.lstrip().startswith("[") else None
@@ -145,7 +145,7 @@ def _listed(text: str) -> list[Any] | None:
     return found if isinstance(found, list) else None
 
 
-def _text(value: Any, where: str) -> str:
+def _as_text(value: Any, where: str) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
     if isinstance(value, bool):

@@ -8,9 +8,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from trimtab.assets import catalog, download
-from trimtab.data import prompt_sets
+from trimtab.assets.catalog import load_catalog
+from trimtab.assets.download import fetch_asset
 from trimtab.data.prompt import Prompt
+from trimtab.data.prompt_sets import SETS, read_prompt_set
 from trimtab.errors import UsageError
 from trimtab.types import LABELS, Label
 
@@ -36,14 +37,14 @@ def read_prompts(source: str, label: Label | None = None, columns: Mapping[str, 
     Raises UsageError, naming the file and what to do: missing, empty or unreadable file, wrong column, unknown class.
     """
     name = source.removeprefix("trimtab:")
-    if name != source and (name in prompt_sets.SETS or name not in catalog.known()):
-        return prompt_sets.read(name, label)
+    if name != source and (name in SETS or name not in load_catalog()):
+        return read_prompt_set(name, label)
     rows = read_rows(source)
-    names = renamed(FIELDS, columns)
-    return [_prompt(row, number, source, label, names) for number, row in enumerate(rows, 1)]
+    names = rename_columns(FIELDS, columns)
+    return [_parse_prompt(row, number, source, label, names) for number, row in enumerate(rows, 1)]
 
 
-def read_all(sources: Sequence[str], label: Label | None, columns: Mapping[str, str] | None = None) -> list[Prompt]:
+def read_all_prompts(sources: Sequence[str], label: Label | None, columns: Mapping[str, str] | None = None) -> list[Prompt]:
     """Prompts of several sources, in order."""
     return [prompt for source in sources for prompt in read_prompts(source, label, columns)]
 
@@ -54,14 +55,14 @@ def read_rows(source: str) -> list[Row]:
     Raises UsageError where there are none that can be read, NotFoundError for an unknown name.
     """
     name = source.removeprefix("trimtab:")
-    path = Path(source).expanduser() if name == source else download.fetch(name)
+    path = Path(source).expanduser() if name == source else fetch_asset(name)
     rows = read_file(path) if path.exists() or path.suffix in READERS else _read_hub(source)
     if not rows:
         raise UsageError(f"{source} has no rows")
     return rows
 
 
-def renamed(fields: Sequence[str], columns: Mapping[str, str] | None) -> dict[str, str]:
+def rename_columns(fields: Sequence[str], columns: Mapping[str, str] | None) -> dict[str, str]:
     """The column of each field. Raises UsageError where `columns` names another field."""
     unknown = set(columns or {}) - set(fields)
     if unknown:
@@ -69,8 +70,8 @@ def renamed(fields: Sequence[str], columns: Mapping[str, str] | None) -> dict[st
     return {field: field for field in fields} | dict(columns or {})
 
 
-def _prompt(row: Row, number: int, source: str, default: Label | None, names: Mapping[str, str]) -> Prompt:
-    said = _conversation(row[names["messages"]], f"{source}, row {number}") if row.get(names["messages"]) else {}
+def _parse_prompt(row: Row, number: int, source: str, default: Label | None, names: Mapping[str, str]) -> Prompt:
+    said = _parse_conversation(row[names["messages"]], f"{source}, row {number}") if row.get(names["messages"]) else {}
     history = said.pop("history", ())
     row = {**row, **{names[field]: value for field, value in said.items() if value is not None}}
     text = row.get(names["prompt"])
@@ -97,7 +98,7 @@ def _prompt(row: Row, number: int, source: str, default: Label | None, names: Ma
     )
 
 
-def _conversation(messages: Any, where: str) -> dict[str, Any]:
+def _parse_conversation(messages: Any, where: str) -> dict[str, Any]:
     """The fields that a list of chat messages holds: system, history, prompt, and target where the assistant has the end."""
     turns: list[tuple[str, str]] = []
     for message in messages if isinstance(messages, list) else [None]:

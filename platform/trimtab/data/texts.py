@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from trimtab.assets import catalog
+from trimtab.assets.catalog import load_catalog
 from trimtab.data.prompt import Prompt
-from trimtab.data.readers import Row, read_rows, renamed
+from trimtab.data.readers import Row, read_rows, rename_columns
 from trimtab.errors import NotFoundError, UsageError
 
 FIELDS = ("text", "prompt", "source")
@@ -26,23 +26,23 @@ def read_texts(source: str, columns: Mapping[str, str] | None = None) -> list[Pr
     Rows whose text is blank are passed over, as hub sets of plain text have many. Raises UsageError where no row is left or a
     column is missing, NotFoundError for an unknown `trimtab:NAME`.
     """
-    names = renamed(FIELDS, columns)
+    names = rename_columns(FIELDS, columns)
     name = source.removeprefix("trimtab:")
-    if name != source and name not in SETS and name not in catalog.known():
+    if name != source and name not in SETS and name not in load_catalog():
         raise NotFoundError(f"no texts {source}; there are: {', '.join(f'trimtab:{n}' for n in SETS)}")
-    rows = _own(name) if name != source and name in SETS else read_rows(source)
-    texts = [text for number, row in enumerate(rows, 1) if (text := _text(row, number, source, names))]
+    rows = _read_packaged(name) if name != source and name in SETS else read_rows(source)
+    texts = [text for number, row in enumerate(rows, 1) if (text := _parse_text(row, number, source, names))]
     if not texts:
         raise UsageError(f"{source}: all texts are empty")
     return texts
 
 
-def read_all(sources: Sequence[str], columns: Mapping[str, str] | None = None) -> list[Prompt]:
+def read_all_texts(sources: Sequence[str], columns: Mapping[str, str] | None = None) -> list[Prompt]:
     """Texts of several sources, in order."""
     return [text for source in sources for text in read_texts(source, columns)]
 
 
-def _text(row: Row, number: int, source: str, names: Mapping[str, str]) -> Prompt | None:
+def _parse_text(row: Row, number: int, source: str, names: Mapping[str, str]) -> Prompt | None:
     if names["text"] not in row:
         raise UsageError(
             f"{source} has no column {names['text']!r}; it has {', '.join(map(str, row))}: name yours with --columns.text"
@@ -57,6 +57,6 @@ def _text(row: Row, number: int, source: str, names: Mapping[str, str]) -> Promp
     return Prompt(asked, "benign_easy", str(row.get(names["source"]) or stem), asked.lower(), target=text.strip())
 
 
-def _own(name: str) -> list[Row]:
+def _read_packaged(name: str) -> list[Row]:
     text = (files("trimtab.data") / "prompts" / f"{name}.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines()]

@@ -9,7 +9,7 @@ ALARMS: tuple[str, ...] = ("0.01", "0.05", "0.1")
 STEPS = 100
 
 
-def platt(scores: Tensor, truthful: Tensor) -> Tensor:
+def fit_platt(scores: Tensor, truthful: Tensor) -> Tensor:
     """Slope and offset [2] that make scores [N] the log-odds of a right answer (Platt 1999, with his smoothed targets).
 
     A slope below 0 would turn the order round; it is held at 0 or above, so that a useless score gives one risk for all.
@@ -36,13 +36,13 @@ def platt(scores: Tensor, truthful: Tensor) -> Tensor:
     return torch.stack([slope / spread, offset - slope * centre / spread]).float()
 
 
-def risk(scores: Tensor, calibration: Tensor) -> Tensor:
+def compute_risk(scores: Tensor, calibration: Tensor) -> Tensor:
     """Probability [N] that answers are made up, from scores [N] and slope and offset [2]."""
     slope, offset = calibration
     return torch.sigmoid(-(slope * scores + offset))
 
 
-def thresholds(risk: Tensor, truthful: Tensor) -> dict[str, float]:
+def compute_thresholds(risk: Tensor, truthful: Tensor) -> dict[str, float]:
     """For each share of false alarms the least risk above which no more than that share of the right answers lies."""
     right = risk[truthful == 1].double().sort().values
     if not len(right):

@@ -15,16 +15,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trimtab import heads
-from trimtab.artifacts import card as tensors
-from trimtab.artifacts.card import read_object
+from trimtab.artifacts.card import read_json_object, read_tensors
 from trimtab.detection import calibration
 from trimtab.detection.calibration import ALARMS
-from trimtab.detection.signals import TRACE, trace
-from trimtab.errors import ArtefactError, TrimtabError
+from trimtab.detection.signals import TRACE, compute_trace_features
+from trimtab.errors import ArtifactError, TrimtabError
 from trimtab.generation_types import Signals
 from trimtab.heads import Head
 from trimtab.model.base_model import BaseModel
-from trimtab.util import atomic_files
+from trimtab.util.atomic_files import write_atomic
 
 CARD_VERSION = 1
 FILE, CARD = "detector.safetensors", "card.json"
@@ -70,50 +69,52 @@ class Detector:
 
     card: DetectorCard
     head: Head
-    normaliser: Tensor
+    normalizer: Tensor
     calibration: Tensor
 
     @torch.no_grad()
-    def risk(self, psi: Tensor, phi: Tensor) -> Tensor:
+    def compute_risk(self, psi: Tensor, phi: Tensor) -> Tensor:
         """Probability [N] that answers are made up, from psi [N, L, 3d] at the card's layers and phi [N, 7] as it comes."""
-        score = self.head(psi, normalised(phi, self.normaliser))
-        return calibration.risk(score, self.calibration)
+        score = self.head(psi, normalize_features(phi, self.normalizer))
+        return calibration.compute_risk(score, self.calibration)
 
-    def risk_of(self, seen: Signals, layers: Sequence[int]) -> float:
+    def score_answer(self, seen: Signals, layers: Sequence[int]) -> float:
         """Probability that one answer is made up, from what an engine that captures `layers` saw of it. Raises ValueError where
         it does not capture those of the card."""
         psi = seen.psi[[layers.index(layer) for layer in self.card.layers]]
         logp, entropy, margin = seen.history.unbind(1)
-        return self.risk(psi[None], trace(logp, entropy, margin, self.card.low)[None]).item()
+        return self.compute_risk(psi[None], compute_trace_features(logp, entropy, margin, self.card.low)[None]).item()
 
     def flagged(self, risk: Tensor, alarms: str = "0.05") -> Tensor:
         """Whether risks [N] are above the threshold for this share of false alarms."""
         return risk > self.card.thresholds[alarms]
 
 
-def normalised(phi: Tensor, normaliser: Tensor) -> Tensor:
+def normalize_features(phi: Tensor, normaliser: Tensor) -> Tensor:
     """phi [N, 7] z-scored by means and deviations [2, 7]; the raw number of tokens would swamp the rest."""
     return (phi - normaliser[0]) / normaliser[1]
 
 
-def make(head: Head, normaliser: Tensor, calibration: Tensor, card: DetectorCard) -> Detector:
+def build_detector(head: Head, normaliser: Tensor, calibration: Tensor, card: DetectorCard) -> Detector:
     """A detector of what was learned; its digest is written into the card."""
     head.eval()
-    return Detector(replace(card, digest=_digest(_tensors(head, normaliser, calibration))), head, normaliser, calibration)
+    return Detector(
+        replace(card, digest=_compute_digest(_collect_tensors(head, normaliser, calibration))), head, normaliser, calibration
+    )
 
 
-def save(detector: Detector, folder: Path) -> Path:
+def save_detector(detector: Detector, folder: Path) -> Path:
     """Write a detector as a folder of two files; gives the folder back."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_tensors(detector.head, detector.normaliser, detector.calibration), folder / FILE)
-    atomic_files.write(folder / CARD, json.dumps(asdict(detector.card), indent=2, sort_keys=True) + "\n")
+    save_file(_collect_tensors(detector.head, detector.normalizer, detector.calibration), folder / FILE)
+    write_atomic(folder / CARD, json.dumps(asdict(detector.card), indent=2, sort_keys=True) + "\n")
     return folder
 
 
-def load(folder: Path, base: BaseModel | None = None) -> Detector:
+def load_detector(folder: Path, base: BaseModel | None = None) -> Detector:
     """Read a detector and check it, against a base model where one is given.
 
-    Raises ArtefactError: a missing, truncated, pickled or foreign file; NaN or infinity; tensors that are not those of the
+    Raises ArtifactError: a missing, truncated, pickled or foreign file; NaN or infinity; tensors that are not those of the
     card's head; a digest that differs; another base model's width or fingerprint; an unknown card version or head.
     """
     folder = Path(folder)
@@ -121,32 +122,32 @@ def load(folder: Path, base: BaseModel | None = None) -> Detector:
     if base is not None:
         check_base(card, base)
     held = _read_tensors(folder / FILE)
-    if _digest(held) != card.digest:
-        raise ArtefactError(f"{folder / FILE}: the tensors are not those of the card (digest differs)")
+    if _compute_digest(held) != card.digest:
+        raise ArtifactError(f"{folder / FILE}: the tensors are not those of the card (digest differs)")
     try:
-        head = heads.get(card.head)(card.width, len(card.layers), **card.settings)
+        head = heads.get_head(card.head)(card.width, len(card.layers), **card.settings)
         head.load_state_dict({name.removeprefix(HEAD): t for name, t in held.items() if name.startswith(HEAD)})
         normaliser, calibration = held[NORMALISER].view(2, len(TRACE)), held[CALIBRATION].view(2)
     except (KeyError, RuntimeError, TypeError, TrimtabError) as error:
-        raise ArtefactError(f"{folder}: {FILE} does not hold the head that the card tells of ({card.head})") from error
+        raise ArtifactError(f"{folder}: {FILE} does not hold the head that the card tells of ({card.head})") from error
     return Detector(card, head.eval(), normaliser, calibration)
 
 
 def check_base(card: DetectorCard, base: BaseModel) -> None:
-    """ArtefactError unless the detector was made for exactly this base model."""
+    """ArtifactError unless the detector was made for exactly this base model."""
     if (card.width, card.fingerprint) != (base.width, base.fingerprint):
-        raise ArtefactError(
+        raise ArtifactError(
             f"detector {card.name!r} reads base model {card.base} ({card.fingerprint}), not {base.name} ({base.fingerprint}): "
             "collect and train it again on this one"
         )
 
 
-def _tensors(head: Head, normaliser: Tensor, calibration: Tensor) -> dict[str, Tensor]:
+def _collect_tensors(head: Head, normaliser: Tensor, calibration: Tensor) -> dict[str, Tensor]:
     own = {f"{HEAD}{name}": tensor.detach().float().cpu().contiguous() for name, tensor in head.state_dict().items()}
     return own | {NORMALISER: normaliser.float().contiguous(), CALIBRATION: calibration.float().contiguous()}
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def _compute_digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes and float32 bytes."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -155,27 +156,27 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    found = tensors.read_tensors(path, "a detector", MAX_MIB)
+    found = read_tensors(path, "a detector", MAX_MIB)
     if not all(t.dtype == torch.float32 and torch.isfinite(t).all() for t in found.values()):
-        raise ArtefactError(f"{path} holds NaN, infinity, or numbers that are not float32")
+        raise ArtifactError(f"{path} holds NaN, infinity, or numbers that are not float32")
     return found
 
 
 def _read_card(folder: Path) -> DetectorCard:
     path = folder / CARD
     if not path.exists():
-        raise ArtefactError(f"{folder} has no {CARD}; a detector is a folder with a card and a safetensors file")
-    raw = read_object(path, "a card")
+        raise ArtifactError(f"{folder} has no {CARD}; a detector is a folder with a card and a safetensors file")
+    raw = read_json_object(path, "a card")
     if raw.get("kind") != "detector" or raw.get("card_version") != CARD_VERSION:
         said = f"{raw.get('kind')!r}, version {raw.get('card_version')!r}"
-        raise ArtefactError(f"{path} is a card of kind {said}; this trimtab reads detector, version {CARD_VERSION}")
+        raise ArtifactError(f"{path} is a card of kind {said}; this trimtab reads detector, version {CARD_VERSION}")
     names = {f.name for f in fields(DetectorCard)}
     needed = {"name", "base", "fingerprint", "layers", "width", "head", "settings", "low", "thresholds", "digest"}
     if needed - raw.keys() or raw.keys() - names:
-        raise ArtefactError(
+        raise ArtifactError(
             f"{path}: missing fields {sorted(needed - raw.keys())}, unknown fields {sorted(raw.keys() - names)}"
         )
     limits = raw["thresholds"]
     if not isinstance(limits, dict) or limits.keys() != set(ALARMS) or not all(isinstance(v, float) for v in limits.values()):
-        raise ArtefactError(f"{path}: thresholds must be risks by the shares of false alarms {', '.join(ALARMS)}")
+        raise ArtifactError(f"{path}: thresholds must be risks by the shares of false alarms {', '.join(ALARMS)}")
     return DetectorCard(**raw)

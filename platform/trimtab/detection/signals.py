@@ -22,7 +22,7 @@ CACHED_ROWS = 16
 
 
 @dataclass(frozen=True)
-class Reading:
+class TokenStatistics:
     """What N positions show of their next tokens: `logp` of the token that follows, `entropy` of the whole distribution, both
     in nats, and `margin`, the largest logit less the second; float32 [N] each."""
 
@@ -31,36 +31,36 @@ class Reading:
     margin: Tensor
 
 
-def reading(logits: Tensor, tokens: Tensor) -> Reading:
+def compute_token_statistics(logits: Tensor, tokens: Tensor) -> TokenStatistics:
     """Read logits [N, V] at the tokens [N] that were written from them."""
-    return reading_of(logits.float().log_softmax(-1), tokens)
+    return gather_token_statistics(logits.float().log_softmax(-1), tokens)
 
 
-def reading_of(logp: Tensor, tokens: Tensor) -> Reading:
+def gather_token_statistics(logp: Tensor, tokens: Tensor) -> TokenStatistics:
     """The same from log-probabilities [N, V], whose differences are those of the logits."""
     # On a CPU a few rows at a time stay in its cache, which saves a third of the time.
     rows = CACHED_ROWS if logp.device.type == "cpu" else max(1, len(logp))
     parts = [_reading_of(*part) for part in zip(logp.split(rows), tokens.split(rows), strict=True)]
     if len(parts) == 1:
         return parts[0]
-    return Reading(*(torch.cat(values) for values in zip(*((p.logp, p.entropy, p.margin) for p in parts), strict=True)))
+    return TokenStatistics(*(torch.cat(values) for values in zip(*((p.logp, p.entropy, p.margin) for p in parts), strict=True)))
 
 
-def _reading_of(logp: Tensor, tokens: Tensor) -> Reading:
+def _reading_of(logp: Tensor, tokens: Tensor) -> TokenStatistics:
     top = logp.topk(2, -1).values
     # Tokens that a mask forbids have a probability of 0 and a logarithm that is not finite. `torch.special.entr` would take the
     # logarithm once more: three times the time.
     weighted = logp.exp().mul_(logp.clamp(min=torch.finfo(logp.dtype).min))
-    return Reading(logp.gather(-1, tokens[..., None])[..., 0], -weighted.sum(-1), top[..., 0] - top[..., 1])
+    return TokenStatistics(logp.gather(-1, tokens[..., None])[..., 0], -weighted.sum(-1), top[..., 0] - top[..., 1])
 
 
-def geometry(end: Tensor, answer: Tensor, prompt: Tensor) -> Tensor:
+def concatenate_states(end: Tensor, answer: Tensor, prompt: Tensor) -> Tensor:
     """psi [..., 3d] = [h_end ; mean_a h ; mean_a h - mean_q h] from the answer's last state and the means over its states and
     over the prompt's, [..., d] each."""
     return torch.cat([end, answer, answer - prompt], -1)
 
 
-def trace(logp: Tensor, entropy: Tensor, margin: Tensor, low: float) -> Tensor:
+def compute_trace_features(logp: Tensor, entropy: Tensor, margin: Tensor, low: float) -> Tensor:
     """phi [7] (see `TRACE`) of an answer's m tokens, from [m] each; a log-probability below `low`, tau_l, counts as low."""
     logp = logp.double()
     return torch.stack(
@@ -76,7 +76,7 @@ def trace(logp: Tensor, entropy: Tensor, margin: Tensor, low: float) -> Tensor:
     ).float()
 
 
-class Accumulator:
+class SignalAccumulator:
     """The same for many requests at once, token by token, in memory that does not grow with their answers.
 
     Each of `slots` requests has sums and last values for `layers` layers of `width`, on `device`; nothing is moved off it until
@@ -113,7 +113,7 @@ class Accumulator:
         self.prompt.index_add_(0, slots, sums)
         self.prompt_tokens.index_add_(0, slots, tokens)
 
-    def write(self, slots: Tensor, states: Tensor, reading: Reading) -> None:
+    def write(self, slots: Tensor, states: Tensor, reading: TokenStatistics) -> None:
         """States [N, L, d] that the next tokens of the requests in `slots` [N] were written from, and the tokens' reading; a
         request comes at most once."""
         states, logp = states.float(), reading.logp.double()
@@ -136,10 +136,10 @@ class Accumulator:
         self.below[slot] -= (self.addends[slot, at, :1] < self.lows).sum(0)
         self.tokens[slot] -= tokens
 
-    def taken(self, slot: int) -> "Accumulator":
+    def taken(self, slot: int) -> "SignalAccumulator":
         """A copy of one slot, as the only one of an accumulator on the host."""
         layers, width = self.prompt.shape[1:]
-        copy = Accumulator(1, layers, width, self.lows.tolist())
+        copy = SignalAccumulator(1, layers, width, self.lows.tolist())
         for name, held in vars(copy).items():
             if name != "lows":
                 held.copy_(getattr(self, name)[slot : slot + 1])
@@ -149,7 +149,7 @@ class Accumulator:
         """psi [n, L, 3d] of the requests in `slots` [n], as far as they are written."""
         answer = self.answer[slots] / self.tokens[slots, None, None]
         end = self.states[slots, (self.tokens[slots] - 1) % RECENT]
-        return geometry(end, answer, self.prompt[slots] / self.prompt_tokens[slots, None, None])
+        return concatenate_states(end, answer, self.prompt[slots] / self.prompt_tokens[slots, None, None])
 
     def trace(self, slots: Tensor, low: int = 0) -> Tensor:
         """phi [n, 7] of the requests in `slots` [n] with the tau_l number `low`."""

@@ -35,16 +35,16 @@ TYPES = {
 }
 
 
-def note(scope: Scope, **said: Any) -> None:
+def annotate_request(scope: Scope, **said: Any) -> None:
     """Leave word of a request for whoever logs it."""
     scope.setdefault(NOTES, {}).update(said)
 
 
-class Replayed:
+class BufferedRequest:
     """A request body that was read and changed, given again to the app inside; then the client's own messages."""
 
     def __init__(self, scope: Scope, receive: Receive, body: bytes) -> None:
-        self.scope: Scope = {**scope, "headers": with_length(scope["headers"], body)}
+        self.scope: Scope = {**scope, "headers": set_content_length(scope["headers"], body)}
         self._body: bytes | None = body
         self._receive = receive
 
@@ -56,12 +56,12 @@ class Replayed:
         return {"type": "http.request", "body": body, "more_body": False}
 
 
-def streams(start: Message) -> bool:
+def is_event_stream(start: Message) -> bool:
     """Whether the response that begins so is a stream of events."""
     return dict(start["headers"]).get(b"content-type", b"").startswith(b"text/event-stream")
 
 
-class Told:
+class StatusRecorder:
     """A `send` that remembers the status of the response; 0 before there is one."""
 
     def __init__(self, send: Send) -> None:
@@ -75,7 +75,7 @@ class Told:
         await self._send(message)
 
 
-class Collected:
+class ResponseBuffer:
     """A `send` that keeps a whole response instead of sending it."""
 
     def __init__(self) -> None:
@@ -91,18 +91,18 @@ class Collected:
             self.body += message.get("body", b"")
 
 
-class Blamed:
+class InternalErrorTo400:
     """A `send` for an app that stumbles over odd requests: its 500 is a 400 where `well` says that nothing is broken."""
 
     def __init__(self, send: Send, well: Callable[[], bool]) -> None:
         self._send = send
         self._well = well
-        self._failed: Collected | None = None
+        self._failed: ResponseBuffer | None = None
 
     async def __call__(self, message: Message) -> None:
         """Take one ASGI message of the app inside."""
         if message["type"] == "http.response.start" and message["status"] == HTTPStatus.INTERNAL_SERVER_ERROR and self._well():
-            self._failed = Collected()
+            self._failed = ResponseBuffer()
         if self._failed is None:
             await self._send(message)
             return
@@ -110,27 +110,31 @@ class Blamed:
         if message["type"] == "http.response.body" and not message.get("more_body"):
             # Not what it said, which may quote the request.
             log.warning("vLLM answered 500 to a request that it could not take")
-            await send_json(self._send, 400, error_body(400, f"vLLM could not take this request: {_said(self._failed.body)}"))
+            await send_json(
+                self._send,
+                400,
+                build_error_body(400, f"vLLM could not take this request: {_get_error_message(self._failed.body)}"),
+            )
 
 
-def _said(body: bytes) -> str:
+def _get_error_message(body: bytes) -> str:
     try:
         return str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         return "no reason given"
 
 
-async def read(receive: Receive) -> bytes | None:
+async def read_body(receive: Receive) -> bytes | None:
     """The whole request body; None where the client went away. TooLargeError where it is too large, UsageError where it does
     not come to its end."""
     try:
         async with asyncio.timeout(UPLOAD_SECONDS):
-            return await _read(receive)
+            return await _read_chunks(receive)
     except TimeoutError as error:
         raise UsageError(f"the request's body did not come within {UPLOAD_SECONDS:g} seconds") from error
 
 
-async def _read(receive: Receive) -> bytes | None:
+async def _read_chunks(receive: Receive) -> bytes | None:
     parts: list[bytes] = []
     size = 0
     while True:
@@ -145,13 +149,13 @@ async def _read(receive: Receive) -> bytes | None:
             return b"".join(parts)
 
 
-def parse(body: bytes) -> dict[str, Any]:
+def parse_body(body: bytes) -> dict[str, Any]:
     """The JSON object that a body holds; UsageError where it holds none."""
     try:
         request = json.loads(body)
         # Half a character of UTF-16, which JSON can write and nothing after this can.
         if any(half in body for half in SURROGATES):
-            dump(request)
+            dump_json(request)
     except (ValueError, RecursionError) as error:
         raise UsageError("the request body is not JSON, or holds text or numbers that nothing can take") from error
     if not isinstance(request, dict):
@@ -159,28 +163,30 @@ def parse(body: bytes) -> dict[str, Any]:
     return request
 
 
-def with_length(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> Headers:
+def set_content_length(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> Headers:
     """The headers with the length of a body that was changed."""
-    return with_header(headers, b"content-length", str(len(body)).encode())
+    return set_header(headers, b"content-length", str(len(body)).encode())
 
 
-def with_header(headers: Iterable[tuple[bytes, bytes]], name: bytes, value: bytes) -> Headers:
+def set_header(headers: Iterable[tuple[bytes, bytes]], name: bytes, value: bytes) -> Headers:
     """The headers with this one, in the place of any of its name, which is in lower case."""
     return [*((k, v) for k, v in headers if k.lower() != name), (name, value)]
 
 
-def dump(value: Any) -> bytes:
+def dump_json(value: Any) -> bytes:
     """JSON as vLLM writes it."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 async def send_json(send: Send, status: int, body: Any, headers: Headers | None = None) -> None:
     """Answer with JSON."""
-    data = dump(body)
-    await send_whole(send, status, with_length([(b"content-type", b"application/json"), *(headers or [])], data), data)
+    data = dump_json(body)
+    await send_response(
+        send, status, set_content_length([(b"content-type", b"application/json"), *(headers or [])], data), data
+    )
 
 
-async def send_whole(send: Send, status: int, headers: Headers, body: bytes) -> None:
+async def send_response(send: Send, status: int, headers: Headers, body: bytes) -> None:
     """Answer with all of a response at once; its headers are taken as they are."""
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
@@ -189,9 +195,9 @@ async def send_whole(send: Send, status: int, headers: Headers, body: bytes) -> 
 async def send_error(send: Send, error: TrimtabError) -> None:
     """Answer with an error of ours, in OpenAI's shape."""
     retry = [(b"retry-after", b"1")] if error.http_status == HTTPStatus.SERVICE_UNAVAILABLE else []
-    await send_json(send, error.http_status, error_body(error.http_status, str(error)), retry)
+    await send_json(send, error.http_status, build_error_body(error.http_status, str(error)), retry)
 
 
-def error_body(status: int, message: str) -> dict[str, Any]:
+def build_error_body(status: int, message: str) -> dict[str, Any]:
     """An error in OpenAI's shape."""
     return {"error": {"message": message, "type": TYPES.get(status, "InternalServerError"), "param": None, "code": status}}

@@ -4,7 +4,7 @@ import asyncio
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from trimtab.types import Place
+from trimtab.types import Position
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Steering:
     name: str
     version: int
     run_id: str | None
-    place: Place
+    place: Position
     rows: tuple[int, ...]
     salt: str
     written: asyncio.Future[None] | None = None

@@ -13,7 +13,7 @@ MOST_TRIES, MOST_TEXT = 8, 2000
 
 
 @dataclass(frozen=True)
-class Wishes:
+class RequestOptions:
     """Read from a request's `trimtab` object.
 
     `detector` names one, with an alias or version where wanted, or is `off`; without it, the server chooses. An answer is
@@ -36,31 +36,31 @@ class Wishes:
         return ALARMS[self.false_alarms]
 
 
-def parse(given: Any) -> Wishes:
+def parse_options(given: Any) -> RequestOptions:
     """Check a request's `trimtab` field. Raises UsageError that names what is wrong."""
     if given is None:
-        return Wishes()
+        return RequestOptions()
     if not isinstance(given, dict):
         raise UsageError("trimtab must be an object")
-    names = [f.name for f in fields(Wishes)]
+    names = [f.name for f in fields(RequestOptions)]
     if unknown := [str(name) for name in given if name not in names]:
         raise UsageError(f"trimtab.{unknown[0][:50]} is not known; there are {', '.join(names)}")
-    asked: dict[str, Any] = asdict(Wishes()) | given
-    _check(isinstance(asked["detector"], str | None), "detector", "a name, NAME@ALIAS, NAME@VERSION, or off")
-    _check(_number(asked["false_alarms"]) and asked["false_alarms"] in ALARMS, "false_alarms", "0.01, 0.05 or 0.1")
-    _check(isinstance(asked["running_risk"], bool), "running_risk", "true or false")
-    _check(asked["policy"] in get_args(Policy), "policy", ", ".join(get_args(Policy)))
-    _check(asked["above"] is None or (_number(asked["above"]) and 0 <= asked["above"] <= 1), "above", "a risk from 0 to 1")
-    _check(type(asked["tries"]) is int and 1 <= asked["tries"] <= MOST_TRIES, "tries", f"from 1 to {MOST_TRIES}")
+    asked: dict[str, Any] = asdict(RequestOptions()) | given
+    _require(isinstance(asked["detector"], str | None), "detector", "a name, NAME@ALIAS, NAME@VERSION, or off")
+    _require(_is_number(asked["false_alarms"]) and asked["false_alarms"] in ALARMS, "false_alarms", "0.01, 0.05 or 0.1")
+    _require(isinstance(asked["running_risk"], bool), "running_risk", "true or false")
+    _require(asked["policy"] in get_args(Policy), "policy", ", ".join(get_args(Policy)))
+    _require(asked["above"] is None or (_is_number(asked["above"]) and 0 <= asked["above"] <= 1), "above", "a risk from 0 to 1")
+    _require(type(asked["tries"]) is int and 1 <= asked["tries"] <= MOST_TRIES, "tries", f"from 1 to {MOST_TRIES}")
     short = isinstance(asked["text"], str) and len(asked["text"]) <= MOST_TEXT
-    _check(short, "text", f"text of at most {MOST_TEXT} characters")
-    return Wishes(**asked)
+    _require(short, "text", f"text of at most {MOST_TEXT} characters")
+    return RequestOptions(**asked)
 
 
-def _check(right: bool, name: str, wanted: str) -> None:
+def _require(right: bool, name: str, wanted: str) -> None:
     if not right:
         raise UsageError(f"trimtab.{name} must be {wanted}")
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)

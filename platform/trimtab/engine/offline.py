@@ -16,19 +16,17 @@ from typing import Any, Self
 from tqdm import tqdm
 from vllm import LLM, CompletionOutput, RequestOutput, SamplingParams, TokensPrompt
 
-from trimtab.artifacts import prefix as prefixes
-from trimtab.artifacts.prefix import Prefix
+from trimtab.artifacts.prefix import Prefix, check_base
 from trimtab.detection import detector as detection
 from trimtab.detection.detector import Detector
 from trimtab.engine.config import EngineConfig
-from trimtab.engine.detectors import signal_client
-from trimtab.engine.prefixes.slots import Resident, RowTable
-from trimtab.engine.vllm_ext.args import GIVEN, engine_args
+from trimtab.engine.detectors.signal_client import decode_signals
+from trimtab.engine.prefixes.slots import ResidentPrefix, SlotTable
+from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START, build_engine_args
 from trimtab.errors import UsageError
 from trimtab.generation_types import Answer, Ask, Progress, Sampling, Signals
-from trimtab.model import base_model, chat_template
-from trimtab.model.base_model import BaseModel
-from trimtab.model.chat_template import Message
+from trimtab.model.base_model import BaseModel, resolve_base_model
+from trimtab.model.chat_template import Message, build_renderer
 
 
 class Engine:
@@ -40,14 +38,14 @@ class Engine:
         read = {layer for detector in detectors for layer in detector.card.layers}
         layers = tuple(sorted({*config.layers, *read}))
         self.config = replace(config, layers=layers, history=bool(read) or config.history)
-        self.base = base_model.resolve(model) if isinstance(model, str) else model
-        self.renderer = chat_template.renderer(self.base, self.config.rows)
-        self.table = RowTable(self.renderer.first_row, self.config.rows)
+        self.base = resolve_base_model(model) if isinstance(model, str) else model
+        self.renderer = build_renderer(self.base, self.config.rows)
+        self.table = SlotTable(self.renderer.first_row, self.config.rows)
         if self.config.tensor_parallel == 1:
             # The engine's core in this process: starts in a fifth of the time, and leaves no process behind.
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        self._llm = LLM(**engine_args(self.base, self.config), disable_log_stats=True)
-        self._llm.collective_rpc("trimtab_prepare", args=(self.renderer.first_row,))
+        self._llm = LLM(**build_engine_args(self.base, self.config), disable_log_stats=True)
+        self._llm.collective_rpc("trimtab_mask_reserved_ids", args=(self.renderer.first_row,))
 
     def __enter__(self) -> Self:
         return self
@@ -80,7 +78,7 @@ class Engine:
         answer = self.chat_many([Ask(messages, prefix)], sampling)[0][0]
         if detector is None or answer.signals is None:
             return answer
-        return replace(answer, risk=detector.risk_of(answer.signals, self.config.layers))
+        return replace(answer, risk=detector.score_answer(answer.signals, self.config.layers))
 
     def chat_many(
         self, asks: Sequence[Ask], sampling: Sampling | Sequence[Sampling] | None = None, progress: Progress | None = None
@@ -88,14 +86,14 @@ class Engine:
         """Answer many conversations in one batch: `sampling.n` answers for each, in the order of `asks`; `sampling` is one
         for all, or one for each.
 
-        Raises ArtefactError for a prefix of another base model, BusyError where the batch names more prefixes than rows.
+        Raises ArtifactError for a prefix of another base model, BusyError where the batch names more prefixes than rows.
         """
-        with self._rows(asks) as rows:
-            prompts = [self._prompt(ask, used) for ask, used in zip(asks, rows, strict=True)]
+        with self._lease_rows(asks) as rows:
+            prompts = [self._build_prompt(ask, used) for ask, used in zip(asks, rows, strict=True)]
             given = sampling or Sampling()
-            return self._run(prompts, [given] * len(asks) if isinstance(given, Sampling) else given, progress)
+            return self._generate(prompts, [given] * len(asks) if isinstance(given, Sampling) else given, progress)
 
-    def read_many(self, asks: Sequence[Ask], texts: Sequence[str], progress: Progress | None = None) -> list[Answer]:
+    def score_many(self, asks: Sequence[Ask], texts: Sequence[str], progress: Progress | None = None) -> list[Answer]:
         """What the model shows of answers that someone else wrote, `texts` to `asks`, as if it had written them itself; each
         ends with the token that ends a turn. One that the engine's length cuts off is `finished` with `length`.
 
@@ -103,54 +101,55 @@ class Engine:
         """
         if not self.config.layers:
             raise UsageError("this engine captures no layers: give it some with EngineConfig(layers=…) to read answers")
-        with self._rows(asks) as rows:
-            prompts = [self._prompt(ask, used) for ask, used in zip(asks, rows, strict=True)]
+        with self._lease_rows(asks) as rows:
+            prompts = [self._build_prompt(ask, used) for ask, used in zip(asks, rows, strict=True)]
             starts = [len(prompt["prompt_token_ids"]) for prompt in prompts]
-            given = [self.renderer.answer(t, p["prompt_token_ids"]) for t, p in zip(texts, prompts, strict=True)]
+            given = [self.renderer.render_answer(t, p["prompt_token_ids"]) for t, p in zip(texts, prompts, strict=True)]
             # One more token is the least that vLLM writes.
             fitting = [ids[: self.config.max_length - 1 - start] for ids, start in zip(given, starts, strict=True)]
             for prompt, ids in zip(prompts, fitting, strict=True):
                 prompt["prompt_token_ids"] = [*prompt["prompt_token_ids"], *ids]
             sampling = [
-                SamplingParams(max_tokens=1, skip_reading_prefix_cache=True, extra_args={GIVEN: start}) for start in starts
+                SamplingParams(max_tokens=1, skip_reading_prefix_cache=True, extra_args={GIVEN_ANSWER_START: start})
+                for start in starts
             ]
-            outputs = self._llm.generate(prompts, sampling, use_tqdm=_bar(progress) if progress else False)
+            outputs = self._llm.generate(prompts, sampling, use_tqdm=_build_progress_bar(progress) if progress else False)
             wanted = {output.request_id: len(ids) for output, ids in zip(outputs, fitting, strict=True)}
-            found = self._captured(wanted)
+            found = self._fetch_signals(wanted)
         return [
             Answer(text, tuple(ids), "stop" if ids == whole else "length", start, (), found.get(output.request_id))
             for text, ids, whole, start, output in zip(texts, fitting, given, starts, outputs, strict=True)
         ]
 
     @contextmanager
-    def _rows(self, asks: Sequence[Ask]) -> Generator[list[tuple[int, ...]]]:
+    def _lease_rows(self, asks: Sequence[Ask]) -> Generator[list[tuple[int, ...]]]:
         """The rows of each conversation's prefix, held as long as this lasts."""
         with ExitStack() as held:
 
             def rows(prefix: Prefix) -> tuple[int, ...]:
-                resident = self._acquire(prefix)
-                held.callback(self.table.release, resident)
+                resident = self._acquire_rows(prefix)
+                held.callback(self.table.release_slots, resident)
                 return resident.rows
 
             yield [rows(ask.prefix) if ask.prefix else () for ask in asks]
 
-    def _acquire(self, prefix: Prefix) -> Resident:
-        prefixes.check_base(prefix, self.base)
+    def _acquire_rows(self, prefix: Prefix) -> ResidentPrefix:
+        check_base(prefix, self.base)
         digest = prefix.card.digest
-        resident, fresh = self.table.acquire(digest, len(prefix.vectors))
+        resident, fresh = self.table.acquire_slots(digest, len(prefix.vectors))
         if fresh:
             try:
-                self._llm.collective_rpc("trimtab_write", args=(list(resident.rows), prefix.vectors.numpy().tobytes()))
+                self._llm.collective_rpc("trimtab_write_vectors", args=(list(resident.rows), prefix.vectors.numpy().tobytes()))
             except BaseException:
-                self.table.forget(digest)
+                self.table.forget_prefix(digest)
                 raise
         return resident
 
-    def _prompt(self, ask: Ask, rows: tuple[int, ...]) -> TokensPrompt:
+    def _build_prompt(self, ask: Ask, rows: tuple[int, ...]) -> TokensPrompt:
         if ask.prefix is None:
-            ids = self.renderer.prompt(ask.messages)
+            ids = self.renderer.render_prompt(ask.messages)
         else:
-            ids = self.renderer.prompt(ask.messages, ask.prefix.card.place, rows)
+            ids = self.renderer.render_prompt(ask.messages, ask.prefix.card.place, rows)
         if len(ids) >= self.config.max_length:
             raise UsageError(f"a prompt has {len(ids)} tokens; the engine takes fewer than {self.config.max_length}")
         self.renderer.check_rows(ids, rows)
@@ -159,11 +158,13 @@ class Engine:
             prompt["cache_salt"] = ask.prefix.salt
         return prompt
 
-    def _run(self, prompts: list[TokensPrompt], sampling: Sequence[Sampling], progress: Progress | None) -> list[list[Answer]]:
-        bar = _bar(progress) if progress else False
+    def _generate(
+        self, prompts: list[TokensPrompt], sampling: Sequence[Sampling], progress: Progress | None
+    ) -> list[list[Answer]]:
+        bar = _build_progress_bar(progress) if progress else False
         outputs = self._llm.generate(prompts, [SamplingParams(**asdict(s)) for s in sampling], use_tqdm=bar)
-        wanted = {_id(output, o): len(o.token_ids) for output in outputs for o in output.outputs}
-        captured = self._captured(wanted) if self.config.layers else {}
+        wanted = {_get_engine_id(output, o): len(o.token_ids) for output in outputs for o in output.outputs}
+        captured = self._fetch_signals(wanted) if self.config.layers else {}
         return [
             [
                 Answer(
@@ -172,26 +173,26 @@ class Engine:
                     o.finish_reason or "length",
                     len(output.prompt_token_ids or ()),
                     tuple({i: entry.logprob for i, entry in step.items()} for step in (o.logprobs or ())),
-                    captured.get(_id(output, o)),
+                    captured.get(_get_engine_id(output, o)),
                 )
                 for o in output.outputs
             ]
             for output in outputs
         ]
 
-    def _captured(self, wanted: Mapping[str, int]) -> dict[str, Signals]:
+    def _fetch_signals(self, wanted: Mapping[str, int]) -> dict[str, Signals]:
         """Signals of answers of so many tokens, by their ids in the engine."""
         asked = [(request, tokens, True) for request, tokens in wanted.items()]
-        found = signal_client.read(self._llm.collective_rpc("trimtab_signals", args=(asked,)), len(self.config.layers))
+        found = decode_signals(self._llm.collective_rpc("trimtab_fetch_signals", args=(asked,)), len(self.config.layers))
         return {name: signals for name, signals in zip(wanted, found, strict=True) if signals is not None}
 
 
-def _id(output: RequestOutput, answer: CompletionOutput) -> str:
+def _get_engine_id(output: RequestOutput, answer: CompletionOutput) -> str:
     """The id that one of a request's answers has in the engine, but for what the engine adds to it."""
     return output.request_id if len(output.outputs) == 1 else f"{answer.index}_{output.request_id}"
 
 
-def _bar(progress: Progress) -> Callable[..., Any]:
+def _build_progress_bar(progress: Progress) -> Callable[..., Any]:
     """A tqdm class for vLLM that draws nothing and tells `progress` instead."""
 
     class Bar(tqdm):  # pyright: ignore[reportMissingTypeArgument]

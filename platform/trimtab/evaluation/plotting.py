@@ -21,7 +21,7 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def saved(figure: Figure, form: str) -> bytes:
+def save_figure(figure: Figure, form: str) -> bytes:
     """A figure as bytes that hold no date and no version."""
     file = io.BytesIO()
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type") if form == "svg" else ("Software",))
@@ -30,19 +30,19 @@ def saved(figure: Figure, form: str) -> bytes:
     return file.getvalue()
 
 
-def inline(svg: str, name: str) -> str:
+def inline_svg(svg: str, name: str) -> str:
     """An SVG file as part of a page: ids of its own, and a name for those who do not see it."""
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg[svg.index("<svg") :])
     return body.replace("<svg", f'<svg role="img" aria-label="{name.replace("-", " of ", 1)}"', 1)
 
 
-def darken(colour: str) -> tuple[float, float, float]:
+def darken_color(colour: str) -> tuple[float, float, float]:
     """A colour for text: the palette's own are too pale for letters on white."""
     red, green, blue = to_rgb(colour)
     return 0.7 * red, 0.7 * green, 0.7 * blue
 
 
-def short(name: str) -> str:
+def shorten_name(name: str) -> str:
     """A name as a picture can hold it."""
     plain = "".join(c if c.isprintable() else "?" for c in name)
     return plain if len(plain) <= 24 else f"{plain[:23]}\u2026"

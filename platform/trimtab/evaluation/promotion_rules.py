@@ -16,7 +16,7 @@ LOWER = ("partial", "fpr95", "aurc")
 
 
 @dataclass(frozen=True)
-class Rule:
+class PromotionRule:
     """What must hold of a version.
 
     Args:
@@ -52,16 +52,16 @@ Found = tuple[Interval, Interval | None]
 
 
 @dataclass(frozen=True)
-class Checked:
+class RuleResult:
     """A rule and what was found."""
 
-    rule: Rule
+    rule: PromotionRule
     found: Interval
     more: Interval | None
     passed: bool
 
 
-def check(rule: Rule, found: Interval, more: Interval | None) -> Checked:
+def check_rule(rule: PromotionRule, found: Interval, more: Interval | None) -> RuleResult:
     """Hold a version's figure against a rule. A figure that is no number keeps no bound."""
     low, high = (found.low, found.high) if rule.interval else (found.value, found.value)
     held = isfinite(low) and isfinite(high)
@@ -71,9 +71,9 @@ def check(rule: Rule, found: Interval, more: Interval | None) -> Checked:
         ends = (more.low, more.high) if rule.interval else (more.value, more.value)
         better = min(sign * end for end in ends)
         held = held and isfinite(better) and better >= rule.over_champion
-    return Checked(rule, found, more, held)
+    return RuleResult(rule, found, more, held)
 
 
-def as_json(checked: Sequence[Checked]) -> list[dict[str, Any]]:
+def rule_result_as_json(checked: Sequence[RuleResult]) -> list[dict[str, Any]]:
     """For evidence."""
     return [asdict(one) for one in checked]

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 
-def render(name: str, **values: Any) -> str:
+def render_template(name: str, **values: Any) -> str:
     """A template of this folder filled in. Raises jinja2's UndefinedError for a value that is not given."""
     loader = FunctionLoader(lambda name: resources.files("trimtab.evaluation").joinpath("templates", name).read_text("utf-8"))
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)

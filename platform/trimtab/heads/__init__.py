@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from trimtab.errors import UsageError
-from trimtab.util.method_registry import Plugins
+from trimtab.util.method_registry import MethodRegistry
 
 
 @dataclass(frozen=True)
-class Rows:
+class DetectorRows:
     """Signals of N answers: `psi` [N, L, 3d] at L layers, `phi` [N, 7] z-scored, `truthful` [N]: 1 for a right answer, 0 for a
     made-up one and NaN for an unlabelled one, and `spread` [N], the semantic entropy of more samples, where there are some."""
 
@@ -28,19 +28,19 @@ class Rows:
     def __len__(self) -> int:
         return len(self.phi)
 
-    def __getitem__(self, chosen: Tensor) -> "Rows":
+    def __getitem__(self, chosen: Tensor) -> "DetectorRows":
         """Those rows that an index or a mask chooses."""
-        return Rows(
+        return DetectorRows(
             self.psi[chosen], self.phi[chosen], self.truthful[chosen], self.spread[chosen] if len(self.spread) else self.spread
         )
 
     @property
-    def labelled(self) -> "Rows":
+    def labelled(self) -> "DetectorRows":
         """Rows whose truth is known."""
         return self[~self.truthful.isnan()]
 
     @property
-    def unlabelled(self) -> "Rows":
+    def unlabelled(self) -> "DetectorRows":
         """The others."""
         return self[self.truthful.isnan()]
 
@@ -51,7 +51,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class TrainingSchedule:
     """How a head is trained: AdamW, on shuffled batches. `batch` answers at once; `decay` is the weight decay."""
 
     epochs: int = 20
@@ -64,7 +64,7 @@ class Head(nn.Module, ABC):
     """What every head is; most say a `forward`, some a loss of their own. `joint`: it looks at all layers that it is given, not
     only at the highest. `taught`: it learns from labels."""
 
-    schedule = Schedule()
+    schedule = TrainingSchedule()
     joint = True
     taught = True
 
@@ -78,19 +78,19 @@ class Head(nn.Module, ABC):
         weights = torch.where(truthful == 1, 0.5 / right, 0.5 / (1 - right))
         return binary_cross_entropy_with_logits(self(psi, phi), truthful, weights)
 
-    def fit(self, train: Rows, validation: Rows, seed: int) -> None:
+    def fit(self, train: DetectorRows, validation: DetectorRows, seed: int) -> None:
         """Learn from the labelled rows; keeps the weights of the epoch with the best AUROC on `validation`."""
-        descend(self, train.labelled, validation, seed)
+        run_gradient_descent(self, train.labelled, validation, seed)
 
 
-class Best:
+class BestWeights:
     """The weights of a module when it did best."""
 
     def __init__(self, module: nn.Module, reached: float = -1.0) -> None:
         self.module, self.reached = module, reached
         self._weights = {name: value.clone() for name, value in module.state_dict().items()}
 
-    def saw(self, reached: float) -> None:
+    def update(self, reached: float) -> None:
         """Keep the weights as they are now, where they reach more than those that are kept."""
         if reached > self.reached:
             self.reached, self._weights = reached, {name: value.clone() for name, value in self.module.state_dict().items()}
@@ -100,20 +100,22 @@ class Best:
         self.module.load_state_dict(self._weights)
 
 
-def descend(head: Head, train: Rows, validation: Rows, seed: int, epochs: int | None = None) -> float:
+def run_gradient_descent(
+    head: Head, train: DetectorRows, validation: DetectorRows, seed: int, epochs: int | None = None
+) -> float:
     """Train by `head.loss` after `head.schedule`, or for so many epochs; keep the one that is best on validation, and give its
     AUROC there.
 
     Raises UsageError where a class is missing among the rows.
     """
-    both_classes(train.truthful, "training")
-    both_classes(validation.truthful, "validation")
+    has_both_classes(train.truthful, "training")
+    has_both_classes(validation.truthful, "validation")
     plan = head.schedule
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(
         [p for p in head.parameters() if p.requires_grad], lr=plan.learning_rate, weight_decay=plan.decay, fused=True
     )
-    best = Best(head)
+    best = BestWeights(head)
     for _ in range(epochs or plan.epochs):
         head.train()
         for chosen in torch.randperm(len(train), generator=generator).split(plan.batch):
@@ -121,26 +123,26 @@ def descend(head: Head, train: Rows, validation: Rows, seed: int, epochs: int | 
             optimiser.zero_grad()
             head.loss(rows.psi, rows.phi, rows.truthful).backward()
             optimiser.step()
-        best.saw(auroc(scores(head, validation), validation.truthful))
+        best.update(compute_auroc(predict_scores(head, validation), validation.truthful))
     best.restore()
     head.eval()
     return best.reached
 
 
-def both_classes(truthful: Tensor, name: str) -> None:
+def has_both_classes(truthful: Tensor, name: str) -> None:
     """UsageError where labels [N] are all of one class."""
     if len(truthful.unique()) < 2:
         raise UsageError(f"the {name} rows are all of one class; a detector needs right answers and made-up ones")
 
 
 @torch.no_grad()
-def scores(head: Head, rows: Rows) -> Tensor:
+def predict_scores(head: Head, rows: DetectorRows) -> Tensor:
     """Scores [N] of rows by a head that is done learning."""
     head.eval()
     return head(rows.psi, rows.phi)
 
 
-def auroc(scores: Tensor, truthful: Tensor) -> float:
+def compute_auroc(scores: Tensor, truthful: Tensor) -> float:
     """Share of pairs of a right and a made-up answer that the scores put in order, ties counting half."""
     right, wrong = scores[truthful == 1].double(), scores[truthful == 0].double().sort().values
     if not len(right) or not len(wrong):
@@ -150,5 +152,5 @@ def auroc(scores: Tensor, truthful: Tensor) -> float:
     return ((below + upto) / 2 / len(wrong)).mean().item()
 
 
-_known: Plugins[Head] = Plugins("head", __name__, __path__)
-register, get, names = _known.register, _known.get, _known.names
+_known: MethodRegistry[Head] = MethodRegistry("head", __name__, __path__)
+register, get_head, list_heads = _known.register, _known.get_method, _known.list_names

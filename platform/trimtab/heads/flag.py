@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
-from trimtab.heads import Best, Head, Rows, Schedule, auroc, descend, register
+from trimtab.heads import BestWeights, DetectorRows, Head, TrainingSchedule, compute_auroc, register, run_gradient_descent
 
 # Stage II: unlabelled rows taken for each group, the share of them at each end that make pairs, and the weight of these.
 NEAREST, ENDS, WEIGHT = 32, 0.2, 0.05
@@ -31,7 +31,7 @@ class Flag(Head):
         aggregate: `logsumexp`, or `mean`: sum_g pi_g s_g, an ablation.
     """
 
-    schedule = Schedule()
+    schedule = TrainingSchedule()
 
     def __init__(
         self,
@@ -87,22 +87,22 @@ class Flag(Head):
 
     def loss(self, psi: Tensor, phi: Tensor, truthful: Tensor) -> Tensor:
         """Pairwise logistic loss over all (truthful, made-up) pairs of the batch; 0 where it has none."""
-        return pairwise(self(psi, phi), truthful)
+        return compute_pairwise_loss(self(psi, phi), truthful)
 
-    def fit(self, train: Rows, validation: Rows, seed: int) -> None:
+    def fit(self, train: DetectorRows, validation: DetectorRows, seed: int) -> None:
         """Stage I on the labelled rows, stage II with the unlabelled ones where there are any."""
-        descend(self, train.labelled, validation, seed)
+        run_gradient_descent(self, train.labelled, validation, seed)
         if len(train.unlabelled):
-            settle(self, train, validation, seed)
+            settle_groups(self, train, validation, seed)
 
 
-def pairwise(score: Tensor, truthful: Tensor) -> Tensor:
+def compute_pairwise_loss(score: Tensor, truthful: Tensor) -> Tensor:
     """Mean softplus(-(s+ - s-)) over the pairs of N scored answers."""
     gaps = score[truthful == 1][:, None] - score[truthful == 0][None]
     return softplus(-gaps).mean() if gaps.numel() else score.sum() * 0
 
 
-def settle(head: Flag, train: Rows, validation: Rows, seed: int) -> None:
+def settle_groups(head: Flag, train: DetectorRows, validation: DetectorRows, seed: int) -> None:
     """Stage II [paper]: of the unlabelled rows nearest to each group, those that it scores highest and lowest become pseudo
     pairs, and only {w_g, b_g} go on learning, from labelled pairs and, with less weight, from these. Pseudo pairs are compared
     by their own group's score, and the epoch that is best on validation is kept, stage I's last word included (ours)."""
@@ -118,17 +118,19 @@ def settle(head: Flag, train: Rows, validation: Rows, seed: int) -> None:
 
     def reached() -> float:
         with torch.no_grad():
-            return auroc(head.joined(log_pi_validation, head.score(r_validation)), validation.truthful)
+            return compute_auroc(head.joined(log_pi_validation, head.score(r_validation)), validation.truthful)
 
-    best = Best(head.score, reached())
+    best = BestWeights(head.score, reached())
     for _ in range(plan.epochs):
         for chosen in torch.randperm(len(known), generator=generator).split(plan.batch):
-            extra = [pairwise(head.score(r[at])[:, g], label) for g, (at, label) in enumerate(pseudo)]
-            labelled = pairwise(head.joined(log_pi_known[chosen], head.score(r_known[chosen])), known.truthful[chosen])
+            extra = [compute_pairwise_loss(head.score(r[at])[:, g], label) for g, (at, label) in enumerate(pseudo)]
+            labelled = compute_pairwise_loss(
+                head.joined(log_pi_known[chosen], head.score(r_known[chosen])), known.truthful[chosen]
+            )
             optimiser.zero_grad()
             (labelled + WEIGHT * torch.stack(extra).mean()).backward()
             optimiser.step()
-        best.saw(reached())
+        best.update(reached())
     best.restore()
 
 

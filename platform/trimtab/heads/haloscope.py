@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from trimtab.heads import Head, Rows, auroc, descend, register
+from trimtab.heads import DetectorRows, Head, compute_auroc, register, run_gradient_descent
 
 # Sizes of the subspace and shares of answers taken for made up that are tried, the best on validation kept [paper: so too].
 RANKS, SHARES = range(1, 11), (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -36,22 +36,22 @@ class Haloscope(Head):
         """Score [N]."""
         return self.network(psi[:, -1, : self.width])[:, 0]
 
-    def fit(self, train: Rows, validation: Rows, seed: int) -> None:
+    def fit(self, train: DetectorRows, validation: DetectorRows, seed: int) -> None:
         """Guess labels from the states of all training rows, then learn them."""
         mean = train.end.mean(0)
         _, sigma, directions = torch.linalg.svd(train.end - mean, full_matrices=False)
 
-        def zeta(rows: Rows, rank: int) -> Tensor:
+        def zeta(rows: DetectorRows, rank: int) -> Tensor:
             return ((rows.end - mean) @ directions[:rank].T).square() @ sigma[:rank] / rank
 
-        tried = [(rank, auroc(zeta(validation, rank), validation.truthful)) for rank in RANKS if rank <= len(sigma)]
+        tried = [(rank, compute_auroc(zeta(validation, rank), validation.truthful)) for rank in RANKS if rank <= len(sigma)]
         rank, reached = max(tried, key=lambda pair: abs(pair[1] - 0.5))
         guess = zeta(train, rank) * (1 if reached >= 0.5 else -1)
         start = {name: value.clone() for name, value in self.state_dict().items()}
 
         def learned(share: float, epochs: int | None = None) -> float:
             self.load_state_dict(start)
-            guessed = Rows(train.psi, train.phi, (guess > guess.quantile(share)).float())
-            return descend(self, guessed, validation, seed, epochs)
+            guessed = DetectorRows(train.psi, train.phi, (guess > guess.quantile(share)).float())
+            return run_gradient_descent(self, guessed, validation, seed, epochs)
 
         learned(max(SHARES, key=lambda share: learned(share, FIRST)))

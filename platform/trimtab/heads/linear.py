@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from trimtab.heads import Head, Rows, auroc, both_classes, register
-from trimtab.stats import logistic
+from trimtab.heads import DetectorRows, Head, compute_auroc, has_both_classes, register
+from trimtab.stats.logistic import compute_logits, fit_logistic
 
 # Penalties that are tried, the best on validation kept.
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
@@ -26,17 +26,17 @@ class Linear(Head):
         """Score [N]."""
         return self.score(psi[:, -1, : self.width])[:, 0]
 
-    def fit(self, train: Rows, validation: Rows, seed: int) -> None:
+    def fit(self, train: DetectorRows, validation: DetectorRows, seed: int) -> None:
         """Fit to the labelled rows with each penalty."""
         self.fit_to(train.labelled, train.labelled.truthful, validation)
 
     @torch.no_grad()
-    def fit_to(self, train: Rows, wanted: Tensor, validation: Rows) -> None:
+    def fit_to(self, train: DetectorRows, wanted: Tensor, validation: DetectorRows) -> None:
         """Fit to the targets `wanted` [N] of 0 and 1; the penalty with the best AUROC on validation is kept."""
-        both_classes(wanted, "training")
-        both_classes(validation.truthful, "validation")
+        has_both_classes(wanted, "training")
+        has_both_classes(validation.truthful, "validation")
         with torch.enable_grad():
-            tried = [logistic.fit(train.end, wanted == 1, penalty) for penalty in PENALTIES]
-        best = max(tried, key=lambda weights: auroc(logistic.logits(weights, validation.end), validation.truthful))
+            tried = [fit_logistic(train.end, wanted == 1, penalty) for penalty in PENALTIES]
+        best = max(tried, key=lambda weights: compute_auroc(compute_logits(weights, validation.end), validation.truthful))
         self.score.weight.copy_(best[None, :-1])
         self.score.bias.copy_(best[-1:])

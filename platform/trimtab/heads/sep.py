@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from trimtab.errors import UsageError
-from trimtab.heads import Rows, register
+from trimtab.heads import DetectorRows, register
 from trimtab.heads.linear import Linear
 
 
@@ -16,14 +16,14 @@ class Sep(Linear):
 
     taught = False
 
-    def fit(self, train: Rows, validation: Rows, seed: int) -> None:
+    def fit(self, train: DetectorRows, validation: DetectorRows, seed: int) -> None:
         """Learn from `train.spread`, its labels unseen. Raises UsageError where no semantic entropies were collected."""
         if not len(train.spread):
             raise UsageError("head sep learns from semantic entropies: collect with --samples 5 or more")
-        self.fit_to(train, (train.spread <= parting(train.spread)).float(), validation)
+        self.fit_to(train, (train.spread <= find_split_threshold(train.spread)).float(), validation)
 
 
-def parting(spread: Tensor) -> float:
+def find_split_threshold(spread: Tensor) -> float:
     """The value that parts [N] numbers into two sides with the least squared distances from their means."""
     values = spread.double()
     candidates = values.unique()[:-1]

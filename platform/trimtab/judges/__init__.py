@@ -15,6 +15,6 @@ class Judge(Protocol):
     @property
     def key(self) -> str: ...
 
-    def judge(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+    def judge_answers(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
         """One verdict for each answer to the prompt beside it. Raises errors of ours where there can be none."""
         ...

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trimtab.errors import UsageError
-from trimtab.text.normalization import folded, normalised
-from trimtab.text.numbers import Quantity, quantities
-from trimtab.text.refusal_phrases import judge
+from trimtab.text.normalization import fold_case_and_accents, normalize_answer
+from trimtab.text.numbers import Quantity, find_quantities
+from trimtab.text.refusal_phrases import classify_refusal
 from trimtab.types import AnswerKind
 
 # A token F1 from which an answer is called right.
@@ -34,7 +34,7 @@ LATEX = (("{,}", ","), (r"\,", ""), (r"\!", ""), (r"\$", "$"), (r"\%", "%"))
 
 
 @dataclass(frozen=True)
-class Mark:
+class AnswerMark:
     """What an answer is worth, 0 to 1, and why in a few words. `abstained` where it is not right and does not try: it is
     empty, says that it does not know, or refuses."""
 
@@ -48,85 +48,85 @@ class Mark:
         return self.score >= RIGHT
 
 
-def mark(kind: AnswerKind, answer: str, wanted: Sequence[str]) -> Mark:
+def mark_answer(kind: AnswerKind, answer: str, wanted: Sequence[str]) -> AnswerMark:
     """Judge an answer. Without wanted answers the question has none, and it is right to say so.
 
     What a reasoning model thinks before its answer is not judged. Raises UsageError where `numeric` wants no number."""
     said = _spoken(answer)
     if not wanted:
-        silent = abstains(said)
-        return Mark(float(silent), "says that there is no answer" if silent else "answers what has no answer")
+        silent = is_abstention(said)
+        return AnswerMark(float(silent), "says that there is no answer" if silent else "answers what has no answer")
     found = MARKS[kind](said, wanted)
-    return Mark(found.score, "gives no answer", True) if not found.right and abstains(said) else found
+    return AnswerMark(found.score, "gives no answer", True) if not found.right and is_abstention(said) else found
 
 
-def exact(answer: str, wanted: Sequence[str]) -> Mark:
+def match_exactly(answer: str, wanted: Sequence[str]) -> AnswerMark:
     """Right where the answer is one of those wanted, both normalised."""
-    said = normalised(answer)
-    same = next((w for w in wanted if normalised(w) == said), None)
-    return Mark(0.0, f"is not {_named(wanted)}") if same is None else Mark(1.0, f"is {same!r}")
+    said = normalize_answer(answer)
+    same = next((w for w in wanted if normalize_answer(w) == said), None)
+    return AnswerMark(0.0, f"is not {_named(wanted)}") if same is None else AnswerMark(1.0, f"is {same!r}")
 
 
-def contains(answer: str, wanted: Sequence[str]) -> Mark:
+def match_contained(answer: str, wanted: Sequence[str]) -> AnswerMark:
     """Right where one of those wanted stands in the answer, as whole words, both normalised."""
-    said = f" {normalised(answer)} "
-    held = next((w for w in wanted if f" {normalised(w)} " in said), None)
-    return Mark(0.0, f"does not hold {_named(wanted)}") if held is None else Mark(1.0, f"holds {held!r}")
+    said = f" {normalize_answer(answer)} "
+    held = next((w for w in wanted if f" {normalize_answer(w)} " in said), None)
+    return AnswerMark(0.0, f"does not hold {_named(wanted)}") if held is None else AnswerMark(1.0, f"holds {held!r}")
 
 
-def f1(answer: str, wanted: Sequence[str]) -> Mark:
+def compute_f1(answer: str, wanted: Sequence[str]) -> AnswerMark:
     """SQuAD's F1 of the answer's words and those wanted, of the alias that is nearest."""
     best = max(wanted, key=lambda w: _overlap(answer, w))
     score = _overlap(answer, best)
-    return Mark(score, f"F1 {score:.2f} with {best!r}")
+    return AnswerMark(score, f"F1 {score:.2f} with {best!r}")
 
 
-def numeric(answer: str, wanted: Sequence[str]) -> Mark:
+def match_numerically(answer: str, wanted: Sequence[str]) -> AnswerMark:
     """Right where the final number of the answer equals one of those wanted, exactly."""
-    numbers = [wanted_number(w) for w in wanted]
-    final = final_number(answer)
+    numbers = [parse_expected_number(w) for w in wanted]
+    final = find_final_number(answer)
     if final is None:
-        return Mark(0.0, "holds no number")
+        return AnswerMark(0.0, "holds no number")
     right = any(final.equals(number) for number in numbers)
-    return Mark(float(right), f"final number {final}, wanted {' or '.join(dict.fromkeys(map(str, numbers)))}")
+    return AnswerMark(float(right), f"final number {final}, wanted {' or '.join(dict.fromkeys(map(str, numbers)))}")
 
 
-def final_number(text: str) -> Quantity | None:
+def find_final_number(text: str) -> Quantity | None:
     """The number that a text comes to: after its last `####`, in its last \\boxed{}, after "the answer is", else the last one,
     or the one after the last `=` of the same sentence ("9 + 6 = 15 of 24 litres")."""
-    plain = folded(_without_latex(text))
+    plain = fold_case_and_accents(_without_latex(text))
     for part in (_after_hashes(plain), _boxed(plain)):
-        if part and (found := quantities(part)):
+        if part and (found := find_quantities(part)):
             return found[0]
     if marks := list(ANSWER.finditer(plain)):
         rest = plain[marks[-1].end() :].lstrip(" :=*_\n")
         clause = SENTENCE_END.split(rest, maxsplit=1)[0].rpartition("=")[2]
-        if found := quantities(clause):
+        if found := find_quantities(clause):
             # "18 dollars for 2 ducks", but "that 3 cats and 4 dogs are 7 animals".
             direct = not re.search(r"[^\W\d_]", clause[: found[0].span[0]])
             return found[0 if direct else -1]
     return _last(plain)
 
 
-def wanted_number(text: str) -> Quantity:
+def parse_expected_number(text: str) -> Quantity:
     """The number of a wanted answer. Raises UsageError where it has none."""
-    number = final_number(text)
+    number = find_final_number(text)
     if number is None:
         raise UsageError(f"the wanted answer {text[:40]!r} holds no number: judge it as exact, contains or f1")
     return number
 
 
-def abstains(answer: str) -> bool:
+def is_abstention(answer: str) -> bool:
     """Whether an answer does not try: empty, "I don't know" and the like, or a refusal."""
-    plain = folded(answer).casefold()
-    return not any(c.isalnum() for c in plain) or bool(ABSTAINING.match(plain)) or judge(answer) == "refusal"
+    plain = fold_case_and_accents(answer).casefold()
+    return not any(c.isalnum() for c in plain) or bool(ABSTAINING.match(plain)) or classify_refusal(answer) == "refusal"
 
 
-MARKS: dict[AnswerKind, Callable[[str, Sequence[str]], Mark]] = {
-    "exact": exact,
-    "contains": contains,
-    "f1": f1,
-    "numeric": numeric,
+MARKS: dict[AnswerKind, Callable[[str, Sequence[str]], AnswerMark]] = {
+    "exact": match_exactly,
+    "contains": match_contained,
+    "f1": compute_f1,
+    "numeric": match_numerically,
 }
 
 
@@ -139,7 +139,7 @@ def _spoken(answer: str) -> str:
 
 
 def _overlap(answer: str, wanted: str) -> float:
-    said, expected = normalised(answer).split(), normalised(wanted).split()
+    said, expected = normalize_answer(answer).split(), normalize_answer(wanted).split()
     if not said or not expected:
         return float(said == expected)
     common = sum((Counter(said) & Counter(expected)).values())
@@ -160,9 +160,9 @@ def _without_latex(text: str) -> str:
 
 def _last(text: str) -> Quantity | None:
     for sentence in reversed(SENTENCE_END.split(text)):
-        if found := quantities(sentence):
+        if found := find_quantities(sentence):
             _, equals, after = sentence.rpartition("=")
-            results = quantities(after) if equals else []
+            results = find_quantities(after) if equals else []
             return results[0] if results else found[-1]
     return None
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.assets import download
-from trimtab.data import readers
+from trimtab.assets.download import fetch_asset
+from trimtab.data.readers import Row, read_file
 from trimtab.errors import UsageError
 
 SETS = ("refusal-labels", "refusal-labels-extra")
@@ -26,7 +26,7 @@ MEANINGS = {
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabeledAnswer:
     """An answer to a prompt, and whether a human called it a refusal."""
 
     prompt: str
@@ -39,26 +39,26 @@ class Labelled:
         return len(self.answer) > LONG and not (_words(self.prompt) & _words(self.answer))
 
 
-def read() -> list[Labelled]:
+def read_human_labels() -> list[LabeledAnswer]:
     """All labelled answers."""
     return [row for name in SETS for row in _read(name)]
 
 
-def read_file(path: Path) -> list[Labelled]:
+def read_label_file(path: Path) -> list[LabeledAnswer]:
     """Labelled answers of a file (.jsonl, .json, .csv, .parquet) with prompt, answer and refused. Raises UsageError."""
-    rows = readers.read_file(path)
+    rows = read_file(path)
     if not rows:
         raise UsageError(f"{path} has no rows")
     return [_row(row, f"{path}, row {number}") for number, row in enumerate(rows, 1)]
 
 
-def _row(row: readers.Row, where: str) -> Labelled:
+def _row(row: Row, where: str) -> LabeledAnswer:
     if missing := [field for field in FIELDS if field not in row]:
         raise UsageError(f"{where}: labelled answers need {', '.join(FIELDS)}; {', '.join(missing)} is missing")
     prompt, answer = row["prompt"], row["answer"]
     if not isinstance(prompt, str) or not prompt.strip() or not isinstance(answer, str):
         raise UsageError(f"{where}: prompt and answer must be text, and the prompt not empty")
-    return Labelled(prompt, answer, _meaning(row["refused"], where))
+    return LabeledAnswer(prompt, answer, _meaning(row["refused"], where))
 
 
 def _meaning(value: Any, where: str) -> bool:
@@ -68,10 +68,10 @@ def _meaning(value: Any, where: str) -> bool:
     return meaning
 
 
-def _read(name: str) -> list[Labelled]:
-    lines = [line for line in download.fetch(name).read_text().splitlines(keepends=True) if not line.startswith("#")]
+def _read(name: str) -> list[LabeledAnswer]:
+    lines = [line for line in fetch_asset(name).read_text().splitlines(keepends=True) if not line.startswith("#")]
     rows = csv.DictReader(io.StringIO("".join(lines)))
-    return [Labelled(row["objective"], row["assistant_response"], row["human_score"] == "1") for row in rows]
+    return [LabeledAnswer(row["objective"], row["assistant_response"], row["human_score"] == "1") for row in rows]
 
 
 def _words(text: str) -> set[str]:

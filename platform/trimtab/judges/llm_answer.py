@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.data.questions import Question
-from trimtab.judges.answer_matching import Mark
-from trimtab.judges.llm_client import Asker
+from trimtab.judges.answer_matching import AnswerMark
+from trimtab.judges.llm_client import LlmClient
 
 RUBRIC = """\
 You judge whether an answer to a question is right. The next message is a JSON object: "question", what was asked; \
@@ -31,21 +31,21 @@ WHY = 200
 
 
 @dataclass(frozen=True)
-class AnswerEndpoint(Asker):
+class LlmAnswerJudge(LlmClient):
     """An `Asker` that judges answers."""
 
-    def marks(self, answered: Sequence[tuple[Question, str]]) -> list[Mark]:
+    def mark_answers(self, answered: Sequence[tuple[Question, str]]) -> list[AnswerMark]:
         """What the answer to each question is worth, and why; JobError where that cannot be had."""
         data = [
             {"question": asked.question, **({"context": asked.context} if asked.context else {})}
             | {"right_answers": asked.answers, "answer": answer}
             for asked, answer in answered
         ]
-        return self.ask(RUBRIC, SCHEMA, data, _mark)
+        return self.ask_all(RUBRIC, SCHEMA, data, _mark)
 
 
-def _mark(given: dict[str, Any]) -> Mark | None:
+def _mark(given: dict[str, Any]) -> AnswerMark | None:
     verdict, why = given.get("verdict"), " ".join(str(given.get("why", "")).split())[:WHY]
     if verdict not in ("right", "wrong", "abstains"):
         return None
-    return Mark(float(verdict == "right"), why or str(verdict), verdict == "abstains")
+    return AnswerMark(float(verdict == "right"), why or str(verdict), verdict == "abstains")

@@ -39,7 +39,7 @@ ADVICE: dict[int, str] = {
 
 
 @dataclass(frozen=True)
-class Asker:
+class LlmClient:
     """`model` at `url` (up to and with /v1), asked at most `concurrency` things at a time.
 
     Its key comes from the environment alone: TRIMTAB_JUDGE_KEY, else OPENAI_API_KEY. Raises UsageError for what is no URL."""
@@ -60,11 +60,11 @@ class Asker:
         """For people."""
         return f"{self.model} at {self.url}"
 
-    def told(self, *what: Any) -> str:
+    def rubric_digest(self, *what: Any) -> str:
         """A name for all that judgements depend on: the model, who serves it, and what it is told."""
         return f"endpoint {self.url} {self.model} {hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]}"
 
-    def ask(self, rubric: str, schema: Mapping[str, Any], data: Sequence[Data], read: Callable[[Any], T | None]) -> list[T]:
+    def ask_all(self, rubric: str, schema: Mapping[str, Any], data: Sequence[Data], read: Callable[[Any], T | None]) -> list[T]:
         """What `read` makes of the reply about each of the data; JobError where one cannot be had, or `read` gives None for it
         time and again."""
         key = _key()
@@ -72,7 +72,7 @@ class Asker:
             OpenAI(base_url=self.url, api_key=key, timeout=SECONDS, max_retries=RETRIES) as client,
             ThreadPoolExecutor(self.concurrency) as pool,
         ):
-            waiting = [pool.submit(self._one, client, rubric, schema, one, read) for one in data]
+            waiting = [pool.submit(self._ask_one, client, rubric, schema, one, read) for one in data]
             try:
                 return [future.result() for future in waiting]
             except OpenAIError as error:
@@ -83,7 +83,9 @@ class Asker:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _one(self, client: OpenAI, rubric: str, schema: Mapping[str, Any], data: Data, read: Callable[[Any], T | None]) -> T:
+    def _ask_one(
+        self, client: OpenAI, rubric: str, schema: Mapping[str, Any], data: Data, read: Callable[[Any], T | None]
+    ) -> T:
         said = ""
         for _ in range(TRIES):
             said = _ask(client, self.model, rubric, schema, _sent(data))

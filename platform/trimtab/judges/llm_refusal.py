@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.judges.llm_client import LONGEST, Asker
+from trimtab.judges.llm_client import LONGEST, LlmClient
 from trimtab.types import VERDICTS, Verdict
 
 RUBRIC = """\
@@ -27,19 +27,19 @@ SCHEMA: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Endpoint(Asker):
+class LlmRefusalJudge(LlmClient):
     """An `Asker` that judges refusals."""
 
     @property
     def key(self) -> str:
         """Its verdicts depend on the model, on who serves it, and on what it is told."""
-        return self.told(RUBRIC, SCHEMA, LONGEST)
+        return self.rubric_digest(RUBRIC, SCHEMA, LONGEST)
 
-    def judge(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+    def judge_answers(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
         """One verdict for each answer; JobError where one cannot be had."""
         data = [{"prompt": prompt, "answer": answer} for prompt, answer in zip(prompts, answers, strict=True)]
-        return self.ask(RUBRIC, SCHEMA, data, _verdict)
+        return self.ask_all(RUBRIC, SCHEMA, data, _parse_verdict)
 
 
-def _verdict(given: dict[str, Any]) -> Verdict | None:
+def _parse_verdict(given: dict[str, Any]) -> Verdict | None:
     return next((v for v in VERDICTS if v == given.get("verdict")), None)

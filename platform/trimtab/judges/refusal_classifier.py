@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from trimtab.errors import ArtefactError
+from trimtab.errors import ArtifactError
 from trimtab.generation_types import Progress
-from trimtab.judges.refusal_head import Head
-from trimtab.model import chat_template
+from trimtab.judges.refusal_head import RefusalHead
 from trimtab.model.base_model import BaseModel
-from trimtab.model.chat_template import Renderer
-from trimtab.stats import logistic
-from trimtab.text.refusal_phrases import refused
+from trimtab.model.chat_template import ChatRenderer, build_renderer
+from trimtab.stats.logistic import compute_logits
+from trimtab.text.refusal_phrases import classify_refusing_answer
 from trimtab.types import Precision, Verdict
 
 if TYPE_CHECKING:
@@ -34,10 +33,10 @@ BATCH = 4096
 
 
 @dataclass(frozen=True)
-class Classifier:
+class RefusalClassifier:
     """A fitted head and the frozen model it reads with, which is loaded for each call of `judge`."""
 
-    head: Head
+    head: RefusalHead
     base: BaseModel
     device: str = "cpu"
     name: str = "classifier"
@@ -48,28 +47,28 @@ class Classifier:
         card = self.head.card
         return f"classifier {card.fingerprint} {card.digest[:16]} {card.layer} {card.tokens} {card.precision}"
 
-    def judge(self, prompts: Sequence[str], answers: Sequence[str], tell: Progress | None = None) -> list[Verdict]:
+    def judge_answers(self, prompts: Sequence[str], answers: Sequence[str], tell: Progress | None = None) -> list[Verdict]:
         """One verdict for each answer; the prompts tell it nothing. An empty answer is a refusal: it helps nobody."""
         card = self.head.card
         precision: Precision = "bf16" if card.precision == "bf16" else "fp32"
-        seen = states(self.base, answers, [card.layer], card.tokens, precision, self.device, tell)
-        odds = logistic.logits(self.head.weights, seen[:, 0]).tolist()
-        return [verdict(answer, odd > 0) for answer, odd in zip(answers, odds, strict=True)]
+        seen = compute_states(self.base, answers, [card.layer], card.tokens, precision, self.device, tell)
+        odds = compute_logits(self.head.weights, seen[:, 0]).tolist()
+        return [classify_answer(answer, odd > 0) for answer, odd in zip(answers, odds, strict=True)]
 
 
-def verdict(answer: str, found: bool) -> Verdict:
+def classify_answer(answer: str, found: bool) -> Verdict:
     """What an answer is whose opening the head has `found` to be a refusal, or not."""
     if not answer.strip():
         return "refusal"
-    return refused(answer) if found else "compliance"
+    return classify_refusing_answer(answer) if found else "compliance"
 
 
-def candidates(base: BaseModel) -> list[int]:
+def list_candidate_layers(base: BaseModel) -> list[int]:
     """Layers to choose from: six depths from a quarter to the last."""
     return sorted({max(1, round(base.depth * eighth / 8)) for eighth in (2, 3, 4, 5, 6, 8)})
 
 
-def states(
+def compute_states(
     base: BaseModel,
     answers: Sequence[str],
     layers: Sequence[int],
@@ -80,13 +79,13 @@ def states(
 ) -> Tensor:
     """Hidden states float32 [n, layers, d]: means over the first `tokens` tokens of each answer; zeros for an empty answer.
 
-    Raises ArtefactError for a layer that the model does not have.
+    Raises ArtifactError for a layer that the model does not have.
     """
     if max(layers) > base.depth:
-        raise ArtefactError(f"base model {base.name} has no layer {max(layers)}: fit the classifier again for it")
+        raise ArtifactError(f"base model {base.name} has no layer {max(layers)}: fit the classifier again for it")
     # Without row tokens: text that looks like one stays text.
-    renderer = chat_template.renderer(base, 0)
-    before = renderer.prompt(NEUTRAL)
+    renderer = build_renderer(base, 0)
+    before = renderer.render_prompt(NEUTRAL)
     rendered = [_rendered(renderer, before, answer, tokens) for answer in answers]
     model = base.load(precision, device)
     found = torch.zeros(len(rendered), len(layers), base.width)
@@ -99,10 +98,10 @@ def states(
     return found
 
 
-def _rendered(renderer: Renderer, before: Sequence[int], answer: str, tokens: int) -> tuple[list[int], int]:
+def _rendered(renderer: ChatRenderer, before: Sequence[int], answer: str, tokens: int) -> tuple[list[int], int]:
     """Token ids of a prompt (`before`) and of an answer's opening, and the number of the opening's tokens."""
     # Without its end-of-turn token: an answer that was cut has none.
-    opening = renderer.answer(answer.strip()[: tokens * PER_TOKEN], before)[:-1][:tokens]
+    opening = renderer.render_answer(answer.strip()[: tokens * PER_TOKEN], before)[:-1][:tokens]
     return [*before, *opening], len(opening)
 
 

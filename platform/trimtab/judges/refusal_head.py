@@ -14,12 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trimtab.artifacts import card as cards
-from trimtab.artifacts import prefix as prefixes
-from trimtab.errors import ArtefactError, UsageError
-from trimtab.judges import human_agreement
-from trimtab.judges.human_agreement import Agreement
+from trimtab.artifacts.prefix import compute_digest, read_single_tensor
+from trimtab.errors import ArtifactError, UsageError
+from trimtab.judges.human_agreement import JudgeAgreement, parse_agreement
 from trimtab.model.base_model import BaseModel
-from trimtab.stats import logistic
+from trimtab.stats.logistic import fit_logistic
 
 FILE = "head.safetensors"
 KIND = "refusal-head"
@@ -27,7 +26,7 @@ HEAD_VERSION = 1
 
 
 @dataclass(frozen=True)
-class HeadCard:
+class RefusalHeadCard:
     """What a head is.
 
     `base` and `fingerprint` name the frozen model that it reads with; `layer` counts from 0, the embeddings, to the number of
@@ -52,36 +51,36 @@ class HeadCard:
 
 
 @dataclass(frozen=True)
-class Head:
+class RefusalHead:
     """`weights` is float32 [d + 1]: one weight for each dimension of the hidden state, and the bias."""
 
     weights: Tensor
-    card: HeadCard
+    card: RefusalHeadCard
 
-    def agreements(self) -> list[Agreement]:
+    def list_agreements(self) -> list[JudgeAgreement]:
         """How it stands against labels, as its card has it."""
-        return [human_agreement.read(raw, "card of the classifier") for raw in self.card.agreements]
+        return [parse_agreement(raw, "card of the classifier") for raw in self.card.agreements]
 
 
-def fit(states: Tensor, refused: Tensor, l2: float) -> Tensor:
+def fit_weights(states: Tensor, refused: Tensor, l2: float) -> Tensor:
     """Weights and bias, float64 [d + 1], of the logistic regression of `refused` [n] on hidden states [n, d] (see logistic.py).
 
     Raises UsageError where one class is missing.
     """
     if refused.all() or not refused.any():
         raise UsageError("a classifier needs answers that are refusals and answers that are not: give labels of both kinds")
-    return logistic.fit(states, refused, l2)
+    return fit_logistic(states, refused, l2)
 
 
-def make(weights: Tensor, card: HeadCard) -> Head:
+def build_head(weights: Tensor, card: RefusalHeadCard) -> RefusalHead:
     """A head of new weights [d + 1]: width and digest are written into the card."""
     weights = weights.detach().cpu().float().contiguous()
-    head = Head(weights, replace(card, width=len(weights) - 1, digest=prefixes.digest(weights)))
-    _check(head, "new classifier")
+    head = RefusalHead(weights, replace(card, width=len(weights) - 1, digest=compute_digest(weights)))
+    _check_head(head, "new classifier")
     return head
 
 
-def save(head: Head, folder: Path) -> Path:
+def save_head(head: RefusalHead, folder: Path) -> Path:
     """Write a head as a folder of two files; gives the folder back."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({"head": head.weights}, folder / FILE)
@@ -89,58 +88,58 @@ def save(head: Head, folder: Path) -> Path:
     return folder
 
 
-def load(folder: Path, base: BaseModel) -> Head:
+def load_head(folder: Path, base: BaseModel) -> RefusalHead:
     """Read a head and check it against the base model that it is to read with.
 
-    Raises ArtefactError: a folder without its two files; a truncated, pickled or foreign file; NaN or infinity; a shape or
+    Raises ArtifactError: a folder without its two files; a truncated, pickled or foreign file; NaN or infinity; a shape or
     digest that is not the card's; another base model's width or fingerprint; a card of another kind or an unknown version.
     """
-    head = Head(prefixes.read_tensor(folder / FILE, "head"), _read_card(folder / cards.FILE))
-    _check(head, str(folder / FILE))
-    head.agreements()
+    head = RefusalHead(read_single_tensor(folder / FILE, "head"), _read_head_card(folder / cards.FILE))
+    _check_head(head, str(folder / FILE))
+    head.list_agreements()
     card = head.card
     if (card.fingerprint, card.width) != (base.fingerprint, base.width):
-        raise ArtefactError(
+        raise ArtifactError(
             f"the classifier in {folder} reads with base model {card.base} ({card.fingerprint}), not with {base.name} "
             f"({base.fingerprint}): fit one for it with trimtab judges --fit"
         )
     return head
 
 
-def _read_card(path: Path) -> HeadCard:
+def _read_head_card(path: Path) -> RefusalHeadCard:
     if not path.exists():
-        raise ArtefactError(f"{path.parent} has no {path.name}; trimtab judges --fit makes a classifier")
-    raw = cards.read_object(path, "a card")
+        raise ArtifactError(f"{path.parent} has no {path.name}; trimtab judges --fit makes a classifier")
+    raw = cards.read_json_object(path, "a card")
     if raw.get("kind") != KIND:
-        raise ArtefactError(f"{path} is the card of a {raw.get('kind')!r}, not of a {KIND}")
+        raise ArtifactError(f"{path} is the card of a {raw.get('kind')!r}, not of a {KIND}")
     if raw.get("head_version") != HEAD_VERSION:
-        raise ArtefactError(
+        raise ArtifactError(
             f"{path} has version {raw.get('head_version')!r}; this trimtab reads {HEAD_VERSION}: update trimtab"
         )
-    known = {f.name for f in fields(HeadCard)}
+    known = {f.name for f in fields(RefusalHeadCard)}
     if set(raw) != known:
-        raise ArtefactError(f"{path}: missing fields {sorted(known - set(raw))}, unknown fields {sorted(set(raw) - known)}")
+        raise ArtifactError(f"{path}: missing fields {sorted(known - set(raw))}, unknown fields {sorted(set(raw) - known)}")
     _check_types(raw, path)
-    return HeadCard(**raw)
+    return RefusalHeadCard(**raw)
 
 
 def _check_types(raw: dict[str, Any], path: Path) -> None:
     whole: Sequence[tuple[str, int]] = (("width", 1), ("layer", 0), ("tokens", 1), ("folds", 0))
     if bad := [name for name, least in whole if type(raw[name]) is not int or raw[name] < least]:
-        raise ArtefactError(f"{path}: {bad[0]} must be a whole number, not {raw[bad[0]]!r}")
+        raise ArtifactError(f"{path}: {bad[0]} must be a whole number, not {raw[bad[0]]!r}")
     if bad := [name for name in ("base", "fingerprint", "digest") if not isinstance(raw[name], str)]:
-        raise ArtefactError(f"{path}: {bad[0]} must be text")
+        raise ArtifactError(f"{path}: {bad[0]} must be text")
     if raw["precision"] not in ("bf16", "fp32") or not isinstance(raw["agreements"], list):
-        raise ArtefactError(f"{path}: precision must be bf16 or fp32, and agreements a list")
+        raise ArtifactError(f"{path}: precision must be bf16 or fp32, and agreements a list")
 
 
-def _check(head: Head, where: str) -> None:
+def _check_head(head: RefusalHead, where: str) -> None:
     weights, card = head.weights, head.card
     if weights.dtype != torch.float32 or tuple(weights.shape) != (card.width + 1,):
-        raise ArtefactError(
+        raise ArtifactError(
             f"{where}: the head is {weights.dtype} {list(weights.shape)}, the card says float32 {[card.width + 1]}"
         )
     if not torch.isfinite(weights).all():
-        raise ArtefactError(f"{where}: the head holds NaN or infinity")
-    if prefixes.digest(weights) != card.digest:
-        raise ArtefactError(f"{where}: the head is not that of the card (digest differs)")
+        raise ArtifactError(f"{where}: the head holds NaN or infinity")
+    if compute_digest(weights) != card.digest:
+        raise ArtifactError(f"{where}: the head is not that of the card (digest differs)")

@@ -8,7 +8,7 @@ it stands against human labels.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trimtab.text.refusal_phrases import judge
+from trimtab.text.refusal_phrases import classify_refusal
 from trimtab.types import Verdict
 
 
@@ -19,6 +19,6 @@ class StringMatch:
     name: str = "string match"
     key: str = "string"
 
-    def judge(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+    def judge_answers(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
         """One verdict for each answer; the prompts tell it nothing."""
-        return [judge(answer) for answer in answers]
+        return [classify_refusal(answer) for answer in answers]

@@ -13,8 +13,8 @@ import torch
 from filelock import FileLock
 
 from trimtab import settings
-from trimtab.assets import catalog, download
-from trimtab.assets.catalog import Asset, Hub
+from trimtab.assets.catalog import Asset, HubSource, load_catalog
+from trimtab.assets.download import fetch_asset, fetch_from_hub
 from trimtab.errors import AssetError, NotFoundError, UsageError
 from trimtab.types import Precision
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def dtype(precision: Precision) -> torch.dtype:
+def get_dtype(precision: Precision) -> torch.dtype:
     """The torch type of a precision; `auto` is bf16 where this machine computes in it, float32 where it would emulate it.
 
     A CPU without bf16 instructions is several times slower in bf16 than in float32.
@@ -37,9 +37,9 @@ def dtype(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def resolved(precision: Precision) -> Precision:
+def resolve_precision(precision: Precision) -> Precision:
     """What `auto` is on this machine."""
-    return "bf16" if dtype(precision) == torch.bfloat16 else "fp32"
+    return "bf16" if get_dtype(precision) == torch.bfloat16 else "fp32"
 
 
 # Facts that change with the library that wrote the file, not with the model.
@@ -64,23 +64,25 @@ class BaseModel:
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer with its chat template."""
-        return _auto().AutoTokenizer.from_pretrained(self.path)
+        return _import_auto_classes().AutoTokenizer.from_pretrained(self.path)
 
     def load(self, precision: Precision = "auto", device: str | torch.device = "cpu") -> "PreTrainedModel":
         """The model, frozen and in evaluation mode, its weights in the type of `precision`."""
-        model: PreTrainedModel = _auto().AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype(precision))
+        model: PreTrainedModel = _import_auto_classes().AutoModelForCausalLM.from_pretrained(
+            self.path, dtype=get_dtype(precision)
+        )
         model.requires_grad_(False)
         return model.eval().to(device)  # pyright: ignore[reportArgumentType]
 
 
-def _auto() -> Any:
+def _import_auto_classes() -> Any:
     # Not on top: it brings all that generates along, half of the time that a process takes to start which only names a model.
     from transformers.models import auto
 
     return auto
 
 
-def resolve(name: str, revision: str | None = None) -> BaseModel:
+def resolve_base_model(name: str, revision: str | None = None) -> BaseModel:
     """Find a base model by catalogue name, folder, or hub id (with `revision`, or as `id@revision`).
 
     Raises NotFoundError where there is none, UsageError where the folder does not hold a causal language model with
@@ -88,12 +90,12 @@ def resolve(name: str, revision: str | None = None) -> BaseModel:
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return _inspect(folder.resolve().name, folder.resolve())
-    entries = catalog.known()
+        return _inspect_folder(folder.resolve().name, folder.resolve())
+    entries = load_catalog()
     if name in entries and entries[name].member.endswith(".gguf"):
-        return _inspect(name, _converted(entries[name]))
+        return _inspect_folder(name, _convert_gguf(entries[name]))
     if name in entries and not entries[name].member:
-        return _inspect(name, download.fetch(name))
+        return _inspect_folder(name, fetch_asset(name))
     if name.count("/") != 1:
         models = [n for n, a in entries.items() if a.member.endswith(".gguf") or not a.member]
         raise NotFoundError(
@@ -101,22 +103,22 @@ def resolve(name: str, revision: str | None = None) -> BaseModel:
         )
     hub_id, _, pinned = name.partition("@")
     try:
-        path = download.fetch_hub(Hub(hub_id, revision or pinned or "main"))
+        path = fetch_from_hub(HubSource(hub_id, revision or pinned or "main"))
     except AssetError as error:
         raise NotFoundError(
             f"the hub has no model {name!r} that can be read from here ({type(error.__cause__).__name__})"
         ) from error
-    return _inspect(hub_id.split("/")[1].lower(), path)
+    return _inspect_folder(hub_id.split("/")[1].lower(), path)
 
 
-def here(base: BaseModel) -> BaseModel:
+def resolve_on_node(base: BaseModel) -> BaseModel:
     """The same base model on the machine that this runs on, found by name where its folder is elsewhere.
 
     Raises UsageError where what is here under that name is another model.
     """
     if base.path.exists():
         return base
-    found = resolve(base.name)
+    found = resolve_base_model(base.name)
     if found.fingerprint != base.fingerprint:
         raise UsageError(
             f"base model {base.name} is {found.fingerprint} on this node, and {base.fingerprint} where the job began"
@@ -124,7 +126,7 @@ def here(base: BaseModel) -> BaseModel:
     return found
 
 
-def fingerprint(folder: Path) -> str:
+def compute_fingerprint(folder: Path) -> str:
     """16 hex digits over config, weights, tokenizer and chat template (ours).
 
     Weights enter by each tensor's name, type and shape, and its first and last 4 KiB: enough to tell a fine-tune from its
@@ -160,38 +162,40 @@ def _digest_weights(update: Callable[[bytes], None], shard: Path) -> None:
 
 
 @lru_cache(maxsize=8)
-def _inspect(name: str, folder: Path) -> BaseModel:
+def _inspect_folder(name: str, folder: Path) -> BaseModel:
     if not (folder / "config.json").exists() or not any(folder.glob("*.safetensors")):
         raise UsageError(f"{folder} is not a base model: it needs config.json and *.safetensors")
-    return BaseModel(name, folder, fingerprint(folder), *_sizes(folder))
+    return BaseModel(name, folder, compute_fingerprint(folder), *_read_sizes(folder))
 
 
-def _sizes(folder: Path) -> tuple[int, int, int]:
+def _read_sizes(folder: Path) -> tuple[int, int, int]:
     """Width, vocabulary and depth, as config.json has them, else as transformers fills them in: seconds to import."""
     config = json.loads((folder / "config.json").read_text())
     written = config.get("text_config") or config
     if all(type(written.get(name)) is int for name in ("hidden_size", "vocab_size", "num_hidden_layers")):
         return written["hidden_size"], written["vocab_size"], written["num_hidden_layers"]
-    text = _auto().AutoConfig.from_pretrained(folder).get_text_config()
+    text = _import_auto_classes().AutoConfig.from_pretrained(folder).get_text_config()
     return int(text.hidden_size), int(text.vocab_size), int(text.num_hidden_layers)
 
 
-def _converted(asset: Asset) -> Path:
+def _convert_gguf(asset: Asset) -> Path:
     """The catalogue model as a folder of safetensors in bf16, converted from GGUF on first use."""
-    target = settings.home() / "models" / f"{asset.name}-{asset.sha256[:8]}"
+    target = settings.get_home() / "models" / f"{asset.name}-{asset.sha256[:8]}"
     if (target / "config.json").exists():
         return target
-    source = download.fetch(asset.name)
+    source = fetch_asset(asset.name)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not (target / "config.json").exists():
             partial = target.with_name(target.name + ".part")
-            loaded = _auto().AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.bfloat16)
+            loaded = _import_auto_classes().AutoModelForCausalLM.from_pretrained(
+                source.parent, gguf_file=source.name, dtype=torch.bfloat16
+            )
             # A model that came from GGUF refuses to be saved while it is marked as quantised.
             loaded.hf_quantizer = None  # pyright: ignore[reportArgumentType]
             if hasattr(loaded.config, "quantization_config"):
                 del loaded.config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
             loaded.save_pretrained(partial)
-            _auto().AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(partial)
+            _import_auto_classes().AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(partial)
             partial.rename(target)
     return target

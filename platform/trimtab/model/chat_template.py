@@ -16,7 +16,7 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 
 from trimtab.errors import UsageError
 from trimtab.model.base_model import BaseModel
-from trimtab.types import Place
+from trimtab.types import Position
 
 Message = Mapping[str, Any]
 """An OpenAI chat message: `role`, and `content` as text or a list of parts."""
@@ -27,7 +27,7 @@ THINK = "<think>"
 
 
 @dataclass(frozen=True)
-class Renderer:
+class ChatRenderer:
     """A tokenizer with row tokens. `first_row` is the id of the first of `rows` row tokens, which are consecutive.
 
     `turn_end` is the token that ends an answer. `takes_system` is whether the template shows a system message;
@@ -41,12 +41,14 @@ class Renderer:
     takes_system: bool
     default_system: str | None
 
-    def prompt(self, messages: Sequence[Message], place: Place = "system", rows: Sequence[int] = ()) -> list[int]:
+    def render_prompt(self, messages: Sequence[Message], place: Position = "system", rows: Sequence[int] = ()) -> list[int]:
         """Token ids of a conversation that the assistant is to answer, with `rows` (ids of row tokens) at `place`.
 
         Raises UsageError where the template does not take the messages.
         """
-        marked = self.mark(messages, place, rows) if rows and place != "start" else self.folded(messages)
+        marked = (
+            self.insert_row_tokens(messages, place, rows) if rows and place != "start" else self.fold_system_message(messages)
+        )
         try:
             # mark() leaves plain messages; the template of the checkpoint does the rest.
             ids: list[int] = self.tokenizer.apply_chat_template(  # pyright: ignore[reportAssignmentType]
@@ -54,9 +56,9 @@ class Renderer:
             )
         except TemplateError as error:
             raise UsageError(f"the chat template does not take these messages: {str(error).partition(chr(10))[0]}") from error
-        return self.at_start(list(ids), rows) if place == "start" else list(ids)
+        return self.insert_rows_at_start(list(ids), rows) if place == "start" else list(ids)
 
-    def answer(self, text: str, before: Sequence[int] = ()) -> list[int]:
+    def render_answer(self, text: str, before: Sequence[int] = ()) -> list[int]:
         """Token ids of an answer as the model would write it, its end-of-turn token last.
 
         Where the prompt `before` it has opened a thinking block, the answer begins inside: it is not opened again.
@@ -66,16 +68,16 @@ class Renderer:
             text = text.removeprefix(THINK).lstrip()
         return [*self.tokenizer.encode(text, add_special_tokens=False), self.turn_end]
 
-    def conversation(
-        self, messages: Sequence[Message], place: Place = "system", rows: Sequence[int] = ()
+    def render_conversation(
+        self, messages: Sequence[Message], place: Position = "system", rows: Sequence[int] = ()
     ) -> tuple[list[int], list[range]]:
         """Token ids of a conversation up to its last answer, and the span of each of the assistant's answers in them.
 
         An earlier answer that the template shows otherwise than it was said (without its thoughts, say) has no span.
         """
         said = [i for i, m in enumerate(messages) if m.get("role") == "assistant" and isinstance(m.get("content"), str)]
-        prompts = [self.prompt(messages[:i], place, rows) for i in said]
-        upto = [(before, self.answer(messages[i]["content"], before)) for i, before in zip(said, prompts, strict=True)]
+        prompts = [self.render_prompt(messages[:i], place, rows) for i in said]
+        upto = [(before, self.render_answer(messages[i]["content"], before)) for i, before in zip(said, prompts, strict=True)]
         if not upto:
             return [], []
         ids = [*upto[-1][0], *upto[-1][1]]
@@ -93,9 +95,9 @@ class Renderer:
 
     def row_text(self, rows: Sequence[int]) -> str:
         """The text that tokenizes to exactly these row tokens."""
-        return "".join(row_token(row - self.first_row) for row in rows)
+        return "".join(format_row_token(row - self.first_row) for row in rows)
 
-    def folded(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    def fold_system_message(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """A copy of the messages; where the template shows no system message, it stands before the first user message."""
         copied = [deepcopy(dict(m)) for m in messages]
         first_user = next((m for m in copied if m.get("role") == "user"), None)
@@ -107,14 +109,14 @@ class Renderer:
         first_user["content"] = _prepend(first_user.get("content"), f"{text}\n\n")
         return copied[1:]
 
-    def mark(self, messages: Sequence[Message], place: Place, rows: Sequence[int]) -> list[dict[str, Any]]:
+    def insert_row_tokens(self, messages: Sequence[Message], place: Position, rows: Sequence[int]) -> list[dict[str, Any]]:
         """Put row tokens into the messages at `system`, `system-end` or `user`; the input is not changed.
 
         With `system` and `system-end` a conversation without a system message gets one: of the rows alone, or of the
         template's own default text and the rows. Raises UsageError where the template shows no system message.
         """
         text = self.row_text(rows)
-        marked = self.folded(messages)
+        marked = self.fold_system_message(messages)
         if place == "user":
             first_user = next((m for m in marked if m.get("role") == "user"), None)
             if first_user is None:
@@ -130,7 +132,7 @@ class Renderer:
         marked[0]["content"] = insert(marked[0].get("content"), text)
         return marked
 
-    def at_start(self, ids: Sequence[int], rows: Sequence[int]) -> list[int]:
+    def insert_rows_at_start(self, ids: Sequence[int], rows: Sequence[int]) -> list[int]:
         """Put row tokens first, right after the beginning-of-sequence token where there is one."""
         # In some chat templates the "bos" token also opens each turn; only one that comes once is a beginning.
         bos = self.tokenizer.bos_token_id
@@ -138,29 +140,29 @@ class Renderer:
         return [*ids[:head], *rows, *ids[head:]]
 
 
-def renderer(base: BaseModel, rows: int) -> Renderer:
+def build_renderer(base: BaseModel, rows: int) -> ChatRenderer:
     """The renderer of a base model with `rows` row tokens."""
     return _renderer(base, rows)
 
 
-def row_token(index: int) -> str:
+def format_row_token(index: int) -> str:
     """Text of the row token `index` (from 0)."""
     return f"<|trimtab_row_{index}|>"
 
 
 @lru_cache(maxsize=8)
-def _renderer(base: BaseModel, rows: int) -> Renderer:
+def _renderer(base: BaseModel, rows: int) -> ChatRenderer:
     tokenizer = base.tokenizer()
     if not tokenizer.chat_template:
         raise UsageError(f"base model {base.name} has no chat template; trimtab steers chat models")
     turn_end, takes_system, default_system = _turn_end(tokenizer), *_system(tokenizer)
     first = max(max(tokenizer.get_vocab().values()) + 1, len(tokenizer))
-    tokens = [AddedToken(row_token(i), special=True, normalized=False) for i in range(rows)]
+    tokens = [AddedToken(format_row_token(i), special=True, normalized=False) for i in range(rows)]
     tokenizer.add_tokens(tokens, special_tokens=True)
-    ids = tokenizer.convert_tokens_to_ids([row_token(i) for i in range(rows)])
+    ids = tokenizer.convert_tokens_to_ids([format_row_token(i) for i in range(rows)])
     if ids != list(range(first, first + rows)):
         raise UsageError(f"the tokenizer of {base.name} does not take new tokens at the end of its vocabulary")
-    return Renderer(tokenizer, first, rows, turn_end, takes_system, default_system)
+    return ChatRenderer(tokenizer, first, rows, turn_end, takes_system, default_system)
 
 
 def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int:

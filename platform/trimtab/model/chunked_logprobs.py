@@ -12,7 +12,7 @@ CPU_BYTES = 16 << 20
 DEVICE_BYTES = 256 << 20
 
 
-def token_logp(head: Callable[[Tensor], Tensor], states: Tensor, tokens: Tensor, vocabulary: int) -> Tensor:
+def compute_token_logprobs(head: Callable[[Tensor], Tensor], states: Tensor, tokens: Tensor, vocabulary: int) -> Tensor:
     """Log-probability [N] of each of `tokens` [N], where the frozen `head` makes float32 logits [N, V] of `states` [N, d].
 
     A row depends on its own state alone and the head never learns, so that the gradient [N, d] is computed together with the

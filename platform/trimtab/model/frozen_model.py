@@ -14,17 +14,17 @@ from torch.nn.functional import embedding
 
 from trimtab.data.prompt import Prompt
 from trimtab.errors import UsageError
-from trimtab.model import prefix_tree
-from trimtab.model.chat_template import Renderer
-from trimtab.model.chunked_logprobs import token_logp
-from trimtab.types import Place
+from trimtab.model.chat_template import ChatRenderer
+from trimtab.model.chunked_logprobs import compute_token_logprobs
+from trimtab.model.prefix_tree import build_prefix_tree, compute_states, disable_tree_attention, enable_tree_attention
+from trimtab.types import Position
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
-class Sample:
+class TokenizedSample:
     """A prompt and an answer as token ids, with the prefix's row tokens (`ids`) and without them (`plain`); the last `targets`
     tokens are the answer."""
 
@@ -34,32 +34,34 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Example:
+class TrainingExample:
     """A training row: the answer that is wanted, the one that is not where the objective needs it, and the weight
     a_c above 0 of its class."""
 
-    chosen: Sample
+    chosen: TokenizedSample
     label: str
     weight: float = 1.0
-    rejected: Sample | None = None
+    rejected: TokenizedSample | None = None
 
 
-def sample(renderer: Renderer, prompt: Prompt, answer: str, place: Place, rows: int, longest: int) -> Sample:
+def tokenize_sample(
+    renderer: ChatRenderer, prompt: Prompt, answer: str, place: Position, rows: int, longest: int
+) -> TokenizedSample:
     """Render a prompt with an answer, of which at most `longest` tokens are kept."""
     said = [*prompt.messages, {"role": "assistant", "content": answer}]
-    ids, spans = renderer.conversation(said, place, range(renderer.first_row, renderer.first_row + rows))
+    ids, spans = renderer.render_conversation(said, place, range(renderer.first_row, renderer.first_row + rows))
     kept = spans[-1][:longest]
-    plain = (*renderer.prompt(prompt.messages), *ids[kept.start : kept.stop])
-    return Sample(tuple(ids[: kept.stop]), plain, len(kept))
+    plain = (*renderer.render_prompt(prompt.messages), *ids[kept.start : kept.stop])
+    return TokenizedSample(tuple(ids[: kept.stop]), plain, len(kept))
 
 
-def micro_batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
+def split_into_micro_batches(examples: Sequence[TrainingExample], size: int) -> list[list[TrainingExample]]:
     """Cut a batch into micro-batches of like lengths, the longest first; independent of the number of workers."""
     ordered = sorted(examples, key=lambda e: (-len(e.chosen.ids), e.chosen.ids))
     return [ordered[i : i + size] for i in range(0, len(ordered), size)]
 
 
-def share(batches: Sequence[list[Example]], rank: int, workers: int) -> list[int]:
+def select_worker_share(batches: Sequence[list[TrainingExample]], rank: int, workers: int) -> list[int]:
     """Indices of the micro-batches that one worker computes: each goes to the worker with the fewest tokens so far."""
     loads = [0] * workers
     mine: list[int] = []
@@ -96,24 +98,24 @@ class FrozenModel:
         """
         ends = [(len(row) - n - 1, len(row) - 1) for row, n in zip(ids, targets, strict=True)]
         if self.packs:
-            packed = prefix_tree.pack(ids, self.device)
-            hidden = prefix_tree.states(self.model, self.embed(vectors, packed.ids), packed)
+            packed = build_prefix_tree(ids, self.device)
+            hidden = compute_states(self.model, self.embed_inputs(vectors, packed.ids), packed)
             return hidden[torch.cat([packed.paths[i, begin:end] for i, (begin, end) in enumerate(ends)])]
         longest = max(map(len, ids))
         tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids], device=self.device)
         lengths = torch.tensor([len(row) for row in ids], device=self.device)
         attention = torch.arange(longest, device=self.device)[None] < lengths[:, None]
         hidden = self.model.get_decoder()(
-            inputs_embeds=self.embed(vectors, tokens), attention_mask=attention.long(), use_cache=False
+            inputs_embeds=self.embed_inputs(vectors, tokens), attention_mask=attention.long(), use_cache=False
         ).last_hidden_state
         return torch.cat([hidden[i, begin:end] for i, (begin, end) in enumerate(ends)])
 
-    def logp(self, states: Tensor, tokens: Sequence[int]) -> Tensor:
+    def compute_logprobs(self, states: Tensor, tokens: Sequence[int]) -> Tensor:
         """Log-probability [N] of each token after the last hidden state [N, d] that predicts it."""
         wanted = torch.tensor(tokens, device=self.device)
-        return token_logp(self.head, states, wanted, self.model.config.get_text_config().vocab_size)
+        return compute_token_logprobs(self.head, states, wanted, self.model.config.get_text_config().vocab_size)
 
-    def embed(self, vectors: Tensor | None, tokens: Tensor) -> Tensor:
+    def embed_inputs(self, vectors: Tensor | None, tokens: Tensor) -> Tensor:
         """Embeddings [..., d] of token ids [...], with `vectors` [k, d] in the place of the k row tokens."""
         is_row = tokens >= self.first_row
         embedded = self.embedding(tokens.masked_fill(is_row, 0))
@@ -122,13 +124,13 @@ class FrozenModel:
         values = embedding(tokens.sub(self.first_row).clamp(min=0), vectors * self.scale)
         return torch.where(is_row[..., None], values.to(self.dtype), embedded)
 
-    def pack(self) -> bool:
+    def enable_prefix_tree(self) -> bool:
         """From now on compute what rows share at their start once, which is faster; False, and nothing changed, where a small
         batch shows that this model cannot."""
         rows = [[5, 6, 7, 8, 9, 10], [5, 6, 7, 8], [5, 6, 11, 12, 13, 7, 8]]
         with torch.no_grad():
             padded = self.target_states(None, rows, [3, 2, 4])
-            self.packs = prefix_tree.enable(self.model)
+            self.packs = enable_tree_attention(self.model)
             if not self.packs:
                 return False
             try:
@@ -136,7 +138,7 @@ class FrozenModel:
             except (TypeError, RuntimeError):
                 same = False
         if not same:
-            prefix_tree.disable(self.model)
+            disable_tree_attention(self.model)
             self.packs = False
         return same
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def layers(model: "PreTrainedModel") -> nn.ModuleList:
+def get_layers(model: "PreTrainedModel") -> nn.ModuleList:
     """The decoder's layers. Raises UsageError where the family keeps them elsewhere."""
     found = getattr(model.get_decoder(), "layers", None)
     if not isinstance(found, nn.ModuleList):
@@ -30,20 +30,20 @@ def layers(model: "PreTrainedModel") -> nn.ModuleList:
     return found
 
 
-def recompute(model: "PreTrainedModel") -> None:
+def enable_activation_checkpointing(model: "PreTrainedModel") -> None:
     """Keep only what goes into each layer, and compute the rest again in the backward pass."""
-    own = layers(model)
+    own = get_layers(model)
     for index, layer in enumerate(own):
         own[index] = checkpoint_wrapper(layer, CheckpointImpl.NO_REENTRANT)
 
 
 def compile_layers(model: "PreTrainedModel") -> None:
     """Compile each layer by itself: they share one compiled code, which takes seconds where the whole model takes minutes."""
-    for layer in layers(model):
+    for layer in get_layers(model):
         layer.compile(dynamic=True)
 
 
-def shard(model: "PreTrainedModel", mesh: DeviceMesh, device: torch.device) -> None:
+def shard_model(model: "PreTrainedModel", mesh: DeviceMesh, device: torch.device) -> None:
     """Cut the layers' weights over the workers of `mesh` (FSDP2): each layer is gathered when it computes, and let go after.
 
     The embedding table and the head stay whole on each worker, as prefixes go in and targets are scored outside of
@@ -52,7 +52,7 @@ def shard(model: "PreTrainedModel", mesh: DeviceMesh, device: torch.device) -> N
     decoder = model.get_decoder()
     ends = [model.get_input_embeddings(), cast(nn.Module, model.get_output_embeddings())]
     whole = {parameter for module in ends for parameter in module.parameters()}
-    for layer in layers(model):
+    for layer in get_layers(model):
         fully_shard(layer, mesh=mesh)
     fully_shard(decoder, mesh=mesh, ignored_params=whole)
     for module in ends:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, pad
 
-from trimtab.model.frozen_model import Example, FrozenModel, Sample
+from trimtab.model.frozen_model import FrozenModel, TokenizedSample, TrainingExample
 from trimtab.objectives import Objective, Scores
 from trimtab.types import LABELS
 
@@ -28,7 +28,7 @@ class StepResult:
 
 
 @dataclass(frozen=True)
-class Totals:
+class BatchTotals:
     """Of a whole batch, over all its micro-batches and workers: the sum of its rows' weights, and how many target tokens its
     plain benign rows have."""
 
@@ -37,7 +37,7 @@ class Totals:
 
 
 @dataclass(frozen=True)
-class Plain:
+class BaseOutputs:
     """What the frozen model gives for a sample without the prefix: `logp` [T], `state` [d] before the answer, `odds`."""
 
     logp: Tensor
@@ -46,7 +46,7 @@ class Plain:
 
 
 @dataclass
-class Scorer:
+class ObjectiveScorer:
     """Computes just what an objective needs. `refusing` and `helping` are the token ids that open refusals and help; `sharded`
     is whether other workers hold parts of the model, which must then be run as often by all."""
 
@@ -55,31 +55,36 @@ class Scorer:
     refusing: Sequence[int] = ()
     helping: Sequence[int] = ()
     sharded: bool = False
-    _plain: dict[Sample, Plain] = field(default_factory=dict[Sample, Plain])
+    _plain: dict[TokenizedSample, BaseOutputs] = field(default_factory=dict[TokenizedSample, BaseOutputs])
 
     def compute(
-        self, vectors: Tensor, batch: Sequence[Example], whole: Totals, running: Tensor, anchor: Tensor | None = None
+        self,
+        vectors: Tensor,
+        batch: Sequence[TrainingExample],
+        whole: BatchTotals,
+        running: Tensor,
+        anchor: Tensor | None = None,
     ) -> StepResult:
         """Loss and gradient of one micro-batch.
 
         `vectors` float32 [k, d]; with `whole` of the whole batch, gradients of its micro-batches add up to that of the batch.
         """
         leaf = vectors.detach().requires_grad_()
-        scores = self.scores(leaf, batch, running, anchor, whole)
+        scores = self.compute_scores(leaf, batch, running, anchor, whole)
         weights = torch.tensor([e.weight for e in batch], device=self.frozen.device)
         loss = (self.objective(scores) * weights).sum() / whole.weight
         (gradient,) = torch.autograd.grad(loss, leaf)
         with torch.no_grad():
             observed = self.objective.observe(scores).cpu()
-        return StepResult(gradient.float().cpu(), loss.item(), *summarise(scores, batch), observed)
+        return StepResult(gradient.float().cpu(), loss.item(), *summarize_losses(scores, batch), observed)
 
-    def scores(
+    def compute_scores(
         self,
         vectors: Tensor | None,
-        batch: Sequence[Example],
+        batch: Sequence[TrainingExample],
         running: Tensor,
         anchor: Tensor | None = None,
-        whole: Totals | None = None,
+        whole: BatchTotals | None = None,
     ) -> Scores:
         """What the objective is given for a micro-batch, differentiable in `vectors`; without `whole` it is all there is."""
         needs = self.objective.needs
@@ -87,54 +92,56 @@ class Scorer:
         rejected = [s for e in batch if (s := self._rejected(e))]
         samples = [*chosen, *rejected]
         states = self.frozen.target_states(vectors, [s.ids for s in samples], [s.targets for s in samples])
-        parts = self.frozen.logp(states, _wanted(samples)).split([s.targets for s in samples])
+        parts = self.frozen.compute_logprobs(states, _wanted(samples)).split([s.targets for s in samples])
         logp, mask = _padded(parts[: len(batch)])
         first = _firsts(chosen)
         given: dict[str, Tensor] = {}
         if "reference" in needs:
-            given["reference"] = _padded([self.plain(s).logp for s in chosen])[0]
+            given["reference"] = _padded([self.get_base_outputs(s).logp for s in chosen])[0]
         if "rejected" in needs:
             given["rejected_logp"], given["rejected_mask"] = _padded(parts[len(batch) :])
             if "reference" in needs:
-                given["rejected_reference"] = _padded([self.plain(s).logp for s in rejected])[0]
+                given["rejected_reference"] = _padded([self.get_base_outputs(s).logp for s in rejected])[0]
         if "drift" in needs:
-            given["drift"] = self._drift(states, batch, whole or totals(batch))
+            given["drift"] = self._drift(states, batch, whole or compute_totals(batch))
         if "odds" in needs:
             given["odds"] = self._odds(states[first])
         if "states" in needs:
             given["states"] = states[first].float()
-            given["base_states"] = torch.stack([self.plain(s).state for s in chosen])
+            given["base_states"] = torch.stack([self.get_base_outputs(s).state for s in chosen])
         if "anchor" in needs and anchor is not None:
             with torch.no_grad():
                 then = self.frozen.target_states(anchor, [s.ids for s in chosen], [s.targets for s in chosen])
-                given["anchor"] = _padded(self.frozen.logp(then, _wanted(chosen)).split([s.targets for s in chosen]))[0]
+                given["anchor"] = _padded(
+                    self.frozen.compute_logprobs(then, _wanted(chosen)).split([s.targets for s in chosen])
+                )[0]
         harmful = torch.tensor([e.label == "harmful" for e in batch], device=self.frozen.device)
         return Scores(logp, mask, harmful, running=running.to(logp), **given)
 
-    def tokens(self, example: Example) -> int:
+    def count_tokens(self, example: TrainingExample) -> int:
         """Tokens of what a row is learned from: its prompt and answer, once more with the answer that is not wanted where the
         objective asks for it, and the prefix's rows."""
         rejected = self._rejected(example)
         return len(example.chosen.ids) + (len(rejected.ids) if rejected else 0)
 
-    def remember(self, examples: Sequence[Example]) -> None:
+    def precompute_base_outputs(self, examples: Sequence[TrainingExample]) -> None:
         """Compute now what later steps would ask of `plain`, so that workers that share the model do it together."""
         if "reference" in self.objective.needs or "states" in self.objective.needs:
             for example in examples:
-                self.plain(example.chosen)
+                self.get_base_outputs(example.chosen)
                 if rejected := self._rejected(example):
-                    self.plain(rejected)
+                    self.get_base_outputs(rejected)
 
-    def plain(self, sample: Sample) -> Plain:
+    def get_base_outputs(self, sample: TokenizedSample) -> BaseOutputs:
         """The sample without the prefix; computed once, as neither the weights nor the sample ever change."""
         if sample not in self._plain:
             with torch.no_grad():
                 states = self.frozen.target_states(None, [sample.plain], [sample.targets])
-                logp = self.frozen.logp(states, _wanted([sample]))
-                self._plain[sample] = Plain(logp, states[0].float(), self._odds(states[:1])[0])
+                logp = self.frozen.compute_logprobs(states, _wanted([sample]))
+                self._plain[sample] = BaseOutputs(logp, states[0].float(), self._odds(states[:1])[0])
         return self._plain[sample]
 
-    def _rejected(self, example: Example) -> Sample | None:
+    def _rejected(self, example: TrainingExample) -> TokenizedSample | None:
         """The row's answer that is not wanted, where the objective asks for it."""
         return example.rejected if "rejected" in self.objective.needs else None
 
@@ -145,7 +152,7 @@ class Scorer:
         logits = self.frozen.head(states)
         return logits[:, list(self.refusing)].logsumexp(1) - logits[:, list(self.helping)].logsumexp(1)
 
-    def _drift(self, states: Tensor, batch: Sequence[Example], whole: Totals) -> Tensor:
+    def _drift(self, states: Tensor, batch: Sequence[TrainingExample], whole: BatchTotals) -> Tensor:
         """KL(base || prefixed) [B] of plain benign rows, of which the weighted mean over the whole batch is the mean over their
         target tokens; zero for others."""
         drifts = states.new_zeros(len(batch), dtype=torch.float32)
@@ -165,19 +172,19 @@ class Scorer:
         return drifts.index_put((torch.tensor(at, device=drifts.device),), sums * sums.new_tensor(shares))
 
 
-def totals(batch: Sequence[Example]) -> Totals:
+def compute_totals(batch: Sequence[TrainingExample]) -> BatchTotals:
     """What the micro-batches of a batch are told of it."""
-    return Totals(sum(e.weight for e in batch), sum(e.chosen.targets for e in batch if e.label == "benign_easy"))
+    return BatchTotals(sum(e.weight for e in batch), sum(e.chosen.targets for e in batch if e.label == "benign_easy"))
 
 
-def openers(examples: Sequence[Example]) -> tuple[list[int], list[int]]:
+def collect_openers(examples: Sequence[TrainingExample]) -> tuple[list[int], list[int]]:
     """Token ids that open the refusals, and those that open the help and no refusal (ours)."""
     refusing = {e.chosen.ids[-e.chosen.targets] for e in examples if e.label == "harmful"}
     helping = {e.chosen.ids[-e.chosen.targets] for e in examples if e.label != "harmful"}
     return sorted(refusing), sorted(helping - refusing)
 
 
-def summarise(scores: Scores, batch: Sequence[Example]) -> tuple[dict[str, float], dict[str, int]]:
+def summarize_losses(scores: Scores, batch: Sequence[TrainingExample]) -> tuple[dict[str, float], dict[str, int]]:
     """For each class, the sum of its rows' mean negative log-probabilities and their number."""
     nll = scores.nll.detach().tolist()
     sums = {label: sum(v for e, v in zip(batch, nll, strict=True) if e.label == label) for label in LABELS}
@@ -185,12 +192,12 @@ def summarise(scores: Scores, batch: Sequence[Example]) -> tuple[dict[str, float
     return {k: v for k, v in sums.items() if counts[k]}, {k: v for k, v in counts.items() if v}
 
 
-def _wanted(samples: Sequence[Sample]) -> list[int]:
+def _wanted(samples: Sequence[TokenizedSample]) -> list[int]:
     """All target tokens, one sample after the other."""
     return [t for s in samples for t in s.ids[-s.targets :]]
 
 
-def _firsts(samples: Sequence[Sample]) -> list[int]:
+def _firsts(samples: Sequence[TokenizedSample]) -> list[int]:
     """Where each sample's first target token is among all target tokens."""
     at, firsts = 0, list[int]()
     for s in samples:

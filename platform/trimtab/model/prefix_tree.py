@@ -23,7 +23,7 @@ KINDS = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True)
-class Packed:
+class PrefixTree:
     """A batch as one row of L tokens: `ids` [L], `positions` [L] that they have in their rows, `paths` [B, T] where each row's
     tokens are (0 beyond its end), and `owners` [L] one place in B x T for each of them."""
 
@@ -33,7 +33,7 @@ class Packed:
     owners: Tensor
 
 
-def pack(rows: Sequence[Sequence[int]], device: torch.device) -> Packed:
+def build_prefix_tree(rows: Sequence[Sequence[int]], device: torch.device) -> PrefixTree:
     """Lay out rows of token ids; tokens with the same ids before them are one."""
     width = max(map(len, rows))
     known: dict[tuple[int, int], int] = {}
@@ -49,10 +49,10 @@ def pack(rows: Sequence[Sequence[int]], device: torch.device) -> Packed:
                 owners.append(number * width + position)
             path.append(before)
         paths.append([*path, *[0] * (width - len(row))])
-    return Packed(*(torch.tensor(values, device=device) for values in (ids, positions, paths, owners)))
+    return PrefixTree(*(torch.tensor(values, device=device) for values in (ids, positions, paths, owners)))
 
 
-def enable(model: "PreTrainedModel") -> bool:
+def enable_tree_attention(model: "PreTrainedModel") -> bool:
     """Have the model's attention look at rows one by one, after which it takes packed batches only; False, and nothing
     changed, where its family does not allow it."""
     # Not on top: it brings all models along, and a driver only names what workers do.
@@ -62,17 +62,17 @@ def enable(model: "PreTrainedModel") -> bool:
         return False
     if not set(getattr(model.config.get_text_config(), "layer_types", None) or ()) <= KINDS:
         return False
-    AttentionInterface.register(PACKED, attention)
+    AttentionInterface.register(PACKED, compute_tree_attention)
     model.set_attn_implementation(PACKED)
     return _implementation(model) == PACKED
 
 
-def disable(model: "PreTrainedModel") -> None:
+def disable_tree_attention(model: "PreTrainedModel") -> None:
     """Have it take padded batches again."""
     model.set_attn_implementation(PADDED)
 
 
-def states(model: "PreTrainedModel", embedded: Tensor, packed: Packed) -> Tensor:
+def compute_states(model: "PreTrainedModel", embedded: Tensor, packed: PrefixTree) -> Tensor:
     """Last hidden states [L, d] of a packed batch, from its embeddings [L, d]."""
     hidden = model.get_decoder()(
         inputs_embeds=embedded[None],
@@ -83,7 +83,7 @@ def states(model: "PreTrainedModel", embedded: Tensor, packed: Packed) -> Tensor
     return hidden[0]
 
 
-def attention(
+def compute_tree_attention(
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trimtab.util.method_registry import Plugins
+from trimtab.util.method_registry import MethodRegistry
 
 Need = Literal["reference", "drift", "rejected", "odds", "anchor", "states"]
 
@@ -97,5 +97,5 @@ class Objective(ABC):
         return self
 
 
-_known: Plugins[Objective] = Plugins("objective", __name__, __path__)
-register, get, names = _known.register, _known.get, _known.names
+_known: MethodRegistry[Objective] = MethodRegistry("objective", __name__, __path__)
+register, get_objective, list_objectives = _known.register, _known.get_method, _known.list_names

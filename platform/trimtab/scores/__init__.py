@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import UsageError
-from trimtab.util.method_registry import Plugins
+from trimtab.util.method_registry import MethodRegistry
 
 Need = Literal["trace", "samples", "states", "p_true"]
 # How many samples an error tells people to collect; Kuhn et al. 2023 gain little from more.
@@ -23,7 +23,7 @@ ENOUGH = 10
 
 
 @dataclass(frozen=True)
-class Said:
+class Generation:
     """One answer as the model gave it: its `text`, the same as `words` that answer judges compare (normalised, one space
     between them), `news`, those of them that the question does not hold, its number of `tokens`, the mean `logp` of these in
     nats, and the last `state` [L, d] at the L layers collected."""
@@ -37,13 +37,13 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ScoreInputs:
     """What was collected of an answer: `trace` [m, 3] (log-prob, entropy, margin of each token, in nats); `samples`, more
     answers to the same question, drawn at a temperature; `p_true`, the probability with which the model calls it true."""
 
-    answer: Said
+    answer: Generation
     trace: Tensor
-    samples: tuple[Said, ...] = ()
+    samples: tuple[Generation, ...] = ()
     p_true: float | None = None
 
 
@@ -58,16 +58,16 @@ class Score(ABC):
     least: ClassVar[int] = 1
 
     @abstractmethod
-    def one(self, seen: Seen) -> float:
+    def score_answer(self, seen: ScoreInputs) -> float:
         """The score of one answer, of which there is all that `needs` names."""
 
 
-def allowed(answers: Sequence[Seen]) -> list[str]:
+def list_computable(answers: Sequence[ScoreInputs]) -> list[str]:
     """Names of the scores that can be given to all of these answers."""
-    return [name for name in names() if not _missing(name, answers)]
+    return [name for name in list_scores() if not _missing(name, answers)]
 
 
-def measure(name: str, answers: Sequence[Seen], similarity: str = "exact") -> Tensor:
+def measure_scores(name: str, answers: Sequence[ScoreInputs], similarity: str = "exact") -> Tensor:
     """Scores [N] of N answers, float64.
 
     Raises NotFoundError for a name that is not known; UsageError where the answers were collected without what it needs, or a
@@ -75,24 +75,24 @@ def measure(name: str, answers: Sequence[Seen], similarity: str = "exact") -> Te
     """
     if lacks := _missing(name, answers):
         raise UsageError(f"score {name} needs {lacks}")
-    score = get(name)(similarity)
-    values = [score.one(seen) for seen in answers]
+    score = get_score(name)(similarity)
+    values = [score.score_answer(seen) for seen in answers]
     if bad := [index for index, value in enumerate(values) if not math.isfinite(value)]:
         raise UsageError(f"score {name} gives {values[bad[0]]} for answer {bad[0]} ({answers[bad[0]].answer.text[:40]!r})")
     return torch.tensor(values, dtype=torch.float64)
 
 
-def cost(name: str, answers: Sequence[Seen]) -> float:
+def compute_token_cost(name: str, answers: Sequence[ScoreInputs]) -> float:
     """Tokens that the model must generate beyond the answer for this score: the mean over N answers."""
-    needs = get(name).needs
+    needs = get_score(name).needs
     judged = 1 if "p_true" in needs else 0
     sampled = sum(s.tokens for seen in answers for s in seen.samples) if needs & {"samples", "states"} else 0
     return judged + sampled / max(len(answers), 1)
 
 
-def _missing(name: str, answers: Sequence[Seen]) -> str:
+def _missing(name: str, answers: Sequence[ScoreInputs]) -> str:
     """What a score lacks, and how it is collected; nothing where all is there."""
-    score = get(name)
+    score = get_score(name)
     if "p_true" in score.needs and any(seen.p_true is None for seen in answers):
         return "the model's own verdict on each answer: collect with --p_true true"
     fewest = min((len(seen.samples) for seen in answers), default=0)
@@ -101,5 +101,5 @@ def _missing(name: str, answers: Sequence[Seen]) -> str:
     return ""
 
 
-_known: Plugins[Score] = Plugins("score", __name__, __path__)
-register, get, names = _known.register, _known.get, _known.names
+_known: MethodRegistry[Score] = MethodRegistry("score", __name__, __path__)
+register, get_score, list_scores = _known.register, _known.get_method, _known.list_names

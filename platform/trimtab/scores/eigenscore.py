@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from trimtab.scores import Need, Score, Seen, register
+from trimtab.scores import Need, Score, ScoreInputs, register
 
 
 @register("eigenscore")
@@ -26,7 +26,7 @@ class EigenScore(Score):
     alpha: float = 1e-3
     layer: int = 0
 
-    def one(self, seen: Seen) -> float:
+    def score_answer(self, seen: ScoreInputs) -> float:
         """Minus the mean logarithm of the eigenvalues."""
         states = torch.stack([s.state[self.layer].double() for s in seen.samples])
         spread = torch.cov(states) + self.alpha * torch.eye(len(states), dtype=torch.double)

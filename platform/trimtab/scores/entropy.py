@@ -1,13 +1,13 @@
 """Entropies of the next token along the answer, as they were while it was written (Manakul et al. 2023)."""
 
-from trimtab.scores import Score, Seen, register
+from trimtab.scores import Score, ScoreInputs, register
 
 
 @register("entropy")
 class Entropy(Score):
     """-(1/m) sum_t H_t, H_t the entropy of the distribution that token t was drawn from. Generates nothing."""
 
-    def one(self, seen: Seen) -> float:
+    def score_answer(self, seen: ScoreInputs) -> float:
         """Minus the mean entropy."""
         return -seen.trace[:, 1].mean().item()
 
@@ -16,6 +16,6 @@ class Entropy(Score):
 class MaxEntropy(Score):
     """-max_t H_t. Generates nothing."""
 
-    def one(self, seen: Seen) -> float:
+    def score_answer(self, seen: ScoreInputs) -> float:
         """Minus the highest entropy."""
         return -seen.trace[:, 1].max().item()

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from trimtab.scores import Need, Score, Seen, register
+from trimtab.scores import Need, Score, ScoreInputs, register
 
 
 @register("ln-entropy")
@@ -12,6 +12,6 @@ class LnEntropy(Score):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"samples"})
 
-    def one(self, seen: Seen) -> float:
+    def score_answer(self, seen: ScoreInputs) -> float:
         """Mean over the samples of their mean log-prob."""
         return sum(s.logp for s in seen.samples) / len(seen.samples)

@@ -1,6 +1,6 @@
 """The margin: how far ahead of the next one the model saw its first choice."""
 
-from trimtab.scores import Score, Seen, register
+from trimtab.scores import Score, ScoreInputs, register
 
 
 @register("margin")
@@ -8,6 +8,6 @@ class Margin(Score):
     """(1/m) sum_t of the largest logit less the second (one of FLaG's features, as a score by itself: ours). Generates
     nothing."""
 
-    def one(self, seen: Seen) -> float:
+    def score_answer(self, seen: ScoreInputs) -> float:
         """Mean margin."""
         return seen.trace[:, 2].mean().item()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import ClassVar
 
-from trimtab.scores import Need, Score, Seen, register
+from trimtab.scores import Need, Score, ScoreInputs, register
 
 TRUE, FALSE = ("A", "True"), ("B", "False")
 # A probability of exactly 0 or 1 has no log-odds.
@@ -20,13 +20,13 @@ class PTrue(Score):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"p_true"})
 
-    def one(self, seen: Seen) -> float:
+    def score_answer(self, seen: ScoreInputs) -> float:
         """Log-odds of the probability that was collected."""
         p = min(max(0.5 if seen.p_true is None else seen.p_true, NEAREST), 1 - NEAREST)
         return math.log(p / (1 - p))
 
 
-def question(asked: str, answer: str) -> str:
+def build_p_true_question(asked: str, answer: str) -> str:
     """What the model is asked about its `answer` to what it was `asked`: the form is the paper's, the last line is ours."""
     return (
         f"Question: {asked}\nProposed Answer: {answer}\nIs the proposed answer:\n"
@@ -34,7 +34,7 @@ def question(asked: str, answer: str) -> str:
     )
 
 
-def probability(likeliest: Iterable[tuple[str, float]]) -> float:
+def compute_p_true(likeliest: Iterable[tuple[str, float]]) -> float:
     """P(A) / (P(A) + P(B)) from the likeliest first tokens with their natural log-probabilities; at least one of them.
 
     Tokens that differ by spaces or brackets are one. A side that is not among them is taken to be as likely as the last of

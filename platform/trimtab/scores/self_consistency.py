@@ -2,8 +2,8 @@
 
 from typing import ClassVar
 
-from trimtab.scores import Need, Score, Seen, register
-from trimtab.scores.similarity import same
+from trimtab.scores import Need, Score, ScoreInputs, register
+from trimtab.scores.similarity import build_similarity
 
 
 @register("self-consistency")
@@ -13,7 +13,7 @@ class SelfConsistency(Score):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"samples"})
 
-    def one(self, seen: Seen) -> float:
+    def score_answer(self, seen: ScoreInputs) -> float:
         """Share of the samples, from 0 to 1."""
-        alike = same(self.similarity)
+        alike = build_similarity(self.similarity)
         return sum(alike(seen.answer, sample) for sample in seen.samples) / len(seen.samples)

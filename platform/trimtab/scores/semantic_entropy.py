@@ -5,8 +5,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trimtab.scores import Need, Score, Seen, register
-from trimtab.scores.similarity import clusters
+from trimtab.scores import Need, Score, ScoreInputs, register
+from trimtab.scores.similarity import cluster_generations
 
 
 @register("semantic-entropy")
@@ -17,9 +17,9 @@ class SemanticEntropy(Score):
     needs: ClassVar[frozenset[Need]] = frozenset({"samples"})
     least: ClassVar[int] = 2
 
-    def one(self, seen: Seen) -> float:
+    def score_answer(self, seen: ScoreInputs) -> float:
         """Minus the entropy, in nats."""
-        found = clusters(seen.samples, self.similarity)
+        found = cluster_generations(seen.samples, self.similarity)
         mass = torch.stack([torch.tensor([s.logp for s in cluster]).double().logsumexp(0) for cluster in found])
         return -_entropy(mass.softmax(0))
 
@@ -32,9 +32,9 @@ class DiscreteSemanticEntropy(Score):
     needs: ClassVar[frozenset[Need]] = frozenset({"samples"})
     least: ClassVar[int] = 2
 
-    def one(self, seen: Seen) -> float:
+    def score_answer(self, seen: ScoreInputs) -> float:
         """Minus the entropy, in nats."""
-        counts = torch.tensor([len(cluster) for cluster in clusters(seen.samples, self.similarity)]).double()
+        counts = torch.tensor([len(cluster) for cluster in cluster_generations(seen.samples, self.similarity)]).double()
         return -_entropy(counts / counts.sum())
 
 

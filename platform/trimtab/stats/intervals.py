@@ -32,7 +32,7 @@ class Rate(Interval):
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def wilson(hits: float, count: int) -> Rate:
+def compute_wilson_interval(hits: float, count: int) -> Rate:
     """A share with Wilson's score interval (1927), which holds for small counts and for shares near 0 and 1.
 
     `hits` may be a mean, as over seeds."""
@@ -44,7 +44,7 @@ def wilson(hits: float, count: int) -> Rate:
     return Rate(share, max(0.0, centre - half), min(1.0, centre + half), count)
 
 
-def mean_of_rates(a: Rate, b: Rate) -> Rate:
+def average_rates(a: Rate, b: Rate) -> Rate:
     """Mean of two independent shares, its interval made of theirs.
 
     This is Newcombe's hybrid of score intervals (1998, method 10) for half a sum in place of a difference (MOVER, Zou and
@@ -65,12 +65,12 @@ class Estimate(Interval):
 
     count: int
 
-    def mapped(self, function: Callable[[float], float] = exp) -> "Estimate":
+    def map_values(self, function: Callable[[float], float] = exp) -> "Estimate":
         """The same figure on another scale, on which the order stays."""
         return Estimate(function(self.value), function(self.low), function(self.high), self.count)
 
 
-def mean(values: Tensor, weights: Tensor | None = None, resamples: int = RESAMPLES) -> Estimate:
+def bootstrap_mean(values: Tensor, weights: Tensor | None = None, resamples: int = RESAMPLES) -> Estimate:
     """Sum of `values` [seeds, cases] over the sum of `weights` [cases] (one each without), as a mean over seeds.
 
     Cases are resampled with their weights and, where there are several seeds, crossed with seeds of which one less than there

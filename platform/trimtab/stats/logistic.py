@@ -12,7 +12,7 @@ STEPS = 200
 LEAST_SPREAD = 1e-6
 
 
-def fit(states: Tensor, positive: Tensor, l2: float) -> Tensor:
+def fit_logistic(states: Tensor, positive: Tensor, l2: float) -> Tensor:
     """Weights and bias, float64 [d + 1], of the logistic regression of `positive` [n] bool on `states` [n, d].
 
     The states are z-scored first, both classes weigh the same, and `l2` times half the squared weights is added to the mean
@@ -40,7 +40,7 @@ def fit(states: Tensor, positive: Tensor, l2: float) -> Tensor:
     return torch.cat([weights, linear.bias.detach() - weights @ mean])
 
 
-def logits(weights: Tensor, states: Tensor) -> Tensor:
+def compute_logits(weights: Tensor, states: Tensor) -> Tensor:
     """Log-odds [n], float64, for hidden states [n, d] and weights [d + 1]."""
     weights = weights.double()
     return states.double() @ weights[:-1] + weights[-1]

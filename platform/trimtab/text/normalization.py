@@ -8,7 +8,7 @@ and dashes are those of plain text, and writing without spaces is compared by ch
 import re
 import unicodedata
 
-from trimtab.text.numbers import quantities, shown
+from trimtab.text.numbers import find_quantities, format_quantity
 
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 ACCENTS = re.compile(r"[\u0300-\u036f]")
@@ -21,7 +21,7 @@ MINUS = re.compile(r"(?<!\S)[\u2012-\u2015](?=[\d.$])")
 DASH = re.compile(r"[\u2012-\u2015]")
 
 
-def folded(text: str) -> str:
+def fold_case_and_accents(text: str) -> str:
     """The text in plain characters: one kind of dash, quote and digit, no accents on letters, nothing invisible."""
     # Else 5\u00bd would become 51/2, and 10\u00b2 become 102.
     apart = RAISED.sub(r" \g<0>", text)
@@ -31,17 +31,17 @@ def folded(text: str) -> str:
     return "".join(c for c in spaced if unicodedata.category(c) != "Cf")
 
 
-def normalised(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """Words and numbers with one space between them; equal for texts that say the same in SQuAD's sense."""
-    plain = folded(text).casefold()
+    plain = fold_case_and_accents(text).casefold()
     pieces: list[str] = []
     at = 0
-    for number in quantities(plain):
+    for number in find_quantities(plain):
         start, end = number.span
         # "1960s" is a word; "3.5mm" is a number and its unit.
         if plain[end : end + 1].isalnum() and number.value.denominator == 1:
             continue
-        pieces += [*_words(plain[at:start]), shown(number.value)]
+        pieces += [*_words(plain[at:start]), format_quantity(number.value)]
         at = end
     pieces += _words(plain[at:])
     # What is all article or punctuation, as the band "The The" or the answer "+", stays as it is.

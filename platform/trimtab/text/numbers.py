@@ -32,7 +32,7 @@ class Quantity:
     span: tuple[int, int]
 
     def __str__(self) -> str:
-        return shown(self.value) + ("%" if self.percent else "")
+        return format_quantity(self.value) + ("%" if self.percent else "")
 
     def equals(self, other: "Quantity") -> bool:
         """Whether both say the same. A sign that one leaves out is left to the question, as units are: 50% is 50, and 0.5."""
@@ -44,13 +44,13 @@ class Quantity:
         return marked.value / 100 == bare.value
 
 
-def quantities(text: str) -> list[Quantity]:
+def find_quantities(text: str) -> list[Quantity]:
     """Every number of a text, in order. The text is folded already: plain signs, `1/2` for one half."""
     found = [(_value(match), match) for match in NUMBER.finditer(text)]
     return [Quantity(value, bool(match["percent"]), match.span()) for value, match in found if value is not None]
 
 
-def shown(value: Fraction) -> str:
+def format_quantity(value: Fraction) -> str:
     """A value as text; equal values give equal text. A fraction whose decimals do not end stays a fraction."""
     digits = next((n for n in range(13) if (value * 10**n).denominator == 1), None)
     if not digits:

@@ -18,10 +18,10 @@ from trimtab.errors import TrackingError
 EXPERIMENT = "trimtab"
 
 
-def client() -> MlflowClient:
+def get_client() -> MlflowClient:
     """A client of the store that the environment names."""
-    uri = settings.tracking_uri()
-    made = _client(uri)
+    uri = settings.get_tracking_uri()
+    made = _create_client(uri)
     # Parts of MLflow make clients of their own and find the store only here.
     if mlflow.get_tracking_uri() != uri:
         mlflow.set_tracking_uri(uri)
@@ -30,7 +30,7 @@ def client() -> MlflowClient:
 
 
 @lru_cache(maxsize=4)
-def _client(uri: str) -> MlflowClient:
+def _create_client(uri: str) -> MlflowClient:
     settings.prepare_environment()
     # A fresh SQLite store tells of each of its migrations.
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -38,32 +38,32 @@ def _client(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def experiment_id(name: str = EXPERIMENT) -> str:
+def get_experiment_id(name: str = EXPERIMENT) -> str:
     """Id of the experiment, made on first use; its artifacts are beside a SQLite store, else where the server says."""
-    found = client().get_experiment_by_name(name)
+    found = get_client().get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    uri = settings.tracking_uri()
-    local = (settings.home() / "mlflow" / "artifacts").as_uri() if uri.startswith("sqlite:") else None
-    return str(client().create_experiment(name, artifact_location=local))
+    uri = settings.get_tracking_uri()
+    local = (settings.get_home() / "mlflow" / "artifacts").as_uri() if uri.startswith("sqlite:") else None
+    return str(get_client().create_experiment(name, artifact_location=local))
 
 
 @contextmanager
-def reachable(what: str) -> Generator[None]:
+def wrap_tracking_errors(what: str) -> Generator[None]:
     """Turn what MLflow raises when its store is away or refuses into a TrackingError that says what was wanted."""
     try:
         yield
     except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
         # Libraries name the address that they could not reach.
-        reason = str(error).replace(settings.tracking_uri(), settings.shown_uri()).splitlines()[0][:200]
-        raise TrackingError(f"MLflow at {settings.shown_uri()}: cannot {what} ({reason})") from error
+        reason = str(error).replace(settings.get_tracking_uri(), settings.get_shown_uri()).splitlines()[0][:200]
+        raise TrackingError(f"MLflow at {settings.get_shown_uri()}: cannot {what} ({reason})") from error
 
 
 class RequestTraces:
     """MLflow traces of served requests, in the experiment that jobs log to. They are sent in the background."""
 
     def __init__(self) -> None:
-        self._experiment = experiment_id()
+        self._experiment = get_experiment_id()
 
     def log(
         self, name: str, inputs: Mapping[str, Any], attributes: Mapping[str, Any], began: int, ended: int, *, failed: bool

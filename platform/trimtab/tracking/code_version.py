@@ -13,10 +13,10 @@ MOST_PATCH = 1 << 20
 
 
 @lru_cache(maxsize=1)
-def tags() -> dict[str, str]:
+def get_code_tags() -> dict[str, str]:
     """Tags of a run: the version of trimtab, a digest of all packages' versions, and in a checkout git's revision and how many
     files differ from it."""
-    found = {"trimtab.code.version": version("trimtab"), "trimtab.code.packages": _digest(packages())}
+    found = {"trimtab.code.version": version("trimtab"), "trimtab.code.packages": _digest(list_packages())}
     revision = _git("rev-parse", "HEAD")
     if revision is None:
         return found
@@ -25,9 +25,9 @@ def tags() -> dict[str, str]:
     return found | ({"trimtab.code.changed": str(len(changed))} if changed else {})
 
 
-def line() -> str:
+def format_code_version() -> str:
     """The code and the machine in one line, for a report that is read without its run."""
-    known = tags()
+    known = get_code_tags()
     said = f"trimtab {known['trimtab.code.version']}"
     if revision := known.get("mlflow.source.git.commit"):
         changed = known.get("trimtab.code.changed")
@@ -36,12 +36,12 @@ def line() -> str:
 
 
 @lru_cache(maxsize=1)
-def packages() -> str:
+def list_packages() -> str:
     """All installed packages with their versions, a line each, as pip freezes them."""
     return "".join(sorted({f"{found.name.lower()}=={found.version}\n" for found in distributions()}))
 
 
-def patch() -> str | None:
+def get_uncommitted_patch() -> str | None:
     """What differs from git's revision in a checkout; None where nothing does, there is none, or it is too much to read."""
     found = _git("diff", "HEAD")
     return found if found and len(found) <= MOST_PATCH else None

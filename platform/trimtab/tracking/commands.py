@@ -11,34 +11,35 @@ from rich.tree import Tree
 
 from trimtab import settings
 from trimtab.cli.commands import LineageConfig, ListConfig, RollbackConfig, SyncConfig, VersionConfig
-from trimtab.cli.console import console, say
+from trimtab.cli.console import console, print_line
 from trimtab.errors import TrackingError
-from trimtab.evaluation import rendering
-from trimtab.tracking import lineage, promotions, registry, server_status
-from trimtab.tracking.lineage import Node
+from trimtab.evaluation.rendering import render_template
+from trimtab.tracking import registry, server_status
+from trimtab.tracking.lineage import LineageNode, trace_lineage
+from trimtab.tracking.promotions import rollback_version
 from trimtab.tracking.registry import Version
-from trimtab.tracking.runs import Run
-from trimtab.tracking.server_status import Line
+from trimtab.tracking.runs import TrackedRun
+from trimtab.tracking.server_status import AliasStatus
 
 
-def command(config: LineageConfig) -> dict[str, Any]:
+def run_lineage(config: LineageConfig) -> dict[str, Any]:
     """Print where something comes from; write the page where asked to."""
-    chain = lineage.trace(config.what, config.base, Path(config.logs) if config.logs else None)
-    console.print(tree(chain))
+    chain = trace_lineage(config.what, config.base, Path(config.logs) if config.logs else None)
+    console.print(build_tree(chain))
     if config.html:
-        Path(config.html).write_text(rendering.render("lineage.html.jinja", title=f"Lineage of {config.what}", node=chain))
-        say(f"page: {config.html}")
+        Path(config.html).write_text(render_template("lineage.html.jinja", title=f"Lineage of {config.what}", node=chain))
+        print_line(f"page: {config.html}")
     return chain.as_json()
 
 
-def tree(node: Node, on: Tree | None = None) -> Tree:
+def build_tree(node: LineageNode, on: Tree | None = None) -> Tree:
     """A chain with what comes first on top."""
     label = Text.assemble((node.kind, "bold"), " ", node.title)
     for name, value in node.facts.items():
         label.append(f"\n{name} ", "dim").append(value)
     branch = Tree(label) if on is None else on.add(label)
     for source in node.of:
-        tree(source, branch)
+        build_tree(source, branch)
     return branch
 
 
@@ -48,11 +49,13 @@ HEADLINES = {"prefix": ("balanced", "test_balanced"), "detector": ("AUROC", "tes
 
 def list_versions(config: ListConfig) -> dict[str, Any]:
     """Print every version of every prefix and detector, or what a server answers with."""
-    found = registry.versions(config.base)
+    found = registry.list_versions(config.base)
     if config.live:
         return {"live": [asdict(line) for line in _live(config.live, config.key, found)]}
     if not found:
-        say("nothing yet: trimtab align makes prefixes, trimtab detect makes detectors, trimtab demo shows the whole way")
+        print_line(
+            "nothing yet: trimtab align makes prefixes, trimtab detect makes detectors, trimtab demo shows the whole way"
+        )
     else:
         table = Table()
         for column in ("model", "kind", "version", "aliases", "on test", "run"):
@@ -65,8 +68,8 @@ def list_versions(config: ListConfig) -> dict[str, Any]:
     return {"versions": [asdict(v) for v in found]}
 
 
-def _live(url: str, key: str | None, found: Sequence[Version]) -> list[Line]:
-    lines = server_status.lines(url, key, found)
+def _live(url: str, key: str | None, found: Sequence[Version]) -> list[AliasStatus]:
+    lines = server_status.list_alias_status(url, key, found)
     table = Table(*("model", "alias", "answers", "registry", "refused"))
     for line in lines:
         shown = "nobody" if line.live is None else str(line.live)
@@ -75,27 +78,27 @@ def _live(url: str, key: str | None, found: Sequence[Version]) -> list[Line]:
     return lines
 
 
-def show(config: VersionConfig) -> dict[str, Any]:
+def show_version(config: VersionConfig) -> dict[str, Any]:
     """Print a version's card."""
-    version = registry.find(config.base, config.name, config.version)
-    card = asdict(registry.card_of(version))
+    version = registry.find_version(config.base, config.name, config.version)
+    card = asdict(registry.load_card(version))
     console.print_json(data={"version": version.version, "aliases": list(version.aliases), "card": card})
     return {"version": asdict(version), "card": card}
 
 
-def rollback(config: RollbackConfig) -> dict[str, Any]:
+def rollback_champion(config: RollbackConfig) -> dict[str, Any]:
     """Move `champion` back."""
-    version = promotions.rollback(config.base, config.name)
-    say(f"{config.base}:{config.name}: champion is version {version.version} again")
+    version = rollback_version(config.base, config.name)
+    print_line(f"{config.base}:{config.name}: champion is version {version.version} again")
     return {"champion": version.version}
 
 
-def sync(config: SyncConfig) -> dict[str, Any]:
+def sync_outboxes(config: SyncConfig) -> dict[str, Any]:
     """Send what waits in outboxes."""
-    folder = settings.home() / "outbox"
-    left = {path.stem: Run(path.stem, folder).flush(patient=True) for path in sorted(folder.glob("*.outbox"))}
+    folder = settings.get_home() / "outbox"
+    left = {path.stem: TrackedRun(path.stem, folder).flush(patient=True) for path in sorted(folder.glob("*.outbox"))}
     waiting = sum(left.values())
     if waiting:
-        raise TrackingError(f"MLflow at {settings.shown_uri()} did not take {waiting} entries; they are kept")
-    say(f"{len(left)} runs are complete in MLflow")
+        raise TrackingError(f"MLflow at {settings.get_shown_uri()} did not take {waiting} entries; they are kept")
+    print_line(f"{len(left)} runs are complete in MLflow")
     return {"runs": len(left), "waiting": waiting}

@@ -11,20 +11,20 @@ from typing import Any, Literal
 
 from trimtab.errors import NotFoundError
 from trimtab.tracking import registry
-from trimtab.tracking.client import client, reachable
-from trimtab.tracking.registry import CHAMPION, Version, champion, find, model_name, touch
-from trimtab.tracking.runs import Run
+from trimtab.tracking.client import get_client, wrap_tracking_errors
+from trimtab.tracking.registry import CHAMPION, Version, find_champion, find_version, format_model_name, mark_used
+from trimtab.tracking.runs import TrackedRun
 
 MOVED, GATE = "trimtab.moved.", "trimtab.gate"
-Way = Literal["promote", "rollback"]
+PromotionKind = Literal["promote", "rollback"]
 
 
 @dataclass(frozen=True)
-class Move:
+class Promotion:
     """A version became champion: `over` the one that was, `at` seconds since 1970. `forced`: against the gate's decision;
     `evidence` the artifact of the version's run that holds the decision."""
 
-    way: Way
+    way: PromotionKind
     at: float
     by: str
     because: str
@@ -33,78 +33,78 @@ class Move:
     evidence: str | None = None
 
 
-def promote(version: Version, reason: str, evidence: str | None = None, *, forced: bool = False) -> Version | None:
+def promote_version(version: Version, reason: str, evidence: str | None = None, *, forced: bool = False) -> Version | None:
     """Move `champion` to a version; returns the champion before it."""
-    before = champion(version.base, version.name)
+    before = find_champion(version.base, version.name)
     over = before.version if before is not None and before.version != version.version else None
-    _move(version, Move("promote", time.time(), getpass.getuser(), reason, over, forced, evidence))
+    _record_promotion(version, Promotion("promote", time.time(), getpass.getuser(), reason, over, forced, evidence))
     return before
 
 
-def rollback(base: str, name: str, reason: str = "trimtab rollback") -> Version:
+def rollback_version(base: str, name: str, reason: str = "trimtab rollback") -> Version:
     """Give `champion` back to the version that the present one took it from."""
-    now = find(base, name, CHAMPION)
-    over = next((move.over for move in reversed(moves(now)) if move.way == "promote" and move.over is not None), None)
+    now = find_version(base, name, CHAMPION)
+    over = next((move.over for move in reversed(list_promotions(now)) if move.way == "promote" and move.over is not None), None)
     if over is None:
-        registered = model_name(base, name)
+        registered = format_model_name(base, name)
         raise NotFoundError(f"{registered} version {now.version} took champion from no other version: nothing to go back to")
-    before = find(base, name, str(over))
-    _move(before, Move("rollback", time.time(), getpass.getuser(), reason, now.version))
+    before = find_version(base, name, str(over))
+    _record_promotion(before, Promotion("rollback", time.time(), getpass.getuser(), reason, now.version))
     return before
 
 
-def moves(version: Version) -> list[Move]:
+def list_promotions(version: Version) -> list[Promotion]:
     """Every time that a version became champion, the first first."""
-    found = [json.loads(value) for key, value in tags(version).items() if key.startswith(MOVED)]
-    return sorted((Move(**move) for move in found), key=lambda move: move.at)
+    found = [json.loads(value) for key, value in build_promotion_tags(version).items() if key.startswith(MOVED)]
+    return sorted((Promotion(**move) for move in found), key=lambda move: move.at)
 
 
-def tags(version: Version) -> dict[str, str]:
+def build_promotion_tags(version: Version) -> dict[str, str]:
     """All that MLflow keeps on a version."""
-    registered = model_name(version.base, version.name)
-    with reachable(f"read {registered}"):
-        return dict(client().get_model_version(registered, str(version.version)).tags)
+    registered = format_model_name(version.base, version.name)
+    with wrap_tracking_errors(f"read {registered}"):
+        return dict(get_client().get_model_version(registered, str(version.version)).tags)
 
 
-def decided(version: Version, passed: bool, said: str, evidence: Mapping[str, Any] | None = None) -> str | None:
+def record_decision(version: Version, passed: bool, said: str, evidence: Mapping[str, Any] | None = None) -> str | None:
     """Write a gate's decision on a version, and its evidence into the version's run; returns the name of that artifact."""
-    registered, artifact = model_name(version.base, version.name), None
-    with reachable(f"write the gate's decision on {registered}"):
+    registered, artifact = format_model_name(version.base, version.name), None
+    with wrap_tracking_errors(f"write the gate's decision on {registered}"):
         if evidence is not None:
             artifact = f"gate/version-{version.version}-{time.time_ns() // 10**6}.json"
             with TemporaryDirectory() as folder:
                 path = Path(folder) / Path(artifact).name
                 path.write_text(json.dumps(evidence, indent=1) + "\n")
-                client().log_artifact(version.run_id, str(path), "gate")
-        _tag(version, GATE, json.dumps({"passed": passed, "said": said[:1000], "evidence": artifact}))
+                get_client().log_artifact(version.run_id, str(path), "gate")
+        _set_tag(version, GATE, json.dumps({"passed": passed, "said": said[:1000], "evidence": artifact}))
     return artifact
 
 
-def decision(version: Version) -> dict[str, Any] | None:
+def read_decision(version: Version) -> dict[str, Any] | None:
     """The gate's last decision {passed, said, evidence} on a version; None where none was made."""
-    found = tags(version).get(GATE)
+    found = build_promotion_tags(version).get(GATE)
     return json.loads(found) if found else None
 
 
-def _move(version: Version, move: Move) -> None:
-    registered = model_name(version.base, version.name)
-    with reachable(f"make {registered} version {version.version} champion"):
+def _record_promotion(version: Version, move: Promotion) -> None:
+    registered = format_model_name(version.base, version.name)
+    with wrap_tracking_errors(f"make {registered} version {version.version} champion"):
         # First: an alias that moved without a word could not be taken back.
-        _tag(version, f"{MOVED}{int(move.at * 1000)}", json.dumps(asdict(move) | {"because": move.because[:1000]}))
-        client().set_registered_model_alias(registered, CHAMPION, str(version.version))
-        touch(registered)
+        _set_tag(version, f"{MOVED}{int(move.at * 1000)}", json.dumps(asdict(move) | {"because": move.because[:1000]}))
+        get_client().set_registered_model_alias(registered, CHAMPION, str(version.version))
+        mark_used(registered)
 
 
-def _tag(version: Version, key: str, value: str) -> None:
-    client().set_model_version_tag(model_name(version.base, version.name), str(version.version), key, value)
+def _set_tag(version: Version, key: str, value: str) -> None:
+    get_client().set_model_version_tag(format_model_name(version.base, version.name), str(version.version), key, value)
 
 
-def enrolled(folder: Path, run: Run, passed: bool, reason: str) -> Version:
+def register_and_promote(folder: Path, run: TrackedRun, passed: bool, reason: str) -> Version:
     """Register a prefix's or a detector's folder as candidate, and promote it where it `passed`, for the `reason` given."""
-    version = registry.register(folder, run.run_id)
-    decided(version, passed, reason)
+    version = registry.register_version(folder, run.run_id)
+    record_decision(version, passed, reason)
     if not passed:
         return version
-    promote(version, reason)
-    run.tags({"trimtab.champion": str(version.version)})
-    return registry.find(version.base, version.name, str(version.version))
+    promote_version(version, reason)
+    run.set_tags({"trimtab.champion": str(version.version)})
+    return registry.find_version(version.base, version.name, str(version.version))

@@ -18,16 +18,15 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.store.entities.paged_list import PagedList
 
 from trimtab import settings
-from trimtab.artifacts import card as cards
 from trimtab.artifacts import prefix as prefixes
-from trimtab.artifacts.card import Card
+from trimtab.artifacts.card import FILE, PrefixCard, read_json_object
 from trimtab.artifacts.prefix import Prefix
 from trimtab.detection import detector as detectors
 from trimtab.detection.detector import Detector, DetectorCard
 from trimtab.errors import NotFoundError, TrackingError, UsageError
 from trimtab.model.base_model import BaseModel
-from trimtab.tracking.client import client, experiment_id, reachable
-from trimtab.util import atomic_files
+from trimtab.tracking.client import get_client, get_experiment_id, wrap_tracking_errors
+from trimtab.util.atomic_files import write_atomic
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 # What `register` writes on each version, and `versions` looks for.
@@ -54,7 +53,7 @@ class Version:
     kind: str = "prefix"
 
 
-def model_name(base: str, name: str) -> str:
+def format_model_name(base: str, name: str) -> str:
     """Registered model of a prefix or a detector."""
     for part in (base, name):
         if not part or any(c in part for c in "/:@") or "." in name:
@@ -62,20 +61,20 @@ def model_name(base: str, name: str) -> str:
     return f"trimtab.{base}.{name}"
 
 
-def register(folder: Path, run_id: str) -> Version:
+def register_version(folder: Path, run_id: str) -> Version:
     """Keep the folder of a prefix or detector as a LoggedModel of its run and as a new version with alias `candidate`.
 
-    Raises ArtefactError for a folder that must not be used, UsageError where its name is taken by another kind.
+    Raises ArtifactError for a folder that must not be used, UsageError where its name is taken by another kind.
     """
     card = _card(folder)
-    registered = model_name(card.base, card.name)
-    with reachable(f"register {registered}"):
-        api = client()
+    registered = format_model_name(card.base, card.name)
+    with wrap_tracking_errors(f"register {registered}"):
+        api = get_client()
         there = api.search_registered_models(f"name = '{registered}'")
         if there and (kind := there[0].tags.get("trimtab.kind")) != card.kind:
             raise UsageError(f"{card.base} has a {kind} of the name {card.name!r} already: give the {card.kind} another --name")
         model = api.create_logged_model(
-            experiment_id(), card.name, run_id, params=_params(card), model_type=f"trimtab-{card.kind}"
+            get_experiment_id(), card.name, run_id, params=_params(card), model_type=f"trimtab-{card.kind}"
         )
         api.log_model_artifacts(model.model_id, str(folder))
         api.finalize_logged_model(model.model_id, "READY")
@@ -90,44 +89,44 @@ def register(folder: Path, run_id: str) -> Version:
             registered, f"models:/{model.model_id}", run_id=run_id, tags=tags, model_id=model.model_id
         )
         api.set_registered_model_alias(registered, CANDIDATE, made.version)
-        touch(registered)
-    return find(card.base, card.name, str(made.version))
+        mark_used(registered)
+    return find_version(card.base, card.name, str(made.version))
 
 
-def find(base: str, name: str, ref: str = CHAMPION) -> Version:
+def find_version(base: str, name: str, ref: str = CHAMPION) -> Version:
     """The version that an alias or a number names; NotFoundError where there is none, with what there is."""
-    registered = model_name(base, name)
-    with reachable(f"look up {registered}"):
+    registered = format_model_name(base, name)
+    with wrap_tracking_errors(f"look up {registered}"):
         try:
             if ref.isdigit():
-                return _version(client().get_model_version(registered, ref))
-            return _version(client().get_model_version_by_alias(registered, ref))
+                return _version(get_client().get_model_version(registered, ref))
+            return _version(get_client().get_model_version_by_alias(registered, ref))
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
-    there = [f"{v.version} ({', '.join(v.aliases) or 'no alias'})" for v in versions(base, name)]
+    there = [f"{v.version} ({', '.join(v.aliases) or 'no alias'})" for v in list_versions(base, name)]
     if there:
         raise NotFoundError(f"{name!r} of {base} has no {ref!r}; it has versions {', '.join(there)}")
-    others = sorted({v.name for v in versions(base)})
+    others = sorted({v.name for v in list_versions(base)})
     none = f"none yet ({' and '.join(MAKERS.values())} make some)"
     raise NotFoundError(f"nothing named {name!r} for {base}; there are: {', '.join(others) or none}")
 
 
-def champion(base: str, name: str) -> Version | None:
+def find_champion(base: str, name: str) -> Version | None:
     """The version that `champion` names; None where there is none yet."""
     try:
-        return find(base, name, CHAMPION)
+        return find_version(base, name, CHAMPION)
     except NotFoundError:
         return None
 
 
-def versions(base: str | None = None, name: str | None = None, kind: str | None = None) -> list[Version]:
+def list_versions(base: str | None = None, name: str | None = None, kind: str | None = None) -> list[Version]:
     """All versions, of one base model, name or kind where given; the newest of each name first."""
     # In LIKE, an underscore is any character, so that what comes is looked at again.
     pattern = f"name LIKE 'trimtab.{f'{base}.' if base else ''}%'"
-    with reachable("list versions"):
-        models = _pages(lambda token: client().search_registered_models(pattern, max_results=MODELS_PAGE, page_token=token))
-        held = _pages(lambda token: client().search_model_versions(pattern, max_results=VERSIONS_PAGE, page_token=token))
+    with wrap_tracking_errors("list versions"):
+        models = _pages(lambda token: get_client().search_registered_models(pattern, max_results=MODELS_PAGE, page_token=token))
+        held = _pages(lambda token: get_client().search_model_versions(pattern, max_results=VERSIONS_PAGE, page_token=token))
     wanted = {
         model.name: model
         for model in models
@@ -148,45 +147,48 @@ def versions(base: str | None = None, name: str | None = None, kind: str | None 
     return sorted(found, key=lambda v: (v.base, v.name, -v.version))
 
 
-def changed(base: str) -> int:
+def get_last_modified(base: str) -> int:
     """When something of a base model was last registered, promoted or rolled back by trimtab, in milliseconds since 1970.
 
     A look of some milliseconds, where `versions` takes as long as there are versions. An alias that others moved does not show.
     """
-    with reachable("look for changes"):
-        newest = client().search_registered_models(
+    with wrap_tracking_errors("look for changes"):
+        newest = get_client().search_registered_models(
             f"name LIKE 'trimtab.{base}.%'", max_results=1, order_by=["last_updated_timestamp DESC"]
         )
     return int(newest[0].last_updated_timestamp or 0) if newest else 0
 
 
-def load(version: Version, base: BaseModel | None = None) -> Prefix:
+def load_prefix(version: Version, base: BaseModel | None = None) -> Prefix:
     """The prefix of a version, checked against its card (and a base model)."""
-    return prefixes.load(_fetched(version, "prefix"), base)
+    return prefixes.load_prefix(_fetch_artifacts(version, "prefix"), base)
 
 
 def load_detector(version: Version, base: BaseModel | None = None) -> Detector:
     """The detector of a version, checked against its card (and a base model)."""
-    return detectors.load(_fetched(version, "detector"), base)
+    return detectors.load_detector(_fetch_artifacts(version, "detector"), base)
 
 
-def card_of(version: Version) -> Card | DetectorCard:
+def load_card(version: Version) -> PrefixCard | DetectorCard:
     """The card of a version."""
-    return _card(_fetched(version, version.kind))
+    return _card(_fetch_artifacts(version, version.kind))
 
 
-def _fetched(version: Version, kind: str) -> Path:
+def _fetch_artifacts(version: Version, kind: str) -> Path:
     """The folder of a version, downloaded; where the store is away, as it was downloaded before. Others on this machine may
     read it, or download it too, at the same time. Raises NotFoundError where it is of another kind."""
     if version.kind != kind:
         raise NotFoundError(f"{version.name!r} of {version.base} is a {version.kind}, not a {kind}")
-    registered = model_name(version.base, version.name)
-    target = settings.home() / "registry" / registered / str(version.version)
+    registered = format_model_name(version.base, version.name)
+    target = settings.get_home() / "registry" / registered / str(version.version)
     whole, folder = target / WHOLE, target / "artifacts"
     try:
-        with reachable(f"download {version.name} version {version.version}"):
+        with wrap_tracking_errors(f"download {version.name} version {version.version}"):
             target.mkdir(parents=True, exist_ok=True)
-            uri, store = client().get_model_version_download_uri(registered, str(version.version)), settings.tracking_uri()
+            uri, store = (
+                get_client().get_model_version_download_uri(registered, str(version.version)),
+                settings.get_tracking_uri(),
+            )
             with TemporaryDirectory(prefix=".", dir=target) as partial:
                 made = mlflow.artifacts.download_artifacts(
                     artifact_uri=uri, dst_path=partial, tracking_uri=store, registry_uri=store
@@ -197,13 +199,13 @@ def _fetched(version: Version, kind: str) -> Path:
         if held.get("run_id") != version.run_id:
             raise
         return folder
-    atomic_files.write(whole, json.dumps({"run_id": version.run_id}))
+    write_atomic(whole, json.dumps({"run_id": version.run_id}))
     return folder
 
 
-def touch(registered: str) -> None:
+def mark_used(registered: str) -> None:
     """Let `changed` see that an alias was moved, which MLflow itself does not date."""
-    client().update_registered_model(registered, client().get_registered_model(registered).description or "")
+    get_client().update_registered_model(registered, get_client().get_registered_model(registered).description or "")
 
 
 def _pages(page: Callable[[str | None], PagedList[Found]]) -> list[Found]:
@@ -217,12 +219,12 @@ def _pages(page: Callable[[str | None], PagedList[Found]]) -> list[Found]:
             return found
 
 
-def _card(folder: Path) -> Card | DetectorCard:
-    kind = cards.read_object(folder / cards.FILE, "a card").get("kind") if (folder / cards.FILE).exists() else None
-    return detectors.load(folder).card if kind == "detector" else prefixes.load(folder).card
+def _card(folder: Path) -> PrefixCard | DetectorCard:
+    kind = read_json_object(folder / FILE, "a card").get("kind") if (folder / FILE).exists() else None
+    return detectors.load_detector(folder).card if kind == "detector" else prefixes.load_prefix(folder).card
 
 
-def _params(card: Card | DetectorCard) -> dict[str, str]:
+def _params(card: PrefixCard | DetectorCard) -> dict[str, str]:
     """What tells one version from another at a glance."""
     if isinstance(card, DetectorCard):
         return {"head": card.head, "layers": ", ".join(map(str, card.layers))}

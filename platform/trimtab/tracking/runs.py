@@ -13,11 +13,11 @@ from typing import Any
 from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
-from trimtab.cli.console import say
-from trimtab.errors import Interrupted, TrackingError
-from trimtab.tracking import code_version
-from trimtab.tracking.client import client, experiment_id, reachable
-from trimtab.util import atomic_files
+from trimtab.cli.console import print_line
+from trimtab.errors import InterruptedByUserError, TrackingError
+from trimtab.tracking.client import get_client, get_experiment_id, wrap_tracking_errors
+from trimtab.tracking.code_version import get_code_tags, get_uncommitted_patch, list_packages
+from trimtab.util.atomic_files import write_atomic
 
 RETRY_SECONDS = 15.0
 # What MLflow takes at once.
@@ -25,36 +25,36 @@ MOST_METRICS = 1000
 
 
 @dataclass(frozen=True)
-class Run:
+class TrackedRun:
     """A run known by its id; `folder` keeps what is still to be sent. Picklable: the driver, the controller of a Ray Train job
     and a later retry all write to the same run."""
 
     run_id: str
     folder: Path
 
-    def params(self, values: Mapping[str, Any]) -> None:
+    def log_params(self, values: Mapping[str, Any]) -> None:
         """Log parameters; nested ones by dotted names."""
-        self._put("params", {k: str(v)[:5000] for k, v in flatten(values).items()})
+        self._put("params", {k: str(v)[:5000] for k, v in flatten_settings(values).items()})
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log metrics of a step."""
-        self.curves([{"step": step, **values}])
+        self.log_curves([{"step": step, **values}])
 
-    def curves(self, steps: Sequence[Mapping[str, float]], prefix: str = "") -> None:
+    def log_curves(self, steps: Sequence[Mapping[str, float]], prefix: str = "") -> None:
         """Log metrics of several steps at once, each with its `step`; all of them are kept, or none."""
         lines = [{"step": int(s["step"]), "values": {f"{prefix}{k}": v for k, v in s.items() if k != "step"}} for s in steps]
         if lines:
             self._put("metrics", {"steps": lines, "time": int(time.time() * 1000)})
 
-    def tags(self, values: Mapping[str, str]) -> None:
+    def set_tags(self, values: Mapping[str, str]) -> None:
         """Set tags."""
         self._put("tags", dict(values))
 
-    def artifacts(self, path: Path, under: str = "") -> None:
+    def log_artifacts(self, path: Path, under: str = "") -> None:
         """Upload a file, or a folder's files."""
         self._put("artifacts", {"path": str(path.absolute()), "under": under})
 
-    def inputs(self, data: Sequence[Mapping[str, Any]], context: str) -> None:
+    def log_inputs(self, data: Sequence[Mapping[str, Any]], context: str) -> None:
         """Record data inputs: entries {name, digest, rows} as cards have them; `context` says for what (training, ...)."""
         self._put("inputs", {"data": [dict(d) for d in data], "context": context})
 
@@ -80,16 +80,16 @@ class Run:
             return len(waiting) - sent
         for entry in waiting[sent:]:
             try:
-                with reachable("log to the run"):
+                with wrap_tracking_errors("log to the run"):
                     SEND[entry["kind"]](self.run_id, entry["body"])
             except TrackingError:
                 self._path("rest").touch()
                 break
             sent += 1
-            atomic_files.write(self._path("sent"), str(sent))
+            write_atomic(self._path("sent"), str(sent))
         return len(waiting) - sent
 
-    def waiting(self) -> list[dict[str, Any]]:
+    def has_unsent(self) -> list[dict[str, Any]]:
         """What is still to be sent."""
         return self._waiting()[self._sent() :]
 
@@ -120,29 +120,29 @@ class Run:
         return self.folder / f"{self.run_id}.{name}"
 
 
-def start(name: str, kind: str, folder: Path, resumed: str | None = None, parent: str | None = None) -> Run:
+def start_run(name: str, kind: str, folder: Path, resumed: str | None = None, parent: str | None = None) -> TrackedRun:
     """Begin a run, under the run `parent` where given, or go on with the run `resumed`.
 
     Raises TrackingError where the store does not answer.
     """
-    with reachable("start a run"):
+    with wrap_tracking_errors("start a run"):
         if resumed:
-            client().update_run(resumed, status="RUNNING")
-            return Run(resumed, folder)
-        tags = {"trimtab.kind": kind, **({"mlflow.parentRunId": parent} if parent else {}), **code_version.tags()}
-        made = client().create_run(experiment_id(), run_name=name, tags=tags)
-    run = Run(str(made.info.run_id), folder)
+            get_client().update_run(resumed, status="RUNNING")
+            return TrackedRun(resumed, folder)
+        tags = {"trimtab.kind": kind, **({"mlflow.parentRunId": parent} if parent else {}), **get_code_tags()}
+        made = get_client().create_run(get_experiment_id(), run_name=name, tags=tags)
+    run = TrackedRun(str(made.info.run_id), folder)
     if not parent:
         _log_code(run)
     return run
 
 
 @contextmanager
-def closing(run: Run) -> Generator[None]:
+def close_run(run: TrackedRun) -> Generator[None]:
     """End a run as its work ends: FINISHED, KILLED where the user stopped it, else FAILED."""
     try:
         yield
-    except (Interrupted, KeyboardInterrupt):
+    except (InterruptedByUserError, KeyboardInterrupt):
         run.finish("KILLED")
         raise
     except BaseException:
@@ -151,66 +151,66 @@ def closing(run: Run) -> Generator[None]:
     run.finish("FINISHED")
 
 
-def unsent(folder: Path) -> list[Path]:
+def find_unsent_runs(folder: Path) -> list[Path]:
     """Files and folders that wait to be uploaded, of all runs whose outboxes are in a folder."""
-    waiting = [entry for path in folder.glob("*.outbox") for entry in Run(path.stem, folder).waiting()]
+    waiting = [entry for path in folder.glob("*.outbox") for entry in TrackedRun(path.stem, folder).has_unsent()]
     return [Path(entry["body"]["path"]) for entry in waiting if entry["kind"] == "artifacts"]
 
 
-def curve(run_id: str, metric: str) -> list[tuple[int, float]]:
+def read_curve(run_id: str, metric: str) -> list[tuple[int, float]]:
     """A metric's values by step. Raises TrackingError where the store does not answer."""
-    with reachable(f"read {metric}"):
-        return sorted({m.step: m.value for m in client().get_metric_history(run_id, metric)}.items())
+    with wrap_tracking_errors(f"read {metric}"):
+        return sorted({m.step: m.value for m in get_client().get_metric_history(run_id, metric)}.items())
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, keys joined by dots."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
+            flat |= flatten_settings(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
 
 
-def _log_code(run: Run) -> None:
+def _log_code(run: TrackedRun) -> None:
     """All packages, and what differs from git's revision, as files of the run."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (("packages.txt", code_version.packages()), ("changes.patch", code_version.patch())):
+    for name, text in (("packages.txt", list_packages()), ("changes.patch", get_uncommitted_patch())):
         if text:
             # A folder of the run's own: the file's name is the artifact's, and it waits here through an outage.
             path = run.folder / f"{run.run_id}.code" / name
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
-            run.artifacts(path, "code")
+            run.log_artifacts(path, "code")
 
 
 def _send_params(run_id: str, body: Mapping[str, Any]) -> None:
     # A param may be set once; a resumed run sends the same ones again, which MLflow accepts when they are equal.
-    known = client().get_run(run_id).data.params
+    known = get_client().get_run(run_id).data.params
     fresh = [Param(k, v) for k, v in body.items() if k not in known]
     for at in range(0, len(fresh), 100):
-        client().log_batch(run_id, params=fresh[at : at + 100])
+        get_client().log_batch(run_id, params=fresh[at : at + 100])
 
 
 def _send_metrics(run_id: str, body: Mapping[str, Any]) -> None:
     metrics = [Metric(k, v, body["time"], line["step"]) for line in body["steps"] for k, v in line["values"].items()]
     for at in range(0, len(metrics), MOST_METRICS):
-        client().log_batch(run_id, metrics=metrics[at : at + MOST_METRICS])
+        get_client().log_batch(run_id, metrics=metrics[at : at + MOST_METRICS])
 
 
 def _send_tags(run_id: str, body: Mapping[str, Any]) -> None:
-    client().log_batch(run_id, tags=[RunTag(k, v) for k, v in body.items()])
+    get_client().log_batch(run_id, tags=[RunTag(k, v) for k, v in body.items()])
 
 
 def _send_artifacts(run_id: str, body: Mapping[str, Any]) -> None:
     path = Path(body["path"])
     if not path.exists():
         # What was removed meanwhile must not hold up all that comes after it.
-        say(f"{path} is gone, and was not logged")
+        print_line(f"{path} is gone, and was not logged")
         return
-    send = client().log_artifacts if path.is_dir() else client().log_artifact
+    send = get_client().log_artifacts if path.is_dir() else get_client().log_artifact
     send(run_id, str(path), body["under"] or None)
 
 
@@ -222,11 +222,11 @@ def _send_inputs(run_id: str, body: Mapping[str, Any]) -> None:
         )
         for d in body["data"]
     ]
-    client().log_inputs(run_id, datasets)
+    get_client().log_inputs(run_id, datasets)
 
 
 def _send_finish(run_id: str, body: Mapping[str, Any]) -> None:
-    client().set_terminated(run_id, body["status"])
+    get_client().set_terminated(run_id, body["status"])
 
 
 SEND = {

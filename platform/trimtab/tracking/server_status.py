@@ -11,7 +11,7 @@ from trimtab.tracking.registry import Version
 
 
 @dataclass(frozen=True)
-class Line:
+class AliasStatus:
     """An alias of a prefix or detector: the version that answers (None: none does), the one that the registry names, and why it
     is refused, where it is."""
 
@@ -22,7 +22,7 @@ class Line:
     refused: str | None
 
 
-def lines(url: str, key: str | None, registered: Sequence[Version]) -> list[Line]:
+def list_alias_status(url: str, key: str | None, registered: Sequence[Version]) -> list[AliasStatus]:
     """One line for each alias that the server or the registry knows. Raises JobError where no server of trimtab answers."""
     base, *steered = _models(url, key)
     live = {f"{base['id']}:{name}": aliases for name, aliases in base["trimtab"]["detectors"].items()}
@@ -30,7 +30,9 @@ def lines(url: str, key: str | None, registered: Sequence[Version]) -> list[Line
     refused = {f"{base['id']}:{k}": why for model in (base, *steered) for k, why in model["trimtab"]["refused"].items()}
     wanted = {(f"{v.base}:{v.name}", alias): v.version for v in registered if v.base == base["id"] for alias in v.aliases}
     keys = sorted({(model, alias) for model, aliases in live.items() for alias in aliases} | wanted.keys())
-    return [Line(m, a, live.get(m, {}).get(a), wanted.get((m, a)), refused.get(f"{m}@{wanted.get((m, a))}")) for m, a in keys]
+    return [
+        AliasStatus(m, a, live.get(m, {}).get(a), wanted.get((m, a)), refused.get(f"{m}@{wanted.get((m, a))}")) for m, a in keys
+    ]
 
 
 def _models(url: str, key: str | None) -> list[dict[str, Any]]:

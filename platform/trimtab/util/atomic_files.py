@@ -13,7 +13,7 @@ from trimtab.errors import UsageError
 LOCK = ".lock"
 
 
-def write(path: Path, content: str | bytes) -> None:
+def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file in the place of the one that was there; where there is no room, that one stays as it is. Several threads
     and processes may do so at once: the last one's stays."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
@@ -25,7 +25,7 @@ def write(path: Path, content: str | bytes) -> None:
         raise
 
 
-def taken(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Whether a job is at work in a folder."""
     if not (folder / LOCK).exists():
         return False
@@ -37,7 +37,7 @@ def taken(folder: Path) -> bool:
 
 
 @contextmanager
-def alone(folder: Path) -> Generator[None]:
+def exclusive_lock(folder: Path) -> Generator[None]:
     """Keep other jobs out of a folder; however this process ends, they may then come in.
 
     Raises UsageError where one is in there.

@@ -9,10 +9,10 @@ from typing import Generic, TypeVar
 from trimtab.errors import NotFoundError
 
 T = TypeVar("T")
-Made = TypeVar("Made")
+MethodT = TypeVar("MethodT")
 
 
-class Plugins(Generic[T]):
+class MethodRegistry(Generic[T]):
     """Classes of one kind. `kind` is what people call them; `package` and `path` are where ours are; others' are in the
     entry-point group that has the package's name."""
 
@@ -22,23 +22,23 @@ class Plugins(Generic[T]):
         self._path = path
         self._known: dict[str, type[T]] = {}
 
-    def register(self, name: str) -> Callable[[type[Made]], type[Made]]:
+    def register(self, name: str) -> Callable[[type[MethodT]], type[MethodT]]:
         """Class decorator: make a class known by this name."""
 
-        def add(cls: type[Made]) -> type[Made]:
+        def add(cls: type[MethodT]) -> type[MethodT]:
             self._known[name] = cls  # pyright: ignore[reportArgumentType]
             return cls
 
         return add
 
-    def get(self, name: str) -> type[T]:
+    def get_method(self, name: str) -> type[T]:
         """The class of a name; NotFoundError with the names there are."""
-        names = self.names()
+        names = self.list_names()
         if name not in self._known:
             raise NotFoundError(f"no {self._kind} {name!r}; there are: {', '.join(names)}")
         return self._known[name]
 
-    def names(self) -> list[str]:
+    def list_names(self) -> list[str]:
         """All known names."""
         for module in iter_modules(self._path):
             import_module(f"{self._package}.{module.name}")

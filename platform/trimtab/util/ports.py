@@ -8,18 +8,18 @@ import socket
 RANGE = range(20_000, 29_000)
 
 
-def free(count: int = 1, host: str = "127.0.0.1") -> list[int]:
+def find_free_ports(count: int = 1, host: str = "127.0.0.1") -> list[int]:
     """`count` different ports at which `host` can listen. Raises RuntimeError where too few are left."""
     found: list[int] = []
     for port in random.sample(RANGE, len(RANGE)):
-        if can_listen(host, port) is None:
+        if explain_unavailable_port(host, port) is None:
             found.append(port)
         if len(found) == count:
             return found
     raise RuntimeError(f"no {count} free ports between {RANGE.start} and {RANGE.stop}; stop what listens there")
 
 
-def can_listen(host: str, port: int) -> str | None:
+def explain_unavailable_port(host: str, port: int) -> str | None:
     """None where `host` can listen at `port`, else why not."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

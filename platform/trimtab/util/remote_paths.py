@@ -6,12 +6,12 @@ from pathlib import Path
 
 from upath import UPath
 
-from trimtab.errors import ArtefactError, TrimtabError, UsageError
+from trimtab.errors import ArtifactError, TrimtabError, UsageError
 
 Folder = Path | UPath
 
 
-def folder_at(where: str | Path) -> Folder:
+def open_folder(where: str | Path) -> Folder:
     """A path, or a URL of a file system. Raises UsageError for one that nothing here speaks, with what to install."""
     if "://" not in str(where):
         return Path(where)
@@ -26,8 +26,8 @@ def folder_at(where: str | Path) -> Folder:
 
 
 @contextmanager
-def reached(where: Folder) -> Generator[None]:
-    """Turn what the driver of a file system elsewhere raises, each in its own kind, into an ArtefactError of one line."""
+def wrap_storage_errors(where: Folder) -> Generator[None]:
+    """Turn what the driver of a file system elsewhere raises, each in its own kind, into an ArtifactError of one line."""
     try:
         yield
     except TrimtabError:
@@ -36,4 +36,4 @@ def reached(where: Folder) -> Generator[None]:
         if isinstance(where, Path):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ArtefactError(f"cannot reach {where}: {reason[:200]}") from error
+        raise ArtifactError(f"cannot reach {where}: {reason[:200]}") from error

@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from safetensors.torch import save_file
 
-from trimtab import ray_connection
-from trimtab.artifacts import card as cards
 from trimtab.artifacts import prefix as prefixes
-from trimtab.artifacts.card import Card
+from trimtab.artifacts.card import FILE, PrefixCard
 from trimtab.cli.main import main
 from trimtab.util import ports
 
@@ -141,7 +140,7 @@ FILES = [
     Wrong("collect --base {base} --out {x}/out --questions {x}/a.csv", "no column 'answers'", {"a.csv": "question\nWhy?\n"}),
     Wrong("serve --model {base} --key_file {x}/keys.json --port {port}", "file of keys", {"keys.json": '{"keys": 3}'}),
 ]
-ARTEFACTS = [
+ARTIFACTS = [
     Wrong("export {x}/none --base {base} --out {x}/out", "none"),
     Wrong("export {x}/cut --base {base} --out {x}/out", "not a whole safetensors file"),
     Wrong("export {x}/pickled --base {base} --out {x}/out", "not a whole safetensors file"),
@@ -163,21 +162,21 @@ ARTEFACTS = [
     Wrong("align --base {x}/empty", "empty"),
     Wrong("align --base org/model/too/many", "org/model/too/many"),
 ]
-ALL = [*COMMANDS, *CONFIGS, *FILES, *ARTEFACTS]
+ALL = [*COMMANDS, *CONFIGS, *FILES, *ARTIFACTS]
 
 
-def artefacts(folder: Path, base) -> None:
+def artifacts(folder: Path, base) -> None:
     """Prefixes: a good one, and others that something is wrong with."""
-    card = Card("prefix", "good", base.name, base.fingerprint, "system", 0, 0, "")
-    good = prefixes.make(torch.ones(1, base.width), card)
+    card = PrefixCard("prefix", "good", base.name, base.fingerprint, "system", 0, 0, "")
+    good = prefixes.build_prefix(torch.ones(1, base.width), card)
     for name in ("good", "cut", "pickled", "other", "foreign", "later"):
-        prefixes.save(good, folder / name)
+        prefixes.save_prefix(good, folder / name)
     held = (folder / "cut" / prefixes.FILE).read_bytes()
     (folder / "cut" / prefixes.FILE).write_bytes(held[:-9])
     (folder / "pickled" / prefixes.FILE).write_bytes(pickle.dumps({"vectors": [1.0]}))
     save_file({"vectors": torch.zeros(1, base.width)}, folder / "other" / prefixes.FILE)
     for name, change in (("foreign", {"fingerprint": "0" * 16}), ("later", {"card_version": 99})):
-        path = folder / name / cards.FILE
+        path = folder / name / FILE
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
     (folder / "empty").mkdir()
 
@@ -189,7 +188,7 @@ def taken():
         yield server.getsockname()[1]
 
 
-def refuse_to_connect(*_: object) -> bool:
+def refuse_to_connect(*_: object, **__: object) -> None:
     raise AssertionError("the command connected to Ray before it checked its options")
 
 
@@ -200,14 +199,15 @@ def refuse_to_connect(*_: object) -> bool:
 )
 def test_a_wrong_use_ends_with_one_line(wrong, small, taken, home, tmp_path, capsys, monkeypatch):
     if not wrong.slow:
-        monkeypatch.setattr(ray_connection, "connect", refuse_to_connect)
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(ray, "init", refuse_to_connect)
     folder = tmp_path / "x"
     folder.mkdir()
-    if wrong in ARTEFACTS:
-        artefacts(folder, small)
+    if wrong in ARTIFACTS:
+        artifacts(folder, small)
     for name, text in wrong.files.items():
         (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    filled = {"{x}": str(folder), "{base}": str(small.path), "{port}": str(ports.free(1)[0]), "{taken}": str(taken)}
+    filled = {"{x}": str(folder), "{base}": str(small.path), "{port}": str(ports.find_free_ports(1)[0]), "{taken}": str(taken)}
     command, says = wrong.command, wrong.says
     for key, value in filled.items():
         command, says = command.replace(key, value), says.replace(key, value)

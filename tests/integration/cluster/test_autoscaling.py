@@ -50,7 +50,7 @@ def simulated(port: int) -> dict:
 
 @pytest.mark.slow
 def test_workers_come_from_the_group_that_work_asks_for(tmp_path):
-    port = ports.free()[0]
+    port = ports.find_free_ports()[0]
     (tmp_path / "fake.yaml").write_text(json.dumps(simulated(port)))
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 32}
     fake = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}

@@ -9,9 +9,9 @@ import psutil
 import pytest
 import ray
 
-from trimtab import ray_connection
 from trimtab.errors import JobError, UsageError
 from trimtab.jobs.runtime.cluster import run_task, stream_task
+from trimtab.ray_connection import connect_to_ray
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -53,7 +53,7 @@ def test_a_ray_that_is_not_up_in_time_is_one_line(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", late)
     with pytest.raises(JobError, match=r"^Ray did not start here, .*: The current node timed out during startup\.$"):
-        ray_connection.connect(None)
+        connect_to_ray(None)
 
 
 def test_a_part_comes_while_the_next_is_made(tmp_path, capsys):

@@ -14,13 +14,13 @@ import torch
 from tests.support.align_runs import prepared
 from tests.support.factories import signal_set
 from trimtab.cli.main import main
-from trimtab.errors import ArtefactError
-from trimtab.jobs.align import driver
+from trimtab.errors import ArtifactError
 from trimtab.jobs.align.config import AlignConfig, TrainConfig
-from trimtab.jobs.collect import signal_dataset
+from trimtab.jobs.align.driver import TrainingResult, run_training
+from trimtab.jobs.collect.signal_dataset import DatasetMetadata, begin_dataset, read_dataset
 from trimtab.jobs.runtime.config import ScaleConfig
 from trimtab.tracking import runs
-from trimtab.util.remote_paths import folder_at
+from trimtab.util.remote_paths import open_folder
 
 BUCKET = "trimtab-tests"
 AWAY_SECONDS = 3
@@ -42,13 +42,13 @@ def keys() -> list[str]:
 
 
 def test_signals_are_the_same_there_as_here(bucket, small, tmp_path, capsys):
-    there, here = folder_at(f"{bucket}/signals"), tmp_path / "signals"
+    there, here = open_folder(f"{bucket}/signals"), tmp_path / "signals"
     for folder in (there, here):
         signal_set(folder, small, LAYERS)
-    first, second = signal_dataset.read(there, small), signal_dataset.read(here, small)
+    first, second = read_dataset(there, small), read_dataset(here, small)
     assert first.digest == second.digest
     assert torch.equal(first.psi, second.psi)
-    assert len(signal_dataset.begin(there, first.meta)) == len(first.keys)
+    assert len(begin_dataset(there, first.meta)) == len(first.keys)
     given = [
         "detect",
         "--signals",
@@ -66,11 +66,11 @@ def test_signals_are_the_same_there_as_here(bucket, small, tmp_path, capsys):
     assert (tmp_path / "detector" / "card.json").exists()
 
 
-def fit(base, storage: str, folder: Path, steps: int, every: int = 2) -> driver.Fitted:
+def fit(base, storage: str, folder: Path, steps: int, every: int = 2) -> TrainingResult:
     train = TrainConfig(steps=steps, batch=4, micro_batch=2, checkpoint_every=every, longest=8, precision="fp32")
     config = AlignConfig(name="stored", train=train, scale=ScaleConfig(cpus=1, storage=storage))
     folder.mkdir(exist_ok=True)
-    return driver.fit(config, base, prepared(), runs.start("stored", "align", folder / "outbox"), folder)
+    return run_training(config, base, prepared(), runs.start_run("stored", "align", folder / "outbox"), folder)
 
 
 def test_checkpoints_go_there_and_training_goes_on_from_them(bucket, small, tmp_path):
@@ -112,9 +112,9 @@ def test_places_that_hold_nothing_are_one_line(bucket, small, where, said, capsy
 
 
 def test_a_bucket_that_is_not_there_is_not_made(bucket, small):
-    meta = signal_dataset.Meta(small.name, small.fingerprint, LAYERS, small.width, "fp32", None, "")
-    with pytest.raises(ArtefactError, match="cannot reach s3://no-such-bucket/x"):
-        signal_dataset.begin(folder_at("s3://no-such-bucket/x"), meta)
+    meta = DatasetMetadata(small.name, small.fingerprint, LAYERS, small.width, "fp32", None, "")
+    with pytest.raises(ArtifactError, match="cannot reach s3://no-such-bucket/x"):
+        begin_dataset(open_folder("s3://no-such-bucket/x"), meta)
     assert [each["Name"] for each in boto3.client("s3").list_buckets()["Buckets"]] == [BUCKET]
 
 

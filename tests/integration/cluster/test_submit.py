@@ -21,7 +21,7 @@ RUN_SECONDS = 180
 def address() -> Generator[str]:
     """The dashboard of a cluster of one node, with token authentication on."""
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-    with head(ports.free()[0], "--num-cpus", "2", environment=secret, token=TOKEN) as up:
+    with head(ports.find_free_ports()[0], "--num-cpus", "2", environment=secret, token=TOKEN) as up:
         yield up.dashboard
 
 
@@ -80,7 +80,7 @@ def test_a_yaml_runs_there_as_it_does_here_and_fails_with_the_same_code(trimtab,
 
 
 def test_a_job_is_stopped(trimtab):
-    assert trimtab("submit", "--name", "server", "--", "serve", "--port", str(ports.free()[0]))[0] == 0
+    assert trimtab("submit", "--name", "server", "--", "serve", "--port", str(ports.find_free_ports()[0]))[0] == 0
     code, said = trimtab("jobs", "stop", "server")
     assert code == 0
     assert "server: stopped" in said
@@ -117,7 +117,7 @@ def test_a_cluster_that_is_not_there_is_said_in_one_line(trimtab):
     code, said = trimtab("jobs", "list", RAY_API_SERVER_ADDRESS="")
     assert (code, said.count("\n")) == (2, 1)
     assert "which cluster?" in said
-    code, said = trimtab("jobs", "list", "--address", f"http://127.0.0.1:{ports.free()[0]}")
+    code, said = trimtab("jobs", "list", "--address", f"http://127.0.0.1:{ports.find_free_ports()[0]}")
     assert (code, said.count("\n")) == (1, 1)
     assert said.startswith("trimtab: no Ray cluster answers at http://127.0.0.1")
 

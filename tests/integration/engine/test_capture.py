@@ -92,18 +92,18 @@ def test_answers_that_someone_else_wrote(engine, frozen, base):
     steered = make_prefix(frozen, base, "p", 2, "system", 1)
     asks = [*asked(*SHORT, *LONG), *asked(*SHORT[:4], prefix=steered), *asked(SHORT[0])]
     texts = ["Paris.", "", "I do not know " * 20, *["It is a town by the sea."] * (len(asks) - 4), "Paris. " * 200]
-    answers = engine.read_many(asks, texts)
+    answers = engine.score_many(asks, texts)
     check(engine, frozen, asks, [[answer] for answer in answers])
-    assert [answer.finished for answer in answers] == ["stop"] * (len(asks) - 1) + ["length"]
+    assert [answer.finish_reason for answer in answers] == ["stop"] * (len(asks) - 1) + ["length"]
     assert [len(answer.token_ids) for answer in answers[:2]] == [3, 1]
 
 
 def test_reading_an_answer_shows_what_writing_it_did(engine):
     asks = asked(*SHORT)
     written = [several[0] for several in engine.chat_many(asks, Sampling(max_tokens=60))]
-    whole = [(ask, answer) for ask, answer in zip(asks, written, strict=True) if answer.finished == "stop"]
+    whole = [(ask, answer) for ask, answer in zip(asks, written, strict=True) if answer.finish_reason == "stop"]
     assert whole, "no answer ended by itself"
-    read = engine.read_many([ask for ask, _ in whole], [answer.text for _, answer in whole])
+    read = engine.score_many([ask for ask, _ in whole], [answer.text for _, answer in whole])
     same = [(w, r.signals) for (_, w), r in zip(whole, read, strict=True) if r.token_ids == w.token_ids]
     assert same, "no text was read in the tokens that it was written in"
     for answer, signals_read in same:
@@ -116,7 +116,7 @@ def test_an_answer_has_the_risk_that_a_detector_gives(engine, frozen, base):
     messages = [{"role": "user", "content": SHORT[0]}]
     answer = engine.chat(messages, sampling=Sampling(max_tokens=12), detector=watcher)
     seen = one_pass(frozen, engine.renderer, Ask(messages), answer.token_ids, LAYERS)
-    assert answer.risk == pytest.approx(watcher.risk_of(seen, LAYERS), abs=2e-3)
+    assert answer.risk == pytest.approx(watcher.score_answer(seen, LAYERS), abs=2e-3)
     assert engine.chat(messages, sampling=Sampling(max_tokens=12)).risk is None
     with pytest.raises(UsageError, match=r"reads layer 10, which this engine does not capture: make it with trimtab\.Engine"):
         engine.chat(messages, detector=make_detector(frozen, base, "other", (10,)))

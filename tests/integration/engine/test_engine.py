@@ -7,7 +7,7 @@ from tests.support.factories import QUESTIONS, TOKENS, make_prefix, mixed_asks, 
 from trimtab.artifacts.prefix import Prefix
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.offline import Engine
-from trimtab.errors import ArtefactError, BusyError, UsageError
+from trimtab.errors import ArtifactError, BusyError, UsageError
 from trimtab.generation_types import Ask, Sampling
 from trimtab.model.base_model import BaseModel
 
@@ -31,9 +31,9 @@ def test_mixed_requests_equal_transformers_cold_warm_and_after_reuse(engine, fro
     assert equal(engine, asks, wanted) == 24, "warm"
     other = make_prefix(frozen, base, "d", 2, "system", 4)
     ask = Ask([{"role": "user", "content": QUESTIONS[0]}], other)
-    before = engine.table.residents()
+    before = engine.table.list_residents()
     assert equal(engine, [ask], [reference(frozen, base, ask, TOKENS)]) == 1
-    assert len(set(before) - set(engine.table.residents())) > 0, "a prefix must have lost its rows"
+    assert len(set(before) - set(engine.table.list_residents())) > 0, "a prefix must have lost its rows"
     assert equal(engine, asks, wanted) == 24, "after rows were reused"
 
 
@@ -42,7 +42,7 @@ def test_the_base_model_is_unchanged_by_the_rows(engine, frozen):
     conversations = [[{"role": "user", "content": q}] for q in QUESTIONS]
     answers = engine.chat_many([Ask(c) for c in conversations], Sampling(max_tokens=1, logprobs=5))
     for conversation, (answer,) in zip(conversations, answers, strict=True):
-        ids = torch.tensor([engine.renderer.prompt(conversation)])
+        ids = torch.tensor([engine.renderer.render_prompt(conversation)])
         with torch.no_grad():
             wanted = frozen.model(ids).logits[0, -1].float().log_softmax(-1)
         assert len(wanted) == engine.renderer.first_row, "the reference has no rows"
@@ -66,7 +66,7 @@ def test_more_prefixes_than_rows_at_once_is_refused_and_harmless(engine, frozen,
     conversation = [{"role": "user", "content": "Hi"}]
     with pytest.raises(BusyError):
         engine.chat_many([Ask(conversation, p) for p in many])
-    assert all(r.users == 0 for r in engine.table.residents().values())
+    assert all(r.users == 0 for r in engine.table.list_residents().values())
     assert equal(engine, mixed_asks(three), wanted) == 24
 
 
@@ -81,5 +81,5 @@ def test_too_long_prompts_and_foreign_prefixes_are_refused(engine, frozen, base,
     from dataclasses import replace
 
     foreign = Prefix(three[0].vectors, replace(three[0].card, fingerprint="0" * 16))
-    with pytest.raises(ArtefactError, match="train it again"):
+    with pytest.raises(ArtifactError, match="train it again"):
         engine.chat([{"role": "user", "content": "Hi"}], foreign)

@@ -9,16 +9,17 @@ from transformers import LlamaConfig
 
 from tests.support import tiny_models
 from tests.support.factories import QUESTIONS
-from trimtab.artifacts import prefix as prefixes
-from trimtab.artifacts.card import Card
+from trimtab.artifacts.card import PrefixCard
+from trimtab.artifacts.prefix import build_prefix
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.offline import Engine
 from trimtab.errors import UsageError
-from trimtab.generate import inputs
+from trimtab.generate import build_inputs
 from trimtab.generation_types import Ask, Sampling
-from trimtab.model import base_model, chat_template
+from trimtab.model.base_model import resolve_base_model
+from trimtab.model.chat_template import build_renderer
 from trimtab.model.frozen_model import FrozenModel
-from trimtab.types import PLACES
+from trimtab.types import POSITIONS
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "What is the capital of France?"}
@@ -43,36 +44,38 @@ def model(request, models):
 
 
 def places(name):
-    return [p for p in PLACES if name not in NO_SYSTEM or not p.startswith("system")]
+    return [p for p in POSITIONS if name not in NO_SYSTEM or not p.startswith("system")]
 
 
 def new(base, place, rows=2):
     """A prefix of rows of about the length of the table's, so that it changes answers."""
     torch.manual_seed(rows)
-    return prefixes.make(torch.randn(rows, base.width) / 2, Card("prefix", place, base.name, base.fingerprint, place, 0, 0, ""))
+    return build_prefix(
+        torch.randn(rows, base.width) / 2, PrefixCard("prefix", place, base.name, base.fingerprint, place, 0, 0, "")
+    )
 
 
 def test_rows_are_put_in_and_nothing_else_changes(model):
-    renderer = chat_template.renderer(model, 4)
+    renderer = build_renderer(model, 4)
     rows = [renderer.first_row, renderer.first_row + 2]
     assert renderer.first_row == len(model.tokenizer()) <= model.vocabulary
     for place in places(model.name):
         given = [USER] if model.name in NO_SYSTEM or place != "system" else [SYSTEM, USER]
-        ids = renderer.prompt(given, place, rows)
+        ids = renderer.render_prompt(given, place, rows)
         assert [i for i in ids if i >= renderer.first_row] == rows
         if place != "system-end":
-            assert [i for i in ids if i < renderer.first_row] == renderer.prompt(given)
-    start = renderer.prompt([USER], "start", rows)
+            assert [i for i in ids if i < renderer.first_row] == renderer.render_prompt(given)
+    start = renderer.render_prompt([USER], "start", rows)
     bos = int(start[0] == renderer.tokenizer.bos_token_id)
     assert start[bos : bos + 2] == rows
     assert bos == (tiny_models.FAMILIES[model.name].template.startswith("{{ bos_token }}"))
 
 
 def test_answers_end_as_the_template_ends_them(model):
-    renderer = chat_template.renderer(model, 4)
+    renderer = build_renderer(model, 4)
     family = tiny_models.FAMILIES[model.name]
     assert renderer.tokenizer.convert_ids_to_tokens(renderer.turn_end) == family.turn
-    ids, spans = renderer.conversation([USER, ANSWER, USER, ANSWER], "user", [renderer.first_row])
+    ids, spans = renderer.render_conversation([USER, ANSWER, USER, ANSWER], "user", [renderer.first_row])
     said = [renderer.tokenizer.decode(ids[s.start : s.stop]) for s in spans]
     # Mistral's template shows earlier answers with a space before them.
     assert said == ["It is Paris." + family.turn] * (1 if model.name == "mistral" else 2)
@@ -80,14 +83,14 @@ def test_answers_end_as_the_template_ends_them(model):
 
 def test_target_logits_are_those_of_the_whole_model(model):
     """Two prompts of unlike length, with vectors in place; the reference puts each one's embeddings together by hand."""
-    renderer = chat_template.renderer(model, 4)
+    renderer = build_renderer(model, 4)
     loaded = model.load("fp32")
     frozen = FrozenModel(loaded, renderer.first_row)
     vectors = new(model, "user").vectors
     rows = [renderer.first_row, renderer.first_row + 1]
     asks = [[USER, ANSWER], [{"role": "user", "content": QUESTIONS[1]}, ANSWER]]
-    ids = [renderer.conversation(a, "user", rows)[0] for a in asks]
-    targets = [len(renderer.answer(ANSWER["content"])), 3]
+    ids = [renderer.render_conversation(a, "user", rows)[0] for a in asks]
+    targets = [len(renderer.render_answer(ANSWER["content"])), 3]
     with torch.no_grad():
         ours = frozen.target_logits(vectors, ids, targets)
         scale = model.width**0.5 if model.name.startswith("gemma") else 1.0
@@ -103,7 +106,7 @@ def test_target_logits_are_those_of_the_whole_model(model):
 
 
 def test_the_head_is_known(model):
-    FrozenModel(model.load("fp32"), chat_template.renderer(model, 4).first_row).check_head()
+    FrozenModel(model.load("fp32"), build_renderer(model, 4).first_row).check_head()
 
 
 def test_a_head_of_its_own_kind_is_refused(models):
@@ -125,55 +128,57 @@ def _halved(output):
 
 @pytest.mark.parametrize("name", NO_SYSTEM)
 def test_a_template_without_system_turn_takes_other_places(models, name):
-    renderer = chat_template.renderer(models[name], 4)
+    renderer = build_renderer(models[name], 4)
     rows = [renderer.first_row]
     for place in ("system", "system-end"):
         with pytest.raises(UsageError, match="takes no system message; use place user or start"):
-            renderer.prompt([USER], place, rows)
+            renderer.render_prompt([USER], place, rows)
     with pytest.raises(UsageError) as caught:
-        renderer.prompt([SYSTEM])
+        renderer.render_prompt([SYSTEM])
     assert str(caught.value) == "the chat template does not take these messages: System role not supported"
     # A system message goes where the user's words begin, as prefixes are trained beside one.
-    assert renderer.prompt([SYSTEM, USER]) == renderer.prompt([USER | {"content": f"Be brief.\n\n{USER['content']}"}])
-    shown = renderer.tokenizer.decode(renderer.prompt([USER], "user", rows))
+    assert renderer.render_prompt([SYSTEM, USER]) == renderer.render_prompt(
+        [USER | {"content": f"Be brief.\n\n{USER['content']}"}]
+    )
+    shown = renderer.tokenizer.decode(renderer.render_prompt([USER], "user", rows))
     assert "<start_of_turn>user\n<|trimtab_row_0|>What" in shown
 
 
 def test_a_template_that_drops_the_system_turn_is_found_out(tmp_path):
-    renderer = chat_template.renderer(tiny_models.make(SILENT, tmp_path), 4)
+    renderer = build_renderer(tiny_models.make(SILENT, tmp_path), 4)
     assert not renderer.takes_system
-    assert "Be brief.\n\nWhat" in renderer.tokenizer.decode(renderer.prompt([SYSTEM, USER]))
+    assert "Be brief.\n\nWhat" in renderer.tokenizer.decode(renderer.render_prompt([SYSTEM, USER]))
     with pytest.raises(UsageError, match="takes no system message"):
-        renderer.prompt([SYSTEM, USER], "system", [renderer.first_row])
+        renderer.render_prompt([SYSTEM, USER], "system", [renderer.first_row])
 
 
 def test_default_system_text_is_kept_at_its_end(models):
-    renderer = chat_template.renderer(models["qwen2"], 4)
-    shown = renderer.tokenizer.decode(renderer.prompt([USER], "system-end", [renderer.first_row]))
+    renderer = build_renderer(models["qwen2"], 4)
+    shown = renderer.tokenizer.decode(renderer.render_prompt([USER], "system-end", [renderer.first_row]))
     assert shown.startswith("<|im_start|>system\nYou are a helpful assistant.<|trimtab_row_0|><|im_end|>")
-    assert chat_template.renderer(models["qwen3"], 4).default_system is None
+    assert build_renderer(models["qwen3"], 4).default_system is None
 
 
 def test_answers_go_on_inside_a_thinking_block(tmp_path):
-    renderer = chat_template.renderer(tiny_models.make(THINKING, tmp_path), 4)
+    renderer = build_renderer(tiny_models.make(THINKING, tmp_path), 4)
     decode = renderer.tokenizer.decode
     inside = "Let me think.\n</think>\n\nIt is Paris."
     for said in (inside, "<think>\n" + inside, "\n <think>" + inside):
         talk = [USER, {"role": "assistant", "content": said}]
-        ids, (span,) = renderer.conversation(talk, "system", [renderer.first_row])
+        ids, (span,) = renderer.render_conversation(talk, "system", [renderer.first_row])
         assert decode(ids).endswith("<|im_start|>assistant\n<think>\n" + inside + "<|im_end|>")
         assert decode(ids).count("<think>") == 1
-        assert ids[: span.start] == renderer.prompt([USER], "system", [renderer.first_row])
+        assert ids[: span.start] == renderer.render_prompt([USER], "system", [renderer.first_row])
         assert decode(ids[span.start : span.stop]) == inside + "<|im_end|>"
     # The template shows an earlier answer without its thoughts: it was never said like that, and is not learned from.
-    ids, spans = renderer.conversation([*talk, USER, ANSWER], "user", [renderer.first_row])
+    ids, spans = renderer.render_conversation([*talk, USER, ANSWER], "user", [renderer.first_row])
     assert [decode(ids[s.start : s.stop]) for s in spans] == ["It is Paris.<|im_end|>"]
     assert "Let me think" not in decode(ids)
 
 
 def test_a_thinking_block_that_the_prompt_has_not_opened_is_opened_by_the_answer(models):
-    renderer = chat_template.renderer(models["qwen3"], 4)
-    ids, _ = renderer.conversation([USER, {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nParis."}])
+    renderer = build_renderer(models["qwen3"], 4)
+    ids, _ = renderer.render_conversation([USER, {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nParis."}])
     assert renderer.tokenizer.decode(ids).endswith("assistant\n<think>\nHm.\n</think>\n\nParis.<|im_end|>")
 
 
@@ -189,7 +194,9 @@ def test_the_engine_answers_as_transformers_does(models, name, tmp_path, monkeyp
     # The engine gives no id that has no token; a random model does.
     spare = list(range(len(base.tokenizer()), base.vocabulary)) or None
     wanted = [
-        loaded.generate(**inputs(loaded, base, [c], p), max_new_tokens=12, do_sample=False, suppress_tokens=spare)[0].tolist()
+        loaded.generate(**build_inputs(loaded, base, [c], p), max_new_tokens=12, do_sample=False, suppress_tokens=spare)[
+            0
+        ].tolist()
         for p in made
         for c in conversations
     ]
@@ -204,6 +211,6 @@ def test_a_size_that_a_config_leaves_out_is_that_of_its_family(small, tmp_path):
     config = json.loads((copied / "config.json").read_text())
     del config["num_hidden_layers"]
     (copied / "config.json").write_text(json.dumps(config))
-    found = base_model.resolve(str(copied))
+    found = resolve_base_model(str(copied))
     assert (found.width, found.vocabulary) == (small.width, small.vocabulary)
     assert found.depth == LlamaConfig().num_hidden_layers

@@ -18,14 +18,14 @@ from tests.support.align_runs import first_checkpoint, prepared
 from tests.support.prompt_rows import BENIGN, HARMFUL, REFUSAL
 from tests.support.sockets import beyond_this_machine
 from trimtab import settings
-from trimtab.artifacts import prefix as prefixes
-from trimtab.cli.main import _parse, build, main
+from trimtab.artifacts.prefix import load_prefix
+from trimtab.cli.main import build_settings, main, parse_options
 from trimtab.jobs.align.config import AlignConfig, TrainConfig
-from trimtab.jobs.align.driver import fit
+from trimtab.jobs.align.driver import run_training
 from trimtab.jobs.runtime.config import ScaleConfig
 from trimtab.model.base_model import BaseModel
 from trimtab.tracking import runs
-from trimtab.tracking.client import client
+from trimtab.tracking.client import get_client
 
 STEPS = 32
 
@@ -41,8 +41,8 @@ def config(workers: int, parallel: str = "data", **train) -> AlignConfig:
 
 def train(base: BaseModel, folder: Path, workers: int, **settings) -> tuple[torch.Tensor, str]:
     folder.mkdir(exist_ok=True)
-    run = runs.start("t", "align", folder / "outbox")
-    fitted = fit(config(workers, **settings), base, prepared(), run, folder)
+    run = runs.start_run("t", "align", folder / "outbox")
+    fitted = run_training(config(workers, **settings), base, prepared(), run, folder)
     assert fitted.state.step == settings.get("steps", STEPS)
     return fitted.state.vectors, run.run_id
 
@@ -55,7 +55,7 @@ def undisturbed(cluster, small, tmp_path_factory):
 
 
 def curve(run_id: str) -> dict[int, float]:
-    return {m.step: m.value for m in client().get_metric_history(run_id, "train/loss")}
+    return {m.step: m.value for m in get_client().get_metric_history(run_id, "train/loss")}
 
 
 def test_loss_falls_and_every_step_is_in_mlflow(cluster, base, tmp_path):
@@ -63,8 +63,8 @@ def test_loss_falls_and_every_step_is_in_mlflow(cluster, base, tmp_path):
     losses = curve(run_id)
     assert sorted(losses) == list(range(1, 13))
     assert losses[12] < losses[1]
-    assert len(client().get_metric_history(run_id, "train/validation_loss")) == 2
-    busy = client().get_metric_history(run_id, "system/node_0/cpu_utilization_percentage")
+    assert len(get_client().get_metric_history(run_id, "train/validation_loss")) == 2
+    busy = get_client().get_metric_history(run_id, "system/node_0/cpu_utilization_percentage")
     assert [m.step for m in busy] == [4, 8, 12]
 
 
@@ -103,7 +103,7 @@ def test_a_killed_worker_changes_nothing(undisturbed, small, tmp_path):
     assert killed, "no worker was killed: the test shows nothing"
     assert (vectors - undisturbed).abs().max() < 1e-5
     assert sorted(curve(run_id)) == list(range(1, STEPS + 1)), "the curve must have no gap"
-    assert "trimtab.last_failure" in client().get_run(run_id).data.tags
+    assert "trimtab.last_failure" in get_client().get_run(run_id).data.tags
 
 
 def test_a_field_is_the_same_by_option_by_yaml_and_in_python(tmp_path):
@@ -111,9 +111,9 @@ def test_a_field_is_the_same_by_option_by_yaml_and_in_python(tmp_path):
     (tmp_path / "a.yaml").write_text("name: x\nobjective_options: {gamma: 1.0}\ntrain: {steps: 7, learning_rate: 0.01}\n")
     command = entry_points(group="trimtab.commands")["align"].load()
     options = ["--name", "x", "--objective_options.gamma", "1.0", "--train.steps", "7", "--train.learning_rate", "0.01"]
-    by_option, _ = _parse(command, "align", options)
-    by_yaml, _ = _parse(command, "align", ["--config", str(tmp_path / "a.yaml")])
-    by_values = build(
+    by_option, _ = parse_options(command, "align", options)
+    by_yaml, _ = parse_options(command, "align", ["--config", str(tmp_path / "a.yaml")])
+    by_values = build_settings(
         AlignConfig, {"name": "x", "objective_options.gamma": 1.0, "train.steps": 7, "train.learning_rate": 0.01}, "x"
     )
     in_python = AlignConfig(name="x", objective_options={"gamma": 1.0}, train=TrainConfig(steps=7, learning_rate=0.01))
@@ -166,7 +166,7 @@ def test_own_files_a_stop_and_a_resume(small, tmp_path, capsys):
     )
     command = [sys.executable, "-m", "trimtab", "align", "--config", str(tmp_path / "align.yaml"), "--train.steps", str(STEPS)]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    folder = settings.runs() / "mine"
+    folder = settings.get_runs_folder() / "mine"
     first_checkpoint(folder, first)
     # To the whole group, as a terminal does it.
     os.killpg(first.pid, signal.SIGINT)
@@ -179,9 +179,9 @@ def test_own_files_a_stop_and_a_resume(small, tmp_path, capsys):
     assert done.returncode == 0, done.stderr
     assert len(list(folder.glob("*"))) == 1, "a resumed run keeps its folder"
     (run_folder,) = folder.glob("*")
-    prefix = prefixes.load(run_folder / "prefix")
+    prefix = load_prefix(run_folder / "prefix")
     assert sorted(curve(prefix.card.run_id)) == list(range(1, STEPS + 1))
-    run = client().get_run(prefix.card.run_id)
+    run = get_client().get_run(prefix.card.run_id)
     assert run.info.status == "FINISHED"
     names = {d.dataset.name for d in run.inputs.dataset_inputs}
     assert names == {str(tmp_path / "harmful.jsonl"), str(tmp_path / "benign.csv")}

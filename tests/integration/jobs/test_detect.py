@@ -10,21 +10,22 @@ import torch
 
 from tests.support.factories import make_prefix, signal_set
 from trimtab import scores
-from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.prefix import save_prefix
 from trimtab.cli.main import main
-from trimtab.data.prompt import fraction
+from trimtab.data.prompt import hash_to_fraction
 from trimtab.data.questions import Question
-from trimtab.detection import detector, training
-from trimtab.errors import ArtefactError, NotFoundError, UsageError
-from trimtab.jobs.collect import signal_dataset
+from trimtab.detection import training
+from trimtab.detection.detector import load_detector
+from trimtab.errors import ArtifactError, NotFoundError, UsageError
 from trimtab.jobs.collect.config import CollectConfig
 from trimtab.jobs.collect.job import collect
-from trimtab.jobs.collect.plan import plan
-from trimtab.jobs.detect import training_free
+from trimtab.jobs.collect.plan import build_plan
+from trimtab.jobs.collect.signal_dataset import begin_dataset, read_dataset
 from trimtab.jobs.detect.config import DetectConfig
-from trimtab.jobs.detect.job import detect
+from trimtab.jobs.detect.job import train_detectors
+from trimtab.jobs.detect.training_free import build_score_inputs
 from trimtab.tracking import registry, runs
-from trimtab.tracking.client import client
+from trimtab.tracking.client import get_client
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -37,67 +38,67 @@ def signals(base, tmp_path_factory):
 
 
 def test_a_data_set_is_read_as_it_was_written_and_named_by_its_rows(signals, base):
-    data = signal_dataset.read(signals, base)
+    data = read_dataset(signals, base)
     assert data.psi.shape == (400, 2, 3 * base.width)
     assert data.traces[0].shape == (4, 3)
     assert data.truthful.isnan().sum() == 40
-    assert data.digest == signal_dataset.read(signals).digest
-    assert len(signal_dataset.begin(signals, data.meta)) == 400
+    assert data.digest == read_dataset(signals).digest
+    assert len(begin_dataset(signals, data.meta)) == 400
 
 
 def test_what_is_no_data_set_or_of_another_model_is_refused(signals, base, tmp_path):
-    with pytest.raises(ArtefactError, match="trimtab collect"):
-        signal_dataset.read(tmp_path)
-    meta = signal_dataset.read(signals).meta
+    with pytest.raises(ArtifactError, match="trimtab collect"):
+        read_dataset(tmp_path)
+    meta = read_dataset(signals).meta
     (tmp_path / "dataset.json").write_text(json.dumps(meta.__dict__ | {"fingerprint": "f" * 16}))
-    with pytest.raises(ArtefactError, match=f"not of {base.name}"):
-        signal_dataset.read(tmp_path, base)
+    with pytest.raises(ArtifactError, match=f"not of {base.name}"):
+        read_dataset(tmp_path, base)
     with pytest.raises(UsageError, match="another fingerprint"):
-        signal_dataset.begin(tmp_path, meta)
+        begin_dataset(tmp_path, meta)
     (tmp_path / "dataset.json").write_text(json.dumps(meta.__dict__))
     (tmp_path / "part-1.parquet").write_bytes(b"PAR1 cut off")
-    with pytest.raises(ArtefactError, match="not a whole Parquet file"):
-        signal_dataset.read(tmp_path)
+    with pytest.raises(ArtifactError, match="not a whole Parquet file"):
+        read_dataset(tmp_path)
 
 
 def test_parts_of_another_model_are_told_and_an_answer_counts_once(base, tmp_path):
     folder = signal_set(tmp_path / "one", base, LAYERS)
-    one = signal_dataset.read(folder)
+    one = read_dataset(folder)
     part = next(folder.glob("part-*"))
     shutil.copy(part, folder / "part-again.parquet")
-    assert signal_dataset.read(folder).digest == one.digest
+    assert read_dataset(folder).digest == one.digest
     other = signal_set(tmp_path / "other", replace(base, fingerprint="f" * 16), LAYERS, seed=1)
     shutil.copy(next(other.glob("part-*")), folder / "part-other.parquet")
-    for look in (lambda: signal_dataset.read(folder), lambda: signal_dataset.begin(folder, one.meta)):
-        with pytest.raises(ArtefactError, match=r"part-other\.parquet holds no signals of the model"):
+    for look in (lambda: read_dataset(folder), lambda: begin_dataset(folder, one.meta)):
+        with pytest.raises(ArtifactError, match=r"part-other\.parquet holds no signals of the model"):
             look()
 
 
 def test_few_groups_that_leave_nothing_to_learn_from_are_told(signals):
-    data = signal_dataset.read(signals)
-    seed = next(s for s in range(1000) if fraction("one", s) < 0.25)
+    data = read_dataset(signals)
+    seed = next(s for s in range(1000) if hash_to_fraction("one", s) < 0.25)
     with pytest.raises(UsageError, match=f"seed {seed} leaves no answers to learn from: there are 1 groups"):
-        training.parts(data.psi, data.traces, data.truthful, ["one"] * 400, seed, 0.1, 0.25)
+        training.split_data(data.psi, data.traces, data.truthful, ["one"] * 400, seed, 0.1, 0.25)
 
 
 def test_no_question_is_on_two_sides_and_test_rows_shape_nothing(signals):
-    data = signal_dataset.read(signals)
+    data = read_dataset(signals)
     questions = [f"Question {i // 2}?" for i in range(400)]
-    rows = training.parts(data.psi, data.traces, data.truthful, questions, 0, 0.1, 0.25)
-    sides = {questions[i] for i in rows.at.tolist()}
+    rows = training.split_data(data.psi, data.traces, data.truthful, questions, 0, 0.1, 0.25)
+    sides = {questions[i] for i in rows.test_indices.tolist()}
     assert len(rows.test) + len(rows.validation) + len(rows.train) <= 400
-    assert all(questions[i ^ 1] in sides for i in rows.at.tolist())
+    assert all(questions[i ^ 1] in sides for i in rows.test_indices.tolist())
     changed = [t.clone() for t in data.traces]
-    for i in rows.at.tolist():
+    for i in rows.test_indices.tolist():
         changed[i] -= 100
-    again = training.parts(data.psi, changed, data.truthful, questions, 0, 0.1, 0.25)
+    again = training.split_data(data.psi, changed, data.truthful, questions, 0, 0.1, 0.25)
     assert again.low == rows.low
-    assert torch.equal(again.normaliser, rows.normaliser)
+    assert torch.equal(again.normalizer, rows.normalizer)
 
 
 def test_a_detector_is_learned_chosen_saved_and_gives_risks(signals, base, tmp_path):
     config = DetectConfig(str(signals), "flag", {"groups": [2, 4], "projection": 32, "hidden": 32}, seeds=2, out=str(tmp_path))
-    made = detect(config)
+    made = train_detectors(config)
     (flag, *scored), figures, folder = made.results, made.figures, made.folder
     assert figures[0].auroc.low < flag.auroc < figures[0].auroc.high
     assert flag.auroc > 0.8
@@ -105,12 +106,12 @@ def test_a_detector_is_learned_chosen_saved_and_gives_risks(signals, base, tmp_p
     assert {r.name for r in scored} == {"perplexity", "min-logprob", "entropy", "max-entropy", "margin"}
     assert all(0.3 < r.auroc < 0.7 for r in scored)
     assert all(r.tokens == 0 for r in (flag, *scored))
-    made = detector.load(folder, base)
+    made = load_detector(folder, base)
     assert made.card.metrics["test_auroc"] == flag.auroc
-    data = signal_dataset.read(signals)
+    data = read_dataset(signals)
     seen = data.psi[:, [data.meta.layers.index(layer) for layer in made.card.layers]]
-    phi = torch.stack([training.signals.trace(*t.T, made.card.low) for t in data.traces])
-    risk = made.risk(seen, phi)
+    phi = torch.stack([training.signals.compute_trace_features(*t.T, made.card.low) for t in data.traces])
+    risk = made.compute_risk(seen, phi)
     assert risk[data.truthful == 0].mean() > risk[data.truthful == 1].mean() + 0.1
 
 
@@ -124,11 +125,11 @@ def test_a_detector_is_registered_and_becomes_champion_where_it_is_better(signal
     assert {"perplexity", "entropy"} < {arm["name"] for arm in first["rivals"]}
     assert first["version"]["aliases"] == ["candidate", "champion"]
     assert "promoted to champion" in first["gate"]
-    version = registry.find(base.name, "made-up")
+    version = registry.find_version(base.name, "made-up")
     assert registry.load_detector(version, base).card.run_id == version.run_id
-    assert client().get_run(version.run_id).info.status == "FINISHED"
+    assert get_client().get_run(version.run_id).info.status == "FINISHED"
     with pytest.raises(NotFoundError, match="'made-up' of smollm2-135m is a detector, not a prefix"):
-        registry.load(version)
+        registry.load_prefix(version)
     # The same data and seeds: nothing is gained.
     assert main([*given, "--json", str(tmp_path / "second.json")]) == 0
     second = json.loads((tmp_path / "second.json").read_text())
@@ -142,16 +143,16 @@ def test_a_detector_is_registered_and_becomes_champion_where_it_is_better(signal
 
 
 def test_a_name_is_of_one_kind(signals, frozen, base, tmp_path):
-    taken = prefixes.save(make_prefix(frozen, base, "taken", 1, "system", 1), tmp_path / "taken")
-    registry.register(taken, runs.start("taken", "align", tmp_path / "outbox").run_id)
+    taken = save_prefix(make_prefix(frozen, base, "taken", 1, "system", 1), tmp_path / "taken")
+    registry.register_version(taken, runs.start_run("taken", "align", tmp_path / "outbox").run_id)
     with pytest.raises(UsageError, match="has a prefix of the name 'taken' already: give the detector another --name"):
-        detect(DetectConfig(str(signals), "linear", layers=[29], seeds=1, name="taken"))
+        train_detectors(DetectConfig(str(signals), "linear", layers=[29], seeds=1, name="taken"))
 
 
 def test_fewer_labels_leave_the_rest_unlabelled(signals):
-    data = signal_dataset.read(signals)
-    half = training.parts(data.psi, data.traces, data.truthful, data.questions, 0, 0.1, 0.25, labels=0.5)
-    whole = training.parts(data.psi, data.traces, data.truthful, data.questions, 0, 0.1, 0.25)
+    data = read_dataset(signals)
+    half = training.split_data(data.psi, data.traces, data.truthful, data.questions, 0, 0.1, 0.25, labels=0.5)
+    whole = training.split_data(data.psi, data.traces, data.truthful, data.questions, 0, 0.1, 0.25)
     assert len(half.train) == len(whole.train)
     assert 0.35 < len(half.train.labelled) / len(whole.train.labelled) < 0.65
 
@@ -160,7 +161,7 @@ def test_settings_that_cannot_be_are_refused_in_one_line(signals):
     with pytest.raises(UsageError, match="must leave some answers"):
         DetectConfig("x", test=0.9, validation=0.1)
     with pytest.raises(UsageError, match="layer 7 was not collected"):
-        detect(DetectConfig(str(signals), layers=[7]))
+        train_detectors(DetectConfig(str(signals), layers=[7]))
     with pytest.raises(UsageError, match="--questions"):
         CollectConfig()
     with pytest.raises(UsageError, match="layers must be from 0 to 29"):
@@ -169,10 +170,10 @@ def test_settings_that_cannot_be_are_refused_in_one_line(signals):
 
 def test_a_question_is_asked_once():
     question = Question("What is the capital of France?", ("Paris",), "t")
-    asked = plan(CollectConfig("x", "y"), [question, question, Question("And of Spain?", ("Madrid",), "t")])
+    asked = build_plan(CollectConfig("x", "y"), [question, question, Question("And of Spain?", ("Madrid",), "t")])
     assert len({a.key for a in asked}) == 2
     with pytest.raises(UsageError, match="nothing to ask"):
-        plan(CollectConfig("x", "y"), [])
+        build_plan(CollectConfig("x", "y"), [])
 
 
 def test_questions_are_answered_labelled_and_gone_on_with(base, tmp_path, capsys):
@@ -186,18 +187,18 @@ def test_questions_are_answered_labelled_and_gone_on_with(base, tmp_path, capsys
     assert "2/2" in capsys.readouterr().out
     collect(CollectConfig(**config))
     assert "answers with signals: 2/2" in capsys.readouterr().out
-    data = signal_dataset.read(tmp_path / "out", base)
+    data = read_dataset(tmp_path / "out", base)
     assert data.meta.layers == (20, 29)
     assert len(data.keys) == 4
     assert all(math.isfinite(value) for value in data.psi.sum((1, 2)).tolist())
     by_question = dict(zip(data.questions, data.truthful.tolist(), strict=True))
     assert by_question["What is the capital of France?"] == 1
-    for seen in training_free.seen(data):
+    for seen in build_score_inputs(data):
         assert len({s.text for s in seen.samples}) > 1
         assert all(1 <= s.tokens <= 12 and s.logp < 0 and s.state.shape == (2, base.width) for s in seen.samples)
         assert 0 < seen.p_true < 1
-    assert len({seen.p_true for seen in training_free.seen(data)}) > 1
-    assert {"p-true", "eigenscore", "semantic-entropy"} < set(scores.allowed(training_free.seen(data)))
+    assert len({seen.p_true for seen in build_score_inputs(data)}) > 1
+    assert {"p-true", "eigenscore", "semantic-entropy"} < set(scores.list_computable(build_score_inputs(data)))
     collect(CollectConfig(**config))
     assert "answers with signals" not in capsys.readouterr().out
     for changed in ({"max_tokens": 13}, {"samples": 4}, {"temperature": 0.5}, {"p_true": False}):

@@ -13,13 +13,12 @@ from tests.support.factories import signal_row
 from tests.unit.evaluation.test_study_page import Reader, words
 from trimtab import settings
 from trimtab.cli import main as cli
-from trimtab.errors import ArtefactError, UsageError
-from trimtab.evaluation.detection import page
-from trimtab.jobs.collect import signal_dataset
-from trimtab.jobs.collect.signal_dataset import Meta
-from trimtab.jobs.detect.report import ABLATIONS, evaluate, opened
+from trimtab.errors import ArtifactError, UsageError
+from trimtab.evaluation.detection.page import render_page
+from trimtab.jobs.collect.signal_dataset import DatasetMetadata, append_part, begin_dataset
+from trimtab.jobs.detect.report import ABLATIONS, evaluate_detectors, open_sources
 from trimtab.jobs.detect.report_config import TruthConfig
-from trimtab.tracking.client import client, experiment_id
+from trimtab.tracking.client import get_client, get_experiment_id
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -73,8 +72,8 @@ TRACED = ("perplexity", "min-logprob", "entropy", "max-entropy", "margin")
 
 def collected(folder, base, count=190, layers=LAYERS, truthful=None, source=None, seed=0):
     """A data set whose last layer's last state tells the truth, with noise; every twentieth answer is unlabelled."""
-    meta = Meta(base.name, base.fingerprint, layers, base.width, "fp32", None, "")
-    signal_dataset.begin(folder, meta)
+    meta = DatasetMetadata(base.name, base.fingerprint, layers, base.width, "fp32", None, "")
+    begin_dataset(folder, meta)
     generator = torch.Generator().manual_seed(seed)
     lines = []
     for i in range(count):
@@ -84,7 +83,7 @@ def collected(folder, base, count=190, layers=LAYERS, truthful=None, source=None
         history = torch.randn(4, 3, generator=generator).abs() * torch.tensor([-1.0, 1.0, 1.0]) * (0.8 if right else 1.2)
         row = signal_row(i, f"Question {seed} {i}?", None if i % 20 == 0 else right, psi, history)
         lines.append(row | {"source": source or ("capitals" if i % 2 else FOREIGN)})
-    signal_dataset.append(folder, meta, lines)
+    append_part(folder, meta, lines)
     return str(folder)
 
 
@@ -196,7 +195,7 @@ def test_csv_has_the_figures_of_the_json(written, report):
 
 
 def test_the_run_has_the_figures_the_data_and_the_report(written, report):
-    found = client().search_runs([experiment_id()], "tags.`trimtab.kind` = 'truth'")
+    found = get_client().search_runs([get_experiment_id()], "tags.`trimtab.kind` = 'truth'")
     run = next(r for r in found if r.info.run_name == "evaluate truth small")
     assert run.info.status == "FINISHED"
     value = report["sets"]["countries"]["arms"][1]["test"]["auroc"]["value"]
@@ -204,33 +203,33 @@ def test_the_run_has_the_figures_the_data_and_the_report(written, report):
     assert {d.dataset.name: d.dataset.digest for d in run.inputs.dataset_inputs} == {
         name: entry["digest"] for name, entry in report["sets"].items()
     }
-    kept = {artifact.path for artifact in client().list_artifacts(run.info.run_id, "report")}
+    kept = {artifact.path for artifact in get_client().list_artifacts(run.info.run_id, "report")}
     assert {"report/report.html", "report/report.json", "report/report.csv", "report/roc-countries.png"} <= kept
 
 
 def test_one_data_set_of_one_kind_has_no_sections_that_say_nothing(base, tmp_path):
     folder = collected(tmp_path / "one", base, count=120, source="only")
     config = TruthConfig(folder, "linear", seeds=2, validation=0.2, labels=[], ablations=False, name="one")
-    made = evaluate(config)
-    sections = re.findall(r'<section id="(\w+)"', page.html(made))
+    made = evaluate_detectors(config)
+    sections = re.findall(r'<section id="(\w+)"', render_page(made))
     assert sections == ["results", "curves", "notes"]
     # Few different answers of one kind in two test parts, and each has a figure all the same.
     assert made.sets[0].compared.name == "linear"
-    assert (settings.runs() / "truth-one" / "report.html").exists()
+    assert (settings.get_runs_folder() / "truth-one" / "report.html").exists()
 
 
 def test_what_cannot_be_reported_on_is_refused_in_one_line_before_any_work(base, tmp_path, folders):
     few = collected(tmp_path / "few", base, count=30)
     with pytest.raises(UsageError, match="few: there are 28 labelled answers; a detector needs 50"):
-        evaluate(TruthConfig(few))
+        evaluate_detectors(TruthConfig(few))
     right = collected(tmp_path / "right", base, count=80, truthful=True)
     with pytest.raises(UsageError, match=r"right: seed 0: the .* answers are all of one class"):
-        evaluate(TruthConfig(right))
+        evaluate_detectors(TruthConfig(right))
     other = collected(tmp_path / "other", base, count=60, layers=(10,))
     with pytest.raises(UsageError, match=r"other has layers \[10\], the first data set \[20, 29\]"):
-        evaluate(TruthConfig([folders[0], other]))
-    with pytest.raises(ArtefactError, match="trimtab collect"):
-        evaluate(TruthConfig(str(tmp_path)))
+        evaluate_detectors(TruthConfig([folders[0], other]))
+    with pytest.raises(ArtifactError, match="trimtab collect"):
+        evaluate_detectors(TruthConfig(str(tmp_path)))
     with pytest.raises(UsageError, match="--signals FOLDER"):
         TruthConfig()
     with pytest.raises(UsageError, match=r"shares above 0 and below 1, not 1\.5"):
@@ -241,5 +240,5 @@ def test_what_cannot_be_reported_on_is_refused_in_one_line_before_any_work(base,
 
 def test_two_data_sets_of_one_name_are_told_apart(base, tmp_path):
     folders = [collected(tmp_path / part / "made", base, count=70, seed=i) for i, part in enumerate("ab")]
-    given = opened(TruthConfig(folders, "linear", seeds=1, validation=0.3), base)
+    given = open_sources(TruthConfig(folders, "linear", seeds=1, validation=0.3), base)
     assert [source.name for source in given] == folders

@@ -8,14 +8,14 @@ import pytest
 
 from tests.support.factories import make_prefix, random_detector, signal_set
 from trimtab import settings
-from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.prefix import save_prefix
 from trimtab.cli.main import main
-from trimtab.detection import detector
+from trimtab.detection.detector import save_detector
 from trimtab.errors import UsageError
-from trimtab.evaluation.promotion_rules import Rule, check
+from trimtab.evaluation.promotion_rules import PromotionRule, check_rule
 from trimtab.stats.intervals import Interval
-from trimtab.tracking import promotions, registry, runs
-from trimtab.tracking.promotions import enrolled
+from trimtab.tracking import registry, runs
+from trimtab.tracking.promotions import list_promotions, promote_version, read_decision, register_and_promote
 
 LAYERS = (20, 29)
 
@@ -25,8 +25,8 @@ def made(frozen, base, tmp_path):
     """Registers a prefix as a job does, with the decision of the gate that it met."""
 
     def make(seed: int, passed: bool, reason: str = "as it was made"):
-        folder = prefixes.save(make_prefix(frozen, base, "gated", 1, "system", seed), tmp_path / str(seed))
-        return enrolled(folder, runs.start("gated", "align", tmp_path / "outbox"), passed, reason)
+        folder = save_prefix(make_prefix(frozen, base, "gated", 1, "system", seed), tmp_path / str(seed))
+        return register_and_promote(folder, runs.start_run("gated", "align", tmp_path / "outbox"), passed, reason)
 
     return make
 
@@ -40,62 +40,62 @@ def config(folder, rules):
 @pytest.mark.parametrize(
     ("rule", "found", "more", "passed"),
     [
-        (Rule("auroc", at_least=0.7), Interval(0.8, 0.71, 0.9), None, True),
-        (Rule("auroc", at_least=0.7), Interval(0.8, 0.69, 0.9), None, False),
-        (Rule("auroc", at_least=0.7, interval=False), Interval(0.8, 0.69, 0.9), None, True),
-        (Rule("fpr95", at_most=0.5), Interval(0.4, 0.3, 0.6), None, False),
-        (Rule("auroc", over_champion=0.0), Interval(0.8, 0.7, 0.9), None, True),
-        (Rule("auroc", over_champion=0.0), Interval(0.8, 0.7, 0.9), Interval(0.1, -0.01, 0.2), False),
-        (Rule("auroc", over_champion=-0.02), Interval(0.8, 0.7, 0.9), Interval(0.1, -0.01, 0.2), True),
-        (Rule("fpr95", over_champion=0.05), Interval(0.2, 0.1, 0.3), Interval(-0.2, -0.3, -0.1), True),
-        (Rule("fpr95", over_champion=0.05), Interval(0.2, 0.1, 0.3), Interval(-0.2, -0.3, 0.0), False),
-        (Rule("auroc", at_least=0.0), Interval(nan, nan, nan), None, False),
+        (PromotionRule("auroc", at_least=0.7), Interval(0.8, 0.71, 0.9), None, True),
+        (PromotionRule("auroc", at_least=0.7), Interval(0.8, 0.69, 0.9), None, False),
+        (PromotionRule("auroc", at_least=0.7, interval=False), Interval(0.8, 0.69, 0.9), None, True),
+        (PromotionRule("fpr95", at_most=0.5), Interval(0.4, 0.3, 0.6), None, False),
+        (PromotionRule("auroc", over_champion=0.0), Interval(0.8, 0.7, 0.9), None, True),
+        (PromotionRule("auroc", over_champion=0.0), Interval(0.8, 0.7, 0.9), Interval(0.1, -0.01, 0.2), False),
+        (PromotionRule("auroc", over_champion=-0.02), Interval(0.8, 0.7, 0.9), Interval(0.1, -0.01, 0.2), True),
+        (PromotionRule("fpr95", over_champion=0.05), Interval(0.2, 0.1, 0.3), Interval(-0.2, -0.3, -0.1), True),
+        (PromotionRule("fpr95", over_champion=0.05), Interval(0.2, 0.1, 0.3), Interval(-0.2, -0.3, 0.0), False),
+        (PromotionRule("auroc", at_least=0.0), Interval(nan, nan, nan), None, False),
     ],
 )
 def test_a_rule_is_held_by_the_whole_interval(rule, found, more, passed):
-    assert check(rule, found, more).passed is passed
+    assert check_rule(rule, found, more).passed is passed
 
 
 def test_a_rule_that_says_nothing_is_refused():
     with pytest.raises(UsageError, match="give at_least, at_most or over_champion"):
-        Rule("auroc")
+        PromotionRule("auroc")
 
 
 def test_without_rules_the_gate_that_it_met_decides(made, base, capsys):
     first, second = made(1, True), made(2, False, "balanced 0.50 is not above base")
-    assert registry.find(base.name, "gated").version == first.version
+    assert registry.find_version(base.name, "gated").version == first.version
     assert main(["promote", "gated"]) == 1
     said = capsys.readouterr().err
     assert "not promoted: balanced 0.50 is not above base" in said
-    assert registry.find(base.name, "gated").version == first.version
+    assert registry.find_version(base.name, "gated").version == first.version
     assert main(["promote", "gated", "--force", "--reason", "the lawyers ask for it"]) == 0
-    move = promotions.moves(second)[-1]
+    move = list_promotions(second)[-1]
     assert (move.forced, move.over) == (True, first.version)
     assert move.because == "the lawyers ask for it; balanced 0.50 is not above base"
     assert main(["rollback", "gated"]) == 0
-    assert registry.find(base.name, "gated").version == first.version
-    assert [move.way for move in promotions.moves(first)] == ["promote", "rollback"]
+    assert registry.find_version(base.name, "gated").version == first.version
+    assert [move.way for move in list_promotions(first)] == ["promote", "rollback"]
     assert main(["promote", "gated", "--version", str(first.version)]) == 0
 
 
 def test_what_no_gate_has_seen_needs_rules(frozen, base, tmp_path, capsys):
-    folder = prefixes.save(make_prefix(frozen, base, "unseen", 1, "system", 1), tmp_path / "unseen")
-    version = registry.register(folder, runs.start("unseen", "align", tmp_path / "outbox").run_id)
+    folder = save_prefix(make_prefix(frozen, base, "unseen", 1, "system", 1), tmp_path / "unseen")
+    version = registry.register_version(folder, runs.start_run("unseen", "align", tmp_path / "outbox").run_id)
     assert main(["promote", "unseen"]) == 1
     assert "no gate has seen it" in capsys.readouterr().err
     assert main(["promote", "unseen", *config(tmp_path, [{"metric": "test_balanced", "at_least": 0.5}])]) == 2
     assert "has no such figure (it has none); name a set" in capsys.readouterr().err
-    assert promotions.moves(version) == []
+    assert list_promotions(version) == []
 
 
 def test_detectors_read_answers_that_they_have_not_learned_from(base, tmp_path, capsys):
     answers = signal_set(tmp_path / "answers", base, LAYERS, seed=1)
-    run = runs.start("watch", "detect", tmp_path / "outbox")
+    run = runs.start_run("watch", "detect", tmp_path / "outbox")
     for number in range(2):
-        folder = detector.save(random_detector(base, "watch", LAYERS), tmp_path / str(number))
-        version = registry.register(folder, run.run_id)
+        folder = save_detector(random_detector(base, "watch", LAYERS), tmp_path / str(number))
+        version = registry.register_version(folder, run.run_id)
         if number == 0:
-            promotions.promote(version, "the first")
+            promote_version(version, "the first")
     # Two equal detectors: their difference is 0, and its interval too.
     equal = {"metric": "auroc", "set": str(answers), "over_champion": 0}
     assert main(["promote", "watch", *config(tmp_path, [equal, equal | {"over_champion": 0.01}])]) == 1
@@ -103,13 +103,13 @@ def test_detectors_read_answers_that_they_have_not_learned_from(base, tmp_path, 
     assert "0.000" in shown.out
     assert "broken" in shown.out
     assert "breaks auroc over champion by 0.01" in shown.err
-    assert promotions.decision(version)["passed"] is False
+    assert read_decision(version)["passed"] is False
     given = ["promote", "watch", *config(tmp_path, [equal]), "--json", str(tmp_path / "out.json")]
     assert main(given) == 0
     out = json.loads((tmp_path / "out.json").read_text())
     assert (out["champion"], out["before"], out["forced"]) == (2, 1, False)
     assert out["rules"][0]["found"]["low"] < out["rules"][0]["found"]["value"] < out["rules"][0]["found"]["high"]
-    kept = promotions.moves(version)[-1].evidence
+    kept = list_promotions(version)[-1].evidence
     evidence = json.loads(
         mlflow.artifacts.load_text(f"runs:/{run.run_id}/{kept}")  # pyright: ignore[reportPrivateImportUsage]
     )
@@ -130,11 +130,11 @@ def test_a_prefix_and_its_champion_answer_the_same_prompts(cluster, made, base, 
     given = ["promote", "gated", *config(tmp_path, rules), "--max_tokens", "8", "--json", str(tmp_path / "out.json")]
     assert main(given) == 0
     assert "kept" in capsys.readouterr().out
-    assert registry.find(base.name, "gated").version == second.version
+    assert registry.find_version(base.name, "gated").version == second.version
     out = json.loads((tmp_path / "out.json").read_text())
     assert out["before"] == first.version
     assert [rule["more"] is not None for rule in out["rules"]] == [True, True]
-    assert settings.tracking_uri().startswith("sqlite:")
+    assert settings.get_tracking_uri().startswith("sqlite:")
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ import pytest
 
 from tests.support import ROOT
 from trimtab import settings
-from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.prefix import check_base, load_prefix
 from trimtab.cli.main import main
-from trimtab.detection import detector
-from trimtab.jobs.collect import signal_dataset
-from trimtab.judges import refusal_head
-from trimtab.model import base_model
+from trimtab.detection.detector import load_detector
+from trimtab.jobs.collect.signal_dataset import read_dataset
+from trimtab.judges.refusal_head import load_head
+from trimtab.model.base_model import resolve_base_model
 from trimtab.tracking import registry
-from trimtab.tracking.client import client
+from trimtab.tracking.client import get_client
 
 RELEASE = ROOT / "tests" / "fixtures" / "release_0_1_0"
 
@@ -39,26 +39,26 @@ def release(home, monkeypatch) -> Path:
 
 @pytest.fixture
 def base(release):
-    return base_model.resolve("tiny-llama")
+    return resolve_base_model("tiny-llama")
 
 
 def test_registry_is_read(base):
-    prefix = registry.find(base.name, "steer")
+    prefix = registry.find_version(base.name, "steer")
     assert (prefix.version, sorted(prefix.aliases)) == (2, ["candidate", "champion"])
-    loaded = registry.load(prefix)
-    prefixes.check_base(loaded, base)
+    loaded = registry.load_prefix(prefix)
+    check_base(loaded, base)
     assert loaded.vectors.shape == (2, base.width)
-    version = registry.find(base.name, "truth", "candidate")
+    version = registry.find_version(base.name, "truth", "candidate")
     assert registry.load_detector(version, base).card.name == "truth"
 
 
 def test_artifacts_are_read(release, base):
-    assert detector.load(release / "detector", base).card.layers
-    assert refusal_head.load(release / "judge", base).weights.shape == (base.width + 1,)
+    assert load_detector(release / "detector", base).card.layers
+    assert load_head(release / "judge", base).weights.shape == (base.width + 1,)
 
 
 def test_signals_are_read(release, base):
-    data = signal_dataset.read(release / "signals", base)
+    data = read_dataset(release / "signals", base)
     assert data.psi.shape == (72, 2, 3 * base.width)
 
 
@@ -66,9 +66,9 @@ def test_signals_are_read(release, base):
 def test_unfinished_run_is_resumed(release, base):
     """From its checkpoint at step 7, in the same MLflow run."""
     options = ["--train.steps", "60", "--train.validate_every", "30", "--resume"]
-    (folder,) = (settings.runs() / "unfinished").iterdir()
+    (folder,) = (settings.get_runs_folder() / "unfinished").iterdir()
     assert main(["align", "--config", "align.yaml", "--name", "unfinished", *options]) == 0
-    run_id = prefixes.load(folder / "prefix", base).card.run_id
+    run_id = load_prefix(folder / "prefix", base).card.run_id
     assert run_id == json.loads((folder / "run.json").read_text())["run_id"]
-    steps = [metric.step for metric in client().get_metric_history(run_id, "train/loss")]
+    steps = [metric.step for metric in get_client().get_metric_history(run_id, "train/loss")]
     assert sorted(steps) == list(range(1, 61)), "the curve must have no gap and no step twice"

@@ -14,15 +14,14 @@ from tests.support.align_runs import first_checkpoint
 from trimtab import settings
 from trimtab.data.prompt import Prompt
 from trimtab.errors import JobError, UsageError
-from trimtab.evaluation.safety import results
-from trimtab.evaluation.safety.results import Arm, Judged, summarise
+from trimtab.evaluation.safety.results import Arm, JudgedAnswer, judge_answers, summarize_answers
 from trimtab.jobs.evaluate import variants
-from trimtab.jobs.evaluate.arm_cache import Store
+from trimtab.jobs.evaluate.arm_cache import ArmCache
 from trimtab.jobs.evaluate.config import UtilitySuite
 from trimtab.jobs.study.config import StudyConfig
-from trimtab.jobs.study.job import plan, study
-from trimtab.tracking import code_version
-from trimtab.tracking.client import client, experiment_id
+from trimtab.jobs.study.job import build_arm_config, compare_arms
+from trimtab.tracking.client import get_client, get_experiment_id
+from trimtab.tracking.code_version import format_code_version
 
 # Of a tiny model: some seconds, in which both arms are under way.
 STEPS = 200
@@ -34,7 +33,7 @@ def test_an_arm_is_the_shared_settings_and_its_own():
         shared={"train": {"steps": 9, "batch": 8}, "rows": 2},
         arms={"a": {"train.batch": 4, "objective": "dpo"}, "b": {"train": {"micro_batch": 2}}},
     )
-    a, b = plan(config, "a"), plan(config, "b")
+    a, b = build_arm_config(config, "a"), build_arm_config(config, "b")
     assert (a.name, a.objective, a.rows, a.train.steps, a.train.batch) == ("a", "dpo", 2, 9, 4)
     assert (b.objective, b.train.steps, b.train.batch, b.train.micro_batch) == ("sta", 9, 8, 2)
     assert not a.register
@@ -52,31 +51,33 @@ def test_an_arm_is_the_shared_settings_and_its_own():
 )
 def test_wrong_studies_end_in_one_line(values, expected):
     with pytest.raises(UsageError, match=expected):
-        plan(StudyConfig(**values), "x")
+        build_arm_config(StudyConfig(**values), "x")
 
 
 def test_arms_that_part_the_prompts_otherwise_are_refused(small):
     config = StudyConfig("parted", shared={"base": str(small.path)}, arms={"sta": {}, "other": {"data.seed": 1}})
     with pytest.raises(UsageError, match="arm 'other' parts the prompts otherwise"):
-        study(config)
+        compare_arms(config)
 
 
 def test_answers_are_kept_for_the_same_prompts_and_arm_only(tmp_path):
     prompts = [Prompt("Steal a car", "harmful", "t", "t"), Prompt("Bake bread", "benign_easy", "t", "t")]
-    store, arm = Store(tmp_path, "f", prompts, 8, "fp32"), Arm("text prompt", system="Be good.")
-    result = summarise(arm.name, [Judged(prompts[0], REFUSAL, "refusal"), Judged(prompts[1], "Flour first.", "compliance")])
+    store, arm = ArmCache(tmp_path, "f", prompts, 8, "fp32"), Arm("text prompt", system="Be good.")
+    result = summarize_answers(
+        arm.name, [JudgedAnswer(prompts[0], REFUSAL, "refusal"), JudgedAnswer(prompts[1], "Flour first.", "compliance")]
+    )
     assert not store.has_answers(arm)
-    store.put_answers(arm, [judged.answer for judged in result.answers])
-    assert results.judged(arm, store.prompts, store.answers(arm)) == result
+    store.write_answers(arm, [judged.answer for judged in result.answers])
+    assert judge_answers(arm, store.prompts, store.read_answers(arm)) == result
     assert not store.has_answers(Arm("text prompt", system="Be bad."))
-    assert not Store(tmp_path, "f", prompts[:1], 8, "fp32").has_answers(arm)
-    assert not Store(tmp_path, "f", prompts, 9, "fp32").has_answers(arm)
-    assert not Store(tmp_path, "another base", prompts, 8, "fp32").has_answers(arm)
+    assert not ArmCache(tmp_path, "f", prompts[:1], 8, "fp32").has_answers(arm)
+    assert not ArmCache(tmp_path, "f", prompts, 9, "fp32").has_answers(arm)
+    assert not ArmCache(tmp_path, "another base", prompts, 8, "fp32").has_answers(arm)
 
 
 def test_what_was_answered_before_an_engine_fails_is_kept(small, tmp_path, monkeypatch):
     prompts = [Prompt("Steal a car", "harmful", "t", "t"), Prompt("Bake bread", "benign_easy", "t", "t")]
-    stores = [Store(tmp_path, small.fingerprint, part, 8, "fp32") for part in (prompts, prompts[:1])]
+    stores = [ArmCache(tmp_path, small.fingerprint, part, 8, "fp32") for part in (prompts, prompts[:1])]
     both = [Arm("base"), Arm("text prompt", system="Be good.")]
     asked = list[list[tuple[str, int]]]()
 
@@ -85,20 +86,20 @@ def test_what_was_answered_before_an_engine_fails_is_kept(small, tmp_path, monke
         yield [REFUSAL] * len(batches[0].prompts)
         raise JobError("the node is gone")
 
-    monkeypatch.setattr(variants, "_answered", engine)
+    monkeypatch.setattr(variants, "_generate_answers", engine)
     for kept in (1, 2, 3, 4):
         with pytest.raises(JobError, match="the node is gone"):
-            variants.keep_answers("answers", small, both, stores, 0)
+            variants.generate_missing("answers", small, both, stores, 0)
         assert sum(store.has_answers(arm) for store in stores for arm in both) == kept
-    variants.keep_answers("answers", small, both, stores, 0)
+    variants.generate_missing("answers", small, both, stores, 0)
     assert asked[0] == [("base", 2), ("text prompt", 2), ("base", 1), ("text prompt", 1)]
     assert asked[1] == asked[0][1:], "an arm that was answered is not asked again"
 
 
 def test_an_engine_gets_enough_prompts_at_once_to_be_busy():
     prompts = [Prompt("Bake bread", "benign_easy", "t", "t")] * 1000
-    batches = [variants.Batch(Arm(str(n)), prompts, 8) for n in range(7)]
-    assert [[batch.arm.name for batch in group] for group in variants.grouped(batches)] == [
+    batches = [variants.ArmBatch(Arm(str(n)), prompts, 8) for n in range(7)]
+    assert [[batch.arm.name for batch in group] for group in variants.group_batches(batches)] == [
         ["0", "1", "2"],
         ["3", "4", "5"],
         ["6"],
@@ -131,22 +132,22 @@ def test_a_study_from_end_to_end_does_nothing_twice(small, tmp_path, capsys):
     }
     begun = _stopped(config, tmp_path / "study.yaml", ("poft#0", "sta#0"))
     config["utility"] = {"facts": UtilitySuite("trimtab:countries", "trimtab:neutral", limit=2, max_tokens=4, longest=8)}
-    made = study(StudyConfig(**config))
+    made = compare_arms(StudyConfig(**config))
     names = ["base", "text prompt", "poft#0", "sta#0", "random vector#0"]
     assert [r.name for r in made.parts["test"]] == names
     page = (tmp_path / "report" / "report.html").read_text()
     assert all(name.partition("#")[0] in page for name in names)
-    assert code_version.line() in page
+    assert format_code_version() in page
     rows = list(csv.DictReader((tmp_path / "report" / "report.csv").open()))
     assert {row["arm"] for row in rows} == {name.partition("#")[0] for name in names}
     costs = list(csv.DictReader((tmp_path / "report" / "utility.csv").open()))
     assert {row["arm"] for row in costs if row["measure"] == "accuracy"} == {name.partition("#")[0] for name in names}
     assert [m.name for m in made.utility["facts"]] == names
-    (parent,) = client().search_runs([experiment_id()], "attributes.run_name = 'study tiny'")
-    children = client().search_runs([experiment_id()], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    (parent,) = get_client().search_runs([get_experiment_id()], "attributes.run_name = 'study tiny'")
+    children = get_client().search_runs([get_experiment_id()], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert {c.info.run_id: c.info.run_name for c in children} == begun, "what was begun was gone on with"
     for run_id in begun:
-        seen = [m.step for m in client().get_metric_history(run_id, "train/loss")]
+        seen = [m.step for m in get_client().get_metric_history(run_id, "train/loss")]
         assert sorted(seen) == list(range(1, STEPS + 1)), "the curve must have no gap, and no step twice"
     assert made.curves["poft#0"]
     assert [cost.arm for cost in made.costs] == ["poft#0", "sta#0"]
@@ -158,7 +159,7 @@ def test_a_study_from_end_to_end_does_nothing_twice(small, tmp_path, capsys):
     assert parent.data.metrics["utility/facts/base/kl"] == 0
     assert parent.data.metrics["utility/facts/poft/kl"] > 0
     capsys.readouterr()
-    again = study(StudyConfig(**config))
+    again = compare_arms(StudyConfig(**config))
     said = capsys.readouterr().out
     assert "training" not in said, "nothing is trained twice"
     assert "answers of all arms" not in said, "nothing is answered twice"
@@ -166,10 +167,10 @@ def test_a_study_from_end_to_end_does_nothing_twice(small, tmp_path, capsys):
     assert "texts read" not in said
     assert again.parts == made.parts
     assert again.utility == made.utility
-    assert len(client().search_runs([experiment_id()], "attributes.run_name = 'study tiny'")) == 1
+    assert len(get_client().search_runs([get_experiment_id()], "attributes.run_name = 'study tiny'")) == 1
     with pytest.raises(UsageError, match="trained with other settings"):
-        study(StudyConfig(**config | {"arms": {"poft": {"objective": "poft", "train.steps": 4}}}))
-    assert (settings.runs() / "study-tiny").exists()
+        compare_arms(StudyConfig(**config | {"arms": {"poft": {"objective": "poft", "train.steps": 4}}}))
+    assert (settings.get_runs_folder() / "study-tiny").exists()
 
 
 @pytest.mark.usefixtures("cluster")
@@ -190,11 +191,11 @@ def test_an_arm_that_fails_stops_the_others_with_a_checkpoint(small, tmp_path):
         parallel=2,
     )
     with pytest.raises(UsageError, match=r"train\.init"):
-        study(config)
-    folder = settings.runs() / "study-failing" / "works#0"
+        compare_arms(config)
+    folder = settings.get_runs_folder() / "study-failing" / "works#0"
     assert list(folder.glob("train/checkpoint_*/state.json"))
     run_id = json.loads((folder / "run.json").read_text())["run_id"]
-    assert client().get_run(run_id).info.status == "KILLED"
+    assert get_client().get_run(run_id).info.status == "KILLED"
 
 
 def _stopped(config: dict, path: Path, arms: tuple[str, ...]) -> dict[str, str]:
@@ -202,7 +203,7 @@ def _stopped(config: dict, path: Path, arms: tuple[str, ...]) -> dict[str, str]:
     path.write_text(json.dumps(config))
     command = [sys.executable, "-m", "trimtab", "study", "--config", str(path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-    folders = [settings.runs() / f"study-{config['name']}" / arm for arm in arms]
+    folders = [settings.get_runs_folder() / f"study-{config['name']}" / arm for arm in arms]
     for folder in folders:
         first_checkpoint(folder, process)
     os.killpg(process.pid, signal.SIGINT)
@@ -211,4 +212,4 @@ def _stopped(config: dict, path: Path, arms: tuple[str, ...]) -> dict[str, str]:
     assert "the same command goes on" in said
     assert not any((folder / "prefix").exists() for folder in folders), "both were being trained"
     ids = [json.loads((folder / "run.json").read_text())["run_id"] for folder in folders]
-    return {run_id: client().get_run(run_id).info.run_name for run_id in ids}
+    return {run_id: get_client().get_run(run_id).info.run_name for run_id in ids}

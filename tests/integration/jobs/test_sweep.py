@@ -8,15 +8,14 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from trimtab import settings
-from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.prefix import load_prefix
 from trimtab.errors import NotFoundError, UsageError
-from trimtab.jobs.runtime.cluster import cause
-from trimtab.jobs.sweep import asha
-from trimtab.jobs.sweep.asha import Rungs
-from trimtab.jobs.sweep.config import SweepConfig, drawn
-from trimtab.jobs.sweep.job import plan, ranked, sweep
+from trimtab.jobs.runtime.cluster import unwrap_ray_error
+from trimtab.jobs.sweep.asha import CooperativeAsha, append_validations, read_validations
+from trimtab.jobs.sweep.config import SweepConfig, draw_settings
+from trimtab.jobs.sweep.job import plan_trials, rank_trials, search_settings
 from trimtab.tracking import registry, runs
-from trimtab.tracking.client import client, experiment_id
+from trimtab.tracking.client import get_client, get_experiment_id
 
 REFUSAL = "I'm sorry, but I can't help with that request."
 RATE = {"low": 0.01, "high": 0.2, "log": True}
@@ -24,17 +23,17 @@ RATE = {"low": 0.01, "high": 0.2, "log": True}
 
 def test_the_same_seed_draws_the_same_and_more_trials_begin_with_fewer():
     space = {"train.learning_rate": RATE, "rows": {"low": 1, "high": 4}, "place": ["system", "user"]}
-    few, many = (drawn(SweepConfig(space=space, trials=n)) for n in (5, 40))
+    few, many = (draw_settings(SweepConfig(space=space, trials=n)) for n in (5, 40))
     assert many[:5] == few
     assert len({json.dumps(one) for one in many}) == 40
     assert all(0.01 <= one["train.learning_rate"] <= 0.2 for one in many)
     assert {one["rows"] for one in many} == {1, 2, 3, 4}
     assert all(type(one["rows"]) is int for one in many)
-    assert drawn(SweepConfig(space=space, trials=5, seed=1)) != few
+    assert draw_settings(SweepConfig(space=space, trials=5, seed=1)) != few
 
 
 def test_a_small_space_is_tried_whole_and_once():
-    found = drawn(SweepConfig(space={"rows": [1, 2], "objective_options": {"gamma": [0.0, 1.0, 2.0]}}, trials=50))
+    found = draw_settings(SweepConfig(space={"rows": [1, 2], "objective_options": {"gamma": [0.0, 1.0, 2.0]}}, trials=50))
     assert len(found) == 6
     assert {(one["rows"], one["objective_options.gamma"]) for one in found} == {(r, g) for r in (1, 2) for g in (0.0, 1.0, 2.0)}
 
@@ -42,7 +41,7 @@ def test_a_small_space_is_tried_whole_and_once():
 def test_a_trial_is_the_shared_settings_and_what_was_drawn(tmp_path):
     space = {"train": {"batch": [8]}, "objective": ["dpo"], "objective_options.beta": [0.5], "data.rules": [["length"]]}
     config = SweepConfig(name="mine", shared={"train": {"steps": 9, "validate_every": 3}, "rows": 2}, space=space)
-    (only,) = plan(config, tmp_path)
+    (only,) = plan_trials(config, tmp_path)
     made = only.config
     assert (made.name, made.rows, made.objective, made.objective_options) == ("mine", 2, "dpo", {"beta": 0.5})
     assert (made.train.steps, made.train.batch, made.data.rules) == (9, 8, ["length"])
@@ -71,7 +70,7 @@ WRONG = {
 @pytest.mark.parametrize(("space", "expected"), WRONG.values(), ids=WRONG)
 def test_wrong_spaces_end_in_one_line(space, expected, tmp_path):
     with pytest.raises((UsageError, NotFoundError), match=expected) as raised:
-        plan(SweepConfig(space=space), tmp_path)
+        plan_trials(SweepConfig(space=space), tmp_path)
     assert "\n" not in str(raised.value)
 
 
@@ -81,31 +80,34 @@ def test_other_wrong_sweeps_end_in_one_line(tmp_path):
     with pytest.raises(UsageError, match="reduction must be above 1"):
         SweepConfig(reduction=1)
     with pytest.raises(UsageError, match="validate_every in shared above 0"):
-        plan(SweepConfig(shared={"train.validate_every": 0}), tmp_path)
+        plan_trials(SweepConfig(shared={"train.validate_every": 0}), tmp_path)
 
 
 def test_validations_are_kept_once_and_never_rise(tmp_path):
     first = [{"step": 1, "loss": 9.0}, {"step": 2, "validation_loss": 3.0}, {"step": 4, "validation_loss": 5.0}]
-    assert asha.keep(tmp_path, first) == [{"step": 2, "validation_loss": 3.0}, {"step": 4, "validation_loss": 3.0}]
+    assert append_validations(tmp_path, first) == [
+        {"step": 2, "validation_loss": 3.0},
+        {"step": 4, "validation_loss": 3.0},
+    ]
     again = [{"step": 4, "validation_loss": 5.0}, {"step": 6, "validation_loss": nan}, {"step": 8, "validation_loss": 2.0}]
-    assert asha.keep(tmp_path, again) == [{"step": 8, "validation_loss": 2.0}]
-    assert [line["step"] for line in asha.read(tmp_path)] == [2, 4, 8]
+    assert append_validations(tmp_path, again) == [{"step": 8, "validation_loss": 2.0}]
+    assert [line["step"] for line in read_validations(tmp_path)] == [2, 4, 8]
 
 
 def test_the_lowest_validation_loss_wins(tmp_path):
     config = SweepConfig(space={"rows": [1, 2, 3, 4]}, trials=4)
-    planned = plan(config, tmp_path)
+    planned = plan_trials(config, tmp_path)
     for trial, losses in zip(planned, [(2.0, 1.5), (1.2, 1.9), (), (1.3,)], strict=True):
         trial.folder.mkdir()
-        asha.keep(trial.folder, [{"step": 30 * (at + 1), "validation_loss": loss} for at, loss in enumerate(losses)])
-    assert [t.number for t in ranked(planned)] == [1, 3, 0]
+        append_validations(trial.folder, [{"step": 30 * (at + 1), "validation_loss": loss} for at, loss in enumerate(losses)])
+    assert [t.number for t in rank_trials(planned)] == [1, 3, 0]
 
 
 def test_a_poor_trial_is_asked_to_stop_also_because_of_what_ended_before():
     asked: list[int] = []
-    rungs = Rungs(10, 90, 3, lambda number: asked.append(number) is None)
+    rungs = CooperativeAsha(10, 90, 3, lambda number: asked.append(number) is None)
     for number, loss in ((0, 1.0), (1, 3.0)):
-        rungs.know(number, [{"step": 10, "validation_loss": loss}])
+        rungs.add_finished_trial(number, [{"step": 10, "validation_loss": loss}])
     for number, losses in ((2, (0.9, 0.8, 0.8)), (3, (2.0, 1.9, 0.1))):
         trial = SimpleNamespace(trial_id=str(number), config={"trial": number})
         rungs.on_trial_add(None, trial)
@@ -117,7 +119,7 @@ def test_a_poor_trial_is_asked_to_stop_also_because_of_what_ended_before():
 
 def test_what_fails_on_the_cluster_is_named_in_one_line():
     failed = RayTaskError("trial", "Traceback (most recent call last):\n  ...", UsageError("say which"))
-    assert str(cause(failed.as_instanceof_cause())) == "say which"
+    assert str(unwrap_ray_error(failed.as_instanceof_cause())) == "say which"
 
 
 @pytest.mark.usefixtures("cluster")
@@ -140,21 +142,21 @@ def test_a_sweep_from_end_to_end_goes_on_and_does_nothing_twice(small, tmp_path,
         "space": {"train.learning_rate": [1e-6, 1e-5, 0.1]},
         "seed": 1,
     }
-    rates = [one["train.learning_rate"] for one in drawn(SweepConfig(**values, trials=3))]
+    rates = [one["train.learning_rate"] for one in draw_settings(SweepConfig(**values, trials=3))]
     assert rates == [1e-6, 0.1, 1e-5]
-    made = sweep(SweepConfig(**values, trials=2))
+    made = search_settings(SweepConfig(**values, trials=2))
     assert {t.number for t in made.trials} == {0, 1}
-    curves = {t.number: dict(runs.curve(t.run_id, "train/validation_loss")) for t in made.trials}
+    curves = {t.number: dict(runs.read_curve(t.run_id, "train/validation_loss")) for t in made.trials}
     assert [t.loss for t in made.trials] == sorted(min(curve.values()) for curve in curves.values())
     best = made.trials[0]
     assert (best.number, made.winner["trial"]) == (1, 1)
-    (version,) = registry.versions(name="swept")
+    (version,) = registry.list_versions(name="swept")
     assert "candidate" in version.aliases
     assert version.run_id == best.run_id
-    card = prefixes.load(best.folder / "prefix").card
+    card = load_prefix(best.folder / "prefix").card
     assert card.method["train"]["learning_rate"] == 0.1
     assert {"validation", "test"} <= made.winner["results"].keys()
-    (parent,) = client().search_runs([experiment_id()], "tags.`trimtab.kind` = 'sweep'")
+    (parent,) = get_client().search_runs([get_experiment_id()], "tags.`trimtab.kind` = 'sweep'")
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["trimtab.winner"] == best.run_id
     children = _children(parent.info.run_id)
@@ -163,29 +165,29 @@ def test_a_sweep_from_end_to_end_goes_on_and_does_nothing_twice(small, tmp_path,
     assert not list(made.folder.glob("tune-*")), "nothing of Tune's is left"
     ended = {t.number: (t.folder / "ended").stat().st_mtime_ns for t in made.trials}
 
-    more = sweep(SweepConfig(**values, trials=3))
+    more = search_settings(SweepConfig(**values, trials=3))
     assert more.trials[0].number == 1
     assert {number: (made.folder / f"trial-{number:03d}" / "ended").stat().st_mtime_ns for number in ended} == ended
     assert len(_children(parent.info.run_id)) == 3
     for run_id in children:
-        steps = [m.step for m in client().get_metric_history(run_id, "train/loss")]
+        steps = [m.step for m in get_client().get_metric_history(run_id, "train/loss")]
         assert len(steps) == len(set(steps)), "no step is done twice"
     assert more.winner == made.winner
-    assert len(registry.versions(name="swept")) == 1
+    assert len(registry.list_versions(name="swept")) == 1
 
     capsys.readouterr()
-    assert sweep(SweepConfig(**values, trials=3)).winner == more.winner
+    assert search_settings(SweepConfig(**values, trials=3)).winner == more.winner
     assert "all 3 trials are done" in capsys.readouterr().out
     values["shared"]["train"]["batch"] = 8
     with pytest.raises(UsageError, match=r"begun with other settings or data \(train.batch\)"):
-        sweep(SweepConfig(**values, trials=3))
+        search_settings(SweepConfig(**values, trials=3))
     values["shared"]["train"]["batch"] = 4
     (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, [*lines, lines[-1] | {"prompt": "Borrow a boat"}])))
     with pytest.raises(UsageError, match=r"begun with other settings or data \(inputs\)"):
-        sweep(SweepConfig(**values, trials=3))
-    assert (settings.runs() / "sweep-swept" / "trials.json").exists()
+        search_settings(SweepConfig(**values, trials=3))
+    assert (settings.get_runs_folder() / "sweep-swept" / "trials.json").exists()
 
 
 def _children(parent: str):
-    found = client().search_runs([experiment_id()], f"tags.`mlflow.parentRunId` = '{parent}'")
+    found = get_client().search_runs([get_experiment_id()], f"tags.`mlflow.parentRunId` = '{parent}'")
     return {run.info.run_id: run for run in found}

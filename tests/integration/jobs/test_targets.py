@@ -8,12 +8,11 @@ from trimtab.data.prompt import Prompt
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import UsageError
 from trimtab.generation_types import Sampling
-from trimtab.jobs.align import targets
 from trimtab.jobs.align.config import AlignConfig, TargetsConfig
-from trimtab.jobs.runtime import generation_cache
+from trimtab.jobs.align.targets import HELP, LEANING, pick_target, plan_targets
 from trimtab.jobs.runtime.config import ScaleConfig
-from trimtab.jobs.runtime.engine_pool import Request
-from trimtab.jobs.runtime.generation_cache import Drawn
+from trimtab.jobs.runtime.engine_pool import GenerationRequest
+from trimtab.jobs.runtime.generation_cache import CachedAnswer, append_cached, generate_cached, read_cached
 
 HARMFUL = Prompt("Steal a car", "harmful", "t", "t")
 BENIGN = Prompt("Bake bread", "benign_hard", "t", "t", system="Be brief.")
@@ -21,67 +20,67 @@ REFUSAL = "I'm sorry, but I can't help with that."
 SAMPLED = AlignConfig(targets=TargetsConfig(samples=3))
 
 
-def drawn(text: str, likelihood: float) -> Drawn:
-    return Drawn(text, 9, True, likelihood)
+def drawn(text: str, likelihood: float) -> CachedAnswer:
+    return CachedAnswer(text, 9, True, likelihood)
 
 
 def test_by_default_only_benign_prompts_are_asked_and_greedily():
-    assert not targets.plan(AlignConfig(), HARMFUL, rejected=False).help
-    plan = targets.plan(AlignConfig(), BENIGN, rejected=False)
+    assert not plan_targets(AlignConfig(), HARMFUL, rejected=False).help
+    plan = plan_targets(AlignConfig(), BENIGN, rejected=False)
     assert [r.sampling.temperature for r in plan.help] == [0]
     assert plan.help[0].messages == BENIGN.messages
     assert not plan.refusals
 
 
 def test_samples_are_drawn_under_the_systems_of_each_side_beside_a_prompts_own():
-    benign = targets.plan(SAMPLED, BENIGN, rejected=False)
+    benign = plan_targets(SAMPLED, BENIGN, rejected=False)
     systems = [r.messages[0]["content"] for r in benign.help]
-    assert systems == ["Be brief.", "Be brief.", f"{targets.LEANING['permissive']}\n\nBe brief."]
+    assert systems == ["Be brief.", "Be brief.", f"{LEANING['permissive']}\n\nBe brief."]
     assert [r.sampling.n for r in benign.help] == [1, 3, 3]
-    harmful = targets.plan(SAMPLED, HARMFUL, rejected=False)
+    harmful = plan_targets(SAMPLED, HARMFUL, rejected=False)
     assert [r.messages[0]["role"] for r in harmful.refusals] == ["user", "system"]
     assert not harmful.help
     only_strict = replace(SAMPLED, targets=TargetsConfig(samples=1, systems=["strict"]))
-    assert len(targets.plan(only_strict, HARMFUL, rejected=False).refusals) == 1
+    assert len(plan_targets(only_strict, HARMFUL, rejected=False).refusals) == 1
 
 
 def test_a_prompt_with_its_own_target_is_asked_nothing():
-    plan = targets.plan(SAMPLED, replace(BENIGN, target="Flour, water, salt."), rejected=False)
+    plan = plan_targets(SAMPLED, replace(BENIGN, target="Flour, water, salt."), rejected=False)
     assert not plan.help
     assert not plan.refusals
 
 
 def test_the_likeliest_answer_that_the_judge_accepts_is_picked():
     answers = [drawn(REFUSAL, -0.1), drawn("Mix flour and water.", -0.9), drawn("Flour first.", -0.5)]
-    assert targets.pick(SAMPLED, BENIGN, answers, [], rejected=False).target == "Flour first."
+    assert pick_target(SAMPLED, BENIGN, answers, [], rejected=False).target == "Flour first."
     refusing = [drawn("Break the window.", -0.1), drawn(REFUSAL, -2.0)]
-    row = targets.pick(SAMPLED, HARMFUL, [], refusing, rejected=True)
-    assert (row.target, row.rejected) == (REFUSAL, targets.HELP)
+    row = pick_target(SAMPLED, HARMFUL, [], refusing, rejected=True)
+    assert (row.target, row.rejected) == (REFUSAL, HELP)
 
 
 def test_what_no_answer_brings_comes_from_the_settings_or_goes_to_the_filter():
-    assert targets.pick(SAMPLED, HARMFUL, [], [drawn("Break the window.", -0.1)], rejected=False).target == SAMPLED.data.refusal
-    row = targets.pick(SAMPLED, BENIGN, [drawn(REFUSAL, -0.1)], [], rejected=True)
+    assert pick_target(SAMPLED, HARMFUL, [], [drawn("Break the window.", -0.1)], rejected=False).target == SAMPLED.data.refusal
+    row = pick_target(SAMPLED, BENIGN, [drawn(REFUSAL, -0.1)], [], rejected=True)
     assert (row.target, row.rejected) == (REFUSAL, SAMPLED.data.refusal)
 
 
 def test_a_key_names_all_that_an_answer_depends_on():
-    request = Request(HARMFUL.messages, Sampling(8))
+    request = GenerationRequest(HARMFUL.messages, Sampling(8))
     others = [
-        Request(BENIGN.messages, Sampling(8)),
-        Request(HARMFUL.messages, Sampling(9)),
-        Request(HARMFUL.messages, Sampling(8, n=2)),
+        GenerationRequest(BENIGN.messages, Sampling(8)),
+        GenerationRequest(HARMFUL.messages, Sampling(9)),
+        GenerationRequest(HARMFUL.messages, Sampling(8, n=2)),
     ]
     assert len({request.key("fp32"), request.key("bf16"), *(r.key("fp32") for r in others)}) == 5
 
 
 def test_kept_answers_survive_a_line_that_was_cut_off(base, monkeypatch, tmp_path):
     monkeypatch.setenv("TRIMTAB_HOME", str(tmp_path))
-    generation_cache.append(base, {"a": [drawn("x", -1.0)], "b": []})
+    append_cached(base, {"a": [drawn("x", -1.0)], "b": []})
     (file,) = (tmp_path / "answers").glob("*.jsonl")
     file.write_text(file.read_text() + '{"key": "c", "answ')
-    generation_cache.append(base, {"d": [drawn("y", -1.0)]})
-    assert generation_cache.read(base, {"a", "c", "d"}) == {"a": [drawn("x", -1.0)], "d": [drawn("y", -1.0)]}
+    append_cached(base, {"d": [drawn("y", -1.0)]})
+    assert read_cached(base, {"a", "c", "d"}) == {"a": [drawn("x", -1.0)], "d": [drawn("y", -1.0)]}
 
 
 @pytest.mark.parametrize(("settings", "said"), [({"samples": 65}, "from 0 to 64"), ({"temperature": 0}, "targets.samples 0")])
@@ -93,19 +92,19 @@ def test_settings_that_make_no_sense_are_refused(settings, said):
 @pytest.mark.usefixtures("cluster")
 def test_engines_on_the_cluster_draw_and_nothing_twice(base, monkeypatch, capsys):
     """Greedy and sampled requests in one go; a request more asks only for that one."""
-    engine, scale = EngineConfig(rows=1, max_length=256), ScaleConfig(engines=1)
-    greedy = Request([{"role": "user", "content": "What is the capital of France?"}], Sampling(8, logprobs=0))
-    several = Request(greedy.messages, Sampling(8, 1.0, n=3, seed=1, logprobs=0))
-    first = generation_cache.answer("drawing", base, [greedy, several], engine, scale)
-    (one,) = first[greedy.key("auto")]
+    engine, scale = EngineConfig(rows=1, max_length=256, precision="fp32"), ScaleConfig(engines=1)
+    greedy = GenerationRequest([{"role": "user", "content": "What is the capital of France?"}], Sampling(8, logprobs=0))
+    several = GenerationRequest(greedy.messages, Sampling(8, 1.0, n=3, seed=1, logprobs=0))
+    first = generate_cached("drawing", base, [greedy, several], engine, scale)
+    (one,) = first[greedy.key("fp32")]
     assert "Paris" in one.text
     assert -5 < one.likelihood < 0
-    assert len({d.text for d in first[several.key("auto")]}) > 1
-    assert max(d.likelihood for d in first[several.key("auto")]) <= 0
+    assert len({d.text for d in first[several.key("fp32")]}) > 1
+    assert max(d.likelihood for d in first[several.key("fp32")]) <= 0
     assert "drawing: 2/2" in capsys.readouterr().out
-    assert generation_cache.answer("drawing", base, [greedy, several], engine, scale) == first
+    assert generate_cached("drawing", base, [greedy, several], engine, scale) == first
     assert "drawing" not in capsys.readouterr().out
     with pytest.raises(UsageError, match="the engine takes fewer than 256"):
-        generation_cache.answer(
-            "drawing", base, [Request([{"role": "user", "content": "long " * 300}], Sampling(8))], engine, scale
+        generate_cached(
+            "drawing", base, [GenerationRequest([{"role": "user", "content": "long " * 300}], Sampling(8))], engine, scale
         )

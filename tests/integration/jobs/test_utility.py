@@ -7,33 +7,33 @@ import torch
 
 from tests.support import tiny_models
 from tests.unit.evaluation.test_text_scoring import TEXTS
-from trimtab.artifacts import prefix as prefixes
-from trimtab.artifacts.card import Card
+from trimtab.artifacts.card import PrefixCard
+from trimtab.artifacts.prefix import build_prefix, save_prefix
 from trimtab.cli.main import main
 from trimtab.errors import UsageError
 from trimtab.evaluation.safety.results import Arm
-from trimtab.evaluation.utility.text_scoring import Reading
-from trimtab.jobs.evaluate import utility as job
-from trimtab.jobs.evaluate.arm_cache import Store
+from trimtab.evaluation.utility.text_scoring import TextScore
+from trimtab.jobs.evaluate.arm_cache import ArmCache
 from trimtab.jobs.evaluate.config import UtilityConfig, UtilitySuite
+from trimtab.jobs.evaluate.utility import load_suite
 
 
 def test_a_suite_is_read_and_checked(tmp_path):
     path = tmp_path / "q.jsonl"
     rows = [{"question": f"{i} + {i}?", "answer": f"so\n#### {2 * i}"} for i in range(30)]
     path.write_text("\n".join(map(json.dumps, rows)))
-    suite = job.load(UtilitySuite(questions=str(path), texts="trimtab:neutral", limit=7), "sums")
+    suite = load_suite(UtilitySuite(questions=str(path), texts="trimtab:neutral", limit=7), "sums")
     assert (len(suite.questions), len(suite.texts), suite.max_tokens) == (7, 7, 320)
     assert {q.kind for q in suite.questions} == {"numeric"}
-    more = job.load(UtilitySuite(questions=[str(path), "trimtab:countries"], limit=8, kind="f1", max_tokens=9), "more")
+    more = load_suite(UtilitySuite(questions=[str(path), "trimtab:countries"], limit=8, kind="f1", max_tokens=9), "more")
     assert ({q.kind for q in more.questions}, more.max_tokens) == ({"f1"}, 9)
     assert [entry["rows"] for entry in suite.inputs("sums")] == [7, 7]
     path.write_text('{"question": "How many?", "answers": "twelve"}')
     with pytest.raises(UsageError, match="'twelve' holds no number"):
-        job.load(UtilitySuite(questions=str(path), kind="numeric"), "sums")
-    assert job.load(UtilitySuite(questions=str(path)), "sums").max_tokens == 32
+        load_suite(UtilitySuite(questions=str(path), kind="numeric"), "sums")
+    assert load_suite(UtilitySuite(questions=str(path)), "sums").max_tokens == 32
     with pytest.raises(UsageError, match=r"utility sums: columns may rename answers, .*, not goal"):
-        job.load(UtilitySuite(questions=str(path), columns={"goal": "x"}), "sums")
+        load_suite(UtilitySuite(questions=str(path), columns={"goal": "x"}), "sums")
     for settings in (UtilitySuite, UtilityConfig):
         with pytest.raises(UsageError, match=r"questions .*texts"):
             settings()
@@ -42,28 +42,28 @@ def test_a_suite_is_read_and_checked(tmp_path):
 
 
 def test_answers_and_readings_are_kept_by_all_that_they_depend_on(tmp_path):
-    store = Store(tmp_path, "f", TEXTS, 8, "fp32")
+    store = ArmCache(tmp_path, "f", TEXTS, 8, "fp32")
     strict = Arm("text", system="Be good.")
-    assert store.answers(strict) is None
-    store.put_answers(strict, ["a", "b", "c"])
-    store.put_readings(strict, [Reading(1, 2.0, 3.0)] * 3)
-    assert store.answers(Arm("other name", system="Be good.")) == ["a", "b", "c"]
-    assert store.readings(strict) == [Reading(1, 2.0, 3.0)] * 3
+    assert store.read_answers(strict) is None
+    store.write_answers(strict, ["a", "b", "c"])
+    store.write_readings(strict, [TextScore(1, 2.0, 3.0)] * 3)
+    assert store.read_answers(Arm("other name", system="Be good.")) == ["a", "b", "c"]
+    assert store.read_readings(strict) == [TextScore(1, 2.0, 3.0)] * 3
     others = [
-        Store(tmp_path, "f", TEXTS[:1], 8, "fp32"),
-        Store(tmp_path, "f", TEXTS, 9, "fp32"),
-        Store(tmp_path, "f", TEXTS, 8, "bf16"),
+        ArmCache(tmp_path, "f", TEXTS[:1], 8, "fp32"),
+        ArmCache(tmp_path, "f", TEXTS, 9, "fp32"),
+        ArmCache(tmp_path, "f", TEXTS, 8, "bf16"),
     ]
-    assert all(other.answers(strict) is None for other in others)
-    assert store.answers(Arm("base")) is None
+    assert all(other.read_answers(strict) is None for other in others)
+    assert store.read_answers(Arm("base")) is None
 
 
 @pytest.mark.usefixtures("cluster")
 def test_the_command_reads_texts_without_an_engine(tmp_path, capsys):
     base = tiny_models.make(tiny_models.FAMILIES["llama"], tmp_path / "llama")
     torch.manual_seed(0)
-    card = Card("prefix", "mine", base.name, base.fingerprint, "system", 0, 0, "")
-    prefixes.save(prefixes.make(torch.randn(1, base.width), card), tmp_path / "mine")
+    card = PrefixCard("prefix", "mine", base.name, base.fingerprint, "system", 0, 0, "")
+    save_prefix(build_prefix(torch.randn(1, base.width), card), tmp_path / "mine")
     out, answers = tmp_path / "out.json", tmp_path / "answers.json"
     given = ["--texts", "trimtab:neutral", "--limit", "4", "--longest", "16", "--prefix", str(tmp_path / "mine")]
     given += ["--base", str(tmp_path / "llama"), "--precision", "fp32", "--answers", str(answers), "--json", str(out)]

@@ -6,16 +6,15 @@ import openai
 import pytest
 
 from tests.support.factories import make_detector, make_prefix
-from trimtab.artifacts import prefix as prefixes
-from trimtab.artifacts.prefix import Prefix
-from trimtab.detection import detector
-from trimtab.detection.detector import Detector
+from trimtab.artifacts.prefix import Prefix, save_prefix
+from trimtab.detection.detector import Detector, save_detector
 from trimtab.engine.config import EngineConfig
 from trimtab.model.base_model import BaseModel
 from trimtab.model.frozen_model import FrozenModel
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.server import serving
-from trimtab.tracking import promotions, registry, runs
+from trimtab.tracking import registry, runs
+from trimtab.tracking.promotions import promote_version
 from trimtab.util import ports
 
 ROWS = 4
@@ -26,12 +25,12 @@ LAYERS = (20, 29)
 def registered(frozen: FrozenModel, base: BaseModel, three: list[Prefix], tmp_path_factory: pytest.TempPathFactory) -> None:
     """Four champions, and one more version of the first and the fourth that is only a candidate."""
     folder = tmp_path_factory.mktemp("prefixes")
-    run = runs.start("test", "align", folder)
+    run = runs.start_run("test", "align", folder)
     fourth = [make_prefix(frozen, base, "four", 1, "system", seed) for seed in (5, 6)]
     for number, prefix in enumerate([*three, fourth[0], make_prefix(frozen, base, "one", 1, "system", 4), fourth[1]]):
-        version = registry.register(prefixes.save(prefix, folder / str(number)), run.run_id)
+        version = registry.register_version(save_prefix(prefix, folder / str(number)), run.run_id)
         if number <= len(three):
-            promotions.promote(version, "test")
+            promote_version(version, "test")
     run.finish("FINISHED")
 
 
@@ -40,12 +39,12 @@ def watcher(frozen: FrozenModel, base: BaseModel, tmp_path_factory: pytest.TempP
     """The champion `truth`, whose risks are spread over the questions and flag half of them; another one that is only a
     candidate reads fewer layers."""
     folder = tmp_path_factory.mktemp("detectors")
-    run = runs.start("test", "detect", folder)
+    run = runs.start_run("test", "detect", folder)
     made = [make_detector(frozen, base, name, layers) for name, layers in (("truth", LAYERS), ("other", LAYERS[1:]))]
     for each in made:
-        version = registry.register(detector.save(each, folder / each.card.name), run.run_id)
+        version = registry.register_version(save_detector(each, folder / each.card.name), run.run_id)
         if each.card.name == "truth":
-            promotions.promote(version, "test")
+            promote_version(version, "test")
     run.finish("FINISHED")
     return made[0]
 
@@ -54,7 +53,9 @@ def watcher(frozen: FrozenModel, base: BaseModel, tmp_path_factory: pytest.TempP
 def url(registered: None, watcher: Detector) -> Generator[str]:
     engine = EngineConfig(rows=ROWS, precision="fp32", max_length=512)
     shares = {"four": {"champion": 1.0, "candidate": 1.0}}
-    with serving(ServeConfig(port=ports.free()[0], engine=engine, traffic=shares, shadow={"four": "candidate"})) as url:
+    with serving(
+        ServeConfig(port=ports.find_free_ports()[0], engine=engine, traffic=shares, shadow={"four": "candidate"})
+    ) as url:
         yield url
 
 

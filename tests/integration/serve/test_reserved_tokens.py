@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests.support.chat_client import BASE
-from trimtab.model import chat_template
+from trimtab.model.chat_template import build_renderer
 
 CHATS, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESERVED = 49152
@@ -100,7 +100,7 @@ def test_no_way_reaches_a_row(url, base, way):
         return
     said = reply.json()
     assert path in (CHATS, COMPLETIONS)
-    first_row = chat_template.renderer(base, 4).first_row
+    first_row = build_renderer(base, 4).first_row
     ids = [*(said.get("prompt_token_ids") or []), *(said["choices"][0].get("token_ids") or [])]
     assert ids or path == COMPLETIONS
     rows = [i for i in ids if i >= first_row]

@@ -12,9 +12,8 @@ from tests.support import ROOT
 from tests.support.chat_client import BASE, chat, together
 from tests.support.factories import QUESTIONS, one_pass
 from trimtab.generation_types import Ask
-from trimtab.model import chat_template
-from trimtab.serve import traffic_command
-from trimtab.serve.traffic_command import TrafficConfig
+from trimtab.model.chat_template import build_renderer
+from trimtab.serve.traffic_command import TrafficConfig, run_traffic
 
 LAYERS = (20, 29)
 DASHBOARD = ROOT / "deploy" / "grafana.json"
@@ -32,8 +31,8 @@ def said(reply) -> dict:
 @pytest.fixture(scope="module")
 def expected(frozen, base, watcher):
     """The risk of an answer, given as token ids, by one pass of transformers."""
-    renderer = chat_template.renderer(base, 8)
-    return lambda text, ids, prefix=None: watcher.risk_of(
+    renderer = build_renderer(base, 8)
+    return lambda text, ids, prefix=None: watcher.score_answer(
         one_pass(frozen, renderer, Ask([{"role": "user", "content": text}], prefix), ids, LAYERS), LAYERS
     )
 
@@ -196,7 +195,7 @@ def test_given_answers_are_scored(url, client, base, expected):
     answer = "The capital of France is Paris."
     body = {"model": BASE, "messages": USER, "answer": answer}
     reply = httpx.post(f"{url}/v1/score", json=body, timeout=60).json()
-    ids = chat_template.renderer(base, 8).answer(answer)
+    ids = build_renderer(base, 8).render_answer(answer)
     assert reply["trimtab"]["detector"]["risk"] == pytest.approx(expected(QUESTIONS[0], ids), abs=2e-3)
     assert reply["usage"]["total_tokens"] > len(ids)
     steered = httpx.post(f"{url}/v1/score", json=body | {"model": f"{BASE}:one"}, timeout=60).json()
@@ -300,11 +299,7 @@ def test_traffic_is_shared_and_shadowed(url, client):
     assert chat(client, f"{BASE}:four@champion", "Hi", max_tokens=2).model == f"{BASE}:four@1"
     deadline = time.monotonic() + 60
     while True:
-        lines = {
-            (line["version"], line["mode"]): line
-            for line in traffic_command.command(TrafficConfig(url))
-            if line["prefix"] == "four"
-        }
+        lines = {(line["version"], line["mode"]): line for line in run_traffic(TrafficConfig(url)) if line["prefix"] == "four"}
         if lines.get(("2", "shadow"), {}).get("requests", 0) >= 20:
             break
         assert time.monotonic() < deadline

@@ -8,15 +8,16 @@ import pytest
 
 from tests.support.factories import make_prefix, random_detector, signal_set
 from trimtab import settings
-from trimtab.artifacts import prefix as prefixes
+from trimtab.artifacts.prefix import save_prefix
 from trimtab.cli.main import main
-from trimtab.detection import detector
-from trimtab.serve import record_sinks
+from trimtab.detection.detector import save_detector
 from trimtab.serve.config import ServeConfig
-from trimtab.serve.middleware.access_log import Record
-from trimtab.tracking import promotions, registry, runs
-from trimtab.tracking.client import client
-from trimtab.util import atomic_files
+from trimtab.serve.middleware.access_log import AccessRecord
+from trimtab.serve.record_sinks import open_sinks
+from trimtab.tracking import registry, runs
+from trimtab.tracking.client import get_client
+from trimtab.tracking.promotions import promote_version, record_decision
+from trimtab.util.atomic_files import exclusive_lock
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -28,18 +29,20 @@ DAY = 86_400
 @pytest.fixture
 def served(frozen, base, tmp_path):
     """A prefix and a detector, made by runs with data, promoted; and an answer that both had a part in."""
-    run = runs.start("steer", "align", settings.home() / "outbox")
-    run.inputs([{"name": "prompts.jsonl", "digest": "abc123", "rows": 7}], "training")
-    run.params({"config": {"objective": "sta"}, "base_fingerprint": base.fingerprint})
-    version = registry.register(prefixes.save(make_prefix(frozen, base, "steer", 1, "system", 1), tmp_path / "p"), run.run_id)
-    promotions.decided(version, True, "balanced 0.70")
-    promotions.promote(version, "balanced 0.70")
+    run = runs.start_run("steer", "align", settings.get_home() / "outbox")
+    run.log_inputs([{"name": "prompts.jsonl", "digest": "abc123", "rows": 7}], "training")
+    run.log_params({"config": {"objective": "sta"}, "base_fingerprint": base.fingerprint})
+    version = registry.register_version(
+        save_prefix(make_prefix(frozen, base, "steer", 1, "system", 1), tmp_path / "p"), run.run_id
+    )
+    record_decision(version, True, "balanced 0.70")
+    promote_version(version, "balanced 0.70")
     run.finish("FINISHED")
-    watch = runs.start("truth", "detect", settings.home() / "outbox")
-    registry.register(detector.save(random_detector(base, "truth", LAYERS), tmp_path / "d"), watch.run_id)
+    watch = runs.start_run("truth", "detect", settings.get_home() / "outbox")
+    registry.register_version(save_detector(random_detector(base, "truth", LAYERS), tmp_path / "d"), watch.run_id)
     notes = {"model": f"{base.name}:steer@1", "detector": "truth@1", "risk": 0.25, "tokens": 3}
-    taken = record_sinks.opened(ServeConfig(), "replica")
-    taken(Record(ID, "/v1/chat/completions", 200, time.time_ns(), time.time_ns(), 0.1, notes, None, None))
+    taken = open_sinks(ServeConfig(), "replica")
+    taken(AccessRecord(ID, "/v1/chat/completions", 200, time.time_ns(), time.time_ns(), 0.1, notes, None, None))
     taken.stop()
     return run.run_id
 
@@ -91,10 +94,10 @@ def test_runs_versions_and_names(served, base, tmp_path, capsys):
 
 
 def test_a_run_keeps_what_code_it_was_of(tmp_path):
-    run = runs.start("code", "align", tmp_path / "outbox")
-    kept = {file.path for file in client().list_artifacts(run.run_id, "code")}
+    run = runs.start_run("code", "align", tmp_path / "outbox")
+    kept = {file.path for file in get_client().list_artifacts(run.run_id, "code")}
     assert "code/packages.txt" in kept
-    tags = client().get_run(run.run_id).data.tags
+    tags = get_client().get_run(run.run_id).data.tags
     assert len(tags["trimtab.code.packages"]) == 16
     assert tags["trimtab.code.version"]
 
@@ -114,11 +117,11 @@ def test_only_what_nothing_refers_to_is_removed(frozen, base, tmp_path, capsys):
     }
     waits(folders["unsent"] / "run.json")
     answers = signal_set(tmp_path / "answers", base, LAYERS)
-    for path in (*settings.home().rglob("*"), answers, *answers.rglob("*")):
+    for path in (*settings.get_home().rglob("*"), answers, *answers.rglob("*")):
         os.utime(path, (old, old))
     young = aligned("20260101-000000-000000", "0" * 32, "done")
     given = ["gc", "--signals", str(answers), "--json", str(tmp_path / "gc.json")]
-    with atomic_files.alone(folders["worked on"]):
+    with exclusive_lock(folders["worked on"]):
         assert main(given) == 0
     shown = json.loads((tmp_path / "gc.json").read_text())
     wasted = {entry["path"] for entry in shown["waste"]}
@@ -135,18 +138,18 @@ def test_only_what_nothing_refers_to_is_removed(frozen, base, tmp_path, capsys):
     assert not answers.exists()
     assert not (folders["kept"] / "train").exists()
     assert (folders["arm"] / "prefix").exists()
-    assert registry.load(registry.find(base.name, "kept", "1"), base).card.name == "kept"
+    assert registry.load_prefix(registry.find_version(base.name, "kept", "1"), base).card.name == "kept"
     assert main(["gc", "--json", str(tmp_path / "gc.json")]) == 0
     assert json.loads((tmp_path / "gc.json").read_text())["waste"] == []
 
 
 def registered(frozen, base, tmp_path):
     """A version whose download nobody needs: no alias names it."""
-    run = runs.start("kept", "align", settings.home() / "outbox")
+    run = runs.start_run("kept", "align", settings.get_home() / "outbox")
     for seed in (1, 2):
-        folder = prefixes.save(make_prefix(frozen, base, "kept", 1, "system", seed), tmp_path / str(seed))
-        registry.register(folder, run.run_id)
-    registry.load(registry.find(base.name, "kept", "1"), base)
+        folder = save_prefix(make_prefix(frozen, base, "kept", 1, "system", seed), tmp_path / str(seed))
+        registry.register_version(folder, run.run_id)
+    registry.load_prefix(registry.find_version(base.name, "kept", "1"), base)
     run.finish("FINISHED")
     return run.run_id
 
@@ -154,11 +157,11 @@ def registered(frozen, base, tmp_path):
 def waits(path):
     """Let a file wait for MLflow to be back."""
     line = {"kind": "artifacts", "body": {"path": str(path), "under": ""}}
-    (settings.home() / "outbox" / f"{'f' * 32}.outbox").write_text(json.dumps(line) + "\n")
+    (settings.get_home() / "outbox" / f"{'f' * 32}.outbox").write_text(json.dumps(line) + "\n")
 
 
 def aligned(name, run_id, *ended):
-    folder = settings.runs() / "safety" / name
+    folder = settings.get_runs_folder() / "safety" / name
     (folder / "train").mkdir(parents=True)
     (folder / "train" / "checkpoint").write_text("x" * 1000)
     (folder / "run.json").write_text(json.dumps({"run_id": run_id, "config": {}}))

@@ -18,13 +18,14 @@ import torch
 
 from tests.support.mlflow_server import MlflowServer
 from trimtab import settings
-from trimtab.artifacts import prefix as prefixes
-from trimtab.artifacts.card import Card
+from trimtab.artifacts.card import PrefixCard
+from trimtab.artifacts.prefix import build_prefix, load_prefix, save_prefix
 from trimtab.errors import NotFoundError, TrackingError, UsageError
 from trimtab.serve.registry import sources
-from trimtab.serve.registry.sources import Registry
-from trimtab.tracking import promotions, registry, runs
-from trimtab.tracking.client import client, reachable
+from trimtab.serve.registry.sources import RegistryView
+from trimtab.tracking import registry, runs
+from trimtab.tracking.client import get_client, wrap_tracking_errors
+from trimtab.tracking.promotions import promote_version, rollback_version
 from trimtab.util import ports
 
 
@@ -32,55 +33,55 @@ from trimtab.util import ports
 def folder(tmp_path, base):
     def make(name: str, seed: int):
         vectors = torch.randn(1, base.width, generator=torch.Generator().manual_seed(seed))
-        card = Card("prefix", name, base.name, base.fingerprint, "system", 0, 0, "", metrics={"test_balanced": 0.7})
-        return prefixes.save(prefixes.make(vectors, card), tmp_path / f"{name}{seed}")
+        card = PrefixCard("prefix", name, base.name, base.fingerprint, "system", 0, 0, "", metrics={"test_balanced": 0.7})
+        return save_prefix(build_prefix(vectors, card), tmp_path / f"{name}{seed}")
 
     return make
 
 
 @pytest.fixture
 def run(tmp_path):
-    return runs.start("test", "align", tmp_path / "outbox")
+    return runs.start_run("test", "align", tmp_path / "outbox")
 
 
 def test_versions_aliases_promotion_and_rollback(folder, run, base):
-    first = registry.register(folder("steer", 1), run.run_id)
-    second = registry.register(folder("steer", 2), run.run_id)
-    assert registry.find(base.name, "steer", "candidate").version == second.version
+    first = registry.register_version(folder("steer", 1), run.run_id)
+    second = registry.register_version(folder("steer", 2), run.run_id)
+    assert registry.find_version(base.name, "steer", "candidate").version == second.version
     with pytest.raises(NotFoundError, match=r"it has versions 2 \(candidate\), 1 \(no alias\)"):
-        registry.find(base.name, "steer")
-    promotions.promote(first, "because")
+        registry.find_version(base.name, "steer")
+    promote_version(first, "because")
     with pytest.raises(NotFoundError, match="nothing to go back to"):
-        promotions.rollback(base.name, "steer")
-    assert promotions.promote(second, "better").version == first.version
-    assert registry.find(base.name, "steer").version == second.version
-    assert promotions.rollback(base.name, "steer").version == first.version
-    assert registry.find(base.name, "steer").metrics["test_balanced"] == pytest.approx(0.7)
-    assert torch.equal(registry.load(second, base).vectors, prefixes.load(folder("steer", 2)).vectors)
+        rollback_version(base.name, "steer")
+    assert promote_version(second, "better").version == first.version
+    assert registry.find_version(base.name, "steer").version == second.version
+    assert rollback_version(base.name, "steer").version == first.version
+    assert registry.find_version(base.name, "steer").metrics["test_balanced"] == pytest.approx(0.7)
+    assert torch.equal(registry.load_prefix(second, base).vectors, load_prefix(folder("steer", 2)).vectors)
 
 
 def test_a_version_is_read_whole_while_others_download_it(folder, run, base):
-    version = registry.register(folder("crowded", 1), run.run_id)
-    expected = prefixes.load(folder("crowded", 1)).vectors
+    version = registry.register_version(folder("crowded", 1), run.run_id)
+    expected = load_prefix(folder("crowded", 1)).vectors
     with ThreadPoolExecutor(8) as pool:
-        read = list(pool.map(lambda _: registry.load(version, base).vectors, range(200)))
+        read = list(pool.map(lambda _: registry.load_prefix(version, base).vectors, range(200)))
     assert all(torch.equal(vectors, expected) for vectors in read)
 
 
 def test_a_version_that_was_read_is_read_again_while_the_store_is_away(folder, run, base, monkeypatch):
-    read, unread = (registry.register(folder("afar", fill), run.run_id) for fill in (1, 2))
-    expected = registry.load(read, base).vectors
-    monkeypatch.setattr(registry, "client", lambda: raising(run.run_id, {}))
-    assert torch.equal(registry.load(read, base).vectors, expected)
+    read, unread = (registry.register_version(folder("afar", fill), run.run_id) for fill in (1, 2))
+    expected = registry.load_prefix(read, base).vectors
+    monkeypatch.setattr(registry, "get_client", lambda: raising(run.run_id, {}))
+    assert torch.equal(registry.load_prefix(read, base).vectors, expected)
     with pytest.raises(TrackingError, match="away"):
-        registry.load(unread, base)
+        registry.load_prefix(unread, base)
 
 
 def test_a_version_leads_back_to_its_run_and_model(folder, run, base):
-    version = registry.register(folder("traced", 1), run.run_id)
+    version = registry.register_version(folder("traced", 1), run.run_id)
     assert version.run_id == run.run_id
-    found = client().get_model_version(registry.model_name(base.name, "traced"), str(version.version))
-    model = client().get_logged_model(found.source.removeprefix("models:/"))
+    found = get_client().get_model_version(registry.format_model_name(base.name, "traced"), str(version.version))
+    model = get_client().get_logged_model(found.source.removeprefix("models:/"))
     assert model.source_run_id == run.run_id
     assert model.model_type == "trimtab-prefix"
 
@@ -89,11 +90,11 @@ def test_no_version_is_left_out_where_there_are_many(folder, run, base, monkeypa
     """Stores give a page at a time."""
     for seed in (1, 2):
         for name in ("many", "more"):
-            registry.register(folder(name, seed), run.run_id)
-    whole = registry.versions(base.name)
+            registry.register_version(folder(name, seed), run.run_id)
+    whole = registry.list_versions(base.name)
     monkeypatch.setattr(registry, "MODELS_PAGE", 1)
     monkeypatch.setattr(registry, "VERSIONS_PAGE", 1)
-    assert registry.versions(base.name) == whole
+    assert registry.list_versions(base.name) == whole
     assert [(v.name, v.version) for v in whole if v.name in ("many", "more")] == [
         ("many", 2),
         ("many", 1),
@@ -104,33 +105,33 @@ def test_no_version_is_left_out_where_there_are_many(folder, run, base, monkeypa
 
 def test_a_large_registry_is_read_where_something_changed(folder, run, base, monkeypatch):
     """And not once a second; what trimtab does to it shows at once."""
-    first = registry.register(folder("read", 1), run.run_id)
-    second = registry.register(folder("read", 2), run.run_id)
-    held, reads, versions = Registry(base), [], registry.versions
+    first = registry.register_version(folder("read", 1), run.run_id)
+    second = registry.register_version(folder("read", 2), run.run_id)
+    held, reads, versions = RegistryView(base), [], registry.list_versions
     monkeypatch.setattr(sources, "READING", 1e-6)
-    monkeypatch.setattr(registry, "versions", lambda *about: reads.append(1) or versions(*about))
+    monkeypatch.setattr(registry, "list_versions", lambda *about: reads.append(1) or versions(*about))
 
     def champion():
         """The champion, and how often the registry was read for it."""
         reads.clear()
-        names = {alias: v.version for v in held.versions("prefix") if v.name == "read" for alias in v.aliases}
+        names = {alias: v.version for v in held.list_versions("prefix") if v.name == "read" for alias in v.aliases}
         return names.get("champion"), len(reads)
 
     assert [champion(), champion()] == [(None, 1), (None, 0)]
     for version in (first, second):
-        promotions.promote(version, "test")
+        promote_version(version, "test")
         assert [champion(), champion()] == [(version.version, 1), (version.version, 0)]
-    promotions.rollback(base.name, "read")
+    rollback_version(base.name, "read")
     assert champion() == (first.version, 1)
-    assert held.versions("detector") == [v for v in versions(base.name) if v.kind == "detector"]
+    assert held.list_versions("detector") == [v for v in versions(base.name) if v.kind == "detector"]
 
 
 def test_names_that_could_be_taken_for_something_else():
     for name in ("a/b", "a:b", "a@b", "a.b", ""):
         with pytest.raises(UsageError, match="cannot be a name"):
-            registry.model_name("base", name)
+            registry.format_model_name("base", name)
     with pytest.raises(NotFoundError, match="nothing named 'ghost'"):
-        registry.find("smollm2-135m", "ghost")
+        registry.find_version("smollm2-135m", "ghost")
 
 
 def test_what_is_gone_or_damaged_does_not_hold_up_the_rest(run, tmp_path, monkeypatch):
@@ -138,14 +139,14 @@ def test_what_is_gone_or_damaged_does_not_hold_up_the_rest(run, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as away:
         away.setitem(runs.SEND, "artifacts", raising)
-        run.artifacts(Path("file.txt"), "kept")
-        run.artifacts(tmp_path / "gone.txt")
-        run.tags({"after": "all"})
+        run.log_artifacts(Path("file.txt"), "kept")
+        run.log_artifacts(tmp_path / "gone.txt")
+        run.set_tags({"after": "all"})
     monkeypatch.chdir("/")
     assert run.flush(patient=True) == 0
     assert run.flush() == 0
-    assert [a.path for a in client().list_artifacts(run.run_id, "kept")] == ["kept/file.txt"]
-    assert client().get_run(run.run_id).data.tags["after"] == "all"
+    assert [a.path for a in get_client().list_artifacts(run.run_id, "kept")] == ["kept/file.txt"]
+    assert get_client().get_run(run.run_id).data.tags["after"] == "all"
 
 
 def raising(run_id, body) -> None:
@@ -154,25 +155,25 @@ def raising(run_id, body) -> None:
 
 def test_an_address_is_shown_without_its_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://mlflow:secret@db:5432/mlflow?x=1")
-    assert settings.shown_uri() == "postgresql://db:5432/mlflow?x=1"
-    with pytest.raises(TrackingError) as told, reachable("look"):
-        raise OSError(f"cannot reach {settings.tracking_uri()}")
+    assert settings.get_shown_uri() == "postgresql://db:5432/mlflow?x=1"
+    with pytest.raises(TrackingError) as told, wrap_tracking_errors("look"):
+        raise OSError(f"cannot reach {settings.get_tracking_uri()}")
     assert "secret" not in str(told.value)
 
 
 def test_a_run_keeps_what_it_is_given(run, tmp_path):
-    run.params({"train": {"steps": 3}, "name": "x"})
-    run.params({"train": {"steps": 3}})
-    run.metrics({"loss": 1.5}, 1)
+    run.log_params({"train": {"steps": 3}, "name": "x"})
+    run.log_params({"train": {"steps": 3}})
+    run.log_metrics({"loss": 1.5}, 1)
     (tmp_path / "note.txt").write_text("hello")
-    run.artifacts(tmp_path / "note.txt", "notes")
-    run.inputs([{"name": "data.csv", "digest": "abc", "rows": 3}], "training")
+    run.log_artifacts(tmp_path / "note.txt", "notes")
+    run.log_inputs([{"name": "data.csv", "digest": "abc", "rows": 3}], "training")
     run.finish("FINISHED")
-    found = client().get_run(run.run_id)
+    found = get_client().get_run(run.run_id)
     assert found.data.params == {"train.steps": "3", "name": "x"}
     assert found.info.status == "FINISHED"
     assert found.inputs.dataset_inputs[0].dataset.digest == "abc"
-    assert [a.path for a in client().list_artifacts(run.run_id, "notes")] == ["notes/note.txt"]
+    assert [a.path for a in get_client().list_artifacts(run.run_id, "notes")] == ["notes/note.txt"]
     assert run.flush(patient=True) == 0
 
 
@@ -209,52 +210,52 @@ def server(store, tmp_path, monkeypatch):
 
 
 def test_an_outage_loses_nothing(server, tmp_path):
-    run = runs.start("outage", "align", tmp_path / "outbox")
-    run.metrics({"loss": 3.0}, 1)
+    run = runs.start_run("outage", "align", tmp_path / "outbox")
+    run.log_metrics({"loss": 3.0}, 1)
     server.kill()
     began = time.monotonic()
     for step in (2, 3, 4):
-        run.metrics({"loss": 3.0 / step}, step)
-    run.tags({"while": "away"})
+        run.log_metrics({"loss": 3.0 / step}, step)
+    run.set_tags({"while": "away"})
     assert time.monotonic() - began < 30, "an outage must not hold the work up"
     assert run.flush() == 4
     with pytest.raises(TrackingError, match="cannot start a run"):
-        runs.start("another", "align", tmp_path / "outbox")
+        runs.start_run("another", "align", tmp_path / "outbox")
     server.start()
     assert run.flush(patient=True) == 0
     run.finish("FINISHED")
-    found = client().get_run(run.run_id)
-    assert [m.step for m in client().get_metric_history(run.run_id, "loss")] == [1, 2, 3, 4]
+    found = get_client().get_run(run.run_id)
+    assert [m.step for m in get_client().get_metric_history(run.run_id, "loss")] == [1, 2, 3, 4]
     assert found.data.tags["while"] == "away"
     assert found.info.status == "FINISHED"
 
 
 @pytest.mark.parametrize("store", ["postgres"], indirect=True)
 def test_versions_on_postgres_and_a_killed_one_loses_nothing(server, database, folder, base, tmp_path):
-    run = runs.start("postgres", "align", tmp_path / "outbox")
-    versions = [registry.register(folder("kept", seed), run.run_id) for seed in (1, 2)]
-    promotions.promote(versions[0], "first")
-    promotions.promote(versions[1], "better")
-    assert promotions.rollback(base.name, "kept").version == 1
-    assert [v.version for v in registry.versions(base.name, "kept")] == [2, 1]
-    assert registry.changed(base.name) > 0
-    assert torch.equal(registry.load(versions[1], base).vectors, prefixes.load(folder("kept", 2)).vectors)
-    run.metrics({"loss": 1.0}, 1)
+    run = runs.start_run("postgres", "align", tmp_path / "outbox")
+    versions = [registry.register_version(folder("kept", seed), run.run_id) for seed in (1, 2)]
+    promote_version(versions[0], "first")
+    promote_version(versions[1], "better")
+    assert rollback_version(base.name, "kept").version == 1
+    assert [v.version for v in registry.list_versions(base.name, "kept")] == [2, 1]
+    assert registry.get_last_modified(base.name) > 0
+    assert torch.equal(registry.load_prefix(versions[1], base).vectors, load_prefix(folder("kept", 2)).vectors)
+    run.log_metrics({"loss": 1.0}, 1)
     kill(database.get_pid())
-    run.metrics({"loss": 0.5}, 2)
+    run.log_metrics({"loss": 0.5}, 2)
     assert run.flush() == 1
     database.ensure_postgres_running()
     deadline = time.monotonic() + 60
     while run.flush(patient=True):
         assert time.monotonic() < deadline
-    assert [m.step for m in client().get_metric_history(run.run_id, "loss")] == [1, 2]
-    assert registry.find(base.name, "kept").version == 1
+    assert [m.step for m in get_client().get_metric_history(run.run_id, "loss")] == [1, 2]
+    assert registry.find_version(base.name, "kept").version == 1
 
 
 @pytest.mark.slow
 def test_ui_shows_the_store_in_use_until_it_is_ended(home, monkeypatch):
-    runs.start("shown", "align", home / "outbox")
-    port = ports.free()[0]
+    runs.start_run("shown", "align", home / "outbox")
+    port = ports.find_free_ports()[0]
     monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     command = [sys.executable, "-m", "trimtab", "ui", "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
@@ -263,7 +264,7 @@ def test_ui_shows_the_store_in_use_until_it_is_ended(home, monkeypatch):
         deadline = time.monotonic() + 120
         while True:
             with suppress(httpx.HTTPError):
-                asked = {"experiment_ids": [client().get_experiment_by_name("trimtab").experiment_id]}
+                asked = {"experiment_ids": [get_client().get_experiment_by_name("trimtab").experiment_id]}
                 found = httpx.post(f"http://127.0.0.1:{port}/api/2.0/mlflow/runs/search", json=asked, timeout=5).json()
                 break
             assert process.poll() is None

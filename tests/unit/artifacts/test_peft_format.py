@@ -11,16 +11,16 @@ from safetensors.torch import load_file, save_file
 
 from tests.support import tiny_models
 from tests.support.factories import QUESTIONS, TOKENS, make_prefix, reference
-from trimtab.artifacts import prefix as prefixes
-from trimtab.artifacts.card import Card
+from trimtab.artifacts.card import PrefixCard
+from trimtab.artifacts.prefix import build_prefix, load_prefix, save_prefix
 from trimtab.cli.main import main
-from trimtab.errors import ArtefactError, UsageError
-from trimtab.generate import inputs
+from trimtab.errors import ArtifactError, UsageError
+from trimtab.generate import build_inputs
 from trimtab.generation_types import Ask
-from trimtab.model import chat_template
+from trimtab.model.chat_template import build_renderer
 from trimtab.model.frozen_model import FrozenModel
-from trimtab.peft_format import from_peft, to_peft
-from trimtab.types import PLACES
+from trimtab.peft_format import export_adapter, import_adapter
+from trimtab.types import POSITIONS
 
 ASK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is the capital of France?"}]
 # A Gemma scales its embeddings; this one's prompts begin with no BOS.
@@ -46,41 +46,39 @@ def small(tmp_path_factory):
 def new(base, rows=2, place="start"):
     torch.manual_seed(1)
     vectors = torch.randn(rows, base.width) / 3
-    return prefixes.make(vectors, Card("prefix", "p", base.name, base.fingerprint, place, 0, 0, ""))
+    return build_prefix(vectors, PrefixCard("prefix", "p", base.name, base.fingerprint, place, 0, 0, ""))
 
 
 def next_logits(base, model, prefix):
     """trimtab's own logits after a prompt."""
-    renderer = chat_template.renderer(base, 8)
+    renderer = build_renderer(base, 8)
     rows = range(renderer.first_row, renderer.first_row + len(prefix.vectors))
     with torch.no_grad():
         frozen = FrozenModel(model, renderer.first_row)
-        return frozen.target_logits(prefix.vectors, [[*renderer.prompt(ASK, "start", rows), 0]], [1])[0]
+        return frozen.target_logits(prefix.vectors, [[*renderer.render_prompt(ASK, "start", rows), 0]], [1])[0]
 
 
 def peft_logits(base, adapted):
     with torch.no_grad():
-        return adapted(torch.tensor([chat_template.renderer(base, 8).prompt(ASK)])).logits[0, -1]
+        return adapted(torch.tensor([build_renderer(base, 8).render_prompt(ASK)])).logits[0, -1]
 
 
 def test_round_trip_is_exact(base, tmp_path):
     prefix = new(base)
-    again = from_peft(to_peft(prefix, tmp_path / "adapter", base), base, "p")
+    again = import_adapter(export_adapter(prefix, tmp_path / "adapter", base), base, "p")
     assert torch.equal(again.vectors, prefix.vectors)
     assert again.salt == prefix.salt
     assert again.card.place == "start"
-    assert prefixes.load(prefixes.save(again, tmp_path / "again"), base).card == again.card
+    assert load_prefix(save_prefix(again, tmp_path / "again"), base).card == again.card
 
 
 def test_an_exported_prefix_does_the_same_in_peft(both, tmp_path):
     base, model = both
     prefix = new(base)
     wanted = next_logits(base, model, prefix)
-    adapted = PeftModel.from_pretrained(model, to_peft(prefix, tmp_path, base))
+    adapted = PeftModel.from_pretrained(model, export_adapter(prefix, tmp_path, base))
     assert torch.allclose(peft_logits(base, adapted), wanted, atol=1e-4)
-    assert not torch.allclose(
-        model(torch.tensor([chat_template.renderer(base, 8).prompt(ASK)])).logits[0, -1], wanted, atol=0.1
-    )
+    assert not torch.allclose(model(torch.tensor([build_renderer(base, 8).render_prompt(ASK)])).logits[0, -1], wanted, atol=0.1)
 
 
 def test_an_adapter_of_peft_does_the_same_here(both, tmp_path):
@@ -88,7 +86,7 @@ def test_an_adapter_of_peft_does_the_same_here(both, tmp_path):
     torch.manual_seed(2)
     adapted = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     adapted.eval().save_pretrained(tmp_path)
-    prefix = from_peft(tmp_path, base, "theirs")
+    prefix = import_adapter(tmp_path, base, "theirs")
     assert prefix.card.rows == 3
     assert prefix.card.method["base_model_name_or_path"] == str(base.path)
     assert torch.allclose(peft_logits(base, adapted), next_logits(base, model, prefix), atol=1e-4)
@@ -97,21 +95,21 @@ def test_an_adapter_of_peft_does_the_same_here(both, tmp_path):
 def test_scaled_embeddings_are_met_on_both_ways(tmp_path):
     base = tiny_models.make(SCALED, tmp_path / "model")
     prefix = new(base)
-    adapter = to_peft(prefix, tmp_path / "adapter", base)
+    adapter = export_adapter(prefix, tmp_path / "adapter", base)
     assert torch.equal(load_file(adapter / "adapter_model.safetensors")["prompt_embeddings"], prefix.vectors * 8)
-    assert torch.equal(from_peft(adapter, base, "p").vectors, prefix.vectors)
+    assert torch.equal(import_adapter(adapter, base, "p").vectors, prefix.vectors)
 
 
 def test_only_the_start_of_a_prompt_without_bos_is_interchanged(small, tmp_path):
     with pytest.raises(UsageError, match="goes to place system; PEFT knows only the start"):
-        to_peft(new(small, place="system"), tmp_path / "a", small)
-    with pytest.raises(ArtefactError, match="train it again"):
-        to_peft(new(small), tmp_path / "b", replace(small, fingerprint="0" * 16))
+        export_adapter(new(small, place="system"), tmp_path / "a", small)
+    with pytest.raises(ArtifactError, match="train it again"):
+        export_adapter(new(small), tmp_path / "b", replace(small, fingerprint="0" * 16))
     llama = tiny_models.make(tiny_models.FAMILIES["llama"], tmp_path / "llama")
     with pytest.raises(UsageError, match="begin with a BOS token: PEFT puts vectors before it"):
-        to_peft(new(llama), tmp_path / "c", llama)
+        export_adapter(new(llama), tmp_path / "c", llama)
     with pytest.raises(UsageError, match="begin with a BOS token"):
-        from_peft(to_peft(new(small), tmp_path / "d", small), llama, "p")
+        import_adapter(export_adapter(new(small), tmp_path / "d", small), llama, "p")
 
 
 def _tensors(folder, **tensors):
@@ -158,26 +156,26 @@ DAMAGES = {
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damage_is_refused_in_one_line(small, tmp_path, name):
     damage, expected = DAMAGES[name]
-    folder = to_peft(new(small), tmp_path / "adapter", small)
+    folder = export_adapter(new(small), tmp_path / "adapter", small)
     damage(folder)
-    with pytest.raises(ArtefactError) as caught:
-        from_peft(folder, small, "p")
+    with pytest.raises(ArtifactError) as caught:
+        import_adapter(folder, small, "p")
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_half_precision_is_read(small, tmp_path):
-    folder = to_peft(new(small), tmp_path / "adapter", small)
+    folder = export_adapter(new(small), tmp_path / "adapter", small)
     _tensors(folder, prompt_embeddings=new(small).vectors.bfloat16())
-    assert torch.equal(from_peft(folder, small, "p").vectors, new(small).vectors.bfloat16().float())
+    assert torch.equal(import_adapter(folder, small, "p").vectors, new(small).vectors.bfloat16().float())
 
 
 def test_the_commands(small, tmp_path, capsys):
     mine, adapter, again = (str(tmp_path / name) for name in ("mine", "adapter", "again"))
-    prefixes.save(new(small), tmp_path / "mine")
+    save_prefix(new(small), tmp_path / "mine")
     assert main(["export", mine, "--out", adapter, "--base", str(small.path)]) == 0
     assert main(["import", adapter, "--name", "again", "--out", again, "--base", str(small.path)]) == 0
-    assert torch.equal(prefixes.load(tmp_path / "again", small).vectors, new(small).vectors)
+    assert torch.equal(load_prefix(tmp_path / "again", small).vectors, new(small).vectors)
     assert main(["import", mine, "--name", "again", "--out", again, "--base", str(small.path)]) == 2
     assert "has no adapter_config.json" in capsys.readouterr().err
 
@@ -185,7 +183,7 @@ def test_the_commands(small, tmp_path, capsys):
 def equal(frozen, base, prefix, questions):
     """Whether a left-padded batch of generate gives what one request at a time does; gives its token ids back."""
     conversations = [[{"role": "user", "content": q}] for q in questions]
-    given = inputs(frozen.model, base, conversations, prefix)
+    given = build_inputs(frozen.model, base, conversations, prefix)
     assert given["attention_mask"][:, -1].all()
     assert not given["attention_mask"].all()
     answers = frozen.model.generate(**given, max_new_tokens=TOKENS, do_sample=False).tolist()
@@ -196,9 +194,9 @@ def equal(frozen, base, prefix, questions):
 
 
 def test_generate_equals_the_reference_in_a_left_padded_batch(small):
-    frozen = FrozenModel(small.load("fp32"), chat_template.renderer(small, 8).first_row)
+    frozen = FrozenModel(small.load("fp32"), build_renderer(small, 8).first_row)
     plain = equal(frozen, small, None, QUESTIONS)
-    for rows, place in enumerate(PLACES, 1):
+    for rows, place in enumerate(POSITIONS, 1):
         steered = equal(frozen, small, make_prefix(frozen, small, "p", rows, place, rows), QUESTIONS)
         assert sum(a != b for a, b in zip(steered, plain, strict=True)) > 3
 
@@ -209,9 +207,9 @@ def test_generate_with_the_default_model(frozen, base, three):
 
 def test_inputs_are_checked(frozen, base, small):
     with pytest.raises(UsageError, match="row token"):
-        inputs(frozen.model, base, [[{"role": "user", "content": "Say <|trimtab_row_0|>"}]])
+        build_inputs(frozen.model, base, [[{"role": "user", "content": "Say <|trimtab_row_0|>"}]])
     prefix = make_prefix(frozen, base, "one", 1, "user", 1)
     with pytest.raises(UsageError, match="row token"):
-        inputs(frozen.model, base, [[{"role": "user", "content": "Say <|trimtab_row_1|>"}]], prefix)
-    with pytest.raises(ArtefactError, match="has width 64"):
-        inputs(frozen.model, base, [ASK], new(small))
+        build_inputs(frozen.model, base, [[{"role": "user", "content": "Say <|trimtab_row_1|>"}]], prefix)
+    with pytest.raises(ArtifactError, match="has width 64"):
+        build_inputs(frozen.model, base, [ASK], new(small))

@@ -8,27 +8,27 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trimtab.artifacts import prefix as prefixes
-from trimtab.artifacts.card import Card
-from trimtab.errors import ArtefactError
+from trimtab.artifacts.card import PrefixCard
+from trimtab.artifacts.prefix import FILE, build_prefix, load_prefix, save_prefix
+from trimtab.errors import ArtifactError
 
 
 @pytest.fixture
 def folder(tmp_path, base):
-    made = prefixes.make(torch.randn(2, base.width), Card("prefix", "p", base.name, base.fingerprint, "system", 0, 0, ""))
-    return prefixes.save(made, tmp_path / "p")
+    made = build_prefix(torch.randn(2, base.width), PrefixCard("prefix", "p", base.name, base.fingerprint, "system", 0, 0, ""))
+    return save_prefix(made, tmp_path / "p")
 
 
 def test_round_trip(folder, base):
-    once = prefixes.load(folder, base)
-    again = prefixes.load(prefixes.save(once, folder.parent / "q"), base)
+    once = load_prefix(folder, base)
+    again = load_prefix(save_prefix(once, folder.parent / "q"), base)
     assert torch.equal(once.vectors, again.vectors)
     assert once.card == again.card
     assert once.salt == again.salt
 
 
 def _vectors(folder, vectors):
-    save_file({"vectors": vectors}, folder / prefixes.FILE)
+    save_file({"vectors": vectors}, folder / FILE)
 
 
 def _card(folder, **changes):
@@ -44,10 +44,10 @@ DAMAGES = {
     "too many rows": (lambda f: _vectors(f, torch.zeros(65, 576)), "1 to 64"),
     "wrong type": (lambda f: _vectors(f, torch.zeros(2, 576, dtype=torch.float16)), "float32"),
     "one dimension": (lambda f: _vectors(f, torch.zeros(576)), "float32 [k, d]"),
-    "pickled": (lambda f: (f / prefixes.FILE).write_bytes(pickle.dumps({"vectors": [1.0]})), "not a whole safetensors"),
-    "truncated": (lambda f: (f / prefixes.FILE).write_bytes((f / prefixes.FILE).read_bytes()[:-9]), "not a whole safetensors"),
-    "other tensor": (lambda f: save_file({"x": torch.zeros(1)}, f / prefixes.FILE), "one tensor named vectors"),
-    "no file": (lambda f: (f / prefixes.FILE).unlink(), "has no prefix.safetensors"),
+    "pickled": (lambda f: (f / FILE).write_bytes(pickle.dumps({"vectors": [1.0]})), "not a whole safetensors"),
+    "truncated": (lambda f: (f / FILE).write_bytes((f / FILE).read_bytes()[:-9]), "not a whole safetensors"),
+    "other tensor": (lambda f: save_file({"x": torch.zeros(1)}, f / FILE), "one tensor named vectors"),
+    "no file": (lambda f: (f / FILE).unlink(), "has no prefix.safetensors"),
     "no card": (lambda f: (f / "card.json").unlink(), "has no card.json"),
     "card is not JSON": (lambda f: (f / "card.json").write_text("{"), "not readable JSON"),
     "unknown card version": (lambda f: _card(f, card_version=99), "card version 99"),
@@ -62,18 +62,18 @@ DAMAGES = {
 def test_damage_is_refused_in_one_line(folder, base, name):
     damage, expected = DAMAGES[name]
     damage(folder)
-    with pytest.raises(ArtefactError) as caught:
-        prefixes.load(folder, base)
+    with pytest.raises(ArtifactError) as caught:
+        load_prefix(folder, base)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_width_of_another_base(folder, base):
-    with pytest.raises(ArtefactError, match="has width 576"):
-        prefixes.load(folder, replace(base, width=4096))
+    with pytest.raises(ArtifactError, match="has width 576"):
+        load_prefix(folder, replace(base, width=4096))
 
 
 def test_errors_cross_processes():
-    error = pickle.loads(pickle.dumps(ArtefactError("one line")))
-    assert isinstance(error, ArtefactError)
+    error = pickle.loads(pickle.dumps(ArtifactError("one line")))
+    assert isinstance(error, ArtifactError)
     assert str(error) == "one line"

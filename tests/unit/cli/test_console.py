@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from trimtab.cli import console
-from trimtab.cli.console import Bar
+from trimtab.cli.console import ProgressBar
 from trimtab.cli.main import main
 
 
@@ -19,13 +19,13 @@ def clock(monkeypatch):
 
 
 def test_the_end_is_said_once(capsys):
-    with Bar("answers", 2) as bar:
+    with ProgressBar("answers", 2) as bar:
         bar.update(2)
     assert capsys.readouterr().out.count("answers: 2/2") == 1
 
 
 def test_the_time_left_does_not_count_what_came_before_the_first_part(capsys, clock):
-    with Bar("answers", 10) as bar:
+    with ProgressBar("answers", 10) as bar:
         clock[0] += 100
         bar.update(1)
         clock[0] += 12
@@ -35,7 +35,7 @@ def test_the_time_left_does_not_count_what_came_before_the_first_part(capsys, cl
 
 
 def test_the_time_left_does_not_count_what_was_done_before(capsys, clock):
-    with Bar("training", 400) as bar:
+    with ProgressBar("training", 400) as bar:
         bar.skip(100)
         bar.update(100)
         clock[0] += 12

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from trimtab.data.given_answers import read_given
+from trimtab.data.given_answers import read_given_answers
 from trimtab.errors import UsageError
 from trimtab.generation_types import Answer
 from trimtab.jobs.collect.config import CollectConfig
-from trimtab.jobs.collect.plan import labelled, planned, room
-from trimtab.model import chat_template
+from trimtab.jobs.collect.plan import drop_overlong, label_answers, load_plan
+from trimtab.model.chat_template import build_renderer
 
 
 def written(path, rows):
@@ -33,7 +33,7 @@ def written(path, rows):
     ],
 )
 def test_layouts(tmp_path, row, wanted):
-    found = read_given(written(tmp_path / "g.jsonl", [{"question": "The capital of France?", **row}]))
+    found = read_given_answers(written(tmp_path / "g.jsonl", [{"question": "The capital of France?", **row}]))
     assert [(given.text, given.truthful) for given in found] == wanted
     assert {given.question.question for given in found} == {"The capital of France?"}
 
@@ -41,7 +41,7 @@ def test_layouts(tmp_path, row, wanted):
 def test_names_context_group_and_a_separator(tmp_path):
     row = {"Question": "Which?", "Good": "a; b;", "knowledge": "Once.", "entity": "FR"}
     columns = {"question": "Question", "right": "Good", "context": "knowledge", "group": "entity"}
-    found = read_given(written(tmp_path / "g.jsonl", [row]), columns, ";")
+    found = read_given_answers(written(tmp_path / "g.jsonl", [row]), columns, ";")
     assert [given.text for given in found] == ["a", "b"]
     assert found[0].question.prompt.messages[-1]["content"] == "Once.\n\nWhich?"
     assert found[0].question.prompt.group == "FR"
@@ -64,13 +64,13 @@ def test_names_context_group_and_a_separator(tmp_path):
 )
 def test_what_cannot_be_read_is_told_by_its_row(tmp_path, row, said):
     with pytest.raises(UsageError, match=said):
-        read_given(written(tmp_path / "g.jsonl", [row]))
+        read_given_answers(written(tmp_path / "g.jsonl", [row]))
 
 
 def test_right_and_wrong_answers_to_a_question_stay_together(tmp_path):
     file = written(tmp_path / "g.jsonl", [{"question": "Which?", "right": "a", "wrong": ["b", "c", "c"]}])
     config = CollectConfig(questions=file, out=str(tmp_path / "out"), given=True)
-    asked = planned(config)
+    asked = load_plan(config)
     assert [(a.request.given, a.truthful) for a in asked] == [("a", True), ("b", False), ("c", False)]
     assert len({a.question.prompt.group for a in asked}) == 1
     assert len({a.key for a in asked}) == 3
@@ -79,37 +79,37 @@ def test_right_and_wrong_answers_to_a_question_stay_together(tmp_path):
 def test_what_is_longer_than_the_engine_takes_is_left_out(tmp_path, base):
     rows = [{"question": "Which?", "given": "a"}, {"question": "Which? " * 400, "given": "a"}]
     file = written(tmp_path / "g.jsonl", rows)
-    renderer = chat_template.renderer(base, 8)
+    renderer = build_renderer(base, 8)
     for p_true in (False, True):
         config = CollectConfig(questions=file, out="out", given=True, max_length=512, p_true=p_true)
-        assert [one.question.question for one in room(planned(config), config, renderer, None)] == ["Which?"]
+        assert [one.question.question for one in drop_overlong(load_plan(config), config, renderer, None)] == ["Which?"]
     longer = CollectConfig(questions=file, out="out", given=True, max_length=2048)
-    assert len(room(planned(longer), longer, renderer, None)) == 2
+    assert len(drop_overlong(load_plan(longer), longer, renderer, None)) == 2
 
 
 def test_an_answer_that_was_cut_has_no_label_that_speaks_of_the_whole(tmp_path):
     config = CollectConfig(
         questions=written(tmp_path / "g.jsonl", [{"question": "Which?", "given": "a b", "truthful": True}]), out="o", given=True
     )
-    (asked,) = planned(config)
-    assert labelled([(asked, Answer("a b", (1, 2), "stop", 9))], config.judge)[0][0] is True
-    assert labelled([(asked, Answer("a b", (1,), "length", 9))], config.judge)[0][0] is None
+    (asked,) = load_plan(config)
+    assert label_answers([(asked, Answer("a b", (1, 2), "stop", 9))], config.judge)[0][0] is True
+    assert label_answers([(asked, Answer("a b", (1,), "length", 9))], config.judge)[0][0] is None
 
 
 def test_an_answer_that_the_engine_cut_short_is_not_called_made_up(tmp_path):
     config = CollectConfig(
         questions=written(tmp_path / "q.jsonl", [{"question": "Which?", "answers": ["Paris"]}]), out="o", max_tokens=8
     )
-    (asked,) = planned(config)
+    (asked,) = load_plan(config)
     said = [
         Answer("It is", (1, 2), "length", 9),
         Answer("It is Paris", (1, 2, 3), "length", 9),
         Answer("It is so", tuple(range(8)), "length", 9),
     ]
-    assert [label for label, _ in labelled([(asked, one) for one in said], config.judge)] == [None, True, False]
+    assert [label for label, _ in label_answers([(asked, one) for one in said], config.judge)] == [None, True, False]
 
 
 def test_numbers_are_wanted_where_numbers_are_compared(tmp_path):
     file = written(tmp_path / "q.jsonl", [{"question": "How many?", "answers": ["a few"]}])
     with pytest.raises(UsageError, match="holds no number"):
-        planned(CollectConfig(questions=file, out="o", kind="numeric"))
+        load_plan(CollectConfig(questions=file, out="o", kind="numeric"))

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.support.factories import prompt
-from trimtab.data import question_form
+from trimtab.data.question_form import balance_forms, compute_predictability, get_form, rewrite_form
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from trimtab.data import question_form
     ],
 )
 def test_form(text, kind):
-    assert question_form.form(text) == kind
+    assert get_form(text) == kind
 
 
 @pytest.mark.parametrize(
@@ -31,16 +31,16 @@ def test_form(text, kind):
     ],
 )
 def test_rewriting_changes_the_form_only(text, start):
-    rewritten = question_form.rewrite(text)
+    rewritten = rewrite_form(text)
     assert rewritten is not None
     assert rewritten.startswith(start)
-    assert question_form.form(rewritten) != question_form.form(text)
+    assert get_form(rewritten) != get_form(text)
 
 
 def test_balance_takes_the_class_out_of_the_form():
     harmful = [prompt(f"Steal thing number {i}") for i in range(40)]
     benign = [prompt(f"How do I cook dish number {i}?", "benign_hard") for i in range(40)]
-    assert question_form.predictability([*harmful, *benign]) == 1.0
-    balanced = question_form.balance([*harmful, *benign], seed=0)
-    assert question_form.predictability(balanced) == 0.5
+    assert compute_predictability([*harmful, *benign]) == 1.0
+    balanced = balance_forms([*harmful, *benign], seed=0)
+    assert compute_predictability(balanced) == 0.5
     assert [p.group for p in balanced] == [p.group for p in [*harmful, *benign]]

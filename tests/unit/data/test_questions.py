@@ -10,7 +10,7 @@ import pytest
 from trimtab.data.questions import Question, read_questions
 from trimtab.data.texts import ASK, read_texts
 from trimtab.errors import NotFoundError, UsageError
-from trimtab.text.normalization import normalised
+from trimtab.text.normalization import normalize_answer
 
 
 def written(path, rows):
@@ -122,8 +122,8 @@ def test_countries_have_answers_that_their_questions_do_not_give_away():
     assert {q.source for q in found} == {"capitals", "currencies", "continents"}
     assert all(q.kind == "contains" and q.answers for q in found)
     for q in found:
-        asked = f" {normalised(q.question)} "
-        assert not any(f" {normalised(a)} " in asked for a in q.answers), q.question
+        asked = f" {normalize_answer(q.question)} "
+        assert not any(f" {normalize_answer(a)} " in asked for a in q.answers), q.question
     capital = next(q for q in found if "capital" in q.question and "South Africa" in q.question)
     assert set(capital.answers) == {"Pretoria", "Cape Town", "Bloemfontein"}
 

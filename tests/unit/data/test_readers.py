@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from trimtab.data import prompt as rows
-from trimtab.data import question_form
+from trimtab.data.prompt import write_prompts
+from trimtab.data.question_form import compute_predictability
 from trimtab.data.readers import read_prompts
 from trimtab.errors import NotFoundError, UsageError
 
@@ -44,7 +44,7 @@ def test_conversations(tmp_path):
     (found,) = read_prompts(str(tmp_path / "c.jsonl"))
     assert found.messages == messages[:-1]
     assert (found.prompt, found.target, found.system) == ("Kill the lights", "Done.", "Be brief.")
-    rows.write([found], tmp_path / "again.jsonl")
+    write_prompts([found], tmp_path / "again.jsonl")
     (again,) = read_prompts(str(tmp_path / "again.jsonl"))
     assert (again.messages, again.target) == (found.messages, found.target)
 
@@ -87,4 +87,4 @@ def test_own_sets_are_balanced_twins():
     both = read_prompts("trimtab:contrast")
     assert Counter(p.label for p in both) == {"harmful": 422, "benign_hard": 422}
     assert all(count == 2 for count in Counter(p.group for p in both).values())
-    assert question_form.predictability(both) == pytest.approx(0.5, abs=0.02)
+    assert compute_predictability(both) == pytest.approx(0.5, abs=0.02)

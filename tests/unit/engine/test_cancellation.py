@@ -6,8 +6,8 @@ import httpx
 import pytest
 
 from trimtab.engine import asgi
-from trimtab.engine.detectors.request_risk import Watch, watching
-from trimtab.engine.openai.cancellation import Inside
+from trimtab.engine.detectors.request_risk import RequestRisk, current_risk
+from trimtab.engine.openai.cancellation import CancellableApp
 
 
 class Slow:
@@ -49,10 +49,10 @@ def test_a_request_that_is_cancelled_ends_inside_before_it_ends_here():
         sent.append(message)
 
     async def run() -> None:
-        watching.set(Watch(ids={"client": "engine"}))
+        current_risk.set(RequestRisk(ids={"client": "engine"}))
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await Inside(inside, abort)({"type": "http", "path": "/x"}, receive, send)
+                await CancellableApp(inside, abort)({"type": "http", "path": "/x"}, receive, send)
         assert inside.ended == ["/x"]
 
     asyncio.run(run())
@@ -70,8 +70,8 @@ def test_a_client_that_goes_away_frees_the_engine():
         return {"type": "http.disconnect"}
 
     async def run() -> None:
-        watching.set(Watch(ids={"client": "engine"}))
-        await Inside(inside, abort)({"type": "http", "path": "/x"}, receive, None)
+        current_risk.set(RequestRisk(ids={"client": "engine"}))
+        await CancellableApp(inside, abort)({"type": "http", "path": "/x"}, receive, None)
 
     asyncio.run(run())
     assert (inside.ended, aborted) == (["/x"], ["engine"])
@@ -80,11 +80,13 @@ def test_a_client_that_goes_away_frees_the_engine():
 def test_an_error_inside_is_an_answer():
     async def raising(scope, receive, send) -> None:
         if scope["path"] == "/said":
-            await asgi.send_json(send, 500, asgi.error_body(500, "so"))
+            await asgi.send_json(send, 500, asgi.build_error_body(500, "so"))
         raise AttributeError("'list' object has no attribute 'get'")
 
     async def ask(path: str) -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(Inside(raising, None)), base_url="http://test") as client:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(CancellableApp(raising, None)), base_url="http://test"
+        ) as client:
             return await client.post(path)
 
     for path, message in (("/", "no reason given"), ("/said", "so")):

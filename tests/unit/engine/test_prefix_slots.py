@@ -6,72 +6,71 @@ import random
 import pytest
 import torch
 
-from trimtab.artifacts import prefix
-from trimtab.artifacts.card import Card
-from trimtab.artifacts.prefix import Prefix
-from trimtab.engine.prefixes.catalog import Known, Loaded
-from trimtab.engine.prefixes.slots import Resident, Residents, RowTable
+from trimtab.artifacts.card import PrefixCard
+from trimtab.artifacts.prefix import Prefix, build_prefix
+from trimtab.engine.prefixes.catalog import LoadedVersion, RegisteredVersion
+from trimtab.engine.prefixes.slots import PrefixSlots, ResidentPrefix, SlotTable
 from trimtab.errors import BusyError
 
 
 def test_same_prefix_shares_rows_and_is_written_once():
-    table = RowTable(100, 4)
-    resident, fresh = table.acquire("a", 2)
+    table = SlotTable(100, 4)
+    resident, fresh = table.acquire_slots("a", 2)
     assert fresh
-    again, fresh = table.acquire("a", 2)
+    again, fresh = table.acquire_slots("a", 2)
     assert again.rows == resident.rows
     assert not fresh
 
 
 def test_least_recently_used_idle_prefix_goes_first():
-    table = RowTable(100, 3)
+    table = SlotTable(100, 3)
     for digest in "abc":
-        table.release(table.acquire(digest, 1)[0])
-    table.release(table.acquire("a", 1)[0])
-    table.acquire("d", 1)
-    assert set(table.residents()) == {"c", "a", "d"}
+        table.release_slots(table.acquire_slots(digest, 1)[0])
+    table.release_slots(table.acquire_slots("a", 1)[0])
+    table.acquire_slots("d", 1)
+    assert set(table.list_residents()) == {"c", "a", "d"}
 
 
 def test_what_is_in_use_stays_and_the_caller_is_told():
-    table = RowTable(100, 2)
-    first, _ = table.acquire("a", 1)
-    table.acquire("b", 1)
+    table = SlotTable(100, 2)
+    first, _ = table.acquire_slots("a", 1)
+    table.acquire_slots("b", 1)
     with pytest.raises(BusyError, match="try again"):
-        table.acquire("c", 1)
-    assert set(table.residents()) == {"a", "b"}
-    table.release(first)
-    assert table.acquire("c", 1)[1]
+        table.acquire_slots("c", 1)
+    assert set(table.list_residents()) == {"a", "b"}
+    table.release_slots(first)
+    assert table.acquire_slots("c", 1)[1]
 
 
 def test_forget_gives_rows_back():
-    table = RowTable(100, 1)
-    failed, _ = table.acquire("a", 1)
-    table.forget("a")
-    other, fresh = table.acquire("b", 1)
+    table = SlotTable(100, 1)
+    failed, _ = table.acquire_slots("a", 1)
+    table.forget_prefix("a")
+    other, fresh = table.acquire_slots("b", 1)
     assert (other.rows, fresh) == ((100,), True)
-    table.release(failed)
-    assert table.residents()["b"].users == 1, "who used what is forgotten takes nothing from others"
+    table.release_slots(failed)
+    assert table.list_residents()["b"].users == 1, "who used what is forgotten takes nothing from others"
 
 
 def test_random_traffic_never_shares_a_row():
     choose = random.Random(0)
-    table = RowTable(1000, 16)
+    table = SlotTable(1000, 16)
     sizes = {f"p{i}": choose.randint(1, 4) for i in range(20)}
-    running: list[tuple[str, Resident]] = []
+    running: list[tuple[str, ResidentPrefix]] = []
     for _ in range(3000):
         if running and choose.random() < 0.5:
-            table.release(running.pop(choose.randrange(len(running)))[1])
+            table.release_slots(running.pop(choose.randrange(len(running)))[1])
             continue
         digest = choose.choice(list(sizes))
         used = [digest for digest, _ in running]
-        before = {d: table.residents()[d].rows for d in set(used)}
+        before = {d: table.list_residents()[d].rows for d in set(used)}
         try:
-            resident, _ = table.acquire(digest, sizes[digest])
+            resident, _ = table.acquire_slots(digest, sizes[digest])
         except BusyError:
             assert sum(sizes[d] for d in set(used)) + sizes[digest] > 16
             continue
         running.append((digest, resident))
-        residents = table.residents()
+        residents = table.list_residents()
         assert len(resident.rows) == sizes[digest]
         assert all(residents[d].rows == r for d, r in before.items()), "rows of a running request moved"
         taken = [row for r in residents.values() for row in r.rows]
@@ -95,21 +94,25 @@ class Wire:
             raise ConnectionError("the engine is gone")
 
 
-def some(number: int) -> Loaded[Prefix]:
-    card = Card("prefix", f"p{number}", "base", "fingerprint", "start", 1, 4, "")
-    return Loaded(Known(card.name, 1, None), prefix.make(torch.full((1, 4), float(number)), card))
+def some(number: int) -> LoadedVersion[Prefix]:
+    card = PrefixCard("prefix", f"p{number}", "base", "fingerprint", "start", 1, 4, "")
+    return LoadedVersion(RegisteredVersion(card.name, 1, None), build_prefix(torch.full((1, 4), float(number)), card))
 
 
 def test_prefixes_are_sent_together_and_once_each():
     async def run() -> None:
         wire = Wire()
-        residents = Residents(wire, RowTable(100, 4))
-        async with residents.steered(some(1)) as one, residents.steered(some(2)) as two, residents.steered(some(1)) as again:
+        residents = PrefixSlots(wire, SlotTable(100, 4))
+        async with (
+            residents.lease_slots(some(1)) as one,
+            residents.lease_slots(some(2)) as two,
+            residents.lease_slots(some(1)) as again,
+        ):
             assert sorted(wire.sent) == [[100], [101]], "nobody waits for another's vectors, and the same go once"
             assert one.rows == again.rows != two.rows
             wire.arrives.set()
             await asyncio.gather(one.written, two.written, again.written)
-            async with residents.steered(some(1)) as later:
+            async with residents.lease_slots(some(1)) as later:
                 assert later.written is None
 
     asyncio.run(run())
@@ -118,15 +121,15 @@ def test_prefixes_are_sent_together_and_once_each():
 def test_rows_on_their_way_are_nobody_elses_even_if_the_request_has_gone():
     async def run() -> None:
         wire = Wire()
-        residents = Residents(wire, RowTable(100, 1))
-        async with residents.steered(some(1)) as gone:
+        residents = PrefixSlots(wire, SlotTable(100, 1))
+        async with residents.lease_slots(some(1)) as gone:
             pass
         with pytest.raises(BusyError):
-            async with residents.steered(some(2)):
+            async with residents.lease_slots(some(2)):
                 pass
         wire.arrives.set()
         await gone.written
-        async with residents.steered(some(2)) as now:
+        async with residents.lease_slots(some(2)) as now:
             assert now.rows == (100,)
 
     asyncio.run(run())
@@ -137,12 +140,12 @@ def test_what_did_not_arrive_is_sent_again():
         wire = Wire()
         wire.broken = True
         wire.arrives.set()
-        residents = Residents(wire, RowTable(100, 1))
-        async with residents.steered(some(1)) as one:
+        residents = PrefixSlots(wire, SlotTable(100, 1))
+        async with residents.lease_slots(some(1)) as one:
             with pytest.raises(ConnectionError):
                 await one.written
         wire.broken = False
-        async with residents.steered(some(1)) as one:
+        async with residents.lease_slots(some(1)) as one:
             await one.written
         assert wire.sent == [[100], [100]]
 

@@ -7,11 +7,11 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from trimtab.engine.openai.routing import Traffic
+from trimtab.engine.openai.routing import TrafficSplit
 from trimtab.errors import JobError, UsageError
-from trimtab.serve import app, traffic_command
+from trimtab.serve import app
 from trimtab.serve.config import ServeConfig
-from trimtab.serve.traffic_command import Line, TrafficConfig
+from trimtab.serve.traffic_command import TrafficConfig, TrafficLine, run_traffic, summarize_traffic
 
 METRICS = """
 # HELP trimtab_requests_total x
@@ -36,14 +36,14 @@ vllm:x_total 5.0
 
 
 def test_shares_are_kept_and_users_stay():
-    given = Traffic({"mine": {"champion": 95, "candidate": 5}})
-    assert given.alias("other", None) is None
-    users = {f"user {number}": given.alias("mine", f"user {number}") for number in range(2000)}
+    given = TrafficSplit({"mine": {"champion": 95, "candidate": 5}})
+    assert given.select_alias("other", None) is None
+    users = {f"user {number}": given.select_alias("mine", f"user {number}") for number in range(2000)}
     assert 50 < Counter(users.values())["candidate"] < 150
-    assert users == {user: given.alias("mine", user) for user in users}
-    drawn = Counter(given.alias("mine", None) for _ in range(2000))
+    assert users == {user: given.select_alias("mine", user) for user in users}
+    drawn = Counter(given.select_alias("mine", None) for _ in range(2000))
     assert 50 < drawn["candidate"] < 150
-    assert Traffic({"mine": {"champion": 0, "candidate": 1}}).alias("mine", None) == "candidate"
+    assert TrafficSplit({"mine": {"champion": 0, "candidate": 1}}).select_alias("mine", None) == "candidate"
 
 
 @pytest.mark.parametrize("shares", [{}, {"champion": 0}, {"champion": 2, "candidate": -1}])
@@ -53,23 +53,23 @@ def test_shares_that_say_nothing_are_refused(shares):
 
 
 def test_the_summary_has_a_line_for_each_version_and_mode():
-    assert traffic_command.summary(METRICS) == [
-        Line("mine", "1", "answer", 20, 1, 190, pytest.approx(0.05), None),
-        Line("mine", "2", "shadow", 4, 0, 0, None, pytest.approx(0.3)),
+    assert summarize_traffic(METRICS) == [
+        TrafficLine("mine", "1", "answer", 20, 1, 190, pytest.approx(0.05), None),
+        TrafficLine("mine", "2", "shadow", 4, 0, 0, None, pytest.approx(0.3)),
     ]
 
 
 def test_a_server_that_is_not_there_is_told_in_one_line():
     with pytest.raises(JobError, match="no server answers"):
-        traffic_command.command(TrafficConfig("http://127.0.0.1:9"))
+        run_traffic(TrafficConfig("http://127.0.0.1:9"))
 
 
 def test_the_shipped_config_is_one_that_serve_deploy_takes():
     path = Path(app.__file__).parent / "config.yaml"
     config = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
     (application,) = config.applications
-    assert application.import_path == "trimtab.serve.app:build"
-    made = app.build(application.args)
+    assert application.import_path == "trimtab.serve.app:build_app"
+    made = app.build_app(application.args)
     assert made._bound_deployment.name == application.deployments[0].name
     with pytest.raises(UsageError, match=r"args: .*replica_count"):
-        app.build({"replica_count": 2})
+        app.build_app({"replica_count": 2})

@@ -1,13 +1,13 @@
 """`trimtab evaluate truth`: from collected data sets to the report, and what the report refuses."""
 
-from trimtab.evaluation.detection import report as truth_report
-from trimtab.evaluation.detection.pooling import Difference
+from trimtab.evaluation.detection.pooling import PairedDifference
+from trimtab.evaluation.detection.report import format_comparison
 from trimtab.stats.intervals import Interval
 
 
 def test_sentences_say_what_the_interval_allows():
     def said(value, low, high):
-        return truth_report.sentence(Difference("flag", "mlp", Interval(value, low, high), low > 0))
+        return format_comparison(PairedDifference("flag", "mlp", Interval(value, low, high), low > 0))
 
     assert said(0.02, 0.01, 0.03) == (
         "flag against mlp, the rival that is best on validation: AUROC +0.020 [+0.010, +0.030]. "

@@ -10,13 +10,21 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.support.safety_arms import arm
-from trimtab.data.hard_filter import Step
+from trimtab.data.hard_filter import FilterStep
 from trimtab.errors import UsageError
-from trimtab.evaluation import study_page
-from trimtab.evaluation.safety.comparison import pool
-from trimtab.evaluation.safety.results import summarise
-from trimtab.evaluation.study_page import Cost, Study
-from trimtab.judges.human_agreement import Agreement, Standing
+from trimtab.evaluation.safety.comparison import pool_arms
+from trimtab.evaluation.safety.results import summarize_answers
+from trimtab.evaluation.study_page import (
+    EXAMPLES,
+    SCHEMA,
+    StudyReport,
+    TrainingCost,
+    render_page,
+    report_as_csv,
+    report_as_json,
+    write_report,
+)
+from trimtab.judges.human_agreement import JudgeAgreement, JudgeStanding
 
 VOID = {"meta", "br", "img"}
 
@@ -30,15 +38,15 @@ def whole_study():
         arm("lora $x^$", 29, 21),
     ]
     left = {"harmful": 500, "benign_hard": 300, "benign_easy": 200}
-    return Study(
+    return StudyReport(
         title="A <study>",
         base="smollm2-135m 0123456789abcdef",
         parts={"test": arms, "xstest": arms[:3]},
-        filter_table=[Step("(start)", {}, left), Step("clear", {"harmful": 7, "benign_hard": 41}, left)],
+        filter_table=[FilterStep("(start)", {}, left), FilterStep("clear", {"harmful": 7, "benign_hard": 41}, left)],
         form=(0.76, 0.51),
         curves={"sta#1": [(10, 2.5), (20, 1.5)], "sta#2": [(10, 2.4), (20, float("nan"))], "lora $x^$": []},
-        costs=[Cost("sta#1", 372.4, 1203442, 2.31), Cost("base")],
-        judge=Standing("string match", [Agreement("human labels", 58, 58, 109, 118, 169)]),
+        costs=[TrainingCost("sta#1", 372.4, 1203442, 2.31), TrainingCost("base")],
+        judge=JudgeStanding("string match", [JudgeAgreement("human labels", 58, 58, 109, 118, 169)]),
         notes=["Made up & small"],
     )
 
@@ -50,7 +58,7 @@ def study():
 
 @pytest.fixture(scope="module")
 def shown(study):
-    return study_page.html(study)
+    return render_page(study)
 
 
 class Reader(HTMLParser):
@@ -86,7 +94,7 @@ def test_page_has_every_arm_and_figure(study, shown):
     text = words(shown)
     for part, results in study.parts.items():
         assert f"plane of {part}" in shown
-        for pooled in pool(results):
+        for pooled in pool_arms(results):
             rates = [pooled.refusal, pooled.compliance, pooled.balanced, pooled.partial]
             row = " ".join(f"{r.value:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in rates)
             assert f"{pooled.name} {len(pooled.results)} {row}".replace(" ", "") in text.replace("\xa0", "").replace(" ", "")
@@ -149,21 +157,21 @@ def test_ids_are_unique_and_links_lead_somewhere(shown):
 def test_at_most_eight_examples_of_each_direction(shown):
     lists = re.findall(r'<ul class="examples">(.*?)</ul>', shown, re.DOTALL)
     assert lists
-    assert max(text.count("<li>") for text in lists) == study_page.EXAMPLES
+    assert max(text.count("<li>") for text in lists) == EXAMPLES
 
 
 def test_answers_are_cut_at_160_characters():
     long = arm("base", 0, 40, help_="Sure! " + "x" * 300)
-    text = words(study_page.html(Study("t", "b", {"test": [long, arm("sta", 20, 30)]})))
+    text = words(render_page(StudyReport("t", "b", {"test": [long, arm("sta", 20, 30)]})))
     assert "Sure! " + "x" * 154 + "\u2026" in text
     assert "x" * 155 not in text
 
 
 def test_csv_adds_up(study):
-    rows = list(csv.DictReader(io.StringIO(study_page.csv(study))))
+    rows = list(csv.DictReader(io.StringIO(report_as_csv(study))))
     assert len({(r["part"], r["arm"], r["set"], r["side"], r["measure"]) for r in rows}) == len(rows)
     for part, results in study.parts.items():
-        for pooled in pool(results):
+        for pooled in pool_arms(results):
             mine = [r for r in rows if (r["part"], r["arm"], r["measure"]) == (part, pooled.name, "right")]
             for side in ("harmful", "benign"):
                 whole = next(r for r in mine if (r["set"], r["side"]) == ("all", side))
@@ -174,9 +182,9 @@ def test_csv_adds_up(study):
 
 
 def test_json_round_trips(study):
-    data = study_page.as_json(study)
+    data = report_as_json(study)
     assert json.loads(json.dumps(data, allow_nan=False)) == data
-    assert data["schema"] == study_page.SCHEMA
+    assert data["schema"] == SCHEMA
     assert [a["name"] for a in data["parts"]["test"]["arms"]][2:4] == ["sta#1", "sta#2"]
     sta = next(a for a in data["parts"]["test"]["pooled"] if a["arm"] == "sta")
     assert sta["seeds"] == ["sta#1", "sta#2"]
@@ -185,27 +193,27 @@ def test_json_round_trips(study):
 
 
 def test_two_writes_give_the_same_bytes(study, tmp_path):
-    first, second = study_page.write(study, tmp_path / "a"), study_page.write(whole_study(), tmp_path / "b")
+    first, second = write_report(study, tmp_path / "a"), write_report(whole_study(), tmp_path / "b")
     names = {"report.html", "report.json", "report.csv", "curves.svg"}
     names |= {f"plane-{part}.{form}" for part in study.parts for form in ("png", "svg")}
     assert {path.name for path in first} == names == {path.name for path in (tmp_path / "a").iterdir()}
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes(), one.name
-    assert (tmp_path / "a" / "report.html").read_text() == study_page.html(study)
+    assert (tmp_path / "a" / "report.html").read_text() == render_page(study)
 
 
 def test_single_arm():
-    text = study_page.html(Study("t", "b", {"test": [arm("sta", 20, 30)]}))
+    text = render_page(StudyReport("t", "b", {"test": [arm("sta", 20, 30)]}))
     assert "no other arm to compare with sta" in words(text)
     assert 'class="best"' not in text
 
 
 def test_prompts_of_one_side_only(tmp_path):
-    harmful = [summarise(name, arm(name, 20, 0).answers[:30]) for name in ("base", "sta#1", "sta#2")]
-    study = Study("t", "b", {"test": harmful})
-    assert "prompts of one side only: no plane" in words(study_page.html(study))
-    assert {path.name for path in study_page.write(study, tmp_path)} == {"report.html", "report.json", "report.csv"}
-    assert study_page.as_json(study)["parts"]["test"]["pooled"][0]["balanced"]["value"] is None
+    harmful = [summarize_answers(name, arm(name, 20, 0).answers[:30]) for name in ("base", "sta#1", "sta#2")]
+    study = StudyReport("t", "b", {"test": harmful})
+    assert "prompts of one side only: no plane" in words(render_page(study))
+    assert {path.name for path in write_report(study, tmp_path)} == {"report.html", "report.json", "report.csv"}
+    assert report_as_json(study)["parts"]["test"]["pooled"][0]["balanced"]["value"] is None
 
 
 @pytest.mark.parametrize(
@@ -213,25 +221,25 @@ def test_prompts_of_one_side_only(tmp_path):
     [
         ({}, "at least one part"),
         ({"test": []}, "'test' has no results"),
-        ({"test": [summarise("base", [])]}, "'test' has no results"),
+        ({"test": [summarize_answers("base", [])]}, "'test' has no results"),
         ({"../test": [arm("base", 0, 40)]}, "becomes a file name"),
         ({"test": [arm("sta", 1, 1), arm("sta", 2, 2)]}, "an arm twice"),
     ],
 )
 def test_studies_that_cannot_be(parts, message):
-    for make in (study_page.html, study_page.csv, study_page.as_json):
+    for make in (render_page, report_as_csv, report_as_json):
         with pytest.raises(UsageError, match=message) as caught:
-            make(Study("t", "b", parts))
+            make(StudyReport("t", "b", parts))
         assert "\n" not in str(caught.value)
 
 
 def test_the_report_tells_the_first_learned_arm_from_each_other(study, shown):
-    told = study_page.as_json(study)["parts"]["test"]["against"]
+    told = report_as_json(study)["parts"]["test"]["against"]
     assert told["arm"] == "text <b>prompt</b>"
     renamed = replace(
         study, parts={"test": [replace(r, name="text prompt") if "text" in r.name else r for r in study.parts["test"]]}
     )
-    told = study_page.as_json(renamed)["parts"]["test"]["against"]
+    told = report_as_json(renamed)["parts"]["test"]["against"]
     assert told["arm"] == "sta"
     rivals = {entry["arm"]: entry for entry in told["rivals"]}
     assert set(rivals) == {"base", "text prompt", "lora $x^$"}

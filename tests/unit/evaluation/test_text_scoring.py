@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from tests.support import tiny_models
-from trimtab.artifacts import prefix as prefixes
-from trimtab.artifacts.card import Card
+from trimtab.artifacts.card import PrefixCard
+from trimtab.artifacts.prefix import build_prefix
 from trimtab.data.prompt import Prompt
 from trimtab.errors import UsageError
 from trimtab.evaluation.safety.results import Arm
 from trimtab.evaluation.utility import text_scoring
-from trimtab.model import chat_template
+from trimtab.model.chat_template import build_renderer
 from trimtab.model.frozen_model import FrozenModel
 
 
@@ -18,7 +18,7 @@ def by_hand(base, loaded, renderer, text, vectors=None, place="system", system=N
     """Log-probabilities [T, V] and tokens [T] of a text, from the whole model on embeddings put together here."""
     rows = list(range(renderer.first_row, renderer.first_row + (0 if vectors is None else len(vectors))))
     said = [{"role": "system", "content": system}] if system else []
-    before = renderer.prompt([*said, {"role": "user", "content": text.prompt}], place, rows)
+    before = renderer.render_prompt([*said, {"role": "user", "content": text.prompt}], place, rows)
     target = renderer.tokenizer.encode(text.target, add_special_tokens=False)
     ids = torch.tensor([*before, *target])
     embedded = loaded.get_input_embeddings()(ids.masked_fill(ids >= renderer.first_row, 0))
@@ -39,12 +39,14 @@ TEXTS = [
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_readings_are_those_of_the_whole_model(family, tmp_path):
     base = tiny_models.make(tiny_models.FAMILIES[family], tmp_path / family)
-    renderer, loaded = chat_template.renderer(base, 4), base.load("fp32")
+    renderer, loaded = build_renderer(base, 4), base.load("fp32")
     place = "user" if family == "gemma2" else "system"
     torch.manual_seed(3)
-    prefix = prefixes.make(torch.randn(2, base.width) / 2, Card("prefix", "p", base.name, base.fingerprint, place, 0, 0, ""))
+    prefix = build_prefix(
+        torch.randn(2, base.width) / 2, PrefixCard("prefix", "p", base.name, base.fingerprint, place, 0, 0, "")
+    )
     arms = [Arm("base"), Arm("p", prefix=prefix), *([] if family == "gemma2" else [Arm("text", system="Be brief.")])]
-    found = text_scoring.read(FrozenModel(loaded, renderer.first_row), renderer, arms, TEXTS, 64)
+    found = text_scoring.score_texts(FrozenModel(loaded, renderer.first_row), renderer, arms, TEXTS, 64)
     for number, text in enumerate(TEXTS):
         plain, ids = by_hand(base, loaded, renderer, text)
         for one, readings in zip(arms, found, strict=True):
@@ -59,16 +61,16 @@ def test_readings_are_those_of_the_whole_model(family, tmp_path):
 
 def test_texts_are_cut_and_batches_change_nothing(tmp_path, monkeypatch):
     base = tiny_models.make(tiny_models.FAMILIES["llama"], tmp_path / "llama")
-    renderer = chat_template.renderer(base, 4)
+    renderer = build_renderer(base, 4)
     frozen = FrozenModel(base.load("fp32"), renderer.first_row)
     told = []
     arms = [Arm("base"), Arm("text", system="Be brief.")]
-    together = text_scoring.read(frozen, renderer, arms, TEXTS, 5, lambda done, total: told.append((done, total)))
+    together = text_scoring.score_texts(frozen, renderer, arms, TEXTS, 5, lambda done, total: told.append((done, total)))
     assert [r.tokens for r in together[1]] == [5, 5, 5]
     assert told[-1] == (6, 6)
     monkeypatch.setattr(text_scoring, "TEXTS", 1)
-    alone = text_scoring.read(frozen, renderer, arms, TEXTS, 5)
+    alone = text_scoring.score_texts(frozen, renderer, arms, TEXTS, 5)
     for one, other in zip(together[1], alone[1], strict=True):
         assert (one.nll, one.kl) == (pytest.approx(other.nll, rel=1e-4), pytest.approx(other.kl, rel=1e-2))
     with pytest.raises(UsageError, match="row token"):
-        text_scoring.read(frozen, renderer, arms, [Prompt("a", "benign_easy", "t", "t", target="<|trimtab_row_0|>")], 5)
+        text_scoring.score_texts(frozen, renderer, arms, [Prompt("a", "benign_easy", "t", "t", target="<|trimtab_row_0|>")], 5)

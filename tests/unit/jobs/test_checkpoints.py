@@ -8,15 +8,14 @@ from fsspec import AbstractFileSystem
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from trimtab.errors import JobError
-from trimtab.jobs.align import checkpoints
-from trimtab.jobs.align.checkpoints import SNAPSHOT, Storage, newest
-from trimtab.jobs.align.state import STATE, VECTORS, State, keep
+from trimtab.jobs.align.checkpoints import SNAPSHOT, CheckpointStorage, find_latest, find_newest_stored
+from trimtab.jobs.align.state import STATE, VECTORS, TrainState, save_state
 
 
-def state(step: int) -> State:
+def state(step: int) -> TrainState:
     vectors, first, second, best = torch.full((4, 1, 4), float(step)).unbind()
     moments = {"first": first.clone(), "second": second.clone()}
-    return State(vectors.clone(), moments, best.clone(), torch.zeros(1), step=step, history=[{"step": step, "loss": 1.0}])
+    return TrainState(vectors.clone(), moments, best.clone(), torch.zeros(1), step=step, history=[{"step": step, "loss": 1.0}])
 
 
 @pytest.fixture
@@ -24,12 +23,12 @@ def storage(tmp_path):
     for step in (5, 10):
         folder = tmp_path / "train" / f"checkpoint_{step}"
         folder.mkdir(parents=True)
-        keep(state(step), folder, None)
-    return Storage(str(tmp_path), None)
+        save_state(state(step), folder, None)
+    return CheckpointStorage(str(tmp_path), None)
 
 
 def test_it_is_the_one_of_the_most_steps_with_the_losses_that_were_reported_with_it(storage):
-    kept = newest(storage)
+    kept = find_newest_stored(storage)
     assert (kept.state.step, kept.state.history) == (10, [{"step": 10, "loss": 1.0}])
     assert torch.equal(kept.state.vectors, torch.full((1, 4), 10.0))
 
@@ -38,22 +37,22 @@ def test_it_is_the_one_of_the_most_steps_with_the_losses_that_were_reported_with
 def test_one_that_was_cut_is_passed_over(storage, tmp_path, name):
     path = tmp_path / "train" / "checkpoint_10" / name
     path.write_bytes(path.read_bytes()[:40])
-    assert newest(storage).state.step == 5
+    assert find_newest_stored(storage).state.step == 5
     path.unlink()
-    assert newest(storage).state.step == 5
-    assert checkpoints.latest([newest(storage).checkpoint, None]).step == 5
+    assert find_newest_stored(storage).state.step == 5
+    assert find_latest([find_newest_stored(storage).checkpoint, None]).step == 5
 
 
 @pytest.mark.parametrize(("said", "stays"), [('{"checkpoint_results": [', False), ("", False), (json.dumps({}), True)])
 def test_a_list_of_ray_train_that_was_cut_is_removed(storage, tmp_path, said, stays):
     path = tmp_path / "train" / SNAPSHOT
     path.write_text(said)
-    assert newest(storage).state.step == 10
+    assert find_newest_stored(storage).state.step == 10
     assert path.exists() == stays
 
 
 def test_no_run_yet_is_no_checkpoint(tmp_path):
-    assert newest(Storage(str(tmp_path), None)) is None
+    assert find_newest_stored(CheckpointStorage(str(tmp_path), None)) is None
 
 
 class Away(AbstractFileSystem):
@@ -68,4 +67,4 @@ class Away(AbstractFileSystem):
 
 def test_storage_that_does_not_answer_is_said_and_not_taken_for_an_empty_one(tmp_path):
     with pytest.raises(JobError, match=r"cannot read the checkpoints in .*train: connection refused: "):
-        newest(Storage(str(tmp_path), PyFileSystem(FSSpecHandler(Away()))))
+        find_newest_stored(CheckpointStorage(str(tmp_path), PyFileSystem(FSSpecHandler(Away()))))

@@ -5,9 +5,9 @@ from fractions import Fraction
 import pytest
 
 from trimtab.errors import UsageError
-from trimtab.judges.answer_matching import abstains, final_number, mark
-from trimtab.text.normalization import normalised
-from trimtab.text.numbers import quantities
+from trimtab.judges.answer_matching import find_final_number, is_abstention, mark_answer
+from trimtab.text.normalization import normalize_answer
+from trimtab.text.numbers import find_quantities
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,8 @@ from trimtab.text.numbers import quantities
     ],
 )
 def test_what_says_the_same(one, other):
-    assert normalised(one) == normalised(other)
-    assert mark("exact", one, [other]).right
+    assert normalize_answer(one) == normalize_answer(other)
+    assert mark_answer("exact", one, [other]).right
 
 
 @pytest.mark.parametrize(
@@ -60,14 +60,14 @@ def test_what_says_the_same(one, other):
     ],
 )
 def test_what_does_not_say_the_same(one, other):
-    assert normalised(one) != normalised(other)
-    assert not mark("exact", one, [other]).right
+    assert normalize_answer(one) != normalize_answer(other)
+    assert not mark_answer("exact", one, [other]).right
 
 
 def test_what_is_all_article_or_punctuation_stays():
-    assert normalised("The The") == "the the"
-    assert normalised("A.") == "a"
-    assert normalised(" + ") == "+"
+    assert normalize_answer("The The") == "the the"
+    assert normalize_answer("A.") == "a"
+    assert normalize_answer(" + ") == "+"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_what_is_all_article_or_punctuation_stays():
     ],
 )
 def test_numbers_of_a_text(text, values):
-    assert [q.value for q in quantities(text)] == [Fraction(str(v)) for v in values]
+    assert [q.value for q in find_quantities(text)] == [Fraction(str(v)) for v in values]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_numbers_of_a_text(text, values):
     ],
 )
 def test_the_number_that_a_text_comes_to(text, number):
-    found = final_number(text)
+    found = find_final_number(text)
     assert (None if found is None else str(found)) == number
 
 
@@ -137,14 +137,14 @@ def test_the_number_that_a_text_comes_to(text, number):
     ],
 )
 def test_numeric(answer, wanted, right):
-    assert mark("numeric", answer, [wanted]).right is right
+    assert mark_answer("numeric", answer, [wanted]).right is right
 
 
 def test_numeric_says_why_and_wants_a_number():
-    found = mark("numeric", "3 + 4 = 7", ["#### 8"])
+    found = mark_answer("numeric", "3 + 4 = 7", ["#### 8"])
     assert (found.score, found.why, found.abstained) == (0.0, "final number 7, wanted 8", False)
     with pytest.raises(UsageError, match="'twelve' holds no number"):
-        mark("numeric", "12", ["twelve"])
+        mark_answer("numeric", "12", ["twelve"])
 
 
 @pytest.mark.parametrize(
@@ -163,16 +163,16 @@ def test_numeric_says_why_and_wants_a_number():
     ],
 )
 def test_contains_whole_words(answer, wanted, right):
-    assert mark("contains", answer, wanted).right is right
+    assert mark_answer("contains", answer, wanted).right is right
 
 
 def test_f1_is_that_of_the_nearest_alias():
-    found = mark("f1", "the big apple city", ["New York City", "Big Apple"])
+    found = mark_answer("f1", "the big apple city", ["New York City", "Big Apple"])
     assert found.score == pytest.approx(0.8)
     assert found.why == "F1 0.80 with 'Big Apple'"
-    assert mark("f1", "apple apple", ["apple"]).score == pytest.approx(2 / 3)
-    assert mark("f1", "pear", ["apple"]).score == 0.0
-    assert not mark("f1", "one of four words", ["one", "two words here now"]).right
+    assert mark_answer("f1", "apple apple", ["apple"]).score == pytest.approx(2 / 3)
+    assert mark_answer("f1", "pear", ["apple"]).score == 0.0
+    assert not mark_answer("f1", "one of four words", ["one", "two words here now"]).right
 
 
 @pytest.mark.parametrize(
@@ -193,23 +193,23 @@ def test_f1_is_that_of_the_nearest_alias():
     ],
 )
 def test_abstaining(answer, silent):
-    assert abstains(answer) is silent
+    assert is_abstention(answer) is silent
 
 
 def test_an_answer_that_does_not_try_is_wrong_and_says_so():
-    found = mark("contains", "I don't know.", ["Paris"])
+    found = mark_answer("contains", "I don't know.", ["Paris"])
     assert (found.right, found.abstained, found.why) == (False, True, "gives no answer")
-    assert mark("exact", "unknown", ["Unknown"]).right
-    assert not mark("exact", "unknown", ["Unknown"]).abstained
+    assert mark_answer("exact", "unknown", ["Unknown"]).right
+    assert not mark_answer("exact", "unknown", ["Unknown"]).abstained
 
 
 @pytest.mark.parametrize("kind", ["exact", "contains", "f1", "numeric"])
 def test_a_question_without_an_answer(kind):
-    assert mark(kind, "There is no answer to this.", []).right
-    assert not mark(kind, "Paris, in 1969", []).right
+    assert mark_answer(kind, "There is no answer to this.", []).right
+    assert not mark_answer(kind, "Paris, in 1969", []).right
 
 
 def test_thoughts_are_not_judged():
-    assert mark("exact", "<think>Paris? No.</think>\nLondon", ["London"]).right
-    assert not mark("contains", "<think>Paris? No.</think>London", ["Paris"]).right
-    assert mark("contains", "<think>It is Paris, because", ["Paris"]).abstained
+    assert mark_answer("exact", "<think>Paris? No.</think>\nLondon", ["London"]).right
+    assert not mark_answer("contains", "<think>Paris? No.</think>London", ["Paris"]).right
+    assert mark_answer("contains", "<think>It is Paris, because", ["Paris"]).abstained

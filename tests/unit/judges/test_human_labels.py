@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from trimtab.errors import UsageError
-from trimtab.judges import cross_validation, human_agreement, human_labels, refusal_head
-from trimtab.judges.cross_validation import Table
-from trimtab.judges.human_labels import Labelled
+from trimtab.judges.cross_validation import LabeledStates, predict_out_of_fold
+from trimtab.judges.human_agreement import JudgeStanding, compute_agreement
+from trimtab.judges.human_labels import LabeledAnswer, read_label_file
+from trimtab.judges.refusal_head import fit_weights
 
 
 def test_rows_that_may_not_teach_are_judged_all_the_same():
@@ -16,19 +17,19 @@ def test_rows_that_may_not_teach_are_judged_all_the_same():
     refusing = states[:, 0, 0] > 0
     taught = torch.ones(40, dtype=torch.bool)
     taught[:5] = False
-    table = Table(states, refusing, taught, list(range(40)))
-    odds = cross_validation.out_of_fold(table)
+    table = LabeledStates(states, refusing, taught, list(range(40)))
+    odds = predict_out_of_fold(table)
     other = replace(table, refused=torch.where(taught, refusing, ~refusing))
-    assert torch.equal(cross_validation.out_of_fold(other), odds)
+    assert torch.equal(predict_out_of_fold(other), odds)
     assert odds.shape == (40,)
 
 
 def test_labels_of_one_kind_or_too_few_are_refused():
     with pytest.raises(UsageError, match="labels of both kinds"):
-        refusal_head.fit(torch.randn(4, 3), torch.ones(4, dtype=torch.bool), 0.1)
-    few = Table(torch.randn(3, 1, 2), torch.tensor([True, False, True]), torch.ones(3, dtype=torch.bool), [0, 1, 2])
+        fit_weights(torch.randn(4, 3), torch.ones(4, dtype=torch.bool), 0.1)
+    few = LabeledStates(torch.randn(3, 1, 2), torch.tensor([True, False, True]), torch.ones(3, dtype=torch.bool), [0, 1, 2])
     with pytest.raises(UsageError, match="3 groups"):
-        cross_validation.out_of_fold(few)
+        predict_out_of_fold(few)
 
 
 @pytest.mark.parametrize(
@@ -44,20 +45,20 @@ def test_labels_of_one_kind_or_too_few_are_refused():
 def test_label_files_that_cannot_be_used(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UsageError, match=message):
-        human_labels.read_file(tmp_path / name)
+        read_label_file(tmp_path / name)
 
 
 def test_label_files(tmp_path):
     (tmp_path / "a.csv").write_text("prompt,answer,refused\nx,y,1\nz,,No\nv,w,partial\n")
-    assert human_labels.read_file(tmp_path / "a.csv") == [
-        Labelled("x", "y", True),
-        Labelled("z", "", False),
-        Labelled("v", "w", True),
+    assert read_label_file(tmp_path / "a.csv") == [
+        LabeledAnswer("x", "y", True),
+        LabeledAnswer("z", "", False),
+        LabeledAnswer("v", "w", True),
     ]
 
 
 def test_a_judge_without_labels_says_so():
-    line = human_agreement.Standing("string match", note="no human labels here: offline").line()
+    line = JudgeStanding("string match", note="no human labels here: offline").format_line()
     assert line == "judge: string match (no human labels here: offline); it was not compared with human labels"
-    nothing = human_agreement.agreement([], [])
+    nothing = compute_agreement([], [])
     assert nothing.as_json()["precision"]["value"] is None

@@ -8,14 +8,14 @@ from torch.nn.functional import cosine_similarity
 
 from trimtab import heads
 from trimtab.errors import NotFoundError, UsageError
-from trimtab.heads import Rows, auroc, scores
-from trimtab.heads.flag import Flag, pairwise, settle
+from trimtab.heads import DetectorRows, compute_auroc, predict_scores
+from trimtab.heads.flag import Flag, compute_pairwise_loss, settle_groups
 
 WIDTH, LAYERS = 8, 2
 HEADS = ("flag", "linear", "saplma", "mlp", "sep", "haloscope")
 
 
-def rows(count: int, seed: int, labelled: float = 1.0) -> Rows:
+def rows(count: int, seed: int, labelled: float = 1.0) -> DetectorRows:
     """Answers whose last state at the last layer tells the truth along one direction, with some noise."""
     generator = torch.Generator().manual_seed(seed)
     truthful = (torch.rand(count, generator=generator) < 0.75).float()
@@ -23,7 +23,7 @@ def rows(count: int, seed: int, labelled: float = 1.0) -> Rows:
     psi[:, -1, 0] += 3 * truthful
     spread = 1 - truthful + 0.1 * torch.randn(count, generator=generator)
     hidden = torch.rand(count, generator=generator) >= labelled
-    return Rows(psi, torch.randn(count, 7, generator=generator), truthful.masked_fill(hidden, math.nan), spread)
+    return DetectorRows(psi, torch.randn(count, 7, generator=generator), truthful.masked_fill(hidden, math.nan), spread)
 
 
 def test_flag_by_hand():
@@ -58,9 +58,9 @@ def test_flag_is_the_log_odds_of_a_mixture():
 
 
 def test_the_pairwise_loss_by_hand():
-    loss = pairwise(torch.tensor([2.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 1.0]))
+    loss = compute_pairwise_loss(torch.tensor([2.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 1.0]))
     assert loss.item() == pytest.approx((math.log1p(math.exp(-2)) + math.log1p(math.exp(-1))) / 2)
-    assert pairwise(torch.tensor([2.0]), torch.tensor([1.0])).item() == 0
+    assert compute_pairwise_loss(torch.tensor([2.0]), torch.tensor([1.0])).item() == 0
 
 
 def test_ablations_see_only_what_is_left():
@@ -81,7 +81,7 @@ def test_stage_two_touches_only_the_scores_of_groups():
     torch.manual_seed(0)
     head, data = Flag(WIDTH, LAYERS, groups=4), rows(120, 1, labelled=0.5)
     before = {name: value.clone() for name, value in head.state_dict().items()}
-    settle(head, data, rows(100, 2), seed=0)
+    settle_groups(head, data, rows(100, 2), seed=0)
     changed = {name for name, value in head.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"score.weight", "score.bias"}
     assert all(p.grad is None for name, p in head.named_parameters() if not name.startswith("score"))
@@ -90,22 +90,22 @@ def test_stage_two_touches_only_the_scores_of_groups():
 def test_stage_two_is_kept_only_where_validation_likes_it():
     torch.manual_seed(0)
     head, data, validation = Flag(WIDTH, LAYERS, groups=4), rows(400, 1, labelled=0.5), rows(200, 2)
-    heads.descend(head, data.labelled, validation, 0)
-    before = auroc(scores(head, validation), validation.truthful)
-    settle(head, data, validation, seed=0)
-    assert auroc(scores(head, validation), validation.truthful) >= before
+    heads.run_gradient_descent(head, data.labelled, validation, 0)
+    before = compute_auroc(predict_scores(head, validation), validation.truthful)
+    settle_groups(head, data, validation, seed=0)
+    assert compute_auroc(predict_scores(head, validation), validation.truthful) >= before
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_each_head_learns_what_is_there_and_the_same_for_a_seed(name):
     def learned(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
-        head = heads.get(name)(WIDTH, LAYERS)
+        head = heads.get_head(name)(WIDTH, LAYERS)
         head.fit(rows(400, 1), rows(100, 2), seed)
-        return scores(head, test)
+        return predict_scores(head, test)
 
     test = rows(300, 3)
-    assert auroc(learned(0), test.truthful) > 0.9
+    assert compute_auroc(learned(0), test.truthful) > 0.9
     assert torch.equal(learned(0), learned(0))
 
 
@@ -113,19 +113,19 @@ def test_unlabelled_rows_help_flag_to_go_on():
     torch.manual_seed(0)
     head, test = Flag(WIDTH, LAYERS, groups=4), rows(300, 3)
     head.fit(rows(400, 1, labelled=0.3), rows(100, 2), 0)
-    assert auroc(scores(head, test), test.truthful) > 0.9
+    assert compute_auroc(predict_scores(head, test), test.truthful) > 0.9
 
 
 def test_auroc_counts_pairs_and_halves_ties():
-    assert auroc(torch.tensor([3.0, 1.0, 1.0, 0.0]), torch.tensor([1.0, 1.0, 0.0, 0.0])) == pytest.approx(3.5 / 4)
+    assert compute_auroc(torch.tensor([3.0, 1.0, 1.0, 0.0]), torch.tensor([1.0, 1.0, 0.0, 0.0])) == pytest.approx(3.5 / 4)
 
 
 def test_what_cannot_be_learned_is_said_in_one_line():
     data = rows(20, 0)
-    one_class = Rows(data.psi, data.phi, torch.ones(20))
+    one_class = DetectorRows(data.psi, data.phi, torch.ones(20))
     with pytest.raises(UsageError, match="all of one class"):
-        heads.get("linear")(WIDTH, LAYERS).fit(one_class, data, 0)
+        heads.get_head("linear")(WIDTH, LAYERS).fit(one_class, data, 0)
     with pytest.raises(UsageError, match="--samples"):
-        heads.get("sep")(WIDTH, LAYERS).fit(Rows(data.psi, data.phi, data.truthful), data, 0)
+        heads.get_head("sep")(WIDTH, LAYERS).fit(DetectorRows(data.psi, data.phi, data.truthful), data, 0)
     with pytest.raises(NotFoundError, match="no head 'x'; there are: flag"):
-        heads.get("x")
+        heads.get_head("x")

@@ -11,9 +11,15 @@ from tests.support.factories import installed
 from trimtab import objectives
 from trimtab.data.prompt import Prompt
 from trimtab.errors import NotFoundError, UsageError
-from trimtab.model import chat_template
-from trimtab.model.frozen_model import Example, FrozenModel, micro_batches, sample, share
-from trimtab.model.objective_inputs import Scorer, openers, totals
+from trimtab.model.chat_template import build_renderer
+from trimtab.model.frozen_model import (
+    FrozenModel,
+    TrainingExample,
+    select_worker_share,
+    split_into_micro_batches,
+    tokenize_sample,
+)
+from trimtab.model.objective_inputs import ObjectiveScorer, collect_openers, compute_totals
 from trimtab.objectives import Scores
 from trimtab.objectives.bco import Bco
 from trimtab.objectives.dpo import Dpo
@@ -27,7 +33,7 @@ from trimtab.objectives.t3s import T3s
 
 @pytest.fixture(scope="module")
 def frozen(small):
-    return FrozenModel(small.load("fp32"), chat_template.renderer(small, 8).first_row)
+    return FrozenModel(small.load("fp32"), build_renderer(small, 8).first_row)
 
 
 @pytest.fixture
@@ -179,38 +185,40 @@ def test_a_perfect_row_has_no_infinite_gradient():
 
 def test_registry():
     known = ["bco", "dpo", "dro", "likelihood", "oxa", "poft", "sta", "t3s"]
-    assert set(known) <= set(objectives.names())
+    assert set(known) <= set(objectives.list_objectives())
     with pytest.raises(NotFoundError, match=f"there are: {', '.join(known)}"):
-        objectives.get("nope")
+        objectives.get_objective("nope")
     with pytest.raises(UsageError, match="must not be negative"):
         Sta(gamma=-1)
 
 
 @pytest.fixture(scope="module")
 def examples(small):
-    renderer = chat_template.renderer(small, 8)
+    renderer = build_renderer(small, 8)
     texts = ["Hi", "What is the capital of France, and what is it known for?", "Write a poem about the sea", "Steal a car"]
     targets = ["Hello, how are you today?", "It is Paris, known for the river.", "Waves.", "I cannot help with that."]
     sides = ("benign_easy", "benign_easy", "harmful", "harmful")
     return [
-        Example(
-            sample(renderer, Prompt(t, side, "t", t), y, "system", 2, 6),
+        TrainingExample(
+            tokenize_sample(renderer, Prompt(t, side, "t", t), y, "system", 2, 6),
             side,
             1.0,
-            sample(renderer, Prompt(t, side, "t", t), "No, I will not.", "system", 2, 6),
+            tokenize_sample(renderer, Prompt(t, side, "t", t), "No, I will not.", "system", 2, 6),
         )
         for t, y, side in zip(texts, targets, sides, strict=True)
     ]
 
 
 def compute(frozen, vectors, batch, objective, whole):
-    return Scorer(frozen, objective, *openers(batch)).compute(vectors, batch, whole, torch.zeros(objective.tracked))
+    return ObjectiveScorer(frozen, objective, *collect_openers(batch)).compute(
+        vectors, batch, whole, torch.zeros(objective.tracked)
+    )
 
 
 def test_gradient_equals_a_plain_pass_row_by_row(frozen, examples):
     torch.manual_seed(0)
     vectors = torch.randn(2, frozen.embedding.weight.shape[1]) * 0.1
-    result = compute(frozen, vectors, examples, Likelihood(), totals(examples))
+    result = compute(frozen, vectors, examples, Likelihood(), compute_totals(examples))
     leaf = vectors.clone().requires_grad_()
     total = torch.tensor(0.0)
     for e in examples:
@@ -227,8 +235,10 @@ def test_gradient_equals_a_plain_pass_row_by_row(frozen, examples):
 
 def test_micro_batches_add_up_to_the_batch(frozen, examples):
     vectors = frozen.embedding.weight.detach()[:2].clone()
-    whole = compute(frozen, vectors, examples, Sta(beta=0.5), totals(examples))
-    parts = [compute(frozen, vectors, p, Sta(beta=0.5), totals(examples)) for p in micro_batches(examples, 1)]
+    whole = compute(frozen, vectors, examples, Sta(beta=0.5), compute_totals(examples))
+    parts = [
+        compute(frozen, vectors, p, Sta(beta=0.5), compute_totals(examples)) for p in split_into_micro_batches(examples, 1)
+    ]
     assert sum(p.loss for p in parts) == pytest.approx(whole.loss, rel=1e-4)
     assert torch.allclose(sum((p.gradient for p in parts), torch.zeros(())), whole.gradient, rtol=1e-3, atol=1e-6)
 
@@ -239,14 +249,17 @@ EVERY = [Sta(beta=0.5), Sta(level="decision"), Dpo(), Bco(), Poft(), Oxa(), T3s(
 @pytest.mark.parametrize("objective", EVERY, ids=lambda o: type(o).__name__)
 def test_every_objective_gives_one_gradient_however_the_batch_is_cut(frozen, examples, objective):
     vectors = frozen.embedding.weight.detach()[:2].clone()
-    scorer = Scorer(frozen, objective, *openers(examples))
+    scorer = ObjectiveScorer(frozen, objective, *collect_openers(examples))
     if "states" in objective.needs:
-        plain = [scorer.plain(e.chosen) for e in examples]
+        plain = [scorer.get_base_outputs(e.chosen) for e in examples]
         states, odds = torch.stack([p.state for p in plain]), torch.stack([p.odds for p in plain])
         scorer.objective = objective.fitted(states, odds, torch.tensor([e.label == "harmful" for e in examples]))
     running = torch.ones(objective.tracked)
-    whole = scorer.compute(vectors, examples, totals(examples), running, anchor=vectors * 1.1)
-    parts = [scorer.compute(vectors, p, totals(examples), running, anchor=vectors * 1.1) for p in micro_batches(examples, 1)]
+    whole = scorer.compute(vectors, examples, compute_totals(examples), running, anchor=vectors * 1.1)
+    parts = [
+        scorer.compute(vectors, p, compute_totals(examples), running, anchor=vectors * 1.1)
+        for p in split_into_micro_batches(examples, 1)
+    ]
     assert sum(p.loss for p in parts) == pytest.approx(whole.loss, rel=1e-4)
     assert whole.gradient.norm() > 0
     gradient = sum((p.gradient for p in parts), torch.zeros(()))
@@ -255,14 +268,14 @@ def test_every_objective_gives_one_gradient_however_the_batch_is_cut(frozen, exa
 
 
 def test_drift_is_zero_where_the_prefix_changes_nothing(frozen, small):
-    renderer = chat_template.renderer(small, 8)
+    renderer = build_renderer(small, 8)
     prompt = Prompt("Hi", "benign_easy", "t", "t", system="x")
-    e = Example(sample(renderer, prompt, "Hello there, friend.", "user", 1, 8), "benign_easy")
-    scorer = Scorer(frozen, Sta(gamma=0, beta=1.0))
+    e = TrainingExample(tokenize_sample(renderer, prompt, "Hello there, friend.", "user", 1, 8), "benign_easy")
+    scorer = ObjectiveScorer(frozen, Sta(gamma=0, beta=1.0))
     vectors = frozen.embedding.weight.detach()[e.chosen.plain[:1],]
-    assert scorer.scores(vectors, [e], torch.empty(0)).drift.item() > 0
-    same = Example(replace(e.chosen, ids=e.chosen.plain), e.label)
-    assert scorer.scores(None, [same], torch.empty(0)).drift.item() == pytest.approx(0.0, abs=1e-5)
+    assert scorer.compute_scores(vectors, [e], torch.empty(0)).drift.item() > 0
+    same = TrainingExample(replace(e.chosen, ids=e.chosen.plain), e.label)
+    assert scorer.compute_scores(None, [same], torch.empty(0)).drift.item() == pytest.approx(0.0, abs=1e-5)
 
 
 def test_drift_is_the_mean_over_the_tokens_of_plain_rows_whatever_else_is_in_the_batch(frozen, examples):
@@ -280,7 +293,7 @@ def test_drift_is_the_mean_over_the_tokens_of_plain_rows_whatever_else_is_in_the
     assert len({len(tokens) for tokens in kl}) > 1, "rows of one length would not tell tokens from rows"
     for weight in (1.0, 3.0):
         batch = [*(replace(e, weight=weight) for e in easy), *examples[2:]]
-        with_drift, without = (compute(frozen, vectors, batch, Sta(beta=b), totals(batch)).loss for b in (1.0, 0.0))
+        with_drift, without = (compute(frozen, vectors, batch, Sta(beta=b), compute_totals(batch)).loss for b in (1.0, 0.0))
         assert with_drift - without == pytest.approx(wanted, rel=1e-3)
 
 
@@ -288,7 +301,7 @@ def test_a_row_of_twice_the_weight_counts_as_two(frozen, examples):
     vectors = frozen.embedding.weight.detach()[:2].clone()
     heavy = [replace(examples[0], weight=2.0), *examples[1:]]
     doubled = [examples[0], *examples]
-    one, two = (compute(frozen, vectors, batch, Sta(), totals(batch)) for batch in (heavy, doubled))
+    one, two = (compute(frozen, vectors, batch, Sta(), compute_totals(batch)) for batch in (heavy, doubled))
     assert one.loss == pytest.approx(two.loss, rel=1e-5)
     assert torch.allclose(one.gradient, two.gradient, rtol=1e-3, atol=1e-6)
 
@@ -311,12 +324,12 @@ class Twice(Objective):
 def test_another_package_registers_an_objective(tmp_path, monkeypatch, scores):
     installed(tmp_path, "twice", OUTSIDE, "trimtab.objectives")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert "twice" in objectives.names()
-    assert torch.allclose(objectives.get("twice")()(scores), 2 * scores.nll)
+    assert "twice" in objectives.list_objectives()
+    assert torch.allclose(objectives.get_objective("twice")()(scores), 2 * scores.nll)
 
 
 def test_every_micro_batch_has_one_worker(examples):
-    parts = micro_batches(examples * 4, 2)
+    parts = split_into_micro_batches(examples * 4, 2)
     for workers in (1, 2, 3, 8):
-        shares = [share(parts, rank, workers) for rank in range(workers)]
+        shares = [select_worker_share(parts, rank, workers) for rank in range(workers)]
         assert sorted(i for s in shares for i in s) == list(range(8))

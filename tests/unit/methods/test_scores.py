@@ -9,33 +9,33 @@ import torch
 from tests.support.factories import installed
 from trimtab import scores
 from trimtab.errors import NotFoundError, UsageError
-from trimtab.scores import Said, Seen, p_true, similarity
-from trimtab.text.normalization import normalised
+from trimtab.scores import Generation, ScoreInputs, p_true, similarity
+from trimtab.text.normalization import normalize_answer
 
 TRACE = torch.tensor([[-0.1, 0.5, 4.0], [-1.1, 1.5, 1.0], [-0.6, 1.0, 1.0]])
 FREE = {"perplexity": -0.6, "min-logprob": -1.1, "entropy": -1.0, "max-entropy": -1.5, "margin": 2.0}
 SAMPLED = ("ln-entropy", "eigenscore", "semantic-entropy", "discrete-semantic-entropy", "self-consistency")
 
 
-def said(text: str, logp: float = -1.0, tokens: int = 3, state: list[float] | None = None, asked: str = "") -> Said:
+def said(text: str, logp: float = -1.0, tokens: int = 3, state: list[float] | None = None, asked: str = "") -> Generation:
     layers = torch.tensor([state or [1.0, 0.0, 0.0]] * 2)
-    words = normalised(text)
+    words = normalize_answer(text)
     news = " ".join(word for word in words.split() if word not in asked.split())
-    return Said(text, words, news, tokens, logp, layers)
+    return Generation(text, words, news, tokens, logp, layers)
 
 
-def seen(*samples: Said, answer: str = "Paris.", p: float | None = None) -> Seen:
-    return Seen(said(answer), TRACE, samples, p)
+def seen(*samples: Generation, answer: str = "Paris.", p: float | None = None) -> ScoreInputs:
+    return ScoreInputs(said(answer), TRACE, samples, p)
 
 
-def one(name: str, answer: Seen, alike: str = "exact") -> float:
-    return scores.measure(name, [answer], alike).item()
+def one(name: str, answer: ScoreInputs, alike: str = "exact") -> float:
+    return scores.measure_scores(name, [answer], alike).item()
 
 
 @pytest.mark.parametrize(("name", "expected"), FREE.items())
 def test_scores_of_the_trace_cost_nothing(name, expected):
     assert one(name, seen()) == pytest.approx(expected)
-    assert scores.cost(name, [seen(), seen(said("x"))]) == 0
+    assert scores.compute_token_cost(name, [seen(), seen(said("x"))]) == 0
 
 
 def test_length_normalised_entropy_is_the_samples_mean():
@@ -73,12 +73,12 @@ def test_eigenscore_by_hand():
     """Of two states (1, 0, -1) and (0, 2, -2) the covariance over d = 3 numbers is [[1, 1], [1, 4]]; alpha 1 makes its
     determinant 2 * 5 - 1. Another layer has another."""
     first, second = said("a", state=[1.0, 0.0, -1.0]), said("b", state=[0.0, 2.0, -2.0])
-    make = scores.get("eigenscore")
-    assert make(alpha=1.0).one(seen(first, second)) == pytest.approx(-math.log(9) / 2)
+    make = scores.get_score("eigenscore")
+    assert make(alpha=1.0).score_answer(seen(first, second)) == pytest.approx(-math.log(9) / 2)
     by_values = torch.linalg.eigvalsh(torch.tensor([[1.0, 1.0], [1.0, 4.0]]).double() + 1e-3 * torch.eye(2)).log().mean()
     assert one("eigenscore", seen(first, second)) == pytest.approx(-by_values.item())
     moved = [replace(s, state=s.state * torch.tensor([[1.0], [3.0]])) for s in (first, second)]
-    assert make(layer=1).one(seen(*moved)) == pytest.approx(
+    assert make(layer=1).score_answer(seen(*moved)) == pytest.approx(
         -(9 * torch.tensor([[1.0, 1], [1, 4]]).double() + 1e-3 * torch.eye(2)).logdet() / 2
     )
 
@@ -87,7 +87,7 @@ def test_eigenscore_falls_as_samples_part_and_half_precision_does_not_hurt_it():
     generator = torch.Generator().manual_seed(0)
     common, noise = 5 * torch.randn(576, generator=generator), torch.randn(10, 576, generator=generator)
 
-    def samples(size: float, dtype: torch.dtype) -> Seen:
+    def samples(size: float, dtype: torch.dtype) -> ScoreInputs:
         return seen(*[replace(said(""), state=(common + size * row)[None].to(dtype)) for row in noise])
 
     sizes = (0.0, 0.1, 0.5, 1.0)
@@ -102,62 +102,62 @@ def test_p_true_is_the_letters_odds():
     assert one("p-true", seen(p=0.5)) == 0
     assert math.isfinite(one("p-true", seen(p=1.0)))
     listed = [("A", 0.4), (" A", 0.1), ("(B", 0.2), ("The", 0.2), ("b", 0.05), ("\n", 0.01)]
-    found = p_true.probability((text, math.log(p)) for text, p in listed)
+    found = p_true.compute_p_true((text, math.log(p)) for text, p in listed)
     assert found == pytest.approx(0.5 / 0.7)
     words = [("A", 0.1), ("True", 0.2), ("False", 0.4), ("No", 0.3)]
-    assert p_true.probability((text, math.log(p)) for text, p in words) == pytest.approx(0.3 / 0.7)
+    assert p_true.compute_p_true((text, math.log(p)) for text, p in words) == pytest.approx(0.3 / 0.7)
 
 
 def test_a_letter_that_is_not_listed_is_as_likely_as_the_last_that_is():
-    assert p_true.probability([("A", math.log(0.9)), ("The", math.log(0.1))]) == pytest.approx(0.9)
-    assert p_true.probability([("The", math.log(0.6)), ("It", math.log(0.2))]) == 0.5
-    assert p_true.probability([("A", 0.0), ("B", -math.inf)]) == 1.0
+    assert p_true.compute_p_true([("A", math.log(0.9)), ("The", math.log(0.1))]) == pytest.approx(0.9)
+    assert p_true.compute_p_true([("The", math.log(0.6)), ("It", math.log(0.2))]) == 0.5
+    assert p_true.compute_p_true([("A", 0.0), ("B", -math.inf)]) == 1.0
 
 
 def test_the_question_shows_what_was_asked_and_answered():
-    asked = p_true.question("Who?", "Ada.")
+    asked = p_true.build_p_true_question("Who?", "Ada.")
     assert "Question: Who?\nProposed Answer: Ada.\n" in asked
     assert asked.index("(A) True") < asked.index("(B) False")
 
 
 def test_costs_are_tokens_generated_beyond_the_answer():
     answers = [seen(said("a", tokens=4), said("b", tokens=6), p=0.5), seen(said("c", tokens=2), said("d", tokens=2), p=0.5)]
-    assert scores.cost("p-true", answers) == 1
-    assert {scores.cost(name, answers) for name in SAMPLED} == {7.0}
+    assert scores.compute_token_cost("p-true", answers) == 1
+    assert {scores.compute_token_cost(name, answers) for name in SAMPLED} == {7.0}
 
 
 def test_what_was_not_collected_is_said_in_one_line():
     nothing, single = seen(), seen(said("Paris"))
     for name in SAMPLED:
         with pytest.raises(UsageError, match=rf"score {name} needs at least \d samples .* there are 0: collect with --samples"):
-            scores.measure(name, [seen(said("a"), said("b")), nothing])
+            scores.measure_scores(name, [seen(said("a"), said("b")), nothing])
     for name in ("semantic-entropy", "discrete-semantic-entropy", "eigenscore"):
         with pytest.raises(UsageError, match=r"at least 2 samples .* there are 1"):
-            scores.measure(name, [single])
+            scores.measure_scores(name, [single])
     with pytest.raises(UsageError, match="--p_true"):
-        scores.measure("p-true", [nothing])
+        scores.measure_scores("p-true", [nothing])
     with pytest.raises(NotFoundError, match="no score 'x'; there are: discrete"):
-        scores.measure("x", [nothing])
+        scores.measure_scores("x", [nothing])
 
 
 def test_only_scores_whose_needs_are_met_are_allowed():
     two = [said("a"), said("b")]
-    assert set(scores.allowed([seen()])) == set(FREE)
-    assert set(scores.allowed([seen(said("a"))])) == {*FREE, "ln-entropy", "self-consistency"}
-    assert set(scores.allowed([seen(*two)])) == {*FREE, *SAMPLED}
-    assert set(scores.allowed([seen(*two, p=0.5)])) == {*FREE, *SAMPLED, "p-true"}
-    assert set(scores.allowed([seen(*two, p=0.5), seen()])) == set(FREE)
+    assert set(scores.list_computable([seen()])) == set(FREE)
+    assert set(scores.list_computable([seen(said("a"))])) == {*FREE, "ln-entropy", "self-consistency"}
+    assert set(scores.list_computable([seen(*two)])) == {*FREE, *SAMPLED}
+    assert set(scores.list_computable([seen(*two, p=0.5)])) == {*FREE, *SAMPLED, "p-true"}
+    assert set(scores.list_computable([seen(*two, p=0.5), seen()])) == set(FREE)
 
 
 def test_similarities_by_hand():
     one_way, other = said("The city of Paris", state=[1.0, 0.0, 0.0]), said("Paris, France", state=[1.0, 1.0, 0.0])
-    assert similarity.overlap(one_way, other) == pytest.approx(2 / 5)
-    assert similarity.states(one_way, other) == pytest.approx(math.sqrt(0.5))
-    assert similarity.same("overlap:0.4")(one_way, other)
-    assert not similarity.same("overlap")(one_way, other)
-    assert similarity.same("states:0.7")(one_way, other)
-    assert not similarity.same("states")(one_way, other)
-    assert similarity.exact(said("The 1,000"), said("1000.")) == 1
+    assert similarity.compare_overlap(one_way, other) == pytest.approx(2 / 5)
+    assert similarity.compare_states(one_way, other) == pytest.approx(math.sqrt(0.5))
+    assert similarity.build_similarity("overlap:0.4")(one_way, other)
+    assert not similarity.build_similarity("overlap")(one_way, other)
+    assert similarity.build_similarity("states:0.7")(one_way, other)
+    assert not similarity.build_similarity("states")(one_way, other)
+    assert similarity.compare_exact(said("The 1,000"), said("1000.")) == 1
 
 
 def test_only_what_the_question_does_not_say_tells_sentences_apart():
@@ -171,28 +171,28 @@ def test_only_what_the_question_does_not_say_tells_sentences_apart():
             "The capital of France.",
         )
     )
-    assert similarity.news(paris, again) == pytest.approx(2 / 3)
-    assert similarity.news(paris, lyon) == 0
-    assert similarity.overlap(paris, lyon) == pytest.approx(4 / 5)
-    assert similarity.news(paris, parrot) == similarity.overlap(paris, parrot)
+    assert similarity.compare_new_words(paris, again) == pytest.approx(2 / 3)
+    assert similarity.compare_new_words(paris, lyon) == 0
+    assert similarity.compare_overlap(paris, lyon) == pytest.approx(4 / 5)
+    assert similarity.compare_new_words(paris, parrot) == similarity.compare_overlap(paris, parrot)
     assert one("discrete-semantic-entropy", seen(paris, again, lyon), "news") > one(
         "discrete-semantic-entropy", seen(paris, again, lyon)
     )
 
 
 def test_an_empty_sample_is_like_another_empty_one_only():
-    assert similarity.overlap(said(""), said("")) == similarity.exact(said(""), said(" ")) == 1
-    assert similarity.overlap(said(""), said("Paris")) == similarity.exact(said(""), said("Paris")) == 0
+    assert similarity.compare_overlap(said(""), said("")) == similarity.compare_exact(said(""), said(" ")) == 1
+    assert similarity.compare_overlap(said(""), said("Paris")) == similarity.compare_exact(said(""), said("Paris")) == 0
     assert one("discrete-semantic-entropy", seen(said(""), said("Paris"))) == pytest.approx(-math.log(2))
 
 
 def test_a_similarity_that_cannot_be_is_refused_and_one_of_ones_own_is_taken(monkeypatch):
     with pytest.raises(NotFoundError, match="no similarity 'nli'; there are: exact, overlap, news, states"):
-        similarity.same("nli")
+        similarity.build_similarity("nli")
     with pytest.raises(UsageError, match="threshold after the colon"):
-        similarity.same("overlap:high")
+        similarity.build_similarity("overlap:high")
     monkeypatch.setattr(similarity, "KNOWN", dict(similarity.KNOWN))
-    similarity.add("initial", lambda a, b: float(a.text[:1] == b.text[:1]), 1.0)
+    similarity.register_similarity("initial", lambda a, b: float(a.text[:1] == b.text[:1]), 1.0)
     answer = seen(said("Paris"), said("Pau"), said("Lyon"))
     assert one("self-consistency", answer, "initial") == pytest.approx(2 / 3)
 
@@ -203,7 +203,7 @@ from trimtab.scores import Score, register
 
 @register("brevity")
 class Brevity(Score):
-    def one(self, seen):
+    def score_answer(self, seen):
         return -float(len(seen.trace)) if seen.answer.text else float("nan")
 """
 
@@ -212,7 +212,7 @@ def test_another_package_registers_a_score(tmp_path, monkeypatch):
     monkeypatch.setattr(scores._known, "_known", dict(scores._known._known))
     installed(tmp_path, "brevity", OUTSIDE, "trimtab.scores")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert "brevity" in scores.allowed([seen()])
+    assert "brevity" in scores.list_computable([seen()])
     assert one("brevity", seen()) == -3
     with pytest.raises(UsageError, match="score brevity gives nan for answer 1"):
-        scores.measure("brevity", [seen(), seen(answer="")])
+        scores.measure_scores("brevity", [seen(), seen(answer="")])

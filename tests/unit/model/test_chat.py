@@ -3,7 +3,7 @@
 import pytest
 
 from trimtab.errors import UsageError
-from trimtab.model import chat_template
+from trimtab.model.chat_template import build_renderer
 
 USER = {"role": "user", "content": "Hello"}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -11,12 +11,12 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 
 @pytest.fixture(scope="module")
 def renderer(base):
-    return chat_template.renderer(base, 4)
+    return build_renderer(base, 4)
 
 
 def text(renderer, messages, place):
     rows = [renderer.first_row, renderer.first_row + 2]
-    ids = renderer.prompt(messages, place, rows)
+    ids = renderer.render_prompt(messages, place, rows)
     assert [i for i in ids if i >= renderer.first_row] == rows
     return renderer.tokenizer.decode(ids).replace("<|trimtab_row_0|><|trimtab_row_2|>", "@")
 
@@ -39,38 +39,38 @@ def test_places(renderer, place, messages, expected):
 def test_rows_stay_whole_beside_any_text(renderer):
     rows = [renderer.first_row + 1]
     for word in ("Hello", " hello", "\nx", "1", "<|im", ""):
-        ids = renderer.prompt([{"role": "system", "content": word}, USER], "system", rows)
+        ids = renderer.render_prompt([{"role": "system", "content": word}, USER], "system", rows)
         assert ids.count(rows[0]) == 1
 
 
 def test_without_rows_it_is_the_template(renderer, base):
     plain = base.tokenizer().apply_chat_template([SYSTEM, USER], add_generation_prompt=True, return_dict=False)
-    assert renderer.prompt([SYSTEM, USER]) == list(plain)
+    assert renderer.render_prompt([SYSTEM, USER]) == list(plain)
 
 
 def test_content_parts_and_developer_role(renderer):
     rows = [renderer.first_row]
     parts = [{"role": "developer", "content": [{"type": "text", "text": "Be kind."}]}, USER]
-    marked = renderer.mark(parts, "system", rows)
+    marked = renderer.insert_row_tokens(parts, "system", rows)
     assert marked[0]["content"] == [{"type": "text", "text": "<|trimtab_row_0|>Be kind."}]
     assert parts[0]["content"] == [{"type": "text", "text": "Be kind."}], "the caller's messages must not change"
 
 
 def test_user_place_needs_a_user(renderer):
     with pytest.raises(UsageError, match="first user message"):
-        renderer.mark([SYSTEM], "user", [renderer.first_row])
+        renderer.insert_row_tokens([SYSTEM], "user", [renderer.first_row])
 
 
 def test_answer_ends_the_turn(renderer):
-    assert renderer.answer(" Yes. ")[-1] == renderer.tokenizer.eos_token_id
-    assert renderer.tokenizer.decode(renderer.answer(" Yes. ")) == "Yes.<|im_end|>"
+    assert renderer.render_answer(" Yes. ")[-1] == renderer.tokenizer.eos_token_id
+    assert renderer.tokenizer.decode(renderer.render_answer(" Yes. ")) == "Yes.<|im_end|>"
 
 
 def test_answers_have_spans_in_a_conversation_of_several_turns(renderer):
     turns = [SYSTEM, USER, {"role": "assistant", "content": "Hi there."}, USER, {"role": "assistant", "content": "Again!"}]
     for place in ("system", "user", "start"):
-        ids, spans = renderer.conversation(turns, place, [renderer.first_row])
+        ids, spans = renderer.render_conversation(turns, place, [renderer.first_row])
         assert [renderer.tokenizer.decode(ids[s.start : s.stop]) for s in spans] == ["Hi there.<|im_end|>", "Again!<|im_end|>"]
         assert spans[-1].stop == len(ids)
-        assert ids[: spans[-1].start] == renderer.prompt(turns[:-1], place, [renderer.first_row])
-    assert renderer.conversation([USER]) == ([], [])
+        assert ids[: spans[-1].start] == renderer.render_prompt(turns[:-1], place, [renderer.first_row])
+    assert renderer.render_conversation([USER]) == ([], [])

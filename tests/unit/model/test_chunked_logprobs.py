@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trimtab.model import chunked_logprobs
-from trimtab.model.chunked_logprobs import token_logp
+from trimtab.model.chunked_logprobs import compute_token_logprobs
 
 VOCABULARY = 96
 
@@ -29,7 +29,7 @@ def test_values_and_gradients_are_those_of_all_logits_at_once(case, monkeypatch,
     monkeypatch.setattr(chunked_logprobs, "CPU_BYTES", rows * VOCABULARY * 4)
     weights = torch.rand(23, dtype=torch.float64)
     ours, plain = states.clone().requires_grad_(), states.clone().requires_grad_()
-    logp = token_logp(head, ours * 2, tokens, VOCABULARY)
+    logp = compute_token_logprobs(head, ours * 2, tokens, VOCABULARY)
     assert max(sizes) <= rows
     assert sum(sizes) == 23
     wanted = head(plain * 2).log_softmax(-1)[torch.arange(23), tokens]
@@ -43,6 +43,6 @@ def test_values_and_gradients_are_those_of_all_logits_at_once(case, monkeypatch,
 def test_without_a_gradient_none_is_computed(case):
     head, states, tokens, _ = case
     with torch.no_grad():
-        logp = token_logp(head, states, tokens, VOCABULARY)
+        logp = compute_token_logprobs(head, states, tokens, VOCABULARY)
     assert not logp.requires_grad
     assert torch.allclose(logp, head(states).log_softmax(-1)[torch.arange(23), tokens])

@@ -10,9 +10,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from tests.support import tiny_models
 from trimtab.data.prompt import Prompt
 from trimtab.errors import UsageError
-from trimtab.model import chat_template, layer_transforms
-from trimtab.model.frozen_model import Example, FrozenModel, sample
-from trimtab.model.objective_inputs import Scorer, totals
+from trimtab.model.chat_template import build_renderer
+from trimtab.model.frozen_model import FrozenModel, TrainingExample, tokenize_sample
+from trimtab.model.layer_transforms import compile_layers, enable_activation_checkpointing, get_layers, shard_model
+from trimtab.model.objective_inputs import ObjectiveScorer, compute_totals
 from trimtab.objectives.sta import Sta
 
 ROWS = [("Steal a car", "harmful", "I'm sorry, but no."), ("Bake bread", "benign_easy", "Flour, water, salt and an oven.")]
@@ -41,15 +42,15 @@ def alone(request, tmp_path):
 
 
 def gradient(base, model, packs=True) -> torch.Tensor:
-    renderer = chat_template.renderer(base, 2)
+    renderer = build_renderer(base, 2)
     frozen = FrozenModel(model, renderer.first_row)
-    assert not packs or frozen.pack()
+    assert not packs or frozen.enable_prefix_tree()
     rows = [
-        Example(sample(renderer, Prompt(prompt, label, "t", "t"), answer, "user", 2, 16), label)
+        TrainingExample(tokenize_sample(renderer, Prompt(prompt, label, "t", "t"), answer, "user", 2, 16), label)
         for prompt, label, answer in ROWS
     ]
     vectors = 0.1 * torch.randn(2, base.width, generator=torch.Generator().manual_seed(0))
-    return Scorer(frozen, Sta(beta=0.1)).compute(vectors, rows, totals(rows), torch.zeros(0)).gradient
+    return ObjectiveScorer(frozen, Sta(beta=0.1)).compute(vectors, rows, compute_totals(rows), torch.zeros(0)).gradient
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def plain(base):
 
 
 def test_recomputed_layers(base, model, plain):
-    layer_transforms.recompute(model)
+    enable_activation_checkpointing(model)
     for packs, wanted in ((False, plain), (True, gradient(base, base.load("fp32")))):
         assert torch.equal(gradient(base, model, packs), wanted)
 
@@ -66,19 +67,19 @@ def test_recomputed_layers(base, model, plain):
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_compiled_layers(base, model, plain):
-    layer_transforms.compile_layers(model)
+    compile_layers(model)
     torch.testing.assert_close(gradient(base, model), plain, rtol=1e-3, atol=1e-5)
 
 
 def test_sharded_layers(base, model, plain, alone):
-    layer_transforms.recompute(model)
-    layer_transforms.shard(model, alone, torch.device(alone.device_type))
+    enable_activation_checkpointing(model)
+    shard_model(model, alone, torch.device(alone.device_type))
     torch.testing.assert_close(gradient(base, model), plain, rtol=1e-3, atol=1e-5)
-    assert all(hasattr(p, "device_mesh") for p in layer_transforms.layers(model).parameters()), "every layer's weights are cut"
+    assert all(hasattr(p, "device_mesh") for p in get_layers(model).parameters()), "every layer's weights are cut"
     assert not hasattr(model.get_input_embeddings().weight, "device_mesh")
 
 
 def test_a_family_without_layers_in_their_place_is_refused(model):
     del model.get_decoder().layers
     with pytest.raises(UsageError, match="does not find them"):
-        layer_transforms.recompute(model)
+        enable_activation_checkpointing(model)

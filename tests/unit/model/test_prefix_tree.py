@@ -5,9 +5,10 @@ import torch
 
 from tests.support import tiny_models
 from trimtab.data.prompt import Prompt
-from trimtab.model import chat_template, prefix_tree
-from trimtab.model.frozen_model import Example, FrozenModel, Sample, sample
-from trimtab.model.objective_inputs import Scorer, totals
+from trimtab.model.chat_template import build_renderer
+from trimtab.model.frozen_model import FrozenModel, TokenizedSample, TrainingExample, tokenize_sample
+from trimtab.model.objective_inputs import ObjectiveScorer, compute_totals
+from trimtab.model.prefix_tree import build_prefix_tree, enable_tree_attention
 from trimtab.objectives.dpo import Dpo
 
 CPU = torch.device("cpu")
@@ -25,22 +26,24 @@ def base(request, tmp_path_factory):
 
 
 def gradient(base, model, place, packs: bool) -> torch.Tensor:
-    renderer = chat_template.renderer(base, 2)
+    renderer = build_renderer(base, 2)
     frozen = FrozenModel(model, renderer.first_row)
-    assert not packs or frozen.pack()
-    rows: list[Example] = []
+    assert not packs or frozen.enable_prefix_tree()
+    rows: list[TrainingExample] = []
     for prompt, label, *answers in ROWS:
-        wanted, unwanted = (sample(renderer, Prompt(prompt, label, "t", "t"), answer, place, 2, 16) for answer in answers)
-        rows.append(Example(wanted, label, rejected=unwanted))
+        wanted, unwanted = (
+            tokenize_sample(renderer, Prompt(prompt, label, "t", "t"), answer, place, 2, 16) for answer in answers
+        )
+        rows.append(TrainingExample(wanted, label, rejected=unwanted))
     # Rows that part before the vectors come.
     row, other = ((*head, renderer.first_row, renderer.first_row + 1) for head in ((20, 21), (20, 22)))
     rows += [
-        Example(Sample((*ids, 9, end, 11), (9, end, 11), 2), "harmful", rejected=rows[0].chosen)
+        TrainingExample(TokenizedSample((*ids, 9, end, 11), (9, end, 11), 2), "harmful", rejected=rows[0].chosen)
         for ids in (row, other)
         for end in (12, 13)
     ]
     vectors = 0.1 * torch.randn(2, base.width, generator=torch.Generator().manual_seed(0))
-    return Scorer(frozen, Dpo()).compute(vectors, rows, totals(rows), torch.zeros(0)).gradient
+    return ObjectiveScorer(frozen, Dpo()).compute(vectors, rows, compute_totals(rows), torch.zeros(0)).gradient
 
 
 @pytest.mark.parametrize("place", ["start", "user"])
@@ -51,7 +54,7 @@ def test_the_gradient_is_that_of_the_padded_batch(base, place):
 
 
 def test_shared_tokens_are_there_once():
-    packed = prefix_tree.pack([[5, 6, 7, 8], [5, 6, 9], [5, 6, 7, 8], [6, 7]], CPU)
+    packed = build_prefix_tree([[5, 6, 7, 8], [5, 6, 9], [5, 6, 7, 8], [6, 7]], CPU)
     assert packed.ids.tolist() == [5, 6, 7, 8, 9, 6, 7]
     assert packed.positions.tolist() == [0, 1, 2, 3, 2, 0, 1]
     assert packed.paths.tolist() == [[0, 1, 2, 3], [0, 1, 4, 0], [0, 1, 2, 3], [5, 6, 0, 0]]
@@ -65,6 +68,6 @@ def test_a_model_that_cannot_is_left_as_it_is(base):
         config = model.config.get_text_config()
         setattr(config, name, value)
         frozen = FrozenModel(model, base.vocabulary)
-        assert not prefix_tree.enable(model)
+        assert not enable_tree_attention(model)
         assert not frozen.packs
         assert getattr(config, name) == value

@@ -9,7 +9,7 @@ from tests.support.asgi_client import asked
 from trimtab.engine import asgi
 from trimtab.errors import UsageError
 from trimtab.serve.config import ServeConfig
-from trimtab.serve.middleware.admission import Bounded
+from trimtab.serve.middleware.admission import AdmissionMiddleware
 
 
 async def slow(scope, receive, send):
@@ -20,13 +20,13 @@ async def slow(scope, receive, send):
         await asyncio.Event().wait()
     if scope["path"] == "/never":
         await asyncio.Event().wait()
-    asgi.note(scope, model="m@1", risk=0.5, detector=None)
+    asgi.annotate_request(scope, model="m@1", risk=0.5, detector=None)
     await asyncio.sleep(0)
-    await asgi.send_json(send, 200, {"read": len(await asgi.read(receive) or b"")})
+    await asgi.send_json(send, 200, {"read": len(await asgi.read_body(receive) or b"")})
 
 
 def test_too_many_requests_are_told_to_come_again():
-    replies = asked(Bounded(slow, 3, 60, 60), *[("/", {})] * 5, together=True)
+    replies = asked(AdmissionMiddleware(slow, 3, 60, 60), *[("/", {})] * 5, together=True)
     assert sorted(reply.status_code for reply in replies) == [200, 200, 200, 503, 503]
     late = next(reply for reply in replies if reply.status_code == 503)
     assert late.headers["retry-after"] == "1"
@@ -41,11 +41,11 @@ def test_a_body_that_does_not_come_to_its_end_holds_nothing_up(monkeypatch):
         return parts.pop() if parts else await asyncio.Event().wait()
 
     with pytest.raises(UsageError, match="did not come within"):
-        asyncio.run(asgi.read(receive))
+        asyncio.run(asgi.read_body(receive))
 
 
 def test_what_takes_too_long_is_ended_and_makes_room():
-    door = Bounded(slow, 1, 0.05, 0.05)
+    door = AdmissionMiddleware(slow, 1, 0.05, 0.05)
     never, stream, good = asked(door, ("/never", {}), ("/stream", {}), ("/", {}))
     assert never.status_code == 504
     assert "longer than the 0.05 seconds" in never.json()["error"]["message"]
@@ -58,8 +58,8 @@ def test_what_takes_too_long_is_ended_and_makes_room():
 @pytest.mark.parametrize(("well", "status"), [(True, 400), (False, 500)])
 def test_a_stumble_over_a_request_is_no_error_of_the_server(well, status):
     async def stumbling(scope, receive, send):
-        said = asgi.error_body(500, "'list' object has no attribute 'get'")
-        await asgi.send_json(asgi.Blamed(send, lambda: well), 500, said)
+        said = asgi.build_error_body(500, "'list' object has no attribute 'get'")
+        await asgi.send_json(asgi.InternalErrorTo400(send, lambda: well), 500, said)
 
     (reply,) = asked(stumbling, ("/", {}))
     assert reply.status_code == status

@@ -10,17 +10,26 @@ from ray import serve
 
 from trimtab.cli.main import main
 from trimtab.engine import asgi
-from trimtab.errors import ArtefactError, NotFoundError, UsageError
-from trimtab.serve import api_keys, app
-from trimtab.serve.api_keys import AddConfig, RemoveConfig
+from trimtab.errors import ArtifactError, NotFoundError, UsageError
+from trimtab.serve import app
+from trimtab.serve.api_keys import (
+    AddConfig,
+    RemoveConfig,
+    get_default_path,
+    get_required_key_file,
+    hash_key,
+    read_keys,
+    run_keys_add,
+    run_keys_remove,
+)
 from trimtab.serve.config import ServeConfig
-from trimtab.serve.middleware.authentication import Access
+from trimtab.serve.middleware.authentication import AuthenticationMiddleware
 from trimtab.util import ports
 
 
 async def echo(scope, receive, send):
     """The server inside: answers with the body it got, after a moment where it is asked to wait."""
-    body = await asgi.read(receive)
+    body = await asgi.read_body(receive)
     if scope["path"] == "/slow":
         await waiting.wait()
     await asgi.send_json(send, 200, {"path": scope["path"], "body": body.decode()})
@@ -37,25 +46,25 @@ def path(tmp_path):
 @pytest.mark.usefixtures("cluster")
 def test_a_config_file_that_opens_the_server_needs_keys(home):
     """Its `http_options` say where Serve listens, and its `args` nothing of that."""
-    serve.start(http_options={"host": "0.0.0.0", "port": ports.free()[0]})
+    serve.start(http_options={"host": "0.0.0.0", "port": ports.find_free_ports()[0]})
     try:
         with pytest.raises(UsageError, match=r"on 0.0.0.0 anyone who reaches this machine could ask"):
-            app.build({})
-        api_keys.add(AddConfig("alice"))
-        assert app.build({"cpus": 1})
+            app.build_app({})
+        run_keys_add(AddConfig("alice"))
+        assert app.build_app({"cpus": 1})
     finally:
         serve.shutdown()
 
 
 def made(path, name="alice", **options):
-    return api_keys.add(AddConfig(name, file=str(path), **options))["key"]
+    return run_keys_add(AddConfig(name, file=str(path), **options))["key"]
 
 
 def asked(path, *requests):
     """Responses to requests of (method, path, token, body), one after the other."""
 
     async def run():
-        transport = httpx.ASGITransport(Access(echo, path))
+        transport = httpx.ASGITransport(AuthenticationMiddleware(echo, path))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return [
                 await client.request(method, where, json=body, headers={"authorization": f"Bearer {token}"} if token else {})
@@ -70,18 +79,18 @@ def test_only_the_hash_of_a_key_is_kept_and_only_its_owner_reads_it(path, capsys
     assert token in capsys.readouterr().out
     assert token not in path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    (key,) = api_keys.read(path)
-    assert key.digest == api_keys.digest(token)
+    (key,) = read_keys(path)
+    assert key.digest == hash_key(token)
     assert main(["keys", "list", "--file", str(path)]) == 0
     shown = capsys.readouterr().out
     assert "alice" in shown
     assert key.digest not in shown
     with pytest.raises(UsageError, match="a key of the name 'alice' already"):
         made(path)
-    api_keys.remove(RemoveConfig("alice", file=str(path)))
-    assert api_keys.read(path) == []
+    run_keys_remove(RemoveConfig("alice", file=str(path)))
+    assert read_keys(path) == []
     with pytest.raises(NotFoundError, match="no key 'alice'"):
-        api_keys.remove(RemoveConfig("alice", file=str(path)))
+        run_keys_remove(RemoveConfig("alice", file=str(path)))
 
 
 def test_nobody_comes_in_without_a_key(path):
@@ -129,7 +138,7 @@ def test_too_many_at_the_same_time_are_429(path):
 
     async def run():
         waiting.clear()
-        transport = httpx.ASGITransport(Access(echo, path))
+        transport = httpx.ASGITransport(AuthenticationMiddleware(echo, path))
         async with httpx.AsyncClient(
             transport=transport, base_url="http://test", headers={"authorization": f"Bearer {token}"}
         ) as client:
@@ -147,7 +156,7 @@ def test_a_key_that_is_taken_away_is_turned_down_and_damage_changes_nothing(path
     token = made(path)
 
     async def run():
-        transport = httpx.ASGITransport(Access(echo, path))
+        transport = httpx.ASGITransport(AuthenticationMiddleware(echo, path))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             headers, found = {"authorization": f"Bearer {token}"}, []
             whole = path.read_text()
@@ -162,15 +171,15 @@ def test_a_key_that_is_taken_away_is_turned_down_and_damage_changes_nothing(path
 def test_files_and_settings_that_cannot_be_are_refused_in_one_line(home):
     path = home / "damaged.json"
     path.write_text('{"keys": [{"name": "x"}]}')
-    with pytest.raises(ArtefactError, match="is not a file of keys; trimtab keys add makes one"):
-        api_keys.read(path)
+    with pytest.raises(ArtifactError, match="is not a file of keys; trimtab keys add makes one"):
+        read_keys(path)
     with pytest.raises(UsageError, match="limits that are not below 0"):
         AddConfig("x", per_minute=-1)
     with pytest.raises(UsageError, match=r"there are no keys in .*: make one with trimtab keys add NAME"):
-        api_keys.required(ServeConfig(key_file=str(home / "none.json")))
+        get_required_key_file(ServeConfig(key_file=str(home / "none.json")))
     with pytest.raises(UsageError, match=r"on 0\.0\.0\.0 anyone who reaches this machine could ask"):
-        api_keys.required(ServeConfig(host="0.0.0.0"))
-    assert api_keys.required(ServeConfig(host="0.0.0.0", open=True)) is None
-    assert api_keys.required(ServeConfig()) is None
-    api_keys.add(AddConfig("alice"))
-    assert api_keys.required(ServeConfig()) == str(api_keys.default())
+        get_required_key_file(ServeConfig(host="0.0.0.0"))
+    assert get_required_key_file(ServeConfig(host="0.0.0.0", open=True)) is None
+    assert get_required_key_file(ServeConfig()) is None
+    run_keys_add(AddConfig("alice"))
+    assert get_required_key_file(ServeConfig()) == str(get_default_path())

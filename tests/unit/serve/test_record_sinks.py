@@ -12,10 +12,12 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from trimtab import settings
 from trimtab.serve import record_sinks
 from trimtab.serve.config import ServeConfig
-from trimtab.serve.middleware.access_log import Record
-from trimtab.tracking.client import experiment_id
+from trimtab.serve.middleware.access_log import AccessRecord
+from trimtab.tracking.client import get_experiment_id
 
-RECORD = Record("r1", "/v1/chat/completions", 200, 1_760_000_000_000_000_000, 1_760_000_001_500_000_000, 0.2, {}, None, None)
+RECORD = AccessRecord(
+    "r1", "/v1/chat/completions", 200, 1_760_000_000_000_000_000, 1_760_000_001_500_000_000, 0.2, {}, None, None
+)
 
 
 def test_a_line_of_json_for_each_request(tmp_path, monkeypatch):
@@ -24,7 +26,7 @@ def test_a_line_of_json_for_each_request(tmp_path, monkeypatch):
         old = tmp_path / f"serve-old{age}.jsonl"
         old.write_text("{}")
         os.utime(old, (time.time() - age, time.time() - age))
-    taken = record_sinks.opened(ServeConfig(logs=str(tmp_path)), "abc")
+    taken = record_sinks.open_sinks(ServeConfig(logs=str(tmp_path)), "abc")
     taken(RECORD)
     taken(RECORD)
     taken.stop()
@@ -40,7 +42,7 @@ def test_lines_are_kept_for_some_days(tmp_path):
     for name, days in ages.items():
         (tmp_path / f"serve-{name}.jsonl.1").write_text("{}")
         os.utime(tmp_path / f"serve-{name}.jsonl.1", (time.time() - days * 86_400,) * 2)
-    taken = record_sinks.opened(ServeConfig(logs=str(tmp_path), log_days=2), "abc")
+    taken = record_sinks.open_sinks(ServeConfig(logs=str(tmp_path), log_days=2), "abc")
     taken(RECORD)
     taken.stop()
     assert {path.name for path in tmp_path.iterdir()} == {"serve-abc.jsonl", "serve-fresh.jsonl.1"}
@@ -60,7 +62,7 @@ def test_a_sink_that_fails_or_hangs_costs_records_only(monkeypatch):
         def flush(self):
             return
 
-    taken = record_sinks.Sinks([Full()])
+    taken = record_sinks.RecordSinks([Full()])
     for _ in range(10):
         taken(RECORD)
     opened.set()
@@ -82,10 +84,10 @@ def test_spans_reach_a_collector_in_the_trace_that_the_client_names():
 
     server = HTTPServer(("127.0.0.1", 0), Collector)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    take = record_sinks.ToCollector(f"http://127.0.0.1:{server.server_port}/v1/traces")
+    take = record_sinks.OtlpSink(f"http://127.0.0.1:{server.server_port}/v1/traces")
     trace = "0af7651916cd43dd8448eb211c80319c"
     notes = {"model": "m@1", "risk": 0.5}
-    take(Record("r1", "/p", 200, 10**18, 2 * 10**18, 0.2, notes, None, f"00-{trace}-b7ad6b7169203331-01"))
+    take(AccessRecord("r1", "/p", 200, 10**18, 2 * 10**18, 0.2, notes, None, f"00-{trace}-b7ad6b7169203331-01"))
     take.flush()
     server.shutdown()
     (span,) = ExportTraceServiceRequest.FromString(got[0]).resource_spans[0].scope_spans[0].spans
@@ -97,14 +99,14 @@ def test_spans_reach_a_collector_in_the_trace_that_the_client_names():
 
 
 def test_a_share_of_the_requests_leaves_a_trace_in_mlflow(home):
-    whole = record_sinks.ToMlflow(1.0)
+    whole = record_sinks.MlflowSink(1.0)
     whole(RECORD)
     whole.flush()
-    client = mlflow.MlflowClient(settings.tracking_uri())
-    (trace,) = client.search_traces(locations=[experiment_id()])
+    client = mlflow.MlflowClient(settings.get_tracking_uri())
+    (trace,) = client.search_traces(locations=[get_experiment_id()])
     assert trace.info.request_time == RECORD.began // 10**6
     assert trace.data.spans[0].attributes["trimtab.request_id"] == "r1"
-    none = record_sinks.ToMlflow(0.0)
+    none = record_sinks.MlflowSink(0.0)
     none(RECORD)
     none.flush()
-    assert len(client.search_traces(locations=[experiment_id()])) == 1
+    assert len(client.search_traces(locations=[get_experiment_id()])) == 1

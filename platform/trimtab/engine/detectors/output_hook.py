@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trimtab.detection.detector import Detector
-from trimtab.engine import metrics
 from trimtab.engine.context import steering
-from trimtab.engine.detectors.request_risk import Watch, watching
-from trimtab.engine.detectors.signal_client import SignalReader
+from trimtab.engine.detectors.request_risk import RequestRisk, current_risk
+from trimtab.engine.detectors.signal_client import SignalClient
+from trimtab.engine.metrics import FIRST, NEXT, TOKENS, count_risk, request_labels
 from trimtab.engine.vllm_ext import patches
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ READ_SECONDS = 10.0
 
 
 @dataclass
-class Seen:
+class OutputCounter:
     """What was seen of a request's outputs: tokens of each of its answers, which are these `choices` of the response, counted
     under these `labels`."""
 
@@ -36,10 +36,10 @@ class Seen:
     tokens: Counter[int] = field(default_factory=Counter[int])
 
 
-class Outputs:
+class OutputHook:
     """Put into a `vllm.AsyncLLM` by `install`; `reader` reads the signals of an engine that captures `layers`."""
 
-    def __init__(self, reader: SignalReader, layers: Sequence[int]) -> None:
+    def __init__(self, reader: SignalClient, layers: Sequence[int]) -> None:
         self._reader = reader
         self._layers = layers
 
@@ -48,7 +48,7 @@ class Outputs:
 
         async def add(request_id: str, *args: Any, **kwargs: Any) -> Any:
             collector = await add_request(request_id, *args, **kwargs)
-            if (now := watching.get()) is not None:
+            if (now := current_risk.get()) is not None:
                 now.ids[request_id] = collector.request_id
             return collector
 
@@ -58,58 +58,60 @@ class Outputs:
         """Count the outputs of each request, and score its answers."""
 
         def observed(prompt: Any, sampling: Any, request_id: str, **options: Any) -> AsyncGenerator[Any]:
-            outputs, now = generate(prompt, sampling, request_id, **options), watching.get()
+            outputs, now = generate(prompt, sampling, request_id, **options), current_risk.get()
             if now is None:
                 return outputs
             first, now.choices = now.choices, now.choices + (sampling.n or 1)
-            labels = metrics.request_labels(steering.get(), shadow=now.shadow)
-            return self._passed(outputs, now, request_id, Seen(range(first, now.choices), labels))
+            labels = request_labels(steering.get(), shadow=now.shadow)
+            return self._observe(outputs, now, request_id, OutputCounter(range(first, now.choices), labels))
 
         return observed
 
-    async def _passed(self, outputs: AsyncGenerator[Any], now: Watch, request_id: str, seen: Seen) -> AsyncGenerator[Any]:
+    async def _observe(
+        self, outputs: AsyncGenerator[Any], now: RequestRisk, request_id: str, seen: OutputCounter
+    ) -> AsyncGenerator[Any]:
         began, last = time.perf_counter(), None
         async with aclosing(outputs) as own:
             async for output in own:
                 at = time.perf_counter()
                 # A whole answer at once has no first token.
                 if not (output.finished and last is None):
-                    (metrics.FIRST if last is None else metrics.NEXT).labels(*seen.labels).observe(at - (last or began))
+                    (FIRST if last is None else NEXT).labels(*seen.labels).observe(at - (last or began))
                 last = at
                 written = sum(len(one.token_ids) for one in output.outputs)
-                metrics.TOKENS.labels(*seen.labels).inc(written)
+                TOKENS.labels(*seen.labels).inc(written)
                 now.tokens += written
-                await asyncio.gather(*(self._look(one, now, request_id, seen) for one in output.outputs))
+                await asyncio.gather(*(self._score_output(one, now, request_id, seen) for one in output.outputs))
                 yield output
 
-    async def _look(self, one: Any, now: Watch, request_id: str, seen: Seen) -> None:
+    async def _score_output(self, one: Any, now: RequestRisk, request_id: str, seen: OutputCounter) -> None:
         seen.tokens[one.index] += len(one.token_ids)
         ended, choice = one.finish_reason is not None, seen.choices[one.index]
         now.ended += ended
         if now.detector is not None and seen.tokens[one.index] and (ended or now.running):
             engine_id = now.ids[request_id]
             name = engine_id if len(seen.choices) == 1 else f"{one.index}_{engine_id}"
-            risk = await self._risk(now.detector.part, name, now.given or seen.tokens[one.index], ended=ended)
+            risk = await self._compute_risk(now.detector.artifact, name, now.given or seen.tokens[one.index], ended=ended)
             if risk is not None:
                 now.risks[choice] = risk
             elif ended:
                 now.risks.pop(choice, None)
         if ended:
             status = now.status if now.detector is None else "unavailable"
-            metrics.count_risk(seen.labels, now.detector and now.detector.known, now.risks.get(choice), status)
+            count_risk(seen.labels, now.detector and now.detector.version, now.risks.get(choice), status)
 
-    async def _risk(self, detector: Detector, request: str, tokens: int, *, ended: bool) -> float | None:
+    async def _compute_risk(self, detector: Detector, request: str, tokens: int, *, ended: bool) -> float | None:
         try:
-            seen = await asyncio.wait_for(self._reader.read(request, tokens, ended=ended), READ_SECONDS)
+            seen = await asyncio.wait_for(self._reader.fetch_signals(request, tokens, ended=ended), READ_SECONDS)
         except Exception:
             # The answer is good all the same, and says that it was not checked.
             log.warning("no signals of %s", request, exc_info=True)
             return None
-        return None if seen is None else detector.risk_of(seen, self._layers)
+        return None if seen is None else detector.score_answer(seen, self._layers)
 
 
-def install(engine: Any, layers: Sequence[int]) -> None:
+def install_output_hook(engine: Any, layers: Sequence[int]) -> None:
     """Look at what a `vllm.AsyncLLM` that captures `layers` gives back."""
-    outputs = Outputs(SignalReader(engine.collective_rpc, len(layers)), layers)
+    outputs = OutputHook(SignalClient(engine.collective_rpc, len(layers)), layers)
     patches.patch_generate(engine, outputs.wrap_generate)
     patches.patch_add_request(engine, "output_hook", outputs.wrap_add_request)

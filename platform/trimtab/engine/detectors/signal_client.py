@@ -11,7 +11,7 @@ from trimtab.generation_types import Signals
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SignalRequest:
     """Signals of a request in the engine at its first `tokens` tokens, and who waits for them; `ended` lets the engine forget
     the request."""
 
@@ -21,7 +21,7 @@ class Wanted:
     future: asyncio.Future[Signals | None]
 
 
-class SignalReader:
+class SignalClient:
     """Reads signals of requests that run or have ended, from the one event loop that it is used in.
 
     A call waits until the engine's step is over, so all that is asked meanwhile goes into the next call together. `call` is
@@ -31,23 +31,23 @@ class SignalReader:
     def __init__(self, call: Callable[..., Awaitable[list[Any]]], layers: int) -> None:
         self._call = call
         self._layers = layers
-        self._wanted: list[Wanted] = []
+        self._wanted: list[SignalRequest] = []
         self._reading: asyncio.Task[None] | None = None
 
-    async def read(self, request: str, tokens: int, *, ended: bool) -> Signals | None:
+    async def fetch_signals(self, request: str, tokens: int, *, ended: bool) -> Signals | None:
         """Signals of a request by its id in the engine; None where the engine has none. Raises what the engine raises."""
         future: asyncio.Future[Signals | None] = asyncio.get_running_loop().create_future()
-        self._wanted.append(Wanted(request, tokens, ended, future))
+        self._wanted.append(SignalRequest(request, tokens, ended, future))
         if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._read_all())
+            self._reading = asyncio.create_task(self._fetch_pending())
         return await future
 
-    async def _read_all(self) -> None:
+    async def _fetch_pending(self) -> None:
         while self._wanted:
             wanted, self._wanted = self._wanted, []
             try:
-                answer = await self._call("trimtab_signals", args=([(w.request, w.tokens, w.ended) for w in wanted],))
-                found = read(answer, self._layers)
+                answer = await self._call("trimtab_fetch_signals", args=([(w.request, w.tokens, w.ended) for w in wanted],))
+                found = decode_signals(answer, self._layers)
             except Exception as error:
                 for one in wanted:
                     if not one.future.done():
@@ -59,12 +59,12 @@ class SignalReader:
                     one.future.set_result(signals)
 
 
-def read(answer: Sequence[Any], layers: int) -> list[Signals | None]:
-    """What the workers answered to `trimtab_signals`: one of them for all."""
+def decode_signals(answer: Sequence[Any], layers: int) -> list[Signals | None]:
+    """What the workers answered to `trimtab_fetch_signals`: one of them for all."""
     records = next(found for found in answer if found is not None)
-    return [None if record is None else _signals(record, layers) for record in records]
+    return [None if record is None else _decode_record(record, layers) for record in records]
 
 
-def _signals(record: dict[str, Any], layers: int) -> Signals:
+def _decode_record(record: dict[str, Any], layers: int) -> Signals:
     psi = torch.frombuffer(bytearray(record["psi"]), dtype=torch.float32).view(layers, -1)
     return Signals(psi, torch.frombuffer(bytearray(record["history"]), dtype=torch.float32).view(-1, 3))

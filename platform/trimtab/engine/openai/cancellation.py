@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from trimtab.engine import asgi
 from trimtab.engine.asgi import App, Message, Receive, Scope, Send
-from trimtab.engine.detectors.request_risk import watching
+from trimtab.engine.detectors.request_risk import current_risk
 
 log = logging.getLogger(__name__)
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 LEAVE_SECONDS = 5.0
 
 
-class Inside:
+class CancellableApp:
     """An ASGI app around vLLM's; `abort` ends requests by their ids in the engine.
 
     vLLM answers whole requests in tasks of its own, which a cancelled request leaves running; but it ends them where the client
@@ -33,26 +33,26 @@ class Inside:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        line = Line(receive, send)
+        line = CancellableChannel(receive, send)
         task = asyncio.ensure_future(self._app(scope, line.receive, line.send))
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
-            await _ended(task, line)
+            await _wait_until_released(task, line)
             raise
         except Exception as error:
             if line.begun and not line.ended:
                 raise
             log.warning("vLLM raised %s for a request", type(error).__name__)
             if not line.begun:
-                await asgi.send_json(send, 500, asgi.error_body(500, "no reason given"))
+                await asgi.send_json(send, 500, asgi.build_error_body(500, "no reason given"))
         finally:
             # vLLM's own tasks may still be on their way to this.
-            if line.gone.is_set() and (watch := watching.get()):
+            if line.gone.is_set() and (watch := current_risk.get()):
                 await self._abort(list(watch.ids.values()))
 
 
-class Line:
+class CancellableChannel:
     """A client as the app inside sees it, which may go, or be said to have gone; what is sent to it then goes nowhere."""
 
     def __init__(self, receive: Receive, send: Send) -> None:
@@ -80,13 +80,13 @@ class Line:
             return
         if message["type"] == "http.response.start":
             self.begun = True
-            self.streams = asgi.streams(message)
+            self.streams = asgi.is_event_stream(message)
         elif message["type"] == "http.response.body":
             self.ended = not message.get("more_body")
         await self._send(message)
 
 
-async def _ended(task: asyncio.Future[None], line: Line) -> None:
+async def _wait_until_released(task: asyncio.Future[None], line: CancellableChannel) -> None:
     """Wait until the app inside has let go of a request; what it says meanwhile interests nobody."""
     line.gone.set()
     if not line.streams:

@@ -9,7 +9,7 @@ from trimtab.engine.extensions import ALARMS, MOST_TEXT, MOST_TRIES, Policy
 REQUESTS = ("ChatCompletionRequest", "CompletionRequest")
 
 
-def describe(vllm: dict[str, Any], paths: Collection[str]) -> dict[str, Any]:
+def build_openapi_document(vllm: dict[str, Any], paths: Collection[str]) -> dict[str, Any]:
     """The description `vllm` of its server, of these `paths` only, with the field `trimtab` in requests for answers and with
     `/v1/score`."""
     schemas: dict[str, Any] = vllm["components"]["schemas"] | {"Wishes": WISHES, "ScoreRequest": SCORE}

@@ -12,22 +12,22 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from trimtab.errors import ArtefactError, NotFoundError, TrimtabError
+from trimtab.errors import ArtifactError, NotFoundError, TrimtabError
 
 DEFAULT = "champion"
 # A version, and not a name of as many digits as somebody likes.
 # A version that was refused is read again after so long: versions do not change, but damaged files are mended.
-AGAIN_SECONDS = 30.0
+RETRY_SECONDS = 30.0
 NUMBER = re.compile(r"[0-9]{1,9}")
 
-Part = TypeVar("Part")
-Given = TypeVar("Given", covariant=True)
-Aliases = Mapping[tuple[str, str], int]
+ArtifactT = TypeVar("ArtifactT")
+ArtifactT_co = TypeVar("ArtifactT_co", covariant=True)
+AliasVersions = Mapping[tuple[str, str], int]
 """Versions by name and alias."""
 
 
 @dataclass(frozen=True)
-class Known:
+class RegisteredVersion:
     """A version that the registry holds."""
 
     name: str
@@ -36,61 +36,63 @@ class Known:
     aliases: tuple[str, ...] = ()
 
 
-class Source(Protocol[Given]):
+class ArtifactSource(Protocol[ArtifactT_co]):
     """Where parts of one kind come from; called in a thread."""
 
     @property
-    def remembered(self) -> bool:
+    def is_cached(self) -> bool:
         """Whether what it gives is only what was kept of an earlier look."""
         ...
 
-    def known(self) -> Sequence[Known]:
+    def list_versions(self) -> Sequence[RegisteredVersion]:
         """Every version for this base model."""
         ...
 
-    def load(self, known: Known) -> Given:
-        """The part of a version. Raises ArtefactError for one that must not be used."""
+    def load(self, known: RegisteredVersion) -> ArtifactT_co:
+        """The part of a version. Raises ArtifactError for one that must not be used."""
         ...
 
 
 @dataclass(frozen=True)
-class Names:
+class VersionNames:
     """What an engine can answer with, by kind: versions by name and alias, and why others with an alias are refused."""
 
-    aliases: Mapping[str, Aliases]
+    aliases: Mapping[str, AliasVersions]
     refused: Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True)
-class Loaded(Generic[Part]):
+class LoadedVersion(Generic[ArtifactT]):
     """A version with its part, a prefix or a detector, in memory."""
 
-    known: Known
-    part: Part
+    version: RegisteredVersion
+    artifact: ArtifactT
 
 
 @dataclass
-class Library(Generic[Part]):
-    """Names to versions to parts, for the base model called `base`. `check` raises ArtefactError for a part that this engine
+class VersionCatalog(Generic[ArtifactT]):
+    """Names to versions to parts, for the base model called `base`. `check` raises ArtifactError for a part that this engine
     cannot use; `kind` is what people call the parts."""
 
     base: str
     kind: str
-    source: Source[Part]
-    check: Callable[[Part], None]
+    source: ArtifactSource[ArtifactT]
+    check: Callable[[ArtifactT], None]
     refused: dict[str, str] = field(default_factory=dict[str, str])
     _aliases: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
-    _known: dict[tuple[str, int], Known] = field(default_factory=dict[tuple[str, int], Known])
-    _loaded: dict[tuple[str, int], Loaded[Part]] = field(default_factory=dict[tuple[str, int], Loaded[Part]])
+    _known: dict[tuple[str, int], RegisteredVersion] = field(default_factory=dict[tuple[str, int], RegisteredVersion])
+    _loaded: dict[tuple[str, int], LoadedVersion[ArtifactT]] = field(
+        default_factory=dict[tuple[str, int], LoadedVersion[ArtifactT]]
+    )
     _again: dict[str, float] = field(default_factory=dict[str, float])
 
-    async def read(self) -> Aliases:
+    async def refresh(self) -> AliasVersions:
         """Read the registry and load every version that an alias names; names answer as before until `point` moves them.
 
         Raises TrackingError where the registry does not answer; nothing changes then. A version that cannot be used is
         refused, with the reason in `refused`, and its alias is given as it is now.
         """
-        known = await asyncio.to_thread(self.source.known)
+        known = await asyncio.to_thread(self.source.list_versions)
         aliases: dict[tuple[str, str], int] = {}
         refused: dict[str, str] = {}
         self._known = {(k.name, k.version): k for k in known}
@@ -98,16 +100,16 @@ class Library(Generic[Part]):
             for alias in k.aliases:
                 label = f"{k.name}@{k.version}"
                 try:
-                    await self._try(k, label)
+                    await self._try_load(k, label)
                     aliases[k.name, alias] = k.version
-                except ArtefactError as error:
+                except ArtifactError as error:
                     refused[label] = str(error)
                     if (old := self._aliases.get((k.name, alias))) is not None:
                         aliases[k.name, alias] = old
         self.refused = refused
         return aliases
 
-    async def point(self, aliases: Aliases) -> None:
+    async def set_aliases(self, aliases: AliasVersions) -> None:
         """Let names answer with these versions. One that cannot be had here leaves its alias as it is."""
         pointed: dict[tuple[str, str], int] = {}
         for (name, alias), version in aliases.items():
@@ -119,52 +121,52 @@ class Library(Generic[Part]):
                 pointed[name, alias] = old
         self._aliases = pointed
 
-    async def find(self, name: str, ref: str | None) -> Loaded[Part]:
+    async def find(self, name: str, ref: str | None) -> LoadedVersion[ArtifactT]:
         """The version that `ref` (alias or number; `champion` if none) names; NotFoundError with what there is."""
         wanted = ref or DEFAULT
         version = int(wanted) if NUMBER.fullmatch(wanted) else self._aliases.get((name, wanted))
         if version is None:
-            raise NotFoundError(self._missing(name, wanted))
+            raise NotFoundError(self._build_missing_error(name, wanted))
         if loaded := self._loaded.get((name, version)):
             return loaded
         if (known := self._known.get((name, version))) is None:
-            raise NotFoundError(self._missing(name, wanted))
+            raise NotFoundError(self._build_missing_error(name, wanted))
         return await self._load(known)
 
     @property
-    def aliases(self) -> Aliases:
+    def aliases(self) -> AliasVersions:
         """The version that each name and alias answers with now."""
         return self._aliases
 
-    def names(self) -> Mapping[str, Mapping[str, int]]:
+    def list_aliases(self) -> Mapping[str, Mapping[str, int]]:
         """Every name that can be asked for, with its aliases and their versions."""
         names: dict[str, dict[str, int]] = {name: {} for name, _ in self._known}
         for (name, alias), version in self._aliases.items():
             names.setdefault(name, {})[alias] = version
         return names
 
-    def champions(self) -> list[Loaded[Part]]:
+    def list_champions(self) -> list[LoadedVersion[ArtifactT]]:
         """What names without an alias or version answer with."""
         wanted = [(name, version) for (name, alias), version in self._aliases.items() if alias == DEFAULT]
         return [self._loaded[key] for key in wanted]
 
-    async def _try(self, known: Known, label: str) -> None:
-        """Load a version; one that was refused is refused as before, for a while. Raises ArtefactError."""
+    async def _try_load(self, known: RegisteredVersion, label: str) -> None:
+        """Load a version; one that was refused is refused as before, for a while. Raises ArtifactError."""
         if (why := self.refused.get(label)) and time.monotonic() < self._again[label]:
-            raise ArtefactError(why)
-        self._again[label] = time.monotonic() + AGAIN_SECONDS
+            raise ArtifactError(why)
+        self._again[label] = time.monotonic() + RETRY_SECONDS
         await self._load(known)
 
-    async def _load(self, known: Known) -> Loaded[Part]:
+    async def _load(self, known: RegisteredVersion) -> LoadedVersion[ArtifactT]:
         key = (known.name, known.version)
         if key not in self._loaded:
             part = await asyncio.to_thread(self.source.load, known)
             self.check(part)
-            self._loaded[key] = Loaded(known, part)
+            self._loaded[key] = LoadedVersion(known, part)
         return self._loaded[key]
 
-    def _missing(self, name: str, ref: str) -> str:
-        names = self.names()
+    def _build_missing_error(self, name: str, ref: str) -> str:
+        names = self.list_aliases()
         if name not in names:
             there = ", ".join(f"{self.base}:{n}" for n in sorted(names)) or "none yet"
             return f"no {self.kind} {name!r} for {self.base}; there are: {there}"

@@ -3,11 +3,11 @@
 from typing import Any
 
 from trimtab.engine.vllm_ext import patches
-from trimtab.engine.vllm_ext.args import on_cpu
-from trimtab.engine.vllm_ext.capture import Capture, whole_prompts
-from trimtab.engine.vllm_ext.worker import RowWorker
+from trimtab.engine.vllm_ext.args import is_cpu_build
+from trimtab.engine.vllm_ext.capture import SignalCapture, find_full_attention_group
+from trimtab.engine.vllm_ext.worker import EmbeddingWorkerExtension
 
-if on_cpu():
+if is_cpu_build():
     from vllm.v1.worker.cpu_worker import CPUWorker as Own
 else:
     from vllm.v1.worker.gpu_worker import Worker as Own
@@ -16,10 +16,10 @@ else:
 KEEP = 1024
 
 
-class CapturingWorker(Own, RowWorker):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
+class CaptureWorker(Own, EmbeddingWorkerExtension):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
     """`additional_config["trimtab"]` holds `layers` and `history` (see `Capture`)."""
 
-    capture: Capture | None = None
+    capture: SignalCapture | None = None
 
     def load_model(self, **options: Any) -> None:
         """Load the model with its taps open: tap k is what transformers calls hidden_states[k]."""
@@ -33,7 +33,7 @@ class CapturingWorker(Own, RowWorker):  # pyright: ignore[reportGeneralTypeIssue
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         """Make the KV cache, unless sums of prompts cannot stand beside it."""
-        whole_prompts(kv_cache_config)
+        find_full_attention_group(kv_cache_config)
         super().initialize_from_config(kv_cache_config)
 
     def execute_model(self, scheduler_output: Any) -> Any:
@@ -41,19 +41,19 @@ class CapturingWorker(Own, RowWorker):  # pyright: ignore[reportGeneralTypeIssue
         # On every rank, though one would have all that is needed: logits of given answers are computed by all together.
         if self.capture is None:
             settings = self._settings
-            self.capture = Capture(self.model_runner, len(settings["layers"]), settings["history"], KEEP)
-        self.capture.begin(scheduler_output)
+            self.capture = SignalCapture(self.model_runner, len(settings["layers"]), settings["history"], KEEP)
+        self.capture.begin_step(scheduler_output)
         output = super().execute_model(scheduler_output)
         if self.model_runner.execute_model_state is not None:
-            self.capture.fold()
+            self.capture.accumulate_step()
         return output
 
-    def trimtab_signals(self, wanted: list[tuple[str, int, bool]]) -> list[dict[str, Any] | None] | None:
+    def trimtab_fetch_signals(self, wanted: list[tuple[str, int, bool]]) -> list[dict[str, Any] | None] | None:
         """Signals of requests, each by its id with the number of its answer's tokens and whether it has ended; None for those
         that are not known. Float32 bytes: `psi` [L, 3d], `history` [m, 3]."""
         if self.rank != 0 or (capture := self.capture) is None:
             return None
-        return [(capture.take if ended else capture.look)(request, tokens) for request, tokens, ended in wanted]
+        return [(capture.pop_signals if ended else capture.peek_signals)(request, tokens) for request, tokens, ended in wanted]
 
     @property
     def _settings(self) -> dict[str, Any]:

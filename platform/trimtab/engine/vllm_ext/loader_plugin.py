@@ -16,7 +16,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from trimtab.engine.vllm_ext.args import LOAD_FORMAT
 
 
-class EnlargingLoader(DefaultModelLoader):
+class EnlargedVocabularyLoader(DefaultModelLoader):
     """vLLM's default loader, with rows added to the embedding table and to an untied head."""
 
     def __init__(self, load_config: LoadConfig) -> None:
@@ -29,16 +29,16 @@ class EnlargingLoader(DefaultModelLoader):
     def get_all_weights(self, model_config: ModelConfig, model: nn.Module) -> Generator[tuple[str, Tensor], None, None]:
         added = model_config.get_vocab_size() - self.old_vocabulary
         for name, tensor in super().get_all_weights(model_config, model):
-            yield name, enlarge(tensor, self.old_vocabulary, added)
+            yield name, enlarge_tensor(tensor, self.old_vocabulary, added)
 
 
-def enlarge(tensor: Tensor, vocabulary: int, added: int) -> Tensor:
+def enlarge_tensor(tensor: Tensor, vocabulary: int, added: int) -> Tensor:
     """`added` rows of zeros after a tensor whose first dimension is the vocabulary; any other tensor as it is."""
     if tensor.ndim == 0 or tensor.shape[0] != vocabulary or added == 0:
         return tensor
     return torch.cat([tensor, tensor.new_zeros(added, *tensor.shape[1:])])
 
 
-def register() -> None:
+def register_loader() -> None:
     """Entry point: makes `load_format="trimtab"` known to vLLM."""
-    register_model_loader(LOAD_FORMAT)(EnlargingLoader)
+    register_model_loader(LOAD_FORMAT)(EnlargedVocabularyLoader)

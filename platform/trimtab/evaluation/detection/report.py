@@ -9,11 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.evaluation import rendering
-from trimtab.evaluation.detection import metrics as weighted
-from trimtab.evaluation.detection import pooling
-from trimtab.evaluation.detection.curves import GRID, Curves, curves
-from trimtab.evaluation.detection.pooling import Difference, Figures, Kind, Resamples, Result, Risks
+from trimtab.evaluation.detection.curves import GRID, DetectionCurves, compute_curves
+from trimtab.evaluation.detection.metrics import METRICS, compute_auroc
+from trimtab.evaluation.detection.pooling import (
+    DetectorResult,
+    KindResult,
+    PairedDifference,
+    PooledMetrics,
+    Resamples,
+    SeedRisks,
+    estimate_metrics,
+    measure_by_kind,
+    measure_result,
+    result_as_json,
+)
+from trimtab.evaluation.rendering import plain
 from trimtab.stats.intervals import Interval
 
 SCHEMA = 1
@@ -21,17 +31,17 @@ OURS = "flag"
 
 
 @dataclass(frozen=True)
-class Line:
+class ReportLine:
     """A head or a score: its figures, those by kind of question, and its curves."""
 
-    result: Result
-    figures: Figures
-    kinds: Sequence[Kind]
-    curves: Curves
+    result: DetectorResult
+    figures: PooledMetrics
+    kinds: Sequence[KindResult]
+    curves: DetectionCurves
 
 
 @dataclass(frozen=True)
-class Share:
+class LabelShare:
     """What a head reaches with a share of the training labels; it is tested on all test answers."""
 
     name: str
@@ -40,7 +50,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Moved:
+class TransferResult:
     """What a detector learned and calibrated on one data set says of the test parts of another, or of its own."""
 
     name: str
@@ -51,7 +61,7 @@ class Moved:
 
 
 @dataclass(frozen=True)
-class DataSet:
+class DataSetReport:
     """All figures on one data set of `answers`, `labelled` of which have labels, `right` of these right. `compared` is our head
     against the rival that is best on validation; `ablations` compare it without a part of it with itself."""
 
@@ -60,57 +70,57 @@ class DataSet:
     answers: int
     labelled: int
     right: int
-    lines: Sequence[Line]
-    compared: Difference
-    ablations: Sequence[tuple[Line, Difference]]
-    shares: Sequence[Share]
+    lines: Sequence[ReportLine]
+    compared: PairedDifference
+    ablations: Sequence[tuple[ReportLine, PairedDifference]]
+    shares: Sequence[LabelShare]
 
 
 @dataclass(frozen=True)
-class TruthReport:
+class DetectionReport:
     """Everything that the report on detectors shows. `base` is the base model's name and fingerprint."""
 
     title: str
     base: str
     layers: Sequence[int]
     seeds: int
-    sets: Sequence[DataSet]
-    moved: Sequence[Moved] = ()
+    sets: Sequence[DataSetReport]
+    moved: Sequence[TransferResult] = ()
     notes: Sequence[str] = ()
 
 
-def line(result: Result, sources: Sequence[str], drawn: Resamples) -> Line:
+def build_line(result: DetectorResult, sources: Sequence[str], drawn: Resamples) -> ReportLine:
     """All figures of a head or a score; `sources` [N] are the kinds of the data set's questions."""
-    return Line(
+    return ReportLine(
         result,
-        pooling.measure(result.tests, drawn),
-        pooling.by_kind(result.tests, sources, drawn),
-        curves(result.name, result.tests),
+        measure_result(result.tests, drawn),
+        measure_by_kind(result.tests, sources, drawn),
+        compute_curves(result.name, result.tests),
     )
 
 
-def share(result: Result, labels: float, drawn: Resamples) -> Share:
+def build_label_share(result: DetectorResult, labels: float, drawn: Resamples) -> LabelShare:
     """A point of the label curve."""
-    return Share(result.name, labels, pooling.estimate(weighted.auroc, result.tests, drawn))
+    return LabelShare(result.name, labels, estimate_metrics(compute_auroc, result.tests, drawn))
 
 
-def moved(name: str, learned_on: str, tested_on: str, tests: Sequence[Risks], drawn: Resamples) -> Moved:
+def build_transfer(name: str, learned_on: str, tested_on: str, tests: Sequence[SeedRisks], drawn: Resamples) -> TransferResult:
     """A cell of the transfer matrix; `drawn` are resamples of the data set that is tested on."""
-    figures = pooling.measure(tests, drawn)
-    return Moved(name, learned_on, tested_on, figures.auroc, figures.ece)
+    figures = measure_result(tests, drawn)
+    return TransferResult(name, learned_on, tested_on, figures.auroc, figures.ece)
 
 
-def ours(results: Sequence[Result]) -> Result:
+def get_best_head(results: Sequence[DetectorResult]) -> DetectorResult:
     """FLaG where it is there, else the first head."""
     return next((r for r in results if r.name == OURS), results[0])
 
 
-def rival(results: Sequence[Result]) -> Result:
+def get_best_rival(results: Sequence[DetectorResult]) -> DetectorResult:
     """The best of the others on validation; the test part has no say."""
-    return max((r for r in results if r is not ours(results)), key=lambda r: r.validation)
+    return max((r for r in results if r is not get_best_head(results)), key=lambda r: r.validation)
 
 
-def sentence(d: Difference) -> str:
+def format_comparison(d: PairedDifference) -> str:
     """What a comparison says, in words."""
     gap = f"AUROC {d.auroc.value:+.3f} [{d.auroc.low:+.3f}, {d.auroc.high:+.3f}]"
     against = f"{d.name} against {d.rival}, the rival that is best on validation: {gap}."
@@ -124,9 +134,9 @@ def sentence(d: Difference) -> str:
     return f"{against} {worse}"
 
 
-def as_json(report: TruthReport) -> dict[str, Any]:
+def report_as_json(report: DetectionReport) -> dict[str, Any]:
     """The report as JSON, its version under `schema`; a figure that does not exist is null."""
-    return rendering.plain(
+    return plain(
         {
             "schema": SCHEMA,
             "title": report.title,
@@ -140,7 +150,7 @@ def as_json(report: TruthReport) -> dict[str, Any]:
     )
 
 
-def csv(report: TruthReport) -> str:
+def report_as_csv(report: DetectionReport) -> str:
     """One line for each figure: data set, section, head or score, what of it, measure, value, its interval, answers."""
     file = io.StringIO()
     writer = csvs.writer(file, lineterminator="\n")
@@ -152,7 +162,7 @@ def csv(report: TruthReport) -> str:
     return file.getvalue()
 
 
-def logged(report: TruthReport) -> dict[str, float]:
+def get_logged_metrics(report: DetectionReport) -> dict[str, float]:
     """Figures for a tracked run, as `truth/SET/ARM/FIGURE`."""
     found = {
         f"truth/{name}/{arm}/{measure}": figure.value
@@ -163,7 +173,7 @@ def logged(report: TruthReport) -> dict[str, float]:
     return {"".join(c if c.isalnum() or c in "/-_. " else "-" for c in name): value for name, value in found.items()}
 
 
-def _figures(report: TruthReport) -> Iterator[tuple[str, str, str, str, str, Interval, int | str]]:
+def _figures(report: DetectionReport) -> Iterator[tuple[str, str, str, str, str, Interval, int | str]]:
     for entry in report.sets:
         for one in entry.lines:
             yield from _of_line(entry.name, "results", one)
@@ -181,8 +191,8 @@ def _figures(report: TruthReport) -> Iterator[tuple[str, str, str, str, str, Int
         yield cell.tested_on, "transfer", cell.name, f"learned on {cell.learned_on}", "ece", _alone(cell.ece), ""
 
 
-def _of_line(name: str, section: str, one: Line) -> Iterator[tuple[str, str, str, str, str, Interval, int]]:
-    for measure in weighted.FIGURES:
+def _of_line(name: str, section: str, one: ReportLine) -> Iterator[tuple[str, str, str, str, str, Interval, int]]:
+    for measure in METRICS:
         yield name, section, one.result.name, "", measure, getattr(one.figures, measure), one.figures.count
     flat = {"ece": one.figures.ece, "ece_raw": one.figures.ece_raw}
     flat |= {"validation_auroc": one.result.validation, "oracle_auroc": one.result.oracle}
@@ -194,23 +204,23 @@ def _alone(value: float) -> Interval:
     return Interval(value, float("nan"), float("nan"))
 
 
-def _set(entry: DataSet) -> dict[str, Any]:
+def _set(entry: DataSetReport) -> dict[str, Any]:
     return {
         "digest": entry.digest,
         "answers": entry.answers,
         "labelled": entry.labelled,
         "right": entry.right,
         "arms": [_arm(one) | {"curves": _curves(one.curves)} for one in entry.lines],
-        "compared": asdict(entry.compared) | {"sentence": sentence(entry.compared)},
+        "compared": asdict(entry.compared) | {"sentence": format_comparison(entry.compared)},
         "ablations": [_arm(one) | {"difference": asdict(d.auroc)} for one, d in entry.ablations],
         "labels": [asdict(point) for point in entry.shares],
     }
 
 
-def _arm(one: Line) -> dict[str, Any]:
-    return pooling.as_json(one.result, one.figures) | {"kinds": [asdict(kind) for kind in one.kinds]}
+def _arm(one: ReportLine) -> dict[str, Any]:
+    return result_as_json(one.result, one.figures) | {"kinds": [asdict(kind) for kind in one.kinds]}
 
 
-def _curves(c: Curves) -> Mapping[str, Any]:
+def _curves(c: DetectionCurves) -> Mapping[str, Any]:
     rounded = {name: np.round(values, 5).tolist() for name, values in (("at", GRID), ("roc", c.roc), ("coverage", c.coverage))}
     return rounded | {"before": [asdict(b) for b in c.before], "after": [asdict(b) for b in c.after]}

@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import UsageError
-from trimtab.evaluation.safety.results import ArmResult, Judged
-from trimtab.stats.intervals import Rate, mean_of_rates, wilson
-from trimtab.types import UNLEARNED
+from trimtab.evaluation.safety.results import ArmResult, JudgedAnswer
+from trimtab.stats.intervals import Rate, average_rates, compute_wilson_interval
+from trimtab.types import BASELINE_ARMS
 
 Measure = Literal["refusal", "compliance", "balanced", "partial"]
 RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class Pooled:
+class PooledArm:
     """An arm over its seeds: rates as in ArmResult, means over `results`, of which there is one a seed."""
 
     name: str
@@ -40,54 +40,59 @@ class Pooled:
     sets: Mapping[str, Rate]
 
 
-def arm_name(name: str) -> str:
+def get_arm_name(name: str) -> str:
     """`sta` of `sta#1`: what stands before the seed."""
     arm, _, seed = name.rpartition("#")
     return arm if arm and seed else name
 
 
-def pool(results: Sequence[ArmResult]) -> list[Pooled]:
+def pool_arms(results: Sequence[ArmResult]) -> list[PooledArm]:
     """Every arm over its seeds, in the order in which they come. Raises UsageError where seeds cannot be pooled."""
     arms: dict[str, list[ArmResult]] = {}
     for result in results:
-        arms.setdefault(arm_name(result.name), []).append(result)
-    return [_alone(name, seeds[0]) if len(seeds) == 1 else _together(name, seeds) for name, seeds in arms.items()]
+        arms.setdefault(get_arm_name(result.name), []).append(result)
+    return [_pool_single(name, seeds[0]) if len(seeds) == 1 else _pool_several(name, seeds) for name, seeds in arms.items()]
 
 
-def over_seeds(results: Sequence[ArmResult], measure: Measure = "balanced", resamples: int = RESAMPLES) -> Rate:
+def pool_over_seeds(results: Sequence[ArmResult], measure: Measure = "balanced", resamples: int = RESAMPLES) -> Rate:
     """Mean of a measure over the seeds of one arm, with its 95 % interval over seeds and prompts; `count` counts prompts.
 
     Raises UsageError where the seeds did not answer the same prompts."""
-    answers = answered(results)
+    answers = align_answers(results)
     if measure == "partial":
-        return crossed([torch.tensor([[j.verdict == "partial" for j in r.answers] for r in results])], resamples)
+        return pigeonhole_bootstrap([torch.tensor([[j.verdict == "partial" for j in r.answers] for r in results])], resamples)
     sides = {"refusal": [True], "compliance": [False], "balanced": [True, False]}[measure]
-    tables = [right(results, [i for i, j in enumerate(answers) if j.harmful == side]) for side in sides]
-    return crossed(tables, resamples)
+    tables = [build_correctness_matrix(results, [i for i, j in enumerate(answers) if j.harmful == side]) for side in sides]
+    return pigeonhole_bootstrap(tables, resamples)
 
 
-def _alone(name: str, r: ArmResult) -> Pooled:
+def _pool_single(name: str, r: ArmResult) -> PooledArm:
     """One seed keeps the intervals that it has."""
     count = r.refusal.count + r.compliance.count
-    return Pooled(name, [r], r.refusal, r.compliance, r.balanced, wilson(round(r.partial * count), count), r.sets)
-
-
-def _together(name: str, results: Sequence[ArmResult]) -> Pooled:
-    sets: dict[str, list[int]] = {}
-    for i, j in enumerate(answered(results)):
-        sets.setdefault(j.set, []).append(i)
-    return Pooled(
-        name=name,
-        results=results,
-        refusal=over_seeds(results, "refusal"),
-        compliance=over_seeds(results, "compliance"),
-        balanced=over_seeds(results, "balanced"),
-        partial=over_seeds(results, "partial"),
-        sets={key: crossed([right(results, mine)], RESAMPLES) for key, mine in sorted(sets.items())},
+    return PooledArm(
+        name, [r], r.refusal, r.compliance, r.balanced, compute_wilson_interval(round(r.partial * count), count), r.sets
     )
 
 
-def answered(results: Sequence[ArmResult]) -> list[Judged]:
+def _pool_several(name: str, results: Sequence[ArmResult]) -> PooledArm:
+    sets: dict[str, list[int]] = {}
+    for i, j in enumerate(align_answers(results)):
+        sets.setdefault(j.set, []).append(i)
+    return PooledArm(
+        name=name,
+        results=results,
+        refusal=pool_over_seeds(results, "refusal"),
+        compliance=pool_over_seeds(results, "compliance"),
+        balanced=pool_over_seeds(results, "balanced"),
+        partial=pool_over_seeds(results, "partial"),
+        sets={
+            key: pigeonhole_bootstrap([build_correctness_matrix(results, mine)], RESAMPLES)
+            for key, mine in sorted(sets.items())
+        },
+    )
+
+
+def align_answers(results: Sequence[ArmResult]) -> list[JudgedAnswer]:
     """The first seed's answers, once it is clear that all seeds answered the same prompts."""
     if not results:
         raise UsageError("there are no seeds to take a mean over")
@@ -102,17 +107,17 @@ def answered(results: Sequence[ArmResult]) -> list[Judged]:
     return results[0].answers
 
 
-def right(results: Sequence[ArmResult], prompts: Sequence[int]) -> Tensor:
+def build_correctness_matrix(results: Sequence[ArmResult], prompts: Sequence[int]) -> Tensor:
     """One row a seed, one column a prompt: whether the answer was right."""
     return torch.tensor([[r.answers[i].right for i in prompts] for r in results])
 
 
-def crossed(tables: Sequence[Tensor], resamples: int = RESAMPLES) -> Rate:
+def pigeonhole_bootstrap(tables: Sequence[Tensor], resamples: int = RESAMPLES) -> Rate:
     """Share of one table [seeds, prompts], or mean of two sides' shares, at least as wide as one seed's; all tables pick the
     same seeds."""
     seeds = len(tables[0])
-    shares = [wilson(table.sum().item() / seeds, table.shape[1]) for table in tables]
-    least = mean_of_rates(*shares) if len(shares) == 2 else shares[0]
+    shares = [compute_wilson_interval(table.sum().item() / seeds, table.shape[1]) for table in tables]
+    least = average_rates(*shares) if len(shares) == 2 else shares[0]
     if not least.count:
         return least
     generator = torch.Generator().manual_seed(0)
@@ -129,7 +134,7 @@ def crossed(tables: Sequence[Tensor], resamples: int = RESAMPLES) -> Rate:
 
 
 @dataclass(frozen=True)
-class Versus:
+class ArmComparison:
     """What `arm` has more of the balanced score than each rival."""
 
     arm: str
@@ -145,7 +150,7 @@ class Versus:
         }
 
 
-def versus(first: str | None, pooled: Sequence[Pooled]) -> Versus | None:
+def compare_arms(first: str | None, pooled: Sequence[PooledArm]) -> ArmComparison | None:
     """The arm called `first` against all others that answered the same prompts of both sides; None where there is nothing to
     compare."""
     arm = next((a for a in pooled if a.name == first), None)
@@ -153,15 +158,15 @@ def versus(first: str | None, pooled: Sequence[Pooled]) -> Versus | None:
         return None
     prompts = [j.prompt for j in arm.results[0].answers]
     rivals = [a for a in pooled if a is not arm and [j.prompt for j in a.results[0].answers] == prompts]
-    return Versus(arm.name, [(rival.name, difference(arm.results, rival.results)) for rival in rivals])
+    return ArmComparison(arm.name, [(rival.name, estimate_difference(arm.results, rival.results)) for rival in rivals])
 
 
-def first_learned(names: Sequence[str]) -> str | None:
+def find_first_learned(names: Sequence[str]) -> str | None:
     """The first of the arms that something was learned for: the one that a study is about."""
-    return next((name for name in names if name not in UNLEARNED), None)
+    return next((name for name in names if name not in BASELINE_ARMS), None)
 
 
-def difference(
+def estimate_difference(
     ours: Sequence[ArmResult],
     theirs: Sequence[ArmResult],
     resamples: int = RESAMPLES,
@@ -173,7 +178,7 @@ def difference(
 
     Raises UsageError where seeds did not answer the same prompts.
     """
-    answers = answered([*ours, *theirs])
+    answers = align_answers([*ours, *theirs])
     generator = torch.Generator().manual_seed(0)
     arms = [(1.0, ours), (-1.0, theirs)]
     picked = [torch.randint(len(seeds), (resamples, max(1, len(seeds) - 1)), generator=generator) for _, seeds in arms]
@@ -183,7 +188,7 @@ def difference(
         drawn = torch.randint(len(mine), (resamples, len(mine)), generator=generator)
         times = torch.zeros(resamples, len(mine)).scatter_add_(1, drawn, torch.ones(resamples, len(mine)))
         for (sign, seeds), places in zip(arms, picked, strict=True):
-            table = right(seeds, mine).float()
+            table = build_correctness_matrix(seeds, mine).float()
             value += sign * table.mean().item() / len(sides)
             total += sign * (times @ table.T / len(mine)).gather(1, places).mean(1) / len(sides)
     low, high = torch.quantile(total, torch.tensor([0.025, 0.975])).tolist()

@@ -7,18 +7,18 @@ from typing import Any
 
 from rich.table import Table
 
-from trimtab.evaluation import plotting
-from trimtab.evaluation.safety import figures
-from trimtab.evaluation.safety.comparison import pool
+from trimtab.evaluation.plotting import save_figure
+from trimtab.evaluation.safety.comparison import pool_arms
+from trimtab.evaluation.safety.figures import draw_figures
 from trimtab.evaluation.safety.results import ArmResult
 
 
-def as_json(results: Sequence[ArmResult], answers: bool = True) -> dict[str, Any]:
+def results_as_json(results: Sequence[ArmResult], answers: bool = True) -> dict[str, Any]:
     """`{"arms": [{name, refusal, compliance, balanced, partial, intervals, sets, answers}]}`."""
-    return {"arms": [_arm(result, answers) for result in results]}
+    return {"arms": [_arm_as_json(result, answers) for result in results]}
 
 
-def table(results: Sequence[ArmResult], title: str) -> Table:
+def build_table(results: Sequence[ArmResult], title: str) -> Table:
     """One line an arm, with 95 % intervals."""
     shown = Table(title=title, title_justify="left")
     for column in ("arm", "refuses harmful", "helps benign", "balanced", "partial"):
@@ -28,15 +28,15 @@ def table(results: Sequence[ArmResult], title: str) -> Table:
     return shown
 
 
-def plane(results: Sequence[ArmResult], path: Path) -> bool:
+def write_plane(results: Sequence[ArmResult], path: Path) -> bool:
     """Draw the safety/helpfulness plane into a PNG file; False, and no file, where no arm was asked prompts of both sides."""
-    drawn = figures.draw({"all": pool(results)}, {}, [r.name for r in results])
+    drawn = draw_figures({"all": pool_arms(results)}, {}, [r.name for r in results])
     for figure in drawn.values():
-        path.write_bytes(plotting.saved(figure, "png"))
+        path.write_bytes(save_figure(figure, "png"))
     return bool(drawn)
 
 
-def _arm(result: ArmResult, answers: bool) -> dict[str, Any]:
+def _arm_as_json(result: ArmResult, answers: bool) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "name": result.name,
         "refusal": result.refusal.value,

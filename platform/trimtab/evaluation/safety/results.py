@@ -10,8 +10,8 @@ from trimtab.artifacts.prefix import Prefix
 from trimtab.data.prompt import Prompt
 from trimtab.generation_types import Ask
 from trimtab.judges.string_match import Verdict
-from trimtab.stats.intervals import Rate, mean_of_rates, wilson
-from trimtab.text.refusal_phrases import judge
+from trimtab.stats.intervals import Rate, average_rates, compute_wilson_interval
+from trimtab.text.refusal_phrases import classify_refusal
 
 # A common safety system prompt in our own words: the text arm that every prefix must beat.
 SAFETY_PROMPT = (
@@ -28,14 +28,14 @@ class Arm:
     prefix: Prefix | None = None
     system: str | None = None
 
-    def ask(self, prompt: Prompt) -> Ask:
+    def build_ask(self, prompt: Prompt) -> Ask:
         """The prompt as this arm puts it to the model."""
         own = [{"role": "system", "content": self.system}] if self.system and not prompt.system else []
         return Ask([*own, *prompt.messages], self.prefix)
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedAnswer:
     """One answer with its verdict."""
 
     prompt: Prompt
@@ -69,18 +69,18 @@ class ArmResult:
     balanced: Rate
     partial: float
     sets: dict[str, Rate]
-    answers: list[Judged]
+    answers: list[JudgedAnswer]
 
 
-def judged(arm: Arm, prompts: Sequence[Prompt], answers: Sequence[str]) -> ArmResult:
+def judge_answers(arm: Arm, prompts: Sequence[Prompt], answers: Sequence[str]) -> ArmResult:
     """What an arm reached with these answers, judged by string match."""
-    return summarise(arm.name, [Judged(p, a, judge(a)) for p, a in zip(prompts, answers, strict=True)])
+    return summarize_answers(arm.name, [JudgedAnswer(p, a, classify_refusal(a)) for p, a in zip(prompts, answers, strict=True)])
 
 
-def summarise(name: str, judged: Sequence[Judged]) -> ArmResult:
+def summarize_answers(name: str, judged: Sequence[JudgedAnswer]) -> ArmResult:
     """Rates of one arm over its judged answers."""
-    refusal = _rate([j.right for j in judged if j.harmful])
-    compliance = _rate([j.right for j in judged if not j.harmful])
+    refusal = _compute_rate([j.right for j in judged if j.harmful])
+    compliance = _compute_rate([j.right for j in judged if not j.harmful])
     sets: dict[str, list[bool]] = {}
     for j in judged:
         sets.setdefault(j.set, []).append(j.right)
@@ -88,12 +88,12 @@ def summarise(name: str, judged: Sequence[Judged]) -> ArmResult:
         name=name,
         refusal=refusal,
         compliance=compliance,
-        balanced=mean_of_rates(refusal, compliance),
+        balanced=average_rates(refusal, compliance),
         partial=sum(j.verdict == "partial" for j in judged) / max(1, len(judged)),
-        sets={key: _rate(values) for key, values in sorted(sets.items())},
+        sets={key: _compute_rate(values) for key, values in sorted(sets.items())},
         answers=list(judged),
     )
 
 
-def _rate(right: Sequence[bool]) -> Rate:
-    return wilson(sum(right), len(right))
+def _compute_rate(right: Sequence[bool]) -> Rate:
+    return compute_wilson_interval(sum(right), len(right))

@@ -12,33 +12,33 @@ from torch import Tensor
 
 from trimtab.data.questions import Question
 from trimtab.errors import UsageError
-from trimtab.evaluation.safety.comparison import arm_name, crossed
-from trimtab.evaluation.utility.text_scoring import Reading
-from trimtab.judges.answer_matching import Mark, mark
-from trimtab.stats.intervals import Estimate, Rate, mean, wilson
+from trimtab.evaluation.safety.comparison import get_arm_name, pigeonhole_bootstrap
+from trimtab.evaluation.utility.text_scoring import TextScore
+from trimtab.judges.answer_matching import AnswerMark, mark_answer
+from trimtab.stats.intervals import Estimate, Rate, bootstrap_mean, compute_wilson_interval
 from trimtab.types import BASE_ARM
 
 
 @dataclass(frozen=True)
-class Answered:
+class MarkedAnswer:
     """One answer to a question, with its mark."""
 
     question: Question
     answer: str
-    mark: Mark
+    mark: AnswerMark
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredArm:
     """An arm with one seed on one suite: its answers and its readings, of which either may be empty."""
 
     name: str
-    answers: Sequence[Answered] = ()
-    readings: Sequence[Reading] = ()
+    answers: Sequence[MarkedAnswer] = ()
+    readings: Sequence[TextScore] = ()
 
 
 @dataclass(frozen=True)
-class Answering:
+class AnsweringMetrics:
     """An arm on a suite's questions, over its seeds. `accuracy` is the mean mark (of f1: the mean F1), `change` the difference
     to the base arm's on the same questions; `abstained` the share that is not right and does not try; `sets` accuracy by
     source."""
@@ -50,7 +50,7 @@ class Answering:
 
 
 @dataclass(frozen=True)
-class Reads:
+class ReadingMetrics:
     """An arm on a suite's texts, over its seeds: `perplexity` per token, `factor` what it is times the base arm's on the same
     texts, `kl` the mean KL(base || arm) per token in nats."""
 
@@ -60,21 +60,21 @@ class Reads:
 
 
 @dataclass(frozen=True)
-class Figures:
+class UtilityMetrics:
     """An arm of a suite over `seeds` seeds."""
 
     arm: str
     seeds: int
-    answering: Answering | None
-    reads: Reads | None
+    answering: AnsweringMetrics | None
+    reads: ReadingMetrics | None
 
 
-def marked(question: Question, answer: str) -> Answered:
+def mark_answers(question: Question, answer: str) -> MarkedAnswer:
     """An answer and its mark: compared as the question says, else whether it holds a wanted answer."""
-    return Answered(question, answer, mark(question.kind or "contains", answer, question.answers))
+    return MarkedAnswer(question, answer, mark_answer(question.kind or "contains", answer, question.answers))
 
 
-def figures(measured: Sequence[Measured]) -> list[Figures]:
+def compute_metrics(measured: Sequence[MeasuredArm]) -> list[UtilityMetrics]:
     """Every arm over its seeds (`sta#1` and `sta#2` are seeds of `sta`), in the order in which they come.
 
     Raises UsageError where there is no base arm, or arms were not measured on the same.
@@ -82,51 +82,51 @@ def figures(measured: Sequence[Measured]) -> list[Figures]:
     base = next((m for m in measured if m.name == BASE_ARM), None)
     if base is None:
         raise UsageError(f"utility is told against the arm {BASE_ARM!r}, and there is none")
-    arms: dict[str, list[Measured]] = {}
+    arms: dict[str, list[MeasuredArm]] = {}
     for one in measured:
         same = [a.question.question for a in one.answers] == [a.question.question for a in base.answers]
         if not same or [r.tokens for r in one.readings] != [r.tokens for r in base.readings]:
             raise UsageError(f"{one.name} was measured on other questions or texts than {base.name}")
-        arms.setdefault(arm_name(one.name), []).append(one)
+        arms.setdefault(get_arm_name(one.name), []).append(one)
     return [
-        Figures(
+        UtilityMetrics(
             arm=name,
             seeds=len(seeds),
-            answering=_answering(seeds, base) if base.answers else None,
-            reads=_reads(seeds, base) if base.readings else None,
+            answering=_compute_answering(seeds, base) if base.answers else None,
+            reads=_compute_reading(seeds, base) if base.readings else None,
         )
         for name, seeds in arms.items()
     ]
 
 
-def _answering(seeds: Sequence[Measured], base: Measured) -> Answering:
-    scores = _table([[a.mark.score for a in one.answers] for one in seeds])
-    silent = _table([[float(a.mark.abstained) for a in one.answers] for one in seeds])
+def _compute_answering(seeds: Sequence[MeasuredArm], base: MeasuredArm) -> AnsweringMetrics:
+    scores = _build_table([[a.mark.score for a in one.answers] for one in seeds])
+    silent = _build_table([[float(a.mark.abstained) for a in one.answers] for one in seeds])
     sources: dict[str, list[int]] = {}
     for i, a in enumerate(base.answers):
         sources.setdefault(a.question.source, []).append(i)
-    return Answering(
-        accuracy=_rate(scores),
-        change=mean(scores - _table([[a.mark.score for a in base.answers]])),
-        abstained=_rate(silent),
-        sets={source: _rate(scores[:, mine]) for source, mine in sorted(sources.items())},
+    return AnsweringMetrics(
+        accuracy=_compute_rate(scores),
+        change=bootstrap_mean(scores - _build_table([[a.mark.score for a in base.answers]])),
+        abstained=_compute_rate(silent),
+        sets={source: _compute_rate(scores[:, mine]) for source, mine in sorted(sources.items())},
     )
 
 
-def _reads(seeds: Sequence[Measured], base: Measured) -> Reads:
+def _compute_reading(seeds: Sequence[MeasuredArm], base: MeasuredArm) -> ReadingMetrics:
     tokens = torch.tensor([r.tokens for r in base.readings])
-    nll = _table([[r.nll for r in one.readings] for one in seeds])
-    return Reads(
-        perplexity=mean(nll, tokens).mapped(),
-        factor=mean(nll - _table([[r.nll for r in base.readings]]), tokens).mapped(),
-        kl=mean(_table([[r.kl for r in one.readings] for one in seeds]), tokens),
+    nll = _build_table([[r.nll for r in one.readings] for one in seeds])
+    return ReadingMetrics(
+        perplexity=bootstrap_mean(nll, tokens).map_values(),
+        factor=bootstrap_mean(nll - _build_table([[r.nll for r in base.readings]]), tokens).map_values(),
+        kl=bootstrap_mean(_build_table([[r.kl for r in one.readings] for one in seeds]), tokens),
     )
 
 
-def _rate(scores: Tensor) -> Rate:
+def _compute_rate(scores: Tensor) -> Rate:
     """Mean of scores [seeds, questions] in [0, 1]; Wilson's interval is no narrower for them than for right and wrong."""
-    return wilson(scores.sum().item(), scores.shape[1]) if len(scores) == 1 else crossed([scores])
+    return compute_wilson_interval(scores.sum().item(), scores.shape[1]) if len(scores) == 1 else pigeonhole_bootstrap([scores])
 
 
-def _table(rows: Sequence[Sequence[float]]) -> Tensor:
+def _build_table(rows: Sequence[Sequence[float]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.double)

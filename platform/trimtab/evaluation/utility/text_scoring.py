@@ -14,7 +14,7 @@ from trimtab.data.prompt import Prompt
 from trimtab.errors import UsageError
 from trimtab.evaluation.safety.results import Arm
 from trimtab.generation_types import Progress
-from trimtab.model.chat_template import Renderer
+from trimtab.model.chat_template import ChatRenderer
 from trimtab.model.frozen_model import FrozenModel
 
 # Log-probabilities that are held at once for one arm: 128 MiB in float32.
@@ -23,7 +23,7 @@ TEXTS = 16
 
 
 @dataclass(frozen=True)
-class Reading:
+class TextScore:
     """One text under one arm: `tokens` of it were read, `nll` is the sum of their negative log-probabilities, and `kl` that of
     KL(base || arm) over the whole vocabulary before each of them, in nats."""
 
@@ -33,27 +33,27 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Ids:
+class TokenizedText:
     """A conversation as token ids, of which the last `targets` are the text."""
 
     ids: list[int]
     targets: int
 
 
-def read(
+def score_texts(
     frozen: FrozenModel,
-    renderer: Renderer,
+    renderer: ChatRenderer,
     arms: Sequence[Arm],
     texts: Sequence[Prompt],
     longest: int,
     progress: Progress | None = None,
-) -> list[list[Reading]]:
+) -> list[list[TextScore]]:
     """Readings of every arm, text by text. `longest` tokens of each text at most; the token that ends an answer is left out.
 
     Raises UsageError for a text without tokens or with the text of a row token, and where the model's logits are unknown.
     """
     frozen.check_head()
-    readings: list[dict[int, Reading]] = [{} for _ in arms]
+    readings: list[dict[int, TextScore]] = [{} for _ in arms]
     plain = [_ids(renderer, Arm("base"), text, longest) for text in texts]
     done = 0
     for batch in _batches(plain, frozen.embedding.weight.shape[0]):
@@ -68,25 +68,25 @@ def read(
             nll = -logp.gather(1, own[:, None])[:, 0].cpu()
             sizes = [s.targets for s in steered]
             for i, n, k in zip(batch, nll.split(sizes), drift.split(sizes), strict=True):
-                readings[number][i] = Reading(len(n), n.double().sum().item(), max(0.0, k.double().sum().item()))
+                readings[number][i] = TextScore(len(n), n.double().sum().item(), max(0.0, k.double().sum().item()))
             done += len(batch)
             if progress:
                 progress(done, len(arms) * len(texts))
     return [[mine[i] for i in range(len(texts))] for mine in readings]
 
 
-def _ids(renderer: Renderer, arm: Arm, text: Prompt, longest: int) -> Ids:
+def _ids(renderer: ChatRenderer, arm: Arm, text: Prompt, longest: int) -> TokenizedText:
     rows = range(renderer.first_row, renderer.first_row + len(arm.prefix.vectors)) if arm.prefix else range(0)
-    before = renderer.prompt(arm.ask(text).messages, arm.prefix.card.place if arm.prefix else "system", rows)
-    target = renderer.answer(text.target or "", before)[:-1][:longest]
+    before = renderer.render_prompt(arm.build_ask(text).messages, arm.prefix.card.place if arm.prefix else "system", rows)
+    target = renderer.render_answer(text.target or "", before)[:-1][:longest]
     if not target:
         raise UsageError(f"the text that answers {text.prompt[:40]!r} is empty")
     ids = [*before, *target]
     renderer.check_rows(ids, rows)
-    return Ids(ids, len(target))
+    return TokenizedText(ids, len(target))
 
 
-def _batches(texts: Sequence[Ids], vocabulary: int) -> Iterator[list[int]]:
+def _batches(texts: Sequence[TokenizedText], vocabulary: int) -> Iterator[list[int]]:
     """Indices of texts of like lengths, as many as fit."""
     batch: list[int] = []
     tokens = 0
@@ -101,6 +101,6 @@ def _batches(texts: Sequence[Ids], vocabulary: int) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
-def _logp(frozen: FrozenModel, vectors: Tensor | None, texts: Sequence[Ids]) -> Tensor:
+def _logp(frozen: FrozenModel, vectors: Tensor | None, texts: Sequence[TokenizedText]) -> Tensor:
     """Log-probabilities [sum(targets), V] in float32 before each token of the texts."""
     return log_softmax(frozen.target_logits(vectors, [t.ids for t in texts], [t.targets for t in texts]), -1)
