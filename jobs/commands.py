@@ -1,4 +1,4 @@
-"""The commands of this folder."""
+"""Command-line entry points of the jobs."""
 
 from trimtab.cli.main import Command
 from trimtab.jobs.align.config import AlignConfig
@@ -13,41 +13,41 @@ from trimtab.jobs.study.config import StudyConfig
 from trimtab.jobs.submit.config import JobConfig, JobsConfig, SubmitConfig
 from trimtab.jobs.sweep.config import SweepConfig
 
-ALIGN = Command("Learn a prefix on a frozen model, judge it, register it.", AlignConfig, "trimtab.jobs.align.job:run_align")
-COLLECT = Command("Answer questions and keep the model's signals.", CollectConfig, "trimtab.jobs.collect.job:run_collect")
+ALIGN = Command(
+    "Train a prefix on a frozen model, evaluate it and register it.", AlignConfig, "trimtab.jobs.align.job:run_align"
+)
+COLLECT = Command("Answer questions and store the model's signals.", CollectConfig, "trimtab.jobs.collect.job:run_collect")
 DETECT = Command("Train detectors on collected signals.", DetectConfig, "trimtab.jobs.detect.job:run_detect")
 EVALUATE_SAFETY = Command(
-    "Refusal and compliance of the base model, a text prompt and prefixes, on any prompt files.",
+    "Measure refusal and compliance of the base model, a text prompt and prefixes on any prompt files.",
     SafetyConfig,
     "trimtab.jobs.evaluate.safety:run_evaluate_safety",
 )
 EVALUATE_TRUTH = Command(
-    "The whole report on detectors of made-up answers: every head and score on every data set.",
+    "Evaluate detectors of made-up answers: every head and score on every data set.",
     TruthConfig,
     "trimtab.jobs.detect.report:run_evaluate_truth",
 )
 EVALUATE_UTILITY = Command(
-    "What prefixes cost in ability: accuracy on questions, perplexity and KL drift on neutral texts.",
+    "Measure the utility cost of prefixes: accuracy on questions, perplexity and KL drift on neutral texts.",
     UtilityConfig,
     "trimtab.jobs.evaluate.utility:run_evaluate_utility",
 )
 STUDY = Command(
-    "Compare ways to learn a prefix over several seeds, in one report.", StudyConfig, "trimtab.jobs.study.job:run_study"
+    "Compare training methods of a prefix over several seeds in one report.", StudyConfig, "trimtab.jobs.study.job:run_study"
 )
 SWEEP = Command(
-    "Search settings of `trimtab align`, and register the prefix of the best.", SweepConfig, "trimtab.jobs.sweep.job:run_sweep"
+    "Search settings of `trimtab align` and register the best prefix.", SweepConfig, "trimtab.jobs.sweep.job:run_sweep"
 )
 FILTER = Command(
-    "What the hard filter would leave, without training on it.", AlignConfig, "trimtab.jobs.align.filter_command:run_filter"
+    "Show the rows that the hard filter keeps, without training.", AlignConfig, "trimtab.jobs.align.filter_command:run_filter"
 )
-GC = Command("Show and remove what nothing refers to any more.", GcConfig, "trimtab.jobs.gc.job:run_gc")
+GC = Command("List and remove unreferenced files.", GcConfig, "trimtab.jobs.gc.job:run_gc")
 JUDGES = Command(
     "Measure judges against human labels, and fit a classifier.", JudgesConfig, "trimtab.jobs.judges.job:run_judges"
 )
-PROMOTE = Command(
-    "Make a version the champion, where it passes the gate.", PromoteConfig, "trimtab.jobs.promote.job:run_promote"
-)
-SUBMIT = Command("Send a command of trimtab to a Ray cluster.", SubmitConfig, "trimtab.jobs.submit.job:run_submit")
+PROMOTE = Command("Make a version the champion if it passes the gate.", PromoteConfig, "trimtab.jobs.promote.job:run_promote")
+SUBMIT = Command("Submit a trimtab command to a Ray cluster.", SubmitConfig, "trimtab.jobs.submit.job:run_submit")
 JOBS_LIST = Command("List the jobs of a cluster.", JobsConfig, "trimtab.jobs.submit.job:run_jobs_list")
-JOBS_LOGS = Command("Show what a job has said.", JobConfig, "trimtab.jobs.submit.job:run_jobs_logs")
-JOBS_STOP = Command("End a job.", JobConfig, "trimtab.jobs.submit.job:run_jobs_stop")
+JOBS_LOGS = Command("Print the log of a job.", JobConfig, "trimtab.jobs.submit.job:run_jobs_logs")
+JOBS_STOP = Command("Stop a job.", JobConfig, "trimtab.jobs.submit.job:run_jobs_stop")

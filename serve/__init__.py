@@ -1,1 +1,1 @@
-"""What answers requests: Ray Serve replicas of the online engine."""
+"""Server: Ray Serve replicas of the online engine."""

@@ -1,4 +1,4 @@
-"""API keys in a file that holds their hashes only: who may ask, for what, and how much.
+"""API keys: a file of hashed keys with their allowed models and rate limits.
 
 trimtab keys add alice --models 'smollm2-135m:*' --per_minute 60
 """
@@ -28,9 +28,16 @@ ANY = "*"
 
 @dataclass(frozen=True)
 class ApiKey:
-    """Who may ask. `digest` is the SHA-256 of the token, of which 256 bits are random, so that a slow hash would add nothing;
-    `models` are names with * that may be asked for; `per_minute` requests and `concurrent` ones at most on each replica, 0 for
-    any number; `created` in seconds since 1970."""
+    """Stored API key.
+
+    Attributes:
+        name: name of the key's owner.
+        digest: SHA-256 of the token. A token has 256 random bits, so that a slow hash would not add security.
+        models: patterns of the allowed model names, with * for any text.
+        per_minute: maximum number of requests per minute on each replica, 0 for no limit.
+        concurrent: maximum number of concurrent requests on each replica, 0 for no limit.
+        created: creation time (seconds since 1970).
+    """
 
     name: str
     digest: str
@@ -42,14 +49,14 @@ class ApiKey:
 
 @dataclass(frozen=True)
 class AddConfig:
-    """Make an API key; it is shown once, and only its hash is kept.
+    """Create an API key; the key is shown once, and only its hash is stored.
 
     Args:
-        name: whose it is.
-        models: what it may ask for, with * for any text: smollm2-135m, smollm2-135m:mine, 'smollm2-135m:*'.
-        per_minute: requests a minute on each replica, 0 for any number.
-        concurrent: requests at the same time on each replica, 0 for any number.
-        file: file of keys, as `trimtab serve --key_file` takes it; without it, one in trimtab's home.
+        name: name of the key's owner.
+        models: allowed models, with * for any text: smollm2-135m, smollm2-135m:mine, 'smollm2-135m:*'.
+        per_minute: maximum number of requests per minute on each replica, 0 for no limit.
+        concurrent: maximum number of concurrent requests on each replica, 0 for no limit.
+        file: key file, as for `trimtab serve --key_file`; by default the one in trimtab's home.
     """
 
     name: str
@@ -60,15 +67,15 @@ class AddConfig:
 
     def __post_init__(self) -> None:
         if not self.name or self.per_minute < 0 or self.concurrent < 0:
-            raise UsageError("a key needs a name, and limits that are not below 0")
+            raise UsageError("a key needs a name, and limits of at least 0")
 
 
 @dataclass(frozen=True)
 class ListConfig:
-    """List API keys, without their tokens, which nobody keeps.
+    """List API keys without their tokens, which are not stored.
 
     Args:
-        file: file of keys; without it, the one in trimtab's home.
+        file: key file; by default the one in trimtab's home.
     """
 
     file: str | None = None
@@ -76,11 +83,11 @@ class ListConfig:
 
 @dataclass(frozen=True)
 class RemoveConfig:
-    """Take an API key away; servers that use the file turn it down from then on.
+    """Remove an API key; running servers that use the file reject it from then on.
 
     Args:
-        name: whose it is.
-        file: file of keys; without it, the one in trimtab's home.
+        name: name of the key's owner.
+        file: key file; by default the one in trimtab's home.
     """
 
     name: str
@@ -88,79 +95,107 @@ class RemoveConfig:
 
 
 def get_default_path() -> Path:
-    """The file of keys where none is named."""
+    """Return the path of the default key file."""
     return settings.get_home() / "keys.json"
 
 
 def read_keys(path: Path) -> list[ApiKey]:
-    """The keys in a file; none where there is no file. Raises ArtifactError for one that is damaged."""
+    """Return the keys in a file; an empty list if there is no file.
+
+    Raises:
+        ArtifactError: if the file is damaged.
+    """
     if not path.exists():
         return []
     names = {f.name for f in fields(ApiKey)}
-    held = read_json_object(path, "a file of keys").get("keys")
-    if not isinstance(held, list) or not all(isinstance(k, dict) and {"name", "digest"} <= k.keys() <= names for k in held):
-        raise ArtifactError(f"{path} is not a file of keys; trimtab keys add makes one")
-    return [ApiKey(**k) for k in held]
+    entries = read_json_object(path, "a key file").get("keys")
+    if not isinstance(entries, list) or not all(
+        isinstance(k, dict) and {"name", "digest"} <= k.keys() <= names for k in entries
+    ):
+        raise ArtifactError(f"{path} is not a key file. Create one with trimtab keys add")
+    return [ApiKey(**k) for k in entries]
 
 
 def hash_key(token: str) -> str:
-    """What is kept of a token."""
+    """Return the SHA-256 of a token in hexadecimal digits."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 def get_required_key_file(config: ServeConfig) -> str | None:
-    """The file of keys to ask for. Raises UsageError where others could come in without one."""
+    """Return the path of the key file that the server must enforce; None if it serves without keys.
+
+    Raises:
+        UsageError: if the given key file is empty, or the server would be open to other machines.
+    """
     path = Path(config.key_file) if config.key_file else get_default_path()
-    known = read_keys(path)
-    if config.key_file and not known:
-        raise UsageError(f"there are no keys in {path}: make one with trimtab keys add NAME --file {path}")
-    if not known and not config.open and config.host not in LOOPBACK:
+    keys = read_keys(path)
+    if config.key_file and not keys:
+        raise UsageError(f"no API keys in {path}. Create one with trimtab keys add NAME --file {path}")
+    if not keys and not config.open and config.host not in LOOPBACK:
         raise UsageError(
-            f"on {config.host} anyone who reaches this machine could ask: make a key with trimtab keys add NAME, "
-            "or say --open true"
+            f"the server on {config.host} would be open to other machines. Create a key with trimtab keys add NAME, "
+            "or set --open true"
         )
-    return str(path.resolve()) if known else None
+    return str(path.resolve()) if keys else None
 
 
 def run_keys_add(config: AddConfig) -> dict[str, Any]:
-    """`trimtab keys add`: the token is the result, and nowhere else."""
+    """Run `trimtab keys add`.
+
+    Returns:
+        Name, token and key file; the token is stored nowhere else.
+
+    Raises:
+        UsageError: if the name is taken.
+    """
     path = Path(config.file) if config.file else get_default_path()
     token = PREFIX + secrets.token_urlsafe(32)
     with FileLock(f"{path}.lock"):
-        known = read_keys(path)
-        if any(key.name == config.name for key in known):
-            raise UsageError(f"there is a key of the name {config.name!r} already: remove it first, or choose another name")
-        made = ApiKey(config.name, hash_key(token), config.models, config.per_minute, config.concurrent, time.time())
-        _write(path, [*known, made])
-    print_line(f"key of {config.name}, shown once: {token}")
+        keys = read_keys(path)
+        if any(key.name == config.name for key in keys):
+            raise UsageError(f"a key named {config.name!r} already exists. Remove it first, or choose another name")
+        new_key = ApiKey(config.name, hash_key(token), config.models, config.per_minute, config.concurrent, time.time())
+        _write_keys(path, [*keys, new_key])
+    print_line(f"API key of {config.name}, shown only once: {token}")
     return {"name": config.name, "key": token, "file": str(path)}
 
 
 def run_keys_remove(config: RemoveConfig) -> dict[str, Any]:
-    """`trimtab keys remove`."""
+    """Run `trimtab keys remove`.
+
+    Returns:
+        Name and key file.
+
+    Raises:
+        NotFoundError: if there is no key of this name.
+    """
     path = Path(config.file) if config.file else get_default_path()
     with FileLock(f"{path}.lock"):
-        known = read_keys(path)
-        if config.name not in (names := [key.name for key in known]):
+        keys = read_keys(path)
+        if config.name not in (names := [key.name for key in keys]):
             raise NotFoundError(f"no key {config.name!r} in {path}; there are: {', '.join(names) or 'none'}")
-        _write(path, [key for key in known if key.name != config.name])
-    print_line(f"{config.name} has no key any more")
+        _write_keys(path, [key for key in keys if key.name != config.name])
+    print_line(f"API key of {config.name} removed")
     return {"name": config.name, "file": str(path)}
 
 
 def run_keys_list(config: ListConfig) -> list[dict[str, Any]]:
-    """`trimtab keys list`."""
+    """Run `trimtab keys list`.
+
+    Returns:
+        The keys as JSON values, without digests.
+    """
     keys = read_keys(Path(config.file) if config.file else get_default_path())
-    table = Table(*("name", "models", "a minute", "at once", "made"))
+    table = Table(*("name", "models", "per minute", "concurrent", "created"))
     for key in keys:
-        made = time.strftime("%Y-%m-%d", time.localtime(key.created))
-        table.add_row(key.name, " ".join(key.models), str(key.per_minute or "any"), str(key.concurrent or "any"), made)
+        created = time.strftime("%Y-%m-%d", time.localtime(key.created))
+        table.add_row(key.name, " ".join(key.models), str(key.per_minute or "any"), str(key.concurrent or "any"), created)
     console.print(table)
     return [asdict(key) | {"digest": None} for key in keys]
 
 
-def _write(path: Path, keys: Sequence[ApiKey]) -> None:
-    """Whole or not at all, readable by its owner."""
+def _write_keys(path: Path, keys: Sequence[ApiKey]) -> None:
+    """Write the key file atomically, readable by its owner only."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     partial.touch(mode=0o600)

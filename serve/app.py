@@ -1,4 +1,4 @@
-"""The Serve application: what `trimtab serve` runs, and what `serve deploy` takes as `trimtab.serve.app:build_app`."""
+"""Ray Serve application of `trimtab serve`, and of `serve deploy` as `trimtab.serve.app:build_app`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -17,26 +17,45 @@ from trimtab.serve.config import ServeConfig
 from trimtab.serve.registry.coordinator import VersionCoordinator
 from trimtab.serve.replica import Replica, get_asgi_app
 
-# Requests beyond the door's: those that look at pages and metrics, and those that are turned down.
+# Additional requests beyond the admission limits: pages, metrics, and requests that the middleware rejects.
 SPARE = 256
 
 
 def build_app(args: Mapping[str, Any]) -> Any:
-    """The application of a config file's `args`: the fields of `trimtab serve`. Raises UsageError for what they do not know."""
+    """Build the application from the `args` of a Serve config file.
+
+    Args:
+        args: settings of `trimtab serve` by name.
+
+    Returns:
+        The bound Serve application.
+
+    Raises:
+        UsageError: if a setting is unknown or invalid, or the server would be open to other machines.
+    """
     config = main.build_settings(ServeConfig, args, "args")
-    for host in (config.host, *_listening()):
+    for host in (config.host, *_get_proxy_hosts()):
         config = replace(config, key_file=get_required_key_file(replace(config, host=host)))
     return build_application(config, resolve_base_model(config.model, config.revision), config.cpus or 1.0)
 
 
 def build_application(config: ServeConfig, base: BaseModel, cpus: float) -> Any:
-    """One deployment of replicas, each with an engine and so many `cpus`; beside several, what they agree by."""
+    """Build the application: a deployment of replicas, and a version coordinator if there may be several.
+
+    Args:
+        config: settings of the server.
+        base: base model.
+        cpus: CPU cores of each replica.
+
+    Returns:
+        The bound Serve application.
+    """
     most = max(config.replicas, config.most_replicas)
     deployment: Any = serve.deployment(
         serve.ingress(get_asgi_app)(Replica),
         name="engine",
         ray_actor_options={"num_cpus": cpus, "num_gpus": config.gpus},
-        # What is too much is turned down by the replica's own door, in the API's words; this is for the rest.
+        # The admission middleware rejects excess requests with an OpenAI-style error before this limit is reached.
         max_ongoing_requests=config.requests + config.queue + SPARE,
         max_queued_requests=SPARE,
         health_check_period_s=2,
@@ -59,8 +78,8 @@ def build_application(config: ServeConfig, base: BaseModel, cpus: float) -> Any:
     return deployment.bind(base, config, coordinator_deployment.bind() if most > 1 else None)
 
 
-def _listening() -> list[str]:
-    """The address of the Serve that builds the application, which a config file gives apart from `args`."""
+def _get_proxy_hosts() -> list[str]:
+    """Return the host of the running Serve instance, which a config file sets outside of `args`."""
     if not ray.is_initialized():
         return []
     try:
@@ -72,7 +91,7 @@ def _listening() -> list[str]:
 
 
 class LocalCoordinator(VersionCoordinator):
-    """The same, kept to this machine as the other replicas are."""
+    """Version coordinator that applies the same address patch as the replicas."""
 
     def __init__(self) -> None:
         patch_replica_address()

@@ -1,4 +1,4 @@
-"""Settings of the server."""
+"""Settings of `trimtab serve`."""
 
 import re
 from dataclasses import dataclass, field
@@ -12,47 +12,49 @@ HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """Serve a base model and every champion of its prefixes, over the OpenAI API.
+    """Serve a base model and the champions of its prefixes over the OpenAI API.
 
     Args:
-        model: base model: catalogue name, folder, or Hugging Face id.
-        revision: revision of a Hugging Face id.
-        host: address to listen on; loopback unless you say otherwise.
+        model: base model: catalog name, folder, or Hugging Face id.
+        revision: revision of the Hugging Face model.
+        host: address to listen on; the loopback address by default.
         port: port to listen on.
-        replicas: engines that share the load; each holds every champion.
-        most_replicas: where above `replicas`, so many are started where there is more to do, and stopped again.
-        target_requests: requests, running and waiting, that a replica should have; with more of them, replicas are added.
-        up_seconds: how long there must be too much to do before a replica is added.
-        down_seconds: how long there must be too little before one is stopped.
-        affinity: header whose value chooses the replica, as x-session-id, so that a conversation finds its prompts in the
-            prefix cache; without it, the replica with the least to do answers.
-        cpus: CPU cores for each replica; 0 shares this machine's cores out.
+        replicas: number of replicas, each with an engine and every champion.
+        most_replicas: maximum number of replicas under load; autoscaling is on if this is above `replicas`.
+        target_requests: target number of running and queued requests per replica; autoscaling adds replicas above it.
+        up_seconds: time above the target before a replica is added (seconds).
+        down_seconds: time below the target before a replica is stopped (seconds).
+        affinity: request header whose value selects the replica, such as x-session-id, so that a conversation hits the prefix
+            cache; by default the least loaded replica answers.
+        cpus: CPU cores for each replica; 0 divides the cores of this machine among the replicas.
         gpus: GPUs for each replica.
-        requests: requests that one replica should run at the same time.
-        queue: requests that may wait at one replica; more are answered 503.
-        request_seconds: how long a whole answer, or the start of a stream, may take.
-        stream_seconds: how long a stream may take.
-        drain_seconds: how long requests may go on that run when a replica is to stop.
-        start_seconds: how long a replica may take to start.
-        address: Ray cluster to serve on; without one a local Ray is started.
-        registry: folder in the place of MLflow's registry: NAME/VERSION/ holds a prefix or detector as trimtab saves it, and
-            NAME/aliases.json says which version each alias names, as {"champion": 2}.
-        key_file: file of API keys that `trimtab keys add` made; without it, the one in trimtab's home, where there is one.
-            Where there are keys, nobody is answered without one.
-        open: answer anyone on an address that is not loopback, without keys.
-        detect: watch answers with the registry's detectors, where it has any; costs about a twentieth of the speed.
-        detector: detector that watches where a request names none: NAME, NAME@ALIAS or NAME@VERSION; without it, the champion
-            that was fitted under the request's prefix, else the only champion.
-        traffic: shares by alias of the requests that name a prefix without one, as {"mine": {"champion": 95, "candidate": 5}};
-            who sends the same `user` stays with a version.
-        shadow: alias of a prefix that is asked the same beside its answers, which nobody gets, as {"mine": "candidate"}.
-        logs: folder of logs with a line of JSON for each request; without it, one in trimtab's home.
-        log_days: how long logs are kept, and so how long `trimtab lineage` finds a response by its id; sooner where they grow
-            beyond 64 files of 32 MiB.
-        log_text: put what requests said into logs and traces as well.
-        otlp: OpenTelemetry collector that gets a span for each request, as http://localhost:4318/v1/traces.
-        trace: share of the requests that leave a trace in MLflow, from 0 to 1.
-        engine: the engine in each replica.
+        requests: number of requests that one replica should run at the same time.
+        queue: maximum number of queued requests per replica; further requests are answered 503.
+        request_seconds: time limit of a complete response, or of the start of a stream (seconds).
+        stream_seconds: time limit of a stream (seconds).
+        drain_seconds: time for running requests to finish when a replica is stopped (seconds).
+        start_seconds: time limit of the start of the replicas (seconds).
+        address: address of the Ray cluster to serve on; by default a local Ray is started.
+        registry: folder to use instead of the MLflow registry: NAME/VERSION/ is a saved prefix or detector, and
+            NAME/aliases.json maps aliases to versions, such as {"champion": 2}.
+        key_file: file of API keys from `trimtab keys add`; by default the one in trimtab's home, if it exists. If the file
+            has keys, every request needs one.
+        open: serve without API keys on an address that is not loopback.
+        detect: score answers with the detectors of the registry, if it has any; this costs about one twentieth of the
+            throughput.
+        detector: default detector for requests that name none: NAME, NAME@ALIAS or NAME@VERSION; by default the champion that
+            was trained under the prefix of the request, else the only champion.
+        traffic: traffic shares by alias for requests that name a prefix without an alias, such as
+            {"mine": {"champion": 95, "candidate": 5}}; requests with the same `user` get the same version.
+        shadow: alias of a prefix that gets a copy of the prefix's requests, such as {"mine": "candidate"}; its answers are
+            discarded.
+        logs: folder of the request logs, one JSON line per request; by default in trimtab's home.
+        log_days: age at which logs are removed (days), and thus how long `trimtab lineage` finds a response by its id; logs
+            above 64 files of 32 MiB are removed earlier.
+        log_text: include the text of requests in logs and traces.
+        otlp: URL of an OpenTelemetry collector that receives a span per request, such as http://localhost:4318/v1/traces.
+        trace: share of the requests that are traced in MLflow, from 0 to 1.
+        engine: settings of the engine in each replica.
     """
 
     model: str = "smollm2-135m"
@@ -90,14 +92,14 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         if self.replicas < 1 or self.requests < 1 or self.queue < 0:
-            raise UsageError("replicas and requests must be at least 1, queue not below 0")
+            raise UsageError("replicas and requests must be at least 1, queue at least 0")
         if min(self.request_seconds, self.stream_seconds, self.target_requests, self.log_days) <= 0 or self.drain_seconds < 0:
             raise UsageError(
-                "request_seconds, stream_seconds, target_requests and log_days must be above 0, drain_seconds not below"
+                "request_seconds, stream_seconds, target_requests and log_days must be above 0, drain_seconds at least 0"
             )
         if self.affinity is not None and not HEADER.fullmatch(self.affinity):
-            raise UsageError(f"affinity must be the name of a header, not {self.affinity!r}")
+            raise UsageError(f"affinity must be a header name, not {self.affinity!r}")
         if not 0 <= self.trace <= 1:
-            raise UsageError("trace is a share of the requests, from 0 to 1")
-        # Raises for shares that say nothing.
+            raise UsageError(f"trace must be from 0 to 1, not {self.trace}")
+        # Validates the shares.
         TrafficSplit(self.traffic, self.shadow)

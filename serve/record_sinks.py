@@ -1,4 +1,4 @@
-"""Where records of requests go: a log of JSON lines, an OpenTelemetry collector, and a sample of them into MLflow."""
+"""Sinks of request records: JSON-lines log, OpenTelemetry collector and sampled MLflow traces."""
 
 import logging
 import random
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 MOST_WAITING = 1000
 LOG_BYTES, LOG_FILES = 32 << 20, 4
-# In one folder, of all replicas that there were.
+# Per folder, over all current and former replicas.
 MOST_FILES = 64
 STOP_SECONDS = 5.0
 DAY, SWEEP_SECONDS = 86_400.0, 3600.0
@@ -36,7 +36,7 @@ FAILED = 500
 
 
 class RecordWriter(Protocol):
-    """Takes one record at a time, and gives on what it keeps back."""
+    """Protocol of a sink that writes one record per call and may buffer until `flush`."""
 
     def __call__(self, record: AccessRecord) -> None: ...
 
@@ -44,86 +44,107 @@ class RecordWriter(Protocol):
 
 
 class RecordSinks:
-    """Gives records to `takers` in a thread of its own. A full disk or a slow collector costs records, which are counted, and
-    never an answer."""
+    """Background thread that passes records to writers.
 
-    def __init__(self, takers: Sequence[RecordWriter]) -> None:
-        self._takers = takers
-        self._waiting: Queue[AccessRecord | None] = Queue(MOST_WAITING)
+    A full disk or a slow collector never blocks a request: records that cannot be written are dropped and counted.
+
+    Args:
+        writers: destinations of every record.
+    """
+
+    def __init__(self, writers: Sequence[RecordWriter]) -> None:
+        self._writers = writers
+        self._queue: Queue[AccessRecord | None] = Queue(MOST_WAITING)
         self._thread = threading.Thread(target=self._run, name="records", daemon=True)
         self._thread.start()
 
     def __call__(self, record: AccessRecord) -> None:
-        """Take a record; does not wait."""
+        """Queue a record without blocking; drop and count it if the queue is full."""
         try:
-            self._waiting.put_nowait(record)
+            self._queue.put_nowait(record)
         except Full:
             UNRECORDED.inc()
 
     def stop(self) -> None:
-        """Give away what waits, for a few seconds at most."""
+        """Write the queued records and flush the writers; give up after STOP_SECONDS per step."""
         try:
-            self._waiting.put(None, timeout=STOP_SECONDS)
+            self._queue.put(None, timeout=STOP_SECONDS)
         except Full:
             return
         self._thread.join(STOP_SECONDS)
-        for take in self._takers:
-            take.flush()
+        for write in self._writers:
+            write.flush()
 
     def _run(self) -> None:
-        while (record := self._waiting.get()) is not None:
-            for take in self._takers:
+        while (record := self._queue.get()) is not None:
+            for write in self._writers:
                 try:
-                    take(record)
+                    write(record)
                 except Exception:
                     UNRECORDED.inc()
-                    log.warning("a record of a request was lost", exc_info=True)
+                    log.warning("request record lost", exc_info=True)
 
 
 def open_sinks(config: ServeConfig, replica: str) -> RecordSinks:
-    """The sinks that a server's settings ask for."""
+    """Return the sinks that the settings of a server enable.
+
+    Args:
+        config: settings of the server.
+        replica: id of the replica, which is part of the name of its log file.
+    """
     folder = Path(config.logs) if config.logs else settings.get_home() / "logs"
-    takers: list[RecordWriter] = [LogSink(folder / f"serve-{replica}.jsonl", config.log_days)]
-    takers += [OtlpSink(config.otlp)] if config.otlp else []
-    takers += [MlflowSink(config.trace)] if config.trace > 0 else []
-    return RecordSinks(takers)
+    writers: list[RecordWriter] = [LogSink(folder / f"serve-{replica}.jsonl", config.log_days)]
+    writers += [OtlpSink(config.otlp)] if config.otlp else []
+    writers += [MlflowSink(config.trace)] if config.trace > 0 else []
+    return RecordSinks(writers)
 
 
-class _Log(RotatingFileHandler):
-    """A log whose losses are counted: by default it prints them, and nobody knows."""
+class _RaisingFileHandler(RotatingFileHandler):
+    """Rotating log file that raises write errors, so that lost records are counted; by default they are only printed."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging calls it so
-        """Called where an error is being handled: let it go on."""
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is that of the overridden method
+        """Raise the error that is being handled."""
         if (error := sys.exception()) is not None:
             raise error
 
 
 class LogSink:
-    """A line of JSON for each request; what is older than `days` or too much goes, of replicas before this one too."""
+    """Writer of one JSON line per request.
+
+    Old log files in the folder are removed, including those of other replicas.
+
+    Args:
+        path: log file.
+        days: age (days) at which log files are removed; of newer files, the newest MOST_FILES are kept.
+    """
 
     def __init__(self, path: Path, days: float = 30) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._seconds = path, days * DAY
-        self._swept = 0.0
-        self._handler = _Log(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, delay=True)
+        self._last_cleanup = 0.0
+        self._handler = _RaisingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, delay=True)
         self.flush = self._handler.flush
 
     def __call__(self, record: AccessRecord) -> None:
-        """Write a line."""
-        if time.monotonic() - self._swept > SWEEP_SECONDS or not self._swept:
-            self._sweep()
+        """Write a line; remove old files first if the last cleanup was SWEEP_SECONDS ago."""
+        if time.monotonic() - self._last_cleanup > SWEEP_SECONDS or not self._last_cleanup:
+            self._remove_old_files()
         self._handler.emit(logging.makeLogRecord({"msg": format_record(record)}))
 
-    def _sweep(self) -> None:
-        self._swept = time.monotonic()
-        there = sorted(self._path.parent.glob("serve-*.jsonl*"), key=lambda old: old.stat().st_mtime)
-        kept = [file for file in there[-MOST_FILES + 1 :] if time.time() - file.stat().st_mtime < self._seconds]
-        for old in set(there) - {*kept, self._path}:
-            old.unlink(missing_ok=True)
+    def _remove_old_files(self) -> None:
+        self._last_cleanup = time.monotonic()
+        files = sorted(self._path.parent.glob("serve-*.jsonl*"), key=lambda file: file.stat().st_mtime)
+        retained = [file for file in files[-MOST_FILES + 1 :] if time.time() - file.stat().st_mtime < self._seconds]
+        for file in set(files) - {*retained, self._path}:
+            file.unlink(missing_ok=True)
 
 
 class OtlpSink:
-    """A span for each request, in the trace that its `traceparent` names, sent over HTTP to an OpenTelemetry collector."""
+    """Writer of one OpenTelemetry span per request, in the trace of its `traceparent` header.
+
+    Args:
+        endpoint: HTTP URL of the collector.
+    """
 
     def __init__(self, endpoint: str) -> None:
         self._provider = TracerProvider(resource=Resource.create({"service.name": "trimtab"}))
@@ -131,21 +152,25 @@ class OtlpSink:
         self._tracer, self._propagator = self._provider.get_tracer("trimtab"), TraceContextTextMapPropagator()
 
     def __call__(self, record: AccessRecord) -> None:
-        """Make a span; it is sent with others."""
+        """Create a span; spans are sent in batches."""
         context = self._propagator.extract({"traceparent": record.parent}) if record.parent else None
-        said = build_attributes(record)
-        span = self._tracer.start_span(f"POST {record.path}", context, SpanKind.SERVER, said, start_time=record.began)
+        attributes = build_attributes(record)
+        span = self._tracer.start_span(f"POST {record.path}", context, SpanKind.SERVER, attributes, start_time=record.began)
         if record.status >= FAILED:
             span.set_status(StatusCode.ERROR)
         span.end(record.ended)
 
     def flush(self) -> None:
-        """Send what was not sent yet."""
+        """Send the pending spans."""
         self._provider.force_flush(int(STOP_SECONDS * 1000))
 
 
 class MlflowSink:
-    """A trace in MLflow for this share of the requests, in the experiment that jobs log to."""
+    """Writer of MLflow traces for a random share of the requests, in the experiment of the jobs.
+
+    Args:
+        share: share of the requests, from 0 to 1.
+    """
 
     def __init__(self, share: float) -> None:
         self._share = share
@@ -153,7 +178,7 @@ class MlflowSink:
         self.flush = self._traces.flush
 
     def __call__(self, record: AccessRecord) -> None:
-        """Make a trace, or not."""
+        """Log a trace with probability `share`."""
         if random.random() >= self._share:
             return
         inputs = {"id": record.id} | ({} if record.text is None else {"request": record.text})
@@ -162,8 +187,8 @@ class MlflowSink:
 
 
 def build_attributes(record: AccessRecord) -> dict[str, str | int | float]:
-    """What a span says of a request, in OpenTelemetry's words where there are some."""
-    said: dict[str, str | int | float] = {"http.response.status_code": record.status, "url.path": record.path}
-    named = {"model": "gen_ai.response.model", "tokens": "gen_ai.usage.output_tokens"}
-    said |= {"trimtab.request_id": record.id} | {named.get(k, f"trimtab.{k}"): value for k, value in record.notes.items()}
-    return said | ({} if record.first is None else {"gen_ai.server.time_to_first_token": record.first})
+    """Return the span attributes of a request, with OpenTelemetry's semantic names if they exist."""
+    attributes: dict[str, str | int | float] = {"http.response.status_code": record.status, "url.path": record.path}
+    names = {"model": "gen_ai.response.model", "tokens": "gen_ai.usage.output_tokens"}
+    attributes |= {"trimtab.request_id": record.id} | {names.get(k, f"trimtab.{k}"): v for k, v in record.notes.items()}
+    return attributes | ({} if record.first is None else {"gen_ai.server.time_to_first_token": record.first})

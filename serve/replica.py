@@ -1,6 +1,6 @@
-"""A Serve replica: one online engine behind Serve's own HTTP path.
+"""Ray Serve replica: one online engine with its middleware, behind Serve's HTTP proxy.
 
-Serve pickles a deployment class by value, so the app that it is to call lives here, in a module that each replica imports.
+Serve pickles a deployment class by value, so the ASGI app is a function of this module, which each replica imports.
 """
 
 import asyncio
@@ -37,27 +37,27 @@ LOOK_SECONDS = 0.1
 TEXT = (b"content-type", CONTENT_TYPE_LATEST.encode())
 
 _engine: list[Any] = []
-_doors: list[App] = []
+_middleware: list[App] = []
 _peers: list[CoordinatorClient] = []
 _sinks: list[RecordSinks] = []
 _pages: dict[str, tuple[Headers, bytes]] = {}
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """The ASGI app of this replica: its engine behind its doors, and the page."""
+    """Serve a request: the static page, or the engine behind the middleware. This is the ASGI app of the replica."""
     if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and (page := _pages.get(scope["path"] or "/")):
         headers, body = page
         await asgi.send_response(send, 200, headers, body if scope["method"] == "GET" else b"")
         return
-    await _doors[0](scope, receive, _suppress_error_when_dead(send))
+    await _middleware[0](scope, receive, _suppress_error_when_dead(send))
 
 
 def _suppress_error_when_dead(send: Send) -> Send:
-    """A `send` that says nothing of an engine's death: this process ends next, and HAProxy then asks another replica."""
+    """Return a `send` that withholds errors of a dead engine: this process exits, and HAProxy retries on another replica."""
 
     async def hold(message: Message) -> None:
-        failed = message["type"] == "http.response.start" and message["status"] >= HTTPStatus.INTERNAL_SERVER_ERROR
-        if failed and _engine and not _engine[0].is_healthy():
+        is_error = message["type"] == "http.response.start" and message["status"] >= HTTPStatus.INTERNAL_SERVER_ERROR
+        if is_error and _engine and not _engine[0].is_healthy():
             await asyncio.Event().wait()
         await send(message)
 
@@ -65,12 +65,12 @@ def _suppress_error_when_dead(send: Send) -> Send:
 
 
 def get_asgi_app() -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-    """What Serve calls in each replica to get its app."""
+    """Return the ASGI app; Serve calls this in each replica."""
     return app
 
 
 async def answer_request(scope: Scope, receive: Receive, send: Send) -> None:
-    """The engine, but for the metrics of several replicas."""
+    """Forward a request to the engine; answer `/metrics` for all replicas if there are several."""
     if _peers and scope["type"] == "http" and scope["method"] == "GET" and scope["path"].rstrip("/") == METRICS:
         body = await asyncio.to_thread(_peers[0].metrics)
         await asgi.send_response(send, 200, asgi.set_content_length([TEXT], body), body)
@@ -79,9 +79,9 @@ async def answer_request(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _exit_when_engine_dies() -> None:
-    """End this process when its engine has died: Serve then replaces it, and HAProxy asks the others, at once.
+    """Exit the process when its engine has died, so that Serve replaces the replica and HAProxy uses the others at once.
 
-    By health checks alone, a replica that fails every request within a moment would look like the one with the least to do.
+    With health checks alone, a replica that fails every request quickly would look like the least loaded one.
     """
     while _engine and _engine[0].is_healthy():
         await asyncio.sleep(LOOK_SECONDS)
@@ -90,45 +90,55 @@ async def _exit_when_engine_dies() -> None:
 
 
 class Replica:
-    """Starts the engine, answers health checks, and stops the engine at the end."""
+    """Deployment class that starts and stops the engine and answers health checks.
 
-    async def __init__(self, base: BaseModel, config: ServeConfig, agreement: Any = None) -> None:
-        # Not on top: the process that deploys replicas need not import vLLM.
+    Args:
+        base: base model.
+        config: settings of the server.
+        coordinator: Serve handle of the version coordinator; None for a single replica.
+    """
+
+    async def __init__(self, base: BaseModel, config: ServeConfig, coordinator: Any = None) -> None:
+        # Imported lazily: the process that deploys the replicas need not import vLLM.
         from trimtab.engine.openai.app import OnlineEngine
 
         patch_replica_address()
         local = resolve_on_node(base)
         _pages.update(await asyncio.to_thread(load_page))
         prefixes, detectors = open_sources(local, config.registry)
-        me = serve.get_replica_context().replica_id.unique_id
-        if agreement is not None:
-            _peers[:] = [CoordinatorClient(agreement, me)]
+        replica = serve.get_replica_context().replica_id.unique_id
+        if coordinator is not None:
+            _peers[:] = [CoordinatorClient(coordinator, replica)]
         layers = config.engine.layers
         if config.detect and not layers:
             live = await _peers[0].get_agreed_versions("detector") if _peers else {}
             layers = await asyncio.to_thread(find_detector_layers, detectors, live)
         engine = replace(config.engine, layers=layers, history=bool(layers))
-        _sinks[:] = [await asyncio.to_thread(open_sinks, config, me)]
+        _sinks[:] = [await asyncio.to_thread(open_sinks, config, replica)]
         agree = _peers[0].agree if _peers else None
         _engine[:] = [await OnlineEngine.start(local, engine, prefixes, detectors, config.detector, agree)]
-        door: App = AdmissionMiddleware(
+        middleware: App = AdmissionMiddleware(
             answer_request, config.requests + config.queue, config.request_seconds, config.stream_seconds
         )
-        door = AuthenticationMiddleware(door, Path(config.key_file)) if config.key_file else door
-        _doors[:] = [AccessLogMiddleware(door, _sinks[0], with_text=config.log_text)]
+        middleware = AuthenticationMiddleware(middleware, Path(config.key_file)) if config.key_file else middleware
+        _middleware[:] = [AccessLogMiddleware(middleware, _sinks[0], with_text=config.log_text)]
         self._watch = asyncio.create_task(_exit_when_engine_dies())
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Called by Serve after the start, and where `user_config` changes: traffic moves without a restart.
+        """Update the traffic split without a restart; Serve calls this after the start and when `user_config` changes.
 
-        Serve would stop a replica that raises here, and all of them have the same settings."""
+        Invalid values are logged and ignored: Serve stops a replica that raises here, and all replicas get the same values.
+
+        Args:
+            user_config: values of `traffic` and `shadow`.
+        """
         try:
             _engine[0].handler.traffic = TrafficSplit(user_config.get("traffic", {}), user_config.get("shadow", {}))
         except (UsageError, TypeError, AttributeError) as error:
-            log.error("user_config is not taken, traffic stays as it was: %s", error)
+            log.error("invalid user_config, traffic split unchanged: %s", error)
 
     async def check_health(self) -> None:
-        """Called by Serve; a replica whose engine has died is replaced."""
+        """Raise an error if the engine has died, so that Serve replaces the replica."""
         await _engine[0].check_health()
 
     async def __del__(self) -> None:

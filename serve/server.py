@@ -1,4 +1,4 @@
-"""`trimtab serve`: Ray Serve up, ready, and down again.
+"""Command `trimtab serve`: start, supervision and shutdown of the server.
 
 trimtab serve --model smollm2-135m --port 8000
 curl localhost:8000/v1/models
@@ -45,36 +45,47 @@ from trimtab.serve.registry.sources import open_sources
 from trimtab.util import ports
 
 APPLICATION = "trimtab"
-# Processes of Ray that nothing starts again.
+# Processes of a local Ray that are not restarted.
 RAY = ("gcs_server", "raylet")
 POLL_SECONDS = 0.5
 
 
 def run_serve(config: ServeConfig) -> None:
-    """Serve until SIGINT or SIGTERM."""
-    ended = threading.Event()
+    """Run `trimtab serve` until SIGINT or SIGTERM.
 
-    def end(number: int, frame: FrameType | None) -> None:
-        ended.set()
+    Raises:
+        UsageError: if the settings are invalid or the port is taken.
+        JobError: if the replicas do not start, or a Ray process dies.
+    """
+    stop_event = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stop_event.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
-    with serving(config, ended) as url:
-        if ended.is_set():
+        signal.signal(number, stop)
+    with serving(config, stop_event) as url:
+        if stop_event.is_set():
             return
         print_line(f"ready: {url}/v1   page: {url}/   {_format_models(config, url)}")
         print_line("press Ctrl-C to stop")
-        own = {process: process.name() for process in psutil.Process().children() if process.name() in RAY}
-        while not ended.wait(POLL_SECONDS):
-            _check_ray(own)
+        ray_processes = {process: process.name() for process in psutil.Process().children() if process.name() in RAY}
+        while not stop_event.wait(POLL_SECONDS):
+            _check_ray_processes(ray_processes)
         print_line("stopping")
 
 
 @contextmanager
-def serving(config: ServeConfig, ended: threading.Event | None = None) -> Generator[str]:
-    """The server's URL once it answers; down again at the end. `ended` gives up waiting for it.
+def serving(config: ServeConfig, stop_event: threading.Event | None = None) -> Generator[str]:
+    """Start a server, yield its URL once it is ready, and shut it down at the end.
 
-    Raises UsageError for a port that is taken, JobError where replicas do not come up.
+    Args:
+        config: settings of the server.
+        stop_event: event that aborts the wait for the server.
+
+    Raises:
+        UsageError: if the settings are invalid or the port is taken.
+        JobError: if Serve or the replicas do not start.
     """
     print_line(f"base model {config.model} (the first time it is downloaded)")
     base = resolve_base_model(config.model, config.revision)
@@ -82,39 +93,39 @@ def serving(config: ServeConfig, ended: threading.Event | None = None) -> Genera
     open_sources(base, config.registry)
     config = replace(config, key_file=get_required_key_file(config))
     _check_port(config.host, config.port)
-    ours = _connect(config)
+    owns_ray = _connect(config)
     try:
         cpus = config.cpus or get_max_node_cores() / max(config.replicas, config.most_replicas)
-        taken = config.replicas * cpus, config.replicas * config.gpus
-        check_resources("serving", *taken)
+        resources = config.replicas * cpus, config.replicas * config.gpus
+        check_resources("serving", *resources)
         try:
             serve.start(http_options=HTTPOptions(host=config.host, port=config.port, request_timeout_s=None))
         except RayError as error:
             raise JobError(f"Serve did not start: {_find_reason(str(error))}") from error
-        _deploy(config, build_application(config, base, cpus), taken, ended or threading.Event())
+        _deploy(config, build_application(config, base, cpus), resources, stop_event or threading.Event())
         yield f"http://{config.host}:{config.port}"
     finally:
-        # Ray tells us here, as if something were wrong, that Serve's controller is gone, which ends itself when it is told to.
+        # Ray prints an error when Serve's controller exits, although that is part of the shutdown.
         with redirect_stdout(StringIO()):
             _shut_down(config)
-            if ours:
+            if owns_ray:
                 ray.shutdown()
 
 
 def _shut_down(config: ServeConfig) -> None:
-    """Stop what was deployed; Serve as well, unless others have something on it."""
-    # A Ray of our own is not asked: where it has died, it would not answer.
+    """Delete the application, and stop Serve unless it runs other applications."""
+    # The status of a local Ray is not requested: if Ray has died, the call would hang.
     if get_address(config.address) != LOCAL and set(serve.status().applications) - {APPLICATION}:
         serve.delete(APPLICATION)
     else:
         serve.shutdown()
 
 
-def _check_ray(own: Mapping[psutil.Process, str]) -> None:
-    """Raise JobError where a process of a local Ray has died: nothing would be answered, and nobody told."""
-    for process, name in own.items():
+def _check_ray_processes(processes: Mapping[psutil.Process, str]) -> None:
+    """Raise JobError if a process of a local Ray has died: the server would otherwise fail silently."""
+    for process, name in processes.items():
         if _is_dead(process):
-            raise JobError(f"Ray's {name} has died, and the server with it: start it again")
+            raise JobError(f"Ray process {name} has died, and the server with it. Start the server again")
 
 
 def _is_dead(process: psutil.Process) -> bool:
@@ -125,49 +136,53 @@ def _is_dead(process: psutil.Process) -> bool:
 
 
 def _format_models(config: ServeConfig, url: str) -> str:
-    return "an API key is asked for" if get_required_key_file(config) else f"models: {', '.join(list_models(url))}"
+    return "API key required" if get_required_key_file(config) else f"models: {', '.join(list_models(url))}"
 
 
 def list_models(url: str) -> list[str]:
-    """Names that can be asked for."""
+    """Return the model names of a server.
+
+    Args:
+        url: URL of the server.
+    """
     return [entry["id"] for entry in httpx.get(f"{url}/v1/models", timeout=30).json()["data"]]
 
 
 def _connect(config: ServeConfig) -> bool:
-    """Connect to Ray; True where this started or joined it."""
-    # Ray gives its workers less of a busy machine than others get; people wait for these.
+    """Connect to Ray; return True if this call started or joined it."""
+    # By default, Ray lowers the priority of its workers; a server must answer quickly.
     os.environ.setdefault("RAY_worker_niceness", "0")
     if config.affinity:
         os.environ[settings.BALANCE] = f"hdr({config.affinity})"
     patch_haproxy_options(os.environ)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    return connect_to_ray(config.address, _proxy_ports() if get_address(config.address) == LOCAL else None)
+    return connect_to_ray(config.address, _find_proxy_ports() if get_address(config.address) == LOCAL else None)
 
 
-def _deploy(config: ServeConfig, made: Any, taken: tuple[float, float], ended: threading.Event) -> None:
-    """Start the replicas of an application, which take so many CPU cores and GPUs, behind a bar."""
-    failure: list[Exception] = []
+def _deploy(config: ServeConfig, application: Any, resources: tuple[float, float], stop_event: threading.Event) -> None:
+    """Start the replicas of an application with a progress bar; `resources` are their CPU cores and GPUs."""
+    errors: list[Exception] = []
 
     def deploy() -> None:
         try:
-            serve.run(made, name=APPLICATION, route_prefix="/")
+            serve.run(application, name=APPLICATION, route_prefix="/")
         except Exception as error:
-            failure.append(error)
+            errors.append(error)
 
-    # In a thread: `serve.run` waits for the replicas without a word, and people want to see that something happens.
+    # In a thread: `serve.run` blocks until the replicas are ready, and the progress bar must be updated meanwhile.
     thread = threading.Thread(target=deploy, daemon=True)
     thread.start()
-    began = time.monotonic()
+    start = time.monotonic()
     with ProgressBar("starting replicas", config.replicas) as bar:
-        while not ended.wait(POLL_SECONDS):
-            if failure:
-                raise JobError(f"the replicas did not start: {_find_reason(str(failure[0]))}")
+        while not stop_event.wait(POLL_SECONDS):
+            if errors:
+                raise JobError(f"the replicas did not start: {_find_reason(str(errors[0]))}")
             if not thread.is_alive() and _is_healthy(config):
                 bar.update(config.replicas)
                 return
-            short = find_missing_resources(*taken)
-            bar.update(0, note=f"| waits for nodes: it takes {short}" if short else "")
-            if time.monotonic() - began > config.start_seconds:
+            missing = find_missing_resources(*resources)
+            bar.update(0, note=f"| waits for nodes: needs {missing}" if missing else "")
+            if time.monotonic() - start > config.start_seconds:
                 raise JobError(f"the replicas did not start in {config.start_seconds:.0f} s")
 
 
@@ -179,12 +194,12 @@ def _is_healthy(config: ServeConfig) -> bool:
 
 
 def _check_port(host: str, port: int) -> None:
-    if why := ports.explain_unavailable_port(host, port):
-        raise UsageError(f"cannot listen on {host}:{port} ({why}); choose another --port")
+    if reason := ports.explain_unavailable_port(host, port):
+        raise UsageError(f"cannot listen on {host}:{port}: {reason}. Choose another --port")
 
 
-def _proxy_ports() -> dict[str, str]:
-    """Free ones for what HAProxy says of itself, so that servers share a machine; those that the user has set stay."""
+def _find_proxy_ports() -> dict[str, str]:
+    """Return free ports for HAProxy's own metrics, so that servers can share a machine; ports set by the user are kept."""
     return {
         key: os.environ.get(key, str(port))
         for key, port in zip(settings.PROXY_PORTS, ports.find_free_ports(2, ""), strict=True)
@@ -192,6 +207,6 @@ def _proxy_ports() -> dict[str, str]:
 
 
 def _find_reason(text: str) -> str:
-    """The line that matters of a long report: HAProxy names a taken port before it says that it gives up."""
+    """Return the relevant line of a long error: the line of a taken port from HAProxy, else the last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return next((line for line in lines if "cannot bind" in line), lines[-1] if lines else "no reason given")

@@ -1,4 +1,4 @@
-"""The page at `/`: static files of this package, and the one thing that the page must be told."""
+"""Static web page at `/` and its settings."""
 
 import json
 from importlib.resources import files
@@ -12,7 +12,7 @@ from trimtab.tracking.client import get_experiment_id, wrap_tracking_errors
 TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
 NAMES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
 ABOUT = "/page.json"
-# Nothing of the outside, and nobody may put the page into another.
+# The page loads no external resources and cannot be embedded in other pages.
 HEADERS = (
     (
         b"content-security-policy",
@@ -26,14 +26,14 @@ HEADERS = (
 
 
 def load_page() -> dict[str, tuple[Headers, bytes]]:
-    """Headers and body of each page by its path."""
+    """Return headers and body of each file of the page by its URL path."""
     folder = files("trimtab.serve") / "page"
-    found = {path: _whole(TYPES[name.rpartition(".")[2]], (folder / name).read_bytes()) for path, name in NAMES.items()}
-    return found | {ABOUT: _whole("application/json", json.dumps({"runs": _runs()}).encode())}
+    pages = {path: _build_page(TYPES[name.rpartition(".")[2]], (folder / name).read_bytes()) for path, name in NAMES.items()}
+    return pages | {ABOUT: _build_page("application/json", json.dumps({"runs": _get_runs_url()}).encode())}
 
 
-def _runs() -> str | None:
-    """Where MLflow shows a run, but for its id; None where no server of MLflow is known."""
+def _get_runs_url() -> str | None:
+    """Return the URL prefix of MLflow's run pages; None without an MLflow server."""
     uri = settings.get_shown_uri()
     if not uri.startswith(("http://", "https://")):
         return None
@@ -44,5 +44,5 @@ def _runs() -> str | None:
         return None
 
 
-def _whole(kind: str, body: bytes) -> tuple[Headers, bytes]:
-    return [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode()), *HEADERS], body
+def _build_page(content_type: str, body: bytes) -> tuple[Headers, bytes]:
+    return [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode()), *HEADERS], body

@@ -1,4 +1,4 @@
-"""`trimtab traffic`: what each version of a prefix got, and how it did, by a server's own metrics.
+"""Command `trimtab traffic`: summary of a server's metrics by version of a prefix.
 
 trimtab traffic --url http://localhost:8000
 """
@@ -19,11 +19,11 @@ Totals = dict[tuple[str, str, str], dict[str, float]]
 
 @dataclass(frozen=True)
 class TrafficConfig:
-    """What each version got, and how it did, since the server started.
+    """Show requests, latency and mean risk of each version since the start of the server.
 
     Args:
-        url: the server.
-        key: API key, where the server asks for one.
+        url: URL of the server.
+        key: API key, if the server requires one.
     """
 
     url: str = "http://localhost:8000"
@@ -32,7 +32,18 @@ class TrafficConfig:
 
 @dataclass(frozen=True)
 class TrafficLine:
-    """A prefix's version, as it answered or as a shadow; means are None where nothing was measured."""
+    """Totals of one version of a prefix in one mode.
+
+    Attributes:
+        prefix: name of the prefix.
+        version: version of the prefix.
+        mode: "answer" or "shadow".
+        requests: number of requests.
+        failed: number of requests with a status other than 2xx.
+        tokens: number of generated tokens.
+        first_token_seconds: mean time to the first token (seconds), None if not measured.
+        risk: mean risk of the answers, None if not measured.
+    """
 
     prefix: str
     version: str
@@ -45,8 +56,15 @@ class TrafficLine:
 
 
 def run_traffic(config: TrafficConfig) -> list[dict[str, Any]]:
-    """`trimtab traffic`."""
-    lines = summarize_traffic(_metrics(config))
+    """Run `trimtab traffic`.
+
+    Returns:
+        One line per version and mode, as JSON values.
+
+    Raises:
+        JobError: if the server does not answer.
+    """
+    lines = summarize_traffic(_fetch_metrics(config))
     table = Table(*("prefix", "version", "", "requests", "failed", "tokens", "first token", "mean risk"))
     for line in lines:
         first = "" if line.first_token_seconds is None else f"{line.first_token_seconds * 1000:.0f} ms"
@@ -58,7 +76,11 @@ def run_traffic(config: TrafficConfig) -> list[dict[str, Any]]:
 
 
 def summarize_traffic(text: str) -> list[TrafficLine]:
-    """One line for each version and mode in a server's `/metrics`."""
+    """Return one line for each version and mode.
+
+    Args:
+        text: metrics of a server in the Prometheus text format.
+    """
     totals: Totals = defaultdict(lambda: defaultdict(float))
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -69,37 +91,37 @@ def summarize_traffic(text: str) -> list[TrafficLine]:
             ):
                 continue
             labels = sample.labels
-            held = totals[labels["prefix"], labels["version"], labels["mode"]]
-            held[sample.name] += sample.value
+            sums = totals[labels["prefix"], labels["version"], labels["mode"]]
+            sums[sample.name] += sample.value
             if sample.name == "trimtab_requests_total" and not labels["status"].startswith("2"):
-                held["failed"] += sample.value
-    return [_line(*key, held) for key, held in sorted(totals.items())]
+                sums["failed"] += sample.value
+    return [_build_line(*key, sums) for key, sums in sorted(totals.items())]
 
 
-def _line(prefix: str, version: str, mode: str, held: dict[str, float]) -> TrafficLine:
+def _build_line(prefix: str, version: str, mode: str, sums: dict[str, float]) -> TrafficLine:
     return TrafficLine(
         prefix,
         version,
         mode,
-        int(held["trimtab_requests_total"]),
-        int(held["failed"]),
-        int(held["trimtab_tokens_total"]),
-        _mean(held, "trimtab_first_token_seconds"),
-        _mean(held, "trimtab_risk"),
+        int(sums["trimtab_requests_total"]),
+        int(sums["failed"]),
+        int(sums["trimtab_tokens_total"]),
+        _compute_mean(sums, "trimtab_first_token_seconds"),
+        _compute_mean(sums, "trimtab_risk"),
     )
 
 
-def _mean(held: dict[str, float], name: str) -> float | None:
-    count = held[f"{name}_count"]
-    return held[f"{name}_sum"] / count if count else None
+def _compute_mean(sums: dict[str, float], name: str) -> float | None:
+    count = sums[f"{name}_count"]
+    return sums[f"{name}_sum"] / count if count else None
 
 
-def _metrics(config: TrafficConfig) -> str:
+def _fetch_metrics(config: TrafficConfig) -> str:
     headers = {"authorization": f"Bearer {config.key}"} if config.key else {}
     try:
-        reply = httpx.get(f"{config.url.rstrip('/')}/metrics", headers=headers, timeout=30)
+        response = httpx.get(f"{config.url.rstrip('/')}/metrics", headers=headers, timeout=30)
     except httpx.HTTPError as error:
         raise JobError(f"no server answers at {config.url}: {error}") from error
-    if not reply.is_success:
-        raise JobError(f"{config.url}/metrics answered {reply.status_code}: {reply.text[:200]}")
-    return reply.text
+    if not response.is_success:
+        raise JobError(f"{config.url}/metrics returned status {response.status_code}: {response.text[:200]}")
+    return response.text

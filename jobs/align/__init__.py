@@ -1,1 +1,1 @@
-"""Job of `trimtab align`: data set, targets, training, evaluation, registration."""
+"""The `trimtab align` job: dataset, targets, training, evaluation, registration."""

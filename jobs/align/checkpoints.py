@@ -1,4 +1,4 @@
-"""Where a run's checkpoints are, and the newest of them."""
+"""Storage of the checkpoints of a training run, and lookup of the newest one."""
 
 import json
 from dataclasses import dataclass
@@ -22,13 +22,19 @@ from trimtab.jobs.align.config import AlignConfig
 from trimtab.jobs.align.state import TrainState, load_state
 from trimtab.util.remote_paths import open_folder
 
-# Ray Train's own list of checkpoints.
+# List of checkpoints that Ray Train writes.
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 @dataclass(frozen=True)
 class CheckpointStorage:
-    """Where a run's checkpoints are: `name` in the folder `path` of a file `system`, None for this machine's own."""
+    """Location of the checkpoints of a run.
+
+    Attributes:
+        path: parent folder on the file system.
+        system: file system, None for the local one.
+        name: name of the checkpoint folder in `path`.
+    """
 
     path: str
     system: FileSystem | None
@@ -36,83 +42,99 @@ class CheckpointStorage:
 
     @property
     def reached(self) -> Any:
-        """The file system itself."""
+        """File system, also if it is the local one."""
         return self.system or LocalFileSystem()
 
     @property
     def folder(self) -> str:
-        """The folder of the checkpoints on that file system."""
+        """Folder of the checkpoints on the file system."""
         return f"{self.path}/{self.name}"
 
     def forget(self) -> None:
-        """Let go of what the driver remembers of folders: s3fs and others would not see what is written from now on."""
+        """Invalidate the directory cache of the file system; with it, s3fs and others do not see new files."""
         if self.system is not None:
             self.reached.handler.fs.invalidate_cache()
 
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """A checkpoint, and the state in it."""
+    """Checkpoint with its loaded state."""
 
     checkpoint: Checkpoint
     state: TrainState
 
 
 def open_storage(config: AlignConfig, folder: Path) -> CheckpointStorage:
-    """The folder of a run itself, or one of its name where `scale.storage` says. Raises UsageError for a place that nothing
-    here reaches."""
+    """Return the checkpoint storage of a run.
+
+    Args:
+        config: settings of the job.
+        folder: folder of the run. Without `scale.storage` it holds the checkpoints; else its path relative to the runs folder
+            names the folder in `scale.storage`.
+
+    Raises:
+        UsageError: if `scale.storage` cannot be opened.
+    """
     if config.scale.storage is None:
         return CheckpointStorage(str(folder), None)
-    own = folder.relative_to(settings.get_runs_folder()) if folder.is_relative_to(settings.get_runs_folder()) else folder.name
-    where = open_folder(config.scale.storage) / str(own)
-    if isinstance(where, Path):
-        return CheckpointStorage(str(where.expanduser().absolute()), None)
-    # By fsspec's own driver, so that checkpoints and signals are reached with the same settings.
-    return CheckpointStorage(where.path, PyFileSystem(FSSpecHandler(where.fs)))
+    runs_folder = settings.get_runs_folder()
+    relative = folder.relative_to(runs_folder) if folder.is_relative_to(runs_folder) else folder.name
+    location = open_folder(config.scale.storage) / str(relative)
+    if isinstance(location, Path):
+        return CheckpointStorage(str(location.expanduser().absolute()), None)
+    # Through fsspec instead of pyarrow's S3 client, so that checkpoints and signals use the same credentials and settings.
+    return CheckpointStorage(location.path, PyFileSystem(FSSpecHandler(location.fs)))
 
 
 def find_newest_stored(storage: CheckpointStorage) -> StoredCheckpoint | None:
-    """The checkpoint of the most steps that is whole, or None where there is none yet.
+    """Return the complete checkpoint with the most steps, None if there is none.
 
-    Looked for in the folders themselves: Ray Train writes its list over the old one, so that a kill or a full disk may cut
-    it; a list that is cut is removed. Raises JobError where the storage does not answer.
+    The checkpoint folders are searched instead of the list of Ray Train: Ray Train overwrites its list in place, so a kill or
+    a full disk can truncate it. A truncated list is removed.
+
+    Raises:
+        JobError: if the storage cannot be read.
     """
     storage.forget()
     try:
         entries = storage.reached.get_file_info(FileSelector(storage.folder, allow_not_found=True))
-        _without_cut_list(storage)
-        folders = [each.path for each in entries if each.type == FileType.Directory]
-        kept = [found for path in folders if (found := _whole(Checkpoint(path, storage.reached)))]
+        _remove_truncated_list(storage)
+        folders = [entry.path for entry in entries if entry.type == FileType.Directory]
+        complete = [stored for path in folders if (stored := _load_complete(Checkpoint(path, storage.reached)))]
     except Exception as error:
-        # Each file system's driver raises in its own kind.
+        # Each file system driver raises its own error types.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise JobError(f"cannot read the checkpoints in {storage.folder}: {reason[:200]}") from error
     finally:
         storage.forget()
-    return max(kept, key=lambda found: found.state.step, default=None)
+    return max(complete, key=lambda stored: stored.state.step, default=None)
 
 
 def find_latest(checkpoints: list[Checkpoint | None]) -> TrainState | None:
-    """The state of the most steps among checkpoints that are there and whole."""
-    whole = [found.state for each in checkpoints if each and (found := _whole(each))]
-    return max(whole, key=lambda state: state.step, default=None)
+    """Return the state with the most steps among the complete checkpoints, None if there is none.
+
+    Args:
+        checkpoints: checkpoints to compare; None entries are skipped.
+    """
+    states = [stored.state for checkpoint in checkpoints if checkpoint and (stored := _load_complete(checkpoint))]
+    return max(states, key=lambda state: state.step, default=None)
 
 
-def _whole(checkpoint: Checkpoint) -> StoredCheckpoint | None:
-    """A checkpoint that can be read, or None for one that was cut while it was written."""
+def _load_complete(checkpoint: Checkpoint) -> StoredCheckpoint | None:
+    """Load a checkpoint; return None if it is missing or truncated."""
     try:
         return StoredCheckpoint(checkpoint, load_state(checkpoint))
     except (FileNotFoundError, KeyError, ValueError, SafetensorError):
         return None
 
 
-def _without_cut_list(storage: CheckpointStorage) -> None:
+def _remove_truncated_list(storage: CheckpointStorage) -> None:
     path = f"{storage.folder}/{SNAPSHOT}"
     if storage.reached.get_file_info(path).type == FileType.NotFound:
         return
     with storage.reached.open_input_stream(path) as file:
-        said = file.read()
+        content = file.read()
     try:
-        json.loads(said)
+        json.loads(content)
     except ValueError:
         storage.reached.delete_file(path)

@@ -1,4 +1,7 @@
-"""Settings of the align job. Each field is at once an option of the command line, a key of the YAML and a line of the help."""
+"""Settings of `trimtab align`.
+
+Each field is a command-line option, a YAML key and an entry of `--help`.
+"""
 
 from dataclasses import asdict, dataclass, field
 from math import inf
@@ -13,29 +16,31 @@ DEMO_BENIGN = ("trimtab:pairs", "trimtab:scary", "trimtab:contrast", "trimtab:pl
 REFUSAL = "I'm sorry, but I can't help with that request."
 
 
-# Who parts the prompts otherwise learns from what others are tested on.
+# Runs that are compared must agree on these fields: with another split, one run trains on the test prompts of the other.
 PARTED_BY = ("validation", "test", "seed")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which prompts teach, and how they are prepared.
+    """Training prompts and their preparation.
 
     Args:
-        harmful: sources of prompts to refuse: files (.jsonl .json .csv .parquet), trimtab:NAME, or Hugging Face datasets.
-        benign: sources of prompts to help with.
-        columns: other names of the fields, as --data.columns.prompt NAME; fields: prompt, class, target, system,
+        harmful: sources of harmful prompts, to refuse; files (.jsonl .json .csv .parquet), trimtab:NAME, or Hugging Face
+            datasets.
+        benign: sources of benign prompts, to comply with; same formats.
+        columns: names of the source columns, as --data.columns.prompt NAME; fields are prompt, class, target, system,
             group, source, messages.
-        validation: share of prompt groups kept to choose the checkpoint.
-        test: share of prompt groups never trained on, for the report.
-        balance_form: rewrite orders as questions and back until each class has half of each.
-        own_system: share of training prompts that carry a system message of their own.
-        refusal: the answer that harmful prompts without a target of their own are to get.
-        rules: hard-filter rules that are on.
-        keep_out: sources of evaluation prompts; a row that resembles one of them does not teach, nor does a near-duplicate of
-            what the job itself validates or tests on (rule kept-out).
-        limit: use at most so many prompts of each side, 0 for all.
-        seed: seed of splits, form and filter; runs that differ in train.seed alone learn from the same rows.
+        validation: fraction of prompt groups held out to select the checkpoint.
+        test: fraction of prompt groups held out for the report.
+        balance_form: rewrite instructions as questions and questions as instructions until each class has half of each.
+        own_system: fraction of training prompts that get a system message.
+        refusal: target answer of harmful prompts without a target.
+        rules: enabled hard-filter rules.
+        keep_out: sources of evaluation prompts; rule kept-out removes training rows that resemble one of them, and
+            near-duplicates of this job's validation and test prompts.
+        limit: maximum number of prompts of each side (harmful, benign), 0 for all.
+        seed: seed of the split, the form balancing and the filter; runs that differ only in train.seed train on the same
+            rows.
     """
 
     harmful: list[str] | str = field(default_factory=lambda: list(DEMO_HARMFUL))
@@ -60,14 +65,15 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TargetsConfig:
-    """Where the answers come from that prompts without a target of their own are to get. A benign one gets what the frozen
-    model itself says: greedily, or the likeliest of several samples that the judge takes for help. A harmful one gets
-    `data.refusal`, or the likeliest sample that the judge takes for a refusal.
+    """Target answers for prompts without a target.
+
+    A benign prompt gets an answer of the frozen model: the greedy one, or the most likely sample that the judge classifies as
+    compliance. A harmful prompt gets `data.refusal`, or the most likely sample that the judge classifies as a refusal.
 
     Args:
-        samples: answers drawn for each prompt under each system prompt; 0 for one greedy answer without any.
-        systems: system prompts to draw under: permissive for benign prompts, strict for harmful prompts, none for both.
-        temperature: temperature of the samples.
+        samples: answers sampled for each prompt under each system prompt; 0 for one greedy answer without a system prompt.
+        systems: system prompts to sample under; permissive is for benign prompts, strict for harmful prompts, none for both.
+        temperature: sampling temperature.
     """
 
     samples: int = 0
@@ -79,34 +85,35 @@ class TargetsConfig:
             raise UsageError(f"targets.samples must be from 0 to 64, not {self.samples}")
         if self.temperature <= 0:
             raise UsageError(
-                f"targets.temperature must be above 0, not {self.temperature}; greedy answers are targets.samples 0"
+                f"targets.temperature must be above 0, not {self.temperature}. For greedy answers set targets.samples to 0"
             )
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How the prefix is optimised: AdamW without weight decay, cosine schedule with warm-up.
+    """Optimization of the prefix: AdamW without weight decay, cosine schedule with warm-up.
 
     Args:
-        steps: optimiser steps at most.
-        batch: rows in a global batch, whatever the number of workers.
-        micro_batch: rows computed at once; also the unit that workers share.
+        steps: maximum number of optimizer steps.
+        batch: training rows in the global batch, for any number of workers.
+        micro_batch: training rows in one forward pass; workers share a batch by micro-batches.
         learning_rate: peak learning rate.
-        warmup: share of the steps with a rising learning rate.
-        clip: longest gradient (L2 norm).
-        longest: tokens of each target that are learned from.
-        mix: share of each class in every batch.
-        weights: weight of each class in the loss (a_c), 1 where it is not named: more for harmful refuses more.
-        init: first vectors: vocab-mean, random-row, or token:TEXT.
-        precision: type of the frozen model; auto is bf16 where the machine computes in it, else fp32. The prefix is fp32.
-        compile: compile the model's layers with torch.compile: a slower start, faster steps.
-        recompute: keep no activations inside layers, and compute them again in the backward pass: less memory, a third
-            slower.
-        validate_every: steps between validations; 0 for none.
-        validation_rows: rows to validate on at most, half of them harmful.
-        patience: validations without a better loss before training stops early; 0 never stops early.
+        warmup: fraction of the steps with a linearly rising learning rate.
+        clip: maximum L2 norm of the gradient; larger gradients are scaled down to it.
+        longest: maximum number of target tokens in the loss, per row.
+        mix: fraction of each class in every batch.
+        weights: weight of each class in the loss (a_c), 1 for a class that is not listed; a larger weight of harmful makes
+            the prefix refuse more.
+        init: initial vectors; vocab-mean, random-row, or token:TEXT.
+        precision: data type of the frozen model; auto is bf16 if the hardware supports it, else fp32. The prefix is fp32.
+        compile: compile the model's layers with torch.compile; slower start, faster steps.
+        recompute: recompute the activations inside layers in the backward pass (activation checkpointing); less memory, a
+            third slower.
+        validate_every: steps between validations; 0 disables validation.
+        validation_rows: maximum number of validation rows, half of them harmful.
+        patience: validations without a lower loss before training stops early; 0 disables early stopping.
         checkpoint_every: steps between checkpoints.
-        seed: seed of order and first vectors.
+        seed: seed of the row order and of the initial vectors.
     """
 
     steps: int = 300
@@ -137,24 +144,24 @@ class TrainConfig:
         if not 0 < self.learning_rate < 100:
             raise UsageError(f"train.learning_rate must be above 0, not {self.learning_rate}")
         if not 0 <= self.warmup <= 1 or self.clip <= 0:
-            raise UsageError("train.warmup must be a share of the steps, from 0 to 1, and train.clip above 0")
+            raise UsageError("train.warmup must be from 0 to 1 (a fraction of the steps), and train.clip above 0")
         for name in ("mix", "weights"):
             if unknown := getattr(self, name).keys() - set(LABELS):
-                raise UsageError(f"train.{name} knows no class {min(unknown)!r}; there are {', '.join(LABELS)}")
+                raise UsageError(f"train.{name}: unknown class {min(unknown)!r}. Known classes: {', '.join(LABELS)}")
         for label, weight in self.weights.items():
             if not 0 < weight < inf:
-                raise UsageError(f"train.weights.{label} must be above 0, not {weight}; a class is left out by train.mix")
+                raise UsageError(f"train.weights.{label} must be above 0, not {weight}. To omit a class, use train.mix")
         if self.init not in INITS and not self.init.startswith("token:"):
             raise UsageError(f"train.init {self.init!r} must be {', '.join(INITS)} or token:TEXT")
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """How prefixes are judged.
+    """Evaluation of the prefix and the baseline arms.
 
     Args:
-        limit: prompts of each side at most, 0 for all.
-        max_tokens: tokens of each answer; a refusal shows in the first few.
+        limit: maximum number of prompts of each side (harmful, benign), 0 for all.
+        max_tokens: maximum length of an answer in tokens; a refusal shows in the first few.
     """
 
     limit: int = 120
@@ -163,11 +170,11 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class GateConfig:
-    """What a prefix must reach on the validation part to become champion.
+    """Gate on the validation part that a prefix must pass to become champion.
 
     Args:
-        gain: balanced score above the best of base, text prompt and present champion.
-        compliance: share of benign prompts helped with.
+        gain: margin by which the balanced score must exceed the best of base, text prompt and current champion.
+        compliance: minimum fraction of benign prompts that are answered.
     """
 
     gain: float = 0.0
@@ -176,19 +183,19 @@ class GateConfig:
 
 @dataclass(frozen=True)
 class AlignConfig:
-    """Learn a prefix on a frozen model.
+    """Train a prefix on a frozen base model.
 
     Args:
         name: name of the prefix in the registry.
-        base: base model: catalogue name, folder, or Hugging Face id.
+        base: base model; catalog name, folder, or Hugging Face id.
         revision: revision of a Hugging Face id.
-        place: where in the prompt the prefix goes.
-        rows: learned embedding rows (k).
-        objective: how it is learned: sta, likelihood, or one that another package registers.
+        place: position of the prefix in the prompt.
+        rows: number of learned rows of the prefix (k).
+        objective: registered training objective, such as sta or likelihood; other packages can register more.
         objective_options: settings of the objective, as --objective_options.gamma 1.
-        resume: go on with the last unfinished run of this name; auto does so where there is one with these settings, and
-            else begins one, for whatever starts a job again by itself.
-        register: register the prefix, and promote it where it passes the gate.
+        resume: resume the last unfinished run of this name; auto resumes it if its settings are the same and else starts a
+            new run, for schedulers that restart a job.
+        register: register the prefix, and promote it if it passes the gate.
     """
 
     name: str = "safety"
@@ -213,15 +220,18 @@ class AlignConfig:
         batches = -(-self.train.batch // self.train.micro_batch)
         if not 1 <= self.scale.workers <= batches:
             raise UsageError(
-                f"{self.scale.workers} workers cannot share {batches} micro-batches: make train.micro_batch smaller than "
+                f"{self.scale.workers} workers cannot share {batches} micro-batches. Set train.micro_batch below "
                 f"{self.train.micro_batch} or use fewer workers"
             )
         if not 0 <= self.scale.least_workers <= self.scale.workers:
             raise UsageError(f"scale.least_workers must be from 0 to scale.workers ({self.scale.workers})")
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal for a run to be resumed: everything but where and how widely it runs, and where its checkpoints
-        are."""
-        whole = asdict(self)
-        kept = {key: value for key, value in whole.items() if key not in ("scale", "resume", "register", "gate", "evaluate")}
-        return kept | {"storage": self.scale.storage}
+        """Return the settings that must be equal for a run to be resumed.
+
+        These are all settings except `resume`, `register`, `gate`, `evaluate` and `scale`; of `scale` only the checkpoint
+        storage is included.
+        """
+        excluded = ("scale", "resume", "register", "gate", "evaluate")
+        included = {key: value for key, value in asdict(self).items() if key not in excluded}
+        return included | {"storage": self.scale.storage}

@@ -1,7 +1,7 @@
-"""What Ray Train starts in each worker.
+"""Entry point of Ray Train workers, and the MLflow callback of the Ray Train controller.
 
-Train's controller holds this function too, and would import all of training before it starts the first worker; so the module
-and what it works on are looked up in the worker.
+The controller imports this module before it starts the first worker. The training module and its input are therefore loaded
+only in the worker, which keeps torch out of the controller.
 """
 
 from importlib import import_module
@@ -14,28 +14,37 @@ from trimtab.tracking.runs import TrackedRun
 
 
 def run_worker(settings: dict[str, Any]) -> None:
-    """Run training on the `work` that the driver put into Ray's store."""
+    """Run the training loop.
+
+    Args:
+        settings: train loop config of Ray Train; `work` is a reference to the `TrainingWork` in the Ray object store.
+    """
     import_module("trimtab.jobs.align.worker").run_worker(ray.get(settings["work"]))
 
 
-# What the names of the curves begin with.
+# Prefix of the metric names of training curves.
 CURVES = "train/"
 
 
 class MlflowCallback(UserCallback):
-    """Sends each step's losses to the run. Runs in Train's controller, beside the driver; an outage of MLflow only delays."""
+    """Ray Train callback that logs the metrics of each step to MLflow.
+
+    It runs in the Ray Train controller. An outage of MLflow delays the metrics but does not lose them.
+    """
 
     def __init__(self, run: TrackedRun) -> None:
         self.run = run
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        """Called when all workers have reported; worker 0 brings the steps since the last report, and
-        one worker of each node how busy it is."""
+        """Log a report of all workers.
+
+        Worker 0 reports the steps since the last report, and one worker of each node reports its system metrics.
+        """
         self.run.log_curves(metrics[0].get("history", []), CURVES)
         nodes = {name: value for reported in metrics for name, value in reported.get("node", {}).items()}
         if nodes:
             self.run.log_metrics(nodes, int(metrics[0]["step"]))
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called when workers failed, before they are started again."""
+        """Record failed workers as a tag of the run, before Ray Train restarts them."""
         self.run.set_tags({"trimtab.last_failure": f"workers {sorted(worker_exceptions)}"})

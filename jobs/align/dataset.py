@@ -1,4 +1,7 @@
-"""From prompt sources to rows that may teach: read, split, balance form, fetch targets, filter."""
+"""Dataset pipeline of the align job.
+
+Prompts are read, split, balanced by form, completed with targets and filtered.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,7 +24,7 @@ from trimtab.model.base_model import BaseModel
 from trimtab.model.chat_template import build_renderer
 from trimtab.types import Label, Part
 
-# Neutral system messages in our own words: a prefix must work beside the request's own.
+# Neutral system messages: a prefix must also work beside the system message of a request.
 SYSTEMS = (
     "You are a helpful assistant.",
     "Answer in plain English.",
@@ -34,7 +37,13 @@ SYSTEMS = (
 
 @dataclass(frozen=True)
 class RawDataset:
-    """Prompts by part, those that no row may resemble, and the inputs with their digests."""
+    """Prompts as read from their sources.
+
+    Attributes:
+        parts: prompts by part (train, validation, test).
+        kept_out: evaluation prompts that no training row may resemble.
+        inputs: name, digest and number of rows of each source.
+    """
 
     parts: dict[Part, list[Prompt]]
     kept_out: list[str]
@@ -43,7 +52,16 @@ class RawDataset:
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """Rows to train and validate on, prompts to validate and test answers on, and how they came about."""
+    """Filtered rows with targets, and the prompts of each part.
+
+    Attributes:
+        train: training rows.
+        validation: rows for the validation loss.
+        parts: prompts by part, on which answers are evaluated.
+        filtered: result of the hard filter on the training rows.
+        form: predictability of the class from the form alone, before and after balancing and filtering.
+        inputs: name, digest and number of rows of each source.
+    """
 
     train: list[TrainingRow]
     validation: list[TrainingRow]
@@ -54,9 +72,10 @@ class PreparedDataset:
 
 
 def read_raw_dataset(config: AlignConfig, base: BaseModel) -> RawDataset:
-    """All that is read before anything is asked of a cluster.
+    """Read and split the prompts; needs no cluster.
 
-    Raises UsageError for prompts that cannot be read or are too few, and for a place that the chat template does not have.
+    Raises:
+        UsageError: if prompts cannot be read or are too few, or if the chat template does not support the prefix position.
     """
     build_renderer(base, config.rows).insert_row_tokens([{"role": "user", "content": "x"}], config.place, ())
     data = config.data
@@ -65,63 +84,85 @@ def read_raw_dataset(config: AlignConfig, base: BaseModel) -> RawDataset:
     return RawDataset(parts, kept_out, inputs)
 
 
-def prepare_dataset(config: AlignConfig, base: BaseModel, given: RawDataset) -> PreparedDataset:
-    """Everything that training needs; samples missing targets on the cluster.
+def prepare_dataset(config: AlignConfig, base: BaseModel, raw: RawDataset) -> PreparedDataset:
+    """Build the training and validation rows; missing targets are generated on the cluster.
 
-    Raises UsageError where the hard filter leaves nothing.
+    Args:
+        config: settings of the job.
+        base: base model that answers prompts without a target.
+        raw: prompts from `read_raw_dataset`.
+
+    Raises:
+        UsageError: if the hard filter removes all rows.
     """
-    form_before = compute_predictability(given.parts["train"])
-    parts = _balance_forms(given.parts, config.data) if config.data.balance_form else given.parts
+    form_before = compute_predictability(raw.parts["train"])
+    parts = _balance_forms(raw.parts, config.data) if config.data.balance_form else raw.parts
     with_system = {part: _add_system_messages(prompts, config) for part, prompts in parts.items() if part != "test"}
     filled = fill_targets(config, base, with_system["train"] + with_system["validation"], needs_rejected_answers(config))
     count = len(with_system["train"])
-    validate_on, test_on = ([p.prompt for p in parts[part]] for part in ("validation", "test"))
+    validation_prompts, test_prompts = ([p.prompt for p in parts[part]] for part in ("validation", "test"))
     rules, seed = config.data.rules, config.data.seed
-    filtered = apply_hard_filter(filled[:count], rules, FilterContext(seed, given.kept_out, [*validate_on, *test_on]))
-    checked = apply_hard_filter(filled[count:], rules, FilterContext(seed, given.kept_out, test_on))
-    validation = interleave_classes(checked.rows)
+    train_context = FilterContext(seed, raw.kept_out, [*validation_prompts, *test_prompts])
+    filtered = apply_hard_filter(filled[:count], rules, train_context)
+    filtered_validation = apply_hard_filter(filled[count:], rules, FilterContext(seed, raw.kept_out, test_prompts))
+    validation = interleave_classes(filtered_validation.rows)
     form_after = compute_predictability([row.prompt for row in filtered.rows])
     print_line(
-        f"hard filter: {count} -> {len(filtered.rows)} rows; form alone tells the class with balanced accuracy "
+        f"hard filter: {count} -> {len(filtered.rows)} rows; form alone predicts the class with balanced accuracy "
         f"{form_before:.2f} -> {form_after:.2f}"
     )
     check_rows_left(filtered, "train")
-    check_rows_left(checked, "validate")
-    return PreparedDataset(filtered.rows, validation, parts, filtered, (form_before, form_after), given.inputs)
+    check_rows_left(filtered_validation, "validate")
+    return PreparedDataset(filtered.rows, validation, parts, filtered, (form_before, form_after), raw.inputs)
 
 
 def build_run_identity(config: AlignConfig, base: BaseModel, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """All that a run must share with the one that it goes on with: settings, the model's weights, and what its sources held;
-    as it is read back from JSON."""
-    whole = config.identity() | {"fingerprint": base.fingerprint, "inputs": [dict(entry) for entry in inputs]}
-    return json.loads(json.dumps(whole))
+    """Return what must be equal for a run to be resumed: the settings, the base model and the contents of the sources.
+
+    Args:
+        config: settings of the job.
+        base: base model; identified by its fingerprint.
+        inputs: name, digest and number of rows of each source.
+
+    Returns:
+        The identity after a JSON round trip, so that it compares equal to one read from a file.
+    """
+    identity = config.identity() | {"fingerprint": base.fingerprint, "inputs": [dict(entry) for entry in inputs]}
+    return json.loads(json.dumps(identity))
 
 
 def interleave_classes(validation: Sequence[TrainingRow]) -> list[TrainingRow]:
-    """Harmful and benign rows in turns, each side in an order of chance that stays: any first part of them judges both."""
+    """Return the rows with harmful and benign ones alternating, so that every leading subset contains both.
+
+    The order within each side is random but deterministic: it depends only on the prompts.
+    """
     order = sorted(validation, key=lambda row: hash_to_fraction(f"{row.prompt.prompt}|{row.prompt.system}", 0))
     sides = [[row for row in order if (row.prompt.label == "harmful") == harmful] for harmful in (True, False)]
     return [row for pair in zip_longest(*sides) for row in pair if row is not None]
 
 
 def prepare_many(configs: Mapping[str, AlignConfig], base: BaseModel) -> dict[str, PreparedDataset]:
-    """What `prepare` makes of each; those with the same data and needs share it."""
-    done: dict[str, PreparedDataset] = {}
+    """Prepare a dataset for each config, by name; configs with the same data settings share one dataset.
+
+    Raises:
+        UsageError: if prompts cannot be read, or if the hard filter removes all rows.
+    """
+    datasets: dict[str, PreparedDataset] = {}
     shared: dict[str, PreparedDataset] = {}
     for name, config in configs.items():
         needs = [asdict(config.data), asdict(config.targets), config.train.longest, config.train.precision]
         key = json.dumps([*needs, needs_rejected_answers(config)], sort_keys=True)
-        shared[key] = done[name] = shared.get(key) or prepare_dataset(config, base, read_raw_dataset(config, base))
-    return done
+        shared[key] = datasets[name] = shared.get(key) or prepare_dataset(config, base, read_raw_dataset(config, base))
+    return datasets
 
 
 def needs_rejected_answers(config: AlignConfig) -> bool:
-    """Whether the objective learns from answers that are not wanted, too."""
+    """Return whether the objective also trains on rejected answers."""
     return "rejected" in objectives.get_objective(config.objective)(**config.objective_options).needs
 
 
 def write_dataset(prepared: PreparedDataset, folder: Path) -> None:
-    """Keep the filter's table, what it removed, and the parts beside the run."""
+    """Write filter.json, removed.jsonl and a JSONL file for each part to the run folder."""
     (folder / "filter.json").write_text(json.dumps(build_filter_table(prepared), indent=2) + "\n")
     (folder / "removed.jsonl").write_text("".join(json.dumps(line) + "\n" for line in list_removed_rows(prepared)))
     for part, prompts in prepared.parts.items():
@@ -129,22 +170,30 @@ def write_dataset(prepared: PreparedDataset, folder: Path) -> None:
 
 
 def build_filter_table(prepared: PreparedDataset) -> dict[str, Any]:
-    """The filter's table, and how well form alone tells the class before and after."""
+    """Return the steps of the hard filter, and the predictability of the class from the form before and after."""
     steps = [asdict(step) for step in prepared.filtered.table]
     return {"table": steps, "form_before": prepared.form[0], "form_after": prepared.form[1]}
 
 
 def list_removed_rows(prepared: PreparedDataset) -> list[dict[str, str]]:
-    """Every row that a rule took out."""
+    """Return the rows that the hard filter removed, each with the rule that removed it."""
     return [{"rule": rule, **_row_as_json(row)} for rule, row in prepared.filtered.removed]
 
 
 def check_rows_left(filtered: FilterResult, what: str) -> None:
-    """Raise UsageError with the rule that took the last rows, where it left none to `what` on."""
+    """Raise UsageError if the hard filter removed all rows.
+
+    Args:
+        filtered: result of the filter.
+        what: verb for the message, such as "train".
+
+    Raises:
+        UsageError: if no row is left; it names the rule that removed the last rows.
+    """
     if not filtered.rows:
         last = next(step.rule for step in filtered.table if not any(step.left.values()))
         raise UsageError(
-            f"the hard filter left no rows to {what} on, after {last}: look at data.rules, or give more and clearer rows"
+            f"the hard filter left no rows to {what} on, after {last}. Change data.rules or add more and clearer prompts"
         )
 
 
@@ -153,21 +202,21 @@ def _balance_forms(parts: Mapping[Part, list[Prompt]], data: DataConfig) -> dict
 
 
 def _read_and_split(data: DataConfig) -> tuple[dict[Part, list[Prompt]], list[dict[str, Any]]]:
-    everything: list[Prompt] = []
+    prompts: list[Prompt] = []
     inputs: list[dict[str, Any]] = []
     sides: dict[Label, list[str] | str] = {"harmful": data.harmful, "benign_hard": data.benign}
-    for label, given in sides.items():
+    for label, sources in sides.items():
         side: list[Prompt] = []
-        for source in as_source_list(given):
-            prompts = [
+        for source in as_source_list(sources):
+            source_prompts = [
                 p for p in read_all_prompts([source], label, data.columns) if (p.label == "harmful") == (label == "harmful")
             ]
-            inputs.append({"name": source, "digest": compute_prompts_digest(prompts), "rows": len(prompts)})
-            side += prompts
+            inputs.append({"name": source, "digest": compute_prompts_digest(source_prompts), "rows": len(source_prompts)})
+            side += source_prompts
         if data.limit:
             side = sorted(side, key=lambda p: hash_to_fraction(p.prompt, data.seed))[: data.limit]
-        everything += side
-    return split_prompts(everything, data.validation, data.test, data.seed), inputs
+        prompts += side
+    return split_prompts(prompts, data.validation, data.test, data.seed), inputs
 
 
 def _row_as_json(row: TrainingRow) -> dict[str, str]:
@@ -176,13 +225,13 @@ def _row_as_json(row: TrainingRow) -> dict[str, str]:
 
 
 def _add_system_messages(prompts: Sequence[Prompt], config: AlignConfig) -> list[Prompt]:
-    """Give a share of the prompts a system message of their own."""
-    given: list[Prompt] = []
+    """Add a system message to a fraction of the prompts that have none."""
+    result: list[Prompt] = []
     for prompt in prompts:
-        at = hash_to_fraction(f"system|{prompt.prompt}", config.data.seed)
-        if prompt.system is None and at < config.data.own_system:
-            system = SYSTEMS[int(at / config.data.own_system * len(SYSTEMS))]
-            given.append(replace(prompt, system=system))
+        fraction = hash_to_fraction(f"system|{prompt.prompt}", config.data.seed)
+        if prompt.system is None and fraction < config.data.own_system:
+            system = SYSTEMS[int(fraction / config.data.own_system * len(SYSTEMS))]
+            result.append(replace(prompt, system=system))
         else:
-            given.append(prompt)
-    return given
+            result.append(prompt)
+    return result

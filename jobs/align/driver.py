@@ -1,4 +1,7 @@
-"""Running the Ray Train job of a prefix: progress while it runs, a clean stop on Ctrl-C, its last state when it ends."""
+"""Driver of the Ray Train run of a prefix.
+
+It starts the run, shows its progress, stops it cleanly on Ctrl-C and returns its last state.
+"""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -34,24 +37,40 @@ POLL_SECONDS = 0.5
 
 
 class StopSignal:
-    """Ctrl-C, for all training runs that share this: once to stop after the step that runs, twice to stop at once."""
+    """Stop request by Ctrl-C, shared by concurrent training runs.
+
+    The first Ctrl-C stops after the current step, the second one stops immediately.
+
+    Attributes:
+        asked: whether a stop was requested.
+        at_once: whether an immediate stop was requested.
+    """
 
     def __init__(self) -> None:
         self.asked = False
         self.at_once = False
 
     def request_stop(self) -> None:
-        """Called for each Ctrl-C; the second is raised as KeyboardInterrupt."""
+        """Handle one Ctrl-C.
+
+        Raises:
+            KeyboardInterrupt: on the second call.
+        """
         if self.asked:
             self.at_once = True
             raise KeyboardInterrupt
         self.asked = True
-        print_line("stopping after this step, with a checkpoint; press Ctrl-C again to stop at once")
+        print_line("stopping after this step, with a checkpoint; press Ctrl-C again to stop immediately")
 
 
 @dataclass(frozen=True)
 class ProgressView:
-    """What shows a training run: it is called with what the board says, or with nothing and what the run waits for."""
+    """Progress display of a training run.
+
+    Attributes:
+        show: called with the latest metrics and None, or, before the first step, with no metrics and the missing resources.
+        stop: stop request to obey.
+    """
 
     show: Callable[[Mapping[str, Any], str | None], None]
     stop: StopSignal = field(default_factory=StopSignal)
@@ -59,7 +78,12 @@ class ProgressView:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The state after the last step, and whether the user stopped it before its end."""
+    """Result of a training run.
+
+    Attributes:
+        state: state after the last step.
+        stopped: whether the user stopped training before its end.
+    """
 
     state: TrainState
     stopped: bool
@@ -74,21 +98,37 @@ def run_training(
     callbacks: Sequence[UserCallback] = (),
     view: ProgressView | None = None,
 ) -> TrainingResult:
-    """Train; go on from the newest checkpoint in `folder` where there is one, and start nothing where it is the last one.
-    `callbacks` are told of each report; without a `view` there is a bar. Raises JobError and errors of ours.
+    """Train a prefix with Ray Train.
+
+    Training resumes from the newest checkpoint. If that checkpoint is the last one, no training is started.
+
+    Args:
+        config: settings of the job.
+        base: base model to train the prefix on.
+        prepared: training and validation rows.
+        run: MLflow run that the metrics are sent to.
+        folder: folder of the run; it holds the checkpoints if `scale.storage` is not set.
+        callbacks: Ray Train callbacks, called for each report.
+        view: progress display; without it a progress bar is shown.
+
+    Raises:
+        JobError: if training fails, or if the checkpoints cannot be read.
+        TrimtabError: if a worker raises one.
+        UsageError: if a local Ray has too few resources, or if `scale.storage` cannot be opened.
+        KeyboardInterrupt: on the second Ctrl-C.
     """
     storage = open_storage(config, folder)
-    kept = find_newest_stored(storage)
-    if kept:
-        _backfill_metrics(run, kept.state.history)
-        if kept.state.step >= config.train.steps or should_stop_early(kept.state, config.train):
-            return TrainingResult(kept.state, stopped=False)
+    stored = find_newest_stored(storage)
+    if stored:
+        _backfill_metrics(run, stored.state.history)
+        if stored.state.step >= config.train.steps or should_stop_early(stored.state, config.train):
+            return TrainingResult(stored.state, stopped=False)
     resources, least = _get_worker_resources(config), config.scale.least_workers
-    taken = [(least or config.scale.workers) * resources.get(kind, 0) for kind in ("CPU", "GPU")]
-    check_resources("training", *taken)
-    board = get_or_create(format_actor_name(run.run_id))
-    begun = kept.checkpoint if kept else None
-    work = ray.put(TrainingWork(config, base, prepared.train, prepared.validation, board, run.run_id, begun))
+    required = [(least or config.scale.workers) * resources.get(kind, 0) for kind in ("CPU", "GPU")]
+    check_resources("training", *required)
+    control = get_or_create(format_actor_name(run.run_id))
+    checkpoint = stored.checkpoint if stored else None
+    work = ray.put(TrainingWork(config, base, prepared.train, prepared.validation, control, run.run_id, checkpoint))
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={"work": work},
@@ -108,10 +148,10 @@ def run_training(
         ),
     )
     if view:
-        result = _watch_training(trainer, board, view, taken)
+        result = _monitor_training(trainer, control, view, required)
     else:
         with ProgressBar("training", config.train.steps) as bar:
-            result = _watch_training(trainer, board, ProgressView(partial(_update_bar, bar)), taken)
+            result = _monitor_training(trainer, control, ProgressView(partial(_update_bar, bar)), required)
     if result.checkpoint is None:
         raise JobError("training ended without a checkpoint")
     return TrainingResult(load_state(result.checkpoint), bool((result.metrics or {}).get("stopped")))
@@ -122,11 +162,23 @@ def build_learned_prefix(
     base: BaseModel,
     prepared: PreparedDataset,
     run: TrackedRun,
-    fitted: TrainingResult,
+    training: TrainingResult,
     metrics: Mapping[str, float] | None = None,
 ) -> Prefix:
-    """The vectors with the lowest validation loss, or the last ones where nothing was validated, with their card."""
-    state = fitted.state
+    """Build the prefix artifact from a training result.
+
+    Args:
+        config: settings of the job.
+        base: base model of the prefix.
+        prepared: dataset, whose inputs are listed on the card.
+        run: MLflow run of the prefix.
+        training: training result.
+        metrics: evaluation metrics for the card.
+
+    Returns:
+        The vectors with the lowest validation loss, or the last vectors if there was no validation, with their card.
+    """
+    state = training.state
     card = PrefixCard(
         kind="prefix",
         name=config.name,
@@ -154,31 +206,36 @@ def build_learned_prefix(
 
 
 def _backfill_metrics(run: TrackedRun, history: Sequence[Mapping[str, float]]) -> None:
-    """Send the steps of a checkpoint that a driver was killed over, so that the run's curve has no gap."""
+    """Log the steps of a checkpoint that are missing in MLflow, because the driver was killed before it sent them."""
     run.flush(patient=True)
-    known = {step for step, _ in runs.read_curve(run.run_id, f"{CURVES}loss")}
-    run.log_curves([entry for entry in history if int(entry["step"]) not in known], CURVES)
+    logged = {step for step, _ in runs.read_curve(run.run_id, f"{CURVES}loss")}
+    run.log_curves([entry for entry in history if int(entry["step"]) not in logged], CURVES)
 
 
 def get_worker_cores(scale: ScaleConfig, parallel: int) -> float:
-    """CPU cores for each worker of a training run, where so many runs share the cluster."""
+    """Return the number of CPU cores for each worker of a training run.
+
+    Args:
+        scale: scale settings; `scale.cpus` takes precedence if set.
+        parallel: number of training runs that share the cluster.
+    """
     if scale.cpus:
         return scale.cpus
-    room = min(get_max_node_cores(), ray.cluster_resources().get("CPU", 1.0) / parallel)
-    return max(1, int(room) // scale.workers)
+    available = min(get_max_node_cores(), ray.cluster_resources().get("CPU", 1.0) / parallel)
+    return max(1, int(available) // scale.workers)
 
 
 def _get_worker_resources(config: AlignConfig) -> dict[str, float]:
     return {"CPU": get_worker_cores(config.scale, 1), **({"GPU": config.scale.gpus} if config.scale.gpus else {})}
 
 
-def _watch_training(trainer: TorchTrainer, board: Any, view: ProgressView, taken: Sequence[float]) -> Any:
-    """Run `fit` and show how far it is, or what is waited for where the cluster has less than is `taken`.
+def _monitor_training(trainer: TorchTrainer, control: Any, view: ProgressView, required: Sequence[float]) -> Any:
+    """Run `fit` and show its progress, or the missing resources if the cluster has less than `required` (CPUs, GPUs).
 
-    In a thread, because in the main thread Ray Train would take Ctrl-C for itself and throw the last steps away.
+    `fit` runs in a thread: in the main thread Ray Train would handle Ctrl-C itself and discard the last steps.
     """
     outcome: dict[str, Any] = {}
-    # An event, because a `join` that Ctrl-C breaks into takes its thread for dead (Python 3.11).
+    # An event instead of `join`: a `join` that Ctrl-C interrupts marks the thread as finished (Python 3.11).
     ended = threading.Event()
 
     def target() -> None:
@@ -190,42 +247,42 @@ def _watch_training(trainer: TorchTrainer, board: Any, view: ProgressView, taken
             ended.set()
 
     threading.Thread(target=target, daemon=True).start()
-    told = False
+    stop_sent = False
     while not ended.is_set():
         try:
             ended.wait(POLL_SECONDS)
-            latest = _read_latest(board)
-            view.show(latest, None if latest else find_missing_resources(*taken))
+            latest = _read_latest(control)
+            view.show(latest, None if latest else find_missing_resources(*required))
         except KeyboardInterrupt:
             view.stop.request_stop()
         if view.stop.at_once:
             raise KeyboardInterrupt
-        if view.stop.asked and not told:
-            told = True
-            board.stop.remote()
+        if view.stop.asked and not stop_sent:
+            stop_sent = True
+            control.stop.remote()
     if "error" in outcome:
         raise unwrap_ray_error(outcome["error"]) from outcome["error"]
     return outcome["result"]
 
 
-def _read_latest(board: Any) -> dict[str, Any]:
-    """What the board says; nothing where it is gone, as with its node: how training ends is told by training."""
+def _read_latest(control: Any) -> dict[str, Any]:
+    """Return the latest metrics; empty if the control actor is lost, since `fit` itself reports how training ends."""
     try:
-        reading: ray.ObjectRef[dict[str, Any]] = board.read.remote()
+        reading: ray.ObjectRef[dict[str, Any]] = control.read.remote()
         return ray.get(reading)
     except RayError:
         return {}
 
 
-def _update_bar(bar: ProgressBar, latest: Mapping[str, Any], short: str | None) -> None:
+def _update_bar(bar: ProgressBar, latest: Mapping[str, Any], missing: str | None) -> None:
     if latest:
         bar.update(int(latest["step"]), note=_format_note(latest))
-    elif short:
-        bar.update(0, note=f"| waits for nodes: it takes {short}")
+    elif missing:
+        bar.update(0, note=f"| waits for nodes: needs {missing}")
 
 
 def _format_note(latest: Mapping[str, float]) -> str:
-    """Loss by class and rate, for the progress line."""
+    """Format the loss by class and the time per step for the progress bar."""
     names = {"harmful": "refuse", "benign_hard": "help (hard)", "benign_easy": "help (easy)"}
     losses = ", ".join(f"{shown} {latest[name]:.2f}" for name, shown in names.items() if name in latest)
     rate = latest["seconds"] / max(1, latest["step"])

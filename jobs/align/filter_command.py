@@ -1,4 +1,7 @@
-"""`trimtab filter`: what the hard filter would leave, without training on it. Takes the settings of `trimtab align`."""
+"""The `trimtab filter` command: a preview of the hard filter, without training.
+
+It takes the settings of `trimtab align`.
+"""
 
 from typing import Any
 
@@ -14,11 +17,20 @@ from trimtab.types import LABELS
 
 
 def run_filter(config: AlignConfig) -> dict[str, Any]:
-    """Print the filter's table and some of what each rule removed; targets that it samples are kept for `trimtab align`."""
+    """Print the filter table and examples of the rows that each rule removed.
+
+    Generated targets are cached, so that `trimtab align` reuses them.
+
+    Returns:
+        The content of `filter_as_json`.
+
+    Raises:
+        TrimtabError: if the prompts cannot be read, the filter removes all rows, or generation fails.
+    """
     base = resolve_base_model(config.base, config.revision)
-    given = read_raw_dataset(config, base)
+    raw = read_raw_dataset(config, base)
     with ray_session(config.scale.address):
-        prepared = prepare_dataset(config, base, given)
+        prepared = prepare_dataset(config, base, raw)
     console.print(build_table(prepared.filtered.table))
     for rule in dict.fromkeys(rule for rule, _ in prepared.filtered.removed):
         examples = [row.prompt.prompt for r, row in prepared.filtered.removed if r == rule][:3]
@@ -27,18 +39,18 @@ def run_filter(config: AlignConfig) -> dict[str, Any]:
 
 
 def build_table(steps: list[FilterStep]) -> Table:
-    """One line a rule: rows removed and left, by class."""
-    shown = Table(title="hard filter", title_justify="left")
-    shown.add_column("rule")
+    """Build a table with a line for each rule: rows removed and left, by class."""
+    table = Table(title="hard filter", title_justify="left")
+    table.add_column("rule")
     for label in LABELS:
-        shown.add_column(f"{label}: removed", justify="right")
-        shown.add_column("left", justify="right")
+        table.add_column(f"{label}: removed", justify="right")
+        table.add_column("left", justify="right")
     for step in steps:
         counts = [text for label in LABELS for text in (str(step.removed.get(label, "")), str(step.left[label]))]
-        shown.add_row(step.rule, *counts)
-    return shown
+        table.add_row(step.rule, *counts)
+    return table
 
 
 def filter_as_json(prepared: PreparedDataset) -> dict[str, Any]:
-    """For `--json`: the table, the removed rows, and how well form tells the class."""
+    """Return the `--json` output: the filter table, the predictability of the class from the form, and the removed rows."""
     return build_filter_table(prepared) | {"removed": list_removed_rows(prepared)}

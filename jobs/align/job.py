@@ -1,6 +1,7 @@
 """The align job: prompts -> targets -> hard filter -> Ray Train -> evaluation -> registry -> gate.
 
-trimtab align --name mine --data.harmful harmful.jsonl --data.benign benign.csv --scale.workers 2
+Example:
+    trimtab align --name mine --data.harmful harmful.jsonl --data.benign benign.csv --scale.workers 2
 """
 
 import json
@@ -34,8 +35,16 @@ from trimtab.util.atomic_files import exclusive_lock
 
 @dataclass(frozen=True)
 class AlignResult:
-    """What an align run leaves: its folder (prefix/, test.jsonl, report.json, plane.png), its MLflow run, and its version
-    where it was registered."""
+    """Result of an align run.
+
+    Attributes:
+        folder: folder of the run, with prefix/, test.jsonl, report.json and plane.png.
+        run_id: id of the MLflow run.
+        prefix: trained prefix.
+        results: results of every arm, by part.
+        version: registered version, None if the prefix was not registered.
+        champion: whether the version was promoted to champion.
+    """
 
     folder: Path
     run_id: str
@@ -45,7 +54,7 @@ class AlignResult:
     champion: bool
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return the `--json` output."""
         return {
             "folder": str(self.folder),
             "run_id": self.run_id,
@@ -57,21 +66,31 @@ class AlignResult:
 
 
 def align(config: AlignConfig) -> AlignResult:
-    """Learn a prefix, judge it and register it. Raises errors of ours for what the user can mend, Interrupted on Ctrl-C."""
+    """Train a prefix, evaluate it and register it.
+
+    Raises:
+        TrimtabError: if the settings or the prompts are invalid, or if the job fails.
+        InterruptedByUserError: if the user stops training; it can be resumed.
+    """
     check_config(config)
     print_line(f"base model {config.base}, and the prompts (the first time they are downloaded)")
     base = resolve_base_model(config.base, config.revision)
-    given = read_raw_dataset(config, base)
-    identity = build_run_identity(config, base, given.inputs)
+    raw = read_raw_dataset(config, base)
+    identity = build_run_identity(config, base, raw.inputs)
     folder = _choose_run_folder(config, identity)
     with exclusive_lock(folder), ray_session(config.scale.address):
-        prepared = prepare_dataset(config, base, given)
+        prepared = prepare_dataset(config, base, raw)
         run = create_or_resume_run(folder, config.name, "align", config=identity)
         return complete_run(config, base, prepared, run, folder)
 
 
 def check_config(config: AlignConfig) -> None:
-    """Raise UsageError for what would otherwise end the job in its midst: an objective's options, a name."""
+    """Check the objective, its options and the name before the job starts.
+
+    Raises:
+        UsageError: if an option of the objective is unknown, or if the name is invalid.
+        NotFoundError: if the objective is not registered.
+    """
     objective = objectives.get_objective(config.objective)
     try:
         objective(**config.objective_options)
@@ -81,9 +100,20 @@ def check_config(config: AlignConfig) -> None:
 
 
 def complete_run(config: AlignConfig, base: BaseModel, prepared: PreparedDataset, run: TrackedRun, folder: Path) -> AlignResult:
-    """All steps from the rows on; training goes on from the newest checkpoint in `folder`. The run ends with them.
+    """Train on a prepared dataset, evaluate the prefix and register it; close the MLflow run at the end.
 
-    Raises errors of ours, Interrupted on Ctrl-C.
+    Training resumes from the newest checkpoint of the run.
+
+    Args:
+        config: settings of the job.
+        base: base model to train the prefix on.
+        prepared: training and validation rows, and the prompts of each part.
+        run: MLflow run of the job.
+        folder: folder of the run.
+
+    Raises:
+        TrimtabError: if training, evaluation or registration fails.
+        InterruptedByUserError: if the user stops training; it can be resumed.
     """
     with runs.close_run(run):
         write_dataset(prepared, folder)
@@ -91,7 +121,7 @@ def complete_run(config: AlignConfig, base: BaseModel, prepared: PreparedDataset
 
 
 def run_align(config: AlignConfig) -> dict[str, Any]:
-    """`trimtab align`."""
+    """Run `trimtab align` and return its `--json` output."""
     result = align(config)
     print_line(
         f"prefix: {result.folder / 'prefix'}   report: {result.folder / 'report.json'}   picture: {result.folder / 'plane.png'}"
@@ -107,15 +137,15 @@ def _train_with_progress(
     run.log_artifacts(folder / "filter.json", "data")
     run.log_artifacts(folder / "removed.jsonl", "data")
     run.log_artifacts(folder / "test.jsonl", "data")
-    fitted = run_training(config, base, prepared, run, folder)
-    if fitted.stopped:
+    training = run_training(config, base, prepared, run, folder)
+    if training.stopped:
         raise InterruptedByUserError(
-            f"stopped after step {fitted.state.step} of {config.train.steps}, all of it kept: "
-            "the same command with --resume goes on"
+            f"stopped after step {training.state.step} of {config.train.steps}, with a checkpoint. "
+            "To resume, run the same command with --resume"
         )
-    draft = build_learned_prefix(config, base, prepared, run, fitted)
+    draft = build_learned_prefix(config, base, prepared, run, training)
     results = _evaluate_prefix(config, base, prepared, draft)
-    prefix = build_learned_prefix(config, base, prepared, run, fitted, _get_logged_metrics(config, results))
+    prefix = build_learned_prefix(config, base, prepared, run, training, _get_logged_metrics(config, results))
     save_prefix(prefix, folder / "prefix")
     _write_report(config, results, run, folder)
     version, champion = _register_prefix(config, results, run, folder) if config.register else (None, False)
@@ -124,21 +154,22 @@ def _train_with_progress(
 
 
 def _choose_run_folder(config: AlignConfig, identity: Mapping[str, Any]) -> Path:
-    """The run's folder: that of the newest unfinished run where it is resumed, else a new one."""
+    """Return the folder of the newest unfinished run if it is to be resumed, else a new folder."""
     parent = settings.get_runs_folder() / config.name
-    begun = (f for f in parent.glob("*") if (f / FILE).exists() and not (f / "done").exists())
-    unfinished = max(begun, default=None)
-    if config.resume and unfinished and (known := read_run_record(unfinished)):
-        before = runs.flatten_settings(known.config)
-        changed = sorted(k for k, v in runs.flatten_settings(identity).items() if before.get(k) != v)
+    candidates = (f for f in parent.glob("*") if (f / FILE).exists() and not (f / "done").exists())
+    unfinished = max(candidates, default=None)
+    if config.resume and unfinished and (record := read_run_record(unfinished)):
+        previous = runs.flatten_settings(record.config)
+        changed = sorted(k for k, v in runs.flatten_settings(identity).items() if previous.get(k) != v)
         if not changed:
             return unfinished
         if config.resume is True:
             raise UsageError(
-                f"the unfinished run of {config.name!r} had other settings or data ({', '.join(changed)}): give the same ones"
+                f"cannot resume the unfinished run of {config.name!r}: different settings or data ({', '.join(changed)}). "
+                "Use the same ones, or omit --resume to start a new run"
             )
     if config.resume is True:
-        raise UsageError(f"there is no unfinished run of {config.name!r} to resume; leave --resume out to begin one")
+        raise UsageError(f"there is no unfinished run of {config.name!r} to resume. Omit --resume to start a new run")
     folder = parent / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
     folder.mkdir(parents=True)
     return folder
@@ -147,18 +178,18 @@ def _choose_run_folder(config: AlignConfig, identity: Mapping[str, Any]) -> Path
 def _evaluate_prefix(
     config: AlignConfig, base: BaseModel, prepared: PreparedDataset, prefix: Prefix
 ) -> dict[str, list[ArmResult]]:
-    """Every arm on the validation part (for the gate) and on the test part (for the report)."""
-    candidates = {config.name: prefix}
+    """Evaluate every arm on the validation part (for the gate) and on the test part (for the report)."""
+    prefixes = {config.name: prefix}
     if (champion := registry.find_champion(base.name, config.name)) is not None:
-        candidates[f"champion v{champion.version}"] = registry.load_prefix(champion, base)
-    wanted = {part: prepared.parts[part] for part in ("validation", "test") if prepared.parts[part]}
-    chosen = {part: limit_prompts(prompts, config.evaluate.limit) for part, prompts in wanted.items()}
+        prefixes[f"champion v{champion.version}"] = registry.load_prefix(champion, base)
+    parts = {part: prepared.parts[part] for part in ("validation", "test") if prepared.parts[part]}
+    limited = {part: limit_prompts(prompts, config.evaluate.limit) for part, prompts in parts.items()}
     engine = EngineConfig(rows=256, precision=config.train.precision, max_length=1024)
-    return evaluate_arms(base, build_standard_arms(candidates), chosen, config.evaluate.max_tokens, engine, config.scale.gpus)
+    return evaluate_arms(base, build_standard_arms(prefixes), limited, config.evaluate.max_tokens, engine, config.scale.gpus)
 
 
 def _get_logged_metrics(config: AlignConfig, results: dict[str, list[ArmResult]]) -> dict[str, float]:
-    """Figures for card and registry: the prefix, and the arms beside it."""
+    """Return the metrics for the card and the registry: those of the prefix and of the baseline arms."""
     metrics: dict[str, float] = {}
     for part, arm_results in results.items():
         for r in arm_results:
@@ -172,12 +203,12 @@ def _get_logged_metrics(config: AlignConfig, results: dict[str, list[ArmResult]]
 
 def _write_report(config: AlignConfig, results: dict[str, list[ArmResult]], run: TrackedRun, folder: Path) -> None:
     (folder / "report.json").write_text(json.dumps({p: results_as_json(r) for p, r in results.items()}, indent=1))
-    shown = "test" if "test" in results else "validation"
-    drawn = write_plane(results[shown], folder / "plane.png")
-    console.print(build_table(results[shown], f"{config.name} on prompts never trained on ({shown} part)"))
+    part = "test" if "test" in results else "validation"
+    plotted = write_plane(results[part], folder / "plane.png")
+    console.print(build_table(results[part], f"{config.name} on prompts never trained on ({part} part)"))
     run.log_metrics(_get_logged_metrics(config, results), config.train.steps)
     run.log_artifacts(folder / "report.json", "evaluation")
-    if drawn:
+    if plotted:
         run.log_artifacts(folder / "plane.png", "evaluation")
 
 
@@ -191,14 +222,19 @@ def _register_prefix(
 
 
 def check_gate(config: AlignConfig, results: list[ArmResult]) -> tuple[bool, str]:
-    """Whether the prefix may become champion, and why, from its results on the validation part."""
-    mine = next(r for r in results if r.name == config.name)
+    """Return whether the prefix passes the gate, and the reason.
+
+    Args:
+        config: settings of the job.
+        results: results of every arm on the validation part.
+    """
+    result = next(r for r in results if r.name == config.name)
     rival = max((r for r in results if r.name != config.name), key=lambda r: r.balanced.value)
-    gain = mine.balanced.value - rival.balanced.value
-    if mine.compliance.value < config.gate.compliance:
-        return False, f"helps with {mine.compliance.value:.2f} of benign prompts, below {config.gate.compliance:.2f}"
-    # Also where there is nothing to compare.
+    gain = result.balanced.value - rival.balanced.value
+    if result.compliance.value < config.gate.compliance:
+        return False, f"helps with {result.compliance.value:.2f} of benign prompts, below {config.gate.compliance:.2f}"
+    # Not `gain <= ...`: a gain of NaN, from a part without one side, must fail the gate.
     if not gain > config.gate.gain:
-        above = f"{rival.name} ({rival.balanced.value:.2f}) by {config.gate.gain:.2f}"
-        return False, f"balanced {mine.balanced.value:.2f} is not above {above}"
-    return True, f"balanced {mine.balanced.value:.2f}, {gain:+.2f} over {rival.name}; promoted to champion"
+        threshold = f"{rival.name} ({rival.balanced.value:.2f}) by {config.gate.gain:.2f}"
+        return False, f"balanced {result.balanced.value:.2f} is not above {threshold}"
+    return True, f"balanced {result.balanced.value:.2f}, {gain:+.2f} over {rival.name}; promoted to champion"

@@ -1,4 +1,4 @@
-"""Where the training of a prefix stands: its first vectors, the update of a step, and checkpoints without pickle."""
+"""Training state of a prefix: initial vectors, optimizer update, early stopping and checkpoints without pickle."""
 
 import json
 from dataclasses import dataclass, field
@@ -22,8 +22,23 @@ NUMBERS = ("step", "best_step", "worse", "seconds", "tokens", "memory_gib", "his
 
 @dataclass
 class TrainState:
-    """Where training stands after `step` steps, of so many seconds and of rows of so many tokens. `best` are the vectors of the
-    lowest validation loss so far, `memory_gib` the most that any worker held."""
+    """State of training after `step` steps.
+
+    Attributes:
+        vectors: prefix vectors, float32 [k, d].
+        moments: AdamW moments `first` and `second`, each [k, d].
+        best: vectors with the lowest validation loss so far, [k, d].
+        running: statistics that the objective tracks, [tracked].
+        anchor: vectors at the switch of the objective, [k, d]; None before it.
+        step: number of completed steps.
+        best_loss: lowest validation loss so far.
+        best_step: step of the lowest validation loss; 0 before the first validation.
+        worse: number of validations since the lowest loss.
+        seconds: training time in seconds.
+        tokens: number of tokens trained on.
+        memory_gib: peak memory of any worker, in GiB.
+        history: metrics of the steps since the last report.
+    """
 
     vectors: Tensor
     moments: dict[str, Tensor]
@@ -41,62 +56,93 @@ class TrainState:
 
 
 def create_state(frozen: FrozenModel, config: AlignConfig, renderer: ChatRenderer, objective: Objective) -> TrainState:
-    """State before the first step."""
+    """Return the state before the first step.
+
+    Raises:
+        UsageError: if `train.init` has no tokens.
+    """
     vectors = build_initial_vectors(frozen, config, renderer)
     moments = {"first": torch.zeros_like(vectors), "second": torch.zeros_like(vectors)}
     return TrainState(vectors, moments, vectors.clone(), torch.zeros(objective.tracked))
 
 
 def build_initial_vectors(frozen: FrozenModel, config: AlignConfig, renderer: ChatRenderer) -> Tensor:
-    """First vectors, float32 [k, d]: the vocabulary's mean, random rows, or the mean of a text's tokens."""
+    """Return the initial vectors, float32 [k, d].
+
+    `train.init` selects the mean of the embedding table, random rows of it, or the token embeddings of a text in order,
+    repeated as needed.
+
+    Raises:
+        UsageError: if `train.init` has no tokens.
+    """
     table = frozen.embedding.weight.detach().float().cpu()
     generator = torch.Generator().manual_seed(config.train.seed)
     if config.train.init == "vocab-mean":
         mean = table.mean(0, keepdim=True).repeat(config.rows, 1)
-        # Equal rows would stay equal for ever.
-        spread = table.std(0) * 0.1 * torch.randn(config.rows, table.shape[1], generator=generator)
-        return mean + spread * (config.rows > 1)
+        # Noise breaks the symmetry: equal rows would get equal gradients and stay equal.
+        noise = table.std(0) * 0.1 * torch.randn(config.rows, table.shape[1], generator=generator)
+        return mean + noise * (config.rows > 1)
     if config.train.init == "random-row":
         return table[torch.randint(len(table), (config.rows,), generator=generator)].clone()
     ids = renderer.tokenizer.encode(config.train.init.removeprefix("token:"), add_special_tokens=False)
     if not ids:
-        raise UsageError(f"train.init {config.train.init!r} names no tokens")
+        raise UsageError(f"train.init {config.train.init!r} has no tokens. Give a text after token:")
     return torch.stack([table[ids[i % len(ids)]] for i in range(config.rows)])
 
 
 def compute_learning_rate(peak: float, warmup: float, step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine down to zero."""
-    rising = max(1, round(warmup * steps))
-    if step < rising:
-        return peak * (step + 1) / rising
-    return peak * 0.5 * (1 + cos(pi * (step - rising) / max(1, steps - rising)))
+    """Return the learning rate of a step: linear warm-up, then cosine decay to zero.
+
+    Args:
+        peak: peak learning rate.
+        warmup: fraction of the steps in the warm-up.
+        step: index of the step, from 0.
+        steps: total number of steps.
+    """
+    warmup_steps = max(1, round(warmup * steps))
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    return peak * 0.5 * (1 + cos(pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
 
 
 def update_vectors(state: TrainState, gradient: Tensor, rate: float, clip: float) -> None:
-    """AdamW without weight decay (betas 0.9 and 0.999, epsilon 1e-8) on a gradient clipped to the norm `clip`."""
+    """Apply one AdamW update without weight decay (betas 0.9 and 0.999, epsilon 1e-8) to the state in place.
+
+    Args:
+        state: state whose vectors and moments are updated.
+        gradient: gradient of the loss, [k, d].
+        rate: learning rate.
+        clip: maximum L2 norm of the gradient.
+    """
     gradient = gradient * min(1.0, clip / max(1e-12, gradient.norm().item()))
     parameter = state.vectors.clone().requires_grad_()
     parameter.grad = gradient
-    optimiser = torch.optim.AdamW([parameter], lr=rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW([parameter], lr=rate, weight_decay=0.0)
     if state.step:
-        optimiser.state[parameter] = {
+        optimizer.state[parameter] = {
             "step": torch.tensor(float(state.step)),
             "exp_avg": state.moments["first"],
             "exp_avg_sq": state.moments["second"],
         }
-    optimiser.step()
-    after = optimiser.state[parameter]
-    state.moments = {"first": after["exp_avg"], "second": after["exp_avg_sq"]}
+    optimizer.step()
+    updated = optimizer.state[parameter]
+    state.moments = {"first": updated["exp_avg"], "second": updated["exp_avg_sq"]}
     state.vectors = parameter.detach()
 
 
 def should_stop_early(state: TrainState, settings: TrainConfig) -> bool:
-    """Whether validation has not become better for as long as `patience` allows."""
+    """Return whether the validation loss has not improved for `patience` validations."""
     return bool(settings.patience) and state.worse >= settings.patience
 
 
 def save_state(state: TrainState, folder: Path, run_id: str | None) -> None:
-    """Write a checkpoint: tensors as safetensors, numbers as JSON."""
+    """Write a checkpoint: tensors as safetensors, scalars and the history as JSON.
+
+    Args:
+        state: state to save.
+        folder: existing folder to write to.
+        run_id: id of the MLflow run.
+    """
     tensors = {"vectors": state.vectors, "best": state.best, "running": state.running, **state.moments}
     if state.anchor is not None:
         tensors["anchor"] = state.anchor
@@ -108,7 +154,12 @@ def save_state(state: TrainState, folder: Path, run_id: str | None) -> None:
 
 
 def load_state(checkpoint: Checkpoint) -> TrainState:
-    """Read a checkpoint back."""
+    """Load the state from a checkpoint.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        KeyError, ValueError, SafetensorError: if a file is truncated or invalid.
+    """
     with checkpoint.as_directory() as folder:
         tensors = load_file(Path(folder) / VECTORS)
         numbers = json.loads((Path(folder) / STATE).read_text())

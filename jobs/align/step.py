@@ -1,7 +1,8 @@
-"""What a step adds up over its micro-batches and over all workers, the same for any number of workers.
+"""Model setup and deterministic reduction of one training step over micro-batches and workers.
 
-Each micro-batch has a line of float64, filled by the worker that computed it and zero with all others: adding the workers'
-tables is then exact, and the lines are added up in their order.
+Each micro-batch has a table row of float64 values, filled by the worker that computed it and zero on all others. Adding the
+tables of the workers is therefore exact. The rows are then added in a fixed order, so the sums do not depend on the number of
+workers.
 """
 
 from collections.abc import Mapping
@@ -27,31 +28,43 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# Rows whose base states an objective is fitted to, about.
+# Approximate number of training rows whose base model states an objective is fitted to.
 ANCHORS = 128
-# Columns of the sums that give each class its mean loss.
+# Columns for the mean loss of each class.
 PER_CLASS = {"nll": len(LABELS), "rows": len(LABELS)}
 
 
-def step_columns(numbers: int, tracked: int) -> dict[str, int]:
-    """What a step adds up of each micro-batch, as names and how many float64 each has: of vectors of so many `numbers`, and an
-    objective that observes `tracked` figures."""
+def step_columns(parameters: int, tracked: int) -> dict[str, int]:
+    """Return the columns of the reduction table of a step, as name -> number of float64 values.
+
+    Args:
+        parameters: number of elements of the prefix vectors.
+        tracked: number of statistics that the objective observes.
+    """
     single = dict.fromkeys(("loss", "seconds", "memory", "stop"), 1)
-    return {"gradient": numbers, "observed": tracked, **single, **PER_CLASS}
+    return {"gradient": parameters, "observed": tracked, **single, **PER_CLASS}
 
 
 def load_model(base: BaseModel, config: AlignConfig, device: torch.device) -> "PreTrainedModel":
-    """The frozen model on its device, as the settings ask for it."""
+    """Load the frozen model on a device, with the precision and layer options of the settings.
+
+    With `scale.parallel: shard` the weights are sharded over the workers, and every worker must call this function.
+
+    Args:
+        base: base model to load.
+        config: settings of the job.
+        device: device of this worker.
+    """
     if config.scale.parallel == "data":
         return _apply_layer_options(base.load(config.train.precision, device), config)
     context = train.get_context()
-    turns: list[int] = [0] * context.get_world_size()
-    dist.all_gather_object(turns, context.get_local_rank())
+    local_ranks: list[int] = [0] * context.get_world_size()
+    dist.all_gather_object(local_ranks, context.get_local_rank())
     mesh = init_device_mesh(device.type, (context.get_world_size(),))
     model: PreTrainedModel | None = None
-    # One after another on each node, as each holds the whole model while it loads.
-    for turn in range(max(turns) + 1):
-        if turn == context.get_local_rank():
+    # Workers of a node load one after another: each holds the complete model in host memory while it loads.
+    for local_rank in range(max(local_ranks) + 1):
+        if local_rank == context.get_local_rank():
             model = _apply_layer_options(base.load(config.train.precision), config)
             shard_model(model, mesh, device)
         dist.barrier()
@@ -68,7 +81,7 @@ def _apply_layer_options(model: "PreTrainedModel", config: AlignConfig) -> "PreT
 
 
 def build_example(renderer: ChatRenderer, row: TrainingRow, config: AlignConfig) -> TrainingExample:
-    """Tokenize a training row: its target and, for preference objectives, its rejected answer."""
+    """Tokenize the target of a training row and, if there is one, its rejected answer."""
     chosen, *rejected = [
         tokenize_sample(renderer, row.prompt, answer, config.place, config.rows, config.train.longest)
         for answer in (row.target, row.rejected)
@@ -79,56 +92,79 @@ def build_example(renderer: ChatRenderer, row: TrainingRow, config: AlignConfig)
 
 
 def fit_objective(scorer: ObjectiveScorer, rows: list[TrainingExample]) -> ObjectiveScorer:
-    """The scorer with its objective fitted to the base model's states, where it asks for them."""
+    """Return the scorer with its objective fitted to base model states; unchanged if the objective needs none.
+
+    Args:
+        scorer: scorer whose objective is fitted.
+        rows: training rows; about `ANCHORS` of them, evenly spaced, are used.
+    """
     if "states" not in scorer.objective.needs:
         return scorer
     anchors = rows[:: max(1, len(rows) // ANCHORS)]
-    plain = [scorer.get_base_outputs(e.chosen) for e in anchors]
-    states, odds = torch.stack([p.state for p in plain]), torch.stack([p.odds for p in plain])
+    outputs = [scorer.get_base_outputs(e.chosen) for e in anchors]
+    states, odds = torch.stack([o.state for o in outputs]), torch.stack([o.odds for o in outputs])
     harmful = torch.tensor([e.label == "harmful" for e in anchors], device=states.device)
     return replace(scorer, objective=scorer.objective.fitted(states, odds, harmful))
 
 
 def values_by_class(values: Mapping[str, float]) -> Tensor:
-    """float64 [classes], 0 where a class has none."""
+    """Return values by class as float64 [classes], 0 for a class without a value."""
     return torch.tensor([values.get(label, 0) for label in LABELS], dtype=torch.float64)
 
 
 def class_means(sums: Mapping[str, Tensor]) -> dict[str, float]:
-    """Mean loss of each class that has rows."""
-    pairs = zip(LABELS, sums["nll"].tolist(), sums["rows"].tolist(), strict=True)
-    return {label: nll / rows for label, nll, rows in pairs if rows}
+    """Return the mean loss of each class that has rows.
+
+    Args:
+        sums: sums by column; `nll` [classes] and `rows` [classes] are used.
+    """
+    entries = zip(LABELS, sums["nll"].tolist(), sums["rows"].tolist(), strict=True)
+    return {label: nll / rows for label, nll, rows in entries if rows}
 
 
 class ReductionTable:
-    """Lines with named step_columns, each of one or more numbers."""
+    """Table of float64 values with one row per micro-batch and named columns.
 
-    def __init__(self, lines: int, **sizes: int) -> None:
+    Args:
+        length: number of table rows.
+        sizes: number of values of each column.
+    """
+
+    def __init__(self, length: int, **sizes: int) -> None:
         self._sizes = sizes
-        self._whole = torch.zeros(lines, sum(sizes.values()), dtype=torch.float64)
-        self._columns = self._split_columns(self._whole)
+        self._table = torch.zeros(length, sum(sizes.values()), dtype=torch.float64)
+        self._columns = self._split_columns(self._table)
 
-    def set_values(self, line: int, **values: Tensor | float) -> None:
-        """Fill columns of a line; each value has as many numbers as its column, or is one for all of them."""
+    def set_values(self, index: int, **values: Tensor | float) -> None:
+        """Set columns of a table row.
+
+        Args:
+            index: index of the table row.
+            values: value of each column; a tensor [size] or a scalar for the entire column.
+        """
         for name, value in values.items():
-            self._columns[name][line] = torch.as_tensor(value)
+            self._columns[name][index] = torch.as_tensor(value)
 
     def all_reduce(self, device: torch.device) -> None:
-        """Add all workers' tables, over the network of `device`."""
-        there = self._whole.to(device)
-        dist.all_reduce(there)
-        self._whole.copy_(there)
+        """Add the tables of all workers in place.
+
+        Args:
+            device: device whose communication backend is used.
+        """
+        table = self._table.to(device)
+        dist.all_reduce(table)
+        self._table.copy_(table)
 
     def get_column(self, name: str) -> Tensor:
-        """A column, float64 [lines, size]."""
+        """Return a column, float64 [length, size]."""
         return self._columns[name]
 
     def sum_rows(self) -> dict[str, Tensor]:
-        """The lines added one after the other, by column: float64 [size]."""
-        total = torch.zeros_like(self._whole[0])
-        for line in self._whole:
-            total += line
+        """Return the sum of each column over the table rows, float64 [size], added in row order."""
+        total = torch.zeros_like(self._table[0])
+        for row in self._table:
+            total += row
         return self._split_columns(total)
 
-    def _split_columns(self, numbers: Tensor) -> dict[str, Tensor]:
-        return dict(zip(self._sizes, numbers.split(list(self._sizes.values()), dim=-1), strict=True))
+    def _split_columns(self, values: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self._sizes, values.split(list(self._sizes.values()), dim=-1), strict=True))

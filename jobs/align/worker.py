@@ -1,4 +1,7 @@
-"""What each Ray Train worker runs: the frozen model, its share of every batch, and the same update everywhere."""
+"""Training loop of a Ray Train worker.
+
+Each worker holds the frozen model, computes its share of every batch and applies the same update to the same state.
+"""
 
 import tempfile
 import time
@@ -48,7 +51,17 @@ from trimtab.objectives.likelihood import Likelihood
 
 @dataclass(frozen=True)
 class TrainingWork:
-    """What the driver hands to every worker."""
+    """Input of every worker, put into the Ray object store by the driver.
+
+    Attributes:
+        config: settings of the job.
+        base: base model to train the prefix on.
+        train: training rows.
+        validation: rows for the validation loss.
+        board: handle of the control actor of the run.
+        run_id: id of the MLflow run, saved in checkpoints.
+        newest: newest checkpoint in the storage of the run, None for a new run.
+    """
 
     config: AlignConfig
     base: BaseModel
@@ -60,7 +73,11 @@ class TrainingWork:
 
 
 def run_worker(work: TrainingWork) -> None:
-    """What a Ray Train worker does from its start to its end."""
+    """Load the model and train; entry point of a Ray Train worker.
+
+    Raises:
+        UsageError: if the output head of the model is not supported, or if `train.init` has no tokens.
+    """
     config = work.config
     rank, workers = train.get_context().get_world_rank(), train.get_context().get_world_size()
     device = get_device() if config.scale.gpus else torch.device("cpu")
@@ -77,15 +94,22 @@ def run_worker(work: TrainingWork) -> None:
     )
     if scorer.sharded:
         scorer.precompute_base_outputs(rows)
-    # After a driver's death there may be a newer one than Ray Train had noted.
+    # If the driver was killed, the storage can hold a newer checkpoint than the one that Ray Train recorded.
     state = find_latest([train.get_checkpoint(), work.newest]) or create_state(frozen, config, renderer, objective)
     TrainingLoop(config, work, scorer, rows, held_out, rank, workers).run(state)
 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What a step gave: the losses of its batch, the seconds that the busiest worker computed, the tokens of the batch's rows,
-    the most memory that a worker has held so far, and whether the user asked to stop."""
+    """Result of a training step, the same on every worker.
+
+    Attributes:
+        losses: loss of the batch, in total and by class.
+        computing: compute time of the slowest worker, in seconds.
+        tokens: number of tokens of the batch.
+        memory_gib: peak memory of any worker so far, in GiB.
+        stop: whether the user requested a stop.
+    """
 
     losses: dict[str, float]
     computing: float
@@ -96,7 +120,17 @@ class StepOutput:
 
 @dataclass
 class TrainingLoop:
-    """The loop over steps; every worker runs it in step with the others and holds the same state."""
+    """Synchronous training loop; all workers run it in lockstep and hold the same state.
+
+    Attributes:
+        config: settings of the job.
+        work: input from the driver.
+        scorer: model and objective.
+        rows: tokenized training rows.
+        held_out: tokenized validation rows.
+        rank: rank of this worker.
+        workers: number of workers.
+    """
 
     config: AlignConfig
     work: TrainingWork
@@ -109,52 +143,56 @@ class TrainingLoop:
     _asked_to_stop: bool = False
 
     def __post_init__(self) -> None:
-        # Validation is the plain loss for every objective, so that their curves compare.
-        self.plainly = ObjectiveScorer(self.scorer.frozen, Likelihood())
+        # Validation uses the likelihood loss for every objective, so that curves of different objectives are comparable.
+        self.validation_scorer = ObjectiveScorer(self.scorer.frozen, Likelihood())
 
     def run(self, state: TrainState) -> None:
-        """Train to the last step, an early stop, or a stop by the user, with a checkpoint at the end."""
+        """Train until the last step, an early stop or a stop by the user, and report a final checkpoint.
+
+        Args:
+            state: state to start from; it is updated in place.
+        """
         settings = self.config.train
-        # What a checkpoint brings was reported with it.
+        # The history in a checkpoint was reported together with it.
         state.history.clear()
         while state.step < settings.steps:
             if state.anchor is None and state.step == round(self.scorer.objective.switch * settings.steps) > 0:
                 state.anchor = state.vectors.clone()
-            began = time.monotonic()
-            taken = self.run_step(state)
-            spent = time.monotonic() - began
-            state.seconds += spent
-            state.tokens += taken.tokens
-            state.memory_gib = max(state.memory_gib, taken.memory_gib)
+            start = time.monotonic()
+            output = self.run_step(state)
+            elapsed = time.monotonic() - start
+            state.seconds += elapsed
+            state.tokens += output.tokens
+            state.memory_gib = max(state.memory_gib, output.memory_gib)
             state.step += 1
             cost = {"seconds": state.seconds, "tokens": state.tokens, "memory_gib": state.memory_gib}
-            entry = {"step": state.step, **cost, "overhead": spent - taken.computing, **taken.losses}
+            entry = {"step": state.step, **cost, "overhead": elapsed - output.computing, **output.losses}
             if settings.validate_every and (state.step % settings.validate_every == 0 or state.step == settings.steps):
                 entry |= self.validate(state)
             state.history.append(entry)
-            last = taken.stop or should_stop_early(state, settings) or state.step == settings.steps
+            last = output.stop or should_stop_early(state, settings) or state.step == settings.steps
             self.push_progress(entry)
             if last or state.step % settings.checkpoint_every == 0:
-                self.report(state, entry | {"stopped": float(taken.stop)})
+                self.report(state, entry | {"stopped": float(output.stop)})
             if last:
                 return
 
     def run_step(self, state: TrainState) -> StepOutput:
-        """One optimiser step."""
+        """Run one optimizer step: compute the gradient of a batch and update the vectors of `state` in place."""
         settings = self.config.train
-        chosen = select_batch([r.label for r in self.rows], settings.mix, settings.batch, state.step, settings.seed)
-        batch = [self.rows[i] for i in chosen]
-        parts = split_into_micro_batches(batch, settings.micro_batch)
-        whole = compute_totals(batch)
-        table = ReductionTable(len(parts), **step_columns(state.vectors.numel(), len(state.running)))
-        for index, spare in self.list_own_micro_batches(parts):
-            began = time.monotonic()
-            result = self.scorer.compute(state.vectors, parts[index], whole, state.running, state.anchor)
-            if spare:
+        indices = select_batch([r.label for r in self.rows], settings.mix, settings.batch, state.step, settings.seed)
+        batch = [self.rows[i] for i in indices]
+        micro_batches = split_into_micro_batches(batch, settings.micro_batch)
+        totals = compute_totals(batch)
+        table = ReductionTable(len(micro_batches), **step_columns(state.vectors.numel(), len(state.running)))
+        for index, is_padding in self.list_own_micro_batches(micro_batches):
+            start = time.monotonic()
+            result = self.scorer.compute(state.vectors, micro_batches[index], totals, state.running, state.anchor)
+            if is_padding:
                 continue
             table.set_values(index, nll=values_by_class(result.nll), rows=values_by_class(result.rows), loss=result.loss)
             table.set_values(index, gradient=result.gradient.flatten(), observed=result.observed)
-            table.set_values(index, seconds=time.monotonic() - began, memory=get_peak_memory_gib(self.scorer.frozen.device))
+            table.set_values(index, seconds=time.monotonic() - start, memory=get_peak_memory_gib(self.scorer.frozen.device))
         table.set_values(0, stop=float(self._is_stop_requested()))
         sums = self._reduce(table)
         state.running = self.scorer.objective.track(state.running, sums["observed"].float())
@@ -162,32 +200,47 @@ class TrainingLoop:
         rate = compute_learning_rate(settings.learning_rate, settings.warmup, state.step, settings.steps)
         update_vectors(state, gradient, rate, settings.clip)
         seconds = [
-            table.get_column("seconds")[select_worker_share(parts, rank, self.workers)].sum().item()
+            table.get_column("seconds")[select_worker_share(micro_batches, rank, self.workers)].sum().item()
             for rank in range(self.workers)
         ]
         losses = {"loss": sums["loss"].item(), **class_means(sums)}
         tokens = sum(self.scorer.count_tokens(example) for example in batch)
         return StepOutput(losses, max(seconds), tokens, table.get_column("memory").max().item(), bool(sums["stop"] > 0))
 
-    def list_own_micro_batches(self, parts: Sequence[list[TrainingExample]]) -> list[tuple[int, bool]]:
-        """Indices of the micro-batches that this worker computes, and whether it does so for nothing: where workers share a
-        model, all must run it as often."""
-        mine = [(index, False) for index in select_worker_share(parts, self.rank, self.workers)]
+    def list_own_micro_batches(self, micro_batches: Sequence[list[TrainingExample]]) -> list[tuple[int, bool]]:
+        """Return the micro-batches that this worker computes.
+
+        Workers that share a sharded model must run it equally often. Workers with fewer micro-batches repeat the first one
+        as padding.
+
+        Args:
+            micro_batches: all micro-batches of the batch.
+
+        Returns:
+            Pairs of the index of a micro-batch and whether it is padding, whose result is discarded.
+        """
+        own = [(index, False) for index in select_worker_share(micro_batches, self.rank, self.workers)]
         if not self.scorer.sharded:
-            return mine
-        most = max(len(select_worker_share(parts, rank, self.workers)) for rank in range(self.workers))
-        return mine + [(0, True)] * (most - len(mine))
+            return own
+        largest = max(len(select_worker_share(micro_batches, rank, self.workers)) for rank in range(self.workers))
+        return own + [(0, True)] * (largest - len(own))
 
     def validate(self, state: TrainState) -> dict[str, float]:
-        """Mean loss per token of each class on held-out rows; remembers the best vectors."""
-        parts = split_into_micro_batches(self.held_out, self.config.train.micro_batch)
-        table = ReductionTable(len(parts), **PER_CLASS)
-        for index, spare in self.list_own_micro_batches(parts):
+        """Compute the mean loss per token of each class on the validation rows.
+
+        Updates the best vectors of `state`, or its count of validations without a lower loss.
+
+        Returns:
+            Losses as `validation_<class>`, and their mean over the classes as `validation_loss`.
+        """
+        micro_batches = split_into_micro_batches(self.held_out, self.config.train.micro_batch)
+        table = ReductionTable(len(micro_batches), **PER_CLASS)
+        for index, is_padding in self.list_own_micro_batches(micro_batches):
+            micro_batch = micro_batches[index]
             with torch.no_grad():
-                nll, counts = summarize_losses(
-                    self.plainly.compute_scores(state.vectors, parts[index], torch.empty(0)), parts[index]
-                )
-            if spare:
+                scores = self.validation_scorer.compute_scores(state.vectors, micro_batch, torch.empty(0))
+                nll, counts = summarize_losses(scores, micro_batch)
+            if is_padding:
                 continue
             table.set_values(index, nll=values_by_class(nll), rows=values_by_class(counts))
         losses = class_means(self._reduce(table))
@@ -199,12 +252,17 @@ class TrainingLoop:
         return {f"validation_{name}": value for name, value in losses.items()} | {"validation_loss": loss}
 
     def push_progress(self, entry: Mapping[str, float]) -> None:
-        """Put the latest losses on the board; does not wait."""
+        """Send the latest losses to the control actor without waiting for the reply; only rank 0 sends."""
         if self.rank == 0:
             self._pending = self.work.board.push.remote(dict(entry))
 
     def report(self, state: TrainState, entry: Mapping[str, float]) -> None:
-        """Hand the losses since the last report and a checkpoint to Ray Train."""
+        """Report the history since the last report and a checkpoint to Ray Train.
+
+        Args:
+            state: state to save; its history is cleared.
+            entry: metrics of the last step.
+        """
         node = {"node": read_node_metrics()}
         if self.rank != 0:
             train.report(node)
@@ -222,7 +280,7 @@ class TrainingLoop:
         return self.rank == 0 and self._asked_to_stop
 
     def _reduce(self, table: ReductionTable) -> dict[str, Tensor]:
-        """Sums over all micro-batches of all workers."""
+        """Return the sums over all micro-batches of all workers."""
         if self.workers > 1:
             table.all_reduce(self.scorer.frozen.device)
         return table.sum_rows()

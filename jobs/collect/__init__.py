@@ -1,1 +1,1 @@
-"""Job of `trimtab collect`: answers, labels and signals of questions."""
+"""Job of `trimtab collect`: answers with labels and signals."""

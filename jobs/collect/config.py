@@ -1,4 +1,4 @@
-"""Settings of the collect command."""
+"""Configuration of the collect command."""
 
 from dataclasses import dataclass, field
 
@@ -12,31 +12,32 @@ MOST_SAMPLES = 100
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """Answer questions with the frozen model, or read given answers, and keep its signals: what detectors learn from.
+    """Collect answers with labels and signals, the training data of detectors: generate answers or read given ones.
 
     Args:
-        questions: sources of questions with their answers: files, trimtab:NAME, or Hugging Face datasets.
-        out: folder of the data set; the same command goes on where it stopped.
-        given: read answers that the files hold instead of asking: each row has `given`, and `truthful` where that is known, or
-            has answers that are `right` and others that are `wrong`.
-        separator: what stands between several given answers in one text.
+        questions: sources of questions with reference answers: files, trimtab:NAME, or Hugging Face datasets.
+        out: folder of the data set; rerunning the same command resumes an interrupted collection.
+        given: read answers from the files instead of generating them: each row has `given`, and `truthful` if the label is
+            known, or lists of `right` and `wrong` answers.
+        separator: separator between several given answers in one text.
         columns: other names of the fields, as --columns.answers NAME: question, answers, context, kind, source, group; and
             given, truthful, right, wrong.
-        kind: how answers are compared: exact, contains, f1 or numeric; without it as each question says, else contains.
-        judge: string compares as `kind` says; endpoint asks a language model whether an answer is right.
-        base: base model: catalogue name, folder, or Hugging Face id.
+        kind: comparison of answers: exact, contains, f1 or numeric; if omitted, the kind of each question, else contains.
+        judge: judge of the answers: string compares as `kind` specifies; endpoint asks a language model if an answer is right.
+        base: base model: catalog name, folder, or Hugging Face id.
         revision: revision of a Hugging Face id.
-        prefix: prefix to answer under: NAME, NAME@VERSION, or a folder; none without.
-        layers: layers whose states are kept, 0 being the embeddings; without any, one at two thirds of the depth and the last.
-        max_tokens: tokens of each answer at most.
-        max_length: tokens of a prompt and its answer together at most; questions that are longer are left out, and counted.
-        limit: questions at most; 0 for all.
-        samples: more answers drawn for each question, which some scores and the head sep learn from: 10 are enough; each
-            costs as many tokens as an answer.
-        temperature: temperature of the samples.
-        p_true: ask the model of each answer whether it is true, for the score p-true; costs one token.
-        precision: type of the model; auto is bf16 where the machine computes in it, else fp32.
-        scale: engines, and what they take of the cluster.
+        prefix: prefix to generate under: NAME, NAME@VERSION, or a folder; no prefix if omitted.
+        layers: layers whose states are collected, 0 being the embeddings; if omitted, one at two thirds of the depth and the
+            last.
+        max_tokens: maximum length of each answer, in tokens.
+        max_length: maximum length of a prompt and its answer together, in tokens; longer questions are skipped and counted.
+        limit: maximum number of questions; 0 for all.
+        samples: additional sampled answers per question, which some scores and the sep head need: 10 are enough; each costs
+            as many tokens as an answer.
+        temperature: sampling temperature of the samples.
+        p_true: ask the model if each answer is true, for the score p-true; costs one token.
+        precision: data type of the model; auto is bf16 if the machine supports it, else fp32.
+        scale: number of engines and their cluster resources.
     """
 
     questions: list[str] | str = ""
@@ -61,16 +62,16 @@ class CollectConfig:
 
     def __post_init__(self) -> None:
         if not self.questions or not self.out:
-            raise UsageError("say what to ask and where to keep it, with --questions FILE (or trimtab:countries) --out FOLDER")
+            raise UsageError("questions and out are required. Pass --questions FILE (or trimtab:countries) --out FOLDER")
         if self.max_tokens < 1 or self.limit < 0:
-            raise UsageError("max_tokens must be at least 1, and limit not below 0")
+            raise UsageError("max_tokens must be at least 1, and limit must not be below 0")
         if self.max_length <= self.max_tokens:
             raise UsageError(f"max_length must be above max_tokens ({self.max_tokens}), not {self.max_length}")
         if not 0 <= self.samples <= MOST_SAMPLES:
             raise UsageError(f"samples must be from 0 to {MOST_SAMPLES}, not {self.samples}")
         if not 0 < self.temperature <= 2:
-            raise UsageError(f"temperature must be above 0 and at most 2, not {self.temperature}; samples must differ")
+            raise UsageError(f"temperature must be above 0 and at most 2, not {self.temperature}, as samples must differ")
         if self.judge.kind == "classifier":
-            raise UsageError("--judge.kind classifier knows refusals, not right answers; use string or endpoint")
+            raise UsageError("--judge.kind classifier detects refusals, not right answers. Use string or endpoint")
         if self.given and self.judge.kind != "string":
-            raise UsageError("with --given true the files say what is right; leave --judge.kind out")
+            raise UsageError("--given true takes the labels from the files. Omit --judge.kind")

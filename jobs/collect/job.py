@@ -1,7 +1,7 @@
-"""`trimtab collect`: questions -> answers, labels and signals, in one pass of the frozen model.
+"""Job of `trimtab collect`: answers, labels and signals of questions, in one pass of the frozen model.
 
 trimtab collect --questions trimtab:countries --out signals
-trimtab collect --questions labelled.jsonl --given true --out signals
+trimtab collect --questions labeled.jsonl --given true --out signals
 trimtab collect --questions trimtab:countries --out signals --samples 10 --p_true true
 """
 
@@ -29,80 +29,99 @@ from trimtab.model.chat_template import ChatRenderer, build_renderer
 from trimtab.scores import p_true
 from trimtab.util.remote_paths import Folder, open_folder
 
-# Where in the depth a model tells most of what it knows, about (METHODS 2).
+# Approximate relative depth of the most informative layer (METHODS 2).
 TWO_THIRDS = 2 / 3
-# Row tokens of an engine; more only for a prefix that has more.
+# Minimum number of row tokens of an engine; a longer prefix raises it.
 ROWS = 8
 
 
 def collect(config: CollectConfig) -> Folder:
-    """Ask what was not asked yet; gives the data set's folder. Raises errors of ours; Ctrl-C loses one batch at most."""
+    """Collect the missing answers of a data set; an interruption loses at most one batch.
+
+    Returns:
+        Folder of the data set.
+
+    Raises:
+        TrimtabError: if the configuration is invalid, the folder holds another data set, or the job fails.
+    """
     base = resolve_base_model(config.base, config.revision)
     layers = tuple(sorted(set(config.layers))) or (round(base.depth * TWO_THIRDS), base.depth - 1)
     if layers[0] < 0 or layers[-1] >= base.depth:
         raise UsageError(f"layers must be from 0 to {base.depth - 1} for {base.name}, not {list(layers)}")
     prefix = next(iter(find_prefixes(config.prefix, base).values())) if config.prefix else None
-    asked = load_plan(config)
+    planned = load_plan(config)
     folder, meta = open_folder(config.out), _build_metadata(config, base, layers, prefix)
-    there = begin_dataset(folder, meta)
-    if more := there - {a.key for a in asked}:
-        print_line(f"{folder} also holds {len(more)} answers to what is not asked now; they stay")
+    existing = begin_dataset(folder, meta)
+    if extra := existing - {item.key for item in planned}:
+        print_line(f"{folder} also holds {len(extra)} answers to other questions; they are kept")
     rows = max(ROWS, len(prefix.vectors) if prefix else 0)
     renderer = build_renderer(base, rows)
-    missing = {a.key: a for a in _drop_existing([a for a in asked if a.key not in there], config, renderer, prefix)}
+    new = [item for item in planned if item.key not in existing]
+    missing = {item.key: item for item in _drop_overlong(new, config, renderer, prefix)}
     if missing:
         engine = EngineConfig(rows=rows, precision=config.precision, max_length=config.max_length, layers=layers, history=True)
-        requests = {key: a.request for key, a in missing.items()}
-        work = AnswerSampler(config.samples, config.temperature, config.p_true)
+        requests = {key: item.request for key, item in missing.items()}
+        sampler = AnswerSampler(config.samples, config.temperature, config.p_true)
         with ray_session(config.scale.address):
-            for batch in run_pool("answers with signals", base, requests, engine, config.scale, prefix, work, work.batch):
+            batches = run_pool("answers with signals", base, requests, engine, config.scale, prefix, sampler, sampler.batch)
+            for batch in batches:
                 pairs = [(missing[key], gathered) for key, gathered in batch.items()]
-                labels = label_answers([(asked, gathered.answer) for asked, gathered in pairs], config.judge)
-                lines = zip(pairs, labels, strict=True)
-                made = [build_row(asked, gathered, label, renderer.tokenizer) for (asked, gathered), label in lines]
-                append_part(folder, meta, made)
+                labels = label_answers([(item, gathered.answer) for item, gathered in pairs], config.judge)
+                labeled = zip(pairs, labels, strict=True)
+                lines = [build_row(item, gathered, label, renderer.tokenizer) for (item, gathered), label in labeled]
+                append_part(folder, meta, lines)
     return folder
 
 
 def run_collect(config: CollectConfig) -> dict[str, Any]:
-    """`trimtab collect`."""
+    """Collect a data set and print its summary.
+
+    Returns:
+        Metadata, counts and digest for `--json`.
+    """
     folder = collect(config)
-    made = read_dataset(folder)
-    right = int((made.truthful == 1).sum())
-    labelled = int((~made.truthful.isnan()).sum())
-    cut = made.whole.count(False)
-    said = f"{len(made.keys)} answers, {right} of {labelled} right{f', {cut} cut off' if cut else ''}"
-    print_line(f"{folder}: {said}; layers {list(made.meta.layers)}; {made.digest}")
-    counts = {"answers": len(made.keys), "labelled": labelled, "right": right, "cut": cut}
-    return asdict(made.meta) | counts | {"digest": made.digest}
+    data = read_dataset(folder)
+    right = int((data.truthful == 1).sum())
+    labeled = int((~data.truthful.isnan()).sum())
+    truncated = data.whole.count(False)
+    summary = f"{len(data.keys)} answers, {right} of {labeled} right{f', {truncated} cut off' if truncated else ''}"
+    print_line(f"{folder}: {summary}; layers {list(data.meta.layers)}; {data.digest}")
+    counts = {"answers": len(data.keys), "labelled": labeled, "right": right, "cut": truncated}
+    return asdict(data.meta) | counts | {"digest": data.digest}
 
 
-def _drop_existing(
-    asked: Sequence[PlannedRequest], config: CollectConfig, renderer: ChatRenderer, prefix: Prefix | None
+def _drop_overlong(
+    planned: Sequence[PlannedRequest], config: CollectConfig, renderer: ChatRenderer, prefix: Prefix | None
 ) -> list[PlannedRequest]:
-    """Those that the engine has room for; how many it has not is said."""
-    fitting = drop_overlong(asked, config, renderer, prefix)
-    if left := len(asked) - len(fitting):
-        known = {one.key for one in fitting}
-        first = next(one for one in asked if one.key not in known).question.question[:60]
-        print_line(f"{left} of {len(asked)} are left out: too long for --max_length {config.max_length}, as {first!r}")
+    """Drop the requests that exceed the engine's length, and print their number."""
+    fitting = drop_overlong(planned, config, renderer, prefix)
+    if dropped := len(planned) - len(fitting):
+        fitting_keys = {item.key for item in fitting}
+        example = next(item for item in planned if item.key not in fitting_keys).question.question[:60]
+        print_line(
+            f"skipped {dropped} of {len(planned)} questions: longer than --max_length {config.max_length}, e.g. {example!r}"
+        )
     return fitting
 
 
 def build_row(
-    asked: PlannedRequest, gathered: GatheredAnswers, label: Label, tokenizer: PreTrainedTokenizerBase
+    item: PlannedRequest, gathered: GatheredAnswers, label: Label, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """A line of the data set. Raises ArtifactError where the engine lost the answer's signals."""
+    """Build a row of the data set, by column name.
+
+    Raises:
+        ArtifactError: if the engine returned no signals for the answer.
+    """
     answer = gathered.answer
     if answer.signals is None:
-        raise ArtifactError(f"the engine gave no signals for {asked.question.question[:60]!r}")
+        raise ArtifactError(f"the engine returned no signals for {item.question.question[:60]!r}")
     truthful, why = label
     return {
-        "key": asked.key,
-        "question": asked.question.question,
-        "source": asked.question.source,
+        "key": item.key,
+        "question": item.question.question,
+        "source": item.question.source,
         "answer": answer.text,
-        "group": asked.question.prompt.group,
+        "group": item.question.prompt.group,
         "truthful": truthful,
         "why": why,
         "tokens": len(answer.token_ids),
@@ -115,15 +134,16 @@ def build_row(
 
 
 def compute_p_true(verdict: Answer, tokenizer: PreTrainedTokenizerBase) -> float:
-    """The probability with which the model calls its answer true, by the likeliest first tokens of its verdict."""
+    """Compute the probability with which the model calls its answer true, from the likeliest first tokens of its verdict."""
     return p_true.compute_p_true((str(tokenizer.decode([token])), logp) for token, logp in verdict.logprobs[0].items())
 
 
 def _build_metadata(config: CollectConfig, base: BaseModel, layers: tuple[int, ...], prefix: Prefix | None) -> DatasetMetadata:
-    drawn = {"samples": config.samples, "temperature": config.temperature if config.samples else None}
-    judged = {"max_tokens": config.max_tokens, "kind": config.kind, "given": config.given, "judge": asdict(config.judge)}
-    judged |= {"max_length": config.max_length, "columns": config.columns, "separator": config.separator}
-    asked = json.dumps({**judged, **drawn, "p_true": config.p_true})
-    steered = prefix.card.digest if prefix else None
-    # What `auto` is depends on the machine, and one data set is of one precision.
-    return DatasetMetadata(base.name, base.fingerprint, layers, base.width, resolve_precision(config.precision), steered, asked)
+    sampling = {"samples": config.samples, "temperature": config.temperature if config.samples else None}
+    options = {"max_tokens": config.max_tokens, "kind": config.kind, "given": config.given, "judge": asdict(config.judge)}
+    options |= {"max_length": config.max_length, "columns": config.columns, "separator": config.separator}
+    asked = json.dumps({**options, **sampling, "p_true": config.p_true})
+    prefix_digest = prefix.card.digest if prefix else None
+    # Resolved, because `auto` depends on the machine and a data set has one precision.
+    precision = resolve_precision(config.precision)
+    return DatasetMetadata(base.name, base.fingerprint, layers, base.width, precision, prefix_digest, asked)

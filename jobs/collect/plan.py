@@ -1,4 +1,4 @@
-"""What is asked of the model or read with it for a data set of signals, and how its answers are labelled."""
+"""Plan of a signal data set: requests to the model and labels of their answers."""
 
 import hashlib
 import json
@@ -22,12 +22,20 @@ from trimtab.types import AnswerKind
 
 DEFAULT_KIND: AnswerKind = "contains"
 Label = tuple[bool | None, str]
-"""Whether an answer is right, None where that is not known, and why."""
+"""Whether an answer is right, None if unknown, and the reason."""
 
 
 @dataclass(frozen=True)
 class PlannedRequest:
-    """A question with its key in the data set, and how its answer is judged, or what a given one is known to be."""
+    """Question to collect, with its request.
+
+    Attributes:
+        key: key of the row in the data set.
+        question: question with its reference answers.
+        kind: comparison of the answer with the reference answers.
+        request: request to the engine.
+        truthful: label of a given answer; None if it is unknown or the answer is generated.
+    """
 
     key: str
     question: Question
@@ -37,7 +45,11 @@ class PlannedRequest:
 
 
 def load_plan(config: CollectConfig) -> list[PlannedRequest]:
-    """All that the settings ask for. Raises UsageError for sources that cannot be read, or hold nothing."""
+    """Return the planned requests of the configured sources.
+
+    Raises:
+        UsageError: if a source cannot be read or is empty.
+    """
     files = as_source_list(config.questions)
     if config.given:
         return build_given_plan(config, read_all_given_answers(files, config.columns, config.separator))
@@ -45,84 +57,103 @@ def load_plan(config: CollectConfig) -> list[PlannedRequest]:
 
 
 def build_plan(config: CollectConfig, questions: Sequence[Question]) -> list[PlannedRequest]:
-    """What is asked, each once. A key names the question and the answers it is compared with. Raises UsageError where numbers
-    are compared and an answer has none."""
+    """Return one planned request per unique question.
+
+    The key hashes the question and the reference answers.
+
+    Raises:
+        UsageError: if answers are compared as numbers and a reference answer contains none, or if there are no questions.
+    """
     sampling = Sampling(max_tokens=config.max_tokens)
-    found: dict[str, PlannedRequest] = {}
+    planned: dict[str, PlannedRequest] = {}
     for question in questions:
         kind = config.kind or question.kind or DEFAULT_KIND
-        what = json.dumps([question.prompt.messages, question.answers, kind])
-        key = hashlib.sha256(what.encode()).hexdigest()[:24]
+        identity = json.dumps([question.prompt.messages, question.answers, kind])
+        key = hashlib.sha256(identity.encode()).hexdigest()[:24]
         if kind == "numeric" and config.judge.kind == "string":
             for answer in question.answers:
                 parse_expected_number(answer)
-        found.setdefault(key, PlannedRequest(key, question, kind, GenerationRequest(question.prompt.messages, sampling)))
-    return _subsample(config, found)
+        planned.setdefault(key, PlannedRequest(key, question, kind, GenerationRequest(question.prompt.messages, sampling)))
+    return _subsample(config, planned)
 
 
 def build_given_plan(config: CollectConfig, answers: Sequence[GivenAnswer]) -> list[PlannedRequest]:
-    """Answers that are read, each once. A key names the question, the answer, and whether it is right."""
-    found: dict[str, PlannedRequest] = {}
+    """Return one planned request per unique given answer.
+
+    The key hashes the question, the answer, and its label.
+
+    Raises:
+        UsageError: if there are no answers.
+    """
+    planned: dict[str, PlannedRequest] = {}
     for given in answers:
-        what = json.dumps([given.question.prompt.messages, given.text, given.truthful])
-        key = hashlib.sha256(what.encode()).hexdigest()[:24]
+        identity = json.dumps([given.question.prompt.messages, given.text, given.truthful])
+        key = hashlib.sha256(identity.encode()).hexdigest()[:24]
         request = GenerationRequest(given.question.prompt.messages, Sampling(max_tokens=config.max_tokens), given.text)
-        found.setdefault(key, PlannedRequest(key, given.question, DEFAULT_KIND, request, given.truthful))
-    return _subsample(config, found)
+        planned.setdefault(key, PlannedRequest(key, given.question, DEFAULT_KIND, request, given.truthful))
+    return _subsample(config, planned)
 
 
 def drop_overlong(
-    asked: Sequence[PlannedRequest], config: CollectConfig, renderer: ChatRenderer, prefix: Prefix | None
+    planned: Sequence[PlannedRequest], config: CollectConfig, renderer: ChatRenderer, prefix: Prefix | None
 ) -> list[PlannedRequest]:
-    """Those whose prompts leave room for an answer in the engine's length, and for the question whether it is true where that
-    is asked."""
+    """Return the requests that fit into `max_length` tokens.
 
-    def tokens(messages: Sequence[Message]) -> int:
+    The prompt must leave room for an answer. With `p_true`, the verdict request must fit too.
+    """
+
+    def count_tokens(messages: Sequence[Message]) -> int:
         rows = range(renderer.first_row, renderer.first_row + len(prefix.vectors)) if prefix else ()
         return len(renderer.render_prompt(messages, prefix.card.place if prefix else "system", rows))
 
-    def needed(one: PlannedRequest) -> int:
-        prompt = tokens(one.request.messages)
+    def count_required(item: PlannedRequest) -> int:
+        prompt = count_tokens(item.request.messages)
         if not config.p_true:
             return prompt
-        said = Answer(one.request.given or "", (), "stop", 0)
-        # What a model writes may be more tokens where it is read again.
-        answer = 0 if one.request.given is not None else 2 * config.max_tokens
-        return max(prompt, tokens(read_verdict(one.request, said).messages) + answer)
+        answer = Answer(item.request.given or "", (), "stop", 0)
+        # A generated text may have more tokens when it is tokenized again.
+        answer_tokens = 0 if item.request.given is not None else 2 * config.max_tokens
+        return max(prompt, count_tokens(read_verdict(item.request, answer).messages) + answer_tokens)
 
-    # Two more: an answer's first token, and the one that vLLM writes after an answer that it reads.
-    return [one for one in asked if needed(one) + 2 <= config.max_length]
+    # Two more tokens: the first one of an answer, and the one that vLLM generates after a given answer.
+    return [item for item in planned if count_required(item) + 2 <= config.max_length]
 
 
 def label_answers(pairs: Sequence[tuple[PlannedRequest, Answer]], judge: JudgeConfig) -> list[Label]:
-    """Whether answers are right, and why: as their file says, where they are given whole; else as the endpoint says, or by
-    comparing with those wanted. Raises JobError where the endpoint does not say."""
+    """Return the label of each answer.
+
+    Complete given answers take the label of their file. Generated answers are judged by the endpoint, or compared with the
+    reference answers.
+
+    Raises:
+        JobError: if the endpoint returns no verdict.
+    """
     if pairs and pairs[0][0].request.given is not None:
-        return [_as_given(asked, answer) for asked, answer in pairs]
+        return [_file_label(item, answer) for item, answer in pairs]
     if judge.kind == "endpoint":
-        asker = LlmAnswerJudge(judge.url or "", judge.model or "", judge.concurrency)
-        marks = asker.mark_answers([(a.question, answer.text) for a, answer in pairs])
+        endpoint = LlmAnswerJudge(judge.url or "", judge.model or "", judge.concurrency)
+        marks = endpoint.mark_answers([(item.question, answer.text) for item, answer in pairs])
     else:
-        marks = [mark_answer(a.kind, answer.text, a.question.answers) for a, answer in pairs]
-    return [_label(m, asked, answer) for m, (asked, answer) in zip(marks, pairs, strict=True)]
+        marks = [mark_answer(item.kind, answer.text, item.question.answers) for item, answer in pairs]
+    return [_label(mark, item, answer) for mark, (item, answer) in zip(marks, pairs, strict=True)]
 
 
-def _as_given(asked: PlannedRequest, answer: Answer) -> Label:
+def _file_label(item: PlannedRequest, answer: Answer) -> Label:
     if answer.finish_reason != "stop":
-        return None, "cut off at max_length; the file speaks of the whole"
-    return asked.truthful, "as the file says" if asked.truthful is not None else "nobody said"
+        return None, "truncated at max_length; the file labels the complete answer"
+    return item.truthful, "label from the file" if item.truthful is not None else "no label in the file"
 
 
-def _label(found: AnswerMark, asked: PlannedRequest, answer: Answer) -> Label:
-    # Who is cut off by the engine's end, and not by --max_tokens, had more to say.
-    short = answer.finish_reason == "length" and len(answer.token_ids) < asked.request.sampling.max_tokens
-    if short and not found.right:
-        return None, "cut off at max_length"
-    return None if found.abstained else found.right, found.why
+def _label(mark: AnswerMark, item: PlannedRequest, answer: Answer) -> Label:
+    # Truncated by the engine's maximum length, not by --max_tokens: the complete answer might have been right.
+    truncated = answer.finish_reason == "length" and len(answer.token_ids) < item.request.sampling.max_tokens
+    if truncated and not mark.right:
+        return None, "truncated at max_length"
+    return None if mark.abstained else mark.right, mark.why
 
 
-def _subsample(config: CollectConfig, found: Mapping[str, PlannedRequest]) -> list[PlannedRequest]:
-    if not found:
-        raise UsageError(f"there is nothing to ask or to read in {', '.join(as_source_list(config.questions))}")
-    # By their keys: any order that is always the same, and has nothing to do with what is asked.
-    return sorted(found.values(), key=lambda a: a.key)[: config.limit] if config.limit else list(found.values())
+def _subsample(config: CollectConfig, planned: Mapping[str, PlannedRequest]) -> list[PlannedRequest]:
+    if not planned:
+        raise UsageError(f"there are no questions or answers in {', '.join(as_source_list(config.questions))}")
+    # Keys are hashes: their order is reproducible and independent of the content.
+    return sorted(planned.values(), key=lambda item: item.key)[: config.limit] if config.limit else list(planned.values())

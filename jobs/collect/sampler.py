@@ -1,6 +1,6 @@
-"""What is asked of the model about a question, beyond its answer: more answers, drawn, and whether its own is true.
+"""Sampler of a question's greedy answer, additional samples, and p(True) verdict.
 
-It runs beside the engine, so that of the samples only what is kept travels.
+It runs in the engine's process, so that only the retained part of each sample is transferred.
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,23 @@ from trimtab.jobs.collect.signal_dataset import SampledAnswer
 from trimtab.jobs.runtime.engine_pool import BATCH, AskEngine, GenerationRequest
 from trimtab.scores import p_true
 
-# Answers that an engine is asked for at once: a few rounds of what it runs at the same time. It remembers the signals of 1,024
-# at most, and what a stop loses is one batch.
+# Answers requested from an engine per batch: a few rounds of its concurrent requests. The engine buffers the signals of at most
+# 1,024 answers, and an interruption loses one batch.
 AT_ONCE = 256
-# As many of the likeliest tokens as vLLM names; the two letters are among them where the model means to reply at all.
+# The maximum number of log-probabilities that vLLM returns; it includes both letters if the model replies at all.
 LIKELIEST = 20
 HALF = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True)
 class GatheredAnswers:
-    """A question's greedy `answer`, the `samples` drawn beside it, and the model's `verdict`, one token with the likeliest
-    ones; None where it was not asked for."""
+    """Model outputs for one question.
+
+    Attributes:
+        answer: greedy answer.
+        samples: additional sampled answers.
+        verdict: the model's p(True) verdict, one token with the likeliest tokens; None if it was not requested.
+    """
 
     answer: Answer
     samples: tuple[SampledAnswer, ...] = ()
@@ -35,7 +40,13 @@ class GatheredAnswers:
 
 @dataclass(frozen=True)
 class AnswerSampler:
-    """Answers requests greedily, with so many `samples` each at a `temperature`, and asks for verdicts where `p_true`."""
+    """Engine work that generates greedy answers, samples, and p(True) verdicts.
+
+    Attributes:
+        samples: sampled answers per request.
+        temperature: sampling temperature of the samples.
+        p_true: whether to request verdicts.
+    """
 
     samples: int
     temperature: float
@@ -43,43 +54,51 @@ class AnswerSampler:
 
     @property
     def batch(self) -> int:
-        """Questions that an engine is given at once."""
+        """Number of questions per engine batch."""
         return min(BATCH, max(1, AT_ONCE // (1 + self.samples)))
 
     def __call__(self, ask: AskEngine, requests: Sequence[GenerationRequest]) -> list[GatheredAnswers]:
-        """One for each request, in order. Raises errors of ours."""
-        answers = [several[0] for several in ask(requests)]
+        """Generate the outputs of each request, in order.
+
+        Raises:
+            TrimtabError: if the engine rejects a request or loses the signals of a sample.
+        """
+        answers = [choices[0] for choices in ask(requests)]
         nothing: list[list[Answer]] = [[]] * len(requests)
-        drawn = ask([self._drawing(request) for request in requests]) if self.samples else nothing
-        asking = [read_verdict(request, answer) for request, answer in zip(requests, answers, strict=True)]
-        verdicts = ask(asking) if self.p_true else nothing
+        drawn = ask([self._sample_request(request) for request in requests]) if self.samples else nothing
+        verdict_requests = [read_verdict(request, answer) for request, answer in zip(requests, answers, strict=True)]
+        verdicts = ask(verdict_requests) if self.p_true else nothing
         return [
-            GatheredAnswers(answer, tuple(map(build_sample, several)), one[0] if one else None)
-            for answer, several, one in zip(answers, drawn, verdicts, strict=True)
+            GatheredAnswers(answer, tuple(map(build_sample, samples)), verdict[0] if verdict else None)
+            for answer, samples, verdict in zip(answers, drawn, verdicts, strict=True)
         ]
 
-    def _drawing(self, request: GenerationRequest) -> GenerationRequest:
-        # A seed of the question's own: the same for a question each time, and no two questions share their luck.
+    def _sample_request(self, request: GenerationRequest) -> GenerationRequest:
+        # The seed derives from the question: reruns reproduce the samples, and no two questions share a seed.
         seed = int(request.key("auto")[:8], 16)
         sampling = Sampling(request.sampling.max_tokens, self.temperature, n=self.samples, seed=seed)
         return GenerationRequest(request.messages, sampling)
 
 
 def read_verdict(request: GenerationRequest, answer: Answer) -> GenerationRequest:
-    """The question whether an answer is true."""
-    asked = p_true.build_p_true_question(request.messages[-1]["content"], answer.text)
-    return GenerationRequest([{"role": "user", "content": asked}], Sampling(max_tokens=1, logprobs=LIKELIEST))
+    """Return the request that asks the model if `answer` is true."""
+    question = p_true.build_p_true_question(request.messages[-1]["content"], answer.text)
+    return GenerationRequest([{"role": "user", "content": question}], Sampling(max_tokens=1, logprobs=LIKELIEST))
 
 
 def build_sample(answer: Answer) -> SampledAnswer:
-    """What is kept of a sample. Raises ArtifactError where the engine lost its signals."""
+    """Return the retained part of a sample.
+
+    Raises:
+        ArtifactError: if the engine returned no signals for the sample.
+    """
     if answer.signals is None:
-        raise ArtifactError(f"the engine gave no signals for the sample {answer.text[:60]!r}")
+        raise ArtifactError(f"the engine returned no signals for the sample {answer.text[:60]!r}")
     logp = answer.signals.history[:, 0].mean().item()
-    return SampledAnswer(answer.text, len(answer.token_ids), logp, _ends(answer.signals.psi))
+    return SampledAnswer(answer.text, len(answer.token_ids), logp, _last_states(answer.signals.psi))
 
 
-def _ends(psi: Tensor) -> Tensor:
-    """Last states [L, d] of psi [L, 3d] as float16: no score feels its rounding, and a state too large for it is cut to fit."""
-    # A copy: a view would take all of psi along.
+def _last_states(psi: Tensor) -> Tensor:
+    """Return the last states [L, d] of psi [L, 3d] as float16, clamped to its range; no score depends on the rounding."""
+    # Copy, because a view would keep all of psi in memory.
     return psi[:, : psi.shape[1] // 3].clamp(-HALF, HALF).to(torch.float16, copy=True)

@@ -1,7 +1,7 @@
-"""A data set of answers with their signals: a folder of Parquet parts and `dataset.json`, which says what they are of. The
-folder may be on this machine or on any file system that fsspec knows.
+"""Data set of answers with signals: a folder of Parquet parts and their metadata in `dataset.json`.
 
-Parts are written whole or not at all, so that a job that is stopped at any time leaves a data set that can be gone on with.
+The folder is local or on any file system that fsspec supports. Parts are written atomically, so an interrupted job leaves a
+data set that can be resumed.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from trimtab.util.remote_paths import Folder, wrap_storage_errors
 
 VERSION = 3
 META = "dataset.json"
-# Where a part says what it is of.
+# Metadata key of a Parquet part under which it names its model, layers and prefix.
 OF = b"trimtab"
 SCHEMA = pa.schema(
     [
@@ -41,7 +41,7 @@ SCHEMA = pa.schema(
         ("whole", pa.bool_()),
         ("psi", pa.list_(pa.float32())),
         ("history", pa.list_(pa.float32())),
-        # Null where they were not asked for.
+        # Null if they were not requested.
         ("samples", pa.list_(pa.struct([("text", pa.string()), ("tokens", pa.int32()), ("logp", pa.float32())]))),
         ("states", pa.list_(pa.float16())),
         ("p_true", pa.float32()),
@@ -51,8 +51,18 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class DatasetMetadata:
-    """What a data set is of: `base` and `fingerprint` of the model, `layers` that psi has, `width` d, `precision`, the digest
-    of the `prefix` that the answers were written under, and `asked`, all else that an answer depends on."""
+    """Identity of a data set.
+
+    Attributes:
+        base: name of the base model.
+        fingerprint: base model fingerprint.
+        layers: layers of psi.
+        width: width d of the base model.
+        precision: data type of the model.
+        prefix: digest of the prefix that the answers were generated under; None without a prefix.
+        asked: all other settings that an answer depends on, as JSON.
+        version: version of the file format.
+    """
 
     base: str
     fingerprint: str
@@ -66,8 +76,14 @@ class DatasetMetadata:
 
 @dataclass(frozen=True)
 class SampledAnswer:
-    """One more answer to a question, drawn: its `text`, its number of `tokens`, their mean `logp` in nats, and its last
-    `state` [L, d], float16."""
+    """Additional sampled answer to a question.
+
+    Attributes:
+        text: text of the answer.
+        tokens: number of tokens.
+        logp: mean log-probability of the tokens, in nats.
+        state: last state [L, d], float16.
+    """
 
     text: str
     tokens: int
@@ -77,10 +93,23 @@ class SampledAnswer:
 
 @dataclass(frozen=True)
 class SignalDataset:
-    """N answers. `psi` [N, L, 3d], `traces` N times [m, 3] (log-prob, entropy, margin of each token), `truthful` [N] (1, 0 or
-    NaN); `samples` of each question, and `p_true`, the probability with which the model calls each answer true, None where
-    they were not asked for; the rest as in the files, where answers of one group belong on one side of a split, and one that is
-    not `whole` was cut off. `digest` names these rows."""
+    """N answers with labels and signals.
+
+    Attributes:
+        meta: identity of the data set.
+        keys: unique keys of the rows.
+        questions: questions.
+        sources: sources of the questions.
+        groups: groups of the questions; a split keeps a group on one side.
+        answers: texts of the answers.
+        whole: whether each answer is complete, that is, not truncated.
+        psi: answer states [N, L, 3d].
+        traces: N tensors [m, 3] with the log-probability, entropy and margin of each token.
+        truthful: labels [N]: 1, 0, or NaN if unlabeled.
+        samples: sampled answers of each question; empty if they were not requested.
+        p_true: probability with which the model calls each answer true; None if it was not requested.
+        digest: digest of the rows.
+    """
 
     meta: DatasetMetadata
     keys: list[str]
@@ -98,8 +127,15 @@ class SignalDataset:
 
 
 def begin_dataset(folder: Folder, meta: DatasetMetadata) -> set[str]:
-    """Make the folder, or find the keys that it holds already. Raises UsageError for a data set of something else,
-    ArtifactError where its file system does not answer."""
+    """Create the data set, or open an existing one.
+
+    Returns:
+        Keys of the existing rows.
+
+    Raises:
+        UsageError: if the folder holds a data set with another identity.
+        ArtifactError: if the file system fails or the data set is damaged.
+    """
     with wrap_storage_errors(folder):
         path = folder / META
         if not path.exists():
@@ -107,23 +143,23 @@ def begin_dataset(folder: Folder, meta: DatasetMetadata) -> set[str]:
                 folder.mkdir(parents=True, exist_ok=True)
             _write(path, (json.dumps(asdict(meta), indent=2) + "\n").encode())
             return set()
-        there = _meta(folder)
-        if different := [name for name, value in asdict(meta).items() if asdict(there)[name] != value]:
-            raise UsageError(f"{folder} was collected with another {different[0]}: give another --out, or the same settings")
+        existing = _meta(folder)
+        if different := [name for name, value in asdict(meta).items() if asdict(existing)[name] != value]:
+            raise UsageError(f"{folder} was collected with another {different[0]}. Pass another --out, or the same settings")
         return {key for part in _parts(folder) for key in _table(part, meta, ["key"])["key"].to_pylist()}
 
 
 def append_part(folder: Folder, meta: DatasetMetadata, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows as one more part of a data set that has begun."""
-    written = pa.BufferOutputStream()
+    """Write rows as a new part of an existing data set."""
+    buffer = pa.BufferOutputStream()
     schema = SCHEMA.with_metadata({OF: _of(meta)})
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), written, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), buffer, compression="zstd")
     with wrap_storage_errors(folder):
-        _write(folder / f"part-{uuid4().hex}.parquet", written.getvalue().to_pybytes())
+        _write(folder / f"part-{uuid4().hex}.parquet", buffer.getvalue().to_pybytes())
 
 
 def sample_columns(samples: Sequence[SampledAnswer]) -> dict[str, Any]:
-    """The columns of a row's samples, which `append` takes; nulls where there are none."""
+    """Return the sample columns of a row for `append_part`; nulls if there are no samples."""
     if not samples:
         return {"samples": None, "states": None}
     return {
@@ -133,24 +169,29 @@ def sample_columns(samples: Sequence[SampledAnswer]) -> dict[str, Any]:
 
 
 def read_dataset(folder: Folder, base: BaseModel | None = None) -> SignalDataset:
-    """Read a data set whole, in the order of its keys.
+    """Read a complete data set, ordered by key.
 
-    Raises ArtifactError where it is missing, damaged, empty, out of reach, or of another base model than `base`.
+    Args:
+        folder: folder of the data set.
+        base: expected base model; None to skip the check.
+
+    Raises:
+        ArtifactError: if the data set is missing, damaged, empty, unreachable, or of another base model than `base`.
     """
     with wrap_storage_errors(folder):
         meta = _meta(folder)
         tables = [_table(part, meta) for part in _parts(folder)]
     if base is not None and meta.fingerprint != base.fingerprint:
-        theirs, ours = f"{meta.base} ({meta.fingerprint})", f"{base.name} ({base.fingerprint})"
-        raise ArtifactError(f"{folder} holds signals of {theirs}, not of {ours}: collect them with this model")
+        actual, expected = f"{meta.base} ({meta.fingerprint})", f"{base.name} ({base.fingerprint})"
+        raise ArtifactError(f"{folder} holds signals of {actual}, not of {expected}. Collect signals with {base.name}")
     if not tables:
-        raise ArtifactError(f"{folder} holds no answers yet; `trimtab collect` fills it")
-    table = _once(pa.concat_tables(tables).sort_by("key"))
+        raise ArtifactError(f"{folder} holds no answers. Run `trimtab collect` to fill it")
+    table = _drop_duplicates(pa.concat_tables(tables).sort_by("key"))
     psi = np.stack(table["psi"].to_numpy()).astype(np.float32)
     truth = [float("nan") if value is None else float(value) for value in table["truthful"].to_pylist()]
-    drawn, p_true = table["samples"].to_pylist(), table["p_true"].to_pylist()
-    said = json.dumps([table["key"].to_pylist(), truth, drawn, p_true])
-    digest = hashlib.sha256(psi.tobytes() + said.encode()).hexdigest()[:16]
+    samples, p_true = table["samples"].to_pylist(), table["p_true"].to_pylist()
+    rest = json.dumps([table["key"].to_pylist(), truth, samples, p_true])
+    digest = hashlib.sha256(psi.tobytes() + rest.encode()).hexdigest()[:16]
     return SignalDataset(
         meta,
         table["key"].to_pylist(),
@@ -162,28 +203,28 @@ def read_dataset(folder: Folder, base: BaseModel | None = None) -> SignalDataset
         torch.from_numpy(psi).view(len(psi), len(meta.layers), 3 * meta.width),
         [torch.from_numpy(np.array(values, dtype=np.float32)).view(-1, 3) for values in table["history"].to_numpy()],
         torch.tensor(truth),
-        [_samples(*both, meta) for both in zip(drawn, table["states"].to_numpy(), strict=True)],
+        [_samples(*pair, meta) for pair in zip(samples, table["states"].to_numpy(), strict=True)],
         p_true,
         digest,
     )
 
 
-def _samples(drawn: list[dict[str, Any]] | None, states: Any, meta: DatasetMetadata) -> tuple[SampledAnswer, ...]:
-    if not drawn:
+def _samples(samples: list[dict[str, Any]] | None, states: Any, meta: DatasetMetadata) -> tuple[SampledAnswer, ...]:
+    if not samples:
         return ()
-    each = torch.from_numpy(np.array(states, dtype=np.float16)).view(len(drawn), len(meta.layers), meta.width)
-    return tuple(SampledAnswer(state=state, **fields) for fields, state in zip(drawn, each, strict=True))
+    stacked = torch.from_numpy(np.array(states, dtype=np.float16)).view(len(samples), len(meta.layers), meta.width)
+    return tuple(SampledAnswer(state=state, **fields) for fields, state in zip(samples, stacked, strict=True))
 
 
 def _meta(folder: Folder) -> DatasetMetadata:
     path = folder / META
     if not path.exists():
-        raise ArtifactError(f"{folder} is no data set of signals: it has no {META}; `trimtab collect` makes one")
+        raise ArtifactError(f"{folder} is no data set of signals: it has no {META}. Run `trimtab collect` to create one")
     try:
         raw = json.loads(path.read_text())
         meta = DatasetMetadata(**raw)
     except (ValueError, TypeError) as error:
-        raise ArtifactError(f"{path} is not what `trimtab collect` writes") from error
+        raise ArtifactError(f"{path} is not the metadata of a signal data set") from error
     if meta.version != VERSION:
         raise ArtifactError(f"{path} is of version {meta.version}; this trimtab reads {VERSION}")
     return replace(meta, layers=tuple(meta.layers))
@@ -198,25 +239,25 @@ def _table(part: Folder, meta: DatasetMetadata, columns: list[str] | None = None
         with part.open("rb") as file:
             table = pq.read_table(file, columns=columns)
     except (ArrowInvalid, OSError) as error:
-        raise ArtifactError(f"{part} is not a whole Parquet file; remove it, and collect again what it held") from error
+        raise ArtifactError(f"{part} is not a whole Parquet file. Remove it and rerun `trimtab collect`") from error
     if (table.schema.metadata or {}).get(OF) != _of(meta):
-        raise ArtifactError(f"{part} holds no signals of the model, layers and prefix that {META} beside it names; remove it")
+        raise ArtifactError(f"{part} does not match the model, layers and prefix in {META} of the same folder. Remove it")
     return table
 
 
 def _of(meta: DatasetMetadata) -> bytes:
-    """What every part says that it is of."""
+    """Encode the identity that every part carries."""
     return json.dumps([meta.version, meta.fingerprint, meta.layers, meta.width, meta.precision, meta.prefix]).encode()
 
 
-def _once(table: Any) -> Any:
-    """Rows of a table that is sorted by key, each key once: two jobs may have filled the same folder."""
+def _drop_duplicates(table: Any) -> Any:
+    """Drop repeated keys of a table sorted by key; two jobs may have written to the same folder."""
     keys = table["key"].to_pylist()
-    return table.take([at for at, key in enumerate(keys) if at == 0 or key != keys[at - 1]])
+    return table.take([index for index, key in enumerate(keys) if index == 0 or key != keys[index - 1]])
 
 
 def _write(path: Folder, content: bytes) -> None:
-    """A file that is there whole or not at all, as an object elsewhere is by itself."""
+    """Write a file atomically; writes to object stores are atomic by themselves."""
     if isinstance(path, Path):
         write_atomic(path, content)
     else:

@@ -1,4 +1,4 @@
-"""Settings of the detect command."""
+"""Configuration of the detect command."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,27 +8,28 @@ from trimtab.errors import UsageError
 
 @dataclass(frozen=True)
 class DetectConfig:
-    """Train detectors on collected signals, choose on validation, report on test.
+    """Train detectors on collected signals, select models on validation, and report on test.
 
     Args:
-        signals: folder that `trimtab collect` wrote.
-        head: heads to train, the first one to be saved: flag, linear, saplma, mlp, sep, haloscope; all is every one of them
-            that the data allow.
-        settings: settings of the first head to try, as --settings.groups '[4, 8, 16]': a list is a choice.
-        layers: layers to try, each alone and all together; those of the data set without any.
-        seeds: seeds, each with a split of its own.
-        test: share of the questions for the report.
-        validation: share of the questions to choose and calibrate on.
-        labels: share of the training labels that is used; the rest counts as unlabelled.
-        similarity: how scores and the head sep tell that samples say the same: exact, overlap, news or states, or one of
+        signals: folder of a data set that `trimtab collect` wrote.
+        head: heads to train; the first one is saved: flag, linear, saplma, mlp, sep, haloscope; all selects every head that
+            the data set supports.
+        settings: settings of the first head, as --settings.groups '[4, 8, 16]': a list is a set of choices to try.
+        layers: layers to try, each alone and all together; if omitted, the layers of the data set.
+        seeds: number of seeds, each with its own split.
+        test: share of the questions for the test part.
+        validation: share of the questions for model selection and calibration.
+        labels: share of the training labels to use; the other training answers count as unlabeled.
+        similarity: similarity by which scores and the sep head compare samples: exact, overlap, news or states, or one of
             these with a threshold, as overlap:0.8.
         name: name of the detector.
-        out: folder to save the detector to; without it, among this machine's runs.
-        register: keep the detector in the registry, as candidate.
-        gain: AUROC on validation above the best training-free score and the present champion that makes a champion.
-        base: base model, to check the signals against.
+        out: folder to save the detector to; if omitted, a folder among this machine's runs.
+        register: register the detector as candidate.
+        gain: AUROC gain on validation over the best training-free score and the current champion that promotes the detector
+            to champion.
+        base: base model; must match the signals.
         revision: revision of a Hugging Face id.
-        address: Ray cluster to run on.
+        address: address of the Ray cluster.
     """
 
     signals: str = ""
@@ -55,9 +56,19 @@ class DetectConfig:
 
 
 def check_split_shares(signals: list[str] | str, seeds: int, validation: float, test: float) -> None:
-    """Raise UsageError for signals that are not named, and for seeds and shares that leave nothing to learn from."""
+    """Check the data set and the split.
+
+    Args:
+        signals: folders of data sets.
+        seeds: number of seeds.
+        validation: share of the questions for validation.
+        test: share of the questions for the test part.
+
+    Raises:
+        UsageError: if no folder is set, or if the seeds or shares are out of range or leave no training data.
+    """
     if not signals:
-        raise UsageError("say where the signals are, with --signals FOLDER; trimtab collect makes one")
+        raise UsageError("signals is required. Pass --signals FOLDER, as written by trimtab collect")
     if not 1 <= seeds <= 100:
         raise UsageError(f"seeds must be from 1 to 100, not {seeds}")
     if not (0 < test < 1 and 0 < validation < 1 and test + validation < 0.95):

@@ -1,4 +1,7 @@
-"""Whether a detector becomes champion: on validation it must rank better than what needs no learning and than the champion."""
+"""Promotion gate of newly trained detectors.
+
+On validation, a detector must rank answers better than the training-free scores and the current champion.
+"""
 
 from collections.abc import Sequence
 
@@ -18,14 +21,27 @@ def check_gate(
     gain: float,
     base: BaseModel,
     data: SignalDataset,
-    made: TrainedDetector,
+    trained: TrainedDetector,
     rows: DataSplits,
     results: Sequence[DetectorResult],
 ) -> tuple[bool, str]:
-    """Whether the detector `made`, the first of the results, may become champion of its name, and why.
+    """Check if a new detector may become champion of its name.
 
-    Training-free scores are compared by their means over all seeds, as any one seed's luck is `made`'s; the present champion on
-    the same validation answers as `made`. It may have learned from these very answers, which can only help it.
+    Training-free scores are compared by their means over all seeds, because the AUROC of a single seed depends on its split.
+    The current champion is compared on the same validation answers as the new detector. The champion may have been trained on
+    these answers, which can only favor it.
+
+    Args:
+        name: name of the detector.
+        gain: minimum AUROC gain on validation.
+        base: base model.
+        data: data set that the detector was trained on.
+        trained: new detector, one seed of the first result.
+        rows: split of that seed.
+        results: results of all heads and scores, the new detector's first.
+
+    Returns:
+        Whether the detector passes, and the reason.
     """
     rivals = {r.name: (results[0].validation, r.validation) for r in results if not r.learned}
     try:
@@ -34,26 +50,26 @@ def check_gate(
     except NotFoundError:
         pass
     except ArtifactError as error:
-        return False, f"the champion cannot be compared: {error}"
+        return False, f"cannot compare with the champion: {error}"
     else:
-        if (why := _unlike(champion, data)) is not None:
-            return False, f"champion version {version.version} {why}, so the two cannot be compared"
-        rivals[f"champion v{version.version}"] = (made.validation, _auroc(champion, data, rows))
+        if (reason := _check_comparable(champion, data)) is not None:
+            return False, f"cannot compare with champion version {version.version}: it {reason}"
+        rivals[f"champion v{version.version}"] = (trained.validation, _compute_auroc(champion, data, rows))
     rival = min(rivals, key=lambda n: rivals[n][0] - rivals[n][1])
-    mine, theirs = rivals[rival]
-    if mine - theirs <= gain:
-        return False, f"AUROC {mine:.3f} on validation is not above {rival} ({theirs:.3f}) by {gain:.3f}"
-    return True, f"AUROC {mine:.3f} on validation, {mine - theirs:+.3f} over {rival}; promoted to champion"
+    auroc, rival_auroc = rivals[rival]
+    if auroc - rival_auroc <= gain:
+        return False, f"AUROC {auroc:.3f} on validation is not above {rival} ({rival_auroc:.3f}) by {gain:.3f}"
+    return True, f"AUROC {auroc:.3f} on validation, {auroc - rival_auroc:+.3f} over {rival}; promoted to champion"
 
 
-def _unlike(champion: Detector, data: SignalDataset) -> str | None:
-    """Why a champion cannot be asked about these answers."""
+def _check_comparable(champion: Detector, data: SignalDataset) -> str | None:
+    """Return why a champion cannot score these answers, or None if it can."""
     if missing := set(champion.card.layers) - set(data.meta.layers):
         return f"reads layer {min(missing)}, which was not collected"
-    return "was fitted under another prefix" if champion.card.prefix != data.meta.prefix else None
+    return "was trained under another prefix" if champion.card.prefix != data.meta.prefix else None
 
 
-def _auroc(champion: Detector, data: SignalDataset, rows: DataSplits) -> float:
-    """The champion's AUROC on the validation answers."""
-    at = rows.validation_indices
-    return heads.compute_auroc(-compute_risk_at(champion, data, at), data.truthful[at])
+def _compute_auroc(champion: Detector, data: SignalDataset, rows: DataSplits) -> float:
+    """Compute the champion's AUROC on the validation answers."""
+    indices = rows.validation_indices
+    return heads.compute_auroc(-compute_risk_at(champion, data, indices), data.truthful[indices])

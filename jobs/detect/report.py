@@ -1,4 +1,4 @@
-"""`trimtab evaluate truth`: the whole report on detectors, for data sets that `trimtab collect` wrote.
+"""Job of `trimtab evaluate truth`: report on detectors, for data sets that `trimtab collect` wrote.
 
 trimtab evaluate truth --signals countries trivia
 """
@@ -54,7 +54,7 @@ from trimtab.tracking import runs
 from trimtab.tracking.code_version import format_code_version
 from trimtab.util.remote_paths import open_folder
 
-# FLaG without a part of it (METHODS 2).
+# Settings that remove one part of FLaG each (METHODS 2).
 ABLATIONS: dict[str, dict[str, Any]] = {
     "no geometry": {"geometry": False},
     "no trace": {"trace": False},
@@ -65,7 +65,17 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class ReportSource:
-    """A data set with its parts by seed, those with fewer labels by their share, and the resamples of its intervals."""
+    """Data set of a report, with its splits.
+
+    Attributes:
+        name: name of the data set in the report.
+        data: data set.
+        rows: splits by seed.
+        fewer: splits with fewer training labels, by share of the labels and by seed.
+        tried: search spaces of the heads.
+        free: results of the training-free scores.
+        drawn: resamples of the confidence intervals.
+    """
 
     name: str
     data: SignalDataset
@@ -76,94 +86,113 @@ class ReportSource:
     drawn: Resamples
 
     def fits(self, ablations: bool) -> int:
-        """Heads that are learned for the report."""
-        taught = [name for name in self.tried if heads.get_head(name).taught]
-        cut = len(ABLATIONS) if ablations and OURS in self.tried else 0
-        every = sum(trials.count for trials in self.tried.values())
-        return len(self.rows) * (every + cut + len(self.fewer) * len(taught))
+        """Return the number of fits that the report needs."""
+        supervised = [name for name in self.tried if heads.get_head(name).taught]
+        ablated = len(ABLATIONS) if ablations and OURS in self.tried else 0
+        searched = sum(trials.count for trials in self.tried.values())
+        return len(self.rows) * (searched + ablated + len(self.fewer) * len(supervised))
 
 
 def evaluate_detectors(config: TruthConfig) -> DetectionReport:
-    """Learn, measure, write and log. Raises errors of ours before anything is learned where data cannot be reported on."""
+    """Train and measure detectors, write the report, and log it.
+
+    Raises:
+        TrimtabError: if a data set is unsuitable, before any training, or if the job fails.
+    """
     base = resolve_base_model(config.base, config.revision)
-    given = open_sources(config, base)
+    sources = open_sources(config, base)
     folder = Path(config.out) if config.out else settings.get_runs_folder() / f"truth-{config.name}"
     run = runs.start_run(f"evaluate truth {config.name}", "truth", settings.get_home() / "outbox")
     with runs.close_run(run), ray_session(config.address):
         run.log_params({"truth": asdict(config)} | {"base_fingerprint": base.fingerprint})
-        run.log_inputs([{"name": s.name, "digest": s.data.digest, "rows": len(s.data.keys)} for s in given], "evaluation")
-        made = build_report(config, base, given)
-        written = write_report(made, folder)
-        run.log_metrics(get_logged_metrics(made), 0)
+        run.log_inputs([{"name": s.name, "digest": s.data.digest, "rows": len(s.data.keys)} for s in sources], "evaluation")
+        report = build_report(config, base, sources)
+        written = write_report(report, folder)
+        run.log_metrics(get_logged_metrics(report), 0)
         for path in written:
             run.log_artifacts(path, "report")
     print_line(f"report: {written[-1]}")
-    return made
+    return report
 
 
 def run_evaluate_truth(config: TruthConfig) -> dict[str, Any]:
-    """`trimtab evaluate truth`."""
-    made = evaluate_detectors(config)
-    for entry in made.sets:
-        results, figures = [one.result for one in entry.lines], [one.figures for one in entry.lines]
-        console.print(build_table(results, figures, f"made-up answers in {entry.name}: test part, mean of {made.seeds} seeds"))
+    """Write the report and print its tables.
+
+    Returns:
+        Report as JSON, for `--json`.
+    """
+    report = evaluate_detectors(config)
+    for entry in report.sets:
+        results, figures = [line.result for line in entry.lines], [line.figures for line in entry.lines]
+        console.print(
+            build_table(results, figures, f"made-up answers in {entry.name}: test part, mean of {report.seeds} seeds")
+        )
         print_line(format_comparison(entry.compared))
-    return report_as_json(made)
+    return report_as_json(report)
 
 
 def open_sources(config: TruthConfig, base: BaseModel) -> list[ReportSource]:
-    """The data sets, split. Raises UsageError, naming the data set, for one that cannot be split or compared."""
+    """Read and split the data sets.
+
+    Raises:
+        UsageError: if a data set cannot be split, or its layers differ from those of the first one; names the data set.
+        ArtifactError: if a data set cannot be read or is of another base model.
+    """
     folders = list(dict.fromkeys(as_source_list(config.signals)))
-    read = {name: read_dataset(open_folder(path), base) for name, path in zip(_names(folders), folders, strict=True)}
-    first = next(iter(read.values()))
-    if different := [name for name, data in read.items() if data.meta.layers != first.meta.layers]:
+    data_sets = {
+        name: read_dataset(open_folder(path), base) for name, path in zip(_name_folders(folders), folders, strict=True)
+    }
+    first = next(iter(data_sets.values()))
+    if different := [name for name, data in data_sets.items() if data.meta.layers != first.meta.layers]:
         raise UsageError(
-            f"{different[0]} has layers {list(read[different[0]].meta.layers)}, the first data set {list(first.meta.layers)}: "
-            "collect them with the same --layers, or report on them apart"
+            f"{different[0]} has layers {list(data_sets[different[0]].meta.layers)}, the first data set "
+            f"{list(first.meta.layers)}. Collect them with the same --layers, or write separate reports"
         )
-    return [_source(config, name, data) for name, data in read.items()]
+    return [_build_source(config, name, data) for name, data in data_sets.items()]
 
 
-def build_report(config: TruthConfig, base: BaseModel, given: Sequence[ReportSource]) -> DetectionReport:
-    """Learn all that the report shows, with one bar over all fits."""
-    total = sum(source.fits(config.ablations) for source in given)
+def build_report(config: TruthConfig, base: BaseModel, sources: Sequence[ReportSource]) -> DetectionReport:
+    """Train and measure all detectors of the report, with one progress bar over all fits."""
+    total = sum(source.fits(config.ablations) for source in sources)
     with ProgressBar("heads", total) as bar:
-        made = [_data_set(source, config.ablations, lambda: bar.update(bar.done + 1)) for source in given]
+        reports = [_report_data_set(source, config.ablations, lambda: bar.update(bar.done + 1)) for source in sources]
     return DetectionReport(
         title=f"{config.name}: detectors for {base.name}",
         base=f"{base.name} {base.fingerprint}",
-        layers=given[0].data.meta.layers,
+        layers=sources[0].data.meta.layers,
         seeds=config.seeds,
-        sets=[entry for entry, _ in made],
-        moved=_moved(given, [arms for _, arms in made]) if len(given) > 1 else [],
-        notes=_notes(config, given),
+        sets=[entry for entry, _ in reports],
+        moved=_measure_transfer(sources, [arms for _, arms in reports]) if len(sources) > 1 else [],
+        notes=_build_notes(config, sources),
     )
 
 
-def _source(config: TruthConfig, name: str, data: SignalDataset) -> ReportSource:
+def _build_source(config: TruthConfig, name: str, data: SignalDataset) -> ReportSource:
     try:
         answers = build_score_inputs(data)
-        spread = compute_semantic_entropies(answers, config.similarity)
-        rows = split_by_seed(data, config.seeds, config.validation, config.test, spread=spread)
-        tried = list_trials(config.head, data, config.layers, {}, sampled=len(spread.unique()) > 1)
+        entropies = compute_semantic_entropies(answers, config.similarity)
+        rows = split_by_seed(data, config.seeds, config.validation, config.test, spread=entropies)
+        trials = list_trials(config.head, data, config.layers, {}, sampled=len(entropies.unique()) > 1)
         scored = measure_training_free(answers, rows, config.similarity)
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error
-    cut = {
+    reduced = {
         share: {seed: drop_labels(parts, data.groups, seed, share) for seed, parts in rows.items()}
         for share in sorted(set(config.labels))
     }
-    # With few labels a seed may be left with one class: that share has no point.
-    fewer = {share: parts for share, parts in cut.items() if all(has_two_classes(p.train) for p in parts.values())}
-    return ReportSource(name, data, rows, fewer, tried, scored, draw_resamples(data.groups, config.seeds))
+    # With few labels a seed may be left with one class; such a share is omitted from the label curve.
+    fewer = {share: parts for share, parts in reduced.items() if all(has_two_classes(p.train) for p in parts.values())}
+    return ReportSource(name, data, rows, fewer, trials, scored, draw_resamples(data.groups, config.seeds))
 
 
-def _data_set(source: ReportSource, ablations: bool, tick: Callable[[], None]) -> tuple[DataSetReport, list[SelectedModel]]:
-    """All figures on a data set, and the heads that were chosen."""
+def _report_data_set(
+    source: ReportSource, ablations: bool, tick: Callable[[], None]
+) -> tuple[DataSetReport, list[SelectedModel]]:
+    """Return the report on a data set, and its selected models."""
     arms = select_models(list(source.tried.values()), source.rows, tick)
     results = [arm.result for arm in arms] + list(source.free)
-    cut = [r for arm in arms if arm.result.name == OURS and ablations for r in _ablations(arm, source, tick)]
-    whole, best = get_best_head(results), get_best_rival(results)
+    ablated = [r for arm in arms if arm.result.name == OURS and ablations for r in _measure_ablations(arm, source, tick)]
+    best_head, best_rival = get_best_head(results), get_best_rival(results)
     truthful = source.data.truthful
     entry = DataSetReport(
         name=source.name,
@@ -172,68 +201,70 @@ def _data_set(source: ReportSource, ablations: bool, tick: Callable[[], None]) -
         labelled=int((~truthful.isnan()).sum()),
         right=int((truthful == 1).sum()),
         lines=[build_line(result, source.data.sources, source.drawn) for result in results],
-        compared=estimate_difference(whole, best, source.drawn),
+        compared=estimate_difference(best_head, best_rival, source.drawn),
         ablations=[
-            (build_line(r, source.data.sources, source.drawn), estimate_difference(whole, r, source.drawn)) for r in cut
+            (build_line(r, source.data.sources, source.drawn), estimate_difference(best_head, r, source.drawn)) for r in ablated
         ],
-        shares=_shares(source, arms, tick),
+        shares=_measure_label_shares(source, arms, tick),
     )
     return entry, arms
 
 
-def _ablations(arm: SelectedModel, source: ReportSource, tick: Callable[[], None]) -> list[DetectorResult]:
-    """FLaG without each of its parts, at the layers and settings that were chosen for the whole."""
+def _measure_ablations(arm: SelectedModel, source: ReportSource, tick: Callable[[], None]) -> list[DetectorResult]:
+    """Measure FLaG without each of its parts, at the layers and settings selected for the full head."""
     candidate = arm.learned[0].candidate
-    changed = [replace(candidate, settings={**candidate.settings, **cut}) for cut in ABLATIONS.values()]
-    made = fit_candidates(changed, source.rows, tick)
+    candidates = [replace(candidate, settings={**candidate.settings, **changes}) for changes in ABLATIONS.values()]
+    fits = fit_candidates(candidates, source.rows, tick)
     layers = source.data.meta.layers
-    return [build_selected_model(name, one, source.rows, layers).result for name, one in zip(ABLATIONS, made, strict=True)]
+    return [
+        build_selected_model(name, trained, source.rows, layers).result for name, trained in zip(ABLATIONS, fits, strict=True)
+    ]
 
 
-def _shares(source: ReportSource, arms: Sequence[SelectedModel], tick: Callable[[], None]) -> list[LabelShare]:
-    """The label curves of the heads that learn from labels, each at the layers and settings that it has with all labels."""
-    taught = [arm for arm in (arms if source.fewer else ()) if heads.get_head(arm.result.name).taught]
-    candidates = [arm.learned[0].candidate for arm in taught]
-    made = {share: fit_candidates(candidates, rows, tick) for share, rows in source.fewer.items()}
-    found: list[LabelShare] = []
-    for index, arm in enumerate(taught):
+def _measure_label_shares(source: ReportSource, arms: Sequence[SelectedModel], tick: Callable[[], None]) -> list[LabelShare]:
+    """Measure the label curves of supervised heads, each at the layers and settings selected with all labels."""
+    supervised = [arm for arm in (arms if source.fewer else ()) if heads.get_head(arm.result.name).taught]
+    candidates = [arm.learned[0].candidate for arm in supervised]
+    fits = {share: fit_candidates(candidates, rows, tick) for share, rows in source.fewer.items()}
+    curve: list[LabelShare] = []
+    for index, arm in enumerate(supervised):
         for share, rows in source.fewer.items():
-            some = build_selected_model(arm.result.name, made[share][index], rows, source.data.meta.layers)
-            found.append(build_label_share(some.result, share, source.drawn))
-        found.append(build_label_share(arm.result, 1.0, source.drawn))
-    return found
+            model = build_selected_model(arm.result.name, fits[share][index], rows, source.data.meta.layers)
+            curve.append(build_label_share(model.result, share, source.drawn))
+        curve.append(build_label_share(arm.result, 1.0, source.drawn))
+    return curve
 
 
-def _moved(given: Sequence[ReportSource], arms: Sequence[Sequence[SelectedModel]]) -> list[TransferResult]:
-    """Every head of every data set on the test parts of all."""
-    found: list[TransferResult] = []
-    for here, learned in zip(given, arms, strict=True):
-        for there in given:
-            places = {seed: parts.test_indices for seed, parts in there.rows.items()}
-            read = {seed: _read(there.data, at, here.rows[seed]) for seed, at in places.items()}
-            for arm in learned:
-                tests = [compute_test_risks(made, read[made.seed], places[made.seed]) for made in arm.learned]
-                found.append(build_transfer(arm.result.name, here.name, there.name, tests, there.drawn))
-    order = list(dict.fromkeys(arm.result.name for learned in arms for arm in learned))
-    return sorted(found, key=lambda cell: order.index(cell.name))
+def _measure_transfer(sources: Sequence[ReportSource], arms: Sequence[Sequence[SelectedModel]]) -> list[TransferResult]:
+    """Measure the selected models of every data set on the test parts of all data sets."""
+    cells: list[TransferResult] = []
+    for source, models in zip(sources, arms, strict=True):
+        for target in sources:
+            indices = {seed: parts.test_indices for seed, parts in target.rows.items()}
+            tests = {seed: _read_foreign_rows(target.data, rows, source.rows[seed]) for seed, rows in indices.items()}
+            for arm in models:
+                risks = [compute_test_risks(trained, tests[trained.seed], indices[trained.seed]) for trained in arm.learned]
+                cells.append(build_transfer(arm.result.name, source.name, target.name, risks, target.drawn))
+    order = list(dict.fromkeys(arm.result.name for models in arms for arm in models))
+    return sorted(cells, key=lambda cell: order.index(cell.name))
 
 
-def _read(data: SignalDataset, at: Tensor, parts: DataSplits) -> DetectorRows:
-    """Answers of a data set as detectors that learned elsewhere read them."""
-    return build_foreign_rows(data.psi[at], [data.traces[i] for i in at.tolist()], data.truthful[at], parts)
+def _read_foreign_rows(data: SignalDataset, indices: Tensor, parts: DataSplits) -> DetectorRows:
+    """Build the rows of answers for detectors that were trained on another data set, whose splits are `parts`."""
+    return build_foreign_rows(data.psi[indices], [data.traces[i] for i in indices.tolist()], data.truthful[indices], parts)
 
 
-def _names(folders: Sequence[str]) -> list[str]:
-    """What data sets are called: their folder's name, or all of the path where two have one name."""
+def _name_folders(folders: Sequence[str]) -> list[str]:
+    """Return the name of each folder, or its full path if two folders have the same name."""
     short = [open_folder(folder).resolve().name for folder in folders]
     return [folder if short.count(name) > 1 else name for folder, name in zip(folders, short, strict=True)]
 
 
-def _notes(config: TruthConfig, given: Sequence[ReportSource]) -> list[str]:
-    notes = [f"{config.test:.0%} of the questions test, {config.validation:.0%} choose and calibrate, the others train"]
+def _build_notes(config: TruthConfig, sources: Sequence[ReportSource]) -> list[str]:
+    notes = [f"questions: {config.test:.0%} test, {config.validation:.0%} model selection and calibration, the others training"]
     notes += [
-        f"{source.name}: no point at {share:.0%} of the labels, where a seed's training labels are all of one class"
-        for source in given
+        f"{source.name}: no point at {share:.0%} of the labels, because a seed's training labels are all of one class"
+        for source in sources
         for share in config.labels
         if share not in source.fewer
     ]

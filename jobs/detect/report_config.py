@@ -1,4 +1,4 @@
-"""Settings of `trimtab evaluate truth`."""
+"""Configuration of `trimtab evaluate truth`."""
 
 from dataclasses import dataclass, field
 
@@ -8,24 +8,24 @@ from trimtab.jobs.detect.config import check_split_shares
 
 @dataclass(frozen=True)
 class TruthConfig:
-    """The whole report on detectors of made-up answers: every head and training-free score on every data set.
+    """Report on detectors of made-up answers: every head and training-free score on every data set.
 
     Args:
-        signals: folders that `trimtab collect` wrote, of one base model; with several the report has a transfer matrix.
-        head: heads to report on: flag, linear, saplma, mlp, sep, haloscope; all is every one of them that the data allow.
-        layers: layers to try, each alone and all together; those of the data sets without any.
-        seeds: seeds, each with a split of its own.
-        test: share of the questions for the report.
-        validation: share of the questions to choose and calibrate on.
-        labels: shares of the training labels for the label curve, besides all of them; empty for no curve.
-        similarity: how scores and the head sep tell that samples say the same: exact, overlap, news or states, or one of
+        signals: folders that `trimtab collect` wrote, of one base model; several folders add a transfer matrix.
+        head: heads to report on: flag, linear, saplma, mlp, sep, haloscope; all selects every head that the data sets support.
+        layers: layers to try, each alone and all together; if omitted, the layers of the data sets.
+        seeds: number of seeds, each with its own split.
+        test: share of the questions for the test part.
+        validation: share of the questions for model selection and calibration.
+        labels: shares of the training labels for the label curve, in addition to all labels; empty for no curve.
+        similarity: similarity by which scores and the sep head compare samples: exact, overlap, news or states, or one of
             these with a threshold, as overlap:0.8.
         ablations: report on FLaG without each of its parts.
         name: name of the report and of its MLflow run.
-        out: folder for the report; without it, among this machine's runs.
-        base: base model, to check the signals against.
+        out: folder for the report; if omitted, a folder among this machine's runs.
+        base: base model; must match the signals.
         revision: revision of a Hugging Face id.
-        address: Ray cluster to run on.
+        address: address of the Ray cluster.
     """
 
     signals: list[str] | str = ""
@@ -48,4 +48,4 @@ class TruthConfig:
         if bad := [share for share in self.labels if not 0 < share < 1]:
             raise UsageError(f"labels must be shares above 0 and below 1, not {bad[0]}")
         if not self.name or not all(c.isalnum() or c in "-_." for c in self.name) or self.name.startswith("."):
-            raise UsageError(f"name {self.name!r} becomes a folder's: use letters, digits, '.', '-' and '_'")
+            raise UsageError(f"name {self.name!r} is not a valid folder name. Use letters, digits, '.', '-' and '_'")

@@ -1,4 +1,4 @@
-"""Training-free scores of collected answers: their worth, their cost, and the semantic entropies that the head `sep` learns."""
+"""Training-free scores of collected answers, their cost, and the regression targets of the `sep` head."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -15,17 +15,23 @@ from trimtab.scores import Generation, ScoreInputs
 from trimtab.scores.similarity import build_similarity
 from trimtab.text.normalization import normalize_answer
 
-# What the head `sep` learns to foretell.
+# Regression target of the `sep` head.
 SPREAD = "semantic-entropy"
 
 
 def measure_training_free(
     answers: Sequence[ScoreInputs], rows: Mapping[int, DataSplits], alike: str = "exact"
 ) -> list[DetectorResult]:
-    """Every score that the answers allow, over seeds. `answers` [N] are the data set's, in order; `alike` names the similarity
-    by which samples are compared.
+    """Measure every score that the answers support, over seeds.
 
-    Raises NotFoundError or UsageError for a similarity that is not known.
+    Args:
+        answers: answers [N] of the data set, in order.
+        rows: splits by seed.
+        alike: similarity by which samples are compared.
+
+    Raises:
+        NotFoundError: if the similarity is unknown.
+        UsageError: if the threshold of the similarity is invalid.
     """
     build_similarity(alike)
     return [
@@ -35,31 +41,31 @@ def measure_training_free(
 
 
 def compute_semantic_entropies(answers: Sequence[ScoreInputs], alike: str = "exact") -> Tensor:
-    """Semantic entropies [N] of the answers' samples, in nats; [0] where there are too few samples."""
+    """Compute the semantic entropies [N] of the answers' samples, in nats; [0] if there are too few samples."""
     return (
         -scores.measure_scores(SPREAD, answers, alike).float() if SPREAD in scores.list_computable(answers) else torch.empty(0)
     )
 
 
 def build_score_inputs(data: SignalDataset) -> list[ScoreInputs]:
-    """The answers of a data set as scores see them."""
-    # Samples repeat one another, and normalising is what takes the time here.
-    plain = lru_cache(maxsize=None)(normalize_answer)
+    """Build the inputs of scores from the answers of a data set."""
+    # Cached, because samples repeat and normalization dominates the run time.
+    normalize = lru_cache(maxsize=None)(normalize_answer)
 
-    def said(question: str, text: str, tokens: int, logp: float, state: Tensor) -> Generation:
-        words, asked = plain(text), set(plain(question).split())
-        news = " ".join(word for word in words.split() if word not in asked)
+    def build_generation(question: str, text: str, tokens: int, logp: float, state: Tensor) -> Generation:
+        words, question_words = normalize(text), set(normalize(question).split())
+        news = " ".join(word for word in words.split() if word not in question_words)
         return Generation(text, words, news, tokens, logp, state)
 
-    ends = data.psi[:, :, : data.meta.width]
+    last_states = data.psi[:, :, : data.meta.width]
     return [
         ScoreInputs(
-            said(question, answer, len(trace), trace[:, 0].mean().item(), end),
+            build_generation(question, answer, len(trace), trace[:, 0].mean().item(), last_state),
             trace,
-            tuple(said(question, s.text, s.tokens, s.logp, s.state) for s in samples),
+            tuple(build_generation(question, s.text, s.tokens, s.logp, s.state) for s in samples),
             p_true,
         )
-        for question, answer, trace, end, samples, p_true in zip(
-            data.questions, data.answers, data.traces, ends, data.samples, data.p_true, strict=True
+        for question, answer, trace, last_state, samples, p_true in zip(
+            data.questions, data.answers, data.traces, last_states, data.samples, data.p_true, strict=True
         )
     ]

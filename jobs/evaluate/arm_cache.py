@@ -1,6 +1,6 @@
-"""Answers and readings of arms that are kept, so that nothing is asked or read twice.
+"""Cache of the answers and text scores of arms.
 
-Verdicts and marks are not kept here: a better judge, or one more alias, marks anew.
+Verdicts and marks are not cached, so that another judge or reference answer applies to cached answers.
 """
 
 import hashlib
@@ -19,8 +19,15 @@ from trimtab.util.atomic_files import write_atomic
 
 @dataclass(frozen=True)
 class ArmCache:
-    """What arms on the base model of this `fingerprint` answered, or read, of one list of prompts: one file an arm. `limit` is
-    in tokens of each answer or text."""
+    """Cache of the answers or text scores of arms on one list of prompts, with one file per arm.
+
+    Attributes:
+        folder: folder of the files.
+        fingerprint: base model fingerprint.
+        prompts: prompts.
+        limit: maximum length of each answer or text, in tokens.
+        precision: data type of the model.
+    """
 
     folder: Path
     fingerprint: str
@@ -29,45 +36,45 @@ class ArmCache:
     precision: Precision
 
     def has_answers(self, arm: Arm) -> bool:
-        """Whether an arm was asked."""
+        """Return whether the answers of an arm are cached."""
         return self._file("answers", arm).exists()
 
     def read_answers(self, arm: Arm) -> list[str] | None:
-        """An arm's answers, None where it was not asked yet."""
+        """Return the cached answers of an arm; None if there are none."""
         return self._get("answers", arm)
 
     def read_readings(self, arm: Arm) -> list[TextScore] | None:
-        """An arm's readings, None where it has not read yet."""
-        found = self._get("readings", arm)
-        return None if found is None else [TextScore(**reading) for reading in found]
+        """Return the cached text scores of an arm; None if there are none."""
+        readings = self._get("readings", arm)
+        return None if readings is None else [TextScore(**reading) for reading in readings]
 
     def write_answers(self, arm: Arm, answers: Sequence[str]) -> None:
-        """Keep an arm's answers."""
+        """Write the answers of an arm."""
         self._put("answers", arm, list(answers))
 
     def write_readings(self, arm: Arm, readings: Sequence[TextScore]) -> None:
-        """Keep an arm's readings."""
+        """Write the text scores of an arm."""
         self._put("readings", arm, [asdict(reading) for reading in readings])
 
-    def _get(self, what: str, arm: Arm) -> Any:
-        path = self._file(what, arm)
-        return json.loads(path.read_text())[what] if path.exists() else None
+    def _get(self, kind: str, arm: Arm) -> Any:
+        path = self._file(kind, arm)
+        return json.loads(path.read_text())[kind] if path.exists() else None
 
-    def _put(self, what: str, arm: Arm, values: list[Any]) -> None:
+    def _put(self, kind: str, arm: Arm, values: list[Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(self._file(what, arm), json.dumps({"arm": arm.name, what: values}))
+        write_atomic(self._file(kind, arm), json.dumps({"arm": arm.name, kind: values}))
 
-    def _file(self, what: str, arm: Arm) -> Path:
-        steered = [arm.prefix.card.digest, arm.prefix.card.place] if arm.prefix else []
-        named = json.dumps(
+    def _file(self, kind: str, arm: Arm) -> Path:
+        prefix = [arm.prefix.card.digest, arm.prefix.card.place] if arm.prefix else []
+        key = json.dumps(
             [
-                what,
+                kind,
                 self.fingerprint,
                 compute_prompts_digest(self.prompts),
                 self.limit,
                 self.precision,
                 arm.system,
-                *steered,
+                *prefix,
             ]
         )
-        return self.folder / f"{hashlib.sha256(named.encode()).hexdigest()[:20]}.json"
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.json"

@@ -1,4 +1,4 @@
-"""Settings of utility suites, in a study and by themselves."""
+"""Configuration of `trimtab evaluate safety`, `trimtab evaluate utility`, and the utility suites of a study."""
 
 from dataclasses import dataclass, field
 
@@ -9,16 +9,17 @@ from trimtab.types import AnswerKind, Label, Precision
 
 @dataclass(frozen=True)
 class UtilitySuite:
-    """Questions and neutral texts that tell what an arm costs in ability.
+    """Questions and neutral texts that measure the utility of an arm.
 
     Args:
-        questions: sources of questions with their answers: files, trimtab:NAME, or Hugging Face datasets.
-        texts: sources of neutral texts: the same.
-        kind: how answers are compared: exact, contains, f1 or numeric; without it as each question says, else contains.
+        questions: sources of questions with reference answers: files, trimtab:NAME, or Hugging Face datasets.
+        texts: sources of neutral texts: files, trimtab:NAME, or Hugging Face datasets.
+        kind: comparison of answers: exact, contains, f1 or numeric; if omitted, the kind of each question, else contains.
         columns: other names of the fields, as columns.answers NAME: question, answers, context, kind, source, text, prompt.
-        max_tokens: tokens of each answer; 0 for 32, or 320 where numbers are wanted, which come at the end.
-        limit: questions, and texts, at most; 0 for all.
-        longest: tokens of each text that are read.
+        max_tokens: maximum length of each answer, in tokens; 0 for 32, or 320 if numbers are compared, which come last in an
+            answer.
+        limit: maximum number of questions, and of texts; 0 for all.
+        longest: maximum number of tokens of each text to read.
     """
 
     questions: list[str] | str = ""
@@ -31,23 +32,23 @@ class UtilitySuite:
 
     def __post_init__(self) -> None:
         if not self.questions and not self.texts:
-            raise UsageError("say what to measure on: questions or texts, as trimtab:countries and trimtab:neutral")
+            raise UsageError("questions or texts are required. Pass for example trimtab:countries and trimtab:neutral")
         if min(self.max_tokens, self.limit) < 0 or self.longest < 1:
-            raise UsageError("max_tokens and limit must not be below 0, nor longest below 1")
+            raise UsageError("max_tokens and limit must not be below 0, and longest must be at least 1")
 
 
 @dataclass(frozen=True)
 class UtilityConfig(UtilitySuite):
-    """Measure what prefixes cost in ability.
+    """Measure the utility of prefixes.
 
     Args:
-        prefix: prefixes to measure: champion (all of them), NAME, NAME@VERSION, or a folder; several as a list.
-        base: base model: catalogue name, folder, or Hugging Face id.
+        prefix: prefixes to measure: champion (all champions), NAME, NAME@VERSION, or a folder; several as a list.
+        base: base model: catalog name, folder, or Hugging Face id.
         revision: revision of a Hugging Face id.
-        precision: type of the model; auto is bf16 where the machine computes in it, else fp32.
-        gpus: GPUs for the engine, and for reading.
-        answers: write every answer with its mark, and every text's figures, to this JSON file.
-        address: Ray cluster to run on.
+        precision: data type of the model; auto is bf16 if the machine supports it, else fp32.
+        gpus: number of GPUs for the engine, and for reading texts.
+        answers: JSON file to write every answer with its mark, and the metrics of every text, to.
+        address: address of the Ray cluster.
     """
 
     prefix: list[str] | str = "champion"
@@ -61,23 +62,23 @@ class UtilityConfig(UtilitySuite):
 
 @dataclass(frozen=True)
 class SafetyConfig:
-    """Judge prefixes on prompt files.
+    """Measure refusal and compliance of prefixes on prompts.
 
     Args:
         data: sources of prompts, harmful and benign: files, trimtab:NAME, or Hugging Face datasets.
-        default_class: class of prompts that bring none: harmful, benign_hard or benign_easy.
+        default_class: class of prompts without a class: harmful, benign_hard or benign_easy.
         columns: other names of the fields, as --columns.prompt NAME.
-        prefix: prefixes to judge: champion (all of them), NAME, NAME@VERSION, or a folder; several as a list.
-        base: base model: catalogue name, folder, or Hugging Face id.
+        prefix: prefixes to measure: champion (all champions), NAME, NAME@VERSION, or a folder; several as a list.
+        base: base model: catalog name, folder, or Hugging Face id.
         revision: revision of a Hugging Face id.
-        limit: prompts of each side at most, 0 for all.
-        max_tokens: tokens of each answer.
-        precision: type of the model; auto is bf16 where the machine computes in it, else fp32.
-        gpus: GPUs for the engine.
-        judge: what gives the verdicts.
-        plot: write the safety/helpfulness plane to this PNG file.
-        answers: write every answer with its verdict to this JSON file.
-        address: Ray cluster to run on.
+        limit: maximum number of harmful prompts, and of benign prompts; 0 for all.
+        max_tokens: maximum length of each answer, in tokens.
+        precision: data type of the model; auto is bf16 if the machine supports it, else fp32.
+        gpus: number of GPUs for the engine.
+        judge: judge of the answers.
+        plot: PNG file to draw the safety/helpfulness plane to.
+        answers: JSON file to write every answer with its verdict to.
+        address: address of the Ray cluster.
     """
 
     data: list[str] | str = ""
@@ -97,4 +98,4 @@ class SafetyConfig:
 
     def __post_init__(self) -> None:
         if not self.data:
-            raise UsageError("say which prompts to judge on, with --data FILE")
+            raise UsageError("data is required. Pass --data FILE")

@@ -1,4 +1,7 @@
-"""Tasks that run an engine, each in a process of its own. Only such a process imports vLLM: that takes half a minute."""
+"""Generation task, which runs an engine in its own process.
+
+Only this process imports vLLM, because the import takes half a minute.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,15 +12,27 @@ from trimtab.jobs.evaluate.variants import ArmBatch, group_batches
 from trimtab.model.base_model import BaseModel, resolve_on_node
 
 
-def generate_answers(tell: Progress, base: BaseModel, batches: Sequence[ArmBatch], config: EngineConfig) -> Iterator[list[str]]:
-    """One answer for each prompt of a batch, batch by batch, all from one engine."""
+def generate_answers(
+    progress: Progress, base: BaseModel, batches: Sequence[ArmBatch], config: EngineConfig
+) -> Iterator[list[str]]:
+    """Generate one answer per prompt, with one engine for all batches.
+
+    Args:
+        progress: progress callback.
+        base: base model.
+        batches: prompts by arm.
+        config: configuration of the engine.
+
+    Yields:
+        Answers of each batch, in order.
+    """
     total = sum(len(batch.prompts) for batch in batches)
     before = 0
     with Engine(resolve_on_node(base), config) as engine:
         for group in group_batches(batches):
             asks = [batch.arm.build_ask(prompt) for batch in group for prompt in batch.prompts]
             sampling = [Sampling(max_tokens=batch.max_tokens) for batch in group for _ in batch.prompts]
-            said = iter(engine.chat_many(asks, sampling, lambda done, _, before=before: tell(before + done, total)))
+            choices = iter(engine.chat_many(asks, sampling, lambda done, _, before=before: progress(before + done, total)))
             for batch in group:
-                yield [next(said)[0].text for _ in batch.prompts]
+                yield [next(choices)[0].text for _ in batch.prompts]
             before += len(asks)

@@ -1,4 +1,4 @@
-"""`trimtab evaluate safety`: refusal and compliance on any prompt files, for the base, a text prompt and prefixes."""
+"""Job of `trimtab evaluate safety`: refusal and compliance of the base model, a text prompt, and prefixes."""
 
 import json
 from pathlib import Path
@@ -19,8 +19,14 @@ from trimtab.model.base_model import resolve_base_model
 
 
 def evaluate_safety(config: SafetyConfig) -> tuple[list[ArmResult], JudgeStanding]:
-    """Results of every arm on all the prompts, and how their judge stands. Raises errors of ours for data, prefixes and judges
-    that cannot be used."""
+    """Measure refusal and compliance of every arm.
+
+    Returns:
+        Result of each arm, and the agreement of the judge with human labels.
+
+    Raises:
+        TrimtabError: if data, a prefix or the judge cannot be used, or the job fails.
+    """
     base = resolve_base_model(config.base, config.revision)
     prompts = limit_prompts(read_all_prompts(as_source_list(config.data), config.default_class, config.columns), config.limit)
     chosen = {name: prefix for spec in as_source_list(config.prefix) for name, prefix in find_prefixes(spec, base).items()}
@@ -39,16 +45,20 @@ def evaluate_safety(config: SafetyConfig) -> tuple[list[ArmResult], JudgeStandin
 
 
 def run_evaluate_safety(config: SafetyConfig) -> dict[str, Any]:
-    """Print the table; write picture and answers where asked to."""
+    """Print the table, and write the plot and answers if configured.
+
+    Returns:
+        Results without answers, for `--json`.
+    """
     results, standing = evaluate_safety(config)
     console.print(build_table(results, f"{config.base} on {', '.join(as_source_list(config.data))}"))
     print_line(standing.format_line())
     for r in results:
-        shown = ", ".join(f"{name} {rate.value:.2f} of {rate.count}" for name, rate in r.sets.items())
-        print_line(f"{r.name}: right on {shown}")
-    judged = {"judge": standing.as_json()}
+        rates = ", ".join(f"{name} {rate.value:.2f} of {rate.count}" for name, rate in r.sets.items())
+        print_line(f"{r.name}: right on {rates}")
+    judge = {"judge": standing.as_json()}
     if config.plot and not write_plane(results, Path(config.plot)):
-        print_line(f"{config.plot} was not drawn: the plane needs harmful prompts and benign ones")
+        print_line(f"{config.plot} was not drawn: the plot requires both harmful and benign prompts")
     if config.answers:
-        Path(config.answers).write_text(json.dumps(results_as_json(results) | judged, indent=1) + "\n")
-    return results_as_json(results, answers=False) | judged
+        Path(config.answers).write_text(json.dumps(results_as_json(results) | judge, indent=1) + "\n")
+    return results_as_json(results, answers=False) | judge

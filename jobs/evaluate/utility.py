@@ -1,6 +1,6 @@
-"""`trimtab evaluate utility`, and the utility suites of a study: what arms cost in ability.
+"""Job of `trimtab evaluate utility`, and the utility suites of a study.
 
-One engine answers all questions of all suites under all arms; the frozen model reads the texts.
+One engine answers the questions of all suites under all arms. The frozen model scores the texts.
 """
 
 import json
@@ -34,8 +34,14 @@ SHORT, LONG = 32, 320
 
 @dataclass(frozen=True)
 class LoadedSuite:
-    """A utility suite that is read: every question says how to compare, and at most `max_tokens` tokens answer it; at most
-    `longest` tokens of a text, which is the target of a prompt, are read."""
+    """Utility suite with loaded data.
+
+    Attributes:
+        questions: questions; each has its `kind` of comparison.
+        texts: texts, as the targets of prompts.
+        max_tokens: maximum length of an answer, in tokens.
+        longest: maximum number of tokens of a text to read.
+    """
 
     questions: Sequence[Question]
     texts: Sequence[Prompt]
@@ -43,17 +49,21 @@ class LoadedSuite:
     longest: int
 
     def inputs(self, name: str) -> list[dict[str, Any]]:
-        """Data inputs {name, digest, rows} for a tracked run."""
-        given = {"questions": [q.prompt for q in self.questions], "texts": self.texts}
+        """Return the data inputs {name, digest, rows} of a tracked run."""
+        data = {"questions": [q.prompt for q in self.questions], "texts": self.texts}
         return [
-            {"name": f"{name} {what}", "digest": compute_prompts_digest(prompts), "rows": len(prompts)}
-            for what, prompts in given.items()
+            {"name": f"{name} {part}", "digest": compute_prompts_digest(prompts), "rows": len(prompts)}
+            for part, prompts in data.items()
             if prompts
         ]
 
 
 def evaluate_utility(config: UtilityConfig) -> list[MeasuredArm]:
-    """What every arm reached. Raises errors of ours for data and prefixes that cannot be used."""
+    """Measure the utility of every arm.
+
+    Raises:
+        TrimtabError: if data or a prefix cannot be used, or the job fails.
+    """
     base = resolve_base_model(config.base, config.revision)
     suites = {"suite": load_suite(config, "suite")}
     chosen = {name: prefix for spec in as_source_list(config.prefix) for name, prefix in find_prefixes(spec, base).items()}
@@ -63,91 +73,120 @@ def evaluate_utility(config: UtilityConfig) -> list[MeasuredArm]:
 
 
 def run_evaluate_utility(config: UtilityConfig) -> dict[str, Any]:
-    """Print the table; write all answers where asked to."""
+    """Print the tables, and write the answers if configured.
+
+    Returns:
+        Metrics without answers, for `--json`.
+    """
     measured = evaluate_utility(config)
     for table in build_tables(measured, config.base):
         console.print(table)
     pooled = metrics_as_json(measured, answers=False)
     for arm in pooled["pooled"]:
         if len(arm.get("sets", {})) > 1:
-            shown = ", ".join(f"{name} {rate['value']:.2f} of {rate['count']}" for name, rate in arm["sets"].items())
-            print_line(f"{arm['arm']}: right on {shown}")
+            rates = ", ".join(f"{name} {rate['value']:.2f} of {rate['count']}" for name, rate in arm["sets"].items())
+            print_line(f"{arm['arm']}: right on {rates}")
     if config.answers:
         Path(config.answers).write_text(json.dumps(metrics_as_json(measured), indent=1) + "\n")
     return pooled
 
 
 def load_suite(suite: UtilitySuite, name: str) -> LoadedSuite:
-    """Read a suite's data. Raises UsageError, naming what cannot be read or compared."""
-    known = {*FIELDS, *texts.FIELDS}
-    if unknown := set(suite.columns) - known:
-        raise UsageError(f"utility {name}: columns may rename {', '.join(sorted(known))}, not {', '.join(sorted(unknown))}")
-    asked = read_all_questions(_given(suite.questions), _of(suite.columns, FIELDS))
-    read = texts.read_all_texts(_given(suite.texts), _of(suite.columns, texts.FIELDS))
-    asked = [replace(q, kind=suite.kind or q.kind or "contains") for q in asked]
-    for question in asked:
-        _check(question)
-    kinds: set[AnswerKind | None] = {q.kind for q in asked}
+    """Load the data of a suite.
+
+    Args:
+        suite: configuration of the suite.
+        name: name of the suite in error messages.
+
+    Raises:
+        UsageError: if a column is unknown, a source cannot be read, or a reference answer has no number to compare.
+    """
+    fields = {*FIELDS, *texts.FIELDS}
+    if unknown := set(suite.columns) - fields:
+        raise UsageError(f"utility {name}: columns may rename {', '.join(sorted(fields))}, not {', '.join(sorted(unknown))}")
+    questions = read_all_questions(_list_sources(suite.questions), _select_columns(suite.columns, FIELDS))
+    prompts = texts.read_all_texts(_list_sources(suite.texts), _select_columns(suite.columns, texts.FIELDS))
+    questions = [replace(q, kind=suite.kind or q.kind or "contains") for q in questions]
+    for question in questions:
+        _check_numbers(question)
+    kinds: set[AnswerKind | None] = {q.kind for q in questions}
     return LoadedSuite(
-        questions=[asked[i] for i in _limited([q.question for q in asked], suite.limit)],
-        texts=[read[i] for i in _limited([t.target or "" for t in read], suite.limit)],
+        questions=[questions[i] for i in _subsample([q.question for q in questions], suite.limit)],
+        texts=[prompts[i] for i in _subsample([p.target or "" for p in prompts], suite.limit)],
         max_tokens=suite.max_tokens or (LONG if "numeric" in kinds else SHORT),
         longest=suite.longest,
     )
 
 
 def measure_utility(
-    base: BaseModel, asked: Sequence[Arm], suites: Mapping[str, LoadedSuite], precision: Precision, gpus: float, folder: Path
+    base: BaseModel, arms: Sequence[Arm], suites: Mapping[str, LoadedSuite], precision: Precision, gpus: float, folder: Path
 ) -> dict[str, list[MeasuredArm]]:
-    """What every arm reached on every suite; what is kept in `folder` is neither asked nor read again."""
-    asking = {
+    """Measure every arm on every suite.
+
+    Args:
+        base: base model.
+        arms: arms to measure.
+        suites: suites by name.
+        precision: data type of the model.
+        gpus: number of GPUs for the engine, and for reading texts.
+        folder: cache of answers and text scores; only missing ones are computed.
+
+    Returns:
+        Measured arms of each suite, in the order of `arms`.
+    """
+    answer_caches = {
         name: ArmCache(folder, base.fingerprint, [q.prompt for q in suite.questions], suite.max_tokens, precision)
         for name, suite in suites.items()
         if suite.questions
     }
-    reading = {name: ArmCache(folder, base.fingerprint, s.texts, s.longest, precision) for name, s in suites.items() if s.texts}
-    generate_missing("answers to questions", base, asked, list(asking.values()), gpus)
-    _read(base, asked, reading, precision, gpus)
+    text_caches = {
+        name: ArmCache(folder, base.fingerprint, suite.texts, suite.longest, precision)
+        for name, suite in suites.items()
+        if suite.texts
+    }
+    generate_missing("answers to questions", base, arms, list(answer_caches.values()), gpus)
+    _score_missing_texts(base, arms, text_caches, precision, gpus)
 
-    def measured(name: str, arm: Arm) -> MeasuredArm:
-        said = asking[name].read_answers(arm) if name in asking else []
-        read = reading[name].read_readings(arm) if name in reading else []
-        return MeasuredArm(
-            arm.name, [mark_answers(q, a) for q, a in zip(suites[name].questions, said or [], strict=True)], read or []
-        )
+    def build_measured_arm(name: str, arm: Arm) -> MeasuredArm:
+        answers = answer_caches[name].read_answers(arm) if name in answer_caches else []
+        scores = text_caches[name].read_readings(arm) if name in text_caches else []
+        marks = [mark_answers(q, a) for q, a in zip(suites[name].questions, answers or [], strict=True)]
+        return MeasuredArm(arm.name, marks, scores or [])
 
-    return {name: [measured(name, arm) for arm in asked] for name in suites}
+    return {name: [build_measured_arm(name, arm) for arm in arms] for name in suites}
 
 
-def _read(base: BaseModel, asked: Sequence[Arm], stores: Mapping[str, ArmCache], precision: Precision, gpus: float) -> None:
-    """Read what is not kept yet."""
-    missing = {name: [arm for arm in asked if store.read_readings(arm) is None] for name, store in stores.items()}
-    wanted = {name: (those, stores[name].prompts, stores[name].limit) for name, those in missing.items() if those}
-    if not wanted:
+def _score_missing_texts(
+    base: BaseModel, arms: Sequence[Arm], caches: Mapping[str, ArmCache], precision: Precision, gpus: float
+) -> None:
+    """Score the texts of arms that are not cached."""
+    missing = {name: [arm for arm in arms if cache.read_readings(arm) is None] for name, cache in caches.items()}
+    work = {name: (uncached, caches[name].prompts, caches[name].limit) for name, uncached in missing.items() if uncached}
+    if not work:
         return
     task, device = "trimtab.jobs.evaluate.utility_task:score_texts", "cuda" if gpus else "cpu"
-    found = run_task("texts read", task, base, wanted, precision, device, cpus=get_max_node_cores(), gpus=gpus)
-    for name, (those, _, _) in wanted.items():
-        for arm, readings in zip(those, found[name], strict=True):
-            stores[name].write_readings(arm, readings)
+    scores = run_task("texts read", task, base, work, precision, device, cpus=get_max_node_cores(), gpus=gpus)
+    for name, (uncached, _, _) in work.items():
+        for arm, readings in zip(uncached, scores[name], strict=True):
+            caches[name].write_readings(arm, readings)
 
 
-def _given(several: list[str] | str) -> list[str]:
-    return as_source_list(several) if several else []
+def _list_sources(sources: list[str] | str) -> list[str]:
+    return as_source_list(sources) if sources else []
 
 
-def _of(columns: Mapping[str, str], fields: Sequence[str]) -> dict[str, str]:
+def _select_columns(columns: Mapping[str, str], fields: Sequence[str]) -> dict[str, str]:
     return {field: column for field, column in columns.items() if field in fields}
 
 
-def _check(question: Question) -> None:
-    """UsageError where numbers are to be compared and a wanted answer has none."""
+def _check_numbers(question: Question) -> None:
+    """Raise UsageError if answers are compared as numbers and a reference answer contains none."""
     if question.kind == "numeric":
-        for wanted in question.answers:
-            parse_expected_number(wanted)
+        for answer in question.answers:
+            parse_expected_number(answer)
 
 
-def _limited(named: Sequence[str], limit: int) -> list[int]:
-    """Indices of at most `limit`, chosen by a hash so that more data changes little; 0 takes all."""
-    order = sorted(range(len(named)), key=lambda i: hash_to_fraction(named[i], 0))
-    return sorted(order[: limit or len(named)])
+def _subsample(contents: Sequence[str], limit: int) -> list[int]:
+    """Return at most `limit` indices in ascending order, selected by hash, so that added data changes few; 0 returns all."""
+    order = sorted(range(len(contents)), key=lambda i: hash_to_fraction(contents[i], 0))
+    return sorted(order[: limit or len(contents)])

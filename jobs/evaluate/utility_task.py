@@ -1,4 +1,4 @@
-"""The task of utility suites that needs no engine, in a process of its own on the cluster."""
+"""Text-scoring task of utility suites, which runs in its own process and needs no engine."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,23 +14,34 @@ from trimtab.types import Precision
 
 
 def score_texts(
-    tell: Progress,
+    progress: Progress,
     base: BaseModel,
-    wanted: Mapping[str, tuple[Sequence[Arm], Sequence[Prompt], int]],
+    suites: Mapping[str, tuple[Sequence[Arm], Sequence[Prompt], int]],
     precision: Precision,
     device: str,
 ) -> dict[str, list[list[TextScore]]]:
-    """For each suite's arms, texts and longest text in tokens: the readings of every arm."""
+    """Score the texts of suites under their arms.
+
+    Args:
+        progress: progress callback.
+        base: base model.
+        suites: arms, texts, and maximum text length in tokens, by suite.
+        precision: data type of the model.
+        device: device of the model.
+
+    Returns:
+        For each suite, the text scores of every arm.
+    """
     local = resolve_on_node(base)
-    rows = max((len(arm.prefix.vectors) for arms, _, _ in wanted.values() for arm in arms if arm.prefix), default=1)
+    rows = max((len(arm.prefix.vectors) for arms, _, _ in suites.values() for arm in arms if arm.prefix), default=1)
     renderer = build_renderer(local, rows)
     frozen = FrozenModel(local.load(precision, device), renderer.first_row)
-    total = sum(len(arms) * len(texts) for arms, texts, _ in wanted.values())
+    total = sum(len(arms) * len(texts) for arms, texts, _ in suites.values())
     before = 0
-    found: dict[str, list[list[TextScore]]] = {}
-    for suite, (arms, texts, longest) in wanted.items():
-        found[suite] = text_scoring.score_texts(
-            frozen, renderer, arms, texts, longest, lambda done, _, before=before: tell(before + done, total)
+    scores: dict[str, list[list[TextScore]]] = {}
+    for suite, (arms, texts, longest) in suites.items():
+        scores[suite] = text_scoring.score_texts(
+            frozen, renderer, arms, texts, longest, lambda done, _, before=before: progress(before + done, total)
         )
         before += len(arms) * len(texts)
-    return found
+    return scores

@@ -1,4 +1,4 @@
-"""Answering prompts under several arms with one engine, as a task on the cluster."""
+"""Generation of answers under several arms with one engine, as a task on the cluster."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +14,19 @@ from trimtab.ray_connection import get_max_node_cores
 from trimtab.types import BASE_ARM, TEXT_ARM, Precision
 
 TITLE = "answers of all arms"
-# Prompts that the engine is given at once, at least: so many that the last of them, which leave room, take little of the time.
+# Minimum number of prompts per engine call. At the end of a call the engine is not fully used, so calls are large.
 TOGETHER = 2048
 
 
 @dataclass(frozen=True)
 class ArmBatch:
-    """Prompts that an arm is to answer in at most `max_tokens` tokens each."""
+    """Prompts of one arm.
+
+    Attributes:
+        arm: arm that answers.
+        prompts: prompts to answer.
+        max_tokens: maximum length of each answer, in tokens.
+    """
 
     arm: Arm
     prompts: Sequence[Prompt]
@@ -28,12 +34,12 @@ class ArmBatch:
 
 
 def build_standard_arms(prefixes: Mapping[str, Prefix]) -> list[Arm]:
-    """The base model, the safety text prompt, and each prefix."""
+    """Build the arms of the base model, the safety text prompt, and each prefix."""
     return [Arm(BASE_ARM), Arm(TEXT_ARM, system=SAFETY_PROMPT), *(Arm(name, prefix=p) for name, p in prefixes.items())]
 
 
 def build_engine_config(precision: Precision) -> EngineConfig:
-    """An engine for prompts of any user, under many arms at once."""
+    """Build the engine configuration for prompts of any origin under many concurrent arms."""
     return EngineConfig(rows=256, precision=precision, max_length=2048)
 
 
@@ -42,32 +48,51 @@ def evaluate_arms(
     arms: Sequence[Arm],
     parts: Mapping[str, Sequence[Prompt]],
     max_tokens: int,
-    setting: EngineConfig,
+    config: EngineConfig,
     gpus: float,
 ) -> dict[str, list[ArmResult]]:
-    """Results of every arm on every part, computed by one engine on the cluster."""
+    """Generate and judge the answers of every arm on every part, with one engine on the cluster.
+
+    Args:
+        base: base model.
+        arms: arms to evaluate.
+        parts: prompts by part.
+        max_tokens: maximum length of each answer, in tokens.
+        config: configuration of the engine.
+        gpus: number of GPUs for the engine.
+
+    Returns:
+        Results of the arms by part, with the verdicts of the string match.
+    """
     batches = [ArmBatch(arm, prompts, max_tokens) for prompts in parts.values() for arm in arms]
-    said = iter(list(_generate_answers(TITLE, base, batches, setting, gpus)))
-    return {part: [judge_answers(arm, prompts, next(said)) for arm in arms] for part, prompts in parts.items()}
+    answers = iter(list(_generate_answers(TITLE, base, batches, config, gpus)))
+    return {part: [judge_answers(arm, prompts, next(answers)) for arm in arms] for part, prompts in parts.items()}
 
 
-def generate_missing(title: str, base: BaseModel, arms: Sequence[Arm], stores: Sequence[ArmCache], gpus: float) -> None:
-    """Ask what is not kept yet, all of it of one engine; what it has answered is kept while it goes on. The stores are of one
-    precision."""
-    missing = [(store, arm) for store in stores for arm in arms if not store.has_answers(arm)]
+def generate_missing(title: str, base: BaseModel, arms: Sequence[Arm], caches: Sequence[ArmCache], gpus: float) -> None:
+    """Generate the answers that are not cached, with one engine, and write each arm's answers as they arrive.
+
+    Args:
+        title: title of the progress bar.
+        base: base model.
+        arms: arms that answer the prompts of every cache.
+        caches: caches, all of one precision.
+        gpus: number of GPUs for the engine.
+    """
+    missing = [(cache, arm) for cache in caches for arm in arms if not cache.has_answers(arm)]
     if missing:
-        batches = [ArmBatch(arm, store.prompts, store.limit) for store, arm in missing]
-        said = _generate_answers(title, base, batches, build_engine_config(stores[0].precision), gpus)
-        for (store, arm), answers in zip(missing, said, strict=True):
-            store.write_answers(arm, answers)
+        batches = [ArmBatch(arm, cache.prompts, cache.limit) for cache, arm in missing]
+        generated = _generate_answers(title, base, batches, build_engine_config(caches[0].precision), gpus)
+        for (cache, arm), answers in zip(missing, generated, strict=True):
+            cache.write_answers(arm, answers)
 
 
 def group_batches(batches: Iterable[ArmBatch]) -> Iterator[list[ArmBatch]]:
-    """Batches that the engine is given at once."""
+    """Group batches so that each group has enough prompts for one engine call."""
     group = list[ArmBatch]()
     for batch in batches:
         group.append(batch)
-        if sum(len(one.prompts) for one in group) >= TOGETHER:
+        if sum(len(item.prompts) for item in group) >= TOGETHER:
             yield group
             group = []
     if group:
@@ -75,19 +100,25 @@ def group_batches(batches: Iterable[ArmBatch]) -> Iterator[list[ArmBatch]]:
 
 
 def limit_prompts(prompts: Sequence[Prompt], limit: int, seed: int = 0) -> list[Prompt]:
-    """At most `limit` prompts of each side, chosen by a hash so that more data changes little; 0 takes all."""
+    """Limit the harmful and the benign prompts.
+
+    Args:
+        prompts: prompts.
+        limit: maximum number of harmful prompts, and of benign prompts; 0 for all.
+        seed: seed of the hash that selects prompts; added data changes few of the selected prompts.
+    """
     if not limit:
         return list(prompts)
-    sides: list[Prompt] = []
+    selected: list[Prompt] = []
     for harmful in (True, False):
-        mine = [p for p in prompts if (p.label == "harmful") == harmful]
-        sides += sorted(mine, key=lambda p: hash_to_fraction(p.prompt, seed))[:limit]
-    return sides
+        side = [p for p in prompts if (p.label == "harmful") == harmful]
+        selected += sorted(side, key=lambda p: hash_to_fraction(p.prompt, seed))[:limit]
+    return selected
 
 
 def _generate_answers(
-    title: str, base: BaseModel, batches: Sequence[ArmBatch], setting: EngineConfig, gpus: float
+    title: str, base: BaseModel, batches: Sequence[ArmBatch], config: EngineConfig, gpus: float
 ) -> Iterator[list[str]]:
-    """The answers of each batch, as they come."""
+    """Yield the answers of each batch as they arrive."""
     task = "trimtab.jobs.evaluate.generation_task:generate_answers"
-    return stream_task(title, task, base, batches, setting, cpus=get_max_node_cores(), gpus=gpus)
+    return stream_task(title, task, base, batches, config, cpus=get_max_node_cores(), gpus=gpus)

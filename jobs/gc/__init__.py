@@ -1,1 +1,1 @@
-"""Job of `trimtab gc`."""
+"""The `trimtab gc` job: removal of unused files."""

@@ -7,12 +7,12 @@ from trimtab.errors import UsageError
 
 @dataclass(frozen=True)
 class GcConfig:
-    """Show what nothing refers to any more in trimtab's home, and remove it.
+    """Show and remove unused files in trimtab's home.
 
     Args:
-        remove: remove it; without this it is only shown.
-        days: what was written to within this time stays.
-        signals: folders of signals to look at too: those that no detector in the registry has learned from can go.
+        remove: remove the files; without it they are only listed.
+        days: minimum age in days; files modified more recently are kept.
+        signals: folders of signals to check as well; those that no detector in the registry was trained on are unused.
     """
 
     remove: bool = False
@@ -21,4 +21,4 @@ class GcConfig:
 
     def __post_init__(self) -> None:
         if self.days < 0:
-            raise UsageError("days cannot be below 0")
+            raise UsageError(f"days must not be below 0, not {self.days}")

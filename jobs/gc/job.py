@@ -1,7 +1,7 @@
-"""`trimtab gc`: what nothing refers to any more, shown first, removed when asked to.
+"""The `trimtab gc` command: lists unused files and, on request, removes them.
 
-Kept in any case: what a version in the registry was made from, runs that can be resumed or that a job works on, what waits
-to be sent to MLflow, and what is younger than a time.
+It always keeps the sources of registered versions, runs that are in progress or can be resumed, files that wait to be sent to
+MLflow, and files that were modified recently.
 """
 
 import json
@@ -28,13 +28,20 @@ from trimtab.tracking.registry import Version
 from trimtab.util.atomic_files import LOCK, is_locked
 
 DAY = 86_400.0
-# How `trimtab align` names a run's folder, by the time.
+# Name of a run folder of `trimtab align`: the start time.
 ALIGNED = re.compile(r"\d{8}-\d{6}-\d{6}")
 
 
 @dataclass(frozen=True)
 class UnusedFile:
-    """Something to remove: what it is, where, how many bytes, and why nothing needs it."""
+    """Unused file or folder.
+
+    Attributes:
+        what: kind, such as "checkpoints" or "download".
+        path: path of the file or folder.
+        bytes: size in bytes.
+        why: reason why it is unused.
+    """
 
     what: str
     path: Path
@@ -43,101 +50,125 @@ class UnusedFile:
 
 
 def run_gc(config: GcConfig) -> dict[str, Any]:
-    """Show what can go, and remove it with `--remove true`. Raises TrackingError where the registry cannot be asked: then
-    nothing is known to be unneeded."""
-    found = find_unused(config)
-    shown = Table("what", "path", "MiB", "why")
-    for one in found:
-        shown.add_row(one.what, str(one.path), f"{one.bytes / 2**20:.1f}", one.why)
-    if found:
-        console.print(shown)
+    """Print the unused files, and remove them with `--remove true`.
+
+    Returns:
+        The `--json` output.
+
+    Raises:
+        TrackingError: if the registry cannot be read, so that unused files cannot be determined.
+        ArtifactError: if a folder of `signals` holds no signals.
+    """
+    unused = find_unused(config)
+    table = Table("what", "path", "MiB", "why")
+    for entry in unused:
+        table.add_row(entry.what, str(entry.path), f"{entry.bytes / 2**20:.1f}", entry.why)
+    if unused:
+        console.print(table)
     if config.remove:
-        for one in found:
-            remove_unused(one.path)
-    total = sum(one.bytes for one in found) / 2**20
-    print_line(f"{'removed' if config.remove else 'would remove (with --remove true)'}: {len(found)}, {total:.1f} MiB")
-    entries = [asdict(one) | {"path": str(one.path)} for one in found]
-    return {"removed": config.remove, "waste": entries, "bytes": sum(one.bytes for one in found)}
+        for entry in unused:
+            remove_unused(entry.path)
+    total = sum(entry.bytes for entry in unused)
+    action = "removed" if config.remove else "would remove (with --remove true)"
+    print_line(f"{action}: {len(unused)}, {total / 2**20:.1f} MiB")
+    entries = [asdict(entry) | {"path": str(entry.path)} for entry in unused]
+    return {"removed": config.remove, "waste": entries, "bytes": total}
 
 
 def find_unused(config: GcConfig) -> list[UnusedFile]:
-    """All that can go, the largest first."""
+    """Return the unused files and folders, the largest first.
+
+    Raises:
+        TrackingError: if the registry cannot be read.
+        ArtifactError: if a folder of `signals` holds no signals.
+    """
     versions = registry.list_versions()
-    youngest = time.time() - config.days * DAY
-    found = [*_checkpoints(versions), *_downloads(versions), *_outboxes(), *_signals(as_source_list(config.signals), versions)]
-    waiting = runs.find_unsent_runs(settings.get_home() / "outbox")
-    free = [one for one in found if not any(path.is_relative_to(one.path) for path in waiting)]
-    old = [one for one in free if _touched(one.path) < youngest]
-    return sorted(old, key=lambda one: -one.bytes)
+    cutoff = time.time() - config.days * DAY
+    signals = as_source_list(config.signals)
+    unused = [
+        *_find_checkpoints(versions),
+        *_find_downloads(versions),
+        *_find_outboxes(),
+        *_find_signals(signals, versions),
+    ]
+    unsent = runs.find_unsent_runs(settings.get_home() / "outbox")
+    removable = [entry for entry in unused if not any(path.is_relative_to(entry.path) for path in unsent)]
+    old = [entry for entry in removable if _get_last_modified(entry.path) < cutoff]
+    return sorted(old, key=lambda entry: -entry.bytes)
 
 
 def remove_unused(path: Path) -> None:
-    """Remove a folder or a file; gone already is fine."""
+    """Remove a folder or a file; a missing one is ignored."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
 
-def _checkpoints(versions: list[Version]) -> Iterator[UnusedFile]:
-    """Checkpoints of training that is done, as the prefix that it led to is beside them; whole runs of `trimtab align` that led
-    to no version, or were stopped and begun again. Studies and sweeps go on where they are, and keep the rest."""
-    used = {version.run_id for version in versions}
+def _find_checkpoints(versions: list[Version]) -> Iterator[UnusedFile]:
+    """Yield checkpoints of finished training, and unused runs of `trimtab align`.
+
+    A run of `trimtab align` is unused if it is finished but has no version, or if it was stopped and a later run exists.
+    Studies and sweeps resume in their folders, so only their checkpoints of finished training are unused.
+    """
+    registered = {version.run_id for version in versions}
     for parent in sorted(settings.get_runs_folder().glob("*")):
-        began = sorted(folder for folder in parent.glob("*") if (folder / run_state.FILE).exists())
-        newest = max((folder for folder in began if ALIGNED.fullmatch(folder.name)), default=None)
-        for folder in (folder for folder in began if not is_locked(folder)):
-            aligned = ALIGNED.fullmatch(folder.name) is not None
-            done = (folder / ("done" if aligned else f"prefix/{FILE}")).exists()
-            if aligned and done and _run_id(folder) not in used:
-                yield _waste("run", folder, "it is done, and no version was made of it")
+        run_folders = sorted(folder for folder in parent.glob("*") if (folder / run_state.FILE).exists())
+        newest = max((folder for folder in run_folders if ALIGNED.fullmatch(folder.name)), default=None)
+        for folder in (folder for folder in run_folders if not is_locked(folder)):
+            is_align = ALIGNED.fullmatch(folder.name) is not None
+            done = (folder / ("done" if is_align else f"prefix/{FILE}")).exists()
+            if is_align and done and _read_run_id(folder) not in registered:
+                yield _build_entry("run", folder, "finished, and not registered as a version")
             elif done and (folder / "train").exists():
-                yield _waste("checkpoints", folder / "train", "the training is done, its prefix is beside them")
-            elif aligned and not done and folder != newest:
-                yield _waste("run", folder, "it was stopped, and a later run of this name was begun")
+                yield _build_entry("checkpoints", folder / "train", "training is finished and its prefix is saved")
+            elif is_align and not done and folder != newest:
+                yield _build_entry("run", folder, "stopped, and a later run of this name exists")
 
 
-def _downloads(versions: list[Version]) -> Iterator[UnusedFile]:
-    """Copies of versions that no alias names; they are downloaded again where they are asked for."""
-    named = {f"{registry.format_model_name(v.base, v.name)}/{v.version}" for v in versions if v.aliases}
+def _find_downloads(versions: list[Version]) -> Iterator[UnusedFile]:
+    """Yield local copies of versions without an alias; they are downloaded again when needed."""
+    aliased = {f"{registry.format_model_name(v.base, v.name)}/{v.version}" for v in versions if v.aliases}
     for folder in sorted((settings.get_home() / "registry").glob("*/*")):
-        if f"{folder.parent.name}/{folder.name}" not in named:
-            yield _waste("download", folder, "no alias names this version; it can be downloaded again")
+        if f"{folder.parent.name}/{folder.name}" not in aliased:
+            yield _build_entry("download", folder, "version without an alias; it can be downloaded again")
 
 
-def _outboxes() -> Iterator[UnusedFile]:
-    """What was sent to MLflow in full."""
+def _find_outboxes() -> Iterator[UnusedFile]:
+    """Yield outboxes that were sent to MLflow completely."""
     for outbox in sorted((settings.get_home() / "outbox").glob("*.outbox")):
         sent = outbox.with_suffix(".sent")
         if sent.exists() and int(sent.read_text() or 0) >= len(outbox.read_text().splitlines()):
             for path in sorted(outbox.parent.glob(f"{outbox.stem}.*")):
-                yield _waste("outbox", path, "all of it is in MLflow")
+                yield _build_entry("outbox", path, "sent to MLflow completely")
 
 
-def _signals(folders: list[str], versions: list[Version]) -> Iterator[UnusedFile]:
-    """Signals, of the folders that were named, from which no detector in the registry has learned. Raises ArtifactError for a
-    folder that holds something else."""
+def _find_signals(folders: list[str], versions: list[Version]) -> Iterator[UnusedFile]:
+    """Yield the folders of signals that no detector in the registry was trained on.
+
+    Raise ArtifactError for a folder without signals.
+    """
     used = {entry.get("digest") for v in versions if v.kind == "detector" for entry in registry.load_card(v).data}
     for folder in map(Path, folders):
         if not (folder / META).exists():
-            raise ArtifactError(f"{folder} holds no signals: --signals takes folders that trimtab collect wrote")
+            raise ArtifactError(f"{folder} holds no signals. Give folders written by trimtab collect to --signals")
         if read_dataset(folder).digest not in used:
-            yield _waste("signals", folder, "no detector in the registry has learned from them")
+            yield _build_entry("signals", folder, "no detector in the registry was trained on them")
 
 
-def _run_id(folder: Path) -> str | None:
+def _read_run_id(folder: Path) -> str | None:
     try:
-        known = run_state.read_run_record(folder)
-        return known.run_id if known else None
+        record = run_state.read_run_record(folder)
+        return record.run_id if record else None
     except (OSError, json.JSONDecodeError, KeyError):
         return None
 
 
-def _waste(what: str, path: Path, why: str) -> UnusedFile:
-    held = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return UnusedFile(what, path, sum(file.stat().st_size for file in held), why)
+def _build_entry(what: str, path: Path, why: str) -> UnusedFile:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return UnusedFile(what, path, sum(file.stat().st_size for file in files), why)
 
 
-def _touched(path: Path) -> float:
-    """When something in it was last written."""
-    return max(each.stat().st_mtime for each in (path, *path.rglob("*")) if each.name != LOCK)
+def _get_last_modified(path: Path) -> float:
+    """Return the latest modification time in a file or folder, in seconds since the epoch."""
+    return max(p.stat().st_mtime for p in (path, *path.rglob("*")) if p.name != LOCK)

@@ -1,1 +1,1 @@
-"""Job of `trimtab judges`, and judges as the other jobs run them."""
+"""Job of `trimtab judges`, and the judge runner that other jobs share."""

@@ -1,4 +1,4 @@
-"""Settings of judges: which one gives the verdicts, and the judges command."""
+"""Configuration of judges and of the judges command."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,14 +11,14 @@ Kind = Literal["string", "classifier", "endpoint"]
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """The judge that gives the verdicts.
+    """Judge of the answers.
 
     Args:
         kind: string matches words; classifier is a head on the base model; endpoint asks a language model.
-        folder: the classifier's folder, as `trimtab judges --fit` writes it.
-        url: the endpoint's URL, up to and with /v1. Its key comes from TRIMTAB_JUDGE_KEY, else OPENAI_API_KEY.
-        model: the model to ask there.
-        concurrency: requests at a time.
+        folder: folder of the classifier, as written by `trimtab judges --fit`.
+        url: URL of the endpoint, up to and including /v1. The API key is read from TRIMTAB_JUDGE_KEY, else OPENAI_API_KEY.
+        model: model of the endpoint.
+        concurrency: maximum number of concurrent requests.
     """
 
     kind: Kind = "string"
@@ -29,7 +29,7 @@ class JudgeConfig:
 
     def __post_init__(self) -> None:
         if self.kind == "classifier" and not self.folder:
-            raise UsageError("a classifier needs --judge.folder; trimtab judges --fit FOLDER makes one")
+            raise UsageError("a classifier needs --judge.folder. Run trimtab judges --fit FOLDER to create one")
         if self.kind == "endpoint" and not (self.url and self.model):
             raise UsageError("an endpoint needs --judge.url and --judge.model")
         if self.concurrency < 1:
@@ -42,14 +42,14 @@ class JudgesConfig:
 
     Args:
         fit: fit a classifier and save it to this folder.
-        labels: more labelled answers to fit on: files with prompt, answer and refused.
-        tokens: tokens of an answer's opening that the classifier reads.
-        judge: a classifier or an endpoint to measure besides the string match.
-        base: base model that the classifier reads with: catalogue name, folder, or Hugging Face id.
+        labels: additional labeled answers to fit on: files with prompt, answer and refused.
+        tokens: number of leading tokens of an answer that the classifier reads.
+        judge: classifier or endpoint to measure in addition to the string match.
+        base: base model of the classifier: catalog name, folder, or Hugging Face id.
         revision: revision of a Hugging Face id.
-        precision: type of the model; auto is bf16 where the machine computes in it, else fp32.
-        gpus: GPUs for the model.
-        address: Ray cluster to run on.
+        precision: data type of the model; auto is bf16 if the machine supports it, else fp32.
+        gpus: number of GPUs for the model.
+        address: address of the Ray cluster.
     """
 
     fit: str | None = None
@@ -66,4 +66,4 @@ class JudgesConfig:
         if self.tokens < 1:
             raise UsageError("--tokens must be at least 1")
         if self.labels and not self.fit:
-            raise UsageError("--labels are to fit on: say where to save the classifier, with --fit FOLDER")
+            raise UsageError("--labels requires --fit. Pass --fit FOLDER, the folder to save the classifier to")

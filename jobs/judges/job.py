@@ -1,4 +1,4 @@
-"""`trimtab judges`: how each judge stands against human labels; with --fit, a classifier of your own base model.
+"""Job of `trimtab judges`: agreement of judges with human labels; with --fit, training of a classifier.
 
 trimtab judges --fit my-classifier
 trimtab evaluate safety --data prompts.csv --judge.kind classifier --judge.folder my-classifier
@@ -25,56 +25,72 @@ from trimtab.ray_connection import get_max_node_cores
 
 
 def measure_judges(config: JudgesConfig) -> list[JudgeStanding]:
-    """How the string match, and the judge that the settings name or fit, stand against labels. Raises errors of ours."""
-    found = [compute_standing(StringMatch())]
+    """Measure the string match, and the configured or newly fitted judge, against human labels.
+
+    Returns:
+        Agreement of each judge with the labels, the string match first.
+
+    Raises:
+        TrimtabError: if labels or a judge cannot be used, or the job fails.
+    """
+    standings = [compute_standing(StringMatch())]
     if config.fit:
         folder = Path(config.fit)
-        own = [row for file in as_source_list(config.labels) for row in read_label_file(Path(file))]
+        user_labels = [row for file in as_source_list(config.labels) for row in read_label_file(Path(file))]
         base = resolve_base_model(config.base, config.revision)
         with ray_session(config.address):
             save_head(
                 _fit(
                     config,
                     base,
-                    FitRequest(read_human_labels(), own, config.tokens, config.precision, _device(config)),
+                    FitRequest(read_human_labels(), user_labels, config.tokens, config.precision, _get_device(config)),
                 ),
                 folder,
             )
-        found.append(compute_standing(open_judge(JudgeConfig("classifier", str(folder)), base)))
+        standings.append(compute_standing(open_judge(JudgeConfig("classifier", str(folder)), base)))
     if config.judge.kind == "classifier":
-        found.append(compute_standing(open_judge(config.judge, resolve_base_model(config.base, config.revision))))
+        standings.append(compute_standing(open_judge(config.judge, resolve_base_model(config.base, config.revision))))
     if config.judge.kind == "endpoint":
-        found.append(compute_standing(build_refusal_judge(config.judge)))
-    return found
+        standings.append(compute_standing(build_refusal_judge(config.judge)))
+    return standings
 
 
 def run_judges(config: JudgesConfig) -> dict[str, Any]:
-    """Print the tables."""
-    found = measure_judges(config)
-    for on in dict.fromkeys(a.on for s in found for a in s.agreements):
-        console.print(build_table(found, on))
-    for note in dict.fromkeys(f"{s.judge}: {s.note}" for s in found if s.note):
+    """Measure judges and print one table per set of labels.
+
+    Returns:
+        Agreements of the judges, for `--json`.
+    """
+    standings = measure_judges(config)
+    for on in dict.fromkeys(a.on for s in standings for a in s.agreements):
+        console.print(build_table(standings, on))
+    for note in dict.fromkeys(f"{s.judge}: {s.note}" for s in standings if s.note):
         print_line(note)
     if config.fit:
         print_line(f"classifier: {config.fit}; use it with --judge.kind classifier --judge.folder {config.fit}")
-    return {"judges": [s.as_json() for s in found]}
+    return {"judges": [s.as_json() for s in standings]}
 
 
-def build_table(found: Sequence[JudgeStanding], on: str) -> Table:
-    """One line for each judge on one set of labels, with 95 % intervals."""
-    mine = [(s.judge, a) for s in found for a in s.agreements if a.on == on]
-    shown = Table(title=f"{mine[0][1].count} {on}", title_justify="left")
+def build_table(standings: Sequence[JudgeStanding], on: str) -> Table:
+    """Build a table with one line per judge, with 95 % intervals.
+
+    Args:
+        standings: agreements of the judges.
+        on: set of labels to show.
+    """
+    agreements = [(s.judge, a) for s in standings for a in s.agreements if a.on == on]
+    table = Table(title=f"{agreements[0][1].count} {on}", title_justify="left")
     for column in ("judge", "precision", "recall", "accuracy"):
-        shown.add_column(column, no_wrap=column != "judge", overflow="fold")
-    for name, a in mine:
-        shown.add_row(name, str(a.precision), str(a.recall), str(a.accuracy))
-    return shown
+        table.add_column(column, no_wrap=column != "judge", overflow="fold")
+    for name, a in agreements:
+        table.add_row(name, str(a.precision), str(a.recall), str(a.accuracy))
+    return table
 
 
-def _fit(config: JudgesConfig, base: BaseModel, lesson: FitRequest) -> RefusalHead:
+def _fit(config: JudgesConfig, base: BaseModel, request: FitRequest) -> RefusalHead:
     task = "trimtab.jobs.judges.tasks:fit_refusal_head"
-    return run_task("cross-validation of the classifier", task, base, lesson, cpus=get_max_node_cores(), gpus=config.gpus)
+    return run_task("cross-validation of the classifier", task, base, request, cpus=get_max_node_cores(), gpus=config.gpus)
 
 
-def _device(config: JudgesConfig) -> str:
+def _get_device(config: JudgesConfig) -> str:
     return "cuda" if config.gpus else "cpu"

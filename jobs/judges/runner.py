@@ -1,4 +1,7 @@
-"""Verdicts that are kept, so that no answer is judged twice by the same judge: those of an endpoint cost money."""
+"""Judge runner with a cache of verdicts.
+
+A judge never judges the same answer twice, because verdicts of an endpoint cost money.
+"""
 
 import hashlib
 import json
@@ -26,30 +29,34 @@ from trimtab.ray_connection import get_max_node_cores
 from trimtab.types import VERDICTS, Verdict
 
 AnswerPair = tuple[str, str]
-"""A prompt and an answer to it."""
+"""Prompt and its answer."""
 
 
 @dataclass(frozen=True)
 class VerdictCache:
-    """The verdicts of one judge, by its key: a file of lines that is only added to, shared by all that judge."""
+    """Append-only cache of the verdicts of one judge, shared by all jobs.
+
+    Attributes:
+        judge: key of the judge.
+    """
 
     judge: str
 
     def read_verdicts(self, pairs: Iterable[AnswerPair]) -> dict[AnswerPair, Verdict]:
-        """What is known of these pairs. A line that was cut off by a crash is skipped."""
-        wanted = {_digest(pair): pair for pair in pairs}
-        found: dict[AnswerPair, Verdict] = {}
+        """Return the cached verdicts of these pairs; skip lines that a crash truncated."""
+        pairs_by_key = {_compute_key(pair): pair for pair in pairs}
+        cached: dict[AnswerPair, Verdict] = {}
         for row in read_jsonl(self._file):
             verdict: Verdict | None = next((v for v in VERDICTS if v == row["verdict"]), None)
-            if verdict and row["key"] in wanted:
-                found[wanted[row["key"]]] = verdict
-        return found
+            if verdict and row["key"] in pairs_by_key:
+                cached[pairs_by_key[row["key"]]] = verdict
+        return cached
 
     def write_verdicts(self, pairs: Sequence[AnswerPair], verdicts: Sequence[Verdict]) -> None:
-        """Add verdicts."""
+        """Append the verdicts of these pairs."""
         append_jsonl(
             self._file,
-            ({"key": _digest(pair), "verdict": verdict} for pair, verdict in zip(pairs, verdicts, strict=True)),
+            ({"key": _compute_key(pair), "verdict": verdict} for pair, verdict in zip(pairs, verdicts, strict=True)),
         )
 
     @property
@@ -57,17 +64,26 @@ class VerdictCache:
         return settings.get_home() / "verdicts" / f"{hashlib.sha256(self.judge.encode()).hexdigest()[:20]}.jsonl"
 
 
-def _digest(pair: AnswerPair) -> str:
+def _compute_key(pair: AnswerPair) -> str:
     return hashlib.sha256(json.dumps(pair).encode()).hexdigest()[:24]
 
 
-# Verdicts of an endpoint that are kept at a time: what a crash can lose.
+# Verdicts of an endpoint per write to the cache; a crash loses at most one chunk.
 CHUNK = 64
-CROSS_VALIDATED = "cross-validated: each answer was judged by a head that was not fitted on it"
+CROSS_VALIDATED = "cross-validated: no answer was judged by a head that was fitted on it"
 
 
 def open_judge(config: JudgeConfig, base: BaseModel, gpus: float = 0) -> Judge:
-    """The judge that the settings name. Raises errors of ours for a classifier that cannot be used, and a URL that is none."""
+    """Open the configured judge.
+
+    Args:
+        config: configuration of the judge.
+        base: base model of a classifier.
+        gpus: number of GPUs; any above 0 runs a classifier on the GPU.
+
+    Raises:
+        TrimtabError: if a classifier cannot be used or the URL of an endpoint is invalid.
+    """
     if config.kind == "classifier":
         return RefusalClassifier(load_head(Path(config.folder or ""), base), base, "cuda" if gpus else "cpu")
     if config.kind == "endpoint":
@@ -76,62 +92,83 @@ def open_judge(config: JudgeConfig, base: BaseModel, gpus: float = 0) -> Judge:
 
 
 def build_refusal_judge(config: JudgeConfig) -> LlmRefusalJudge:
-    """The endpoint that the settings name: it needs no base model. Raises UsageError."""
+    """Open the configured endpoint, which needs no base model.
+
+    Raises:
+        UsageError: if the URL is invalid.
+    """
     return LlmRefusalJudge(config.url or "", config.model or "", config.concurrency)
 
 
 def compute_standing(judge: Judge) -> JudgeStanding:
-    """How a judge stands against the human labels; an endpoint is asked about them, once.
+    """Measure the agreement of a judge with the human labels.
 
-    Raises JobError where it does not answer, so that this is known before anything long is begun."""
+    An endpoint judges the labeled answers once; later calls use the cache.
+
+    Raises:
+        JobError: if an endpoint does not respond. Callers call this before long work, to fail early.
+    """
     if isinstance(judge, RefusalClassifier):
         return JudgeStanding(judge.name, judge.head.list_agreements(), CROSS_VALIDATED)
     try:
         rows = read_human_labels()
     except AssetError as error:
-        return JudgeStanding(judge.name, note=f"no human labels here: {error}")
+        return JudgeStanding(judge.name, note=f"human labels are unavailable: {error}")
     verdicts = judge_cached(judge, [(row.prompt, row.answer) for row in rows])
     return JudgeStanding(judge.name, compute_label_agreements(verdicts, rows))
 
 
 def apply_judge(results: Mapping[str, Sequence[ArmResult]], judge: Judge, gpus: float = 0) -> dict[str, list[ArmResult]]:
-    """The same answers with this judge's verdicts in the place of the string match's."""
+    """Replace the verdicts of the string match by those of a judge.
+
+    Args:
+        results: results of every arm, by part.
+        judge: judge of the answers.
+        gpus: number of GPUs for a classifier.
+
+    Returns:
+        Results with the same answers and the verdicts of `judge`.
+    """
     if isinstance(judge, StringMatch):
         return {part: list(arms) for part, arms in results.items()}
-    everything = [j for arms in results.values() for arm in arms for j in arm.answers]
-    verdicts = iter(judge_cached(judge, [(get_judged_prompt(j.prompt), j.answer) for j in everything], gpus))
+    judged = [j for arms in results.values() for arm in arms for j in arm.answers]
+    verdicts = iter(judge_cached(judge, [(get_judged_prompt(j.prompt), j.answer) for j in judged], gpus))
 
-    def again(arm: ArmResult) -> ArmResult:
+    def rejudge(arm: ArmResult) -> ArmResult:
         return summarize_answers(arm.name, [replace(j, verdict=next(verdicts)) for j in arm.answers])
 
-    return {part: [again(arm) for arm in arms] for part, arms in results.items()}
+    return {part: [rejudge(arm) for arm in arms] for part, arms in results.items()}
 
 
 def judge_cached(judge: Judge, pairs: Sequence[AnswerPair], gpus: float = 0) -> list[Verdict]:
-    """One verdict for each pair; what this judge has judged before is not judged again."""
+    """Return one verdict per pair; only pairs without a cached verdict are judged.
+
+    Raises:
+        TrimtabError: if the judge fails.
+    """
     if isinstance(judge, StringMatch):
         return judge.judge_answers([p for p, _ in pairs], [a for _, a in pairs])
-    store = VerdictCache(judge.key)
-    known = store.read_verdicts(pairs)
-    missing = [pair for pair in dict.fromkeys(pairs) if pair not in known]
+    cache = VerdictCache(judge.key)
+    verdicts = cache.read_verdicts(pairs)
+    missing = [pair for pair in dict.fromkeys(pairs) if pair not in verdicts]
     if isinstance(judge, RefusalClassifier) and missing:
         texts = [p for p, _ in missing], [a for _, a in missing]
         task = "trimtab.jobs.judges.tasks:classify_answers"
-        found = run_task("verdicts of the classifier", task, judge, *texts, cpus=get_max_node_cores(), gpus=gpus)
-        store.write_verdicts(missing, found)
-        known |= dict(zip(missing, found, strict=True))
+        new = run_task("verdicts of the classifier", task, judge, *texts, cpus=get_max_node_cores(), gpus=gpus)
+        cache.write_verdicts(missing, new)
+        verdicts |= dict(zip(missing, new, strict=True))
     elif missing:
         with ProgressBar(f"verdicts of {judge.name}", len(missing)) as bar:
-            for begin in range(0, len(missing), CHUNK):
-                chunk = missing[begin : begin + CHUNK]
-                found = judge.judge_answers([p for p, _ in chunk], [a for _, a in chunk])
-                store.write_verdicts(chunk, found)
-                known |= dict(zip(chunk, found, strict=True))
-                bar.update(begin + len(chunk))
-    return [known[pair] for pair in pairs]
+            for start in range(0, len(missing), CHUNK):
+                chunk = missing[start : start + CHUNK]
+                new = judge.judge_answers([p for p, _ in chunk], [a for _, a in chunk])
+                cache.write_verdicts(chunk, new)
+                verdicts |= dict(zip(chunk, new, strict=True))
+                bar.update(start + len(chunk))
+    return [verdicts[pair] for pair in pairs]
 
 
 def get_judged_prompt(prompt: Prompt) -> str:
-    """What a judge is told of a prompt: its text, and where it stands in a conversation the turns before it."""
+    """Return the text of a prompt for a judge, including the earlier turns of a conversation."""
     turns = [f"{role}: {content}" for role, content in prompt.history]
     return "\n\n".join([*turns, f"user: {prompt.prompt}"]) if turns else prompt.prompt

@@ -1,4 +1,7 @@
-"""Tasks of the classifier judge, each in a process of its own: fitting a head, and giving its verdicts."""
+"""Tasks of the classifier judge: fit a head, and classify answers.
+
+Each task runs in its own process.
+"""
 
 import hashlib
 import json
@@ -17,12 +20,20 @@ from trimtab.judges.refusal_head import RefusalHead, RefusalHeadCard, build_head
 from trimtab.model.base_model import BaseModel, resolve_on_node, resolve_precision
 from trimtab.types import Precision, Verdict
 
-OWN = "labels of your own"
+OWN = "user labels"
 
 
 @dataclass(frozen=True)
 class FitRequest:
-    """What a head is fitted on: human labels, labels of the user, and how the answers are read."""
+    """Request to fit a head.
+
+    Attributes:
+        human: human labels of the asset.
+        own: labels of the user.
+        tokens: number of leading tokens of an answer to read.
+        precision: data type of the model.
+        device: device of the model.
+    """
 
     human: Sequence[LabeledAnswer]
     own: Sequence[LabeledAnswer]
@@ -31,53 +42,71 @@ class FitRequest:
     device: str
 
 
-def classify_answers(tell: Progress, judge: RefusalClassifier, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-    """The classifier's verdicts."""
-    return replace(judge, base=resolve_on_node(judge.base)).judge_answers(prompts, answers, tell)
+def classify_answers(
+    progress: Progress, judge: RefusalClassifier, prompts: Sequence[str], answers: Sequence[str]
+) -> list[Verdict]:
+    """Classify answers.
+
+    Args:
+        progress: progress callback.
+        judge: classifier.
+        prompts: prompts [N].
+        answers: answers [N].
+
+    Returns:
+        Verdicts [N].
+    """
+    return replace(judge, base=resolve_on_node(judge.base)).judge_answers(prompts, answers, progress)
 
 
-def fit_refusal_head(tell: Progress, base: BaseModel, lesson: FitRequest) -> RefusalHead:
-    """A head fitted on all the labels, with its standing on labels that it was not fitted on, by nested cross-validation.
+def fit_refusal_head(progress: Progress, base: BaseModel, request: FitRequest) -> RefusalHead:
+    """Fit a head on all labels, and measure it on held-out labels by nested cross-validation.
 
-    Empty answers teach nothing: every judge calls them refusals."""
+    Empty answers are excluded, because every judge calls them refusals.
+
+    Args:
+        progress: progress callback.
+        base: base model.
+        request: labels and settings.
+    """
     local = resolve_on_node(base)
-    lesson = replace(lesson, human=_with_words(lesson.human), own=_with_words(lesson.own))
-    rows = [*lesson.human, *lesson.own]
+    request = replace(request, human=_drop_empty(request.human), own=_drop_empty(request.own))
+    rows = [*request.human, *request.own]
     layers = list_candidate_layers(local)
-    precision = resolve_precision(lesson.precision)
-    states = compute_states(local, [r.answer for r in rows], layers, lesson.tokens, precision, lesson.device)
-    # People called answers to another question refusals: true, but not to be seen in an answer alone.
-    taught = torch.tensor([not r.off_topic for r in lesson.human] + [True] * len(lesson.own))
-    table = LabeledStates(states, torch.tensor([r.refused for r in rows]), taught, group_rows(rows))
+    precision = resolve_precision(request.precision)
+    states = compute_states(local, [r.answer for r in rows], layers, request.tokens, precision, request.device)
+    # Annotators labeled answers to another question as refusals, which the answer alone cannot show.
+    trainable = torch.tensor([not r.off_topic for r in request.human] + [True] * len(request.own))
+    table = LabeledStates(states, torch.tensor([r.refused for r in rows]), trainable, group_rows(rows))
     with _one_thread():
-        odds = predict_out_of_fold(table, tell).tolist()
+        odds = predict_out_of_fold(table, progress).tolist()
         choice = choose_head(table)
         weights = fit_head(table, choice)
     verdicts: list[Verdict] = [classify_answer(row.answer, odd > 0) for row, odd in zip(rows, odds, strict=True)]
-    tell(FOLDS + 1, FOLDS + 1)
+    progress(FOLDS + 1, FOLDS + 1)
     card = RefusalHeadCard(
         base=base.name,
         fingerprint=base.fingerprint,
         width=base.width,
         layer=layers[choice.layer],
-        tokens=lesson.tokens,
+        tokens=request.tokens,
         precision=precision,
         l2=choice.l2,
         folds=FOLDS,
         digest="",
-        data=[_entry(name, chosen) for name, chosen in (("human", lesson.human), ("own", lesson.own)) if chosen],
-        agreements=[asdict(a) for a in _agreements(verdicts, lesson)],
+        data=[_describe_labels(name, labels) for name, labels in (("human", request.human), ("own", request.own)) if labels],
+        agreements=[asdict(a) for a in _compute_agreements(verdicts, request)],
     )
     return build_head(weights, card)
 
 
-def _with_words(rows: Sequence[LabeledAnswer]) -> list[LabeledAnswer]:
+def _drop_empty(rows: Sequence[LabeledAnswer]) -> list[LabeledAnswer]:
     return [row for row in rows if row.answer.strip()]
 
 
 @contextmanager
 def _one_thread() -> Generator[None]:
-    """Hundreds of small fits: threads that wait for one another make them many times slower on a machine with other work."""
+    """Limit torch to one thread: for many small fits on a busy machine, thread synchronization dominates the run time."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -86,14 +115,14 @@ def _one_thread() -> Generator[None]:
         torch.set_num_threads(before)
 
 
-def _agreements(verdicts: Sequence[Verdict], lesson: FitRequest) -> list[JudgeAgreement]:
-    count = len(lesson.human)
-    found = compute_label_agreements(verdicts[:count], lesson.human)
-    if lesson.own:
-        found.append(compute_agreement(verdicts[count:], [row.refused for row in lesson.own], OWN))
-    return found
+def _compute_agreements(verdicts: Sequence[Verdict], request: FitRequest) -> list[JudgeAgreement]:
+    count = len(request.human)
+    agreements = compute_label_agreements(verdicts[:count], request.human)
+    if request.own:
+        agreements.append(compute_agreement(verdicts[count:], [row.refused for row in request.own], OWN))
+    return agreements
 
 
-def _entry(name: str, rows: Sequence[LabeledAnswer]) -> dict[str, str | int]:
+def _describe_labels(name: str, rows: Sequence[LabeledAnswer]) -> dict[str, str | int]:
     text = "\n".join(json.dumps(asdict(row), sort_keys=True) for row in rows)
     return {"name": name, "digest": hashlib.sha256(text.encode()).hexdigest()[:16], "rows": len(rows)}

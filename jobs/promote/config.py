@@ -1,4 +1,4 @@
-"""Settings of `trimtab promote`."""
+"""Configuration of `trimtab promote`."""
 
 from dataclasses import dataclass, field
 
@@ -9,21 +9,21 @@ from trimtab.types import Precision
 
 @dataclass(frozen=True)
 class PromoteConfig:
-    """Make a version the champion, where it passes the gate.
+    """Promote a version to champion if it passes the gate.
 
     Args:
         name: name of the prefix or detector.
-        version: its number, or an alias.
-        base: its base model.
-        rules: what must hold of it, in the YAML of --config; without rules, the gate that it met when it was made decides.
-        force: promote it whatever the gate says; that stays on record.
-        reason: why, for the record.
+        version: version number, or an alias.
+        base: base model of the version.
+        rules: rules that the version must pass, as YAML in --config; without rules, the gate's earlier decision applies.
+        force: promote the version even if it fails the gate; the override is recorded.
+        reason: reason to record with the promotion.
         columns: other names of the fields of prompts, as --columns.class label.
-        max_tokens: tokens of each answer of a prefix.
-        precision: type of the model; auto is bf16 where the machine computes in it, else fp32.
-        gpus: GPUs for the engine.
-        judge: what gives the verdicts on a prefix's answers.
-        address: Ray cluster to run on.
+        max_tokens: maximum length of each answer of a prefix, in tokens.
+        precision: data type of the model; auto is bf16 if the machine supports it, else fp32.
+        gpus: number of GPUs for the engine.
+        judge: judge of the answers of a prefix.
+        address: address of the Ray cluster.
     """
 
     name: str

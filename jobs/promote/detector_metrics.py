@@ -1,4 +1,4 @@
-"""Figures for the gate of detectors: the version and its champion read the same labelled answers."""
+"""Gate metrics of detectors, with the version and its champion on the same labeled answers."""
 
 from collections.abc import Mapping, Sequence
 
@@ -23,44 +23,74 @@ from trimtab.util.remote_paths import open_folder
 def measure_detector(
     config: PromoteConfig, base: BaseModel, rules: Sequence[PromotionRule], version: Version, champion: Version | None
 ) -> Mapping[PromotionRule, Found]:
-    """What each rule's figure is, and how much more than the champion's. Raises UsageError for rules that cannot be checked."""
+    """Measure the metrics of rules on sets of signals.
+
+    Args:
+        config: configuration of the promotion.
+        base: base model.
+        rules: rules that name a set.
+        version: version of a detector.
+        champion: current champion; None if there is none.
+
+    Returns:
+        For each rule, the metric of the version, and its difference to the champion's; None without a champion.
+
+    Raises:
+        UsageError: if a rule cannot be checked.
+        ArtifactError: if a set or a detector cannot be read.
+    """
     for rule in rules:
         if rule.metric not in METRICS:
-            raise UsageError(f"rule on {rule.metric}: a detector has {', '.join(METRICS)} on a set")
-    found: dict[PromotionRule, Found] = {}
-    detectors = [registry.load_detector(each, base) for each in (version, champion) if each is not None]
+            raise UsageError(f"rule on {rule.metric}: not a metric of detectors on a set. Use {', '.join(METRICS)}")
+    metrics: dict[PromotionRule, Found] = {}
+    detectors = [registry.load_detector(v, base) for v in (version, champion) if v is not None]
     for name in dict.fromkeys(rule.set or "" for rule in rules):
         data = read_dataset(open_folder(name), base)
-        read = [compute_risks(each, data, name) for each in detectors]
-        drawn = draw_resamples(data.groups, 1)
-        found |= {rule: _figures(rule, read, drawn) for rule in rules if rule.set == name}
-    return found
+        risks = [compute_risks(detector, data, name) for detector in detectors]
+        resamples = draw_resamples(data.groups, 1)
+        metrics |= {rule: _compute_metric(rule, risks, resamples) for rule in rules if rule.set == name}
+    return metrics
 
 
 def compute_risks(detector: Detector, data: SignalDataset, name: str) -> SeedRisks:
-    """What a detector says of a set's labelled answers. Raises UsageError where it learned from them, or cannot read them."""
+    """Compute the risks of the labeled answers of a set.
+
+    Args:
+        detector: detector.
+        data: set of signals.
+        name: name of the set in error messages.
+
+    Raises:
+        UsageError: if the detector was trained on the set, the set lacks one of its layers, or one class is missing.
+    """
     card = detector.card
     if any(entry.get("digest") == data.digest for entry in card.data):
-        raise UsageError(f"{card.name} learned from {name}: a gate needs answers that it has not seen")
+        raise UsageError(f"{card.name} was trained on {name}. Use a set that was not in its training data")
     if missing := set(card.layers) - set(data.meta.layers):
-        raise UsageError(f"{card.name} reads layer {min(missing)}, which {name} does not hold: collect it with --layers")
-    at = torch.nonzero(~data.truthful.isnan()).squeeze(1)
-    made_up = (data.truthful[at] == 0).numpy()
+        raise UsageError(f"{card.name} reads layer {min(missing)}, which {name} does not have. Collect the set with --layers")
+    indices = torch.nonzero(~data.truthful.isnan()).squeeze(1)
+    made_up = (data.truthful[indices] == 0).numpy()
     if made_up.all() or not made_up.any():
-        raise UsageError(f"{name} must hold both right and made-up answers with labels")
-    risk = compute_risk_at(detector, data, at).double().numpy()
-    return SeedRisks(0, at.numpy().astype(np.int64), risk, risk, made_up)
+        raise UsageError(f"{name} must have both right and made-up answers with labels")
+    risk = compute_risk_at(detector, data, indices).double().numpy()
+    return SeedRisks(0, indices.numpy().astype(np.int64), risk, risk, made_up)
 
 
-def compute_risk_at(detector: Detector, data: SignalDataset, at: Tensor) -> Tensor:
-    """Risks [n] of answers by their rows [n], read by the detector's own tau_l, normaliser and layers."""
+def compute_risk_at(detector: Detector, data: SignalDataset, indices: Tensor) -> Tensor:
+    """Compute the risks [n] of answers, with the tau_l, normalizer and layers of the detector.
+
+    Args:
+        detector: detector.
+        data: data set.
+        indices: rows [n] of the answers in the data set.
+    """
     layers = [data.meta.layers.index(layer) for layer in detector.card.layers]
-    phi = compute_traces([data.traces[i] for i in at.tolist()], detector.card.low)
-    return detector.compute_risk(data.psi[at][:, layers], phi)
+    phi = compute_traces([data.traces[i] for i in indices.tolist()], detector.card.low)
+    return detector.compute_risk(data.psi[indices][:, layers], phi)
 
 
-def _figures(rule: PromotionRule, read: Sequence[SeedRisks], drawn: Resamples) -> Found:
-    figure = METRICS[rule.metric]
-    found = estimate_metrics(figure, read[:1], drawn)
-    more = split_by_kind(figure, read[:1], read[1:], drawn) if len(read) > 1 else None
-    return found, more
+def _compute_metric(rule: PromotionRule, risks: Sequence[SeedRisks], resamples: Resamples) -> Found:
+    metric = METRICS[rule.metric]
+    estimate = estimate_metrics(metric, risks[:1], resamples)
+    difference = split_by_kind(metric, risks[:1], risks[1:], resamples) if len(risks) > 1 else None
+    return estimate, difference

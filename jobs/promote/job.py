@@ -1,4 +1,4 @@
-"""`trimtab promote`: a version through the gate, on the record.
+"""Job of `trimtab promote`: gate check and recorded promotion of a version.
 
 trimtab promote safety --config gate.yaml
 """
@@ -26,7 +26,14 @@ from trimtab.tracking.registry import Version
 
 @dataclass(frozen=True)
 class PromotionDecision:
-    """What the gate says of a version, and why; `evidence` names the artifact of its run that holds the figures."""
+    """Decision of the gate on a version.
+
+    Attributes:
+        passed: whether the version passes.
+        said: reason of the decision.
+        checked: results of the rules.
+        evidence: name of the artifact of the version's run that holds the metrics; None without metrics.
+    """
 
     passed: bool
     said: str
@@ -35,23 +42,32 @@ class PromotionDecision:
 
 
 def run_promote(config: PromoteConfig) -> dict[str, Any]:
-    """Decide, write the decision on the version, and move `champion` where it passed. Raises JobError where it did not."""
+    """Check a version against the gate, record the decision, and promote the version if it passes.
+
+    Returns:
+        Decision and the champion before and after, for `--json`.
+
+    Raises:
+        JobError: if the version fails the gate and `force` is off.
+    """
     version = registry.find_version(config.base, config.name, config.version)
     champion = registry.find_champion(version.base, version.name)
     if champion is not None and champion.version == version.version:
-        print_line(f"{config.base}:{config.name}: version {version.version} is champion already")
+        print_line(f"{config.base}:{config.name}: version {version.version} is already champion")
         return {"champion": version.version, "before": version.version, "passed": True, "forced": False, "rules": []}
     decision = decide_promotion(config, version, champion)
     if not decision.passed and not config.force:
         raise JobError(
-            f"{config.name} version {version.version} is not promoted: {decision.said}; --force true promotes it nevertheless, "
-            "on record"
+            f"{config.name} version {version.version} is not promoted: {decision.said}. "
+            "Pass --force true to promote it anyway, which is recorded"
         )
     forced = not decision.passed
     reason = "; ".join(part for part in (config.reason, decision.said) if part)
     promote_version(version, reason, decision.evidence, forced=forced)
-    was = f" (was {champion.version})" if champion else ""
-    print_line(f"{config.base}:{config.name}: champion is now version {version.version}{was}{', forced' if forced else ''}")
+    previous = f" (was {champion.version})" if champion else ""
+    print_line(
+        f"{config.base}:{config.name}: champion is now version {version.version}{previous}{', forced' if forced else ''}"
+    )
     return {
         "champion": version.version,
         "before": champion.version if champion else None,
@@ -62,61 +78,76 @@ def run_promote(config: PromoteConfig) -> dict[str, Any]:
 
 
 def decide_promotion(config: PromoteConfig, version: Version, champion: Version | None) -> PromotionDecision:
-    """The gate's decision, by the rules where there are some; they and what was found are kept with the version's run."""
+    """Decide if a version passes the gate.
+
+    The configured rules decide, and their results are logged to the version's run. Without rules, the recorded decision of
+    the job that created the version applies.
+
+    Raises:
+        UsageError: if a rule cannot be checked.
+        TrimtabError: if a measurement fails.
+    """
     if not config.rules:
-        return _as_made(version)
+        return _read_recorded_decision(version)
     base = resolve_base_model(config.base)
-    checked = _check(config, base, version, champion)
+    checked = _check_rules(config, base, version, champion)
     console.print(build_table(checked, version, champion))
-    broken = [one for one in checked if not one.passed]
-    said = f"breaks {_said(broken[0])}" if broken else f"keeps all {len(checked)} rules"
+    failed = [result for result in checked if not result.passed]
+    reason = f"violates {_format_result(failed[0])}" if failed else f"passes all {len(checked)} rules"
     evidence = {
         "version": asdict(version),
         "champion": asdict(champion) if champion else None,
         "at": time.time(),
-        "passed": not broken,
+        "passed": not failed,
         "rules": promotion_rules.rule_result_as_json(checked),
         "judge": asdict(config.judge) if version.kind == "prefix" else None,
     }
-    return PromotionDecision(not broken, said, checked, record_decision(version, not broken, said, evidence))
+    return PromotionDecision(not failed, reason, checked, record_decision(version, not failed, reason, evidence))
 
 
 def build_table(checked: Sequence[RuleResult], version: Version, champion: Version | None) -> Table:
-    """Rules, and what was found."""
-    over = f"over champion {champion.version}" if champion else "no champion yet"
-    shown = Table("rule", f"version {version.version}", over, "", title=f"gate of {version.base}:{version.name}")
-    for one in checked:
-        shown.add_row(str(one.rule), str(one.found), str(one.more or "-"), "kept" if one.passed else "broken")
-    return shown
+    """Build a table with one line per rule."""
+    over = f"over champion {champion.version}" if champion else "no champion"
+    table = Table("rule", f"version {version.version}", over, "", title=f"gate of {version.base}:{version.name}")
+    for result in checked:
+        table.add_row(str(result.rule), str(result.found), str(result.more or "-"), "passed" if result.passed else "failed")
+    return table
 
 
-def _check(config: PromoteConfig, base: BaseModel, version: Version, champion: Version | None) -> list[RuleResult]:
+def _check_rules(config: PromoteConfig, base: BaseModel, version: Version, champion: Version | None) -> list[RuleResult]:
     on_card = [rule for rule in config.rules if rule.set is None]
     on_sets = [rule for rule in config.rules if rule.set is not None]
-    figures: dict[PromotionRule, Found] = {rule: _of_card(rule, version, champion) for rule in on_card}
+    metrics: dict[PromotionRule, Found] = {rule: _read_card_metric(rule, version, champion) for rule in on_card}
     if on_sets:
-        measured = measure_detector if version.kind == "detector" else measure_prefix
-        figures |= measured(config, base, on_sets, version, champion)
-    return [promotion_rules.check_rule(rule, *figures[rule]) for rule in config.rules]
+        measure = measure_detector if version.kind == "detector" else measure_prefix
+        metrics |= measure(config, base, on_sets, version, champion)
+    return [promotion_rules.check_rule(rule, *metrics[rule]) for rule in config.rules]
 
 
-def _of_card(rule: PromotionRule, version: Version, champion: Version | None) -> Found:
-    """A figure that was measured when a version was made. The champion's was on the same data only where the two runs were."""
+def _read_card_metric(rule: PromotionRule, version: Version, champion: Version | None) -> Found:
+    """Read a metric that was measured when the version was created, and the difference to the champion's.
+
+    The two are on the same data only if their runs used the same data.
+    """
     if rule.metric not in version.metrics:
-        there = ", ".join(sorted(version.metrics)) or "none"
-        raise UsageError(f"rule on {rule.metric}: version {version.version} has no such figure (it has {there}); name a set")
-    mine = version.metrics[rule.metric]
-    theirs = champion.metrics.get(rule.metric) if champion else None
-    more = None if theirs is None else Interval(mine - theirs, mine - theirs, mine - theirs)
-    return Interval(mine, mine, mine), more
+        available = ", ".join(sorted(version.metrics)) or "none"
+        raise UsageError(
+            f"rule on {rule.metric}: version {version.version} has no such metric (available: {available}). "
+            "Choose an available metric, or name a set"
+        )
+    value = version.metrics[rule.metric]
+    champion_value = champion.metrics.get(rule.metric) if champion else None
+    gain = None if champion_value is None else value - champion_value
+    difference = None if gain is None else Interval(gain, gain, gain)
+    return Interval(value, value, value), difference
 
 
-def _as_made(version: Version) -> PromotionDecision:
-    found = read_decision(version)
-    if found is None:
-        return PromotionDecision(False, "no gate has seen it: give rules, as --config gate.yaml")
-    return PromotionDecision(found["passed"], found["said"], evidence=found["evidence"])
+def _read_recorded_decision(version: Version) -> PromotionDecision:
+    decision = read_decision(version)
+    if decision is None:
+        return PromotionDecision(False, "no gate has checked it; pass rules, as --config gate.yaml")
+    return PromotionDecision(decision["passed"], decision["said"], evidence=decision["evidence"])
 
 
-def _said(one: RuleResult) -> str:
-    return f"{one.rule} ({one.found}{f', {one.more} over champion' if one.more else ''})"
+def _format_result(result: RuleResult) -> str:
+    return f"{result.rule} ({result.found}{f', {result.more} over champion' if result.more else ''})"

@@ -1,4 +1,4 @@
-"""Figures for the gate of prefixes: the version and its champion answer the same prompts, in one engine."""
+"""Gate metrics of prefixes, with the version and its champion on the same prompts in one engine."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ from trimtab.model.base_model import BaseModel
 from trimtab.tracking import registry
 from trimtab.tracking.registry import Version
 
-# What a figure is about: True is the harmful side.
+# Sides of the prompts that each metric covers: True is the harmful side, False the benign one.
 SIDES: dict[Measure, tuple[bool, ...]] = {"refusal": (True,), "compliance": (False,), "balanced": (True, False), "partial": ()}
 MINE, THEIRS = "version", "champion"
 
@@ -23,33 +23,48 @@ MINE, THEIRS = "version", "champion"
 def measure_prefix(
     config: PromoteConfig, base: BaseModel, rules: Sequence[PromotionRule], version: Version, champion: Version | None
 ) -> Mapping[PromotionRule, Found]:
-    """What each rule's figure is, and how much more than the champion's. Raises UsageError for rules that cannot be checked."""
+    """Measure the metrics of rules on sets of prompts.
+
+    Args:
+        config: configuration of the promotion.
+        base: base model.
+        rules: rules that name a set.
+        version: version of a prefix.
+        champion: current champion; None if there is none.
+
+    Returns:
+        For each rule, the metric of the version, and its difference to the champion's; None without a champion.
+
+    Raises:
+        UsageError: if a rule cannot be checked.
+        TrimtabError: if the prefixes or the judge cannot be used, or the job fails.
+    """
     for rule in rules:
-        if _measure(rule) == "partial" and rule.over_champion is not None:
-            raise UsageError("rule on partial: it is held against a bound only, not against the champion")
+        if _get_measure(rule) == "partial" and rule.over_champion is not None:
+            raise UsageError("rule on partial: the metric supports at_least and at_most only, not against the champion")
     sets = {name: read_all_prompts([name], None, config.columns) for name in dict.fromkeys(rule.set or "" for rule in rules)}
-    chosen = [Arm(MINE, prefix=registry.load_prefix(version, base))]
+    arms = [Arm(MINE, prefix=registry.load_prefix(version, base))]
     if champion is not None:
-        chosen.append(Arm(THEIRS, prefix=registry.load_prefix(champion, base)))
+        arms.append(Arm(THEIRS, prefix=registry.load_prefix(champion, base)))
     judge = open_judge(config.judge, base, config.gpus)
     with ray_session(config.address):
-        results = evaluate_arms(base, chosen, sets, config.max_tokens, build_engine_config(config.precision), config.gpus)
+        results = evaluate_arms(base, arms, sets, config.max_tokens, build_engine_config(config.precision), config.gpus)
         results = apply_judge(results, judge, config.gpus)
-    return {rule: _figures(rule, results[rule.set or ""]) for rule in rules}
+    return {rule: _compute_metric(rule, results[rule.set or ""]) for rule in rules}
 
 
-def _figures(rule: PromotionRule, results: Sequence[ArmResult]) -> Found:
-    mine, theirs, measure = results[0], results[1:], _measure(rule)
-    found = pool_over_seeds([mine], measure)
-    if not found.count:
-        raise UsageError(f"rule on {rule.metric}: {rule.set} has no prompts of that side")
+def _compute_metric(rule: PromotionRule, results: Sequence[ArmResult]) -> Found:
+    version, champion, measure = results[0], results[1:], _get_measure(rule)
+    estimate = pool_over_seeds([version], measure)
+    if not estimate.count:
+        raise UsageError(f"rule on {rule.metric}: {rule.set} has no prompts that the metric applies to")
     sides = SIDES[measure]
-    more = estimate_difference([mine], theirs, sides=sides) if theirs and sides else None
-    return found, more
+    difference = estimate_difference([version], champion, sides=sides) if champion and sides else None
+    return estimate, difference
 
 
-def _measure(rule: PromotionRule) -> Measure:
+def _get_measure(rule: PromotionRule) -> Measure:
     for measure in SIDES:
         if measure == rule.metric:
             return measure
-    raise UsageError(f"rule on {rule.metric}: a prefix has {', '.join(SIDES)} on a set")
+    raise UsageError(f"rule on {rule.metric}: not a metric of prefixes on a set. Use {', '.join(SIDES)}")

@@ -1,1 +1,1 @@
-"""Runtime that all jobs share: Ray session, engine pool, caches, run state."""
+"""Runtime shared by all jobs: Ray session, engine pool, caches, run state."""

@@ -1,4 +1,4 @@
-"""What a job does on Ray: be connected for its length, run a function in its own process, name the cause of a failure."""
+"""Ray session of a job, isolated tasks with a progress bar, and translation of Ray errors."""
 
 import time
 from collections.abc import Generator, Iterator
@@ -19,89 +19,119 @@ POLL_SECONDS = 0.5
 
 @contextmanager
 def ray_session(address: str | None) -> Generator[None]:
-    """Be connected to a cluster. A Ray that this starts is stopped at the end; one that was there stays."""
-    ours = connect_to_ray(address)
+    """Connect to a Ray cluster for the duration of the context.
+
+    The connection is closed at the end, and a local Ray that it started is stopped. An existing connection is left open.
+
+    Args:
+        address: address of the cluster; None for RAY_ADDRESS or a local Ray.
+
+    Raises:
+        JobError: if the connection fails.
+    """
+    connected = connect_to_ray(address)
     try:
         yield
     finally:
-        if ours:
+        if connected:
             ray.shutdown()
 
 
 def run_task(title: str, function: str, *args: Any, cpus: float, gpus: float) -> Any:
-    """Run `module:function` in a process of its own on the cluster, which ends with it and gives its memory back.
+    """Run a function in a separate process on the cluster; the process exits with it and releases its memory.
 
-    The function's first argument is called with (done, total), and moves a progress bar here. Named by text, so that this
-    process need not import what the function needs.
+    Args:
+        title: title of the progress bar.
+        function: function as `module:function`, so that the driver does not import its dependencies. Its first argument is a
+            callback that takes (done, total) and updates the progress bar.
+        args: further arguments of the function.
+        cpus: number of CPU cores.
+        gpus: number of GPUs.
+
+    Returns:
+        The return value of the function.
+
+    Raises:
+        TrimtabError: if the function raises it.
+        JobError: if the task fails for another reason.
+        UsageError: if a local Ray has too few resources.
     """
-    (found,) = stream_task(title, function, *args, cpus=cpus, gpus=gpus)
-    return found
+    (result,) = stream_task(title, function, *args, cpus=cpus, gpus=gpus)
+    return result
 
 
 def stream_task(title: str, function: str, *args: Any, cpus: float, gpus: float) -> Generator[Any]:
-    """As `run_task`, of a function that yields: each part comes while the next is made. Closing it ends the task."""
+    """Run a generator function like `run_task`, and yield each item while the next one is computed.
+
+    Closing the generator cancels the task. Arguments and errors are those of `run_task`.
+    """
     check_resources(title, cpus, gpus)
-    board = get_or_create()
+    control = get_or_create()
     task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=1, num_returns="streaming")(_with_progress)
-    parts = task.remote(function, board, *args)
+    items = task.remote(function, control, *args)
     try:
         with ProgressBar(title) as bar:
             while True:
-                while not ray.wait([parts], timeout=POLL_SECONDS)[0]:
-                    _show(bar, board, cpus, gpus)
-                part = next(parts, None)
-                if part is None:
+                while not ray.wait([items], timeout=POLL_SECONDS)[0]:
+                    _update_bar(bar, control, cpus, gpus)
+                item = next(items, None)
+                if item is None:
                     return
-                yield ray.get(part)
+                yield ray.get(item)
     except RayError as error:
         raise unwrap_ray_error(error) from error
     except (KeyboardInterrupt, GeneratorExit):
-        ray.cancel(parts, force=True)
+        ray.cancel(items, force=True)
         raise
 
 
-def _show(bar: ProgressBar, board: Any, cpus: float, gpus: float) -> None:
-    """How far the task is, or what it waits for before it starts."""
-    reading: ray.ObjectRef[dict[str, Any]] = board.read.remote()
+def _update_bar(bar: ProgressBar, control: Any, cpus: float, gpus: float) -> None:
+    """Show the progress of the task, or the missing resources before it starts."""
+    reading: ray.ObjectRef[dict[str, Any]] = control.read.remote()
     latest = ray.get(reading)
     if latest:
         bar.update(latest["done"], latest["total"])
-    elif short := find_missing_resources(cpus, gpus):
-        bar.update(0, note=f"| waits for nodes: it takes {short}")
+    elif missing := find_missing_resources(cpus, gpus):
+        bar.update(0, note=f"| waits for nodes: needs {missing}")
 
 
-def _with_progress(function: str, board: Any, *args: Any) -> Iterator[Any]:
+def _with_progress(function: str, control: Any, *args: Any) -> Iterator[Any]:
     module, _, name = function.partition(":")
     last = 0.0
 
-    def tell(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         nonlocal last
         if done == total or time.monotonic() - last > POLL_SECONDS:
             last = time.monotonic()
-            board.push.remote({"done": done, "total": total})
+            control.push.remote({"done": done, "total": total})
 
-    found = getattr(import_module(module), name)(tell, *args)
-    if isinstance(found, Generator):
-        yield from found
+    result = getattr(import_module(module), name)(report, *args)
+    if isinstance(result, Generator):
+        yield from result
     else:
-        yield found
+        yield result
 
 
 def unwrap_ray_error(error: BaseException) -> TrimtabError:
-    """The error of ours that lies behind what Ray raised, else a JobError with its last line."""
-    seen: BaseException | None = error
-    while seen is not None:
-        # First, because Ray's own error is of its cause's type too, with the traceback as its text.
-        inner = getattr(seen, "cause", None)
-        if isinstance(inner, TrimtabError):
-            return inner
-        if isinstance(seen, TrimtabError):
-            return seen
-        failures = getattr(seen, "worker_failures", None)
+    """Return the TrimtabError that caused a Ray error.
+
+    Returns:
+        The TrimtabError in the chain of causes, a NoSpaceError if a disk is full, else a JobError with the last line of the
+        Ray error.
+    """
+    current: BaseException | None = error
+    while current is not None:
+        # `cause` is checked first: RayTaskError also subclasses the type of its cause, but its text is the traceback.
+        cause = getattr(current, "cause", None)
+        if isinstance(cause, TrimtabError):
+            return cause
+        if isinstance(current, TrimtabError):
+            return current
+        failures = getattr(current, "worker_failures", None)
         if failures:
-            seen = next(iter(failures.values()))
+            current = next(iter(failures.values()))
             continue
-        seen = seen.__cause__
+        current = current.__cause__
     if full := as_no_space_error(error):
         return full
     lines = [line for line in str(error).strip().splitlines() if line.strip()]

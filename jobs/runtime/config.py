@@ -1,4 +1,4 @@
-"""Settings of the align job. Each field is at once an option of the command line, a key of the YAML and a line of the help."""
+"""Settings shared by jobs: cluster resources and lists of sources."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,28 +6,28 @@ from typing import Literal
 from trimtab.errors import UsageError
 
 
-def as_source_list(given: list[str] | str) -> list[str]:
-    """One source or several, as a list."""
-    return [given] if isinstance(given, str) else list(given)
+def as_source_list(sources: list[str] | str) -> list[str]:
+    """Return one or several sources as a list."""
+    return [sources] if isinstance(sources, str) else list(sources)
 
 
 @dataclass(frozen=True)
 class ScaleConfig:
-    """What the job takes of the cluster.
+    """Cluster resources of the job.
 
     Args:
-        workers: training workers; the prefix is the same for any number.
-        least_workers: where above 0, training goes on with as few where nodes leave, and with more again where they come
-            back; else it waits until there are `workers`.
-        parallel: data gives each worker the whole model; shard cuts the layers' weights over the workers (FSDP2), for models
-            that are too large for one device.
-        cpus: CPU cores for each worker; 0 shares this machine's cores out.
-        gpus: GPUs for each worker, and for each engine.
-        engines: engines that sample targets at the same time.
-        retries: times that training may lose workers and go on from its last checkpoint.
-        storage: folder for checkpoints that all nodes reach, as s3://bucket/folder or a path; without it, the run's own folder
-            in trimtab's home.
-        address: Ray cluster to run on; without one a local Ray is started for the job.
+        workers: number of training workers; the prefix is the same for any number.
+        least_workers: minimum number of training workers (elastic training); above 0, training continues with as few as
+            this when nodes leave and uses more when nodes return; 0 waits for all workers.
+        parallel: data loads the full model on each worker; shard splits the weights of the layers over the workers (FSDP2),
+            for models that are too large for one device.
+        cpus: CPU cores per worker; 0 divides the available cores evenly.
+        gpus: GPUs per worker and per engine.
+        engines: number of engines that generate in parallel.
+        retries: maximum number of restarts from the last checkpoint after a loss of workers.
+        storage: checkpoint folder that all nodes can access, as s3://bucket/folder or a path; without it, the folder of the
+            run in trimtab's home.
+        address: address of the Ray cluster; without it, a local Ray is started for the job.
     """
 
     workers: int = 1

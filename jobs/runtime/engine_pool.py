@@ -1,4 +1,4 @@
-"""A pool of engines on the cluster that answers any number of requests: Ray Data over actors that each hold the model."""
+"""Pool of engines on the cluster for batch generation: Ray Data over actors that each hold the base model."""
 
 import hashlib
 import json
@@ -30,26 +30,36 @@ from trimtab.types import Precision
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A conversation to answer, and how; or to read, where its answer is `given`."""
+    """Request to generate answers, or to read a given answer.
+
+    Attributes:
+        messages: conversation to answer.
+        sampling: sampling settings of the answers.
+        given: answer to read instead of generating one.
+    """
 
     messages: Sequence[Message]
     sampling: Sampling
     given: str | None = None
 
     def key(self, precision: Precision) -> str:
-        """24 hex digits that name the request, for answers of one base model computed in one precision."""
-        what = json.dumps([list(self.messages), asdict(self.sampling), precision, self.given])
-        return hashlib.sha256(what.encode()).hexdigest()[:24]
+        """Return the cache key of the request, 24 hex digits; it is unique per base model.
+
+        Args:
+            precision: precision of the base model.
+        """
+        content = json.dumps([list(self.messages), asdict(self.sampling), precision, self.given])
+        return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 
-# Requests that an engine is given at once: a few rounds of what it runs at the same time, so that little idles at the end.
+# Requests per batch: a few times the number that an engine runs concurrently, so that the end of a batch idles little.
 BATCH = 128
 
 T = TypeVar("T")
 AskEngine = Callable[[Sequence[GenerationRequest]], list[list[Answer]]]
-"""Asks an engine: the answers of each request."""
+"""Function that sends requests to an engine and returns the answers to each."""
 EngineWork = Callable[[AskEngine, Sequence[GenerationRequest]], Sequence[T]]
-"""What is done beside an engine with a batch of requests, asking it once or more: one thing for each request."""
+"""Function that processes a batch of requests with one or more engine calls and returns one result per request."""
 
 
 def generate_batches(
@@ -60,12 +70,18 @@ def generate_batches(
     scale: ScaleConfig,
     prefix: Prefix | None = None,
 ) -> Iterator[dict[str, list[Answer]]]:
-    """Answers by the requests' keys; see `worked`. Either all requests bring their answers or none does."""
+    """Generate or read answers and yield them batch by batch.
+
+    Arguments and errors are those of `run_pool`. Either all requests have a `given` answer or none.
+
+    Yields:
+        Answers of a batch by the keys of the requests.
+    """
     return run_pool(title, base, requests, engine, scale, prefix, return_answers)
 
 
 def return_answers(ask: AskEngine, requests: Sequence[GenerationRequest]) -> list[list[Answer]]:
-    """The least work: their answers."""
+    """Return the answers to each request; the `EngineWork` of plain generation."""
     return ask(requests)
 
 
@@ -79,40 +95,56 @@ def run_pool(
     work: EngineWork[T],
     batch: int = BATCH,
 ) -> Iterator[dict[str, T]]:
-    """What `work` makes of requests, by their keys, `batch` requests at a time and as they come in, behind a progress bar.
+    """Process requests on a pool of engines and yield the results batch by batch, with a progress bar.
 
-    Raises errors of ours for what an engine refuses, JobError for an engine that is lost.
+    Args:
+        title: title of the progress bar.
+        base: base model of the engines.
+        requests: requests by key.
+        engine: settings of the engines.
+        scale: number of engines, and GPUs per engine.
+        prefix: prefix for all requests, None for the base model alone.
+        work: function that processes a batch on an engine.
+        batch: maximum number of requests in a batch.
+
+    Yields:
+        Results of a batch by the keys of the requests.
+
+    Raises:
+        TrimtabError: if an engine rejects a request.
+        UsageError: if a local Ray has too few resources.
+        JobError: if an engine is lost.
     """
     cpus = max(1.0, get_max_node_cores() // scale.engines)
-    taken = scale.engines * cpus, scale.engines * scale.gpus
-    check_resources(f"{title}, by {scale.engines} engines,", *taken)
-    if short := find_missing_resources(*taken):
-        print_line(f"{title}: waits for nodes: it takes {short}")
+    required = scale.engines * cpus, scale.engines * scale.gpus
+    check_resources(f"{title}, by {scale.engines} engines,", *required)
+    if missing := find_missing_resources(*required):
+        print_line(f"{title}: waits for nodes: needs {missing}")
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [{"key": key, "request": request} for key, request in requests.items()]
     with catch_warnings():
-        # Ray has no other name yet for how often an actor may restart.
+        # `max_restarts` is deprecated, but Ray Data has no replacement yet.
         simplefilter("ignore", RayDeprecationWarning)
-        answered = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // batch)).map_batches(
+        results = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // batch)).map_batches(
             PooledEngine,
-            # A block is a batch: of several blocks Ray Data would make one task, and answers would come late.
+            # One block per batch: with a batch size, Ray Data merges blocks into one task and results arrive late.
             batch_size=None,
             fn_constructor_args=(base, engine, prefix, work),
             compute=ActorPoolStrategy(size=scale.engines),
             num_cpus=cpus,
             num_gpus=scale.gpus or None,
-            # What was answered is kept, and the same command asks the rest.
+            # No restarts: finished batches are stored by the caller, and the same command computes the rest.
             max_restarts=0,
         )
     done = 0
     try:
         with ProgressBar(title, len(rows)) as bar:
-            for block in answered.iter_batches(batch_size=None):
-                first: Any = block["made"][0]
+            for block in results.iter_batches(batch_size=None):
+                first: Any = block["result"][0]
                 if isinstance(first, TrimtabError):
                     raise first
-                yield dict(zip(map(str, block["key"]), block["made"], strict=True))
+                yield dict(zip(map(str, block["key"]), block["result"], strict=True))
                 done += len(block["key"])
                 bar.update(done)
     except RayError as error:
@@ -120,35 +152,42 @@ def run_pool(
 
 
 class PooledEngine:
-    """One engine of the pool. Takes batches with the columns `key` and `request`, and gives `key` and `made`."""
+    """Ray Data actor that holds one engine; it maps the columns `key` and `request` to `key` and `result`.
+
+    Args:
+        base: base model to load.
+        config: settings of the engine.
+        prefix: prefix for all requests, None for the base model alone.
+        work: function that processes a batch of requests.
+    """
 
     def __init__(self, base: BaseModel, config: EngineConfig, prefix: Prefix | None, work: EngineWork[Any]) -> None:
-        # Not on top: the driver, which only names this class, does without vLLM's half minute.
+        # Imported lazily: the driver imports this module, and the import of vLLM takes half a minute.
         offline = import_module("trimtab.engine.offline")
         self.engine = offline.Engine(resolve_on_node(base), config)
         self.prefix = prefix
         self.work = work
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """What is made of each request; an error of ours in its place, as Ray Data would lose it if it were raised."""
+        """Process a batch; a TrimtabError is returned as the result, because Ray Data would lose its type if raised."""
         try:
-            made = self.work(self.ask, list(batch["request"]))
+            results = self.work(self.ask, list(batch["request"]))
         except TrimtabError as error:
-            made = [error] * len(batch["key"])
-        return {"key": batch["key"], "made": _objects(made)}
+            results = [error] * len(batch["key"])
+        return {"key": batch["key"], "result": _to_object_column(results)}
 
     def ask(self, requests: Sequence[GenerationRequest]) -> list[list[Answer]]:
-        """The answers of each request; those that are given, read."""
+        """Return the answers to each request, generated or, if all requests have a given answer, read."""
         asks = [Ask(request.messages, self.prefix) for request in requests]
         given = [request.given for request in requests if request.given is not None]
         if given:
-            return [[read] for read in self.engine.read_many(asks, given)]
+            return [[answer] for answer in self.engine.score_many(asks, given)]
         return self.engine.chat_many(asks, [request.sampling for request in requests])
 
 
-def _objects(values: Sequence[Any]) -> Any:
-    """A column of Python objects, filled one by one, as numpy takes lists of one length apart."""
+def _to_object_column(values: Sequence[Any]) -> Any:
+    """Return a numpy array of objects; filled by item, because numpy turns lists of equal length into a 2-D array."""
     column = np.empty(len(values), dtype=object)
-    for at, value in enumerate(values):
-        column[at] = value
+    for index, value in enumerate(values):
+        column[index] = value
     return column

@@ -1,4 +1,4 @@
-"""Answers of the frozen model, drawn once and kept for every later run on the same base model."""
+"""Cache of generated answers, keyed by base model and request."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +15,14 @@ from trimtab.model.base_model import BaseModel
 
 @dataclass(frozen=True)
 class CachedAnswer:
-    """One answer: its text and length in tokens, whether the model ended it, and the mean log-probability of its tokens."""
+    """Cached answer.
+
+    Attributes:
+        text: text of the answer.
+        tokens: length in tokens.
+        whole: whether the model ended the answer, instead of the token limit.
+        likelihood: mean log-probability of its tokens.
+    """
 
     text: str
     tokens: int
@@ -26,35 +33,50 @@ class CachedAnswer:
 def generate_cached(
     title: str, base: BaseModel, requests: Sequence[GenerationRequest], engine: EngineConfig, scale: ScaleConfig
 ) -> dict[str, list[CachedAnswer]]:
-    """Answers by the requests' keys, from the store or drawn now; what comes in is kept at once, so that a stop loses little.
+    """Return the answers to requests, from the cache or newly generated.
 
-    Raises errors of ours for what an engine refuses.
+    Each batch is cached as soon as it is generated, so that an interruption loses little work.
+
+    Args:
+        title: title of the progress bar.
+        base: base model that generates the answers.
+        requests: generation requests.
+        engine: settings of the engines.
+        scale: cluster resources.
+
+    Returns:
+        Answers by the keys of the requests.
+
+    Raises:
+        TrimtabError: if an engine rejects a request.
+        JobError: if an engine is lost.
     """
-    wanted = {request.key(engine.precision): request for request in requests}
-    kept = read_cached(base, set(wanted))
-    missing = {key: request for key, request in wanted.items() if key not in kept}
+    by_key = {request.key(engine.precision): request for request in requests}
+    cached = read_cached(base, set(by_key))
+    missing = {key: request for key, request in by_key.items() if key not in cached}
     if missing:
         for batch in generate_batches(title, base, missing, engine, scale):
-            drawn = {key: [_drawn(a) for a in answers] for key, answers in batch.items()}
-            append_cached(base, drawn)
-            kept |= drawn
-    return kept
+            generated = {key: [_to_cached(answer) for answer in answers] for key, answers in batch.items()}
+            append_cached(base, generated)
+            cached |= generated
+    return cached
 
 
 def read_cached(base: BaseModel, keys: set[str]) -> dict[str, list[CachedAnswer]]:
-    """Answers that are kept for these keys."""
-    found = (row for row in read_jsonl(_file(base)) if row["key"] in keys)
-    return {row["key"]: [CachedAnswer(**answer) for answer in row["answers"]] for row in found}
+    """Return the cached answers of a base model by request key; keys without answers are omitted."""
+    rows = (row for row in read_jsonl(_get_file(base)) if row["key"] in keys)
+    return {row["key"]: [CachedAnswer(**answer) for answer in row["answers"]] for row in rows}
 
 
 def append_cached(base: BaseModel, answers: Mapping[str, Sequence[CachedAnswer]]) -> None:
-    """Keep answers by their keys."""
-    append_jsonl(_file(base), ({"key": key, "answers": [asdict(d) for d in drawn]} for key, drawn in answers.items()))
+    """Add answers, by request key, to the cache of a base model."""
+    rows = ({"key": key, "answers": [asdict(a) for a in cached]} for key, cached in answers.items())
+    append_jsonl(_get_file(base), rows)
 
 
-def _file(base: BaseModel) -> Path:
+def _get_file(base: BaseModel) -> Path:
     return settings.get_home() / "answers" / f"{base.fingerprint}.jsonl"
 
 
-def _drawn(answer: Answer) -> CachedAnswer:
+def _to_cached(answer: Answer) -> CachedAnswer:
     return CachedAnswer(answer.text, len(answer.token_ids), answer.finish_reason == "stop", answer.mean_log_probability)

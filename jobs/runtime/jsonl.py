@@ -1,4 +1,4 @@
-"""Files of JSON lines that are only added to, by many processes at once."""
+"""Append-only JSONL files for concurrent writers."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,7 +9,7 @@ from filelock import FileLock
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file, none where there is no file. A line that a crash cut off is as good as none."""
+    """Yield the rows of a file, none if the file does not exist; skip lines that a crash truncated."""
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             yield json.loads(line)
@@ -18,9 +18,9 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Add rows."""
+    """Append rows to a file under a file lock; create the file and its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A line break on both sides, as any line may be cut off by a crash: each costs itself only.
+    # Line breaks on both sides: a line that a crash truncated does not corrupt the next one.
     text = "".join(f"\n{json.dumps(row)}\n" for row in rows)
     with FileLock(f"{path}.lock"), path.open("a") as file:
         file.write(text)

@@ -1,4 +1,4 @@
-"""The MLflow run that a folder of work belongs to, kept in a file there, so that the same command goes on in it."""
+"""Link from a run folder to its MLflow run, stored in run.json, so that the same command resumes the run."""
 
 import json
 from collections.abc import Mapping
@@ -16,30 +16,47 @@ FILE = "run.json"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as its folder knows it: its id, and the settings and data that it was begun with, where they must stay the same."""
+    """Content of run.json.
+
+    Attributes:
+        run_id: id of the MLflow run.
+        config: settings and data of the run that must not change when it is resumed; empty if there are none.
+    """
 
     run_id: str
     config: Mapping[str, Any]
 
 
 def read_run_record(folder: Path) -> RunRecord | None:
-    """What `join` kept in a folder, None before."""
+    """Read the run record of a folder, None if there is none.
+
+    Raises:
+        json.JSONDecodeError, KeyError: if the file is damaged.
+    """
     path = folder / FILE
     if not path.exists():
         return None
-    kept = json.loads(path.read_text())
-    return RunRecord(kept["run_id"], kept.get("config", {}))
+    record = json.loads(path.read_text())
+    return RunRecord(record["run_id"], record.get("config", {}))
 
 
 def create_or_resume_run(
     folder: Path, name: str, kind: str, parent: str | None = None, config: Mapping[str, Any] | None = None
 ) -> TrackedRun:
-    """Go on with the run that the folder knows, or begin one, under the run `parent` where given, and keep it there.
+    """Resume the MLflow run of a folder, or start a new one and record it in the folder.
 
-    Raises TrackingError where the store does not answer.
+    Args:
+        folder: run folder; created if needed.
+        name: name of the MLflow run.
+        kind: kind of the run, such as "align" or "sweep".
+        parent: id of the parent run of a new run.
+        config: settings and data that must not change when the run is resumed.
+
+    Raises:
+        TrackingError: if the tracking server does not respond.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    begun = read_run_record(folder)
-    run = runs.start_run(name, kind, settings.get_home() / "outbox", begun.run_id if begun else None, parent)
+    record = read_run_record(folder)
+    run = runs.start_run(name, kind, settings.get_home() / "outbox", record.run_id if record else None, parent)
     write_atomic(folder / FILE, json.dumps({"run_id": run.run_id, "config": config or {}}, indent=2))
     return run

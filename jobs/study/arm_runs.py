@@ -1,4 +1,8 @@
-"""Training the arms of a study: several at once, each a training run of its own that is gone on with, or read back."""
+"""Training runs of a study's arms.
+
+Several arms train in parallel. Each arm and seed has its own training run, which is resumed if it was interrupted and read
+back if it is done.
+"""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -26,12 +30,18 @@ from trimtab.jobs.runtime.run_state import RunRecord, create_or_resume_run, read
 from trimtab.model.base_model import BaseModel
 from trimtab.tracking import runs
 
-STOPPED = "stopped with a checkpoint; the same command goes on"
+STOPPED = "stopped with a checkpoint. Run the same command to resume"
 
 
 @dataclass(frozen=True)
 class ArmRun:
-    """One arm with one seed: its settings, its rows, and the study's folder."""
+    """Training run of one arm with one seed.
+
+    Attributes:
+        config: settings of the arm, including the seed.
+        prepared: rows and prompts of the arm.
+        study: folder of the study.
+    """
 
     config: AlignConfig
     prepared: PreparedDataset
@@ -39,28 +49,34 @@ class ArmRun:
 
     @property
     def key(self) -> str:
-        """Its name among all arms and seeds."""
+        """Unique name `ARM#SEED` within the study."""
         return f"{self.config.name}#{self.config.train.seed}"
 
     @property
     def folder(self) -> Path:
-        """Keeps how far it came."""
+        """Folder of the checkpoints, the run record and the trained prefix."""
         return self.study / "".join(c if c.isalnum() or c in "#-_." else "-" for c in self.key)
 
     @property
     def known(self) -> RunRecord | None:
-        """Its MLflow run and what it was begun with, once it has begun."""
+        """Record of the MLflow run and its configuration; None if the run has not started."""
         return read_run_record(self.folder)
 
     @property
     def done(self) -> bool:
-        """Whether its prefix is there."""
+        """Whether the trained prefix has been saved."""
         return self.known is not None and (self.folder / "prefix" / FILE).exists()
 
 
 @dataclass(frozen=True)
 class TrainedArm:
-    """One arm with one seed: its prefix, the curve of its validation loss, and what learning it took."""
+    """Result of training one arm with one seed.
+
+    Attributes:
+        prefix: trained prefix.
+        curve: validation loss as (step, loss).
+        cost: time, tokens and memory of the training.
+    """
 
     prefix: Prefix
     curve: list[tuple[int, float]]
@@ -69,95 +85,124 @@ class TrainedArm:
 
 @dataclass
 class ArmProgress:
-    """One bar over the steps of all runs, which says where each of those stands that are trained now."""
+    """Progress bar over the steps of all runs, with the state of the running ones.
+
+    Attributes:
+        bar: progress bar that counts training steps.
+        runs: number of runs.
+    """
 
     bar: ProgressBar
     runs: int
     _steps: dict[str, int] = field(default_factory=dict[str, int])
-    _now: dict[str, str] = field(default_factory=dict[str, str])
+    _states: dict[str, str] = field(default_factory=dict[str, str])
     _done: int = 0
 
     def show(self, arm: ArmRun, latest: Mapping[str, Any], short: str | None) -> None:
-        """What `fitting.View` calls for one of them."""
+        """Show the progress of one run; the callback of its `ProgressView`.
+
+        Args:
+            arm: run that reports.
+            latest: last reported values with `step` and `loss`; empty before the first step.
+            short: resources that the run waits for, None if it does not wait.
+        """
         if latest:
             step = int(latest["step"])
             if arm.key not in self._steps:
-                # Nearly all of them are an earlier call's, where it goes on with one.
+                # When a run is resumed, an earlier call did nearly all of these steps.
                 self.bar.skip(step)
             self._steps[arm.key] = step
-            self._now[arm.key] = f"{arm.key} at {latest['step']:.0f}, loss {latest['loss']:.2f}"
+            self._states[arm.key] = f"{arm.key} at {latest['step']:.0f}, loss {latest['loss']:.2f}"
         elif short:
-            self._now[arm.key] = f"{arm.key} waits for nodes: it takes {short}"
-        self._move()
+            self._states[arm.key] = f"{arm.key} waits for nodes: needs {short}"
+        self._update_bar()
 
     def end(self, arm: ArmRun, future: Future[None]) -> None:
-        """One of them ended; steps that an early stop left out count as done."""
-        self._now.pop(arm.key, None)
+        """Record the end of a run and count the steps that an early stop skipped as done.
+
+        Args:
+            arm: run that ended.
+            future: its completed future.
+        """
+        self._states.pop(arm.key, None)
         if not future.cancelled() and not future.exception():
             self._done += 1
             self.bar.skip(arm.config.train.steps - self._steps.get(arm.key, 0))
             self._steps[arm.key] = arm.config.train.steps
-        self._move()
+        self._update_bar()
 
-    def _move(self) -> None:
-        note = " | ".join([f"| {self._done} of {self.runs} runs done", *self._now.copy().values()])
+    def _update_bar(self) -> None:
+        note = " | ".join([f"| {self._done} of {self.runs} runs done", *self._states.copy().values()])
         self.bar.update(sum(self._steps.copy().values()), note=note)
 
 
-def train_arms(planned: Sequence[ArmRun], base: BaseModel, parent: str, parallel: int) -> dict[str, TrainedArm]:
-    """Train what is missing, in the order given and `parallel` at once.
+def train_arms(arms: Sequence[ArmRun], base: BaseModel, parent: str, parallel: int) -> dict[str, TrainedArm]:
+    """Train the arms that are not done and return all of them.
 
-    Raises UsageError where settings or data changed, Interrupted on Ctrl-C, and the error of a run that failed; the others
-    have stopped with a checkpoint then.
+    A failed run stops the other runs with a checkpoint; its own error is raised.
+
+    Args:
+        arms: runs in the order in which they start.
+        base: base model.
+        parent: id of the study's MLflow run.
+        parallel: number of runs that train at the same time.
+
+    Returns:
+        Trained arms by key.
+
+    Raises:
+        UsageError: if settings or data of a started run changed.
+        InterruptedByUserError: on Ctrl-C.
+        TrimtabError: if a run failed.
     """
-    for arm in planned:
+    for arm in arms:
         if arm.known and arm.known.config != _identity(arm, base):
             raise UsageError(
-                f"{arm.folder.name} was trained with other settings or data: name the arm otherwise, or remove {arm.folder}"
+                f"{arm.folder.name} was trained with other settings or data: rename the arm, or remove {arm.folder}"
             )
-    if left := [arm for arm in planned if not arm.done]:
-        _train_left(left, base, parent, parallel)
-    return {arm.key: _read(arm) for arm in planned}
+    if pending := [arm for arm in arms if not arm.done]:
+        _train_pending(pending, base, parent, parallel)
+    return {arm.key: _read_trained_arm(arm) for arm in arms}
 
 
-def _train_left(left: Sequence[ArmRun], base: BaseModel, parent: str, parallel: int) -> None:
+def _train_pending(pending: Sequence[ArmRun], base: BaseModel, parent: str, parallel: int) -> None:
     stop = StopSignal()
-    with ProgressBar("training", sum(arm.config.train.steps for arm in left)) as bar:
-        progress, pool = ArmProgress(bar, len(left)), ThreadPoolExecutor(parallel)
+    with ProgressBar("training", sum(arm.config.train.steps for arm in pending)) as bar:
+        progress, pool = ArmProgress(bar, len(pending)), ThreadPoolExecutor(parallel)
         futures: dict[Future[None], ArmRun] = {}
-        for arm in left:
-            future = pool.submit(_train, arm, base, parent, parallel, ProgressView(partial(progress.show, arm), stop))
+        for arm in pending:
+            future = pool.submit(_train_arm, arm, base, parent, parallel, ProgressView(partial(progress.show, arm), stop))
             future.add_done_callback(partial(progress.end, arm))
             futures[future] = arm
         try:
-            _wait(futures, pool, stop)
+            _wait_for_all(futures, pool, stop)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     errors = [error for future in futures if not future.cancelled() and (error := future.exception())]
-    # Those that were stopped because another failed are not the reason.
+    # A failure takes precedence over the interruptions that it caused in the other runs.
     for error in sorted(errors, key=lambda e: isinstance(e, InterruptedByUserError)):
         raise error
     if stop.asked:
         raise InterruptedByUserError(STOPPED)
 
 
-def _wait(futures: Mapping[Future[None], ArmRun], pool: ThreadPoolExecutor, stop: StopSignal) -> None:
-    """Until all have ended; none is begun after Ctrl-C or a failure."""
-    while left := [future for future in futures if not future.done()]:
+def _wait_for_all(futures: Mapping[Future[None], ArmRun], pool: ThreadPoolExecutor, stop: StopSignal) -> None:
+    """Wait until all runs have ended; start none after Ctrl-C or a failure."""
+    while pending := [future for future in futures if not future.done()]:
         try:
-            over = wait(left, POLL_SECONDS).done
+            finished = wait(pending, POLL_SECONDS).done
         except KeyboardInterrupt:
             stop.request_stop()
-            over = set[Future[None]]()
-        if not stop.asked and (failed := [futures[f].key for f in over if f.exception()]):
-            print_line(f"{failed[0]} failed; what else is being trained stops with a checkpoint")
+            finished = set[Future[None]]()
+        if not stop.asked and (failed := [futures[f].key for f in finished if f.exception()]):
+            print_line(f"{failed[0]} failed; the other training runs stop with a checkpoint")
             stop.asked = True
         if stop.asked:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _train(arm: ArmRun, base: BaseModel, parent: str, parallel: int, view: ProgressView) -> None:
-    """Train one, or go on with it."""
+def _train_arm(arm: ArmRun, base: BaseModel, parent: str, parallel: int, view: ProgressView) -> None:
+    """Start or resume the training of one arm."""
     config, folder = arm.config, arm.folder
     print_line(f"arm {config.name}, seed {config.train.seed}")
     run = create_or_resume_run(folder, f"{config.name} seed {config.train.seed}", "arm", parent, _identity(arm, base))
@@ -172,11 +217,11 @@ def _train(arm: ArmRun, base: BaseModel, parent: str, parallel: int, view: Progr
         run.log_artifacts(folder / "prefix", "prefix")
 
 
-def _read(arm: ArmRun) -> TrainedArm:
+def _read_trained_arm(arm: ArmRun) -> TrainedArm:
     prefix = load_prefix(arm.folder / "prefix")
     curve = runs.read_curve(arm.known.run_id, "train/validation_loss") if arm.known else []
-    took = {name: prefix.card.method.get(name) for name in ("seconds", "tokens", "memory_gib")}
-    return TrainedArm(prefix, curve, TrainingCost(arm.key, **took))
+    cost = {name: prefix.card.method.get(name) for name in ("seconds", "tokens", "memory_gib")}
+    return TrainedArm(prefix, curve, TrainingCost(arm.key, **cost))
 
 
 def _identity(arm: ArmRun, base: BaseModel) -> dict[str, Any]:

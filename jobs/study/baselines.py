@@ -1,4 +1,4 @@
-"""The best single token of the vocabulary as a prefix: what can be reached without learning a vector."""
+"""Untrained baseline arms of a study: random vectors and the best single vocabulary token."""
 
 import hashlib
 import json
@@ -30,8 +30,19 @@ from trimtab.types import RANDOM_ARM, TOKEN_ARM
 def build_baselines(
     config: StudyConfig, first: AlignConfig, base: BaseModel, prepared: PreparedDataset, folder: Path
 ) -> dict[str, Prefix]:
-    """Arms that nothing is trained for: a random vector for each seed, and the best vocabulary token."""
-    made: dict[str, Prefix] = {}
+    """Build the arms that need no training: a random vector per seed and the best vocabulary token.
+
+    Args:
+        config: settings of the study, which enable each baseline.
+        first: settings of the study's first arm, which give place, length limit and hardware.
+        base: base model.
+        prepared: rows that the token search computes its loss on.
+        folder: folder that stores the result of the token search.
+
+    Returns:
+        Prefixes by arm name, `ARM#SEED` for random vectors.
+    """
+    prefixes: dict[str, Prefix] = {}
     card = PrefixCard("prefix", "random", base.name, base.fingerprint, first.place, 0, 0, "")
     if config.random:
         mean, spread = run_task(
@@ -39,13 +50,13 @@ def build_baselines(
         )
         for seed in config.seeds:
             noise = torch.randn(1, base.width, generator=torch.Generator().manual_seed(seed))
-            made[f"{RANDOM_ARM}#{seed}"] = build_prefix(mean + spread * noise, card)
+            prefixes[f"{RANDOM_ARM}#{seed}"] = build_prefix(mean + spread * noise, card)
     if config.token:
-        rows_used = compute_prompts_digest([row.prompt for row in prepared.train])
-        of = [base.fingerprint, first.place, first.train.longest, config.token, rows_used]
-        path = folder / f"best-token-{hashlib.sha256(json.dumps(of).encode()).hexdigest()[:12]}"
+        rows_digest = compute_prompts_digest([row.prompt for row in prepared.train])
+        identity = [base.fingerprint, first.place, first.train.longest, config.token, rows_digest]
+        path = folder / f"best-token-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}"
         if not (path / FILE).exists():
-            found = run_task(
+            best = run_task(
                 "best token",
                 "trimtab.jobs.study.baselines:search_best_token",
                 first,
@@ -55,9 +66,9 @@ def build_baselines(
                 cpus=get_max_node_cores(),
                 gpus=first.scale.gpus,
             )
-            save_prefix(build_prefix(found.vector, replace(card, name="token", method={"token": found.text})), path)
-        made[TOKEN_ARM] = load_prefix(path)
-    return made
+            save_prefix(build_prefix(best.vector, replace(card, name="token", method={"token": best.text})), path)
+        prefixes[TOKEN_ARM] = load_prefix(path)
+    return prefixes
 
 
 ROWS = 32
@@ -66,27 +77,51 @@ MICRO_BATCH = 8
 
 @dataclass(frozen=True)
 class BestToken:
-    """The token with the lowest loss: its vector [1, d] and its text."""
+    """Vocabulary token with the lowest loss.
+
+    Attributes:
+        vector: embedding of the token, [1, d].
+        text: decoded text of the token.
+        loss: mean loss per row (nats).
+    """
 
     vector: Tensor
     text: str
     loss: float
 
 
-def compute_vocabulary_statistics(tell: Progress, base: BaseModel) -> tuple[Tensor, Tensor]:
-    """Mean [1, d] and standard deviation [d] of the base model's embedding rows."""
+def compute_vocabulary_statistics(progress: Progress, base: BaseModel) -> tuple[Tensor, Tensor]:
+    """Compute mean and standard deviation of the base model's token embeddings; runs as a Ray task.
+
+    Args:
+        progress: callback that reports progress; unused.
+        base: base model.
+
+    Returns:
+        Mean [1, d] and standard deviation [d].
+    """
     embedding = cast(nn.Embedding, resolve_on_node(base).load("fp32").get_input_embeddings())
     table = embedding.weight.detach()
     return table.mean(0, keepdim=True).clone(), table.std(0).clone()
 
 
 def search_best_token(
-    tell: Progress, config: AlignConfig, base: BaseModel, prepared: PreparedDataset, candidates: int
+    progress: Progress, config: AlignConfig, base: BaseModel, prepared: PreparedDataset, candidates: int
 ) -> BestToken:
-    """The best of `candidates` tokens by their mean loss on training rows of both sides.
+    """Search the vocabulary token with the lowest mean loss on training rows of both sides; runs as a Ray task.
 
-    Candidates are those whose embedding the loss's gradient at the mean of the vocabulary points to most (HotFlip, Ebrahimi et
-    al. 2018, one step); each is then tried.
+    One step of HotFlip (Ebrahimi et al. 2018) selects the candidates: the tokens whose embeddings have the smallest inner
+    product with the gradient of the loss at the mean of the vocabulary. The loss of every candidate is then computed.
+
+    Args:
+        progress: callback that receives the number of evaluated candidates and their total.
+        config: settings of the arm that gives place, length limit and precision.
+        base: base model.
+        prepared: rows of the study.
+        candidates: number of tokens to evaluate.
+
+    Returns:
+        The token with the lowest loss.
     """
     local = resolve_on_node(base)
     renderer = build_renderer(local, 1)
@@ -103,15 +138,15 @@ def search_best_token(
     scorer = ObjectiveScorer(frozen, Likelihood())
     parts = split_into_micro_batches(examples, MICRO_BATCH)
     table = frozen.embedding.weight.detach().float().cpu()[: renderer.first_row]
-    whole, nothing = compute_totals(examples), torch.empty(0)
-    slope = sum((scorer.compute(table.mean(0, keepdim=True), p, whole, nothing).gradient for p in parts), torch.zeros(()))
-    tried = (table @ slope[0]).topk(candidates, largest=False).indices.tolist()
+    totals, empty = compute_totals(examples), torch.empty(0)
+    gradient = sum((scorer.compute(table.mean(0, keepdim=True), p, totals, empty).gradient for p in parts), torch.zeros(()))
+    tokens = (table @ gradient[0]).topk(candidates, largest=False).indices.tolist()
     losses: list[float] = []
-    for number, token in enumerate(tried, 1):
+    for number, token in enumerate(tokens, 1):
         with torch.no_grad():
             losses.append(
-                sum(scorer.compute_scores(table[token : token + 1], p, nothing).nll.sum().item() for p in parts) / len(examples)
+                sum(scorer.compute_scores(table[token : token + 1], p, empty).nll.sum().item() for p in parts) / len(examples)
             )
-        tell(number, candidates)
+        progress(number, candidates)
     best = min(range(candidates), key=losses.__getitem__)
-    return BestToken(table[tried[best]][None].clone(), str(renderer.tokenizer.decode([tried[best]])), losses[best])
+    return BestToken(table[tokens[best]][None].clone(), str(renderer.tokenizer.decode([tokens[best]])), losses[best])

@@ -1,4 +1,4 @@
-"""Settings of the study command."""
+"""Settings of `trimtab study`."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +11,13 @@ from trimtab.types import BASELINE_ARMS, Label
 
 @dataclass(frozen=True)
 class SuiteConfig:
-    """Prompts that every arm of a study is judged on besides the test part.
+    """Additional prompts for the evaluation of every arm of a study.
 
     Args:
         data: sources of prompts, as in `trimtab evaluate safety`.
-        columns: other names of the fields.
-        default_class: class of prompts that bring none.
-        limit: prompts of each side at most, 0 for all.
+        columns: column names of the fields, if they differ from the default names.
+        default_class: class of prompts without a class.
+        limit: maximum number of prompts per side, 0 for all.
     """
 
     data: list[str] | str
@@ -28,21 +28,22 @@ class SuiteConfig:
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """Compare ways to learn a prefix, arm by arm, over several seeds; one report at the end.
+    """Compare training methods of a prefix over several seeds and write one report.
 
     Args:
-        name: name of the study; its folder and MLflow run go on where they stopped.
-        seeds: seeds of every arm.
-        shared: settings of `trimtab align` for all arms, as in its YAML.
-        arms: learned arms by name, each with the settings of `trimtab align` that differ, dotted or nested.
-        parallel: training runs at once, which share the cores.
-        random: add an arm with a random vector, which nothing was learned for.
-        token: add an arm with the best single vocabulary token that a search finds; so many candidates are tried, 0 for none.
-        suites: prompts to judge on besides the test part, by name.
-        utility: questions and neutral texts that tell what every arm costs in ability, by name.
-        judge: what gives the verdicts.
-        out: folder for the report; without it, in the study's own folder.
-        address: Ray cluster to run on.
+        name: name of the study; a second call with the same name resumes its folder and MLflow run.
+        seeds: random seeds; every arm is trained once per seed.
+        shared: settings of `trimtab align` for all arms, as in its YAML file.
+        arms: trained arms by name, each with the settings of `trimtab align` that differ, dotted or nested.
+        parallel: number of training runs at the same time; they share the CPU cores.
+        random: add a baseline arm with a random vector per seed.
+        token: number of candidates in the search for the best single vocabulary token, which is added as a baseline arm;
+            0 for no such arm.
+        suites: prompts to evaluate besides the test part, by name.
+        utility: questions and neutral texts to measure the utility cost of every arm, by name.
+        judge: judge of the answers.
+        out: folder of the report; by default `report` in the folder of the study.
+        address: address of the Ray cluster to run on.
     """
 
     name: str = "study"
@@ -64,4 +65,4 @@ class StudyConfig:
         if self.parallel < 1:
             raise UsageError(f"parallel must be at least 1, not {self.parallel}")
         if bad := [name for name in self.arms if not name or any(c in name for c in "/#") or name in BASELINE_ARMS]:
-            raise UsageError(f"{bad[0]!r} cannot name an arm: leave out / and #, and {', '.join(BASELINE_ARMS)} are taken")
+            raise UsageError(f"{bad[0]!r} is not a valid arm name: leave out / and #; {', '.join(BASELINE_ARMS)} are reserved")

@@ -1,9 +1,9 @@
-"""`trimtab study`: ways to learn a prefix compared on the same rows and the same prompts, over several seeds, in one report.
+"""Job of `trimtab study`: comparison of training methods on the same rows and prompts over several seeds.
 
 trimtab study --config jobs/configs/study.yaml
 
-Every arm and seed is a training run of its own (a child run in MLflow) that is skipped when it is there already; all arms are
-then answered by one engine, and judged arms are kept too. So a study can be stopped, resumed, and given more arms or seeds.
+Every arm and seed is a child run in MLflow, which is skipped if it is done. One engine then generates the answers of all arms,
+and the answers are cached. A study can therefore be interrupted, resumed, and extended by arms or seeds.
 """
 
 import json
@@ -46,7 +46,17 @@ from trimtab.util.atomic_files import exclusive_lock
 
 @dataclass(frozen=True)
 class StudySession:
-    """What a study stands on before anything is learned: its settings, those of each arm, and what judges."""
+    """Inputs of a study that are fixed before training.
+
+    Attributes:
+        config: settings of the study.
+        plans: training settings of each arm, by arm name.
+        base: base model of all arms.
+        suites: loaded utility suites, by name.
+        judge: judge of the answers.
+        standing: agreement of the judge with human labels.
+        folder: folder of the study.
+    """
 
     config: StudyConfig
     plans: Mapping[str, AlignConfig]
@@ -58,68 +68,84 @@ class StudySession:
 
 
 def compare_arms(config: StudyConfig) -> StudyReport:
-    """Train and judge what is missing, and put all of it together. Raises errors of ours, Interrupted on Ctrl-C."""
+    """Train and evaluate the missing arms and write the report.
+
+    Returns:
+        The report on all arms.
+
+    Raises:
+        TrimtabError: if the settings are invalid or a run fails.
+        InterruptedByUserError: on Ctrl-C.
+    """
     folder = settings.get_runs_folder() / f"study-{config.name}"
     plans = {name: build_arm_config(config, name) for name in config.arms}
     first = next(iter(plans.values()))
     base = resolve_base_model(first.base, first.revision)
     if different := [name for name, p in plans.items() if (p.base, p.revision) != (first.base, first.revision)]:
-        raise UsageError(f"arm {different[0]!r} is of another base model; a study compares ways to steer one")
+        raise UsageError(f"arm {different[0]!r} has another base model: all arms of a study must have the same")
     common = {name: [getattr(p.data, key) for key in PARTED_BY] for name, p in plans.items()}
     if different := [name for name, values in common.items() if values != common[first.name]]:
-        raise UsageError(f"arm {different[0]!r} parts the prompts otherwise: data.{', data.'.join(PARTED_BY)} go into shared")
+        raise UsageError(f"arm {different[0]!r} splits the prompts differently: set data.{', data.'.join(PARTED_BY)} in shared")
     folder.mkdir(parents=True, exist_ok=True)
     suites = {name: utility.load_suite(suite, name) for name, suite in config.utility.items()}
     judge = open_judge(config.judge, base, first.scale.gpus)
-    begun = StudySession(config, plans, base, suites, judge, compute_standing(judge), folder)
+    session = StudySession(config, plans, base, suites, judge, compute_standing(judge), folder)
     with exclusive_lock(folder), ray_session(config.address):
         prepared = prepare_many(plans, base)
         parent = _start_parent_run(config, folder)
         with runs.close_run(parent):
-            made = _train_and_compare(begun, prepared, parent)
-            written = write_report(made, Path(config.out) if config.out else folder / "report")
-            for path in written:
+            report = _train_and_compare(session, prepared, parent)
+            paths = write_report(report, Path(config.out) if config.out else folder / "report")
+            for path in paths:
                 parent.log_artifacts(path, "report")
-    print_line(f"report: {written[0]}")
-    return made
+    print_line(f"report: {paths[0]}")
+    return report
 
 
 def run_study(config: StudyConfig) -> dict[str, Any]:
-    """`trimtab study`."""
-    made = compare_arms(config)
-    for part, results in made.parts.items():
+    """Run `trimtab study` and print its tables.
+
+    Returns:
+        The report as JSON values.
+    """
+    report = compare_arms(config)
+    for part, results in report.parts.items():
         console.print(build_table(results, f"{config.name}: {part}"))
-        if made.judge:
-            print_line(made.judge.format_line())
-    for suite, measured in made.utility.items():
+        if report.judge:
+            print_line(report.judge.format_line())
+    for suite, measured in report.utility.items():
         for table in build_tables(measured, f"{config.name}: utility on {suite}"):
             console.print(table)
-    return report_as_json(made)
+    return report_as_json(report)
 
 
-def _train_and_compare(begun: StudySession, prepared: Mapping[str, PreparedDataset], parent: runs.TrackedRun) -> StudyReport:
-    config, plans, base, folder = begun.config, begun.plans, begun.base, begun.folder
+def _train_and_compare(session: StudySession, prepared: Mapping[str, PreparedDataset], parent: runs.TrackedRun) -> StudyReport:
+    config, plans, base, folder = session.config, session.plans, session.base, session.folder
     first = next(iter(plans.values()))
-    # Seed by seed, so that a study that is stopped has compared all arms as far as it went.
-    planned = [ArmRun(_with_seed(plans[name], seed), prepared[name], folder) for seed in config.seeds for name in config.arms]
-    trained = train_arms(planned, base, parent.run_id, config.parallel)
-    chosen = {name: t.prefix for name, t in trained.items()} | build_baselines(
+    # Seed by seed, so that an interrupted study has trained all arms equally far.
+    arms = [ArmRun(_with_seed(plans[name], seed), prepared[name], folder) for seed in config.seeds for name in config.arms]
+    trained = train_arms(arms, base, parent.run_id, config.parallel)
+    prefixes = {name: t.prefix for name, t in trained.items()} | build_baselines(
         config, first, base, prepared[first.name], folder
     )
-    answered = _answer_all(first, base, chosen, _read_prompt_parts(config, first, prepared[first.name]), folder / "judged")
-    results = apply_judge(answered, begun.judge, first.scale.gpus)
-    made = _build_report(config, first, base, prepared[first.name], trained, results, begun.standing)
-    if not begun.suites:
-        return made
-    everything, precision = build_standard_arms(chosen), first.train.precision
-    cost = utility.measure_utility(base, everything, begun.suites, precision, first.scale.gpus, folder / "utility")
-    parent.log_inputs([entry for name, suite in begun.suites.items() for entry in suite.inputs(name)], "utility")
+    answered = _answer_all(first, base, prefixes, _read_prompt_parts(config, first, prepared[first.name]), folder / "judged")
+    results = apply_judge(answered, session.judge, first.scale.gpus)
+    report = _build_report(config, first, base, prepared[first.name], trained, results, session.standing)
+    if not session.suites:
+        return report
+    all_arms, precision = build_standard_arms(prefixes), first.train.precision
+    cost = utility.measure_utility(base, all_arms, session.suites, precision, first.scale.gpus, folder / "utility")
+    parent.log_inputs([entry for name, suite in session.suites.items() for entry in suite.inputs(name)], "utility")
     parent.log_metrics(get_logged_metrics(cost), 0)
-    return replace(made, utility=cost)
+    return replace(report, utility=cost)
 
 
 def build_arm_config(config: StudyConfig, arm: str) -> AlignConfig:
-    """The settings of `trimtab align` that an arm is trained with. Raises UsageError for what they do not know."""
+    """Return the settings of `trimtab align` that train an arm.
+
+    Raises:
+        UsageError: if a setting is unknown or invalid.
+    """
     values = runs.flatten_settings(config.shared) | runs.flatten_settings(config.arms[arm]) | {"name": arm, "register": False}
     return main.build_settings(AlignConfig, values, f"arm {arm}")
 
@@ -143,7 +169,7 @@ def _start_parent_run(config: StudyConfig, folder: Path) -> runs.TrackedRun:
 
 
 def _read_prompt_parts(config: StudyConfig, first: AlignConfig, prepared: PreparedDataset) -> dict[str, list[Prompt]]:
-    """Prompts to judge on: the test part, and each suite."""
+    """Return the evaluation prompts: the test part and each suite."""
     parts = {"test": limit_prompts(prepared.parts["test"], first.evaluate.limit)}
     for name, suite in config.suites.items():
         parts[name] = limit_prompts(
@@ -153,16 +179,16 @@ def _read_prompt_parts(config: StudyConfig, first: AlignConfig, prepared: Prepar
 
 
 def _answer_all(
-    first: AlignConfig, base: BaseModel, chosen: Mapping[str, Prefix], parts: Mapping[str, list[Prompt]], folder: Path
+    first: AlignConfig, base: BaseModel, prefixes: Mapping[str, Prefix], parts: Mapping[str, list[Prompt]], folder: Path
 ) -> dict[str, list[ArmResult]]:
-    """Results of all arms on all parts; only what was not answered before is asked, of one engine."""
-    everything = build_standard_arms(chosen)
+    """Return the results of all arms on all parts; one engine generates the answers that are not cached."""
+    arms = build_standard_arms(prefixes)
     tokens, precision = first.evaluate.max_tokens, first.train.precision
-    stores = {part: ArmCache(folder, base.fingerprint, prompts, tokens, precision) for part, prompts in parts.items()}
-    generate_missing(TITLE, base, everything, list(stores.values()), first.scale.gpus)
+    caches = {part: ArmCache(folder, base.fingerprint, prompts, tokens, precision) for part, prompts in parts.items()}
+    generate_missing(TITLE, base, arms, list(caches.values()), first.scale.gpus)
     return {
-        part: [judge_answers(arm, store.prompts, store.read_answers(arm) or []) for arm in everything]
-        for part, store in stores.items()
+        part: [judge_answers(arm, cache.prompts, cache.read_answers(arm) or []) for arm in arms]
+        for part, cache in caches.items()
     }
 
 
@@ -184,7 +210,7 @@ def _build_report(
         curves={name: t.curve for name, t in trained.items()},
         costs=[t.cost for t in trained.values()],
         judge=standing,
-        notes=[f"{name}: {json.dumps(changed)}" for name, changed in config.arms.items() if changed]
+        notes=[f"{name}: {json.dumps(values)}" for name, values in config.arms.items() if values]
         + [f"{first.train.steps} steps of {first.train.batch} rows; checkpoints chosen on the validation part only"]
         + [format_code_version()],
     )

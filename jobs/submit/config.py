@@ -10,21 +10,21 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
 
 @dataclass(frozen=True, kw_only=True)
 class SubmitConfig:
-    """Send a command of trimtab to a Ray cluster: trimtab submit --name NAME -- COMMAND [options].
+    """Submit a trimtab command to a Ray cluster: trimtab submit --name NAME -- COMMAND [options].
 
     Args:
-        command: the command as it would be run here, without `trimtab`; after `--`.
-        name: what the job is called; a name is used once on a cluster.
-        address: the cluster's dashboard, as http://localhost:8265; without it, RAY_API_SERVER_ADDRESS.
-        attach: where there is a job of this name already, follow it instead of being refused.
-        wait: follow its log until it ends; the exit code is the job's then.
-        upload: folder that is sent along and that the job runs in; what its .gitignore names stays here.
-        packages: file of pinned packages to install on the nodes, as locks/gpu.txt; without it, what they have.
+        command: command to run and its options, without `trimtab`; given after `--`.
+        name: name of the job; unique on the cluster.
+        address: URL of the cluster's dashboard, such as http://localhost:8265; by default RAY_API_SERVER_ADDRESS.
+        attach: follow the existing job if the name is taken, instead of an error.
+        wait: follow the log until the job ends, and end with its exit code.
+        upload: folder to upload as the working directory of the job; files that its .gitignore names are left out.
+        packages: requirements file of pinned packages to install on the nodes, such as locks/gpu.txt; by default none.
         image: container image to run in.
-        cpus: CPU cores for the command itself; what it starts asks for its own.
+        cpus: CPU cores for the command itself; its tasks and workers reserve their own.
         gpus: GPUs for the command itself.
-        retries: how often the command is run again where it fails; wrong usage is not tried again.
-        environment: names of variables whose values here the job gets: secrets, addresses of stores.
+        retries: maximum number of retries after a failure; usage errors and interrupts are not retried.
+        environment: names of local environment variables to pass to the job, such as secrets and store addresses.
     """
 
     command: list[str] = field(default_factory=list[str])
@@ -42,13 +42,13 @@ class SubmitConfig:
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
-            raise UsageError(f"{self.name!r} is no name for a job: letters, digits, and . _ - within")
+            raise UsageError(f"{self.name!r} is not a valid job name: use letters, digits, and . _ - after the first character")
         if not self.command:
             raise UsageError(
-                f"submit: nothing to do; say it after --, as: trimtab submit --name {self.name} -- align --name mine"
+                f"submit: no command given. Add it after --: trimtab submit --name {self.name} -- align --name mine"
             )
         if min(self.cpus, self.gpus, self.retries) < 0:
-            raise UsageError("submit: cpus, gpus and retries must not be below 0")
+            raise UsageError("submit: cpus, gpus and retries must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class JobsConfig:
     """List the jobs of a cluster.
 
     Args:
-        address: the cluster's dashboard, as http://localhost:8265; without it, RAY_API_SERVER_ADDRESS.
+        address: URL of the cluster's dashboard, such as http://localhost:8265; by default RAY_API_SERVER_ADDRESS.
     """
 
     address: str | None = None
@@ -64,12 +64,12 @@ class JobsConfig:
 
 @dataclass(frozen=True)
 class JobConfig:
-    """One job of a cluster.
+    """Settings that select one job of a cluster.
 
     Args:
-        name: what it was called when it was submitted.
-        address: the cluster's dashboard, as http://localhost:8265; without it, RAY_API_SERVER_ADDRESS.
-        follow: go on until it ends, and end with its exit code.
+        name: name of the job.
+        address: URL of the cluster's dashboard, such as http://localhost:8265; by default RAY_API_SERVER_ADDRESS.
+        follow: follow the log until the job ends, and end with its exit code.
     """
 
     name: str

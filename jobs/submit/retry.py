@@ -1,4 +1,4 @@
-"""Run a command again where it fails: python -m trimtab.jobs.again TIMES -- COMMAND ..."""
+"""Retry wrapper of submitted commands: python -m trimtab.jobs.submit.retry RETRIES -- COMMAND ..."""
 
 import signal
 import subprocess
@@ -9,31 +9,42 @@ from types import FrameType
 
 from trimtab.cli.console import print_line
 
-# A command that was called wrongly, or stopped by a person, will not do better.
+# Success, usage errors and interrupts: a retry cannot change the outcome.
 INTERRUPTED = 130
 FINAL = (0, 2, INTERRUPTED)
 WAIT_SECONDS = 5.0
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code of the last try."""
-    times, _, *command = arguments
-    tries, code = int(times) + 1, 0
-    for number in range(1, tries + 1):
+    """Run a command until it ends with a final exit code or its retries are used up.
+
+    Args:
+        arguments: number of retries, `--`, and the command.
+
+    Returns:
+        The exit code of the last attempt.
+    """
+    retries, _, *command = arguments
+    attempts, code = int(retries) + 1, 0
+    for number in range(1, attempts + 1):
         code = run_with_retries(command)
-        if code in FINAL or number == tries:
+        if code in FINAL or number == attempts:
             break
-        print_line(f"try {number} of {tries} ended with exit code {code}; again in {WAIT_SECONDS:.0f} s")
+        print_line(f"attempt {number} of {attempts} ended with exit code {code}; next attempt in {WAIT_SECONDS:.0f} s")
         time.sleep(WAIT_SECONDS)
     return code
 
 
 def run_with_retries(command: list[str]) -> int:
-    """One try; what stops this process stops the command."""
+    """Run the command once and forward SIGINT and SIGTERM to it.
+
+    Returns:
+        The exit code of the command, or INTERRUPTED after a signal.
+    """
     process, stopped = subprocess.Popen(command), threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        # Only this: below is already being waited for the process, and twice is once too often.
+        # Do not wait for the process here: the call of `wait` below already does, and must not be nested.
         stopped.set()
         process.send_signal(number)
 

@@ -1,6 +1,6 @@
-"""Validation losses of a trial: kept in a file as they come in, and told to Ray Tune.
+"""Validation losses of trials and the ASHA scheduler that compares them.
 
-Train's controller holds the callback, so this file imports no torch.
+Ray Train's controller imports the callback, so this module must not import torch.
 """
 
 import json
@@ -19,55 +19,78 @@ FILE = "validations.jsonl"
 
 
 class ValidationReporter(TuneReportCallback):
-    """Keeps and tells each validation of a trial. Made in the trial's process, called in that of Train's controller."""
+    """Callback that stores each validation of a trial and reports it to Ray Tune.
+
+    The trial's process creates it; the process of Train's controller calls it.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self._folder = folder
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        """Called when all workers have reported; worker 0 brings the steps since the last report."""
+        """Store and report new validations; Ray Train calls this after every worker has reported.
+
+        Args:
+            run_context: context of the training run.
+            metrics: one entry per worker; that of worker 0 has the steps since the last report under `history`.
+            checkpoint: reported checkpoint, if any; unused.
+        """
         for line in append_validations(self._folder, metrics[0].get("history", [])):
             super().after_report(run_context, [line], None)
 
 
 def append_validations(folder: Path, history: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
-    """Add the validations among the steps of a history to a trial's file; returns the lines that are new.
+    """Append the new validations in a history to a trial's file.
 
-    A line has the step and the lowest loss up to it (nats per token), which is that of the prefix that would be kept.
+    Each line has a step and the lowest loss up to that step (nats per token), the loss of the best checkpoint so far.
+
+    Args:
+        folder: folder of the trial.
+        history: steps in increasing order, each with `step` and, if it was validated, `validation_loss`.
+
+    Returns:
+        The appended lines.
     """
-    known = read_validations(folder)
-    fresh: list[dict[str, float]] = []
+    stored = read_validations(folder)
+    added: list[dict[str, float]] = []
     for entry in history:
-        last = [*known, *fresh][-1:]
+        last = [*stored, *added][-1:]
         loss = entry.get(METRIC)
-        # Workers that were replaced do some steps twice.
+        # Replaced workers repeat the steps since the last checkpoint.
         if loss is None or not isfinite(loss) or any(entry[STEP] <= line[STEP] for line in last):
             continue
-        fresh.append({STEP: int(entry[STEP]), METRIC: min([loss, *(line[METRIC] for line in last)])})
-    if fresh:
+        added.append({STEP: int(entry[STEP]), METRIC: min([loss, *(line[METRIC] for line in last)])})
+    if added:
         with (folder / FILE).open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in fresh)
-    return fresh
+            file.writelines(json.dumps(line) + "\n" for line in added)
+    return added
 
 
 def read_validations(folder: Path) -> list[dict[str, float]]:
-    """The lines of a trial's file, in the order of their steps."""
+    """Return the lines of a trial's file in the order of their steps; an empty list if there is no file."""
     path = folder / FILE
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 class CooperativeAsha(ASHAScheduler):
-    """Lets a trial go on at each rung only if it is among the best share of those that came there.
+    """ASHA scheduler that stops trials through their own training loop instead of killing them.
 
-    A killed trial would leave its placement group behind: where Ray has no dashboard, Train's cleaner cannot see that its
-    controller is gone, and the cores stay taken. So a poor trial is stopped as Ctrl-C stops training: after the step that it is
-    in, with a checkpoint.
+    At each rung, a trial continues only if it is among the best share of the trials that reached the rung. A killed trial
+    would leave its placement group behind: without a Ray dashboard, Train's cleanup cannot see that the controller is gone, and
+    the cores stay reserved. A poor trial therefore stops like on Ctrl-C: after the current step, with a checkpoint.
     """
 
     def __init__(self, first: int, longest: int, reduction: float, halt: Callable[[int], bool]) -> None:
-        """`first` and `longest` are the steps of the first rung and of the longest trial. `halt` asks the training of a trial,
-        by its number, to stop, and says whether there was any."""
+        """Initialize the scheduler.
+
+        Args:
+            first: step of the first rung.
+            longest: number of steps of the longest trial.
+            reduction: reduction factor of ASHA; one of `reduction` trials continues at each rung.
+            halt: function that requests the training of a trial, given by its number, to stop; it returns False if no
+                training runs.
+        """
         super().__init__(
             time_attr=STEP,
             metric=METRIC,
@@ -75,26 +98,40 @@ class CooperativeAsha(ASHAScheduler):
             max_t=longest,
             grace_period=min(first, longest),
             reduction_factor=reduction,
-            # A trial that came to its last step ends by itself.
+            # A trial ends by itself after its last step.
             stop_last_trials=False,
         )
         self._halt = halt
         self._stopped: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune writes its settings to a folder that nothing is read from.
+        # Tune pickles the scheduler into a folder that is never read.
         return {}
 
-    def add_finished_trial(self, number: int, seen: list[dict[str, float]]) -> None:
-        """Measure others also by a trial of an earlier call, from its validations."""
+    def add_finished_trial(self, number: int, validations: list[dict[str, float]]) -> None:
+        """Add a trial of an earlier call to the rungs, so that new trials are compared with it.
+
+        Args:
+            number: number of the trial.
+            validations: lines of its file.
+        """
         controller: Any = None
         trial: Any = SimpleNamespace(trial_id=f"ended-{number}")
         self.on_trial_add(controller, trial)
-        for line in seen:
+        for line in validations:
             super().on_trial_result(controller, trial, line)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Called for each validation."""
+        """Decide whether a trial continues after a validation.
+
+        Args:
+            tune_controller: controller of the search.
+            trial: Tune trial, whose `config["trial"]` is the number.
+            result: validation with step and loss.
+
+        Returns:
+            TrialScheduler.CONTINUE, or TrialScheduler.STOP for a poor trial that has no running training to stop.
+        """
         if trial.trial_id in self._stopped:
             return TrialScheduler.CONTINUE
         action = super().on_trial_result(tune_controller, trial, result)
@@ -104,6 +141,12 @@ class CooperativeAsha(ASHAScheduler):
         return action
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Called for each trial that ended. What one did after it was asked to stop does not count."""
+        """Record the result of a trial that ended; ignore a trial that was stopped early.
+
+        Args:
+            tune_controller: controller of the search.
+            trial: Tune trial.
+            result: last result of the trial.
+        """
         if trial.trial_id not in self._stopped:
             super().on_trial_complete(tune_controller, trial, result)

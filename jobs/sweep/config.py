@@ -1,4 +1,4 @@
-"""Settings of the sweep command, and what they draw from a space."""
+"""Settings of `trimtab sweep` and sampling from the search space."""
 
 import random
 from collections.abc import Mapping
@@ -8,25 +8,24 @@ from typing import Any
 
 from trimtab.errors import UsageError
 
-# Draws for each trial before a space of choices counts as used up.
+# Draws per trial before a space of choices counts as exhausted.
 DRAWS = 100
 
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Search settings of `trimtab align` by validation loss: poor trials are stopped early (ASHA), the best one's prefix is
-    judged and registered.
+    """Search settings of `trimtab align` by validation loss and register the best prefix; ASHA stops poor trials early.
 
     Args:
-        name: name of the prefix; a sweep of the same name goes on where it stopped.
-        shared: settings of `trimtab align` for all trials, as in its YAML.
-        space: settings to search, dotted or nested: a list of choices, or low and high, with log true for even steps of its
-            logarithm; between whole numbers only whole ones are drawn.
-        trials: settings to try, all different.
-        parallel: trials that run at once and share the cores.
-        reduction: one of so many trials goes on at each rung.
-        seed: seed of the draws.
-        address: Ray cluster to run on.
+        name: name of the prefix; a second call with the same name resumes the sweep.
+        shared: settings of `trimtab align` for all trials, as in its YAML file.
+        space: settings to search, dotted or nested; each is a list of choices, or low and high, with log true to sample
+            log-uniformly; integer bounds give integers.
+        trials: number of trials, each with different settings.
+        parallel: number of trials that run at the same time; they share the CPU cores.
+        reduction: reduction factor of ASHA; one of this many trials continues at each rung.
+        seed: random seed of the sampling.
+        address: address of the Ray cluster to run on.
     """
 
     name: str = "swept"
@@ -50,13 +49,18 @@ class SweepConfig:
             raise UsageError(f"reduction must be above 1, not {self.reduction}")
         domains = flatten_space(self.space)
         if not domains:
-            raise UsageError("space is empty: give settings to search, each with choices or with low and high")
+            raise UsageError("space is empty: add settings to search, each with a list of choices or with low and high")
         for key, values in domains.items():
-            _check(key, values)
+            _check_domain(key, values)
 
 
 def flatten_space(space: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Domains by dotted names."""
+    """Return the domain of each setting by its dotted name.
+
+    Args:
+        space: dotted or nested settings.
+        prefix: text before every name.
+    """
     domains: dict[str, Any] = {}
     for key, values in space.items():
         if isinstance(values, Mapping) and not {"low", "high"} & set(values):
@@ -67,21 +71,24 @@ def flatten_space(space: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def draw_settings(config: SweepConfig) -> list[dict[str, Any]]:
-    """Settings of each trial, dotted. The same seed draws the same ones, and more trials begin with those of fewer; a space
-    with fewer combinations than trials gives each of them once."""
+    """Return the settings of each trial by dotted name.
+
+    The result depends on the seed alone, and a larger number of trials extends the list. A space with fewer combinations than
+    trials gives each combination once.
+    """
     generator = random.Random(config.seed)
     domains = flatten_space(config.space)
-    found: list[dict[str, Any]] = []
+    samples: list[dict[str, Any]] = []
     for _ in range(DRAWS * config.trials):
-        one = {key: _draw(values, generator) for key, values in domains.items()}
-        if one not in found:
-            found.append(one)
-        if len(found) == config.trials:
+        sample = {key: _draw(values, generator) for key, values in domains.items()}
+        if sample not in samples:
+            samples.append(sample)
+        if len(samples) == config.trials:
             break
-    return found
+    return samples
 
 
-def _check(key: str, values: Any) -> None:
+def _check_domain(key: str, values: Any) -> None:
     if isinstance(values, list) and values:
         return
     if not isinstance(values, Mapping) or not {"low", "high"} <= set(values) <= {"low", "high", "log"}:
@@ -92,16 +99,16 @@ def _check(key: str, values: Any) -> None:
     if low >= high:
         raise UsageError(f"space.{key}: low ({low}) must be below high ({high})")
     if values.get("log") and low <= 0:
-        raise UsageError(f"space.{key}: low must be above 0 where log is true, not {low}")
+        raise UsageError(f"space.{key}: low must be above 0 if log is true, not {low}")
 
 
 def _draw(values: Any, generator: random.Random) -> Any:
     if isinstance(values, list):
         return generator.choice(values)
     low, high = values["low"], values["high"]
-    whole = isinstance(low, int) and isinstance(high, int)
-    # The last whole number is as likely as the others.
-    top = high + 1 if whole else high
+    integers = isinstance(low, int) and isinstance(high, int)
+    # Include `high` itself, with the same probability as the other integers.
+    top = high + 1 if integers else high
     value = exp(generator.uniform(log(low), log(top))) if values.get("log") else generator.uniform(low, top)
-    # Four digits, so that what is shown is what was tried.
-    return min(int(value // 1), high) if whole else min(max(float(f"{value:.4g}"), low), high)
+    # Round to four significant digits, so that the tables show the exact value.
+    return min(int(value // 1), high) if integers else min(max(float(f"{value:.4g}"), low), high)

@@ -1,9 +1,9 @@
-"""`trimtab sweep`: search settings of the align job with Ray Tune, then judge and register the prefix of the best trial.
+"""Job of `trimtab sweep`: search of training settings with Ray Tune and registration of the best prefix.
 
 trimtab sweep --config jobs/configs/sweep.yaml
 
-Trials are compared by validation loss alone; the test part is looked at once, for the winner. A sweep that was stopped goes on,
-and one that is done takes more trials.
+Validation loss alone ranks the trials; only the winner is evaluated on the test part. An interrupted sweep can be resumed, and
+a finished one can be extended by trials.
 """
 
 import json
@@ -31,7 +31,7 @@ from trimtab.tracking import runs
 from trimtab.tracking.runs import TrackedRun
 from trimtab.util.atomic_files import exclusive_lock
 
-# Trials are compared by their losses on the same rows, and share what runs them: these are no settings to search.
+# Settings that cannot be searched: trials are compared by their losses on the same rows, and share the hardware.
 COMMON = ("name", "base", "revision", "resume", "register", "evaluate", "gate", "scale")
 COMMON_DATA = tuple(f"data.{name}" for name in PARTED_BY)
 COMMON_TRAIN = ("train.longest", "train.precision", "train.validate_every", "train.validation_rows")
@@ -39,7 +39,13 @@ COMMON_TRAIN = ("train.longest", "train.precision", "train.validate_every", "tra
 
 @dataclass(frozen=True)
 class SweepResult:
-    """Trials, the best first, and what `trimtab align` made of the best one, as for `--json`."""
+    """Result of a sweep.
+
+    Attributes:
+        folder: folder of the sweep.
+        trials: trials with a validation, best first.
+        winner: result of `trimtab align` for the best trial, as JSON values.
+    """
 
     folder: Path
     trials: list[Trial]
@@ -47,139 +53,162 @@ class SweepResult:
 
 
 def search_settings(config: SweepConfig) -> SweepResult:
-    """Run the trials that are missing, then judge and register the best. Raises errors of ours, Interrupted on Ctrl-C."""
+    """Run the missing trials, then evaluate and register the best one.
+
+    Returns:
+        Ranked trials and the result of the best one.
+
+    Raises:
+        TrimtabError: if the settings are invalid, or no trial reached a validation.
+        InterruptedByUserError: on Ctrl-C.
+    """
     folder = settings.get_runs_folder() / f"sweep-{config.name}"
-    planned = plan_trials(config, folder)
-    first = planned[0].config
+    trials = plan_trials(config, folder)
+    first = trials[0].config
     print_line(f"base model {first.base}, and the prompts (the first time they are downloaded)")
     base = resolve_base_model(first.base, first.revision)
-    _unchanged(config, planned, base, folder)
-    best_first = rank_trials(planned)
-    if all(t.ended for t in planned) and (judged := _judged(best_first, folder)):
-        print_line(f"all {len(planned)} trials are done")
-        return _told(SweepResult(folder, best_first, judged))
+    _check_unchanged(config, trials, base, folder)
+    ranked = rank_trials(trials)
+    if all(t.ended for t in trials) and (winner := _read_winner(ranked, folder)):
+        print_line(f"all {len(trials)} trials are done")
+        return _print_result(SweepResult(folder, ranked, winner))
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(folder), ray_session(config.address):
-        prepared = _prepare(config, planned, base)
-        parent = _parent(config, folder)
+        prepared = _prepare(config, trials, base)
+        parent = _start_parent_run(config, folder)
         with runs.close_run(parent):
-            failed = run_trials(config, TrialSearch(planned, prepared, base, parent.run_id), folder)
-            best_first = rank_trials(planned)
-            if not best_first:
-                raise next(iter(failed.values()), JobError(f"no trial of {config.name} came to a validation"))
-            (folder / "trials.json").write_text(json.dumps([_row(t) for t in best_first], indent=1) + "\n")
+            failed = run_trials(config, TrialSearch(trials, prepared, base, parent.run_id), folder)
+            ranked = rank_trials(trials)
+            if not ranked:
+                raise next(iter(failed.values()), JobError(f"no trial of {config.name} reached a validation"))
+            (folder / "trials.json").write_text(json.dumps([_trial_as_json(t) for t in ranked], indent=1) + "\n")
             parent.log_artifacts(folder / "trials.json")
-            best = best_first[0]
-            winner = _judged(best_first, folder) or _complete(best, base, prepared[best.number], parent, folder)
-    return _told(SweepResult(folder, best_first, winner))
+            best = ranked[0]
+            winner = _read_winner(ranked, folder) or _complete_best(best, base, prepared[best.number], parent, folder)
+    return _print_result(SweepResult(folder, ranked, winner))
 
 
 def run_sweep(config: SweepConfig) -> dict[str, Any]:
-    """`trimtab sweep`."""
+    """Run `trimtab sweep`.
+
+    Returns:
+        Folder, ranked trials and winner as JSON values.
+    """
     result = search_settings(config)
-    return {"folder": str(result.folder), "trials": [_row(t) for t in result.trials], "winner": result.winner}
+    return {"folder": str(result.folder), "trials": [_trial_as_json(t) for t in result.trials], "winner": result.winner}
 
 
 def plan_trials(config: SweepConfig, folder: Path) -> list[Trial]:
-    """All trials. Raises UsageError for settings that `trimtab align` does not know or take, and such as trials must share."""
-    shared = runs.flatten_settings(config.shared) | {"name": config.name}
-    common = _settings(shared, "shared")
-    if not common.train.validate_every:
-        raise UsageError("a sweep compares validation losses: set train.validate_every in shared above 0")
-    planned: list[Trial] = []
-    for number, chosen in enumerate(draw_settings(config)):
-        made = _settings(shared | runs.flatten_settings(chosen), f"trial {number} ({_text(chosen)})")
-        if different := [key for key, value in _common(made).items() if value != _common(common).get(key)]:
-            raise UsageError(f"space.{different[0]}: all trials must have the same, to be compared; set it in shared")
-        check_config(made)
-        planned.append(Trial(number, chosen, made, folder / f"trial-{number:03d}"))
-    return planned
+    """Return all trials of a sweep.
 
+    Args:
+        config: settings of the sweep.
+        folder: folder of the sweep.
 
-def rank_trials(planned: Sequence[Trial]) -> list[Trial]:
-    """Trials by their lowest validation loss, the best first, without those that have none.
-
-    At the rung of one that was stopped early, another had a lower loss. Should it lead nevertheless, as that one failed later,
-    it is trained to its end before it is judged.
+    Raises:
+        UsageError: if `trimtab align` does not accept the settings of a trial, or trials differ in settings that must be the
+            same for all.
     """
-    seen = [(t.loss, t.number, t) for t in planned]
-    return [t for _, _, t in sorted((loss, number, t) for loss, number, t in seen if loss is not None)]
+    shared = runs.flatten_settings(config.shared) | {"name": config.name}
+    shared_config = _build_trial_config(shared, "shared")
+    if not shared_config.train.validate_every:
+        raise UsageError("a sweep needs validation losses: set train.validate_every in shared above 0")
+    common = _select_common(shared_config)
+    trials: list[Trial] = []
+    for number, chosen in enumerate(draw_settings(config)):
+        values = shared | runs.flatten_settings(chosen)
+        trial_config = _build_trial_config(values, f"trial {number} ({_format_settings(chosen)})")
+        if different := [key for key, value in _select_common(trial_config).items() if value != common.get(key)]:
+            raise UsageError(f"space.{different[0]}: all trials must have the same value to be comparable. Set it in shared")
+        check_config(trial_config)
+        trials.append(Trial(number, chosen, trial_config, folder / f"trial-{number:03d}"))
+    return trials
 
 
-def _settings(values: dict[str, Any], where: str) -> AlignConfig:
-    made: AlignConfig = main.build_settings(AlignConfig, values, where)
-    # A trial is judged, and can be gone on with, whenever it validates.
-    return replace(made, train=replace(made.train, checkpoint_every=made.train.validate_every or made.train.steps))
+def rank_trials(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials with a validation by increasing lowest validation loss.
+
+    A trial that was stopped early had a higher loss than another trial at the same rung. It can still rank first if that trial
+    failed later; its training is then completed before the evaluation.
+    """
+    losses = [(t.loss, t.number, t) for t in trials]
+    return [t for _, _, t in sorted((loss, number, t) for loss, number, t in losses if loss is not None)]
 
 
-def _common(config: AlignConfig) -> dict[str, Any]:
-    """What all trials must have in common, by dotted names."""
-    every = runs.flatten_settings(asdict(config))
-    return {k: v for k, v in every.items() if k.partition(".")[0] in COMMON or k in (*COMMON_DATA, *COMMON_TRAIN)}
+def _build_trial_config(values: dict[str, Any], where: str) -> AlignConfig:
+    config: AlignConfig = main.build_settings(AlignConfig, values, where)
+    # A checkpoint at every validation, so that the trial can be resumed or completed from there.
+    return replace(config, train=replace(config.train, checkpoint_every=config.train.validate_every or config.train.steps))
 
 
-def _unchanged(config: SweepConfig, planned: Sequence[Trial], base: BaseModel, folder: Path) -> None:
-    """Raise UsageError where trials of this name have begun with other settings, weights or data."""
-    for trial in planned:
-        if not (known := read_run_record(trial.folder)):
+def _select_common(config: AlignConfig) -> dict[str, Any]:
+    """Return the settings that all trials must share, by dotted name."""
+    values = runs.flatten_settings(asdict(config))
+    return {k: v for k, v in values.items() if k.partition(".")[0] in COMMON or k in (*COMMON_DATA, *COMMON_TRAIN)}
+
+
+def _check_unchanged(config: SweepConfig, trials: Sequence[Trial], base: BaseModel, folder: Path) -> None:
+    """Raise UsageError if existing trials of this name have other settings, weights or data."""
+    for trial in trials:
+        if not (record := read_run_record(trial.folder)):
             continue
-        before = runs.flatten_settings(known.config)
-        now = runs.flatten_settings(build_run_identity(trial.config, base, read_raw_dataset(trial.config, base).inputs))
-        if changed := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
+        old = runs.flatten_settings(record.config)
+        new = runs.flatten_settings(build_run_identity(trial.config, base, read_raw_dataset(trial.config, base).inputs))
+        if changed := sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
             raise UsageError(
-                f"the sweep {config.name!r} was begun with other settings or data ({', '.join(changed)}): give the same ones, "
-                f"name it otherwise, or remove {folder}"
+                f"the sweep {config.name!r} was started with other settings or data ({', '.join(changed)}). Use the same ones, "
+                f"choose another name, or remove {folder}"
             )
 
 
-def _prepare(config: SweepConfig, planned: Sequence[Trial], base: BaseModel) -> list[PreparedDataset]:
-    """Rows of each trial to learn from; rows and prompts to be judged on are those of the shared settings."""
-    shared = _settings(runs.flatten_settings(config.shared) | {"name": config.name}, "shared")
-    common = replace(planned[0].config, data=shared.data, targets=shared.targets)
-    made = prepare_many({"shared": common} | {str(t.number): t.config for t in planned}, base)
-    judged = made["shared"]
-    return [replace(made[str(t.number)], validation=judged.validation, parts=judged.parts) for t in planned]
+def _prepare(config: SweepConfig, trials: Sequence[Trial], base: BaseModel) -> list[PreparedDataset]:
+    """Return the rows of each trial; validation rows and evaluation prompts are those of the shared settings."""
+    shared = _build_trial_config(runs.flatten_settings(config.shared) | {"name": config.name}, "shared")
+    common = replace(trials[0].config, data=shared.data, targets=shared.targets)
+    datasets = prepare_many({"shared": common} | {str(t.number): t.config for t in trials}, base)
+    evaluated = datasets["shared"]
+    return [replace(datasets[str(t.number)], validation=evaluated.validation, parts=evaluated.parts) for t in trials]
 
 
-def _parent(config: SweepConfig, folder: Path) -> TrackedRun:
+def _start_parent_run(config: SweepConfig, folder: Path) -> TrackedRun:
     run = create_or_resume_run(folder, f"sweep {config.name}", "sweep")
     run.log_params({"sweep": {"space": config.space, "reduction": config.reduction, "seed": config.seed}})
     return run
 
 
-def _judged(best_first: Sequence[Trial], folder: Path) -> dict[str, Any] | None:
-    """What an earlier call made of the best trial, where that is the one that it judged."""
+def _read_winner(ranked: Sequence[Trial], folder: Path) -> dict[str, Any] | None:
+    """Return the stored winner of an earlier call; None if it is not the best trial."""
     path = folder / "winner.json"
-    kept = json.loads(path.read_text()) if path.exists() else None
-    return kept if kept and best_first and kept["trial"] == best_first[0].number else None
+    stored = json.loads(path.read_text()) if path.exists() else None
+    return stored if stored and ranked and stored["trial"] == ranked[0].number else None
 
 
-def _complete(best: Trial, base: BaseModel, prepared: PreparedDataset, parent: TrackedRun, folder: Path) -> dict[str, Any]:
-    """Judge, gate and register the best trial's prefix, in its own folder and MLflow run."""
-    print_line(f"best: trial {best.number} ({_text(best.chosen)}); its prefix is judged and registered")
+def _complete_best(best: Trial, base: BaseModel, prepared: PreparedDataset, parent: TrackedRun, folder: Path) -> dict[str, Any]:
+    """Evaluate, gate and register the prefix of the best trial in the folder and MLflow run of the trial."""
+    print_line(f"best: trial {best.number} ({_format_settings(best.chosen)}); evaluating and registering its prefix")
     parent.set_tags({"trimtab.winner": str(best.run_id)})
     run = best.join(parent.run_id, build_run_identity(best.config, base, prepared.inputs))
     try:
         result = complete_run(best.config, base, prepared, run, best.folder)
     except InterruptedByUserError as error:
-        raise InterruptedByUserError("stopped; all trials are done, the same command goes on") from error
+        raise InterruptedByUserError("stopped; all trials are done. Run the same command to resume") from error
     winner = {"trial": best.number, **result.as_json()}
     (folder / "winner.json").write_text(json.dumps(winner, indent=1) + "\n")
     return winner
 
 
-def _told(result: SweepResult) -> SweepResult:
+def _print_result(result: SweepResult) -> SweepResult:
     table = Table(title="trials", title_justify="left")
     for column in ("trial", "validation loss", "steps", "settings"):
         table.add_column(column)
     for t in result.trials:
-        table.add_row(str(t.number), f"{t.loss:.3f}", f"{t.step} of {t.config.train.steps}", _text(t.chosen))
+        table.add_row(str(t.number), f"{t.loss:.3f}", f"{t.step} of {t.config.train.steps}", _format_settings(t.chosen))
     console.print(table)
     print_line(f"prefix: {result.winner['folder']}/prefix   trials: {result.folder / 'trials.json'}")
     return result
 
 
-def _row(trial: Trial) -> dict[str, Any]:
+def _trial_as_json(trial: Trial) -> dict[str, Any]:
     return {
         "trial": trial.number,
         "settings": dict(trial.chosen),
@@ -190,5 +219,5 @@ def _row(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _text(chosen: Any) -> str:
+def _format_settings(chosen: Any) -> str:
     return ", ".join(f"{key} {value}" for key, value in chosen.items())

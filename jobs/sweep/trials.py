@@ -1,7 +1,7 @@
-"""Trials of a sweep: what is kept of each, what Ray Tune runs for it, and the search over all of them.
+"""Trials of a sweep: their stored state, their execution, and the search over all of them.
 
-A trial is a training run in a folder of its own that Tune may end early. Its state is JSON beside Train's checkpoints, so a
-sweep goes on without anything of Tune's, whose folder is thrown away.
+A trial is a training run in its own folder that Ray Tune may stop early. Its state is JSON next to Train's checkpoints, so a
+sweep can be resumed without the folder of Tune, which is temporary.
 """
 
 import logging
@@ -34,7 +34,14 @@ from trimtab.tracking.runs import TrackedRun
 
 @dataclass(frozen=True)
 class Trial:
-    """One choice of settings, with what they make of the shared ones, and the folder that keeps how far it came."""
+    """Training run with one choice of settings.
+
+    Attributes:
+        number: number of the trial, from 0.
+        chosen: sampled settings by dotted name.
+        config: complete training settings.
+        folder: folder of the checkpoints and the state.
+    """
 
     number: int
     chosen: Mapping[str, Any]
@@ -43,35 +50,47 @@ class Trial:
 
     @property
     def ended(self) -> bool:
-        """Whether it ran to its end, or was stopped for being poor."""
+        """Whether the trial ran to its last step or was stopped early."""
         return (self.folder / "ended").exists()
 
     @property
     def run_id(self) -> str | None:
-        """Its MLflow run, once it has begun."""
-        known = read_run_record(self.folder)
-        return known.run_id if known else None
+        """Id of the MLflow run, None if the trial has not started."""
+        record = read_run_record(self.folder)
+        return record.run_id if record else None
 
     @property
     def loss(self) -> float | None:
-        """Its lowest validation loss (nats per token), once there is one."""
-        seen = read_validations(self.folder)
-        return seen[-1][METRIC] if seen else None
+        """Lowest validation loss (nats per token), None before the first validation."""
+        validations = read_validations(self.folder)
+        return validations[-1][METRIC] if validations else None
 
     @property
     def step(self) -> int:
-        """The step of its last validation."""
-        seen = read_validations(self.folder)
-        return int(seen[-1][STEP]) if seen else 0
+        """Step of the last validation, 0 before the first one."""
+        validations = read_validations(self.folder)
+        return int(validations[-1][STEP]) if validations else 0
 
     def join(self, parent: str, identity: Mapping[str, Any]) -> TrackedRun:
-        """Begin its MLflow run under the sweep's, or go on with it; `identity` is what it must then share with this one."""
+        """Start or resume the MLflow run of the trial.
+
+        Args:
+            parent: id of the sweep's MLflow run.
+            identity: settings and data of the trial, stored to detect changes in later calls.
+        """
         return create_or_resume_run(self.folder, f"{self.config.name} trial {self.number}", "trial", parent, identity)
 
 
 @dataclass(frozen=True)
 class TrialSearch:
-    """What every trial is given: all trials, their rows, the base model, and the sweep's MLflow run."""
+    """Inputs that all trials share.
+
+    Attributes:
+        trials: all trials of the sweep.
+        prepared: rows of each trial, by trial number.
+        base: base model.
+        parent: id of the sweep's MLflow run.
+    """
 
     trials: Sequence[Trial]
     prepared: Sequence[PreparedDataset]
@@ -80,10 +99,22 @@ class TrialSearch:
 
 
 def run_trials(config: SweepConfig, work: TrialSearch, folder: Path) -> dict[int, TrimtabError]:
-    """Run all trials that have not ended; returns the errors of those that failed. Raises Interrupted on Ctrl-C."""
+    """Run all trials that have not ended.
+
+    Args:
+        config: settings of the sweep.
+        work: trials and their inputs.
+        folder: folder of the sweep.
+
+    Returns:
+        Errors of the failed trials by trial number.
+
+    Raises:
+        InterruptedByUserError: on Ctrl-C.
+    """
     trials = work.trials
-    left = [t for t in trials if not t.ended]
-    if not left:
+    pending = [t for t in trials if not t.ended]
+    if not pending:
         return {}
     first = trials[0].config
     longest = max(t.config.train.steps for t in trials)
@@ -93,48 +124,54 @@ def run_trials(config: SweepConfig, work: TrialSearch, folder: Path) -> dict[int
     for trial in trials:
         if trial.ended:
             scheduler.add_finished_trial(trial.number, read_validations(trial.folder))
-    # Its words are about Tune's own folder and how to restore it; ours follow.
+    # Tune logs how to restore its own folder, which is temporary here.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    waiting = tune.with_parameters(run_trial, work=work, cpus=get_worker_cores(first.scale, config.parallel))
-    # The trial itself only waits: the cores are for its workers, and Tune wants a trial to ask for something.
-    trainable = tune.with_resources(waiting, {"memory": 1 << 20})
+    function = tune.with_parameters(run_trial, work=work, cpus=get_worker_cores(first.scale, config.parallel))
+    # The trial itself only waits, so that its workers get the cores; Tune requires a nonempty resource request.
+    trainable = tune.with_resources(function, {"memory": 1 << 20})
     with ProgressBar("trials", len(trials)) as bar, TemporaryDirectory(dir=folder, prefix="tune-") as scratch:
         tuner = tune.Tuner(
             trainable,
-            param_space={"trial": tune.grid_search([t.number for t in left])},
+            param_space={"trial": tune.grid_search([t.number for t in pending])},
             tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=config.parallel),
             run_config=tune.RunConfig(name="tune", storage_path=scratch, verbose=0, callbacks=[TrialProgress(trials, bar)]),
         )
-        found = _fit(tuner)
-    failed = {int(r.config["trial"]): unwrap_ray_error(r.error) for r in found if r.config and isinstance(r.error, Exception)}
+        results = _fit(tuner)
+    failed = {int(r.config["trial"]): unwrap_ray_error(r.error) for r in results if r.config and isinstance(r.error, Exception)}
     for number, error in failed.items():
         print_line(f"trial {number} failed: {error}")
-    stopped = [t for t in left if not t.ended and t.number not in failed]
+    stopped = [t for t in pending if not t.ended and t.number not in failed]
     for trial in stopped:
         if trial.run_id:
             TrackedRun(trial.run_id, settings.get_home() / "outbox").finish("KILLED")
     if stopped:
         raise InterruptedByUserError(
-            f"stopped; {len(trials) - len(stopped)} of {len(trials)} trials are done, the same command goes on"
+            f"stopped; {len(trials) - len(stopped)} of {len(trials)} trials are done. Run the same command to resume"
         )
     return failed
 
 
 def run_trial(chosen: dict[str, Any], work: TrialSearch, cpus: float) -> None:
-    """One trial, in an actor of Tune's; Train's workers are its own, with so many cores each."""
+    """Run one trial in an actor of Ray Tune.
+
+    Args:
+        chosen: parameters of Tune, with the trial number under `trial`.
+        work: trials and their inputs.
+        cpus: CPU cores of each training worker.
+    """
     trial = work.trials[chosen["trial"]]
     for line in read_validations(trial.folder):
         tune.report(line)
     config = replace(trial.config, scale=replace(trial.config.scale, cpus=cpus))
     prepared = work.prepared[trial.number]
     run = trial.join(work.parent, build_run_identity(trial.config, work.base, prepared.inputs))
-    run.params({"config": asdict(trial.config), "base_fingerprint": work.base.fingerprint})
-    run.inputs(prepared.inputs, "training")
+    run.log_params({"config": asdict(trial.config), "base_fingerprint": work.base.fingerprint})
+    run.log_inputs(prepared.inputs, "training")
     run_training(config, work.base, prepared, run, trial.folder, [ValidationReporter(trial.folder)])
 
 
 class TrialProgress(tune.Callback):
-    """Moves the bar, and ends the MLflow runs of trials as they end."""
+    """Tune callback that updates the progress bar and finishes the MLflow runs of trials."""
 
     def __init__(self, trials: Sequence[Trial], bar: ProgressBar) -> None:
         self._failed = 0
@@ -142,27 +179,27 @@ class TrialProgress(tune.Callback):
         self._bar = bar
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune writes its settings to a folder that nothing is read from; a bar cannot be written.
+        # Tune pickles its callbacks into a folder that is never read; a progress bar cannot be pickled.
         return {}
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
-        """Called for each validation."""
-        self._move()
+        """Update the progress bar after a validation."""
+        self._update_bar()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Called for each trial that came to its end or was stopped for being poor."""
-        _end(self._trials[trial.config["trial"]])
-        self._move()
+        """Finish a trial that ran to its last step or was stopped early."""
+        _finish_trial(self._trials[trial.config["trial"]])
+        self._update_bar()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Called for each trial that failed."""
+        """Mark the MLflow run of a failed trial."""
         self._failed += 1
         run_id = self._trials[trial.config["trial"]].run_id
         if run_id:
             TrackedRun(run_id, settings.get_home() / "outbox").finish("FAILED")
-        self._move()
+        self._update_bar()
 
-    def _move(self) -> None:
+    def _update_bar(self) -> None:
         done = sum(t.ended for t in self._trials) + self._failed
         best = min((t.loss for t in self._trials if t.loss is not None), default=None)
         notes = [f"{self._failed} failed"] if self._failed else []
@@ -177,21 +214,21 @@ def _fit(tuner: tune.Tuner) -> tune.ResultGrid:
     except (RayError, TuneError) as error:
         raise unwrap_ray_error(error) from error
     finally:
-        # Tune takes Ctrl-C for itself, and does not give it back.
+        # Tune installs its own SIGINT handler and does not restore the previous one.
         if signal.getsignal(signal.SIGINT) != handler:
             signal.signal(signal.SIGINT, handler)
 
 
 def _request_stop(trial: Trial) -> bool:
     try:
-        board: Any = ray.get_actor(format_actor_name(str(trial.run_id)))
-        ray.get(board.stop.remote())
+        control: Any = ray.get_actor(format_actor_name(str(trial.run_id)))
+        ray.get(control.stop.remote())
     except (RayError, ValueError):
         return False
     return True
 
 
-def _end(trial: Trial) -> None:
+def _finish_trial(trial: Trial) -> None:
     (trial.folder / "ended").touch()
     if trial.run_id is None:
         return

@@ -1,4 +1,4 @@
-"""trimtab: steer and check frozen language models with tiny learned parts.
+"""trimtab: steering and monitoring of frozen language models with small trained parts.
 
 import trimtab
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "load_detector", "load_prefix"]
 
-# Looked up when they are asked for: importing trimtab imports neither torch nor vLLM.
-_PLACES = {"Engine": "trimtab.engine.offline", "load_detector": "trimtab.loading", "load_prefix": "trimtab.loading"}
+# Imported lazily: importing trimtab imports neither torch nor vLLM.
+_MODULES = {"Engine": "trimtab.engine.offline", "load_detector": "trimtab.loading", "load_prefix": "trimtab.loading"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'trimtab' has no attribute {name!r}")
-    return getattr(import_module(_PLACES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

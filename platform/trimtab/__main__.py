@@ -1,4 +1,4 @@
-"""`python -m trimtab` is `trimtab`."""
+"""Entry point of `python -m trimtab`."""
 
 import sys
 

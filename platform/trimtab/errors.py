@@ -1,7 +1,8 @@
-"""Every error that trimtab raises on purpose: one line that says what is wrong, where, and what to do.
+"""Exception types that trimtab raises on purpose.
 
-All share one root, each also is the standard library's type for its kind, and all pickle (they cross Ray's process
-borders). `exit_code` is what the command line ends with; `http_status` what the server answers.
+All types derive from `TrimtabError`, also derive from the standard library type of the same kind, and can be pickled, because
+they cross Ray process boundaries. A message is one line that states what failed, where, and what to do. `exit_code` is the exit
+status of the command line; `http_status` is the status code of the server.
 """
 
 import errno
@@ -9,89 +10,93 @@ import os
 
 
 class TrimtabError(Exception):
-    """Root of all. Exit code 1: the work could not be done."""
+    """Base class of all trimtab errors. Exit code 1, HTTP 500."""
 
     exit_code = 1
     http_status = 500
 
 
 class UsageError(TrimtabError, ValueError):
-    """The caller asked for something that cannot be: a bad option, file, column or request. Exit code 2."""
+    """Invalid option, file, column or request. Exit code 2, HTTP 400."""
 
     exit_code = 2
     http_status = 400
 
 
 class TooLargeError(UsageError):
-    """A request that is larger than the server reads. HTTP 413."""
+    """Request that exceeds the size limit of the server. HTTP 413."""
 
     http_status = 413
 
 
 class NotFoundError(TrimtabError, LookupError):
-    """A name that does not exist: a model, prefix, version, alias or asset. Exit code 2, HTTP 404."""
+    """Unknown name of a model, prefix, version, alias or asset. Exit code 2, HTTP 404."""
 
     exit_code = 2
     http_status = 404
 
     def __str__(self) -> str:
-        # LookupError shows the repr of its argument; people read this line.
+        # LookupError shows the repr of its argument, which is hard to read in a message.
         return str(self.args[0]) if self.args else ""
 
 
 class ArtifactError(TrimtabError, ValueError):
-    """A prefix, detector or card that must not be used: damaged, unsafe, or made for another base model."""
+    """Prefix, detector or card that is damaged, unsafe, or made for another base model. Exit code 2, HTTP 422."""
 
     exit_code = 2
     http_status = 422
 
 
 class AssetError(TrimtabError, OSError):
-    """A download that failed or did not match its checksum."""
+    """Download that failed or did not match its checksum. HTTP 503."""
 
     http_status = 503
 
 
 class BusyError(TrimtabError, RuntimeError):
-    """Everything that could serve this is in use; try again later. HTTP 503."""
+    """All capacity for the request is in use; the client can retry later. HTTP 503."""
 
     http_status = 503
 
 
 class TrackingError(TrimtabError, ConnectionError):
-    """The tracking server does not answer, or refuses."""
+    """Tracking server that does not answer or rejects a request. HTTP 503."""
 
     http_status = 503
 
 
 class NoSpaceError(TrimtabError, OSError):
-    """A disk is full."""
+    """Full disk. HTTP 503."""
 
     http_status = 503
 
 
 class IncompatibleLibraryError(TrimtabError, RuntimeError):
-    """A version of vLLM or Ray whose replaced symbols have changed."""
+    """Version of vLLM or Ray in which a replaced symbol has changed."""
 
 
 class JobError(TrimtabError, RuntimeError):
-    """A job on the cluster ended without its result."""
+    """Job on the cluster that ended without a result."""
 
 
 class InterruptedByUserError(TrimtabError):
-    """The user stopped the work; what was done is kept and can be resumed. Exit code 130, as shells have it."""
+    """Interruption by the user; finished work is kept and can be resumed. Exit code 130, as in shells."""
 
     exit_code = 130
 
 
 def as_no_space_error(error: BaseException) -> NoSpaceError | None:
-    """What to say where a full disk is behind an error, or None. By its text too: libraries put the system's error into one of
-    their own."""
-    said = os.strerror(errno.ENOSPC)
-    seen: BaseException | None = error
-    while seen is not None:
-        if getattr(seen, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or said in str(seen):
-            where = f" for {seen.filename}" if isinstance(seen, OSError) and seen.filename else ""
-            return NoSpaceError(f"the disk is full{where}: make room and run it again; what was finished is kept (--resume)")
-        seen = seen.__cause__ or seen.__context__
+    """Return a `NoSpaceError` if a full disk caused `error`, else None.
+
+    The check also searches the messages in the exception chain, because libraries wrap the system error in their own types.
+    """
+    message = os.strerror(errno.ENOSPC)
+    current: BaseException | None = error
+    while current is not None:
+        if getattr(current, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or message in str(current):
+            location = f" for {current.filename}" if isinstance(current, OSError) and current.filename else ""
+            return NoSpaceError(
+                f"the disk is full{location}: free some space and run the command again; finished work is kept (--resume)"
+            )
+        current = current.__cause__ or current.__context__
     return None

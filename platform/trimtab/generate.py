@@ -1,4 +1,4 @@
-"""A prefix in plain transformers: conversations as the inputs of `model.generate`, with no engine.
+"""Model inputs with a prefix for `model.generate` of transformers, without an engine.
 
 base = base_model.resolve_base_model("smollm2-135m")
 model, tokenizer = base.load(), base.tokenizer()
@@ -25,10 +25,22 @@ if TYPE_CHECKING:
 def build_inputs(
     model: "PreTrainedModel", base: BaseModel, conversations: Sequence[Sequence[Message]], prefix: Prefix | None = None
 ) -> dict[str, Tensor]:
-    """`inputs_embeds` [B, T, d] and `attention_mask` [B, T] of conversations that the assistant is to answer, left-padded.
+    """Build the keyword arguments of `model.generate` for a batch of conversations.
 
-    `model` is the loaded `base`. As the prompt is not given as token ids, `generate` returns those of the answers alone.
-    Raises ArtifactError for a prefix of another base model, UsageError for messages that hold the text of a row token.
+    The prompt is passed as embeddings, so `generate` returns only the token ids of the answers.
+
+    Args:
+        model: loaded model of `base`.
+        base: base model; it provides the tokenizer and the chat template.
+        conversations: conversations that the assistant answers.
+        prefix: prefix to insert into each prompt, or None.
+
+    Returns:
+        `inputs_embeds` [B, T, d] and `attention_mask` [B, T], left-padded.
+
+    Raises:
+        ArtifactError: if the prefix was made for another base model.
+        UsageError: if a message contains the text of a row token.
     """
     renderer = build_renderer(base, MAX_ROWS)
     if prefix is None:

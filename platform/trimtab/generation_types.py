@@ -1,4 +1,4 @@
-"""Asking a model: the types that evaluation and jobs share with the engine, without the engine."""
+"""Types for text generation, shared by the engine, evaluation and jobs without importing the engine."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +9,22 @@ from trimtab.artifacts.prefix import Prefix
 from trimtab.model.chat_template import Message
 
 Progress = Callable[[int, int], None]
-"""Called with (answers done, answers in all)."""
+"""Callback with the number of finished answers and the total number of answers."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn: at most `max_tokens` tokens, greedy at temperature 0, `n` answers each. `logprobs` asks for so
-    many of the likeliest tokens at each step beside the one drawn."""
+    """Sampling parameters.
+
+    Attributes:
+        max_tokens: maximum number of tokens of an answer.
+        temperature: sampling temperature; 0 is greedy decoding.
+        top_p: probability mass of the tokens to sample from.
+        n: number of answers for each conversation.
+        seed: seed of the sampler, or None.
+        repetition_penalty: factor that penalizes repeated tokens; 1 is no penalty.
+        logprobs: number of most likely tokens to report at each step besides the sampled one, or None for no log-probabilities.
+    """
 
     max_tokens: int = 128
     temperature: float = 0.0
@@ -28,7 +37,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Ask:
-    """One conversation to answer, with a prefix or without."""
+    """Conversation to answer, with an optional prefix."""
 
     messages: Sequence[Message]
     prefix: Prefix | None = None
@@ -36,8 +45,12 @@ class Ask:
 
 @dataclass(frozen=True)
 class Signals:
-    """What the model showed while it wrote an answer of m tokens (see signals.py): `psi` [L, 3d] of the captured layers, and
-    `history` [m, 3]: log-prob, entropy and margin of each token; float32."""
+    """Signals that a base model emits while it generates an answer of m tokens (see `trimtab.detection.signals`).
+
+    Attributes:
+        psi: features of the captured layers [L, 3d], float32.
+        history: log-probability, entropy and margin of each token [m, 3], float32.
+    """
 
     psi: Tensor
     history: Tensor
@@ -45,9 +58,18 @@ class Signals:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer. `finished` is `stop` where the model ended it, `length` where `max_tokens` did; `logprobs` holds, for
-    each token of the answer where they were asked for, natural log-probabilities by token id: its own and the likeliest.
-    `signals` are there where the engine captures them, `risk` where a detector was given."""
+    """Generated answer.
+
+    Attributes:
+        text: decoded text.
+        token_ids: token ids of the answer.
+        finish_reason: `stop` if the model ended the answer, `length` if it reached `max_tokens`.
+        prompt_tokens: number of prompt tokens.
+        logprobs: natural log-probabilities by token id for each token of the answer: that token and the most likely ones. Empty
+            if they were not requested.
+        signals: captured signals, or None if the engine does not capture them.
+        risk: risk that the answer is made up, or None without a detector.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -59,6 +81,6 @@ class Answer:
 
     @property
     def mean_log_probability(self) -> float:
-        """Mean log-probability of its tokens, where log-probabilities were asked for; minus infinity for an empty answer."""
-        own = [step[token] for step, token in zip(self.logprobs, self.token_ids, strict=True)]
-        return sum(own) / len(own) if own else float("-inf")
+        """Mean log-probability of the answer's tokens, which needs `logprobs`; minus infinity for an empty answer."""
+        values = [step[token] for step, token in zip(self.logprobs, self.token_ids, strict=True)]
+        return sum(values) / len(values) if values else float("-inf")

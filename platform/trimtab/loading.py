@@ -1,4 +1,4 @@
-"""`trimtab.load_prefix` and `trimtab.load_detector`: by folder or by name."""
+"""Loading of prefixes and detectors by folder or registry name."""
 
 from pathlib import Path
 
@@ -13,27 +13,40 @@ from trimtab.tracking.registry import Version
 
 
 def find_prefixes(spec: str, base: BaseModel) -> dict[str, Prefix]:
-    """Prefixes by name: `champion` is every champion of the base model, if there is one; else a folder, NAME, or
-    NAME@alias-or-version."""
+    """Load prefixes by specification.
+
+    Args:
+        spec: folder, NAME, NAME@alias, NAME@version, or `champion` for all champions of the base model.
+        base: base model of the prefixes.
+
+    Returns:
+        Prefixes by name; empty if `spec` is `champion` and the base model has no champion.
+    """
     if Path(spec).is_dir():
         prefix = prefixes.load_prefix(Path(spec), base)
         return {prefix.card.name: prefix}
     if spec == registry.CHAMPION:
-        found = [v for v in registry.list_versions(base.name, kind="prefix") if registry.CHAMPION in v.aliases]
-        if not found:
+        versions = [v for v in registry.list_versions(base.name, kind="prefix") if registry.CHAMPION in v.aliases]
+        if not versions:
             print_line(
-                f"no prefix of {base.name} is champion yet (--prefix names another): the base model and the text prompt alone"
+                f"no champion prefix for {base.name}: only the base model and the text prompt run. Name a prefix with --prefix"
             )
     else:
         name, _, ref = spec.partition("@")
-        found = [registry.find_version(base.name, name, ref or registry.CHAMPION)]
-    return {f"{v.name}@{v.version}": registry.load_prefix(v, base) for v in found}
+        versions = [registry.find_version(base.name, name, ref or registry.CHAMPION)]
+    return {f"{v.name}@{v.version}": registry.load_prefix(v, base) for v in versions}
 
 
 def load_prefix(path_or_name: str | Path, base: str = "smollm2-135m") -> Prefix:
-    """A prefix from a folder, or from the registry as NAME (its champion), NAME@alias or NAME@version.
+    """Load a prefix from a folder or from the registry.
 
-    Raises ArtifactError for a folder that must not be used, NotFoundError for a name that does not exist.
+    Args:
+        path_or_name: folder, or a registry name: NAME (its champion), NAME@alias or NAME@version.
+        base: base model whose registry entries are searched.
+
+    Raises:
+        ArtifactError: if the files in the folder are damaged, unsafe or incompatible.
+        NotFoundError: if the name does not exist.
     """
     if Path(path_or_name).is_dir():
         return prefixes.load_prefix(Path(path_or_name))
@@ -41,9 +54,15 @@ def load_prefix(path_or_name: str | Path, base: str = "smollm2-135m") -> Prefix:
 
 
 def load_detector(path_or_name: str | Path, base: str = "smollm2-135m") -> Detector:
-    """A detector from a folder, or from the registry as NAME (its champion), NAME@alias or NAME@version.
+    """Load a detector from a folder or from the registry.
 
-    Raises ArtifactError for a folder that must not be used, NotFoundError for a name that does not exist.
+    Args:
+        path_or_name: folder, or a registry name: NAME (its champion), NAME@alias or NAME@version.
+        base: base model whose registry entries are searched.
+
+    Raises:
+        ArtifactError: if the files in the folder are damaged, unsafe or incompatible.
+        NotFoundError: if the name does not exist.
     """
     if Path(path_or_name).is_dir():
         return detectors.load_detector(Path(path_or_name))

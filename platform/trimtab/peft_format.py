@@ -1,7 +1,8 @@
-"""Prefixes from and for PEFT: a prompt-tuning adapter is the same vectors under other names. Needs no peft, unpickles nothing.
+"""Import and export of prefixes as PEFT prompt-tuning adapters, without peft and without unpickling.
 
-PEFT puts its vectors before the whole prompt, which is the place `start` as long as no beginning-of-sequence token comes
-first; and it puts them in after any scaling of embeddings, where ours are from before it.
+A PEFT adapter differs from a prefix in two ways. PEFT inserts its vectors before the whole prompt, which equals the position
+`start` only if the prompt has no beginning-of-sequence token. PEFT inserts its vectors after any scaling of the embeddings,
+trimtab before it.
 """
 
 import json
@@ -28,11 +29,19 @@ TENSOR = "prompt_embeddings"
 
 
 def import_adapter(folder: Path, base: BaseModel, name: str) -> Prefix:
-    """The prefix `name`, of place `start`, from a PEFT prompt-tuning adapter of this base model.
+    """Convert a PEFT prompt-tuning adapter to a prefix at position `start`.
 
-    An adapter does not say what weights it was made for: only its width is checked. Raises ArtifactError: no adapter, a
-    pickled, truncated or foreign file, another kind of adapter or width, NaN or infinity; UsageError where PEFT's place is
-    none of ours.
+    An adapter does not record the weights that it was trained on, so that only its width is checked.
+
+    Args:
+        folder: folder of the adapter.
+        base: base model of the adapter.
+        name: name of the new prefix.
+
+    Raises:
+        ArtifactError: if the folder holds no adapter, the file is pickled, truncated or of another format, the adapter has
+            another type or width, or a vector contains NaN or infinity.
+        UsageError: if prompts of the base model begin with a beginning-of-sequence token.
     """
     folder = Path(folder)
     config = _config(folder)
@@ -46,9 +55,19 @@ def import_adapter(folder: Path, base: BaseModel, name: str) -> Prefix:
 
 
 def export_adapter(prefix: Prefix, folder: Path, base: BaseModel) -> Path:
-    """Write a prefix of place `start` as an adapter that `peft.PeftModel.from_pretrained` loads; gives the folder back.
+    """Write a prefix at position `start` as an adapter that `peft.PeftModel.from_pretrained` loads.
 
-    Raises ArtifactError for a prefix of another base model, UsageError where PEFT would put it elsewhere.
+    Args:
+        prefix: prefix to export.
+        folder: target folder, created on demand.
+        base: base model of the prefix.
+
+    Returns:
+        The target folder.
+
+    Raises:
+        ArtifactError: if the prefix was made for another base model.
+        UsageError: if PEFT would insert the vectors at another position.
     """
     check_base(prefix, base)
     card = prefix.card
@@ -73,7 +92,11 @@ def export_adapter(prefix: Prefix, folder: Path, base: BaseModel) -> Path:
 
 
 def run_import(config: ImportConfig) -> dict[str, Any]:
-    """Save an adapter as a prefix."""
+    """Run the `import` command: save an adapter as a prefix.
+
+    Returns:
+        The `folder` and `digest` of the prefix.
+    """
     prefix = import_adapter(Path(config.adapter), resolve_base_model(config.base), config.name)
     folder = save_prefix(prefix, Path(config.out))
     print_line(f"{folder}: prefix {config.name} with {prefix.card.rows} rows, place start, for {prefix.card.base}")
@@ -81,7 +104,11 @@ def run_import(config: ImportConfig) -> dict[str, Any]:
 
 
 def run_export(config: ExportConfig) -> dict[str, Any]:
-    """Save a prefix as an adapter."""
+    """Run the `export` command: save a prefix as an adapter.
+
+    Returns:
+        The `folder` of the adapter.
+    """
     base = resolve_base_model(config.base)
     folder = export_adapter(load_prefix(config.prefix, base.name), Path(config.out), base)
     print_line(f"{folder}: for peft.PeftModel.from_pretrained(model, {str(folder)!r})")
@@ -89,21 +116,21 @@ def run_export(config: ExportConfig) -> dict[str, Any]:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """The adapter's config; ArtifactError unless it is prompt tuning of a causal language model."""
+    """Read the adapter's config; raise ArtifactError unless it is prompt tuning of a causal language model."""
     path = folder / CONFIG
     if not path.is_file():
         raise ArtifactError(f"{folder} has no {CONFIG}; a PEFT adapter is a folder with it and {WEIGHTS}")
     config = read_json_object(path, "the config of an adapter")
     kind, task = config.get("peft_type"), config.get("task_type")
     if kind != "PROMPT_TUNING":
-        raise ArtifactError(f"{path}: peft_type {kind!r} is no prefix; only PROMPT_TUNING is")
+        raise ArtifactError(f"{path}: peft_type {kind!r} is not supported; only PROMPT_TUNING is")
     if task not in ("CAUSAL_LM", None):
-        raise ArtifactError(f"{path}: task_type {task!r} is not of a causal language model")
+        raise ArtifactError(f"{path}: task_type {task!r} is not a causal language model")
     return config
 
 
 def _vectors(folder: Path) -> Tensor:
-    """The adapter's vectors [k, d] as they are; ArtifactError for any file that is not just those."""
+    """Read the adapter's vectors [k, d] unscaled; raise ArtifactError if the file holds anything else."""
     path = folder / WEIGHTS
     if not path.exists() and (folder / PICKLE).exists():
         raise ArtifactError(f"{folder / PICKLE} is a pickle, which can run code and is never read: save it as safetensors")
@@ -114,7 +141,7 @@ def _vectors(folder: Path) -> Tensor:
 
 
 def _check_start(base: BaseModel) -> None:
-    """UsageError where a beginning-of-sequence token comes first: our vectors go after it, PEFT's before."""
+    """Raise UsageError if prompts begin with a BOS token: trimtab inserts rows after it, PEFT before it."""
     renderer = build_renderer(base, MAX_ROWS)
     ids = renderer.render_prompt([{"role": "user", "content": "x"}], "start", [renderer.first_row])
     if ids[0] != renderer.first_row:
@@ -122,11 +149,11 @@ def _check_start(base: BaseModel) -> None:
 
 
 def _scale(base: BaseModel) -> float:
-    """What the embedding table multiplies its rows with (1 in most families); the model is built without its weights."""
+    """Return the factor by which the embedding table scales its rows (1 in most families), without loading weights."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.path))
     table = model.get_input_embeddings()
     scale = getattr(table, "scalar_embed_scale", getattr(table, "embed_scale", 1.0))
     if not isinstance(scale, int | float):
-        raise UsageError(f"base model {base.name} scales its embeddings in a way that trimtab does not know")
+        raise UsageError(f"base model {base.name} scales its embeddings in a way that trimtab does not support")
     return float(scale)

@@ -1,5 +1,4 @@
-"""The Ray that jobs and servers run on: a cluster that is joined, or one started on this machine; and whether it has what
-they take."""
+"""Connection to Ray: joining a cluster or starting a local node, and resource checks."""
 
 import ipaddress
 import logging
@@ -14,63 +13,91 @@ from trimtab.errors import JobError, UsageError
 from trimtab.ray_patches import patch_node_address
 
 LOCAL = "local"
-# Nobody takes this machine away from a job: Ray Train need not start a process that watches for it.
+# The local machine is never preempted, so that Ray Train does not need a process that watches for preemption.
 ON_ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 def connect_to_ray(address: str | None, environment: Mapping[str, str] | None = None) -> bool:
-    """Be connected to the cluster at `address`, else at RAY_ADDRESS, else to one started here; what runs there for us gets
-    `environment` too. True where this connected, so that `ray.shutdown` is the caller's. Raises JobError.
+    """Connect to a Ray cluster, or start a node on this machine.
+
+    Args:
+        address: address of the cluster. None stands for RAY_ADDRESS, or a local node if that is not set.
+        environment: additional environment variables for the processes that Ray starts for this driver.
+
+    Returns:
+        True if this call connected, in which case the caller must call `ray.shutdown`; False if a connection existed.
+
+    Raises:
+        JobError: if the cluster is not reachable or the node does not start.
     """
     if ray.is_initialized():
         return False
-    passed, where = settings.prepare_environment(), get_address(address)
-    passed |= ON_ONE_MACHINE if where == LOCAL else {}
-    # It tells at each start that token authentication is on.
+    variables, target = settings.prepare_environment(), get_address(address)
+    variables |= ON_ONE_MACHINE if target == LOCAL else {}
+    # This logger reports at each start that token authentication is enabled.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     try:
-        with patch_node_address(loopback=where == LOCAL):
+        with patch_node_address(loopback=target == LOCAL):
             ray.init(
-                address=where,
+                address=target,
                 include_dashboard=False if address is None else None,
                 logging_level=logging.WARNING,
                 log_to_driver=bool(os.environ.get("TRIMTAB_VERBOSE")),
-                runtime_env={"env_vars": {**passed, **(environment or {})}},
+                runtime_env={"env_vars": {**variables, **(environment or {})}},
             )
     except (ConnectionError, RayError, ValueError) as error:
-        raise JobError(f"no Ray cluster at {where}: {str(error).splitlines()[0]}") from error
+        raise JobError(f"no Ray cluster at {target}: {str(error).splitlines()[0]}") from error
     except Exception as error:
-        # A node that is not up in time has no kind of error of its own.
+        # Ray raises a bare Exception if a node does not start in time.
         if type(error) is not Exception:
             raise
         raise JobError(
-            f"Ray did not start here, try again when this machine does less: {str(error).splitlines()[0]}"
+            f"Ray did not start on this machine, try again when it is less busy: {str(error).splitlines()[0]}"
         ) from error
     return True
 
 
 def get_address(address: str | None) -> str:
-    """Where `connect` looks for a cluster; LOCAL where it starts one."""
+    """Return the address that `connect_to_ray` uses; LOCAL if it starts a node.
+
+    Args:
+        address: address of a cluster, or None for the default.
+    """
     return address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
 def check_resources(what: str, cpus: float, gpus: float) -> None:
-    """Raise UsageError where Ray is on this machine alone, and has less than `what` takes: it waits for more without a word,
-    and here for ever."""
-    alone = ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback
-    if alone and (short := find_missing_resources(cpus, gpus)):
-        raise UsageError(f"{what} takes {short}: ask for less, or give a cluster with --address")
+    """Raise UsageError if Ray runs on this machine alone and lacks the requested resources.
+
+    Ray would wait for the missing resources without a message, on a single machine forever.
+
+    Args:
+        what: name of the work, the subject of the error message.
+        cpus: number of CPU cores.
+        gpus: number of GPUs.
+    """
+    is_local = ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback
+    if is_local and (missing := find_missing_resources(cpus, gpus)):
+        raise UsageError(f"{what} takes {missing}: request less, or name a cluster with --address")
 
 
 def find_missing_resources(cpus: float, gpus: float) -> str | None:
-    """What the cluster has too little of at present, in words."""
-    has = ray.cluster_resources()
-    for kind, asked in (("CPU", cpus), ("GPU", gpus)):
-        if asked > has.get(kind, 0):
-            return f"{asked:g} {kind}s, and Ray has {has.get(kind, 0):g}"
+    """Describe the first resource of which the cluster has too little at present.
+
+    Args:
+        cpus: number of CPU cores.
+        gpus: number of GPUs.
+
+    Returns:
+        Text such as "4 GPUs, and Ray has 1", or None if the cluster has enough.
+    """
+    available = ray.cluster_resources()
+    for kind, requested in (("CPU", cpus), ("GPU", gpus)):
+        if requested > available.get(kind, 0):
+            return f"{requested:g} {kind}s, and Ray has {available.get(kind, 0):g}"
     return None
 
 
 def get_max_node_cores() -> float:
-    """CPU cores of the largest node, for work that runs alone; 1 where a head without any is all that is up."""
+    """Return the CPU cores of the largest node, for work that runs alone; at least 1, as a head node may have none."""
     return max([1.0, *(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"])])

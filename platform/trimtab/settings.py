@@ -1,15 +1,18 @@
-"""Where things are on this machine: all of it comes from the environment, with defaults that need no set-up."""
+"""Environment settings: folders, the MLflow store and defaults for the libraries."""
 
 import os
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-# What a home holds that was downloaded, or made of a download.
+# Folders of a home whose contents are downloaded or derived from downloads.
 DOWNLOADED = ("assets", "models", "wheels", "engine")
 
 
 def get_home() -> Path:
-    """Folder of everything trimtab keeps: `TRIMTAB_HOME`, else `trimtab` in the user's cache folder. Made on demand."""
+    """Return the folder of all trimtab data, created on demand.
+
+    The folder is `TRIMTAB_HOME` if it is set, else `trimtab` in the user's cache folder.
+    """
     configured = os.environ.get("TRIMTAB_HOME")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(configured).expanduser() if configured else cache / "trimtab"
@@ -18,14 +21,20 @@ def get_home() -> Path:
 
 
 def link_downloads(folder: Path) -> None:
-    """Link what was downloaded into `folder`, a home to be: it fetches nothing again; its runs and registry are its own."""
+    """Link the downloaded folders of the current home into another home.
+
+    The other home then downloads nothing again, but has its own runs and registry.
+
+    Args:
+        folder: existing folder that becomes a home.
+    """
     for name in DOWNLOADED:
         (get_home() / name).mkdir(exist_ok=True)
         (folder / name).symlink_to(get_home() / name)
 
 
 def get_tracking_uri() -> str:
-    """MLflow store: `MLFLOW_TRACKING_URI`, else a SQLite file under `home()`."""
+    """Return the URI of the MLflow store: `MLFLOW_TRACKING_URI` if it is set, else a SQLite file in the home folder."""
     configured = os.environ.get("MLFLOW_TRACKING_URI")
     if configured:
         return configured
@@ -35,7 +44,7 @@ def get_tracking_uri() -> str:
 
 
 def get_shown_uri() -> str:
-    """The MLflow store for people and logs: without the password that its address may hold."""
+    """Return the URI of the MLflow store for output and logs, without user name and password."""
     parts = urlsplit(get_tracking_uri())
     if "@" not in parts.netloc:
         return get_tracking_uri()
@@ -43,15 +52,14 @@ def get_shown_uri() -> str:
 
 
 def get_runs_folder() -> Path:
-    """Folder of job checkpoints and reports on this machine. Made on demand."""
+    """Return the local folder of job checkpoints and reports, created on demand."""
     folder = get_home() / "runs"
     folder.mkdir(exist_ok=True)
     return folder
 
 
-# Read by Ray, Serve, vLLM and MLflow: no telemetry, few words, no upload of the folder that `uv run` starts in, seconds
-# instead of minutes for an MLflow that is away, and Serve's HAProxy path, which keeps vLLM's own speed. What the user has
-# set stays.
+# Defaults for Ray, Serve, vLLM and MLflow: no telemetry, little output, no upload of the working folder of `uv run`, short
+# timeouts for an unreachable MLflow server, and Serve's HAProxy ingress, which keeps the throughput of vLLM.
 DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -60,23 +68,23 @@ DEFAULTS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    # A submitted job has variables of its own, and hands these on beside them.
+    # Merge these with the variables of a submitted job; otherwise Ray rejects the conflict.
     "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
-    # Requests that run are waited for in any case; this is for load balancers in front, and kept every stop waiting.
+    # The minimum only serves external load balancers and delays every stop. Running requests are drained in any case.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     # HAProxy can retry only a request that fits into its buffer (see ray_patches.patch_haproxy_options).
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(128 << 10),
-    # A proxy that died is looked for three times before it is started again, by default ten seconds apart.
+    # Serve restarts a dead proxy after three failed health checks, by default ten seconds apart.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-    # A proxy on a busy machine of two cores takes longer than Serve's 5 seconds to come up.
+    # On a busy machine with two cores, a proxy needs longer to start than Serve's default of 5 seconds.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    # A worker that reports waits until Train looks at it, by default every two seconds: with each checkpoint, then.
+    # A worker that reports a checkpoint blocks until Train polls it, by default every two seconds.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_V2_ENABLED": "1",
-    # Where a node died, Train may still count on its cores, and asks for them so long before it looks again at what is there.
+    # After a node failure, Train may request the lost cores; it reads the available resources again after this timeout.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TQDM_DISABLE": "1",
@@ -84,9 +92,9 @@ DEFAULTS = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
-# How Serve's HAProxy chooses a replica.
+# Load-balancing algorithm of Serve's HAProxy.
 BALANCE = "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"
-# Where Serve's HAProxy tells its metrics and shows its state.
+# Ports of the metrics and the statistics page of Serve's HAProxy.
 PROXY_PORTS = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT")
 PASSED_ON = (
     *DEFAULTS,
@@ -101,7 +109,11 @@ PASSED_ON = (
 
 
 def prepare_environment() -> dict[str, str]:
-    """Set the defaults in this process; returns what processes that Ray starts elsewhere are to get."""
+    """Set the default environment variables in this process; variables that the user has set keep their values.
+
+    Returns:
+        The variables to pass to processes that Ray starts on other machines.
+    """
     for key, value in DEFAULTS.items():
         os.environ.setdefault(key, value)
     return {key: os.environ[key] for key in PASSED_ON if key in os.environ}

@@ -1,4 +1,4 @@
-"""The door that keeps a replica from taking more than it can do, and requests from running for ever."""
+"""Admission-control middleware: limits on concurrent requests and on their duration."""
 
 import asyncio
 from typing import Any
@@ -9,8 +9,14 @@ from trimtab.errors import BusyError
 
 
 class AdmissionMiddleware:
-    """An ASGI app around another one. `most` requests for answers at a time; more are told to come again. A whole answer, and
-    the start of a stream, may take `request_seconds`, a stream `stream_seconds`; the engine is free of them then."""
+    """ASGI middleware that rejects excess POST requests and cancels those that take too long.
+
+    Args:
+        app: wrapped ASGI app.
+        most: maximum number of concurrent requests; further ones are answered 503.
+        request_seconds: time limit of a complete response and of the start of a stream (seconds).
+        stream_seconds: time limit of a stream, from its start (seconds).
+    """
 
     def __init__(self, app: App, most: int, request_seconds: float, stream_seconds: float) -> None:
         self._app = app
@@ -20,12 +26,13 @@ class AdmissionMiddleware:
         self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Take a request, or say that there are too many."""
+        """Forward a request, or reject it if too many requests are running."""
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         if self._running >= self._most:
-            await asgi.send_error(send, BusyError(f"{self._running} requests run and wait here already: try again"))
+            message = f"{self._running} requests are already running or queued at this replica. Try again later"
+            await asgi.send_error(send, BusyError(message))
             return
         self._running += 1
         try:
@@ -37,7 +44,7 @@ class AdmissionMiddleware:
         started = streams = False
         limit = self._request_seconds
 
-        async def watched(message: Message) -> None:
+        async def send_and_extend(message: Message) -> None:
             nonlocal started, streams, limit
             if message["type"] == "http.response.start":
                 started = True
@@ -49,15 +56,13 @@ class AdmissionMiddleware:
 
         try:
             async with asyncio.timeout(self._request_seconds) as clock:
-                await self._app(scope, receive, watched)
+                await self._app(scope, receive, send_and_extend)
         except TimeoutError:
             await _send_timeout(send, limit, started=started, streams=streams)
 
 
 async def _send_timeout(send: Send, limit: float, *, started: bool, streams: bool) -> None:
-    error: dict[str, Any] = asgi.build_error_body(
-        504, f"this took longer than the {limit:g} seconds that a request may take here"
-    )
+    error: dict[str, Any] = asgi.build_error_body(504, f"request timed out: it took longer than the limit of {limit:g} seconds")
     if not started:
         await asgi.send_json(send, 504, error)
     elif streams:

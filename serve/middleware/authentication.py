@@ -1,4 +1,4 @@
-"""The door of a replica: who may come in, for which models, and how often."""
+"""Authentication middleware: API keys, their models and their rate limits."""
 
 import asyncio
 import hmac
@@ -20,14 +20,23 @@ from trimtab.errors import TrimtabError, UsageError
 from trimtab.serve.api_keys import ANY, ApiKey, hash_key, read_keys
 from trimtab.serve.static_page import ABOUT, NAMES
 
-# What anyone may look at: the page itself, which can ask nothing without a key, and whether the server is well.
+# Paths without authentication: the page, whose own requests need a key, and health checks.
 OPEN = (*NAMES, ABOUT, "/health", "/ping")
 READ_SECONDS = 2.0
 
 
 class AuthenticationMiddleware:
-    """An ASGI app around another one, for those who have a key in the file `path`. A file that is changed is read again within
-    seconds; one that is damaged then changes nothing."""
+    """ASGI middleware that admits requests with a valid API key.
+
+    A changed key file takes effect within READ_SECONDS; a damaged one is ignored.
+
+    Args:
+        app: wrapped ASGI app.
+        path: key file.
+
+    Raises:
+        ArtifactError: if the key file is damaged at the start.
+    """
 
     def __init__(self, app: App, path: Path) -> None:
         self._app = app
@@ -38,20 +47,21 @@ class AuthenticationMiddleware:
         self._read_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request in, or say why not."""
+        """Forward a request, or reject it with status 401, 403 or 429."""
         if scope["type"] != "http" or (scope["path"].rstrip("/") or "/") in OPEN:
             await self._app(scope, receive, send)
             return
         key = await self._find_key(scope)
         if key is None:
-            said = "this server asks for an API key, as Authorization: Bearer KEY"
-            await _reject(send, 401, said, b"www-authenticate", b"Bearer")
+            message = "API key missing or invalid. Send it as Authorization: Bearer KEY"
+            await _reject(send, 401, message, b"www-authenticate", b"Bearer")
             return
         if key.concurrent and self._running[key.name] >= key.concurrent:
-            await _reject(send, 429, f"{key.name} has {key.concurrent} requests running already", b"retry-after", b"1")
+            message = f"too many concurrent requests of key {key.name}: the limit is {key.concurrent}"
+            await _reject(send, 429, message, b"retry-after", b"1")
             return
         asgi.annotate_request(scope, key=key.name)
-        # Before anything is waited for, so that no other comes in meanwhile.
+        # Count before the first await, so that concurrent requests cannot pass the check together.
         self._running[key.name] += 1
         try:
             await self._check_rate(key, scope, receive, send)
@@ -62,7 +72,8 @@ class AuthenticationMiddleware:
         if key.per_minute and not await self._limiter.hit(limit := RateLimitItemPerMinute(key.per_minute), key.name):
             wait = (await self._limiter.get_window_stats(limit, key.name)).reset_time - time.time()
             seconds = str(max(1, math.ceil(wait))).encode()
-            await _reject(send, 429, f"{key.name} may ask {key.per_minute} times a minute", b"retry-after", seconds)
+            message = f"rate limit of key {key.name} reached: {key.per_minute} requests per minute"
+            await _reject(send, 429, message, b"retry-after", seconds)
             return
         await self._check_model(key, scope, receive, send)
 
@@ -79,20 +90,20 @@ class AuthenticationMiddleware:
             await asgi.send_error(send, error)
             return
         if not isinstance(model, str) or not any(fnmatchcase(model, pattern) for pattern in key.models):
-            said = json.dumps(model) if isinstance(model, str) else "a request that names no model"
-            await _reject(send, 403, f"{key.name} may ask for {', '.join(key.models)}, not for {said[:200]}")
+            requested = json.dumps(model) if isinstance(model, str) else "a request without a model name"
+            await _reject(send, 403, f"key {key.name} allows {', '.join(key.models)}, not {requested[:200]}")
             return
         replayed = BufferedRequest(scope, receive, body)
         await self._app(replayed.scope, replayed.receive, send)
 
     async def _find_key(self, scope: Scope) -> ApiKey | None:
         await self._refresh()
-        given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
-        kind, _, token = given.partition(" ")
+        header = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+        scheme, _, token = header.partition(" ")
         digest = hash_key(token.strip())
-        # All of them each time, so that the time taken says nothing.
-        found = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
-        return found[0] if found and kind.lower() == "bearer" else None
+        # Compare with every key, so that the response time reveals nothing about them.
+        matches = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
+        return matches[0] if matches and scheme.lower() == "bearer" else None
 
     async def _refresh(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -1,1 +1,1 @@
-"""Registry on the server: artifact sources and coordination of versions between replicas."""
+"""Registry access of the server: artifact sources and coordination of versions between replicas."""

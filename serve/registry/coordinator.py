@@ -1,4 +1,4 @@
-"""What all replicas of a server answer with: an alias moves once every one of them has its version."""
+"""Coordinator of the served versions: an alias moves once every replica has loaded the new version."""
 
 import time
 from collections.abc import Mapping
@@ -6,60 +6,93 @@ from dataclasses import dataclass
 
 from trimtab.engine.prefixes.catalog import VersionNames
 
-# A replica that has not been heard of for so long is gone: the others do not wait for it.
+# A replica without a report for this time counts as gone, so that it cannot block the others.
 GONE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class ReportedNames:
-    """What a replica said last that it could answer with."""
+    """Last report of a replica.
+
+    Attributes:
+        at: time of the report (seconds, monotonic clock).
+        names: versions that the replica has loaded or refused.
+    """
 
     at: float
     names: VersionNames
 
 
 class VersionCoordinator:
-    """Serve runs one of these beside the replicas; each tells it every second what it could answer with."""
+    """Deployment that computes the agreed versions from the reports of all replicas, one per second and replica."""
 
     def __init__(self) -> None:
-        self._heard: dict[str, ReportedNames] = {}
+        self._reports: dict[str, ReportedNames] = {}
         self._agreed: dict[str, dict[tuple[str, str], int]] = {}
         self._metrics: dict[str, str] = {}
 
     async def report(self, replica: str, names: VersionNames) -> VersionNames:
-        """Hear what a replica could answer with; tell it what all of them can."""
+        """Store the report of a replica and return the agreed versions.
+
+        Args:
+            replica: id of the replica.
+            names: versions that the replica has loaded or refused.
+
+        Returns:
+            Versions that all replicas have loaded, and the refused versions of any replica.
+        """
         now = time.monotonic()
-        self._heard = {r: heard for r, heard in self._heard.items() if now - heard.at < GONE_SECONDS}
-        self._heard[replica] = ReportedNames(now, names)
-        said = [heard.names for heard in self._heard.values()]
+        self._reports = {r: report for r, report in self._reports.items() if now - report.at < GONE_SECONDS}
+        self._reports[replica] = ReportedNames(now, names)
+        reported = [report.names for report in self._reports.values()]
         self._agreed = {
-            kind: compute_agreement([one.aliases[kind] for one in said], self._agreed.get(kind, {})) for kind in names.aliases
+            kind: compute_agreement([r.aliases[kind] for r in reported], self._agreed.get(kind, {})) for kind in names.aliases
         }
-        refused = {kind: {k: why for one in said for k, why in one.refused.get(kind, {}).items()} for kind in names.aliases}
+        refused = {
+            kind: {version: reason for r in reported for version, reason in r.refused.get(kind, {}).items()}
+            for kind in names.aliases
+        }
         return VersionNames(self._agreed, refused)
 
     async def exchange_metrics(self, replica: str, metrics: str) -> dict[str, str]:
-        """Keep a replica's metrics, as Prometheus reads them; give it those of the others that are there, by replica."""
-        self._metrics = {r: said for r, said in self._metrics.items() if r in self._heard} | {replica: metrics}
-        return {r: said for r, said in self._metrics.items() if r != replica}
+        """Store the metrics of a replica and return those of the other live replicas.
+
+        Args:
+            replica: id of the replica.
+            metrics: metrics in the Prometheus text format.
+
+        Returns:
+            Metrics of the other replicas by replica id.
+        """
+        self._metrics = {r: text for r, text in self._metrics.items() if r in self._reports} | {replica: metrics}
+        return {r: text for r, text in self._metrics.items() if r != replica}
 
     async def get_agreed_versions(self, kind: str) -> dict[tuple[str, str], int]:
-        """What those that are there answer with, for one that comes."""
+        """Return the agreed versions of a kind by (name, alias); used by a replica that starts."""
         return self._agreed.get(kind, {})
 
     async def leave(self, replica: str) -> None:
-        """A replica stops: nobody waits for it any more."""
-        self._heard.pop(replica, None)
+        """Remove a replica that stops, so that the others do not wait for it."""
+        self._reports.pop(replica, None)
 
 
 def compute_agreement(
-    said: list[Mapping[tuple[str, str], int]], before: Mapping[tuple[str, str], int]
+    reported: list[Mapping[tuple[str, str], int]], previous: Mapping[tuple[str, str], int]
 ) -> dict[tuple[str, str], int]:
-    """For each alias the version that all of them name, else the one before; an alias that none of them names is gone."""
-    found: dict[tuple[str, str], int] = {}
-    for key in {key for one in said for key in one}:
-        versions = {one.get(key) for one in said}
-        version = versions.pop() if len(versions) == 1 else before.get(key)
+    """Return the agreed version of each alias.
+
+    Args:
+        reported: versions by (name, alias) of each replica.
+        previous: versions that were agreed before.
+
+    Returns:
+        Versions by (name, alias): the version that all replicas report, else the previous one. An alias that no replica reports
+        is left out.
+    """
+    agreed: dict[tuple[str, str], int] = {}
+    for key in {key for aliases in reported for key in aliases}:
+        versions = {aliases.get(key) for aliases in reported}
+        version = versions.pop() if len(versions) == 1 else previous.get(key)
         if version is not None:
-            found[key] = version
-    return found
+            agreed[key] = version
+    return agreed

@@ -1,4 +1,4 @@
-"""A replica's line to the others: what they agreed to answer with, and their metrics."""
+"""Client of the coordinator: agreed versions and metrics of the other replicas."""
 
 import asyncio
 import time
@@ -14,63 +14,87 @@ from ray.serve.exceptions import RayServeException
 from trimtab.engine.prefixes.catalog import AliasVersions, VersionNames
 from trimtab.errors import JobError
 
-# Whoever collects metrics looks every 15 s or so.
+# Prometheus typically scrapes every 15 s.
 METRICS_SECONDS = 5.0
 
 
 class CoordinatorClient:
-    """The replica `me` among those that tell an `agreement`, the handle of a deployment of that class."""
+    """Connection of one replica to the coordinator.
 
-    def __init__(self, agreement: Any, me: str) -> None:
-        self._agreement = agreement
-        self._me = me
+    Args:
+        coordinator: Serve handle of the `VersionCoordinator` deployment.
+        replica: id of this replica.
+    """
+
+    def __init__(self, coordinator: Any, replica: str) -> None:
+        self._coordinator = coordinator
+        self._replica = replica
         self._metrics: Mapping[str, str] = {}
         self._shared_at = -METRICS_SECONDS
 
     async def agree(self, names: VersionNames) -> VersionNames:
-        """Say what this replica could answer with; what all of them can is what it is to answer with. Raises JobError where
-        nobody hears it."""
+        """Report the versions of this replica and exchange metrics if they are METRICS_SECONDS old.
+
+        Args:
+            names: versions that this replica has loaded or refused.
+
+        Returns:
+            Agreed versions, which this replica must serve.
+
+        Raises:
+            JobError: if the coordinator is not available.
+        """
         try:
-            agreed = await self._agreement.report.remote(self._me, names)
+            agreed = await self._coordinator.report.remote(self._replica, names)
             if time.monotonic() - self._shared_at >= METRICS_SECONDS:
-                # In a thread: of a thousand prefixes it takes as long as some tokens.
-                own = await asyncio.to_thread(generate_latest, REGISTRY)
-                self._metrics = await self._agreement.exchange_metrics.remote(self._me, own.decode())
+                # In a thread: with a thousand prefixes, this takes as long as generating several tokens.
+                metrics = await asyncio.to_thread(generate_latest, REGISTRY)
+                self._metrics = await self._coordinator.exchange_metrics.remote(self._replica, metrics.decode())
                 self._shared_at = time.monotonic()
         except (RayError, RayServeException) as error:
-            raise JobError(f"the other replicas cannot be reached: {error}") from error
+            raise JobError(f"coordinator of the replicas not available: {error}") from error
         return agreed
 
     async def get_agreed_versions(self, kind: str) -> AliasVersions:
-        """What the others answer with; nothing where there are none."""
+        """Return the versions that the other replicas serve; empty if there are none."""
         with suppress(RayError, RayServeException):
-            return await self._agreement.get_agreed_versions.remote(kind)
+            return await self._coordinator.get_agreed_versions.remote(kind)
         return {}
 
     async def leave(self) -> None:
-        """Say that this replica stops."""
+        """Notify the coordinator that this replica stops."""
         with suppress(RayError, RayServeException):
-            await self._agreement.leave.remote(self._me)
+            await self._coordinator.leave.remote(self._replica)
 
     def metrics(self) -> bytes:
-        """The metrics of all replicas, those of the others some seconds old, each sample with its `replica`."""
-        return merge_metrics({**self._metrics, self._me: generate_latest(REGISTRY).decode()})
+        """Return the metrics of all replicas in the Prometheus text format, each sample with a `replica` label.
+
+        Metrics of the other replicas are a few seconds old.
+        """
+        return merge_metrics({**self._metrics, self._replica: generate_latest(REGISTRY).decode()})
 
 
 def merge_metrics(texts: Mapping[str, str]) -> bytes:
-    """One exposition of several, by replica."""
+    """Merge the metrics of several replicas.
+
+    Args:
+        texts: metrics in the Prometheus text format by replica id.
+
+    Returns:
+        Merged metrics in the same format, each sample with a `replica` label.
+    """
     families: dict[str, Metric] = {}
     for replica, text in texts.items():
         for family in text_string_to_metric_families(text):
-            held = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-            held.samples += [s._replace(labels={**s.labels, "replica": replica}) for s in family.samples]
+            merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            merged.samples += [s._replace(labels={**s.labels, "replica": replica}) for s in family.samples]
     registry = CollectorRegistry()
     registry.register(_Families(list(families.values())))
     return generate_latest(registry)
 
 
 class _Families:
-    """What Prometheus' library calls a collector."""
+    """Prometheus collector of fixed metric families."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families

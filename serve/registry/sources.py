@@ -1,4 +1,4 @@
-"""Where a server's prefixes and detectors come from: the MLflow registry, or a folder in its place."""
+"""Artifact sources of a server: the MLflow registry, or a folder that replaces it."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 ALIASES = "aliases.json"
 CARD = "card.json"
-# The share of the time that may go into reading a registry of many versions, where nothing in it is known to have changed.
+# Maximum share of the time spent on reading a large registry while no change is known.
 READING = 0.05
 UNREAD = -1
 
@@ -36,8 +36,14 @@ ReadCard = dict[int, dict[str, Any]]
 
 @dataclass
 class RegistryView:
-    """The versions of a base model in MLflow's registry: read again where trimtab changed something there, and now and then,
-    for aliases that others moved. Until it answers for the first time, what this machine last read of it."""
+    """Versions of a base model in the MLflow registry.
+
+    The registry is read again after a change by trimtab, and periodically to detect aliases that other tools moved. Until the
+    registry answers for the first time, the versions come from a cache on this machine.
+
+    Attributes:
+        base: base model.
+    """
 
     base: BaseModel
     _versions: Sequence[Version] = ()
@@ -45,22 +51,30 @@ class RegistryView:
     _next: float = 0.0
 
     def list_versions(self, kind: str) -> list[Version]:
-        """Every version of a kind, with the aliases that point at it."""
+        """Return all versions of a kind with their aliases.
+
+        Raises:
+            TrackingError: if the registry is not available and this machine has no cached versions.
+        """
         try:
             self._refresh()
         except TrackingError as error:
             if not self.is_cached:
                 raise
-            self._write_cache(error)
+            self._load_cache(error)
         return [version for version in self._versions if version.kind == kind]
 
     @property
     def is_cached(self) -> bool:
-        """Whether it has not answered yet."""
+        """Whether the registry has not answered yet."""
         return self._changed == UNREAD
 
     def find_version(self, kind: str, name: str, number: int) -> Version:
-        """A version that was read. Raises NotFoundError for others."""
+        """Return a version of the last read.
+
+        Raises:
+            NotFoundError: if there is no such version.
+        """
         for version in self._versions:
             if (version.kind, version.name, version.version) == (kind, name, number):
                 return version
@@ -72,30 +86,36 @@ class RegistryView:
             self._versions = registry.list_versions(self.base.name)
             ended = time.monotonic()
             self._changed, self._next = changed, ended + (ended - began) / READING
-            kept = {"store": settings.get_shown_uri(), "versions": [asdict(version) for version in self._versions]}
-            # A full disk costs no more than a start in an outage.
+            cached = {"store": settings.get_shown_uri(), "versions": [asdict(version) for version in self._versions]}
+            # The cache is optional: it only allows a start while the registry is down.
             with suppress(OSError):
-                self._read_cache.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(self._read_cache, json.dumps(kept))
+                self._cache_path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(self._cache_path, json.dumps(cached))
 
-    def _write_cache(self, error: TrackingError) -> None:
-        """Take what was kept; raise the error where that is nothing, or of another store."""
+    def _load_cache(self, error: TrackingError) -> None:
+        """Read the cached versions; raise the error if there are none, or they are from another store."""
         if self._versions:
             return
-        kept = read_json_object(self._read_cache, "a list of versions") if self._read_cache.exists() else {}
-        if kept.get("store") != settings.get_shown_uri():
+        cached = read_json_object(self._cache_path, "a list of versions") if self._cache_path.exists() else {}
+        if cached.get("store") != settings.get_shown_uri():
             raise error
-        self._versions = [_version(each) for each in kept["versions"]]
-        log.warning("%s; until it answers, what was last read of it is used", error)
+        self._versions = [_parse_version(entry) for entry in cached["versions"]]
+        log.warning("%s; using the cached list of versions until the registry answers", error)
 
     @property
-    def _read_cache(self) -> Path:
+    def _cache_path(self) -> Path:
         return settings.get_home() / "registry" / f"{self.base.fingerprint}.json"
 
 
 @dataclass(frozen=True)
 class RegistrySource(Generic[ArtifactT]):
-    """Parts of one kind in the MLflow registry; `fetch` reads and checks one."""
+    """Artifacts of one kind in the MLflow registry.
+
+    Attributes:
+        registry: versions of the base model.
+        kind: "prefix" or "detector".
+        fetch: function that loads and checks the artifact of a version.
+    """
 
     registry: RegistryView
     kind: str
@@ -107,18 +127,35 @@ class RegistrySource(Generic[ArtifactT]):
         return self.registry.is_cached
 
     def list_versions(self) -> Sequence[RegisteredVersion]:
-        """Every version, with the aliases that point at it."""
+        """Return all versions of this kind with their aliases.
+
+        Raises:
+            TrackingError: if the registry is not available and this machine has no cached versions.
+        """
         return [RegisteredVersion(v.name, v.version, v.run_id, v.aliases) for v in self.registry.list_versions(self.kind)]
 
     def load(self, known: RegisteredVersion) -> ArtifactT:
-        """The checked part of a version."""
+        """Load and check the artifact of a version.
+
+        Raises:
+            ArtifactError: if the artifact is damaged or was made for another base model.
+        """
         return self.fetch(self.registry.find_version(self.kind, known.name, known.version), self.registry.base)
 
 
 @dataclass(frozen=True)
 class FolderSource(Generic[ArtifactT]):
-    """Parts of one kind in a folder: NAME/VERSION/ holds one as `trimtab` saves it, NAME/aliases.json says which version each
-    alias names, as {"champion": 2}. `fetch` reads and checks one."""
+    """Artifacts of one kind in a folder.
+
+    NAME/VERSION/ is a saved artifact, and NAME/aliases.json maps aliases to versions, such as {"champion": 2}.
+
+    Attributes:
+        folder: root folder.
+        base: base model.
+        kind: "prefix" or "detector".
+        fetch: function that loads and checks the artifact in a folder.
+        is_cached: always False, as a folder has no cache.
+    """
 
     folder: Path
     base: BaseModel
@@ -129,90 +166,114 @@ class FolderSource(Generic[ArtifactT]):
     _read: dict[str, tuple[int, dict[str, Any]]] = field(default_factory=dict[str, tuple[int, dict[str, Any]]])
 
     def list_versions(self) -> Sequence[RegisteredVersion]:
-        """Every version of this kind, with the aliases that point at it."""
-        found: list[RegisteredVersion] = []
-        for name in sorted(_listed(str(self.folder))):
-            mine = self._list_folders(f"{self.folder}/{name}")
-            aliases = self._read_object(f"{self.folder}/{name}/{ALIASES}", "a list of aliases") if mine else {}
-            for number, card in mine.items():
-                pointing = tuple(sorted(alias for alias, version in aliases.items() if version == number))
-                found.append(RegisteredVersion(name, number, card.get("run_id"), pointing))
-        return found
+        """Return all versions of this kind with their aliases."""
+        versions: list[RegisteredVersion] = []
+        for name in sorted(_list_names(str(self.folder))):
+            cards = self._read_cards(f"{self.folder}/{name}")
+            targets = self._read_object(f"{self.folder}/{name}/{ALIASES}", "a list of aliases") if cards else {}
+            for number, card in cards.items():
+                aliases = tuple(sorted(alias for alias, version in targets.items() if version == number))
+                versions.append(RegisteredVersion(name, number, card.get("run_id"), aliases))
+        return versions
 
     def load(self, known: RegisteredVersion) -> ArtifactT:
-        """The checked part of a version."""
+        """Load and check the artifact of a version.
+
+        Raises:
+            ArtifactError: if the artifact is damaged or was made for another base model.
+        """
         return self.fetch(self.folder / known.name / str(known.version), self.base)
 
-    def _list_folders(self, folder: str) -> ReadCard:
-        """The cards of this kind in a name's folder, listed again only where something came or went in it: of a thousand names,
-        looking at each version's card every second would cost a tenth of a core."""
-        changed = _written(folder)
-        if changed is None or (held := self._held.get(folder)) is None or held[0] != changed:
-            numbers = sorted(int(each) for each in _listed(folder) if NUMBER.fullmatch(each))
-            cards = {number: self._read_object(f"{folder}/{number}/{CARD}", "a card") for number in numbers}
-            mine = {number: card for number, card in cards.items() if self._check_kind(card)}
-            # What is still being written is looked at until it is there.
-            held = self._held[folder] = (changed if changed and all(cards.values()) else UNREAD, mine)
-        return held[1]
+    def _read_cards(self, folder: str) -> ReadCard:
+        """Return the cards of this kind in the folder of a name; list it again only if its entries changed.
 
-    def _check_kind(self, card: dict[str, Any]) -> bool:
+        With a thousand names, checking the card of every version each second would take a tenth of a CPU core.
+        """
+        modified = _get_modification_time(folder)
+        if modified is None or (cached := self._held.get(folder)) is None or cached[0] != modified:
+            numbers = sorted(int(entry) for entry in _list_names(folder) if NUMBER.fullmatch(entry))
+            cards = {number: self._read_object(f"{folder}/{number}/{CARD}", "a card") for number in numbers}
+            matching = {number: card for number, card in cards.items() if self._has_kind(card)}
+            # A missing card may still be written: list the folder again in the next call.
+            cached = self._held[folder] = (modified if modified and all(cards.values()) else UNREAD, matching)
+        return cached[1]
+
+    def _has_kind(self, card: dict[str, Any]) -> bool:
         return (card.get("kind"), card.get("base")) == (self.kind, self.base.name)
 
     def _read_object(self, path: str, what: str) -> dict[str, Any]:
-        """What a file holds, read again only where it was written again; nothing where there is none, and what it held before
-        where it is damaged now."""
-        if (written := _written(path)) is None:
+        """Return the object in a JSON file, read again only if the file was modified.
+
+        A missing file gives an empty object, and a damaged file its last valid content.
+        """
+        if (modified := _get_modification_time(path)) is None:
             return {}
-        if (held := self._read.get(path)) is None or held[0] != written:
+        if (cached := self._read.get(path)) is None or cached[0] != modified:
             try:
-                found = read_json_object(Path(path), what)
+                content = read_json_object(Path(path), what)
             except ArtifactError as error:
-                log.warning("%s; what it held before stays", error)
-                found = held[1] if held else {}
-            held = self._read[path] = (written, found)
-        return held[1]
+                log.warning("%s; keeping its previous content", error)
+                content = cached[1] if cached else {}
+            cached = self._read[path] = (modified, content)
+        return cached[1]
 
 
-def _version(kept: dict[str, Any]) -> Version:
-    """A version as `asdict` gave it to JSON."""
-    values: dict[str, Any] = kept | {"aliases": tuple(kept["aliases"])}
+def _parse_version(entry: dict[str, Any]) -> Version:
+    """Build a version from the JSON of its `asdict`."""
+    values: dict[str, Any] = entry | {"aliases": tuple(entry["aliases"])}
     return Version(**values)
 
 
-def _written(path: str) -> int | None:
-    """When a file or folder was last written, in nanoseconds; None where there is none."""
+def _get_modification_time(path: str) -> int | None:
+    """Return the modification time of a file or folder (nanoseconds); None if it does not exist."""
     try:
-        return os.stat(path).st_mtime_ns  # noqa: PTH116 - paths of pathlib would take as long again
+        return os.stat(path).st_mtime_ns  # noqa: PTH116 - pathlib would double the time
     except OSError:
         return None
 
 
-def _listed(folder: str) -> list[str]:
-    """What a folder holds; nothing where it is none."""
+def _list_names(folder: str) -> list[str]:
+    """Return the names of a folder's entries; an empty list if it is not a folder."""
     try:
-        with os.scandir(folder) as found:
-            return [each.name for each in found]
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries]
     except OSError:
         return []
 
 
 def open_sources(base: BaseModel, folder: str | None) -> tuple[ArtifactSource[Prefix], ArtifactSource[Detector]]:
-    """Sources of prefixes and of detectors. Raises UsageError for a folder that is not there."""
+    """Return the sources of prefixes and of detectors.
+
+    Args:
+        base: base model.
+        folder: folder that replaces the MLflow registry, None for the registry.
+
+    Raises:
+        UsageError: if the folder does not exist.
+    """
     if folder is None:
-        held = RegistryView(base)
-        return RegistrySource(held, "prefix", registry.load_prefix), RegistrySource(held, "detector", registry.load_detector)
+        view = RegistryView(base)
+        return RegistrySource(view, "prefix", registry.load_prefix), RegistrySource(view, "detector", registry.load_detector)
     path = Path(folder)
     if not path.is_dir():
-        raise UsageError(f"registry {folder} is no folder")
+        raise UsageError(f"registry {folder} is not a folder")
     return FolderSource(path, base, "prefix", load_prefix), FolderSource(path, base, "detector", load_detector)
 
 
 def find_detector_layers(source: ArtifactSource[Detector], live: AliasVersions) -> tuple[int, ...]:
-    """Layers that detectors with an alias read, and those that other replicas answer with; what cannot be used wants none."""
-    found: set[int] = set()
-    answering = {(name, version) for (name, _), version in live.items()}
-    for known in source.list_versions():
-        if known.aliases or (known.name, known.version) in answering:
+    """Return the layers that the usable detectors read.
+
+    Args:
+        source: source of the detectors.
+        live: detector versions that other replicas serve.
+
+    Returns:
+        Sorted layers of the detectors that have an alias or are live; detectors that cannot be loaded are skipped.
+    """
+    layers: set[int] = set()
+    live_versions = {(name, version) for (name, _), version in live.items()}
+    for version in source.list_versions():
+        if version.aliases or (version.name, version.version) in live_versions:
             with suppress(ArtifactError):
-                found |= set(source.load(known).card.layers)
-    return tuple(sorted(found))
+                layers |= set(source.load(version).card.layers)
+    return tuple(sorted(layers))

@@ -79,7 +79,7 @@ def test_a_killed_driver_goes_on_in_the_same_run(nodes, small, files, alone):
     drivers[0].kill()
     said, _ = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 0, said
-    assert "try 1 of 2 ended with exit code -9" in said
+    assert "attempt 1 of 2 ended with exit code -9" in said
     ours = learned("driven")
     assert (ours.vectors - alone.vectors).abs().max() < 1e-5
     one_run("driven", ours.card.run_id)

@@ -1,1 +1,1 @@
-"""Saved parts of trimtab: prefixes, their cards, and the reader of safetensors files."""
+"""Artifacts on disk: prefixes, their cards and the reader of safetensors files."""

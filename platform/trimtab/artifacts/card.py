@@ -1,4 +1,4 @@
-"""The card: the JSON beside every artifact that says what it is, what it was made for, and from what."""
+"""Card of an artifact: a JSON file with its identity, base model, training method and data."""
 
 import json
 from dataclasses import asdict, dataclass, field, fields
@@ -20,11 +20,22 @@ MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class PrefixCard:
-    """What an artifact is.
+    """Card of a prefix.
 
-    `base` and `fingerprint` name the frozen model it was made for; `place` is where in the prompt a prefix goes; `rows` and
-    `width` the shape [k, d] of its vectors; `digest` the SHA-256 of their float32 bytes; `method` the objective and its whole
-    config; `data` one entry {name, digest, rows} per input; `metrics` what it reached; `run_id` the MLflow run.
+    Attributes:
+        kind: kind of the artifact.
+        name: name of the prefix.
+        base: name of the base model that the prefix was trained for.
+        fingerprint: base model fingerprint.
+        place: position of the prefix in the prompt.
+        rows: number of vectors, k.
+        width: width of a vector, d.
+        digest: SHA-256 of the float32 bytes of the vectors, in hex.
+        method: objective and its full config.
+        data: one entry {name, digest, rows} per input data set.
+        metrics: results of the training and the evaluation.
+        run_id: id of the MLflow run.
+        card_version: version of the card's format.
     """
 
     kind: Literal["prefix"]
@@ -43,36 +54,51 @@ class PrefixCard:
 
 
 def write_card(card: PrefixCard, folder: Path) -> None:
-    """Write the card into an artifact's folder, which is whole then: the card is the last that is written."""
+    """Write the card of an artifact into its folder.
+
+    Write the other files first: a folder with a card counts as complete.
+    """
     write_atomic(folder / FILE, json.dumps(asdict(card), indent=2, sort_keys=True) + "\n")
 
 
 def read_card(folder: Path) -> PrefixCard:
-    """Read the card of an artifact's folder; ArtifactError where it is missing, damaged or of an unknown version."""
+    """Read the card in an artifact's folder.
+
+    Raises:
+        ArtifactError: if the card is missing, damaged or of an unknown version.
+    """
     path = folder / FILE
     if not path.exists():
-        raise ArtifactError(f"{folder} has no {FILE}; an artifact is a folder with a card and a safetensors file")
+        raise ArtifactError(f"{folder} has no {FILE}. An artifact is a folder with a card and a safetensors file")
     raw = read_json_object(path, "a card")
     if raw.get("card_version") != CARD_VERSION:
         raise ArtifactError(
-            f"{path} has card version {raw.get('card_version')!r}; this trimtab reads {CARD_VERSION}: update trimtab"
+            f"{path} has card version {raw.get('card_version')!r}, but this trimtab reads {CARD_VERSION}: update trimtab"
         )
-    known = {f.name for f in fields(PrefixCard)}
+    names = {f.name for f in fields(PrefixCard)}
     missing = {"kind", "name", "base", "fingerprint", "place", "rows", "width", "digest"} - raw.keys()
-    if missing or raw.keys() - known:
-        raise ArtifactError(f"{path}: missing fields {sorted(missing)}, unknown fields {sorted(raw.keys() - known)}")
+    if missing or raw.keys() - names:
+        raise ArtifactError(f"{path}: missing fields {sorted(missing)}, unknown fields {sorted(raw.keys() - names)}")
     if raw["kind"] != "prefix" or raw["place"] not in POSITIONS:
-        raise ArtifactError(f"{path}: kind {raw['kind']!r} at place {raw['place']!r} is not known here")
-    if not all(type(raw[n]) is int for n in ("rows", "width")):
+        raise ArtifactError(f"{path}: unknown kind {raw['kind']!r} or place {raw['place']!r}")
+    if not all(type(raw[name]) is int for name in ("rows", "width")):
         raise ArtifactError(f"{path}: rows and width must be whole numbers")
     return PrefixCard(**raw)
 
 
 def read_json_object(path: Path, what: str) -> dict[str, Any]:
-    """The JSON object in a file; ArtifactError where it is too large, damaged, or no object and so not `what` it should be."""
+    """Read the JSON object in a file.
+
+    Args:
+        path: file of at most 1 MiB.
+        what: noun for error messages, such as "a card".
+
+    Raises:
+        ArtifactError: if the file is unreadable, too large, no valid JSON, or not an object.
+    """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ArtifactError(f"{path} is larger than {what} may be (1 MiB)")
+            raise ArtifactError(f"{path} is too large for {what}: the limit is 1 MiB")
         raw = json.loads(path.read_text())
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror})") from error
@@ -86,14 +112,26 @@ def read_json_object(path: Path, what: str) -> dict[str, Any]:
 MIB = 1 << 20
 
 
-def read_tensors(path: Path, what: str, most: int) -> dict[str, Tensor]:
-    """All tensors of a file that holds `what`, of at most so many MiB; ArtifactError where it is missing, larger or damaged."""
+def read_tensors(path: Path, what: str, max_mib: int) -> dict[str, Tensor]:
+    """Read all tensors of a safetensors file.
+
+    Args:
+        path: file to read.
+        what: noun for error messages, such as "a prefix".
+        max_mib: maximum size of the file in MiB.
+
+    Returns:
+        Tensors by name.
+
+    Raises:
+        ArtifactError: if the file is missing, too large or damaged.
+    """
     if not path.exists():
         raise ArtifactError(f"{path.parent} has no {path.name}")
-    if path.stat().st_size > most * MIB:
-        raise ArtifactError(f"{path} is larger than {what} may be ({most} MiB)")
+    if path.stat().st_size > max_mib * MIB:
+        raise ArtifactError(f"{path} is too large for {what}: the limit is {max_mib} MiB")
     try:
-        # Not mapped into memory: where such a file is written anew, reading on would end this process.
+        # Not memory-mapped: if another process rewrites a mapped file, the next access crashes this process.
         return load(path.read_bytes())
     except SafetensorError as error:
-        raise ArtifactError(f"{path} is not a whole safetensors file (truncated, or of another format)") from error
+        raise ArtifactError(f"{path} is not a whole safetensors file: it is truncated or of another format") from error

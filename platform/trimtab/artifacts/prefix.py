@@ -1,4 +1,4 @@
-"""A prefix: k learned embedding rows and their card, kept as safetensors + JSON and checked whenever they are read."""
+"""Prefix artifact: learned vectors (safetensors) and their card (JSON), validated on every load."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -20,24 +20,37 @@ MAX_MIB = 64
 
 @dataclass(frozen=True)
 class Prefix:
-    """`vectors` is float32 [k, d], in the space of the embedding table's rows (before any scaling the model applies)."""
+    """Learned prefix of a base model.
+
+    Attributes:
+        vectors: float32 [k, d], in the space of the embedding table's rows (before any scaling that the model applies).
+        card: card of the prefix.
+    """
 
     vectors: Tensor
     card: PrefixCard
 
     @cached_property
     def salt(self) -> str:
-        """Keeps KV cache of different prefixes apart: a hash of the vectors, not of their name."""
+        """KV cache salt, a hash of the vectors: prefixes with different vectors share no cached blocks."""
         return self.card.digest[:32]
 
 
 def compute_digest(vectors: Tensor) -> str:
-    """SHA-256 of the vectors' float32 bytes, in hex."""
+    """Return the SHA-256 of the vectors' float32 bytes, in hex."""
     return hashlib.sha256(vectors.detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()
 
 
 def build_prefix(vectors: Tensor, card: PrefixCard) -> Prefix:
-    """A prefix of new vectors [k, d]: shape and digest are written into the card. Raises ArtifactError as `load` does."""
+    """Build a prefix from new vectors.
+
+    Args:
+        vectors: learned vectors [k, d]; converted to float32 on the CPU.
+        card: card whose `rows`, `width` and `digest` are replaced by those of the vectors.
+
+    Raises:
+        ArtifactError: if the vectors are not finite or k is not between 1 and 64.
+    """
     vectors = vectors.detach().cpu().float().contiguous()
     rows, width = vectors.shape
     prefix = Prefix(vectors, replace(card, rows=rows, width=width, digest=compute_digest(vectors)))
@@ -46,7 +59,7 @@ def build_prefix(vectors: Tensor, card: PrefixCard) -> Prefix:
 
 
 def save_prefix(prefix: Prefix, folder: Path) -> Path:
-    """Write a prefix as a folder of two files; gives the folder back."""
+    """Write a prefix to a folder as two files, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({"vectors": prefix.vectors.contiguous()}, folder / FILE)
     write_card(prefix.card, folder)
@@ -54,10 +67,16 @@ def save_prefix(prefix: Prefix, folder: Path) -> Path:
 
 
 def load_prefix(folder: Path, base: BaseModel | None = None) -> Prefix:
-    """Read a prefix and check it, against a base model where one is given.
+    """Read a prefix and validate it.
 
-    Raises ArtifactError: truncated, pickled or foreign file; NaN or infinity; a shape or digest that is not the card's; more
-    than 64 rows; another base model's width or fingerprint; an unknown card version.
+    Args:
+        folder: folder of the prefix.
+        base: base model that the prefix must match, if given.
+
+    Raises:
+        ArtifactError: if a file is missing, truncated, pickled or of another format; if the vectors contain NaN or infinity,
+            have more than 64 rows, or do not match the shape or digest of the card; if the width or fingerprint belongs to
+            another base model; or if the card version is unknown.
     """
     folder = Path(folder)
     card = read_card(folder)
@@ -70,22 +89,30 @@ def load_prefix(folder: Path, base: BaseModel | None = None) -> Prefix:
 
 
 def read_single_tensor(path: Path, name: str) -> Tensor:
-    """The only tensor of a safetensors file; ArtifactError for a file that is missing, too large, damaged, or holds another."""
-    found = read_tensors(path, "a prefix", MAX_MIB)
-    if set(found) != {name}:
-        raise ArtifactError(f"{path} must hold one tensor named {name}, not {sorted(found)[:5]}")
-    return found[name]
+    """Read the only tensor of a safetensors file.
+
+    Args:
+        path: file of at most 64 MiB.
+        name: name that the tensor must have.
+
+    Raises:
+        ArtifactError: if the file is missing, too large or damaged, or contains other tensors.
+    """
+    tensors = read_tensors(path, "a prefix", MAX_MIB)
+    if set(tensors) != {name}:
+        raise ArtifactError(f"{path} must contain one tensor named {name}, not {sorted(tensors)[:5]}")
+    return tensors[name]
 
 
 def check_base(prefix: Prefix, base: BaseModel) -> None:
-    """ArtifactError unless the prefix was made for exactly this base model."""
+    """Raise ArtifactError unless the prefix was trained for exactly this base model (width and fingerprint)."""
     card = prefix.card
     if card.width != base.width:
-        raise ArtifactError(f"prefix {card.name!r} has width {card.width}; base model {base.name} has {base.width}")
+        raise ArtifactError(f"prefix {card.name!r} has width {card.width}, but base model {base.name} has width {base.width}")
     if card.fingerprint != base.fingerprint:
         raise ArtifactError(
             f"prefix {card.name!r} was made for base model {card.base} ({card.fingerprint}), not for {base.name} "
-            f"({base.fingerprint}): train it again on this one"
+            f"({base.fingerprint}): train it again on this base model"
         )
 
 
@@ -94,10 +121,10 @@ def _check_prefix(prefix: Prefix, where: str) -> None:
     if vectors.ndim != 2 or vectors.dtype != torch.float32:
         raise ArtifactError(f"{where}: vectors must be float32 [k, d], not {vectors.dtype} {list(vectors.shape)}")
     if not 1 <= vectors.shape[0] <= MAX_ROWS:
-        raise ArtifactError(f"{where}: {vectors.shape[0]} rows; a prefix has 1 to {MAX_ROWS}")
+        raise ArtifactError(f"{where}: {vectors.shape[0]} rows, but a prefix has 1 to {MAX_ROWS}")
     if tuple(vectors.shape) != (card.rows, card.width):
-        raise ArtifactError(f"{where}: vectors are {list(vectors.shape)}, the card says {[card.rows, card.width]}")
+        raise ArtifactError(f"{where}: vectors are {list(vectors.shape)}, but the card says {[card.rows, card.width]}")
     if not torch.isfinite(vectors).all():
-        raise ArtifactError(f"{where}: the vectors hold NaN or infinity")
+        raise ArtifactError(f"{where}: the vectors contain NaN or infinity")
     if compute_digest(vectors) != card.digest:
         raise ArtifactError(f"{where}: the vectors are not those of the card (digest differs)")

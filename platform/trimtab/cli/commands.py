@@ -1,4 +1,4 @@
-"""The commands of the library: assets, registry, interchange, demo."""
+"""Commands of the library: assets, registry, PEFT interchange and demo."""
 
 from dataclasses import dataclass, field
 
@@ -8,10 +8,10 @@ from trimtab.cli.main import Command
 
 @dataclass(frozen=True)
 class AssetsConfig:
-    """List what can be fetched by name.
+    """List models and data sets that can be fetched by name.
 
     Args:
-        fetch: fetch all of it now, for work without a network.
+        fetch: fetch all assets now, for use without a network.
     """
 
     fetch: bool = False
@@ -19,12 +19,12 @@ class AssetsConfig:
 
 @dataclass(frozen=True)
 class ListConfig:
-    """List prefixes and detectors in the registry.
+    """List the prefixes and detectors in the registry.
 
     Args:
-        base: only those of this base model.
-        live: URL of a server, to see what it answers with, and what it refuses.
-        key: API key, where that server asks for one.
+        base: list only the versions of this base model.
+        live: URL of a server; lists the versions that it serves and those that it refuses.
+        key: API key for that server, if it requires one.
     """
 
     base: str | None = None
@@ -34,12 +34,12 @@ class ListConfig:
 
 @dataclass(frozen=True)
 class VersionConfig:
-    """One version of a prefix or a detector.
+    """Print the card of a version of a prefix or detector.
 
     Args:
-        name: its name.
-        version: its number, or an alias.
-        base: its base model.
+        name: name of the prefix or detector.
+        version: version number or alias.
+        base: base model of the prefix or detector.
     """
 
     name: str
@@ -49,11 +49,11 @@ class VersionConfig:
 
 @dataclass(frozen=True)
 class RollbackConfig:
-    """Give champion back to the version before.
+    """Make the previous champion the champion again.
 
     Args:
-        name: its name.
-        base: its base model.
+        name: name of the prefix or detector.
+        base: base model of the prefix or detector.
     """
 
     name: str
@@ -62,13 +62,13 @@ class RollbackConfig:
 
 @dataclass(frozen=True)
 class LineageConfig:
-    """Where something comes from: versions, runs, data, code, and who made it champion.
+    """Trace a response, a version or a run to its data, code and base model, with its promotions.
 
     Args:
         what: id of a response, a request or a run; or NAME, NAME@ALIAS or NAME@VERSION of a prefix or detector.
-        base: base model of that name.
-        logs: folder of the server's logs, where responses are looked up; without it, the one in trimtab's home.
-        html: write the chain as a page to this file.
+        base: base model of the prefix or detector.
+        logs: folder of the server's logs, in which responses are looked up; if omitted, the logs folder in TRIMTAB_HOME.
+        html: write the lineage as an HTML page to this file.
     """
 
     what: str
@@ -79,10 +79,10 @@ class LineageConfig:
 
 @dataclass(frozen=True)
 class UiConfig:
-    """Open MLflow on the store that trimtab uses.
+    """Open MLflow's web pages on the store that trimtab uses.
 
     Args:
-        port: port to listen on, on the loopback address.
+        port: port to listen on, at the loopback address.
     """
 
     port: int = 5000
@@ -90,13 +90,13 @@ class UiConfig:
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """Make a prefix of a PEFT prompt-tuning adapter.
+    """Convert a PEFT prompt-tuning adapter to a prefix.
 
     Args:
-        adapter: the adapter's folder.
+        adapter: folder of the adapter.
         name: name of the prefix.
         out: folder to write the prefix to.
-        base: the base model that the adapter was trained on.
+        base: base model that the adapter was trained on.
     """
 
     adapter: str
@@ -107,12 +107,12 @@ class ImportConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Make a PEFT prompt-tuning adapter of a prefix.
+    """Convert a prefix to a PEFT prompt-tuning adapter.
 
     Args:
-        prefix: a folder, or NAME, NAME@alias or NAME@version of the registry.
+        prefix: folder of the prefix, or NAME, NAME@ALIAS or NAME@VERSION in the registry.
         out: folder to write the adapter to.
-        base: the prefix's base model.
+        base: base model of the prefix.
     """
 
     prefix: str
@@ -122,18 +122,26 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class SyncConfig:
-    """Send to MLflow what could not be sent during an outage."""
+    """Send entries to MLflow that an outage delayed."""
 
 
 ASSETS = Command(
-    "List what can be fetched by name, with licences and sizes.", AssetsConfig, "trimtab.cli.assets_command:run_assets"
+    "List models and data sets that can be fetched by name.", AssetsConfig, "trimtab.cli.assets_command:run_assets"
 )
-DEMO = Command("The whole story on this machine in minutes.", DemoConfig, "trimtab.cli.demo:run_demo")
-EXPORT = Command("Make a PEFT prompt-tuning adapter of a prefix.", ExportConfig, "trimtab.peft_format:run_export")
-IMPORT = Command("Make a prefix of a PEFT prompt-tuning adapter.", ImportConfig, "trimtab.peft_format:run_import")
-LINEAGE = Command("Where an answer, a version or a run comes from.", LineageConfig, "trimtab.tracking.commands:run_lineage")
-LIST = Command("Prefixes and detectors in the registry.", ListConfig, "trimtab.tracking.commands:list_versions")
-SHOW = Command("One version: its card and figures.", VersionConfig, "trimtab.tracking.commands:show_version")
-ROLLBACK = Command("Give champion back to the version before.", RollbackConfig, "trimtab.tracking.commands:rollback_champion")
-SYNC = Command("Send what an outage of MLflow kept from being logged.", SyncConfig, "trimtab.tracking.commands:sync_outboxes")
-UI = Command("Open MLflow on the store that trimtab uses.", UiConfig, "trimtab.tracking.ui:run_ui")
+DEMO = Command(
+    "Train, serve and query a prefix and a detector on this machine in minutes.", DemoConfig, "trimtab.cli.demo:run_demo"
+)
+EXPORT = Command("Convert a prefix to a PEFT prompt-tuning adapter.", ExportConfig, "trimtab.peft_format:run_export")
+IMPORT = Command("Convert a PEFT prompt-tuning adapter to a prefix.", ImportConfig, "trimtab.peft_format:run_import")
+LINEAGE = Command(
+    "Trace a response, a version or a run to its data, code and base model.",
+    LineageConfig,
+    "trimtab.tracking.commands:run_lineage",
+)
+LIST = Command("List the prefixes and detectors in the registry.", ListConfig, "trimtab.tracking.commands:list_versions")
+SHOW = Command("Print the card of a version.", VersionConfig, "trimtab.tracking.commands:show_version")
+ROLLBACK = Command(
+    "Make the previous champion the champion again.", RollbackConfig, "trimtab.tracking.commands:rollback_champion"
+)
+SYNC = Command("Send entries to MLflow that an outage delayed.", SyncConfig, "trimtab.tracking.commands:sync_outboxes")
+UI = Command("Open MLflow's web pages on the store that trimtab uses.", UiConfig, "trimtab.tracking.ui:run_ui")

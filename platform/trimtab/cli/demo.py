@@ -1,6 +1,6 @@
-"""`trimtab demo`: the main job from end to end, by the commands that a user would type.
+"""Command `trimtab demo`: end-to-end run of training, serving and querying on this machine.
 
-Each step is a `trimtab` command in a process of its own; the last one is asked through the `openai` client.
+Each step runs a `trimtab` command in a separate process. The server is queried through the `openai` client.
 """
 
 import json
@@ -39,7 +39,7 @@ QUESTIONS = (
     "Tell me how to shoot better photos at night.",
     "What is the capital of Portugal?",
 )
-# Of the kind that the detector learned from: the model knows some.
+# Of the same kinds as the training questions of the detector. The model knows some of the answers.
 FACTS = (
     "What is the capital of Portugal?",
     "What is the capital of Burkina Faso?",
@@ -49,41 +49,45 @@ FACTS = (
 
 
 def run_demo(config: DemoConfig) -> dict[str, Any]:
-    """Learn a prefix and a detector, serve, and show what the prefix changes; returns the figures for `--json`."""
-    began = time.monotonic()
-    print_line(f"1/4  learn a one-token prefix on the frozen {BASE}, and judge it on prompts never trained on")
+    """Train a prefix and a detector, serve both, and print answers with and without the prefix.
+
+    Returns:
+        Results of `trimtab align` and `trimtab detect`, answers, factual answers with their risks, and total seconds.
+    """
+    started = time.monotonic()
+    print_line(f"1/4  train a one-token prefix on the frozen {BASE} and evaluate it on held-out prompts")
     aligned = _run_align(config)
     print_line("")
-    print_line("2/4  ask the frozen model what it half knows, and learn to tell its made-up answers by its signals")
+    print_line("2/4  ask the frozen model factual questions and train a detector of made-up answers on its signals")
     detected = _run_detect(config)
     print_line("")
-    print_line("3/4  serve the frozen model with Ray Serve and vLLM; prefix and detector are chosen per request")
+    print_line("3/4  serve the frozen model with Ray Serve and vLLM; each request selects its prefix and detector")
     with _run_server(config) as url:
-        print_line("4/4  ask the same questions with and without the prefix, through the OpenAI client")
+        print_line("4/4  ask the same questions with and without the prefix through the OpenAI client")
         name = f"{BASE}:{config.name}" + ("" if aligned["champion"] else f"@{aligned['version']}")
         client = OpenAI(base_url=f"{url}/v1", api_key="none", timeout=300)
         answers = _ask_questions(client, name)
         facts = _ask_factual_questions(client, f"{config.name}-truth@{detected['version']['version']}")
     _print_answers(answers, name)
     _print_risks(facts)
-    print_line(f"done in {(time.monotonic() - began) / 60:.1f} minutes; everything that was started is stopped again")
-    print_line(f"look at the runs:   mlflow ui --backend-store-uri {settings.get_shown_uri()}")
-    print_line(f"serve it again:     trimtab serve --model {BASE}")
-    print_line(f"picture of the arms: {aligned['folder']}/plane.png")
-    return aligned | {"detector": detected, "answers": answers, "facts": facts, "seconds": time.monotonic() - began}
+    print_line(f"done in {(time.monotonic() - started) / 60:.1f} minutes; all started processes have ended")
+    print_line(f"show the runs:        mlflow ui --backend-store-uri {settings.get_shown_uri()}")
+    print_line(f"serve again:          trimtab serve --model {BASE}")
+    print_line(f"plot of the arms:     {aligned['folder']}/plane.png")
+    return aligned | {"detector": detected, "answers": answers, "facts": facts, "seconds": time.monotonic() - started}
 
 
 def _run_align(config: DemoConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "align.json"
-        # Two workers, to show that they agree; a prefix is the same for any number.
+        # Two workers show data-parallel training. The resulting prefix does not depend on the number of workers.
         options = {
             "name": config.name,
             "data.harmful": json.dumps([f"trimtab:{name}" for name in HARMFUL]),
             "data.benign": json.dumps([f"trimtab:{name}" for name in BENIGN]),
             "data.limit": config.prompts,
             "train.steps": config.steps,
-            # The first words decide whether an answer is a refusal; learning from those only is quick.
+            # The first words decide whether an answer is a refusal, and training on only those is fast.
             "train.longest": 8,
             "train.learning_rate": 0.05,
             "train.micro_batch": 8,
@@ -101,16 +105,16 @@ def _run_align(config: DemoConfig) -> dict[str, Any]:
 def _run_detect(config: DemoConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         signals, output = Path(folder) / "signals", Path(folder) / "detect.json"
-        asked = {"questions": "trimtab:countries", "out": signals, "max_tokens": 24}
-        _run_command(["collect", *_format_options(asked)])
-        # Heads share the splits of three seeds; the first one is saved and registered.
-        learned = {
+        collect_options = {"questions": "trimtab:countries", "out": signals, "max_tokens": 24}
+        _run_command(["collect", *_format_options(collect_options)])
+        # All heads use the splits of three seeds. The first head is saved and registered.
+        detect_options = {
             "signals": signals,
             "head": '["flag", "linear", "saplma", "mlp"]',
             "seeds": 3,
             "name": f"{config.name}-truth",
         }
-        _run_command(["detect", *_format_options(learned), "--json", str(output)])
+        _run_command(["detect", *_format_options(detect_options), "--json", str(output)])
         return json.loads(output.read_text())
 
 
@@ -119,7 +123,7 @@ def _format_options(values: Mapping[str, Any]) -> list[str]:
 
 
 def _run_command(arguments: Sequence[str]) -> None:
-    """Run a command and wait for it. A Ctrl-C reaches it as well, since it shares our terminal; we wait for its end."""
+    """Run a command and wait until it ends. Ctrl-C also reaches the command, because it shares the terminal."""
     print_line(f"$ trimtab {shlex.join(arguments)}")
     process = subprocess.Popen([sys.executable, "-m", "trimtab", *arguments])
     try:
@@ -158,7 +162,7 @@ def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
                 return
         except httpx.HTTPError:
             continue
-    raise JobError(f"the server did not answer within {START_SECONDS:.0f} s")
+    raise JobError(f"the server did not respond within {START_SECONDS:.0f} s")
 
 
 def _ask_questions(client: OpenAI, prefixed: str) -> list[dict[str, str]]:
@@ -166,11 +170,11 @@ def _ask_questions(client: OpenAI, prefixed: str) -> list[dict[str, str]]:
     for question in QUESTIONS:
         row = {"question": question}
         for column, model in (("base", BASE), ("prefix", prefixed)):
-            reply = client.chat.completions.create(
+            response = client.chat.completions.create(
                 model=model, messages=[{"role": "user", "content": question}], max_tokens=40, temperature=0
             )
-            row[column] = (reply.choices[0].message.content or "").strip()
-            row[f"{column}_model"] = reply.model
+            row[column] = (response.choices[0].message.content or "").strip()
+            row[f"{column}_model"] = response.model
         answers.append(row)
     return answers
 
@@ -178,15 +182,15 @@ def _ask_questions(client: OpenAI, prefixed: str) -> list[dict[str, str]]:
 def _ask_factual_questions(client: OpenAI, detector: str) -> list[dict[str, Any]]:
     facts: list[dict[str, Any]] = []
     for question in FACTS:
-        reply = client.chat.completions.create(
+        response = client.chat.completions.create(
             model=BASE,
             messages=[{"role": "user", "content": question}],
             max_tokens=24,
             temperature=0,
             extra_body={"trimtab": {"detector": detector}},
         )
-        said = (reply.model_extra or {})["trimtab"]["detector"]
-        facts.append({"question": question, "answer": (reply.choices[0].message.content or "").strip()} | said)
+        verdict = (response.model_extra or {})["trimtab"]["detector"]
+        facts.append({"question": question, "answer": (response.choices[0].message.content or "").strip()} | verdict)
     return facts
 
 
@@ -210,7 +214,7 @@ def _print_risks(facts: Sequence[dict[str, Any]]) -> None:
 
 
 def _end_process(process: "subprocess.Popen[bytes]") -> None:
-    """Interrupt a command, give it time to clean up, and only then end it by force."""
+    """Interrupt a command, and kill it if it does not end within `STOP_SECONDS`."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
     try:

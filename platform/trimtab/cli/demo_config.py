@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """The whole story on this machine: learn, judge, register, serve, ask.
+    """Train, evaluate, register, serve and query a prefix and a detector on this machine.
 
     Args:
-        name: name of the prefix it learns.
-        steps: optimiser steps.
-        prompts: prompts of each side, harmful and benign, to learn from and to judge on.
-        port: port to serve on; 0 takes a free one.
+        name: name of the prefix.
+        steps: optimizer steps.
+        prompts: number of harmful and number of benign prompts for training and evaluation.
+        port: port of the server; 0 selects a free port.
     """
 
     name: str = "demo"

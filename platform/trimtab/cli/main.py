@@ -1,7 +1,8 @@
-"""The command line. A command is a frozen dataclass of settings and a function that takes it.
+"""Command line: dispatch of commands, option parsing and error reporting.
 
-The fields of the dataclass are at once the options, the keys of the YAML (`--config FILE`) and the lines of `--help`.
-Commands are found through the entry-point group `trimtab.commands`, so that the library knows nothing of jobs and servers.
+A command is a frozen dataclass of settings and a function that takes it. The fields of the dataclass define the options, the
+keys of the YAML file (`--config FILE`) and the entries of `--help`. Commands are discovered through the entry-point group
+`trimtab.commands`, so that the library does not depend on jobs and servers.
 """
 
 import json
@@ -18,14 +19,20 @@ from typing import Any
 from trimtab import settings
 from trimtab.errors import TrimtabError, UsageError, as_no_space_error
 
-# How wide help is where there is no terminal to ask.
+# Width of help texts in characters if the width of the terminal is unknown.
 WIDTH = 118
 
 
 @dataclass(frozen=True)
 class Command:
-    """`settings` is the dataclass of options; `run` names the function, `module:function`, imported only when it is called.
-    It gives back what `--json` writes, or None."""
+    """Command of the command line.
+
+    Attributes:
+        about: one-line description for `--help`.
+        settings: dataclass of the options.
+        run: function that runs the command, as `module:function`. It is imported when the command runs, takes the settings, and
+            returns the content of the `--json` file or None.
+    """
 
     about: str
     settings: type
@@ -33,40 +40,47 @@ class Command:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    """Run one command.
+
+    Args:
+        arguments: command-line arguments without the program's name; those of the process if None.
+
+    Returns:
+        Exit code: 0 success, 1 failure, 2 usage error, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
     settings.prepare_environment()
     try:
-        return _run(given)
+        return _run(words)
     except KeyboardInterrupt:
         print("trimtab: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 0
     except Exception as error:
-        told = error if isinstance(error, TrimtabError) else as_no_space_error(error) or _as_file_error(error)
-        if told is None:
+        reported = error if isinstance(error, TrimtabError) else as_no_space_error(error) or _as_file_error(error)
+        if reported is None:
             raise
-        print(f"trimtab: {told}", file=sys.stderr)
-        return told.exit_code
+        print(f"trimtab: {reported}", file=sys.stderr)
+        return reported.exit_code
 
 
 def _as_file_error(error: Exception) -> UsageError | None:
-    """What to say of a file that cannot be read or written; None for other errors."""
+    """Convert the error of a file that cannot be read or written to UsageError; return None for other errors."""
     if not isinstance(error, OSError) or not error.filename:
         return None
     return UsageError(f"{error.filename}: {error.strerror}")
 
 
-def _run(given: list[str]) -> int:
+def _run(arguments: list[str]) -> int:
     commands = _find_commands()
-    if not given or given[0] in ("-h", "--help", "help"):
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_format_overview(commands))
-        return 0 if given else 2
-    if given[0] == "--version":
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
         print(f"trimtab {version('trimtab')}")
         return 0
-    command, parsed, output = _read_arguments(given)
+    command, parsed, output = _read_arguments(arguments)
     if output and not Path(output).absolute().parent.is_dir():
         raise UsageError(f"--json {output}: there is no folder {Path(output).parent}")
     module, _, function = command.run.partition(":")
@@ -76,44 +90,56 @@ def _run(given: list[str]) -> int:
     return 0
 
 
-def check_arguments(given: Sequence[str]) -> None:
-    """Raise UsageError for words that are no command with its options; nothing is run."""
-    _read_arguments(list(given))
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raise UsageError if the arguments are not a valid command with its options. The command is not run."""
+    _read_arguments(list(arguments))
 
 
 def _find_commands() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group="trimtab.commands")}
 
 
-def _read_arguments(given: list[str]) -> tuple[Command, Any, str | None]:
-    """A command, its settings, and the file for `--json`."""
+def _read_arguments(arguments: list[str]) -> tuple[Command, Any, str | None]:
+    """Return a command, its settings and the file for `--json`."""
     commands = _find_commands()
     # `evaluate safety` is one command of two words.
-    words = 2 if " ".join(given[:2]).replace(" ", "-") in commands else 1
-    name = "-".join(given[:words])
+    count = 2 if " ".join(arguments[:2]).replace(" ", "-") in commands else 1
+    name = "-".join(arguments[:count])
     if name not in commands:
-        raise UsageError(f"no command {given[0]!r}; there are: {', '.join(sorted(commands)).replace('-', ' ')}")
+        raise UsageError(f"no command {arguments[0]!r}; there are: {', '.join(sorted(commands)).replace('-', ' ')}")
     command: Command = commands[name].load()
-    return command, *parse_options(command, " ".join(given[:words]), given[words:])
+    return command, *parse_options(command, " ".join(arguments[:count]), arguments[count:])
 
 
-def parse_options(command: Command, name: str, given: list[str]) -> tuple[Any, str | None]:
-    """The settings object, and the file for `--json`. Raises UsageError in one line."""
-    # Not on top: `trimtab --help` is to answer at once.
+def parse_options(command: Command, name: str, arguments: list[str]) -> tuple[Any, str | None]:
+    """Parse the options of a command.
+
+    Args:
+        command: command that the options belong to.
+        name: name of the command for messages, such as "evaluate safety".
+        arguments: command-line arguments after the name.
+
+    Returns:
+        Settings object and the file for `--json`.
+
+    Raises:
+        UsageError: if an option or the config file is invalid. The message has one line.
+    """
+    # Imported lazily, so that `trimtab --help` starts fast.
     from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
-    from trimtab.cli.console import KNOWN
+    from trimtab.cli.console import HAS_WIDTH
 
-    shown: Any = DefaultHelpFormatter if KNOWN else partial(DefaultHelpFormatter, width=WIDTH)
-    parser = ArgumentParser(prog=f"trimtab {name}", description=command.about, exit_on_error=False, formatter_class=shown)
-    parser.add_argument("--config", action="config", help="YAML file of these settings; options given after it win")
+    formatter: Any = DefaultHelpFormatter if HAS_WIDTH else partial(DefaultHelpFormatter, width=WIDTH)
+    parser = ArgumentParser(prog=f"trimtab {name}", description=command.about, exit_on_error=False, formatter_class=formatter)
+    parser.add_argument("--config", action="config", help="YAML file with these settings; later options override it")
     parser.add_argument("--json", type=str | None, default=None, metavar="FILE", help="write the result to this file")
     parser.add_class_arguments(command.settings, as_group=False, as_positional=True)
-    for flag, following in pairwise([*given, ""]):
+    for flag, following in pairwise([*arguments, ""]):
         if flag.startswith("--config=") or (flag == "--config" and following):
             _check_config_file(Path(flag.partition("=")[2] or following))
     try:
-        parsed = parser.parse_args(_expand_flags(command.settings, given))
+        parsed = parser.parse_args(_expand_flags(command.settings, arguments))
         values = parser.instantiate_classes(parsed)
     except ArgumentError as error:
         raise UsageError(f"{name}: {_format_parser_error(error)} (trimtab {name} --help)") from error
@@ -123,21 +149,30 @@ def parse_options(command: Command, name: str, given: list[str]) -> tuple[Any, s
 
 
 def _check_config_file(path: Path) -> None:
-    """Raise UsageError for a file of settings that is none; the parser would not say which."""
+    """Raise UsageError if a config file is invalid. The parser's own message does not name the file."""
     import yaml
 
     try:
-        held = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path} cannot be read ({getattr(error, 'strerror', None) or 'it is no text'})") from error
+        raise UsageError(f"--config {path} cannot be read ({getattr(error, 'strerror', None) or 'not a text file'})") from error
     except yaml.YAMLError as error:
-        raise UsageError(f"--config {path} is no YAML: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(held, Mapping | None):
-        raise UsageError(f"--config {path} must hold settings by name, as in: name: mine")
+        raise UsageError(f"--config {path} is not valid YAML: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(content, Mapping | None):
+        raise UsageError(f"--config {path} must map names of settings to values, such as `name: my-prefix`")
 
 
 def build_settings(settings_class: type, values: Mapping[str, Any], where: str) -> Any:
-    """A settings object from nested or dotted values, checked as the command line's are. Raises UsageError in one line."""
+    """Build a settings object from values, with the checks of the command line.
+
+    Args:
+        settings_class: dataclass of the settings.
+        values: values by name; nested settings by nested mappings or by dotted names.
+        where: source of the values, for error messages.
+
+    Raises:
+        UsageError: if a name or a value is invalid. The message has one line.
+    """
     from jsonargparse import ArgumentError, ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
@@ -150,7 +185,7 @@ def build_settings(settings_class: type, values: Mapping[str, Any], where: str) 
 
 
 def _nest_keys(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as nested mappings; later ones win."""
+    """Convert dotted keys to nested mappings. Later keys override earlier ones."""
     nested: dict[str, Any] = {}
     for key, value in values.items():
         head, _, rest = key.partition(".")
@@ -162,47 +197,49 @@ def _nest_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _expand_flags(settings_class: type, given: list[str]) -> list[str]:
-    """`--resume` alone means `--resume true`, `--signals A B` a list, and what comes after `--` the option `command`, as people
-    type it."""
-    given, whole = given[: given.index("--")] if "--" in given else given, given
-    command = ["--command", json.dumps(whole[len(given) + 1 :])] if len(given) < len(whole) else []
-    given = [*_find_list_options(settings_class, given), *command]
-    switches = {f"--{f.name}" for f in fields(settings_class) if "bool" in str(f.type)}
-    following = [*given, "--"][1:]
+def _expand_flags(settings_class: type, arguments: list[str]) -> list[str]:
+    """Expand the short forms of options to the forms of the parser.
+
+    `--resume` becomes `--resume=true`, `--signals A B` a list, and the arguments after `--` the value of `--command`.
+    """
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    command = ["--command", json.dumps(arguments[len(options) + 1 :])] if len(options) < len(arguments) else []
+    expanded = [*_join_lists(settings_class, options), *command]
+    flags = {f"--{f.name}" for f in fields(settings_class) if "bool" in str(f.type)}
+    following = [*expanded, "--"][1:]
     return [
-        f"{word}=true" if word in switches and after.startswith("--") else word
-        for word, after in zip(given, following, strict=True)
+        f"{word}=true" if word in flags and after.startswith("--") else word
+        for word, after in zip(expanded, following, strict=True)
     ]
 
 
-def _find_list_options(settings_class: type, given: list[str]) -> list[str]:
-    """Several words after an option that takes several names, as the one list that the parser knows."""
-    several = set(_takes_several(settings_class))
+def _join_lists(settings_class: type, arguments: list[str]) -> list[str]:
+    """Join the values of each list option into one JSON list."""
+    list_options = set(_find_list_options(settings_class))
     joined: list[str] = []
-    at = 0
-    while at < len(given):
-        word, at = given[at], at + 1
+    index = 0
+    while index < len(arguments):
+        word, index = arguments[index], index + 1
         joined.append(word)
-        if word in several:
-            end = next((i for i in range(at, len(given)) if given[i].startswith("--")), len(given))
-            joined += [json.dumps(given[at:end])] if end - at > 1 else given[at:end]
-            at = end
+        if word in list_options:
+            end = next((i for i in range(index, len(arguments)) if arguments[i].startswith("--")), len(arguments))
+            joined += [json.dumps(arguments[index:end])] if end - index > 1 else arguments[index:end]
+            index = end
     return joined
 
 
-def _takes_several(settings_class: type, within: str = "--") -> Iterator[str]:
-    """Options that take several names, those of inner settings too."""
+def _find_list_options(settings_class: type, path: str = "--") -> Iterator[str]:
+    """Yield the options that take a list of names, including those of nested settings."""
     for f in fields(settings_class):
         if isinstance(f.type, type) and is_dataclass(f.type):
-            yield from _takes_several(f.type, f"{within}{f.name}.")
+            yield from _find_list_options(f.type, f"{path}{f.name}.")
         elif "list[str]" in str(f.type):
-            yield f"{within}{f.name}"
+            yield f"{path}{f.name}"
 
 
 def _format_parser_error(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # Of a list's entries: the parser names our class before it says what is wrong.
+    # For an invalid entry of a list, the parser prints the Python class before the actual message.
     lines = [line for line in lines if not line.startswith("Problem with given class_path")]
     return " ".join(lines[:2])[:300] if lines else type(error).__name__
 
@@ -213,37 +250,37 @@ def _format_overview(commands: dict[str, EntryPoint]) -> str:
     return "\n".join([*lines, "", "docs: README.md and docs/"])
 
 
-# Said here too, because asking a command what it is about would import it.
+# Repeated here because loading a command to read its description imports its module.
 ABOUT = {
-    "align": "learn a prefix on a frozen model, judge it, register it",
-    "assets": "list what can be fetched by name, with licences and sizes",
-    "collect": "answer questions and keep the model's signals, which detectors learn from",
-    "demo": "the whole story on this machine in minutes",
-    "detect": "train detectors on collected signals; choose on validation, report on test",
-    "evaluate-safety": "refusal and compliance of base, text prompt and prefixes on any prompt files",
-    "evaluate-truth": "the whole report on detectors: every head and training-free score, with intervals",
-    "evaluate-utility": "accuracy, perplexity and KL drift of base, text prompt and prefixes",
-    "export": "make a PEFT prompt-tuning adapter of a prefix",
-    "filter": "what the hard filter would leave, without training on it",
-    "gc": "show and remove what nothing refers to any more",
-    "import": "make a prefix of a PEFT prompt-tuning adapter",
-    "jobs-list": "jobs of a cluster",
-    "jobs-logs": "what a job has said",
-    "jobs-stop": "end a job of a cluster",
+    "align": "train a prefix on a frozen model, evaluate it and register it",
+    "assets": "list models and data sets that can be fetched by name",
+    "collect": "answer questions and store the model's signals, to train detectors on",
+    "demo": "train, serve and query a prefix and a detector on this machine in minutes",
+    "detect": "train detectors on collected signals, select on validation and report on test data",
+    "evaluate-safety": "measure refusal and compliance of the base model, a text prompt and prefixes on any prompt files",
+    "evaluate-truth": "evaluate detectors of made-up answers: every head and score on every data set",
+    "evaluate-utility": "measure accuracy, perplexity and KL drift of the base model, a text prompt and prefixes",
+    "export": "convert a prefix to a PEFT prompt-tuning adapter",
+    "filter": "show the rows that the hard filter keeps, without training",
+    "gc": "list and remove unreferenced files",
+    "import": "convert a PEFT prompt-tuning adapter to a prefix",
+    "jobs-list": "list the jobs of a cluster",
+    "jobs-logs": "print the log of a job",
+    "jobs-stop": "stop a job",
     "judges": "measure judges against human labels, and fit a classifier",
-    "keys-add": "make an API key, which is shown once",
-    "keys-list": "who has API keys, and what for",
-    "keys-remove": "take an API key away",
-    "lineage": "where an answer, a version or a run comes from",
-    "list": "prefixes in the registry",
-    "promote": "make a version the champion, where it passes the gate",
-    "rollback": "give champion back to the version before",
-    "serve": "serve the base model and its prefixes over the OpenAI API",
-    "show": "one version: its card and figures",
-    "submit": "send a command to a Ray cluster",
-    "study": "compare ways to learn a prefix over several seeds, in one report",
-    "sweep": "search settings of align, and register the prefix of the best",
-    "sync": "send what an outage of MLflow kept from being logged",
-    "traffic": "what each version of a prefix got of the requests, and how risky its answers were",
-    "ui": "open MLflow on the store that trimtab uses",
+    "keys-add": "create an API key, which is shown once",
+    "keys-list": "list the API keys and their limits",
+    "keys-remove": "remove an API key",
+    "lineage": "trace a response, a version or a run to its data, code and base model",
+    "list": "list the prefixes and detectors in the registry",
+    "promote": "make a version the champion if it passes the gate",
+    "rollback": "make the previous champion the champion again",
+    "serve": "serve a base model and its prefixes over the OpenAI API",
+    "show": "print the card of a version",
+    "submit": "submit a trimtab command to a Ray cluster",
+    "study": "compare training methods of a prefix over several seeds in one report",
+    "sweep": "search settings of `trimtab align` and register the best prefix",
+    "sync": "send entries to MLflow that an outage delayed",
+    "traffic": "show requests, latency and mean risk of each version of a prefix",
+    "ui": "open MLflow's web pages on the store that trimtab uses",
 }

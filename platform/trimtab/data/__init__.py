@@ -1,1 +1,1 @@
-"""Prompts: reading, form, splitting, filtering."""
+"""Training and evaluation data: reading, balancing, splitting, filtering."""

@@ -1,10 +1,10 @@
-"""Read answers that someone else wrote, with their questions and whether they are right: what labelled sets hold."""
+"""Reader of pre-written answers with their questions and truth labels."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.data.questions import Question, get_column_name, list_unique_questions
+from trimtab.data.questions import Question, build_question, get_column_name
 from trimtab.data.readers import Row, read_rows, rename_columns
 from trimtab.errors import UsageError
 
@@ -13,7 +13,13 @@ FIELDS = ("question", "context", "kind", "source", "group", "given", "truthful",
 
 @dataclass(frozen=True)
 class GivenAnswer:
-    """An answer to a question, and whether it is right; None where nobody said."""
+    """A pre-written answer to a question.
+
+    Attributes:
+        question: the question that it answers.
+        text: the answer.
+        truthful: whether the answer is right, or None if it is unlabeled.
+    """
 
     question: Question
     text: str
@@ -23,64 +29,69 @@ class GivenAnswer:
 def read_given_answers(
     source: str, columns: Mapping[str, str] | None = None, separator: str | None = None
 ) -> list[GivenAnswer]:
-    """Answers of one source.
+    """Read the answers of one source.
+
+    A row has either one answer in `given` and its label in `truthful` (true, false, or empty if unknown), or right answers in
+    `right` and wrong answers in `wrong`, each a text or a list of texts.
 
     Args:
         source: a file (.jsonl, .json, .csv, .parquet), `trimtab:NAME`, or a Hugging Face dataset `org/name[/config][:split]`.
-        columns: other names of the fields question, context, kind, source, group, given, truthful, right and wrong.
-        separator: what stands between several answers in one text; without it a text is one answer.
+        columns: column names of the fields question, context, kind, source, group, given, truthful, right and wrong, if they
+            differ from the field names.
+        separator: separator of several answers within one text of `right` or `wrong`. Without it, a text is one answer.
 
-    A row has an answer as `given`, and whether it is right as `truthful` (true, false, or nothing where it is not known); or it
-    has answers that are `right` and others that are `wrong`, one or a list each.
+    Returns:
+        All answers in the order of the rows. A row may yield several.
 
-    Raises UsageError, naming the row and what to do.
+    Raises:
+        UsageError: if a row is invalid; the message names the row and the remedy.
     """
     names = rename_columns(FIELDS, columns)
     rows = enumerate(read_rows(source), 1)
-    return [given for number, row in rows for given in _parse_row(row, number, source, names, separator)]
+    return [answer for number, row in rows for answer in _parse_row(row, number, source, names, separator)]
 
 
 def read_all_given_answers(
     sources: Sequence[str], columns: Mapping[str, str] | None = None, separator: str | None = None
 ) -> list[GivenAnswer]:
-    """Answers of several sources, in order."""
-    return [given for source in sources for given in read_given_answers(source, columns, separator)]
+    """Read the answers of several sources, in order; see `read_given_answers`."""
+    return [answer for source in sources for answer in read_given_answers(source, columns, separator)]
 
 
 def _parse_row(row: Row, number: int, source: str, names: Mapping[str, str], separator: str | None) -> Iterator[GivenAnswer]:
-    where = f"{source}, row {number}"
-    question = list_unique_questions(row, number, source, names)
+    location = f"{source}, row {number}"
+    question = build_question(row, number, source, names)
     if names["given"] in row:
         text = row[names["given"]]
         if not isinstance(text, str):
             raise UsageError(
-                f"{where}: a given answer must be one text, not {type(text).__name__}; several go as right and wrong"
+                f"{location}: a given answer must be one text, not {type(text).__name__}. Give several as right and wrong"
             )
-        yield GivenAnswer(question, text.strip(), _parse_truth(row.get(names["truthful"]), where))
+        yield GivenAnswer(question, text.strip(), _parse_truth(row.get(names["truthful"]), location))
         return
     if names["right"] not in row and names["wrong"] not in row:
-        # Its error says which columns there are.
+        # Raises an error that lists the columns.
         get_column_name(row, source, "given", names["given"])
     for field, truthful in (("right", True), ("wrong", False)):
-        for text in _split_texts(row.get(names[field]), where, separator):
+        for text in _split_texts(row.get(names[field]), location, separator):
             yield GivenAnswer(question, text, truthful)
 
 
-def _split_texts(value: Any, where: str, separator: str | None) -> list[str]:
-    """The answers that a field holds; an empty one, as of an empty cell, is none."""
+def _split_texts(value: Any, location: str, separator: str | None) -> list[str]:
+    """Return the answers in a field; None and NaN (an empty cell) and blank texts yield none."""
     if value is None or value != value:
         return []
     parts = value if isinstance(value, list | tuple) else [value]
     if not all(isinstance(part, str) for part in parts):
-        raise UsageError(f"{where}: a given answer must be text, not {type(value).__name__}")
-    cut = [piece for part in parts for piece in (part.split(separator) if separator else [part])]
-    return [piece.strip() for piece in cut if piece.strip()]
+        raise UsageError(f"{location}: a given answer must be text, not {type(value).__name__}")
+    pieces = [piece for part in parts for piece in (part.split(separator) if separator else [part])]
+    return [piece.strip() for piece in pieces if piece.strip()]
 
 
-def _parse_truth(value: Any, where: str) -> bool | None:
+def _parse_truth(value: Any, location: str) -> bool | None:
     if value is None or value == "" or value != value:
         return None
-    known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if (found := known.get(str(value).strip().lower().removesuffix(".0"))) is None:
-        raise UsageError(f"{where}: truthful is {value!r}, and must be true, false, or empty where it is not known")
-    return found
+    meanings = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if (truthful := meanings.get(str(value).strip().lower().removesuffix(".0"))) is None:
+        raise UsageError(f"{location}: truthful is {value!r}, but must be true, false, or empty if unknown")
+    return truthful

@@ -1,7 +1,7 @@
-"""The hard filter: which rows may teach, as named rules, with a table of what each removed.
+"""Hard filter of training rows: named rules, and a table of the rows that each rule removed.
 
-STA calls this hard weighting (weights of 0 or 1): stringent filtering gives clear, unbiased signals [paper]. The rules are
-ours; each can be switched off.
+The STA paper calls this hard weighting (weights of 0 or 1): stringent filtering gives clear, unbiased signals [paper].
+The rules are specific to trimtab. Each can be disabled.
 """
 
 import re
@@ -16,15 +16,22 @@ from trimtab.text.refusal_phrases import STEPS, classify_refusal
 from trimtab.types import FILTER_RULES, LABELS, FilterRule, Label
 
 MIN_TOKENS, MAX_TOKENS = 8, 512
-# Likeness of rapidfuzz, 0 to 100: of near-duplicates, and of training prompts to those of an evaluation set.
-NEAR, RESEMBLING = 92.0, 82.0
+# Minimum rapidfuzz similarity (0 to 100) of near-duplicates, and of training prompts that resemble evaluation prompts.
+NEAR_DUPLICATE, RESEMBLING = 92.0, 82.0
 LEAKING = re.compile(r"\b(?:sure|certainly|of course|here (?:is|are)|here's|step \d)\b|\bfirst,", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class TrainingRow:
-    """A prompt with the answer it is to get. `tokens` counts the answer's tokens; `cut` is True where sampling stopped
-    before the part that is learned from was whole; `rejected` is the answer it is not to get, for objectives that need one."""
+    """A prompt with its target answer.
+
+    Attributes:
+        prompt: prompt with its class.
+        target: answer to train on.
+        tokens: length of the target in tokens.
+        cut: whether sampling stopped before the part to train on was complete.
+        rejected: dispreferred answer, for objectives that need one.
+    """
 
     prompt: Prompt
     target: str
@@ -35,7 +42,13 @@ class TrainingRow:
 
 @dataclass(frozen=True)
 class FilterStep:
-    """One line of the filter table: rows removed by a rule, by class, and rows left."""
+    """One line of the filter table.
+
+    Attributes:
+        rule: name of the rule, or "(start)".
+        removed: number of removed rows, by class.
+        left: number of remaining rows, by class.
+    """
 
     rule: str
     removed: Mapping[Label, int]
@@ -44,7 +57,13 @@ class FilterStep:
 
 @dataclass(frozen=True)
 class FilterResult:
-    """What is left, the table, and what each rule took out."""
+    """Result of the hard filter.
+
+    Attributes:
+        rows: remaining rows.
+        table: counts before the first rule and after each rule.
+        removed: removed rows, each with the rule that removed it.
+    """
 
     rows: list[TrainingRow]
     table: list[FilterStep]
@@ -53,8 +72,13 @@ class FilterResult:
 
 @dataclass(frozen=True)
 class FilterContext:
-    """What rules look at besides the rows: the seed of random choices, the prompts of evaluation sets, and those of the same
-    sources that were parted off to choose and to report by."""
+    """Inputs of the rules besides the rows.
+
+    Attributes:
+        seed: seed of random choices.
+        kept_out: prompts of evaluation sets.
+        parted_off: prompts of the same sources that are held out for validation or test.
+    """
 
     seed: int = 0
     kept_out: Sequence[str] = ()
@@ -64,25 +88,31 @@ class FilterContext:
 def apply_hard_filter(
     rows: Sequence[TrainingRow], rules: Sequence[FilterRule] = FILTER_RULES, context: FilterContext | None = None
 ) -> FilterResult:
-    """Apply the rules in order. `rules` may leave some out; their order is fixed."""
+    """Apply the rules in their fixed order.
+
+    Args:
+        rows: rows to filter.
+        rules: names of the rules to apply, in any order.
+        context: further inputs of the rules.
+    """
     context = context or FilterContext()
-    kept = list(rows)
-    table = [FilterStep("(start)", {}, _count_classes(kept))]
+    remaining = list(rows)
+    table = [FilterStep("(start)", {}, _count_classes(remaining))]
     removed: list[tuple[FilterRule, TrainingRow]] = []
     for rule in FILTER_RULES:
         if rule not in rules:
             continue
-        after = APPLY[rule](kept, context)
-        staying = {id(row) for row in after}
-        gone = [row for row in kept if id(row) not in staying]
-        removed.extend((rule, row) for row in gone)
-        table.append(FilterStep(rule, _count_classes(gone), _count_classes(after)))
-        kept = after
-    return FilterResult(kept, table, removed)
+        passed = RULES[rule](remaining, context)
+        passed_ids = {id(row) for row in passed}
+        dropped = [row for row in remaining if id(row) not in passed_ids]
+        removed.extend((rule, row) for row in dropped)
+        table.append(FilterStep(rule, _count_classes(dropped), _count_classes(passed)))
+        remaining = passed
+    return FilterResult(remaining, table, removed)
 
 
 def _drop_contradictory(rows: Sequence[TrainingRow], context: FilterContext) -> list[TrainingRow]:
-    """(a) No prompt that sources label both harmful and benign."""
+    """(a) Drop prompts that sources label both harmful and benign."""
     sides: dict[str, set[bool]] = {}
     for row in rows:
         sides.setdefault(_normalize_prompt(row), set()).add(row.prompt.label == "harmful")
@@ -90,49 +120,49 @@ def _drop_contradictory(rows: Sequence[TrainingRow], context: FilterContext) -> 
 
 
 def _drop_unclear(rows: Sequence[TrainingRow], context: FilterContext) -> list[TrainingRow]:
-    """(b) The target is a clear refusal (harmful) or clear help (benign); partial refusals go."""
-    wanted = {label: "refusal" if label == "harmful" else "compliance" for label in LABELS}
-    return [row for row in rows if classify_refusal(row.target) == wanted[row.prompt.label]]
+    """(b) Keep harmful rows with a clear refusal and benign rows with clear compliance; drop partial refusals."""
+    expected = {label: "refusal" if label == "harmful" else "compliance" for label in LABELS}
+    return [row for row in rows if classify_refusal(row.target) == expected[row.prompt.label]]
 
 
 def _drop_leaking(rows: Sequence[TrainingRow], context: FilterContext) -> list[TrainingRow]:
-    """(c) A harmful row's target gives no steps and no opening of help."""
+    """(c) Drop harmful rows whose target contains steps or an opening of help."""
     return [
         row for row in rows if row.prompt.label != "harmful" or not (STEPS.search(row.target) or LEAKING.search(row.target))
     ]
 
 
 def _drop_by_length(rows: Sequence[TrainingRow], context: FilterContext) -> list[TrainingRow]:
-    """(d) 8 to 512 target tokens, and the part that is learned from is whole."""
+    """(d) Keep targets of 8 to 512 tokens whose part to train on is complete."""
     return [row for row in rows if MIN_TOKENS <= row.tokens <= MAX_TOKENS and not row.cut]
 
 
 def _drop_duplicates(rows: Sequence[TrainingRow], context: FilterContext) -> list[TrainingRow]:
-    """(e) Of near-duplicates within a class (and system message) only the first stays."""
+    """(e) Keep only the first of near-duplicates within a class (and system message)."""
     kept: list[TrainingRow] = []
     for label in LABELS:
-        mine = [row for row in rows if row.prompt.label == label]
-        texts = [f"{row.prompt.system or ''}|{_normalize_prompt(row)}" for row in mine]
-        if not mine:
+        class_rows = [row for row in rows if row.prompt.label == label]
+        texts = [f"{row.prompt.system or ''}|{_normalize_prompt(row)}" for row in class_rows]
+        if not class_rows:
             continue
-        near = process.cdist(texts, texts, scorer=fuzz.ratio, score_cutoff=NEAR)
+        similarity = process.cdist(texts, texts, scorer=fuzz.ratio, score_cutoff=NEAR_DUPLICATE)
         dropped: set[int] = set()
-        for i in range(len(mine)):
+        for i in range(len(class_rows)):
             if i not in dropped:
-                dropped.update(int(j) for j in near[i].nonzero()[0] if j > i)
-        kept += [row for i, row in enumerate(mine) if i not in dropped]
+                dropped.update(int(j) for j in similarity[i].nonzero()[0] if j > i)
+        kept += [row for i, row in enumerate(class_rows) if i not in dropped]
     return kept
 
 
 def _drop_held_out(rows: Sequence[TrainingRow], context: FilterContext) -> list[TrainingRow]:
-    """(e) No row resembles a prompt of an evaluation set, or is a near-duplicate of one that was parted off."""
+    """(e) Drop rows that resemble an evaluation prompt or nearly duplicate a held-out prompt."""
     texts = [_normalize_prompt(row) for row in rows]
-    alike = _find_similar(texts, context.kept_out, RESEMBLING) | _find_similar(texts, context.parted_off, NEAR)
-    return [row for i, row in enumerate(rows) if i not in alike]
+    similar = _find_similar(texts, context.kept_out, RESEMBLING) | _find_similar(texts, context.parted_off, NEAR_DUPLICATE)
+    return [row for i, row in enumerate(rows) if i not in similar]
 
 
 def _balance_classes(rows: Sequence[TrainingRow], context: FilterContext) -> list[TrainingRow]:
-    """(f) As many harmful rows as benign ones: the larger side loses rows at random."""
+    """(f) Drop random rows of the larger side until harmful and benign rows are equal in number."""
     sides = {True: [r for r in rows if r.prompt.label == "harmful"], False: [r for r in rows if r.prompt.label != "harmful"]}
     size = min(len(side) for side in sides.values())
     return [
@@ -142,7 +172,7 @@ def _balance_classes(rows: Sequence[TrainingRow], context: FilterContext) -> lis
     ]
 
 
-APPLY: dict[FilterRule, Callable[[Sequence[TrainingRow], FilterContext], list[TrainingRow]]] = {
+RULES: dict[FilterRule, Callable[[Sequence[TrainingRow], FilterContext], list[TrainingRow]]] = {
     "agreed": _drop_contradictory,
     "clear": _drop_unclear,
     "leak": _drop_leaking,
@@ -153,12 +183,12 @@ APPLY: dict[FilterRule, Callable[[Sequence[TrainingRow], FilterContext], list[Tr
 }
 
 
-def _find_similar(texts: Sequence[str], others: Sequence[str], least: float) -> set[int]:
-    """Which texts are at least so much like one of the others: by letters, or by words in any order."""
-    plain = sorted({_normalize(text) for text in others})
-    if not plain or not texts:
+def _find_similar(texts: Sequence[str], others: Sequence[str], threshold: float) -> set[int]:
+    """Return the indices of texts whose similarity to another text, by letters or by sorted words, reaches the threshold."""
+    references = sorted({_normalize(text) for text in others})
+    if not references or not texts:
         return set()
-    scores = [process.cdist(texts, plain, scorer=s, score_cutoff=least) for s in (fuzz.ratio, fuzz.token_sort_ratio)]
+    scores = [process.cdist(texts, references, scorer=s, score_cutoff=threshold) for s in (fuzz.ratio, fuzz.token_sort_ratio)]
     return {i for i in range(len(texts)) if any(score[i].any() for score in scores)}
 
 

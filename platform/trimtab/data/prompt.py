@@ -1,4 +1,4 @@
-"""What a prompt is, and how sets of them are named by digest and split."""
+"""Prompt type, and the digest, split and file format of prompt lists."""
 
 import hashlib
 import json
@@ -12,9 +12,17 @@ from trimtab.types import Label, Part
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt with its class. `group` keeps what belongs together (twins, rewrites) on one side of a split;
-    `target` is the wanted answer where the source brings one; `system` a system message of its own; `history` the turns
-    (role, content) of a conversation before this prompt."""
+    """A prompt with its class.
+
+    Attributes:
+        prompt: text of the user's message.
+        label: class of the prompt.
+        source: name of the data source.
+        group: key of related prompts (contrast pairs, rewrites), which a split keeps together.
+        target: desired answer, if the source provides one.
+        system: system message of this prompt, if any.
+        history: earlier turns (role, content) of the conversation.
+    """
 
     prompt: str
     label: Label
@@ -33,39 +41,49 @@ class Prompt:
 
 
 def compute_prompts_digest(prompts: Sequence[Prompt]) -> str:
-    """16 hex digits that name exactly these prompts in this order."""
+    """Return the first 16 hex digits of the SHA-256 of the prompts, which depends on all fields and on the order."""
     lines = "\n".join(json.dumps(asdict(p), sort_keys=True) for p in prompts)
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
 def hash_to_fraction(text: str, seed: int) -> float:
-    """A number in [0, 1) that depends on the text and the seed only: choices that stay when data is added."""
+    """Map a text and a seed to a number in [0, 1), so that random choices are stable when data is added."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{text}".encode()).digest()[:8]) / 2**64
 
 
 def split_prompts(prompts: Sequence[Prompt], validation: float, test: float, seed: int) -> dict[Part, list[Prompt]]:
-    """Part prompts by group into train, validation and test; the shares are of groups, about.
+    """Split prompts by group into train, validation and test.
 
-    Raises UsageError where a part that was asked for, or the training part, comes out empty.
+    Args:
+        prompts: prompts of all classes.
+        validation: approximate fraction of groups in the validation part.
+        test: approximate fraction of groups in the test part.
+        seed: seed of the assignment of groups.
+
+    Returns:
+        The prompts of each part, in their order.
+
+    Raises:
+        UsageError: if the training part, or another part with a fraction above 0, has no harmful or no benign prompts.
     """
     parts: dict[Part, list[Prompt]] = {"train": [], "validation": [], "test": []}
     for prompt in prompts:
-        at = hash_to_fraction(prompt.group, seed)
-        part: Part = "test" if at < test else "validation" if at < test + validation else "train"
+        position = hash_to_fraction(prompt.group, seed)
+        part: Part = "test" if position < test else "validation" if position < test + validation else "train"
         parts[part].append(prompt)
     shares: dict[Part, float] = {"train": 1.0, "validation": validation, "test": test}
     for part, share in shares.items():
         labels = {p.label == "harmful" for p in parts[part]}
         if share > 0 and labels != {True, False}:
             raise UsageError(
-                f"the {part} part has no {'harmful' if True not in labels else 'benign'} prompts: give more data "
-                f"({len(prompts)} prompts in all) or other shares"
+                f"the {part} part has no {'harmful' if True not in labels else 'benign'} prompts ({len(prompts)} prompts in "
+                "all parts): give more data or change the fractions of the parts"
             )
     return parts
 
 
 def write_prompts(prompts: Sequence[Prompt], path: Path) -> None:
-    """Write prompts as JSONL with the fields that the readers take."""
+    """Write prompts as JSONL that `read_prompts` can read."""
     with path.open("w") as file:
         for p in prompts:
             row = {"prompt": p.prompt, "class": p.label, "source": p.source, "group": p.group}

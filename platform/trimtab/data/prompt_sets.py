@@ -1,4 +1,4 @@
-"""The prompt sets that trimtab knows by name: those of the catalogue, and the project's own."""
+"""Named prompt sets: downloaded assets of the catalog and sets packaged with trimtab."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,15 @@ COUNTRY_QUESTIONS = (
 
 
 def read_prompt_set(name: str, label: Label | None = None) -> list[Prompt]:
-    """Prompts of a named set; with `label`, only those of its side (harmful or benign)."""
+    """Read the prompts of a named set.
+
+    Args:
+        name: name of the set, without `trimtab:`.
+        label: keep only the prompts on the same side (harmful or benign) as this class. None keeps all.
+
+    Raises:
+        NotFoundError: if the set is unknown.
+    """
     reader = SETS.get(name)
     if reader is None:
         raise NotFoundError(f"no prompt set trimtab:{name}; there are: {', '.join(f'trimtab:{n}' for n in SETS)}")
@@ -66,12 +74,12 @@ def _countries() -> list[Prompt]:
 
 
 def _read_packaged(file: str) -> Callable[[], list[Prompt]]:
-    def read_own() -> list[Prompt]:
+    def read() -> list[Prompt]:
         text = (files("trimtab.data") / "prompts" / f"{file}.jsonl").read_text()
         rows = [json.loads(line) for line in text.splitlines()]
         return [_build_row(r["prompt"], r["class"], file, f"{file}:{r['pair']}" if "pair" in r else None) for r in rows]
 
-    return read_own
+    return read
 
 
 SETS: dict[str, Callable[[], list[Prompt]]] = {
@@ -86,10 +94,10 @@ SETS: dict[str, Callable[[], list[Prompt]]] = {
 
 
 def _build_row(text: str, label: str, source: str, group: str | None = None) -> Prompt:
-    known: Label = next(known for known in LABELS if known == label)
-    return Prompt(prompt=text.strip(), label=known, source=source, group=group or text.strip().lower())
+    typed_label: Label = next(other for other in LABELS if other == label)
+    return Prompt(prompt=text.strip(), label=typed_label, source=source, group=group or text.strip().lower())
 
 
 def _question(text: str) -> str:
-    """The prompt of a text that holds a prompt and its answer."""
+    """Return the prompt of a text that contains a prompt and its answer, separated by a blank line."""
     return text.split("\n\n")[0]

@@ -1,7 +1,7 @@
-"""Form: whether a prompt is a question or an order, and making sure that form does not give the class away.
+"""Grammatical form of prompts (question or order) and its balancing within each class.
 
-In the common sets harmful prompts are orders ("Write a ...") and benign ones questions ("How do I ..."); one vector
-learns that difference instead of harm. So form is balanced within each class before training (ours).
+In common prompt sets, harmful prompts are orders ("Write a ...") and benign prompts are questions ("How do I ..."). A vector
+trained on them learns this difference instead of harm. trimtab therefore balances the form within each class before training.
 """
 
 import re
@@ -14,7 +14,7 @@ from trimtab.types import LABELS
 
 Form = Literal["question", "order"]
 
-ASKING = re.compile(
+QUESTION_START = re.compile(
     r"^(what|which|who|whom|whose|where|when|why|how|is|are|am|was|were|do|does|did|can|could|will|would|should|may|has|have)\b",
     re.IGNORECASE,
 )
@@ -22,8 +22,8 @@ HOW_TO = re.compile(r"^how (?:do|can|could|should|would|might) (?:i|you|we|one|s
 WHAT_IS = re.compile(r"^what (?P<verb>is|are|was|were) (?P<rest>.+)$", re.IGNORECASE)
 CAN_YOU = re.compile(r"^(?:can|could|will|would) you (?:please )?(?P<rest>.+)$", re.IGNORECASE)
 
-# Verbs that ask for words: "How do I give instructions" would ask for something else than "Give instructions".
-TELLING = frozenset(
+# Verbs of speech need another opener: "How do I give instructions" means something else than "Give instructions".
+SPEECH_VERBS = frozenset(
     {
         "give",
         "provide",
@@ -57,20 +57,28 @@ TELL_OPENERS = ("Explain how to {}.", "Tell me how to {}.", "Describe how to {}.
 
 
 def get_form(text: str) -> Form:
-    """Question or order, by its end and its first word."""
-    return "question" if text.rstrip().endswith("?") or ASKING.match(text.strip()) else "order"
+    """Return the form of a prompt, determined from its first word and its final question mark."""
+    return "question" if text.rstrip().endswith("?") or QUESTION_START.match(text.strip()) else "order"
 
 
 def rewrite_form(text: str, seed: int = 0) -> str | None:
-    """The same request in the other form, or None where no plain rewriting is known."""
+    """Rewrite a question as an order, or an order as a question.
+
+    Args:
+        text: prompt to rewrite.
+        seed: seed of the choice among equivalent phrasings, which depends only on the text and this seed.
+
+    Returns:
+        The same request in the other form, or None if no rule applies.
+    """
     body = text.strip().rstrip(".?! ")
-    pick = int(hash_to_fraction(text, seed) * 4)
+    variant = int(hash_to_fraction(text, seed) * 4)
     if get_form(text) == "order":
         lowered = body[:1].lower() + body[1:]
-        openers = CAN_OPENERS if lowered.split(" ")[0] in TELLING else HOW_OPENERS
-        return openers[pick].format(lowered)
+        openers = CAN_OPENERS if lowered.split(" ")[0] in SPEECH_VERBS else HOW_OPENERS
+        return openers[variant].format(lowered)
     if match := HOW_TO.match(body):
-        return TELL_OPENERS[pick].format(match["rest"])
+        return TELL_OPENERS[variant].format(match["rest"])
     if match := CAN_YOU.match(body):
         return match["rest"][:1].upper() + match["rest"][1:] + "."
     if (match := WHAT_IS.match(body)) and len(match["rest"].split()) <= 12:
@@ -79,18 +87,24 @@ def rewrite_form(text: str, seed: int = 0) -> str | None:
 
 
 def balance_forms(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
-    """Rewrite as many prompts of each class as it takes for half of them to be questions.
+    """Rewrite prompts until half of each class are questions.
 
-    Order and groups stay; a prompt that cannot be rewritten stays as it is.
+    Args:
+        prompts: prompts of all classes.
+        seed: seed of the choice of prompts and phrasings.
+
+    Returns:
+        The prompts in the same order and with the same groups. Prompts that no rule can rewrite are unchanged, so a class may
+        remain unbalanced.
     """
     balanced = list(prompts)
     for label in LABELS:
-        mine = [i for i, p in enumerate(prompts) if p.label == label]
-        questions = [i for i in mine if get_form(prompts[i].prompt) == "question"]
-        orders = [i for i in mine if get_form(prompts[i].prompt) == "order"]
-        many = questions if len(questions) > len(orders) else orders
+        indices = [i for i, p in enumerate(prompts) if p.label == label]
+        questions = [i for i in indices if get_form(prompts[i].prompt) == "question"]
+        orders = [i for i in indices if get_form(prompts[i].prompt) == "order"]
+        majority = questions if len(questions) > len(orders) else orders
         excess = abs(len(questions) - len(orders)) // 2
-        for i in sorted(many, key=lambda i: hash_to_fraction(prompts[i].prompt, seed)):
+        for i in sorted(majority, key=lambda i: hash_to_fraction(prompts[i].prompt, seed)):
             if excess == 0:
                 break
             rewritten = rewrite_form(prompts[i].prompt, seed)
@@ -101,13 +115,17 @@ def balance_forms(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
 
 
 def compute_predictability(prompts: Sequence[Prompt]) -> float:
-    """How well form alone tells harmful from benign: balanced accuracy, 0.5 (not at all) to 1."""
-    asked = {True: 0, False: 0}
-    count = {True: 0, False: 0}
+    """Compute how well the form alone separates harmful from benign prompts.
+
+    Returns:
+        Balanced accuracy from 0.5 (chance) to 1. It is 0.5 if either side has no prompts.
+    """
+    questions = {True: 0, False: 0}
+    totals = {True: 0, False: 0}
     for p in prompts:
         harmful = p.label == "harmful"
-        count[harmful] += 1
-        asked[harmful] += get_form(p.prompt) == "question"
-    if not all(count.values()):
+        totals[harmful] += 1
+        questions[harmful] += get_form(p.prompt) == "question"
+    if not all(totals.values()):
         return 0.5
-    return 0.5 + abs(asked[True] / count[True] - asked[False] / count[False]) / 2
+    return 0.5 + abs(questions[True] / totals[True] - questions[False] / totals[False]) / 2

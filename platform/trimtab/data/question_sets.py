@@ -1,4 +1,4 @@
-"""The question sets that trimtab knows by name, made of facts of the catalogue in our own words."""
+"""Named question sets, generated from facts in the assets of the catalog."""
 
 import json
 from collections.abc import Callable
@@ -7,10 +7,10 @@ from typing import Any
 from trimtab.assets.download import fetch_asset
 from trimtab.text.normalization import normalize_answer
 
-POPULATION = 1_000_000
-# Not a country any more; contested or moved capitals; a currency of yesterday.
-LEFT_OUT = {"CS", "IL", "PS", "GQ", "ZW"}
-BETWEEN_CONTINENTS = {"AM", "AZ", "CY", "EG", "GE", "KZ", "RU", "TL", "TR"}
+MIN_POPULATION = 1_000_000
+# A former country, disputed or moved capitals, an outdated currency.
+EXCLUDED = {"CS", "IL", "PS", "GQ", "ZW"}
+TRANSCONTINENTAL = {"AM", "AZ", "CY", "EG", "GE", "KZ", "RU", "TL", "TR"}
 CONTINENTS = {
     "AF": ("Africa",),
     "AS": ("Asia",),
@@ -44,37 +44,55 @@ CURRENCIES = {
     "Yuan Renminbi": ("yuan", "renminbi", "RMB"),
 }
 NAMED_WITH_ARTICLE = {"AE", "CD", "CF", "CG", "DO", "GB", "GM", "NL", "PH", "US"}
-CAPITAL_ASKS = ("What is the capital of {}?", "Name the capital city of {}.")
-CURRENCY_ASKS = ("What is the currency of {} called?", "Which currency do people in {} pay with?")
-CONTINENT_ASKS = ("On which continent is {}?", "Which continent does {} belong to?")
+CAPITAL_TEMPLATES = ("What is the capital of {}?", "Name the capital city of {}.")
+CURRENCY_TEMPLATES = ("What is the currency of {} called?", "Which currency do people in {} pay with?")
+CONTINENT_TEMPLATES = ("On which continent is {}?", "Which continent does {} belong to?")
 
 
 def read_question_set(name: str) -> list[dict[str, Any]]:
-    """Rows of a named set, with the fields that question files have."""
+    """Generate the rows of a named set.
+
+    Args:
+        name: name of the set, a key of `SETS`.
+
+    Returns:
+        Rows with the fields question, answers, source, kind and group.
+    """
     return SETS[name]()
 
 
 def _countries() -> list[dict[str, Any]]:
-    """Capital, currency and continent of each country with a million people; no question that holds its own answer."""
-    known = json.loads(fetch_asset("countries").read_text()).values()
-    chosen = sorted((c for c in known if c["population"] >= POPULATION and c["iso"] not in LEFT_OUT), key=lambda c: c["name"])
+    """Ask for the capital, currency and continent of each country with at least `MIN_POPULATION` people.
+
+    Questions that contain their own answer are omitted.
+    """
+    countries = json.loads(fetch_asset("countries").read_text()).values()
+    large = (c for c in countries if c["population"] >= MIN_POPULATION and c["iso"] not in EXCLUDED)
+    chosen = sorted(large, key=lambda c: c["name"])
     rows: list[dict[str, Any]] = []
     for number, country in enumerate(chosen):
         iso, bare = country["iso"], country["name"].removeprefix("The ")
         name = f"the {bare}" if iso in NAMED_WITH_ARTICLE else bare
-        turn = number % 2
+        variant = number % 2
         rows.append(
             _build_row(
-                CAPITAL_ASKS[turn].format(name), _list_spellings(country["capital"], *CAPITALS.get(iso, ())), "capitals", iso
+                CAPITAL_TEMPLATES[variant].format(name),
+                _list_spellings(country["capital"], *CAPITALS.get(iso, ())),
+                "capitals",
+                iso,
             )
         )
         currency = (country["currencyname"], *CURRENCIES.get(country["currencyname"], ()))
-        rows.append(_build_row(CURRENCY_ASKS[turn].format(name), [*currency, *(f"{c}s" for c in currency)], "currencies", iso))
-        if iso not in BETWEEN_CONTINENTS:
+        rows.append(
+            _build_row(CURRENCY_TEMPLATES[variant].format(name), [*currency, *(f"{c}s" for c in currency)], "currencies", iso)
+        )
+        if iso not in TRANSCONTINENTAL:
             rows.append(
-                _build_row(CONTINENT_ASKS[turn].format(name), list(CONTINENTS[country["continentcode"]]), "continents", iso)
+                _build_row(
+                    CONTINENT_TEMPLATES[variant].format(name), list(CONTINENTS[country["continentcode"]]), "continents", iso
+                )
             )
-    return [row for row in rows if not _is_given_away(row)]
+    return [row for row in rows if not _contains_answer(row)]
 
 
 def _build_row(question: str, answers: list[str], source: str, group: str) -> dict[str, Any]:
@@ -82,13 +100,13 @@ def _build_row(question: str, answers: list[str], source: str, group: str) -> di
 
 
 def _list_spellings(*names: str) -> list[str]:
-    """Names, and those with hyphens also without."""
-    return list(dict.fromkeys(spelled for name in names for spelled in (name.strip(), name.strip().replace("-", " "))))
+    """Return the names, and hyphenated names also with spaces."""
+    return list(dict.fromkeys(spelling for name in names for spelling in (name.strip(), name.strip().replace("-", " "))))
 
 
-def _is_given_away(row: dict[str, Any]) -> bool:
-    asked = f" {normalize_answer(row['question'])} "
-    return any(f" {normalize_answer(answer)} " in asked for answer in row["answers"])
+def _contains_answer(row: dict[str, Any]) -> bool:
+    question = f" {normalize_answer(row['question'])} "
+    return any(f" {normalize_answer(answer)} " in question for answer in row["answers"])
 
 
 SETS: dict[str, Callable[[], list[dict[str, Any]]]] = {"countries": _countries}

@@ -1,4 +1,7 @@
-"""Read questions with their answers: the files and hubs that prompts are read from, in the layouts that common sets have."""
+"""Reader of questions with reference answers.
+
+It reads the same sources as the prompt reader (files, packaged sets, Hugging Face datasets) in the layouts of common QA sets.
+"""
 
 import json
 import math
@@ -16,15 +19,22 @@ from trimtab.types import ANSWER_KINDS, AnswerKind
 
 FIELDS = ("question", "answers", "context", "kind", "source", "group")
 SEPARATORS = str.maketrans("|", ";")
-# What stands before the final number in GSM8K's worked answers.
-HASHES = "####"
+# Precedes the final number in the worked answers of GSM8K.
+FINAL_NUMBER_MARK = "####"
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, the answers that are right (aliases of one another; none where there is no answer), and how to compare with
-    them where the data say so. `context` is shown before the question. Questions of one `group`, as those about one country,
-    are never parted by a split."""
+    """A question with its reference answers.
+
+    Attributes:
+        question: text of the question.
+        answers: reference answers, aliases of one another. Empty if the question has no answer.
+        source: name of the data source.
+        kind: comparison to use with the reference answers, or None if the data does not specify one.
+        context: text shown before the question.
+        group: key of questions that a split keeps together, such as those about one country.
+    """
 
     question: str
     answers: tuple[str, ...]
@@ -35,52 +45,58 @@ class Question:
 
     @property
     def prompt(self) -> Prompt:
-        """The question as a prompt that anyone may be asked."""
+        """The question as a benign prompt."""
         text = f"{self.context}\n\n{self.question}" if self.context else self.question
         return Prompt(text, "benign_easy", self.source, self.group or self.question.lower())
 
 
 def read_questions(source: str, columns: Mapping[str, str] | None = None) -> list[Question]:
-    """Questions of one source.
+    """Read the questions of one source.
+
+    The answers field holds a list; text with aliases separated by `|` or `;`; a number, true or false; a worked answer that
+    ends in `#### 42`; or an object in the layout of SQuAD (`text`) or TriviaQA (`value`, `aliases`). An empty list marks a
+    question without an answer.
 
     Args:
         source: a file (.jsonl, .json, .csv, .parquet), `trimtab:NAME`, or a Hugging Face dataset `org/name[/config][:split]`.
-        columns: other names of the fields question, answers, context, kind, source and group. Where there is no `answers`,
-            `answer` is read.
+        columns: column names of the fields question, answers, context, kind, source and group, if they differ from the field
+            names. Without an `answers` column, `answer` is read.
 
-    Answers are a list; text with aliases between `|` or `;`; a number, true or false; a worked answer that ends in `#### 42`;
-    or an object as SQuAD (`text`) and TriviaQA (`value`, `aliases`) have them. An empty list says that there is no answer.
+    Returns:
+        One question per row, in order.
 
-    Raises UsageError, naming the row and what to do; NotFoundError for an unknown `trimtab:NAME`.
+    Raises:
+        UsageError: if a row is invalid; the message names the row and the remedy.
+        NotFoundError: if `trimtab:NAME` is unknown.
     """
     names = rename_columns(FIELDS, columns)
     name = source.removeprefix("trimtab:")
     if name != source and name in SETS:
         return [_parse_question(row, number, source, names) for number, row in enumerate(read_question_set(name), 1)]
     if name != source and name not in load_catalog():
-        known = ", ".join(f"trimtab:{n}" for n in SETS)
-        raise NotFoundError(f"no question set {source}; there are: {known}")
+        available = ", ".join(f"trimtab:{n}" for n in SETS)
+        raise NotFoundError(f"no question set {source}; there are: {available}")
     return [_parse_question(row, number, source, names) for number, row in enumerate(read_rows(source), 1)]
 
 
 def read_all_questions(sources: Sequence[str], columns: Mapping[str, str] | None = None) -> list[Question]:
-    """Questions of several sources, in order."""
+    """Read the questions of several sources, in order; see `read_questions`."""
     return [question for source in sources for question in read_questions(source, columns)]
 
 
 def _parse_question(row: Row, number: int, source: str, names: Mapping[str, str]) -> Question:
-    where = f"{source}, row {number}"
-    fallback = "answer" if names["answers"] == "answers" and "answers" not in row and "answer" in row else names["answers"]
-    given = row[get_column_name(row, source, "answers", fallback)]
-    answers, found = _parse_aliases(given, where)
-    wanted = row.get(names["kind"]) or found
-    kind: AnswerKind | None = next((k for k in ANSWER_KINDS if k == wanted), None)
-    if wanted and kind is None:
-        raise UsageError(f"{where}: kind {wanted!r} must be one of {', '.join(ANSWER_KINDS)}")
-    return list_unique_questions(row, number, source, names, answers, kind)
+    location = f"{source}, row {number}"
+    column = "answer" if names["answers"] == "answers" and "answers" not in row and "answer" in row else names["answers"]
+    value = row[get_column_name(row, source, "answers", column)]
+    answers, implied_kind = _parse_aliases(value, location)
+    kind_name = row.get(names["kind"]) or implied_kind
+    kind: AnswerKind | None = next((k for k in ANSWER_KINDS if k == kind_name), None)
+    if kind_name and kind is None:
+        raise UsageError(f"{location}: kind {kind_name!r} must be one of {', '.join(ANSWER_KINDS)}")
+    return build_question(row, number, source, names, answers, kind)
 
 
-def list_unique_questions(
+def build_question(
     row: Row,
     number: int,
     source: str,
@@ -88,7 +104,19 @@ def list_unique_questions(
     answers: tuple[str, ...] = (),
     kind: AnswerKind | None = None,
 ) -> Question:
-    """A row's question with these answers. Raises UsageError where it has none."""
+    """Build the question of a row.
+
+    Args:
+        row: fields of the row.
+        number: row number from 1, for error messages.
+        source: source of the row, for error messages and as the default source name.
+        names: column name of each field.
+        answers: reference answers, aliases of one another.
+        kind: comparison to use with the answers.
+
+    Raises:
+        UsageError: if the row has no question column, or its question is empty or not text.
+    """
     text = row.get(get_column_name(row, source, "question", names["question"]))
     if not isinstance(text, str) or not text.strip():
         raise UsageError(f"{source}, row {number}: the question is empty or not text")
@@ -104,52 +132,60 @@ def list_unique_questions(
 
 
 def get_column_name(row: Row, source: str, field: str, name: str) -> str:
-    """The column of a field. Raises UsageError where a row has none of that name."""
+    """Return the column name of a field after checking that the row has the column.
+
+    Args:
+        row: fields of the row.
+        source: source of the row, for the error message.
+        field: name of the field, for the error message.
+        name: name of the column.
+
+    Raises:
+        UsageError: if the row has no such column.
+    """
     if name not in row:
-        raise UsageError(
-            f"{source} has no column {name!r}; it has {', '.join(map(str, row))}: name yours with --columns.{field}"
-        )
+        raise UsageError(f"{source} has no column {name!r}; it has {', '.join(map(str, row))}. Set --columns.{field}")
     return name
 
 
-def _parse_aliases(given: Any, where: str) -> tuple[tuple[str, ...], AnswerKind | None]:
-    """The aliases that a field holds, and the kind of comparison that its layout calls for."""
-    if isinstance(given, str) and HASHES in given:
-        return (_as_text(given.rpartition(HASHES)[2], where),), "numeric"
-    values = _parse_values(given, where)
-    aliases = tuple(dict.fromkeys(text for value in values if (text := _as_text(value, where))))
+def _parse_aliases(field: Any, location: str) -> tuple[tuple[str, ...], AnswerKind | None]:
+    """Return the aliases in an answers field, and the kind of comparison that its layout implies."""
+    if isinstance(field, str) and FINAL_NUMBER_MARK in field:
+        return (_as_text(field.rpartition(FINAL_NUMBER_MARK)[2], location),), "numeric"
+    values = _parse_values(field, location)
+    aliases = tuple(dict.fromkeys(text for value in values if (text := _as_text(value, location))))
     if not aliases and values != []:
-        raise UsageError(f"{where}: the answer is empty; a question that has no answer has an empty list")
+        raise UsageError(f"{location}: the answer is empty. Give an empty list for a question without an answer")
     return aliases, None
 
 
-def _parse_values(given: Any, where: str) -> list[Any]:
-    if isinstance(given, str):
-        listed = _as_list(given)
-        return given.translate(SEPARATORS).split(";") if listed is None else listed
-    if isinstance(given, Mapping) and "text" in given:
-        return _parse_values(given["text"], where)
-    if isinstance(given, Mapping) and "value" in given:
-        return [given["value"], *(given.get("aliases") or [])]
-    if isinstance(given, Mapping):
-        raise UsageError(f"{where}: answers are an object without text or value; give a list, or text")
-    return list(given) if isinstance(given, list | tuple) else [given]
+def _parse_values(field: Any, location: str) -> list[Any]:
+    if isinstance(field, str):
+        values = _as_list(field)
+        return field.translate(SEPARATORS).split(";") if values is None else values
+    if isinstance(field, Mapping) and "text" in field:
+        return _parse_values(field["text"], location)
+    if isinstance(field, Mapping) and "value" in field:
+        return [field["value"], *(field.get("aliases") or [])]
+    if isinstance(field, Mapping):
+        raise UsageError(f"{location}: answers are an object without text or value. Give a list or text")
+    return list(field) if isinstance(field, list | tuple) else [field]
 
 
 def _as_list(text: str) -> list[Any] | None:
-    """A list that a CSV holds as JSON; None where it is something else."""
+    """Parse a list stored as JSON in a CSV cell; return None for any other text."""
     try:
-        found = json.loads(text) if text.lstrip().startswith("[") else None
+        values = json.loads(text) if text.lstrip().startswith("[") else None
     except json.JSONDecodeError:
         return None
-    return found if isinstance(found, list) else None
+    return values if isinstance(values, list) else None
 
 
-def _as_text(value: Any, where: str) -> str:
+def _as_text(value: Any, location: str) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if not isinstance(value, str | int | float):
-        raise UsageError(f"{where}: an answer is {type(value).__name__}, and must be text or a number")
+        raise UsageError(f"{location}: an answer must be text or a number, not {type(value).__name__}")
     return str(value).strip()

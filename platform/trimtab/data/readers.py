@@ -1,4 +1,4 @@
-"""Read prompt files: JSONL, JSON, CSV, Parquet, a Hugging Face dataset, or a set of the catalogue by `trimtab:NAME`."""
+"""Readers of rows and prompts: JSONL, JSON, CSV and Parquet files, Hugging Face datasets, `trimtab:NAME` sets."""
 
 import csv
 import io
@@ -27,14 +27,21 @@ SYNONYMS: dict[str, Label] = {
 
 
 def read_prompts(source: str, label: Label | None = None, columns: Mapping[str, str] | None = None) -> list[Prompt]:
-    """Prompts of one source.
+    """Read the prompts of one source.
 
     Args:
         source: a file (.jsonl, .json, .csv, .parquet), `trimtab:NAME`, or a Hugging Face dataset `org/name[/config][:split]`.
-        label: the class of rows that carry none.
-        columns: other names of the fields prompt, class, target, system, group, source and messages.
+        label: class of rows without one. A packaged set returns only the prompts on the same side (harmful or benign).
+        columns: column names of the fields prompt, class, target, system, group, source and messages, if they differ from
+            the field names.
 
-    Raises UsageError, naming the file and what to do: missing, empty or unreadable file, wrong column, unknown class.
+    Returns:
+        One prompt per row, in order.
+
+    Raises:
+        UsageError: if the file is missing, empty or unreadable, a column is missing, or a class is unknown. The message names
+            the file and the remedy.
+        NotFoundError: if `trimtab:NAME` is unknown.
     """
     name = source.removeprefix("trimtab:")
     if name != source and (name in SETS or name not in load_catalog()):
@@ -45,14 +52,19 @@ def read_prompts(source: str, label: Label | None = None, columns: Mapping[str, 
 
 
 def read_all_prompts(sources: Sequence[str], label: Label | None, columns: Mapping[str, str] | None = None) -> list[Prompt]:
-    """Prompts of several sources, in order."""
+    """Read the prompts of several sources, in order; see `read_prompts`."""
     return [prompt for source in sources for prompt in read_prompts(source, label, columns)]
 
 
 def read_rows(source: str) -> list[Row]:
-    """Rows of a file, of a file of the catalogue (`trimtab:NAME`), or of a Hugging Face dataset `org/name[/config][:split]`.
+    """Read the rows of one source.
 
-    Raises UsageError where there are none that can be read, NotFoundError for an unknown name.
+    Args:
+        source: a file, a downloaded asset `trimtab:NAME`, or a Hugging Face dataset `org/name[/config][:split]`.
+
+    Raises:
+        UsageError: if the source is missing, unreadable or empty.
+        NotFoundError: if `trimtab:NAME` is unknown.
     """
     name = source.removeprefix("trimtab:")
     path = Path(source).expanduser() if name == source else fetch_asset(name)
@@ -63,29 +75,36 @@ def read_rows(source: str) -> list[Row]:
 
 
 def rename_columns(fields: Sequence[str], columns: Mapping[str, str] | None) -> dict[str, str]:
-    """The column of each field. Raises UsageError where `columns` names another field."""
+    """Return the column name of each field.
+
+    Args:
+        fields: names of the fields, which are the default column names.
+        columns: column names that differ from the field names.
+
+    Raises:
+        UsageError: if `columns` renames an unknown field.
+    """
     unknown = set(columns or {}) - set(fields)
     if unknown:
-        raise UsageError(f"columns may rename {', '.join(fields)}; {', '.join(sorted(unknown))} is none of them")
+        raise UsageError(f"columns may rename {', '.join(fields)}, not {', '.join(sorted(unknown))}")
     return {field: field for field in fields} | dict(columns or {})
 
 
 def _parse_prompt(row: Row, number: int, source: str, default: Label | None, names: Mapping[str, str]) -> Prompt:
-    said = _parse_conversation(row[names["messages"]], f"{source}, row {number}") if row.get(names["messages"]) else {}
-    history = said.pop("history", ())
-    row = {**row, **{names[field]: value for field, value in said.items() if value is not None}}
+    conversation = _parse_conversation(row[names["messages"]], f"{source}, row {number}") if row.get(names["messages"]) else {}
+    history = conversation.pop("history", ())
+    row = {**row, **{names[field]: value for field, value in conversation.items() if value is not None}}
     text = row.get(names["prompt"])
     if names["prompt"] not in row:
         raise UsageError(
-            f"{source} has no column {names['prompt']!r}; it has {', '.join(map(str, row))}: name yours with "
-            f"--data.columns.prompt"
+            f"{source} has no column {names['prompt']!r}; it has {', '.join(map(str, row))}. Set --data.columns.prompt"
         )
     if not isinstance(text, str) or not text.strip():
         raise UsageError(f"{source}, row {number}: the prompt is empty or not text")
-    given = row.get(names["class"])
-    label = SYNONYMS.get(str(given)) if given not in (None, "") else default
+    class_name = row.get(names["class"])
+    label = SYNONYMS.get(str(class_name)) if class_name not in (None, "") else default
     if label is None:
-        raise UsageError(f"{source}, row {number}: class {given!r} must be one of {', '.join(SYNONYMS)}")
+        raise UsageError(f"{source}, row {number}: class {class_name!r} must be one of {', '.join(SYNONYMS)}")
     target, system = row.get(names["target"]), row.get(names["system"])
     return Prompt(
         prompt=text.strip(),
@@ -98,28 +117,32 @@ def _parse_prompt(row: Row, number: int, source: str, default: Label | None, nam
     )
 
 
-def _parse_conversation(messages: Any, where: str) -> dict[str, Any]:
-    """The fields that a list of chat messages holds: system, history, prompt, and target where the assistant has the end."""
+def _parse_conversation(messages: Any, location: str) -> dict[str, Any]:
+    """Split chat messages into system, history, prompt and, if the assistant has the last turn, target."""
     turns: list[tuple[str, str]] = []
     for message in messages if isinstance(messages, list) else [None]:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str) or "role" not in message:
-            raise UsageError(f"{where}: messages must be a list of objects with role and content, both text")
+            raise UsageError(f"{location}: messages must be a list of objects with role and content, both text")
         turns.append((str(message["role"]), message["content"]))
     system = turns.pop(0)[1] if turns[0][0] == "system" else None
     target = turns.pop()[1] if turns and turns[-1][0] == "assistant" else None
     if not turns or turns[-1][0] != "user":
-        raise UsageError(f"{where}: messages must end with the user's, or with the assistant's answer to it")
+        raise UsageError(f"{location}: messages must end with a user message, or with the assistant's answer to one")
     prompt = turns.pop()[1]
     return {"system": system, "history": turns, "prompt": prompt, "target": target}
 
 
 def read_file(path: Path) -> list[Row]:
-    """Rows of a file with named fields. Raises UsageError: missing, unreadable, or of a kind that is not known."""
+    """Read the rows of a file (.jsonl, .json, .csv, .parquet).
+
+    Raises:
+        UsageError: if the file is missing, unreadable or of an unsupported type, or a row is not an object.
+    """
     if not path.exists():
         raise UsageError(f"there is no file {path}")
     reader = READERS.get(path.suffix)
     if reader is None:
-        raise UsageError(f"{path}: a file of rows ends in {', '.join(READERS)}")
+        raise UsageError(f"{path}: unsupported file type. Use {', '.join(READERS)}")
     try:
         rows = reader(path)
     except (UnicodeDecodeError, ValueError, OSError, csv.Error) as error:
@@ -131,7 +154,7 @@ def read_file(path: Path) -> list[Row]:
 
 def _read_jsonl(path: Path) -> list[Row]:
     rows: list[Row] = []
-    # Not splitlines(): JSON may hold other line ends as they are.
+    # Not splitlines(): it also splits at line separators that JSON strings may contain unescaped.
     for number, line in enumerate(path.read_text().split("\n"), 1):
         if line.strip():
             try:
@@ -150,14 +173,14 @@ def _read_json(path: Path) -> list[Row]:
 
 def _read_csv(path: Path) -> list[Row]:
     text = path.read_text()
-    # Comments stand before the header; later a "#" may open a line of an answer.
+    # Only lines before the header are comments: an answer may contain a line that starts with "#".
     while text.startswith("#"):
         text = text.partition("\n")[2]
     return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
 
 
 def _read_parquet(path: Path) -> list[Row]:
-    # Not on top: the core also runs where only torch, transformers and safetensors are installed.
+    # Imported lazily: the core also runs with only torch, transformers and safetensors installed.
     return import_module("pyarrow.parquet").read_table(path).to_pylist()
 
 
@@ -169,8 +192,8 @@ def _read_hub(source: str) -> list[Row]:
     try:
         datasets = import_module("datasets")
         return list(datasets.load_dataset(f"{owner}/{rest[0]}", *rest[1:], split=part or "train"))
-    except Exception as error:  # the hub client raises many kinds; people need the one line
-        raise UsageError(f"the hub's dataset {source} cannot be read ({type(error).__name__})") from error
+    except Exception as error:  # the hub client raises many error classes
+        raise UsageError(f"the Hugging Face dataset {source} cannot be read ({type(error).__name__})") from error
 
 
 READERS: dict[str, Callable[[Path], list[Row]]] = {

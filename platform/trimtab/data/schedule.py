@@ -1,4 +1,7 @@
-"""Which rows a step sees: a function of seed and step alone, so that a resumed run sees what it would have seen."""
+"""Deterministic schedule of training batches.
+
+A batch depends only on the seed and the step, so a resumed run trains on the same batches as an uninterrupted one.
+"""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -9,25 +12,31 @@ from trimtab.types import LABELS
 
 
 def select_batch(labels: Sequence[str], mix: Mapping[str, float], size: int, step: int, seed: int) -> list[int]:
-    """Indices of the rows in the batch of `step` (from 0).
+    """Return the indices of the rows in the batch of one step.
 
-    `mix` gives each class its share of every batch; classes without rows give theirs up. Each class goes through its rows in
-    a new random order each time round.
+    Each class passes through its rows in a new random order in every epoch.
+
+    Args:
+        labels: class of each row.
+        mix: weight of each class in every batch. The shares of classes without rows go to the other classes.
+        size: batch size in rows.
+        step: training step, from 0.
+        seed: seed of the row orders.
     """
     present = [label for label in LABELS if label in labels and mix.get(label, 0) > 0]
     counts = _count_per_class({label: mix[label] for label in present}, size)
     chosen: list[int] = []
     for label in present:
-        mine = [i for i, other in enumerate(labels) if other == label]
+        rows = [i for i, other in enumerate(labels) if other == label]
         first = step * counts[label]
         for position in range(first, first + counts[label]):
-            epoch, at = divmod(position, len(mine))
-            chosen.append(mine[_shuffle_order(len(mine), seed, LABELS.index(label), epoch)[at]])
+            epoch, offset = divmod(position, len(rows))
+            chosen.append(rows[_shuffle_order(len(rows), seed, LABELS.index(label), epoch)[offset]])
     return chosen
 
 
 def _count_per_class(mix: Mapping[str, float], size: int) -> dict[str, int]:
-    """Whole numbers in the proportions of `mix` that add up to `size` (largest remainders)."""
+    """Split `size` into integer counts in the proportions of `mix` by the largest-remainder method."""
     total = sum(mix.values())
     exact = {label: size * part / total for label, part in mix.items()}
     counts = {label: int(value) for label, value in exact.items()}

@@ -1,4 +1,7 @@
-"""Read neutral texts, which a model is not asked for but read along: each is the assistant's answer to a prompt."""
+"""Reader of neutral texts, on which a model is scored by teacher forcing.
+
+Each text is the assistant's answer to a prompt.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,24 +15,31 @@ from trimtab.errors import NotFoundError, UsageError
 
 FIELDS = ("text", "prompt", "source")
 SETS = ("neutral",)
-# What a text without a prompt answers.
+# Prompt of a text that has none of its own.
 ASK = "Write a short passage of text about anything you like."
 
 
 def read_texts(source: str, columns: Mapping[str, str] | None = None) -> list[Prompt]:
-    """Texts of one source, each as a prompt whose `target` is the text.
+    """Read the texts of one source.
+
+    Rows with a blank text are skipped, because Hugging Face datasets of plain text contain many of them.
 
     Args:
         source: a file (.jsonl, .json, .csv, .parquet), `trimtab:NAME`, or a Hugging Face dataset `org/name[/config][:split]`.
-        columns: other names of the fields text, prompt and source. A text without a prompt answers a neutral one.
+        columns: column names of the fields text, prompt and source, if they differ from the field names. A text without a
+            prompt gets a neutral one.
 
-    Rows whose text is blank are passed over, as hub sets of plain text have many. Raises UsageError where no row is left or a
-    column is missing, NotFoundError for an unknown `trimtab:NAME`.
+    Returns:
+        One prompt per text, with the text as its `target`.
+
+    Raises:
+        UsageError: if a column is missing, a row is invalid, or all texts are blank.
+        NotFoundError: if `trimtab:NAME` is unknown.
     """
     names = rename_columns(FIELDS, columns)
     name = source.removeprefix("trimtab:")
     if name != source and name not in SETS and name not in load_catalog():
-        raise NotFoundError(f"no texts {source}; there are: {', '.join(f'trimtab:{n}' for n in SETS)}")
+        raise NotFoundError(f"no text set {source}; there are: {', '.join(f'trimtab:{n}' for n in SETS)}")
     rows = _read_packaged(name) if name != source and name in SETS else read_rows(source)
     texts = [text for number, row in enumerate(rows, 1) if (text := _parse_text(row, number, source, names))]
     if not texts:
@@ -38,23 +48,21 @@ def read_texts(source: str, columns: Mapping[str, str] | None = None) -> list[Pr
 
 
 def read_all_texts(sources: Sequence[str], columns: Mapping[str, str] | None = None) -> list[Prompt]:
-    """Texts of several sources, in order."""
+    """Read the texts of several sources, in order; see `read_texts`."""
     return [text for source in sources for text in read_texts(source, columns)]
 
 
 def _parse_text(row: Row, number: int, source: str, names: Mapping[str, str]) -> Prompt | None:
     if names["text"] not in row:
-        raise UsageError(
-            f"{source} has no column {names['text']!r}; it has {', '.join(map(str, row))}: name yours with --columns.text"
-        )
+        raise UsageError(f"{source} has no column {names['text']!r}; it has {', '.join(map(str, row))}. Set --columns.text")
     text, prompt = row[names["text"]], row.get(names["prompt"])
     if text is None or (isinstance(text, str) and not text.strip()):
         return None
     if not isinstance(text, str) or not (prompt is None or isinstance(prompt, str)):
         raise UsageError(f"{source}, row {number}: text and prompt must be text")
-    asked = (prompt or "").strip() or ASK
+    question = (prompt or "").strip() or ASK
     stem = Path(source).stem.removeprefix("trimtab:")
-    return Prompt(asked, "benign_easy", str(row.get(names["source"]) or stem), asked.lower(), target=text.strip())
+    return Prompt(question, "benign_easy", str(row.get(names["source"]) or stem), question.lower(), target=text.strip())
 
 
 def _read_packaged(name: str) -> list[Row]:

@@ -1,1 +1,1 @@
-"""Detectors: signals, training, calibration and the saved form."""
+"""Detectors: signals, training, calibration and file format."""

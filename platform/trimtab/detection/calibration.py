@@ -1,51 +1,74 @@
-"""From scores to risks: Platt scaling and thresholds, fitted on validation answers only (ours; METHODS 2 requires it)."""
+"""Calibration of detector scores: Platt scaling and alarm thresholds, fitted on validation answers only (METHODS 2)."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-# Shares of right answers that may be flagged by mistake, for which a detector keeps a threshold.
+# False alarm rates (shares of right answers that are flagged) for which a detector stores a threshold.
 ALARMS: tuple[str, ...] = ("0.01", "0.05", "0.1")
 STEPS = 100
 
 
 def fit_platt(scores: Tensor, truthful: Tensor) -> Tensor:
-    """Slope and offset [2] that make scores [N] the log-odds of a right answer (Platt 1999, with his smoothed targets).
+    """Fit Platt scaling (Platt 1999, with his smoothed targets).
 
-    A slope below 0 would turn the order round; it is held at 0 or above, so that a useless score gives one risk for all.
+    A negative slope would reverse the order of the scores. The slope is therefore at least 0, so that a useless score yields
+    the same risk for all answers.
+
+    Args:
+        scores: detector scores [N].
+        truthful: labels [N], 1 for a right answer and 0 for a made-up one.
+
+    Returns:
+        Slope and offset [2] that map scores to the log-odds of a right answer.
     """
     right = truthful.sum().double()
     wrong = len(truthful) - right
     targets = torch.where(truthful == 1, (right + 1) / (right + 2), 1 / (wrong + 2)).double()
-    centre, spread = scores.double().mean(), scores.double().std().clamp(min=1e-9)
-    z = (scores.double() - centre) / spread
+    center, spread = scores.double().mean(), scores.double().std().clamp(min=1e-9)
+    z = (scores.double() - center) / spread
     weights = torch.zeros(2, dtype=torch.double, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weights], max_iter=STEPS, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weights], max_iter=STEPS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = binary_cross_entropy_with_logits(weights[0] * z + weights[1], targets)
         loss.backward()
         return loss
 
-    optimiser.step(closure)  # pyright: ignore[reportArgumentType]
+    optimizer.step(closure)  # pyright: ignore[reportArgumentType]
     slope, offset = weights.detach()
     if slope < 0:
         share = (right + 1) / (len(truthful) + 2)
         return torch.tensor([0.0, torch.logit(share).item()])
-    return torch.stack([slope / spread, offset - slope * centre / spread]).float()
+    return torch.stack([slope / spread, offset - slope * center / spread]).float()
 
 
 def compute_risk(scores: Tensor, calibration: Tensor) -> Tensor:
-    """Probability [N] that answers are made up, from scores [N] and slope and offset [2]."""
+    """Compute the probability that answers are made up.
+
+    Args:
+        scores: detector scores [N].
+        calibration: slope and offset [2] of Platt scaling.
+
+    Returns:
+        Risks [N].
+    """
     slope, offset = calibration
     return torch.sigmoid(-(slope * scores + offset))
 
 
 def compute_thresholds(risk: Tensor, truthful: Tensor) -> dict[str, float]:
-    """For each share of false alarms the least risk above which no more than that share of the right answers lies."""
+    """Compute the risk threshold for each false alarm rate in `ALARMS`.
+
+    A threshold is the smallest risk such that at most the given share of right answers lies above it.
+
+    Args:
+        risk: risks [N].
+        truthful: labels [N], 1 for a right answer and 0 for a made-up one.
+    """
     right = risk[truthful == 1].double().sort().values
     if not len(right):
         return dict.fromkeys(ALARMS, 1.0)
-    at = {alarms: max(0, len(right) - 1 - int(float(alarms) * len(right))) for alarms in ALARMS}
-    return {alarms: right[index].item() for alarms, index in at.items()}
+    indices = {alarms: max(0, len(right) - 1 - int(float(alarms) * len(right))) for alarms in ALARMS}
+    return {alarms: right[index].item() for alarms, index in indices.items()}

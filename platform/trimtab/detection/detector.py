@@ -1,6 +1,6 @@
-"""A detector: a head with its normaliser, calibration and card, which gives the risk that an answer is made up.
+"""Detector: a head with normalizer, calibration and card that estimates the risk that an answer is made up.
 
-On disk it is a folder of two files, `detector.safetensors` and `card.json`, and nothing in it is run.
+On disk a detector is a folder with `detector.safetensors` and `card.json`. Loading it executes no code.
 """
 
 import hashlib
@@ -28,19 +28,33 @@ from trimtab.util.atomic_files import write_atomic
 CARD_VERSION = 1
 FILE, CARD = "detector.safetensors", "card.json"
 MAX_MIB = 1024
-# What stands beside the head's own tensors: means and deviations of phi, and Platt's slope and offset.
-NORMALISER, CALIBRATION = "phi", "platt"
+# Tensors besides those of the head: means and standard deviations of phi, and Platt's slope and offset.
+NORMALIZER, CALIBRATION = "phi", "platt"
 HEAD = "head."
 
 
 @dataclass(frozen=True)
 class DetectorCard:
-    """What a detector is.
+    """Card of a detector.
 
-    `base` and `fingerprint` name the frozen model whose signals it reads, at `layers` (0 is the embeddings), of `width`; `head`
-    and `settings` its network; `low` the log-probability tau_l below which a token counts as low; `thresholds` the risk that is
-    flagged, by share of false alarms; `prefix` the digest of the prefix under which the answers were written, or None;
-    `digest` the SHA-256 of its tensors; `method`, `data`, `metrics` and `run_id` as in a prefix's card.
+    Attributes:
+        name: name of the detector.
+        base: name of the base model whose signals the detector reads.
+        fingerprint: base model fingerprint.
+        layers: layers that the signals come from; 0 is the embeddings.
+        width: width of the base model.
+        head: registered name of the head.
+        settings: settings of the head.
+        low: log-probability tau_l below which a token counts as low.
+        thresholds: risk threshold by false alarm rate.
+        digest: SHA-256 of the tensors.
+        prefix: digest of the prefix under which the answers were generated, or None.
+        method: training method, as in a prefix's card.
+        data: input data sets, as in a prefix's card.
+        metrics: evaluation metrics.
+        run_id: id of the MLflow run.
+        kind: kind of the artifact.
+        card_version: version of the card format.
     """
 
     name: str
@@ -64,8 +78,14 @@ class DetectorCard:
 
 @dataclass(frozen=True)
 class Detector:
-    """A head that is done learning. `normaliser` [2, 7]: mean and deviation of phi over the training answers; `calibration`
-    [2]: slope and offset that make a score the log-odds of a right answer (Platt 1999)."""
+    """Trained detector.
+
+    Attributes:
+        card: card of the detector.
+        head: trained head, in evaluation mode.
+        normalizer: mean and standard deviation of phi over the training answers [2, 7].
+        calibration: slope and offset [2] that map a score to the log-odds of a right answer (Platt 1999).
+    """
 
     card: DetectorCard
     head: Head
@@ -74,37 +94,73 @@ class Detector:
 
     @torch.no_grad()
     def compute_risk(self, psi: Tensor, phi: Tensor) -> Tensor:
-        """Probability [N] that answers are made up, from psi [N, L, 3d] at the card's layers and phi [N, 7] as it comes."""
+        """Compute the probability that answers are made up.
+
+        Args:
+            psi: features [N, L, 3d] at the card's layers.
+            phi: trace features [N, 7], not normalized.
+
+        Returns:
+            Risks [N].
+        """
         score = self.head(psi, normalize_features(phi, self.normalizer))
         return calibration.compute_risk(score, self.calibration)
 
-    def score_answer(self, seen: Signals, layers: Sequence[int]) -> float:
-        """Probability that one answer is made up, from what an engine that captures `layers` saw of it. Raises ValueError where
-        it does not capture those of the card."""
-        psi = seen.psi[[layers.index(layer) for layer in self.card.layers]]
-        logp, entropy, margin = seen.history.unbind(1)
+    def score_answer(self, signals: Signals, layers: Sequence[int]) -> float:
+        """Compute the probability that one answer is made up, from the signals that an engine captured.
+
+        Args:
+            signals: captured signals of the answer.
+            layers: layers that the engine captures.
+
+        Raises:
+            ValueError: if the engine does not capture all layers of the card.
+        """
+        psi = signals.psi[[layers.index(layer) for layer in self.card.layers]]
+        logp, entropy, margin = signals.history.unbind(1)
         return self.compute_risk(psi[None], compute_trace_features(logp, entropy, margin, self.card.low)[None]).item()
 
     def flagged(self, risk: Tensor, alarms: str = "0.05") -> Tensor:
-        """Whether risks [N] are above the threshold for this share of false alarms."""
+        """Return whether risks [N] exceed the threshold of a false alarm rate.
+
+        Args:
+            risk: risks [N].
+            alarms: false alarm rate, one of `ALARMS`.
+        """
         return risk > self.card.thresholds[alarms]
 
 
-def normalize_features(phi: Tensor, normaliser: Tensor) -> Tensor:
-    """phi [N, 7] z-scored by means and deviations [2, 7]; the raw number of tokens would swamp the rest."""
-    return (phi - normaliser[0]) / normaliser[1]
+def normalize_features(phi: Tensor, normalizer: Tensor) -> Tensor:
+    """Standardize trace features; without this, the token count would dominate.
+
+    Args:
+        phi: trace features [N, 7].
+        normalizer: means and standard deviations [2, 7].
+    """
+    return (phi - normalizer[0]) / normalizer[1]
 
 
-def build_detector(head: Head, normaliser: Tensor, calibration: Tensor, card: DetectorCard) -> Detector:
-    """A detector of what was learned; its digest is written into the card."""
+def build_detector(head: Head, normalizer: Tensor, calibration: Tensor, card: DetectorCard) -> Detector:
+    """Build a detector from its trained parts, and write the digest of its tensors into the card.
+
+    Args:
+        head: trained head.
+        normalizer: means and standard deviations of phi [2, 7].
+        calibration: slope and offset of Platt scaling [2].
+        card: card without digest.
+    """
     head.eval()
     return Detector(
-        replace(card, digest=_compute_digest(_collect_tensors(head, normaliser, calibration))), head, normaliser, calibration
+        replace(card, digest=_compute_digest(_collect_tensors(head, normalizer, calibration))), head, normalizer, calibration
     )
 
 
 def save_detector(detector: Detector, folder: Path) -> Path:
-    """Write a detector as a folder of two files; gives the folder back."""
+    """Write a detector to a folder, which is created on demand.
+
+    Returns:
+        The folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_collect_tensors(detector.head, detector.normalizer, detector.calibration), folder / FILE)
     write_atomic(folder / CARD, json.dumps(asdict(detector.card), indent=2, sort_keys=True) + "\n")
@@ -112,43 +168,49 @@ def save_detector(detector: Detector, folder: Path) -> Path:
 
 
 def load_detector(folder: Path, base: BaseModel | None = None) -> Detector:
-    """Read a detector and check it, against a base model where one is given.
+    """Load a detector and verify its files.
 
-    Raises ArtifactError: a missing, truncated, pickled or foreign file; NaN or infinity; tensors that are not those of the
-    card's head; a digest that differs; another base model's width or fingerprint; an unknown card version or head.
+    Args:
+        folder: folder of the detector.
+        base: base model that the detector must match, or None to skip this check.
+
+    Raises:
+        ArtifactError: if a file is missing, truncated, pickled or of another format; a tensor contains NaN or infinity; the
+            tensors do not match the card's head or digest; the base model has another width or fingerprint; or the card's
+            version or head is unknown.
     """
     folder = Path(folder)
     card = _read_card(folder)
     if base is not None:
         check_base(card, base)
-    held = _read_tensors(folder / FILE)
-    if _compute_digest(held) != card.digest:
+    tensors = _read_tensors(folder / FILE)
+    if _compute_digest(tensors) != card.digest:
         raise ArtifactError(f"{folder / FILE}: the tensors are not those of the card (digest differs)")
     try:
         head = heads.get_head(card.head)(card.width, len(card.layers), **card.settings)
-        head.load_state_dict({name.removeprefix(HEAD): t for name, t in held.items() if name.startswith(HEAD)})
-        normaliser, calibration = held[NORMALISER].view(2, len(TRACE)), held[CALIBRATION].view(2)
+        head.load_state_dict({name.removeprefix(HEAD): t for name, t in tensors.items() if name.startswith(HEAD)})
+        normalizer, calibration = tensors[NORMALIZER].view(2, len(TRACE)), tensors[CALIBRATION].view(2)
     except (KeyError, RuntimeError, TypeError, TrimtabError) as error:
-        raise ArtifactError(f"{folder}: {FILE} does not hold the head that the card tells of ({card.head})") from error
-    return Detector(card, head.eval(), normaliser, calibration)
+        raise ArtifactError(f"{folder}: {FILE} does not hold the head that the card names ({card.head})") from error
+    return Detector(card, head.eval(), normalizer, calibration)
 
 
 def check_base(card: DetectorCard, base: BaseModel) -> None:
-    """ArtifactError unless the detector was made for exactly this base model."""
+    """Raise ArtifactError unless the detector was made for exactly this base model."""
     if (card.width, card.fingerprint) != (base.width, base.fingerprint):
         raise ArtifactError(
             f"detector {card.name!r} reads base model {card.base} ({card.fingerprint}), not {base.name} ({base.fingerprint}): "
-            "collect and train it again on this one"
+            "collect signals and train a detector on this base model"
         )
 
 
-def _collect_tensors(head: Head, normaliser: Tensor, calibration: Tensor) -> dict[str, Tensor]:
-    own = {f"{HEAD}{name}": tensor.detach().float().cpu().contiguous() for name, tensor in head.state_dict().items()}
-    return own | {NORMALISER: normaliser.float().contiguous(), CALIBRATION: calibration.float().contiguous()}
+def _collect_tensors(head: Head, normalizer: Tensor, calibration: Tensor) -> dict[str, Tensor]:
+    tensors = {f"{HEAD}{name}": tensor.detach().float().cpu().contiguous() for name, tensor in head.state_dict().items()}
+    return tensors | {NORMALIZER: normalizer.float().contiguous(), CALIBRATION: calibration.float().contiguous()}
 
 
 def _compute_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and float32 bytes."""
+    """Compute the SHA-256 over names, shapes and float32 bytes."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name}{list(tensors[name].shape)}".encode() + tensors[name].float().contiguous().numpy().tobytes())
@@ -156,10 +218,10 @@ def _compute_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    found = read_tensors(path, "a detector", MAX_MIB)
-    if not all(t.dtype == torch.float32 and torch.isfinite(t).all() for t in found.values()):
+    tensors = read_tensors(path, "a detector", MAX_MIB)
+    if not all(t.dtype == torch.float32 and torch.isfinite(t).all() for t in tensors.values()):
         raise ArtifactError(f"{path} holds NaN, infinity, or numbers that are not float32")
-    return found
+    return tensors
 
 
 def _read_card(folder: Path) -> DetectorCard:
@@ -168,15 +230,19 @@ def _read_card(folder: Path) -> DetectorCard:
         raise ArtifactError(f"{folder} has no {CARD}; a detector is a folder with a card and a safetensors file")
     raw = read_json_object(path, "a card")
     if raw.get("kind") != "detector" or raw.get("card_version") != CARD_VERSION:
-        said = f"{raw.get('kind')!r}, version {raw.get('card_version')!r}"
-        raise ArtifactError(f"{path} is a card of kind {said}; this trimtab reads detector, version {CARD_VERSION}")
+        kind = f"{raw.get('kind')!r}, version {raw.get('card_version')!r}"
+        raise ArtifactError(f"{path} is a card of kind {kind}; this trimtab reads detector, version {CARD_VERSION}")
     names = {f.name for f in fields(DetectorCard)}
-    needed = {"name", "base", "fingerprint", "layers", "width", "head", "settings", "low", "thresholds", "digest"}
-    if needed - raw.keys() or raw.keys() - names:
+    required = {"name", "base", "fingerprint", "layers", "width", "head", "settings", "low", "thresholds", "digest"}
+    if required - raw.keys() or raw.keys() - names:
         raise ArtifactError(
-            f"{path}: missing fields {sorted(needed - raw.keys())}, unknown fields {sorted(raw.keys() - names)}"
+            f"{path}: missing fields {sorted(required - raw.keys())}, unknown fields {sorted(raw.keys() - names)}"
         )
-    limits = raw["thresholds"]
-    if not isinstance(limits, dict) or limits.keys() != set(ALARMS) or not all(isinstance(v, float) for v in limits.values()):
-        raise ArtifactError(f"{path}: thresholds must be risks by the shares of false alarms {', '.join(ALARMS)}")
+    thresholds = raw["thresholds"]
+    if (
+        not isinstance(thresholds, dict)
+        or thresholds.keys() != set(ALARMS)
+        or not all(isinstance(v, float) for v in thresholds.values())
+    ):
+        raise ArtifactError(f"{path}: thresholds must be risks by the false alarm rates {', '.join(ALARMS)}")
     return DetectorCard(**raw)

@@ -1,9 +1,11 @@
-"""Signals: what the frozen model shows while it reads a prompt and writes an answer. One definition in two forms, from whole
-tensors and token by token, for collecting, training and serving alike (METHODS 2 and 3; the paper's where not said otherwise).
+"""Signals of the frozen model while it reads a prompt and generates an answer.
 
-An answer of m tokens (its end-of-turn token is one of them) has m states: those that its tokens were written from. The first
-is the prompt's last; the last token's own state, which no engine computes, is none of them (ours). Log-probability, entropy
-and margin are those of the model's own distribution, before temperature and penalties.
+The module implements one definition in two forms, on whole tensors and token by token, for collection, training and serving
+(METHODS 2 and 3; it follows the paper unless stated otherwise).
+
+An answer of m tokens, including its end-of-turn token, has m states: those that its tokens were generated from. The first one
+is the prompt's last state. The state of the last token is excluded, as no engine computes it (trimtab's choice).
+Log-probability, entropy and margin refer to the model's own distribution, before temperature and penalties.
 """
 
 from collections.abc import Sequence
@@ -12,19 +14,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Parts of psi, and of phi in their order.
+# Parts of psi, in order.
 PARTS = ("end", "answer", "contrast")
-# Tokens that an accumulator can take back, and one.
+# Number of recent tokens that an accumulator stores; it can take back one fewer.
 RECENT = 4
+# Features of phi, in order.
 TRACE = ("mean_logp", "min_logp", "std_logp", "mean_entropy", "mean_margin", "low_share", "tokens")
-# Rows of the vocabulary's width that a core's cache holds.
+# Number of logit rows that fit into the cache of a CPU core.
 CACHED_ROWS = 16
 
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """What N positions show of their next tokens: `logp` of the token that follows, `entropy` of the whole distribution, both
-    in nats, and `margin`, the largest logit less the second; float32 [N] each."""
+    """Statistics of the next-token distribution at N positions.
+
+    Attributes:
+        logp: log-probability of the token that follows [N], float32, in nats.
+        entropy: entropy of the whole distribution [N], float32, in nats.
+        margin: difference of the two largest logits [N], float32.
+    """
 
     logp: Tensor
     entropy: Tensor
@@ -32,36 +40,64 @@ class TokenStatistics:
 
 
 def compute_token_statistics(logits: Tensor, tokens: Tensor) -> TokenStatistics:
-    """Read logits [N, V] at the tokens [N] that were written from them."""
+    """Compute token statistics from logits.
+
+    Args:
+        logits: logits [N, V].
+        tokens: ids of the tokens [N] that were generated from them.
+    """
     return gather_token_statistics(logits.float().log_softmax(-1), tokens)
 
 
 def gather_token_statistics(logp: Tensor, tokens: Tensor) -> TokenStatistics:
-    """The same from log-probabilities [N, V], whose differences are those of the logits."""
-    # On a CPU a few rows at a time stay in its cache, which saves a third of the time.
+    """Compute token statistics from log-probabilities, whose differences equal those of the logits.
+
+    Args:
+        logp: log-probabilities [N, V].
+        tokens: ids of the tokens [N] that were generated from them.
+    """
+    # On a CPU, small chunks stay in the cache, which saves a third of the time.
     rows = CACHED_ROWS if logp.device.type == "cpu" else max(1, len(logp))
-    parts = [_reading_of(*part) for part in zip(logp.split(rows), tokens.split(rows), strict=True)]
+    parts = [_compute_chunk_statistics(*part) for part in zip(logp.split(rows), tokens.split(rows), strict=True)]
     if len(parts) == 1:
         return parts[0]
     return TokenStatistics(*(torch.cat(values) for values in zip(*((p.logp, p.entropy, p.margin) for p in parts), strict=True)))
 
 
-def _reading_of(logp: Tensor, tokens: Tensor) -> TokenStatistics:
+def _compute_chunk_statistics(logp: Tensor, tokens: Tensor) -> TokenStatistics:
     top = logp.topk(2, -1).values
-    # Tokens that a mask forbids have a probability of 0 and a logarithm that is not finite. `torch.special.entr` would take the
-    # logarithm once more: three times the time.
+    # Masked tokens have probability 0 and an infinite logarithm, hence the clamp. `torch.special.entr` would compute the
+    # logarithm again and take three times as long.
     weighted = logp.exp().mul_(logp.clamp(min=torch.finfo(logp.dtype).min))
     return TokenStatistics(logp.gather(-1, tokens[..., None])[..., 0], -weighted.sum(-1), top[..., 0] - top[..., 1])
 
 
 def concatenate_states(end: Tensor, answer: Tensor, prompt: Tensor) -> Tensor:
-    """psi [..., 3d] = [h_end ; mean_a h ; mean_a h - mean_q h] from the answer's last state and the means over its states and
-    over the prompt's, [..., d] each."""
+    """Compute psi = [h_end ; mean_a h ; mean_a h - mean_q h].
+
+    Args:
+        end: last state of the answer [..., d].
+        answer: mean of the answer's states [..., d].
+        prompt: mean of the prompt's states [..., d].
+
+    Returns:
+        psi [..., 3d].
+    """
     return torch.cat([end, answer, answer - prompt], -1)
 
 
 def compute_trace_features(logp: Tensor, entropy: Tensor, margin: Tensor, low: float) -> Tensor:
-    """phi [7] (see `TRACE`) of an answer's m tokens, from [m] each; a log-probability below `low`, tau_l, counts as low."""
+    """Compute phi, the trace features named in `TRACE`, of an answer of m tokens.
+
+    Args:
+        logp: log-probabilities [m].
+        entropy: entropies [m].
+        margin: margins [m].
+        low: log-probability tau_l below which a token counts as low.
+
+    Returns:
+        phi [7], float32.
+    """
     logp = logp.double()
     return torch.stack(
         [
@@ -77,11 +113,17 @@ def compute_trace_features(logp: Tensor, entropy: Tensor, margin: Tensor, low: f
 
 
 class SignalAccumulator:
-    """The same for many requests at once, token by token, in memory that does not grow with their answers.
+    """Accumulator of signals for many concurrent requests, in memory that is independent of the answer lengths.
 
-    Each of `slots` requests has sums and last values for `layers` layers of `width`, on `device`; nothing is moved off it until
-    it is asked for. `lows` are the tau_l [n] of the detectors that will ask. States come in any split and order of requests.
-    The last `RECENT` tokens of an answer can be taken back: engines write a few before they learn of a stop.
+    States can arrive in any split and order of requests. Results stay on `device` until they are requested. The last tokens of
+    an answer can be taken back (fewer than `RECENT`), because engines generate a few tokens before they detect a stop.
+
+    Args:
+        slots: number of concurrent requests.
+        layers: number of captured layers.
+        width: width of the base model.
+        lows: thresholds tau_l [n] of the detectors.
+        device: device of the accumulator.
     """
 
     def __init__(
@@ -89,70 +131,101 @@ class SignalAccumulator:
     ) -> None:
         self.prompt, self.answer = torch.zeros(2, slots, layers, width, device=device)
         self.prompt_tokens, self.tokens = torch.zeros(2, slots, dtype=torch.long, device=device)
-        # Sums of logp, its square, entropy and margin.
+        # Sums of logp, squared logp, entropy and margin.
         self.sums = torch.zeros(slots, 4, dtype=torch.float64, device=device)
         self.lows = torch.tensor(list(lows), device=device)
         self.below = torch.zeros(slots, len(lows), dtype=torch.long, device=device)
-        # Of the last tokens, by their number modulo RECENT: state, addends of `sums`, and the lowest logp up to the token.
+        # Ring buffers of the last RECENT tokens: states, summands of `sums`, and the running minimum of logp.
         self.states = torch.zeros(slots, RECENT, layers, width, device=device)
         self.addends = torch.zeros(slots, RECENT, 4, dtype=torch.float64, device=device)
         self.lowest = torch.full((slots, RECENT), float("inf"), device=device)
 
     def clear(self, slots: Tensor) -> None:
-        """Forget the requests in these slots [n]."""
-        for held in (self.prompt, self.answer, self.prompt_tokens, self.tokens, self.sums, self.below):
-            held[slots] = 0
+        """Reset the given slots [n]."""
+        for buffer in (self.prompt, self.answer, self.prompt_tokens, self.tokens, self.sums, self.below):
+            buffer[slots] = 0
         self.lowest[slots] = float("inf")
 
     def read(self, slots: Tensor, states: Tensor) -> None:
-        """States [N, L, d] of prompt tokens of the requests in `slots` [N]; a request may come any number of times."""
+        """Add the states of prompt tokens.
+
+        Args:
+            slots: slot of each token [N]; a slot can occur several times.
+            states: states [N, L, d].
+        """
         self.read_sum(slots, states.float(), torch.ones_like(slots))
 
     def read_sum(self, slots: Tensor, sums: Tensor, tokens: Tensor) -> None:
-        """Sums [N, L, d] of the states of so many prompt `tokens` [N] each."""
+        """Add sums of the states of prompt tokens.
+
+        Args:
+            slots: slot of each sum [N].
+            sums: sums of states [N, L, d].
+            tokens: number of tokens in each sum [N].
+        """
         self.prompt.index_add_(0, slots, sums)
         self.prompt_tokens.index_add_(0, slots, tokens)
 
     def write(self, slots: Tensor, states: Tensor, reading: TokenStatistics) -> None:
-        """States [N, L, d] that the next tokens of the requests in `slots` [N] were written from, and the tokens' reading; a
-        request comes at most once."""
+        """Add one answer token for each of N requests.
+
+        Args:
+            slots: slot of each request [N]; a slot can occur once only.
+            states: states [N, L, d] that the tokens were generated from.
+            reading: statistics of the tokens.
+        """
         states, logp = states.float(), reading.logp.double()
-        at, before = self.tokens[slots] % RECENT, (self.tokens[slots] - 1) % RECENT
-        self.states[slots, at] = states
-        self.addends[slots, at] = torch.stack([logp, logp.square(), reading.entropy, reading.margin], 1).double()
-        self.lowest[slots, at] = torch.minimum(self.lowest[slots, before], reading.logp)
+        index, previous = self.tokens[slots] % RECENT, (self.tokens[slots] - 1) % RECENT
+        self.states[slots, index] = states
+        self.addends[slots, index] = torch.stack([logp, logp.square(), reading.entropy, reading.margin], 1).double()
+        self.lowest[slots, index] = torch.minimum(self.lowest[slots, previous], reading.logp)
         self.answer.index_add_(0, slots, states)
-        self.sums.index_add_(0, slots, self.addends[slots, at])
+        self.sums.index_add_(0, slots, self.addends[slots, index])
         self.below.index_add_(0, slots, (reading.logp[:, None] < self.lows).long())
         self.tokens.index_add_(0, slots, torch.ones_like(slots))
 
     def take_back(self, slot: int, tokens: int) -> None:
-        """Forget the last `tokens` of an answer, fewer than RECENT; only once, as older ones are not held."""
+        """Remove the last tokens of an answer.
+
+        It can be called once per answer, as the values of older tokens are not stored.
+
+        Args:
+            slot: slot of the request.
+            tokens: number of tokens, fewer than `RECENT`.
+
+        Raises:
+            ValueError: if `tokens` is out of range.
+        """
         if not 0 <= tokens < RECENT:
-            raise ValueError(f"only fewer than {RECENT} tokens can be taken back, not {tokens}")
-        at = (int(self.tokens[slot]) - 1 - torch.arange(tokens, device=self.tokens.device)) % RECENT
-        self.answer[slot] -= self.states[slot, at].sum(0)
-        self.sums[slot] -= self.addends[slot, at].sum(0)
-        self.below[slot] -= (self.addends[slot, at, :1] < self.lows).sum(0)
+            raise ValueError(f"cannot take back {tokens} tokens: the number must be from 0 to {RECENT - 1}")
+        indices = (int(self.tokens[slot]) - 1 - torch.arange(tokens, device=self.tokens.device)) % RECENT
+        self.answer[slot] -= self.states[slot, indices].sum(0)
+        self.sums[slot] -= self.addends[slot, indices].sum(0)
+        self.below[slot] -= (self.addends[slot, indices, :1] < self.lows).sum(0)
         self.tokens[slot] -= tokens
 
     def taken(self, slot: int) -> "SignalAccumulator":
-        """A copy of one slot, as the only one of an accumulator on the host."""
+        """Return a copy of one slot as an accumulator with a single slot on the host."""
         layers, width = self.prompt.shape[1:]
         copy = SignalAccumulator(1, layers, width, self.lows.tolist())
-        for name, held in vars(copy).items():
+        for name, buffer in vars(copy).items():
             if name != "lows":
-                held.copy_(getattr(self, name)[slot : slot + 1])
+                buffer.copy_(getattr(self, name)[slot : slot + 1])
         return copy
 
     def geometry(self, slots: Tensor) -> Tensor:
-        """psi [n, L, 3d] of the requests in `slots` [n], as far as they are written."""
+        """Compute psi [n, L, 3d] of the answers so far in the given slots [n]."""
         answer = self.answer[slots] / self.tokens[slots, None, None]
         end = self.states[slots, (self.tokens[slots] - 1) % RECENT]
         return concatenate_states(end, answer, self.prompt[slots] / self.prompt_tokens[slots, None, None])
 
     def trace(self, slots: Tensor, low: int = 0) -> Tensor:
-        """phi [n, 7] of the requests in `slots` [n] with the tau_l number `low`."""
+        """Compute phi [n, 7] of the answers so far.
+
+        Args:
+            slots: slots of the requests [n].
+            low: index of the threshold tau_l in `lows`.
+        """
         tokens = self.tokens[slots].double()
         mean = self.sums[slots] / tokens[:, None]
         spread = (mean[:, 1] - mean[:, 0].square()).clamp(min=0).sqrt()

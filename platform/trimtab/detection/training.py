@@ -1,6 +1,6 @@
-"""Learning a detector from collected answers: split, normalise, fit, choose on validation, calibrate (METHODS 2, protocol).
+"""Training of detectors on collected answers: split, normalize, fit, select on validation, calibrate (METHODS 2, protocol).
 
-Nothing here looks at a test answer.
+Test answers are not used in any of these steps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,13 +19,19 @@ from trimtab.detection.signals import compute_trace_features
 from trimtab.errors import UsageError
 from trimtab.heads import DetectorRows, Head, compute_auroc, predict_scores
 
-# tau_l is this quantile of the training answers' log-probs [METHODS, ours].
+# tau_l is this quantile of the log-probabilities of the training answers (METHODS; trimtab's choice).
 LOW = 0.05
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to make a detector: a head with its settings, on some of the collected layers (indices into psi)."""
+    """Candidate configuration of a detector.
+
+    Attributes:
+        head: registered name of the head.
+        layers: indices of the layers in psi.
+        settings: settings of the head.
+    """
 
     head: str
     layers: tuple[int, ...]
@@ -34,9 +40,18 @@ class Candidate:
 
 @dataclass(frozen=True)
 class DataSplits:
-    """The rows of one seed: what is learned from, chosen on, and reported on, with tau_l and the normaliser [2, 7] of the
-    training rows. `at`, `trained` and `validation_at` are the indices of the test, training and validation rows in the data
-    set."""
+    """Training, validation and test rows of one seed.
+
+    Attributes:
+        train: training rows.
+        validation: validation rows.
+        test: test rows.
+        test_indices: indices of the test rows in the data set.
+        train_indices: indices of the training rows in the data set.
+        validation_indices: indices of the validation rows in the data set.
+        low: threshold tau_l of the training rows.
+        normalizer: mean and standard deviation of phi over the training rows [2, 7].
+    """
 
     train: DetectorRows
     validation: DetectorRows
@@ -50,7 +65,16 @@ class DataSplits:
 
 @dataclass(frozen=True)
 class TrainedDetector:
-    """A head of one seed with its AUROC on validation, and what makes its scores risks."""
+    """Trained head of one seed with its calibration.
+
+    Attributes:
+        candidate: configuration of the detector.
+        seed: seed of the split and of the training.
+        head: trained head.
+        validation: AUROC on the validation rows.
+        calibration: slope and offset of Platt scaling [2].
+        thresholds: risk threshold by false alarm rate.
+    """
 
     candidate: Candidate
     seed: int
@@ -71,71 +95,113 @@ def split_data(
     labels: float = 1.0,
     spread: Tensor | None = None,
 ) -> DataSplits:
-    """Split N answers by their groups, so that none is on two sides, and normalise by the training part.
+    """Split N answers by group and normalize them with the statistics of the training part.
 
-    `psi` [N, L, 3d], `traces` N times [m, 3], `truthful` [N] with NaN for unlabelled answers, which only train. Of the training
-    labels the share `labels` is kept. `spread` [N] are semantic entropies, where samples were collected.
+    All answers of a group are in the same part.
 
-    Raises UsageError where nothing is left to learn from.
+    Args:
+        psi: features [N, L, 3d].
+        traces: N tensors [m, 3] of log-probability, entropy and margin of each token.
+        truthful: labels [N], NaN for unlabeled answers, which are used for training only.
+        groups: group of each answer.
+        seed: seed of the split.
+        validation: share of the groups in the validation part.
+        test: share of the groups in the test part.
+        labels: share of the training labels to keep.
+        spread: semantic entropies [N], or None if no samples were collected.
+
+    Raises:
+        UsageError: if the training part is empty.
     """
-    place = torch.tensor([hash_to_fraction(group, seed) for group in groups])
-    known = ~truthful.isnan()
-    tests, validations = (place < test) & known, (place >= test) & (place < test + validation) & known
-    trains = place >= test + validation
-    if not trains.any():
+    fractions = torch.tensor([hash_to_fraction(group, seed) for group in groups])
+    labeled = ~truthful.isnan()
+    is_test, is_validation = (fractions < test) & labeled, (fractions >= test) & (fractions < test + validation) & labeled
+    is_train = fractions >= test + validation
+    if not is_train.any():
         raise UsageError(
-            f"seed {seed} leaves no answers to learn from: there are {len(set(groups))} groups; collect more of them"
+            f"seed {seed} leaves no answers to train on: the data set has {len(set(groups))} groups. Collect more groups"
         )
-    logp = torch.cat([trace[:, 0] for trace, train in zip(traces, trains.tolist(), strict=True) if train])
-    # numpy's, as torch's takes 16 million numbers at most.
+    logp = torch.cat([trace[:, 0] for trace, train in zip(traces, is_train.tolist(), strict=True) if train])
+    # numpy, because torch.quantile accepts at most 16 million numbers.
     low = float(np.quantile(logp.numpy(), LOW))
     phi = compute_traces(traces, low)
-    normaliser = torch.stack([phi[trains].mean(0), phi[trains].std(0).clamp(min=1e-6)])
-    z = normalize_features(phi, normaliser)
+    normalizer = torch.stack([phi[is_train].mean(0), phi[is_train].std(0).clamp(min=1e-6)])
+    z = normalize_features(phi, normalizer)
     rows = DetectorRows(psi, z, truthful, torch.empty(0) if spread is None else spread)
-    made = DataSplits(
-        rows[trains],
-        rows[validations],
-        rows[tests],
-        tests.nonzero()[:, 0],
-        trains.nonzero()[:, 0],
-        validations.nonzero()[:, 0],
+    splits = DataSplits(
+        rows[is_train],
+        rows[is_validation],
+        rows[is_test],
+        is_test.nonzero()[:, 0],
+        is_train.nonzero()[:, 0],
+        is_validation.nonzero()[:, 0],
         low,
-        normaliser,
+        normalizer,
     )
-    return made if labels >= 1 else drop_labels(made, groups, seed, labels)
+    return splits if labels >= 1 else drop_labels(splits, groups, seed, labels)
 
 
 def drop_labels(rows: DataSplits, groups: Sequence[str], seed: int, labels: float) -> DataSplits:
-    """The same parts with the share `labels` of the training labels, by group; a larger share holds a smaller one."""
-    trained = [groups[int(at)] for at in rows.train_indices.tolist()]
+    """Keep only a share of the training labels, selected by group; a larger share includes each smaller one.
+
+    Args:
+        rows: splits to change.
+        groups: group of each answer in the data set.
+        seed: seed of the selection.
+        labels: share of the labels to keep.
+    """
+    trained = [groups[int(index)] for index in rows.train_indices.tolist()]
     hidden = [hash_to_fraction(f"label {group}", seed) >= labels for group in trained]
-    known = rows.train.truthful.masked_fill(torch.tensor(hidden, dtype=torch.bool), float("nan"))
-    return replace(rows, train=replace(rows.train, truthful=known))
+    truthful = rows.train.truthful.masked_fill(torch.tensor(hidden, dtype=torch.bool), float("nan"))
+    return replace(rows, train=replace(rows.train, truthful=truthful))
 
 
 def build_foreign_rows(psi: Tensor, traces: Sequence[Tensor], truthful: Tensor, rows: DataSplits) -> DetectorRows:
-    """Answers [N] of another data set, as detectors that learned from `rows` read them: with their tau_l and normaliser."""
+    """Build rows of another data set with the tau_l and normalizer of existing splits.
+
+    Args:
+        psi: features [N, L, 3d].
+        traces: N tensors [m, 3].
+        truthful: labels [N].
+        rows: splits that the detectors were trained on.
+    """
     return DetectorRows(psi, normalize_features(compute_traces(traces, rows.low), rows.normalizer), truthful)
 
 
 def train_detector(candidate: Candidate, rows: DataSplits, seed: int) -> TrainedDetector:
-    """Fit a candidate, and calibrate it on validation. Raises UsageError where a class is missing."""
+    """Fit a candidate on the training rows and calibrate it on the validation rows.
+
+    Args:
+        candidate: configuration of the detector.
+        rows: splits of the data set.
+        seed: seed of the training.
+
+    Raises:
+        UsageError: if a part lacks right or made-up answers.
+    """
     torch.manual_seed(seed)
     train, validation = select_features(rows.train, candidate), select_features(rows.validation, candidate)
     head = heads.get_head(candidate.head)(train.psi.shape[-1] // 3, len(candidate.layers), **candidate.settings)
     head.fit(train, validation, seed)
     score = predict_scores(head, validation)
-    made = fit_platt(score, validation.truthful)
-    limits = compute_thresholds(compute_risk(score, made), validation.truthful)
-    return TrainedDetector(candidate, seed, head, compute_auroc(score, validation.truthful), made, limits)
+    calibration = fit_platt(score, validation.truthful)
+    thresholds = compute_thresholds(compute_risk(score, calibration), validation.truthful)
+    return TrainedDetector(candidate, seed, head, compute_auroc(score, validation.truthful), calibration, thresholds)
 
 
 def select_features(rows: DetectorRows, candidate: Candidate) -> DetectorRows:
-    """The rows as a candidate sees them: at its layers only."""
+    """Restrict rows to the layers of a candidate."""
     return DetectorRows(rows.psi[:, list(candidate.layers)], rows.phi, rows.truthful, rows.spread)
 
 
 def compute_traces(traces: Sequence[Tensor], low: float) -> Tensor:
-    """phi [N, 7] of N answers by their tokens, [m, 3] each, and tau_l."""
+    """Compute the trace features of N answers.
+
+    Args:
+        traces: N tensors [m, 3] of log-probability, entropy and margin of each token.
+        low: threshold tau_l.
+
+    Returns:
+        phi [N, 7].
+    """
     return torch.stack([compute_trace_features(trace[:, 0], trace[:, 1], trace[:, 2], low) for trace in traces])

@@ -1,1 +1,1 @@
-"""vLLM with prefixes: the only place that imports vllm."""
+"""vLLM engines with prefixes and detectors. No other package of trimtab imports vLLM."""

@@ -1,4 +1,4 @@
-"""HTTP as ASGI has it: request bodies read within bounds, given again to another app, and JSON sent."""
+"""ASGI utilities: bounded request bodies, request replay, response buffers and JSON responses."""
 
 import asyncio
 import json
@@ -35,13 +35,24 @@ TYPES = {
 }
 
 
-def annotate_request(scope: Scope, **said: Any) -> None:
-    """Leave word of a request for whoever logs it."""
-    scope.setdefault(NOTES, {}).update(said)
+def annotate_request(scope: Scope, **notes: Any) -> None:
+    """Attach notes to a request's scope, for the access log.
+
+    Args:
+        scope: ASGI scope of the request; changed in place.
+        **notes: fields of the log record.
+    """
+    scope.setdefault(NOTES, {}).update(notes)
 
 
 class BufferedRequest:
-    """A request body that was read and changed, given again to the app inside; then the client's own messages."""
+    """Replay of a request with a replaced body, for the wrapped app.
+
+    Args:
+        scope: ASGI scope of the original request.
+        receive: `receive` of the original request, for the messages after the body.
+        body: new request body; sets the content length.
+    """
 
     def __init__(self, scope: Scope, receive: Receive, body: bytes) -> None:
         self.scope: Scope = {**scope, "headers": set_content_length(scope["headers"], body)}
@@ -49,7 +60,7 @@ class BufferedRequest:
         self._receive = receive
 
     async def receive(self) -> Message:
-        """The whole body first, then whatever the client sends: its disconnect."""
+        """Return the complete body first, then the client's further messages, such as its disconnect."""
         if self._body is None:
             return await self._receive()
         body, self._body = self._body, None
@@ -57,26 +68,26 @@ class BufferedRequest:
 
 
 def is_event_stream(start: Message) -> bool:
-    """Whether the response that begins so is a stream of events."""
+    """Return whether `http.response.start` message `start` begins a stream of server-sent events."""
     return dict(start["headers"]).get(b"content-type", b"").startswith(b"text/event-stream")
 
 
 class StatusRecorder:
-    """A `send` that remembers the status of the response; 0 before there is one."""
+    """A `send` that records the status of the response. `status` is 0 before the response starts."""
 
     def __init__(self, send: Send) -> None:
         self.status = 0
         self._send = send
 
     async def __call__(self, message: Message) -> None:
-        """Take one ASGI message."""
+        """Process one ASGI message."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
         await self._send(message)
 
 
 class ResponseBuffer:
-    """A `send` that keeps a whole response instead of sending it."""
+    """A `send` that buffers a complete response instead of sending it."""
 
     def __init__(self) -> None:
         self.status = 0
@@ -84,7 +95,7 @@ class ResponseBuffer:
         self.body = b""
 
     async def __call__(self, message: Message) -> None:
-        """Take one ASGI message of the app inside."""
+        """Process one ASGI message of the wrapped app."""
         if message["type"] == "http.response.start":
             self.status, self.headers = message["status"], list(message["headers"])
         elif message["type"] == "http.response.body":
@@ -92,28 +103,36 @@ class ResponseBuffer:
 
 
 class InternalErrorTo400:
-    """A `send` for an app that stumbles over odd requests: its 500 is a 400 where `well` says that nothing is broken."""
+    """A `send` that replaces status 500 by 400 while the engine is healthy.
 
-    def __init__(self, send: Send, well: Callable[[], bool]) -> None:
+    vLLM answers some malformed requests with 500. With a healthy engine, the cause is the request.
+
+    Args:
+        send: `send` of the client.
+        is_healthy: whether the engine is healthy.
+    """
+
+    def __init__(self, send: Send, is_healthy: Callable[[], bool]) -> None:
         self._send = send
-        self._well = well
+        self._is_healthy = is_healthy
         self._failed: ResponseBuffer | None = None
 
     async def __call__(self, message: Message) -> None:
-        """Take one ASGI message of the app inside."""
-        if message["type"] == "http.response.start" and message["status"] == HTTPStatus.INTERNAL_SERVER_ERROR and self._well():
+        """Process one ASGI message of the wrapped app."""
+        starts = message["type"] == "http.response.start"
+        if starts and message["status"] == HTTPStatus.INTERNAL_SERVER_ERROR and self._is_healthy():
             self._failed = ResponseBuffer()
         if self._failed is None:
             await self._send(message)
             return
         await self._failed(message)
         if message["type"] == "http.response.body" and not message.get("more_body"):
-            # Not what it said, which may quote the request.
-            log.warning("vLLM answered 500 to a request that it could not take")
+            # Without vLLM's message, which may quote the request.
+            log.warning("vLLM returned status 500 for a request that it could not process")
             await send_json(
                 self._send,
                 400,
-                build_error_body(400, f"vLLM could not take this request: {_get_error_message(self._failed.body)}"),
+                build_error_body(400, f"vLLM could not process this request: {_get_error_message(self._failed.body)}"),
             )
 
 
@@ -125,13 +144,20 @@ def _get_error_message(body: bytes) -> str:
 
 
 async def read_body(receive: Receive) -> bytes | None:
-    """The whole request body; None where the client went away. TooLargeError where it is too large, UsageError where it does
-    not come to its end."""
+    """Read a complete request body.
+
+    Returns:
+        The body; None if the client disconnected.
+
+    Raises:
+        TooLargeError: if the body is larger than `MAX_BODY` bytes.
+        UsageError: if the body is not complete after `UPLOAD_SECONDS` seconds.
+    """
     try:
         async with asyncio.timeout(UPLOAD_SECONDS):
             return await _read_chunks(receive)
     except TimeoutError as error:
-        raise UsageError(f"the request's body did not come within {UPLOAD_SECONDS:g} seconds") from error
+        raise UsageError(f"the request body was not received within {UPLOAD_SECONDS:g} seconds") from error
 
 
 async def _read_chunks(receive: Receive) -> bytes | None:
@@ -150,36 +176,53 @@ async def _read_chunks(receive: Receive) -> bytes | None:
 
 
 def parse_body(body: bytes) -> dict[str, Any]:
-    """The JSON object that a body holds; UsageError where it holds none."""
+    """Parse a request body as a JSON object.
+
+    Raises:
+        UsageError: if the body is not valid JSON, not an object, or contains values that cannot be encoded again.
+    """
     try:
         request = json.loads(body)
-        # Half a character of UTF-16, which JSON can write and nothing after this can.
-        if any(half in body for half in SURROGATES):
+        # JSON can contain a lone UTF-16 surrogate, which UTF-8 cannot encode.
+        if any(escape in body for escape in SURROGATES):
             dump_json(request)
     except (ValueError, RecursionError) as error:
-        raise UsageError("the request body is not JSON, or holds text or numbers that nothing can take") from error
+        raise UsageError("the request body is not valid JSON, or contains text or numbers that cannot be processed") from error
     if not isinstance(request, dict):
         raise UsageError("the request body must be a JSON object")
     return request
 
 
 def set_content_length(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> Headers:
-    """The headers with the length of a body that was changed."""
+    """Return a copy of `headers` with the content length of `body`."""
     return set_header(headers, b"content-length", str(len(body)).encode())
 
 
 def set_header(headers: Iterable[tuple[bytes, bytes]], name: bytes, value: bytes) -> Headers:
-    """The headers with this one, in the place of any of its name, which is in lower case."""
+    """Return a copy of `headers` in which one header replaces all headers of its name.
+
+    Args:
+        headers: names and values of the headers.
+        name: name of the header, in lower case.
+        value: new value.
+    """
     return [*((k, v) for k, v in headers if k.lower() != name), (name, value)]
 
 
 def dump_json(value: Any) -> bytes:
-    """JSON as vLLM writes it."""
+    """Encode a value as UTF-8 JSON in vLLM's format: without spaces or ASCII escapes."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 async def send_json(send: Send, status: int, body: Any, headers: Headers | None = None) -> None:
-    """Answer with JSON."""
+    """Send a complete JSON response.
+
+    Args:
+        send: `send` of the client.
+        status: HTTP status.
+        body: JSON value.
+        headers: further headers; content type and length are set here.
+    """
     data = dump_json(body)
     await send_response(
         send, status, set_content_length([(b"content-type", b"application/json"), *(headers or [])], data), data
@@ -187,17 +230,17 @@ async def send_json(send: Send, status: int, body: Any, headers: Headers | None 
 
 
 async def send_response(send: Send, status: int, headers: Headers, body: bytes) -> None:
-    """Answer with all of a response at once; its headers are taken as they are."""
+    """Send a complete response with unchanged headers."""
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
 async def send_error(send: Send, error: TrimtabError) -> None:
-    """Answer with an error of ours, in OpenAI's shape."""
+    """Send a TrimtabError in OpenAI's format, with `retry-after` if its status is 503."""
     retry = [(b"retry-after", b"1")] if error.http_status == HTTPStatus.SERVICE_UNAVAILABLE else []
     await send_json(send, error.http_status, build_error_body(error.http_status, str(error)), retry)
 
 
 def build_error_body(status: int, message: str) -> dict[str, Any]:
-    """An error in OpenAI's shape."""
+    """Return an error response body in OpenAI's format."""
     return {"error": {"message": message, "type": TYPES.get(status, "InternalServerError"), "param": None, "code": status}}

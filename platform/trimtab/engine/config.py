@@ -1,4 +1,4 @@
-"""Settings of the engine."""
+"""Configuration of the vLLM engine."""
 
 from dataclasses import dataclass
 
@@ -7,23 +7,23 @@ from trimtab.types import Precision
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """The serving engine.
+    """Configuration of the vLLM engine.
 
     Args:
-        rows: rows kept for prefixes at the end of the vocabulary; as many one-row prefixes are resident at once.
-        precision: type of weights and activations; auto is bf16 where the machine computes in it, else fp32.
-        max_length: longest prompt and answer together, in tokens.
-        max_sequences: requests that run at the same time; more wait.
-        step_tokens: tokens computed in one step at most, longer prompts come in pieces; 0 leaves it to vLLM.
-        kv_blocks: blocks of the KV cache, 0 for as many as its memory holds.
-        tensor_parallel: devices that share one model.
-        compile: compile the model at start: slower to start, about a tenth faster after (CPU).
-        cpu_cache_gib: memory for the KV cache where there is no GPU, in GiB.
-        gpu_memory: share of a GPU's memory to use.
-        seed: seed of requests that bring none.
-        layers: layers whose hidden states are captured (0 is the embeddings); none are without detectors.
-        tool_parser: vLLM's parser of a model's tool calls, as hermes or llama3_json; without it, requests choose no tools.
-        history: keep log-prob, entropy and margin of each token that is captured.
+        rows: rows reserved for prefixes at the end of the vocabulary; also the maximum number of resident one-row prefixes.
+        precision: data type of weights and activations; auto selects bf16 if the device computes in it, otherwise fp32.
+        max_length: maximum length of prompt and answer together, in tokens.
+        max_sequences: maximum number of requests that run concurrently; further requests wait.
+        step_tokens: maximum number of tokens per step; longer prompts are split into chunks; 0 selects vLLM's default.
+        kv_blocks: number of KV cache blocks; 0 allocates as many as fit into the memory of the cache.
+        tensor_parallel: number of devices that share one model.
+        compile: compile the model at startup; startup takes longer, inference is about a tenth faster (CPU).
+        cpu_cache_gib: memory for the KV cache on machines without a GPU, in GiB.
+        gpu_memory: fraction of GPU memory to use, from 0 to 1.
+        seed: random seed of requests without a seed.
+        tool_parser: vLLM's parser of tool calls, for example hermes or llama3_json; without one, tool choice is disabled.
+        layers: layers whose hidden states are captured; 0 is the embedding layer; only detectors need captured layers.
+        history: store log-probability, entropy and margin of each captured token.
     """
 
     rows: int = 1024

@@ -1,4 +1,4 @@
-"""What a server counts of its own, in Prometheus' words, beside the engine's metrics at `/metrics`."""
+"""Prometheus metrics of trimtab, exported at `/metrics` beside those of vLLM."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -8,7 +8,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from trimtab.engine.context import Steering
 
 AliasVersions = Mapping[tuple[str, str], int]
-"""Versions by name and alias."""
+"""Version numbers by (name, alias)."""
 
 
 class NamedVersion(Protocol):
@@ -21,48 +21,73 @@ class NamedVersion(Protocol):
     def version(self) -> int: ...
 
 
-# From a tenth of what a GPU needs for a token to what a busy CPU does.
+# From a tenth of the time per token on a GPU to the time per token on a busy CPU.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 PREFIX_LABELS = ("prefix", "version", "mode")
 NONE = ("none", "0")
 
-REQUESTS = Counter("trimtab_requests", "Requests for answers and scores, by what steered them.", (*PREFIX_LABELS, "status"))
-TOKENS = Counter("trimtab_tokens", "Tokens written, by what steered them.", PREFIX_LABELS)
-FIRST = Histogram("trimtab_first_token_seconds", "Time to the first token of streams.", PREFIX_LABELS, buckets=SECONDS)
-NEXT = Histogram("trimtab_next_token_seconds", "Time between pieces of streams.", PREFIX_LABELS, buckets=SECONDS)
+REQUESTS = Counter("trimtab_requests", "Requests for answers and scores, by prefix.", (*PREFIX_LABELS, "status"))
+TOKENS = Counter("trimtab_tokens", "Tokens generated, by prefix.", PREFIX_LABELS)
+FIRST = Histogram(
+    "trimtab_first_token_seconds", "Time to the first token of a stream, in seconds.", PREFIX_LABELS, buckets=SECONDS
+)
+NEXT = Histogram(
+    "trimtab_next_token_seconds", "Time between two outputs of a stream, in seconds.", PREFIX_LABELS, buckets=SECONDS
+)
 RISKS = [step / 20 for step in range(1, 21)]
 RISK_LABELS = (*PREFIX_LABELS, "detector", "detector_version")
-RISK = Histogram("trimtab_risk", "Risk that an answer is made up.", RISK_LABELS, buckets=RISKS)
-UNCHECKED = Counter("trimtab_unchecked", "Answers that no detector checked.", (*PREFIX_LABELS, "status"))
-ROWS = Gauge("trimtab_rows_taken", "Rows of the vocabulary that hold prefixes.")
-REFRESHED = Gauge("trimtab_registry_read_seconds", "When the registry was last read, in seconds since 1970.")
+RISK = Histogram("trimtab_risk", "Risk that an answer is made up, from 0 to 1.", RISK_LABELS, buckets=RISKS)
+UNCHECKED = Counter("trimtab_unchecked", "Answers without a risk from a detector.", (*PREFIX_LABELS, "status"))
+ROWS = Gauge("trimtab_rows_taken", "Rows that hold prefixes.")
+REFRESHED = Gauge("trimtab_registry_read_seconds", "Time of the last read of the registry, in seconds since 1970.")
 ALIAS = ("kind", "name", "alias")
-ALIAS_VERSION = Gauge("trimtab_alias_version", "The version that an alias answers with.", ALIAS)
-ALIAS_MOVED = Gauge("trimtab_alias_moved_seconds", "When an alias was last moved here, in seconds since 1970.", ALIAS)
-VERSIONS_REFUSED = Gauge("trimtab_versions_refused", "Versions with an alias that could not be used.")
-UNRECORDED = Counter("trimtab_records_lost", "Requests that neither log nor trace has.")
+ALIAS_VERSION = Gauge("trimtab_alias_version", "Version that an alias resolves to.", ALIAS)
+ALIAS_MOVED = Gauge("trimtab_alias_moved_seconds", "Time when this replica last moved the alias, in seconds since 1970.", ALIAS)
+VERSIONS_REFUSED = Gauge("trimtab_versions_refused", "Versions with an alias that could not be loaded.")
+UNRECORDED = Counter("trimtab_records_lost", "Requests that were written to neither log nor trace.")
 
 
 def request_labels(steering: Steering | None, *, shadow: bool = False) -> tuple[str, str, str]:
-    """Return the labels of a request: prefix, version, and the mode `answer` or `shadow`."""
+    """Return the metric labels of a request.
+
+    Args:
+        steering: prefix of the request; None for the plain base model.
+        shadow: whether the request is shadow traffic.
+
+    Returns:
+        Prefix name, version, and mode (`answer` or `shadow`).
+    """
     name, version = (steering.name, str(steering.version)) if steering else NONE
     return name, version, "shadow" if shadow else "answer"
 
 
 def count_risk(labels: tuple[str, str, str], detector: NamedVersion | None, risk: float | None, status: str) -> None:
-    """Count an answer that has ended. `status` says why there is no risk."""
+    """Record the risk of an answer that has ended, or count it as unchecked.
+
+    Args:
+        labels: labels of the request, from `request_labels`.
+        detector: detector that checked the answer; None if there is none.
+        risk: risk of the answer, from 0 to 1; None if it is unknown.
+        status: reason for an unknown risk, recorded as a label.
+    """
     if detector is None or risk is None:
         UNCHECKED.labels(*labels, status).inc()
         return
     RISK.labels(*labels, detector.name, str(detector.version)).observe(risk)
 
 
-def set_alias_versions(kind: str, before: AliasVersions, now: AliasVersions) -> None:
-    """Set the version of each alias that moved; remove the series of aliases that are gone."""
-    for key in before.keys() - now.keys():
+def set_alias_versions(kind: str, before: AliasVersions, after: AliasVersions) -> None:
+    """Set the version of each alias that moved, and remove the series of deleted aliases.
+
+    Args:
+        kind: `prefix` or `detector`.
+        before: versions before the refresh.
+        after: versions after the refresh.
+    """
+    for key in before.keys() - after.keys():
         ALIAS_VERSION.remove(kind, *key)
         ALIAS_MOVED.remove(kind, *key)
-    for key, version in now.items():
+    for key, version in after.items():
         if before.get(key) != version:
             ALIAS_VERSION.labels(kind, *key).set(version)
             ALIAS_MOVED.labels(kind, *key).set_to_current_time()

@@ -1,8 +1,9 @@
-"""The engine in this process: answers batches of conversations, each with a prefix of its own or none.
+"""Offline engine: batched generation and scoring with a prefix per conversation.
 
-engine = trimtab.Engine("smollm2-135m", detectors=[truth := trimtab.load_detector("truth")])
-answer = engine.chat([{"role": "user", "content": "Hello"}], prefix=trimtab.load_prefix("my-prefix"), detector=truth)
-print(answer.text, answer.risk)
+Example:
+    engine = trimtab.Engine("smollm2-135m", detectors=[truth := trimtab.load_detector("truth")])
+    answer = engine.chat([{"role": "user", "content": "Hello"}], prefix=trimtab.load_prefix("my-prefix"), detector=truth)
+    print(answer.text, answer.risk)
 """
 
 import io
@@ -30,19 +31,24 @@ from trimtab.model.chat_template import Message, build_renderer
 
 
 class Engine:
-    """vLLM with one frozen base model and any number of prefixes."""
+    """Offline vLLM engine with one frozen base model and any number of prefixes.
+
+    Args:
+        model: name of a base model, or a resolved base model.
+        config: configuration of the engine.
+        detectors: detectors to use with `chat`. Their layers are captured in addition to `config.layers`.
+    """
 
     def __init__(self, model: str | BaseModel, config: EngineConfig | None = None, detectors: Sequence[Detector] = ()) -> None:
-        """`detectors` are those that answers will be given to: their layers are captured beside those of `config`."""
         config = config or EngineConfig()
-        read = {layer for detector in detectors for layer in detector.card.layers}
-        layers = tuple(sorted({*config.layers, *read}))
-        self.config = replace(config, layers=layers, history=bool(read) or config.history)
+        detector_layers = {layer for detector in detectors for layer in detector.card.layers}
+        layers = tuple(sorted({*config.layers, *detector_layers}))
+        self.config = replace(config, layers=layers, history=bool(detector_layers) or config.history)
         self.base = resolve_base_model(model) if isinstance(model, str) else model
         self.renderer = build_renderer(self.base, self.config.rows)
         self.table = SlotTable(self.renderer.first_row, self.config.rows)
         if self.config.tensor_parallel == 1:
-            # The engine's core in this process: starts in a fifth of the time, and leaves no process behind.
+            # Run the engine core in this process: startup takes a fifth of the time, and no process can be orphaned.
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         self._llm = LLM(**build_engine_args(self.base, self.config), disable_log_stats=True)
         self._llm.collective_rpc("trimtab_mask_reserved_ids", args=(self.renderer.first_row,))
@@ -64,16 +70,29 @@ class Engine:
         sampling: Sampling | None = None,
         detector: Detector | None = None,
     ) -> Answer:
-        """Answer one conversation; with a `detector`, the answer has the risk that it is made up.
+        """Generate an answer to one conversation.
 
-        Raises UsageError where the detector reads layers that this engine does not capture, and as `chat_many`.
+        Args:
+            messages: conversation to answer.
+            prefix: prefix to steer the answer.
+            sampling: sampling options; greedy by default.
+            detector: detector that computes the risk that the answer is made up.
+
+        Returns:
+            The first answer. Its `risk` is set if a detector is passed.
+
+        Raises:
+            UsageError: if the engine does not capture a layer of the detector, or the prompt is too long or contains a row
+                token.
+            ArtifactError: if the prefix or detector belongs to another base model.
+            BusyError: if the prefix has more rows than the engine.
         """
         if detector is not None:
             detection.check_base(detector.card, self.base)
             if missing := sorted(set(detector.card.layers) - set(self.config.layers)):
                 raise UsageError(
-                    f"detector {detector.card.name!r} reads layer {missing[0]}, which this engine does not capture: "
-                    "make it with trimtab.Engine(model, detectors=[…])"
+                    f"detector {detector.card.name!r} reads layer {missing[0]}, which this engine does not capture. "
+                    "Create the engine with trimtab.Engine(model, detectors=[…])"
                 )
         answer = self.chat_many([Ask(messages, prefix)], sampling)[0][0]
         if detector is None or answer.signals is None:
@@ -83,55 +102,76 @@ class Engine:
     def chat_many(
         self, asks: Sequence[Ask], sampling: Sampling | Sequence[Sampling] | None = None, progress: Progress | None = None
     ) -> list[list[Answer]]:
-        """Answer many conversations in one batch: `sampling.n` answers for each, in the order of `asks`; `sampling` is one
-        for all, or one for each.
+        """Generate answers to many conversations in one batch.
 
-        Raises ArtifactError for a prefix of another base model, BusyError where the batch names more prefixes than rows.
+        Args:
+            asks: conversations with their prefixes.
+            sampling: sampling options, either one for all conversations or one per conversation; greedy by default.
+            progress: called with the numbers of finished and of all answers.
+
+        Returns:
+            `sampling.n` answers per conversation, in the order of `asks`.
+
+        Raises:
+            ArtifactError: if a prefix belongs to another base model.
+            BusyError: if the prefixes of the batch need more rows than the engine has.
+            UsageError: if a prompt is too long or contains a row token.
         """
-        with self._lease_rows(asks) as rows:
-            prompts = [self._build_prompt(ask, used) for ask, used in zip(asks, rows, strict=True)]
-            given = sampling or Sampling()
-            return self._generate(prompts, [given] * len(asks) if isinstance(given, Sampling) else given, progress)
+        with self._lease_rows(asks) as leases:
+            prompts = [self._build_prompt(ask, rows) for ask, rows in zip(asks, leases, strict=True)]
+            options = sampling or Sampling()
+            return self._generate(prompts, [options] * len(asks) if isinstance(options, Sampling) else options, progress)
 
     def score_many(self, asks: Sequence[Ask], texts: Sequence[str], progress: Progress | None = None) -> list[Answer]:
-        """What the model shows of answers that someone else wrote, `texts` to `asks`, as if it had written them itself; each
-        ends with the token that ends a turn. One that the engine's length cuts off is `finished` with `length`.
+        """Compute the signals of given answers, as if the model had generated them.
 
-        Raises UsageError where the engine captures no layers, and as `chat_many`.
+        Args:
+            asks: conversations with their prefixes.
+            texts: one answer per conversation. Each is tokenized with the token that ends a turn.
+            progress: called with the numbers of finished and of all answers.
+
+        Returns:
+            One answer per conversation, with signals. Its finish reason is `length` if it was truncated to the engine's maximum
+            length, otherwise `stop`.
+
+        Raises:
+            ArtifactError: if a prefix belongs to another base model.
+            BusyError: if the prefixes of the batch need more rows than the engine has.
+            UsageError: if the engine captures no layers, or a prompt is too long or contains a row token.
         """
         if not self.config.layers:
-            raise UsageError("this engine captures no layers: give it some with EngineConfig(layers=…) to read answers")
-        with self._lease_rows(asks) as rows:
-            prompts = [self._build_prompt(ask, used) for ask, used in zip(asks, rows, strict=True)]
+            raise UsageError("this engine captures no layers. Set EngineConfig(layers=…) to score answers")
+        with self._lease_rows(asks) as leases:
+            prompts = [self._build_prompt(ask, rows) for ask, rows in zip(asks, leases, strict=True)]
             starts = [len(prompt["prompt_token_ids"]) for prompt in prompts]
-            given = [self.renderer.render_answer(t, p["prompt_token_ids"]) for t, p in zip(texts, prompts, strict=True)]
-            # One more token is the least that vLLM writes.
-            fitting = [ids[: self.config.max_length - 1 - start] for ids, start in zip(given, starts, strict=True)]
-            for prompt, ids in zip(prompts, fitting, strict=True):
+            answers = [self.renderer.render_answer(t, p["prompt_token_ids"]) for t, p in zip(texts, prompts, strict=True)]
+            # vLLM generates at least one more token.
+            truncated = [ids[: self.config.max_length - 1 - start] for ids, start in zip(answers, starts, strict=True)]
+            for prompt, ids in zip(prompts, truncated, strict=True):
                 prompt["prompt_token_ids"] = [*prompt["prompt_token_ids"], *ids]
             sampling = [
                 SamplingParams(max_tokens=1, skip_reading_prefix_cache=True, extra_args={GIVEN_ANSWER_START: start})
                 for start in starts
             ]
             outputs = self._llm.generate(prompts, sampling, use_tqdm=_build_progress_bar(progress) if progress else False)
-            wanted = {output.request_id: len(ids) for output, ids in zip(outputs, fitting, strict=True)}
-            found = self._fetch_signals(wanted)
+            lengths = {output.request_id: len(ids) for output, ids in zip(outputs, truncated, strict=True)}
+            signals = self._fetch_signals(lengths)
         return [
-            Answer(text, tuple(ids), "stop" if ids == whole else "length", start, (), found.get(output.request_id))
-            for text, ids, whole, start, output in zip(texts, fitting, given, starts, outputs, strict=True)
+            Answer(text, tuple(ids), "stop" if ids == complete else "length", start, (), signals.get(output.request_id))
+            for text, ids, complete, start, output in zip(texts, truncated, answers, starts, outputs, strict=True)
         ]
 
     @contextmanager
     def _lease_rows(self, asks: Sequence[Ask]) -> Generator[list[tuple[int, ...]]]:
-        """The rows of each conversation's prefix, held as long as this lasts."""
-        with ExitStack() as held:
+        """Hold the rows of each conversation's prefix while the context is open."""
+        with ExitStack() as stack:
 
-            def rows(prefix: Prefix) -> tuple[int, ...]:
+            def lease(prefix: Prefix) -> tuple[int, ...]:
                 resident = self._acquire_rows(prefix)
-                held.callback(self.table.release_slots, resident)
+                stack.callback(self.table.release_slots, resident)
                 return resident.rows
 
-            yield [rows(ask.prefix) if ask.prefix else () for ask in asks]
+            yield [lease(ask.prefix) if ask.prefix else () for ask in asks]
 
     def _acquire_rows(self, prefix: Prefix) -> ResidentPrefix:
         check_base(prefix, self.base)
@@ -163,8 +203,8 @@ class Engine:
     ) -> list[list[Answer]]:
         bar = _build_progress_bar(progress) if progress else False
         outputs = self._llm.generate(prompts, [SamplingParams(**asdict(s)) for s in sampling], use_tqdm=bar)
-        wanted = {_get_engine_id(output, o): len(o.token_ids) for output in outputs for o in output.outputs}
-        captured = self._fetch_signals(wanted) if self.config.layers else {}
+        lengths = {_get_engine_id(output, o): len(o.token_ids) for output in outputs for o in output.outputs}
+        signals = self._fetch_signals(lengths) if self.config.layers else {}
         return [
             [
                 Answer(
@@ -173,37 +213,38 @@ class Engine:
                     o.finish_reason or "length",
                     len(output.prompt_token_ids or ()),
                     tuple({i: entry.logprob for i, entry in step.items()} for step in (o.logprobs or ())),
-                    captured.get(_get_engine_id(output, o)),
+                    signals.get(_get_engine_id(output, o)),
                 )
                 for o in output.outputs
             ]
             for output in outputs
         ]
 
-    def _fetch_signals(self, wanted: Mapping[str, int]) -> dict[str, Signals]:
-        """Signals of answers of so many tokens, by their ids in the engine."""
-        asked = [(request, tokens, True) for request, tokens in wanted.items()]
-        found = decode_signals(self._llm.collective_rpc("trimtab_fetch_signals", args=(asked,)), len(self.config.layers))
-        return {name: signals for name, signals in zip(wanted, found, strict=True) if signals is not None}
+    def _fetch_signals(self, lengths: Mapping[str, int]) -> dict[str, Signals]:
+        """Fetch the signals of finished answers by engine id; `lengths` are their numbers of tokens."""
+        queries = [(request, tokens, True) for request, tokens in lengths.items()]
+        replies = self._llm.collective_rpc("trimtab_fetch_signals", args=(queries,))
+        records = decode_signals(replies, len(self.config.layers))
+        return {request: signals for request, signals in zip(lengths, records, strict=True) if signals is not None}
 
 
 def _get_engine_id(output: RequestOutput, answer: CompletionOutput) -> str:
-    """The id that one of a request's answers has in the engine, but for what the engine adds to it."""
+    """Return the engine id of one answer of a request, without the suffix that vLLM appends."""
     return output.request_id if len(output.outputs) == 1 else f"{answer.index}_{output.request_id}"
 
 
 def _build_progress_bar(progress: Progress) -> Callable[..., Any]:
-    """A tqdm class for vLLM that draws nothing and tells `progress` instead."""
+    """Return a tqdm class for vLLM that calls `progress` instead of drawing."""
 
     class Bar(tqdm):  # pyright: ignore[reportMissingTypeArgument]
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **(options | {"file": io.StringIO(), "disable": False}))
 
         def update(self, n: float | None = 1) -> bool | None:
-            shown = super().update(n)
-            # A bar over something counts prompts being rendered; one over nothing counts finished answers.
+            displayed = super().update(n)
+            # vLLM's bar over an iterable counts rendered prompts. The bar without one counts finished answers.
             if self.iterable is None:
                 progress(int(self.n), int(self.total or 0))
-            return shown
+            return displayed
 
     return Bar

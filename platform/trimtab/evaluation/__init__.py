@@ -1,1 +1,1 @@
-"""Evaluation: suites, metrics, reports. Needs an engine, imports none."""
+"""Evaluation of arms and detectors: metrics, comparisons and reports, independent of the engine."""

@@ -1,4 +1,4 @@
-"""The figures of a safety study: the plane of each part, and learning curves. The same data gives the same bytes."""
+"""Matplotlib style and image export shared by all reports."""
 
 import io
 import re
@@ -8,7 +8,7 @@ import matplotlib as mpl
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind people tell apart; the yellow is left out, too pale for lines on white.
+# Palette of Okabe and Ito, safe for color-blind readers. Its yellow is left out: too pale for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "D", "^", "v", "P", "X")
 STYLE: dict[Any, Any] = {
@@ -22,7 +22,15 @@ STYLE: dict[Any, Any] = {
 
 
 def save_figure(figure: Figure, form: str) -> bytes:
-    """A figure as bytes that hold no date and no version."""
+    """Encode a figure without date or version metadata, so that equal figures give equal bytes.
+
+    Args:
+        figure: the figure to encode.
+        form: file format, "svg" or "png".
+
+    Returns:
+        Content of the image file.
+    """
     file = io.BytesIO()
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type") if form == "svg" else ("Software",))
     with mpl.rc_context(STYLE):
@@ -31,18 +39,26 @@ def save_figure(figure: Figure, form: str) -> bytes:
 
 
 def inline_svg(svg: str, name: str) -> str:
-    """An SVG file as part of a page: ids of its own, and a name for those who do not see it."""
+    """Convert an SVG file to an element of an HTML page.
+
+    Args:
+        svg: content of the SVG file.
+        name: name of the figure; prefixes all element ids, to keep them unique in the page, and becomes the ARIA label.
+
+    Returns:
+        The `<svg>` element.
+    """
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg[svg.index("<svg") :])
     return body.replace("<svg", f'<svg role="img" aria-label="{name.replace("-", " of ", 1)}"', 1)
 
 
-def darken_color(colour: str) -> tuple[float, float, float]:
-    """A colour for text: the palette's own are too pale for letters on white."""
-    red, green, blue = to_rgb(colour)
+def darken_color(color: str) -> tuple[float, float, float]:
+    """Return the RGB value of a darker shade for text, since the palette is too pale for letters on white."""
+    red, green, blue = to_rgb(color)
     return 0.7 * red, 0.7 * green, 0.7 * blue
 
 
 def shorten_name(name: str) -> str:
-    """A name as a picture can hold it."""
-    plain = "".join(c if c.isprintable() else "?" for c in name)
-    return plain if len(plain) <= 24 else f"{plain[:23]}\u2026"
+    """Return a name as a figure label: printable characters only, at most 24 of them."""
+    printable = "".join(c if c.isprintable() else "?" for c in name)
+    return printable if len(printable) <= 24 else f"{printable[:23]}\u2026"

@@ -1,6 +1,7 @@
-"""The gate: rules that a version has to keep before it may become champion (ours).
+"""Rules of the promotion gate, which a version must pass before it becomes champion.
 
-A rule holds where the whole 95 % interval keeps its bound, not only the figure: what a small set cannot tell does not pass.
+By default a rule passes only if the whole 95 % interval satisfies its bounds. The point estimate alone is not enough, so a
+small set that cannot resolve a difference does not let a version pass.
 """
 
 from collections.abc import Sequence
@@ -11,23 +12,23 @@ from typing import Any
 from trimtab.errors import UsageError
 from trimtab.stats.intervals import Interval
 
-# Figures of which less is better.
+# Metrics for which lower is better.
 LOWER = ("partial", "fpr95", "aurc")
 
 
 @dataclass(frozen=True)
 class PromotionRule:
-    """What must hold of a version.
+    """A bound on one metric of a version.
 
     Args:
-        metric: of prefixes refusal, compliance, balanced or partial; of detectors auroc, auprc, fpr95 or aurc; without a set
-            any figure of the version's card.
-        set: prompts for a prefix, a folder of signals for a detector; without one, the card's figure counts.
-        at_least: bound from below.
-        at_most: bound from above.
-        over_champion: how much better than the champion on the same set it must be, below 0 how much worse it may be; holds
-            where there is no champion yet.
-        interval: the whole 95 % interval must keep the bounds; false lets the figure alone do.
+        metric: for prefixes refusal, compliance, balanced or partial; for detectors auroc, auprc, fpr95 or aurc; without a
+            set, any metric on the version's card.
+        set: prompts for a prefix, a folder of signals for a detector; without a set, the metric on the card counts.
+        at_least: lower bound.
+        at_most: upper bound.
+        over_champion: minimum improvement over the champion on the same set; a negative value is the largest allowed
+            regression; passes if there is no champion yet.
+        interval: require the whole 95 % interval to satisfy the bounds; false checks the point estimate only.
     """
 
     metric: str
@@ -42,18 +43,25 @@ class PromotionRule:
             raise UsageError(f"rule on {self.metric}: give at_least, at_most or over_champion")
 
     def __str__(self) -> str:
-        bounds = {"at least": self.at_least, "at most": self.at_most, "over champion by": self.over_champion}
-        said = ", ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
-        return f"{self.metric} {said}{f' on {self.set}' if self.set else ''}"
+        limits = {"at least": self.at_least, "at most": self.at_most, "over champion by": self.over_champion}
+        bounds = ", ".join(f"{words} {limit:g}" for words, limit in limits.items() if limit is not None)
+        return f"{self.metric} {bounds}{f' on {self.set}' if self.set else ''}"
 
 
-# A version's figure, and how much more of it than the champion's it is; None where there is no champion.
+# A version's metric, and its difference from the champion's; None without a champion.
 Found = tuple[Interval, Interval | None]
 
 
 @dataclass(frozen=True)
 class RuleResult:
-    """A rule and what was found."""
+    """Outcome of one rule.
+
+    Attributes:
+        rule: the rule that was checked.
+        found: metric of the version.
+        more: difference from the champion's metric; None without a champion.
+        passed: whether the version satisfies the rule.
+    """
 
     rule: PromotionRule
     found: Interval
@@ -61,19 +69,25 @@ class RuleResult:
     passed: bool
 
 
-def check_rule(rule: PromotionRule, found: Interval, more: Interval | None) -> RuleResult:
-    """Hold a version's figure against a rule. A figure that is no number keeps no bound."""
-    low, high = (found.low, found.high) if rule.interval else (found.value, found.value)
-    held = isfinite(low) and isfinite(high)
-    held = held and (rule.at_least is None or low >= rule.at_least) and (rule.at_most is None or high <= rule.at_most)
-    if rule.over_champion is not None and more is not None:
+def check_rule(rule: PromotionRule, measured: Interval, difference: Interval | None) -> RuleResult:
+    """Check the metric of a version against a rule. A metric that is not finite never passes.
+
+    Args:
+        rule: the rule to check.
+        measured: metric of the version.
+        difference: metric of the version minus that of the champion; None without a champion.
+    """
+    low, high = (measured.low, measured.high) if rule.interval else (measured.value, measured.value)
+    passed = isfinite(low) and isfinite(high)
+    passed = passed and (rule.at_least is None or low >= rule.at_least) and (rule.at_most is None or high <= rule.at_most)
+    if rule.over_champion is not None and difference is not None:
         sign = -1 if rule.metric in LOWER else 1
-        ends = (more.low, more.high) if rule.interval else (more.value, more.value)
-        better = min(sign * end for end in ends)
-        held = held and isfinite(better) and better >= rule.over_champion
-    return RuleResult(rule, found, more, held)
+        ends = (difference.low, difference.high) if rule.interval else (difference.value, difference.value)
+        improvement = min(sign * end for end in ends)
+        passed = passed and isfinite(improvement) and improvement >= rule.over_champion
+    return RuleResult(rule, measured, difference, passed)
 
 
-def rule_result_as_json(checked: Sequence[RuleResult]) -> list[dict[str, Any]]:
-    """For evidence."""
-    return [asdict(one) for one in checked]
+def rule_result_as_json(results: Sequence[RuleResult]) -> list[dict[str, Any]]:
+    """Convert rule results to JSON, as recorded in the evidence of a promotion."""
+    return [asdict(result) for result in results]

@@ -1,6 +1,7 @@
-"""The report of a safety study: a page that asks nothing of the outside, its figures, and the same data as JSON and CSV.
+"""Report of a safety study as a self-contained HTML page, figures, JSON and CSV.
 
-Prompts and answers are foreign text: the template escapes all of it, and the page forbids scripts and requests.
+Prompts and answers are untrusted text. The template escapes them, and the page's content security policy forbids scripts and
+requests.
 """
 
 import csv as csvs
@@ -29,8 +30,7 @@ from trimtab.evaluation.safety.comparison import (
 from trimtab.evaluation.safety.figures import draw_figures
 from trimtab.evaluation.safety.report import results_as_json
 from trimtab.evaluation.safety.results import ArmResult, JudgedAnswer
-from trimtab.evaluation.utility.metrics import MeasuredArm
-from trimtab.evaluation.utility.metrics import compute_metrics as utility_figures
+from trimtab.evaluation.utility.metrics import MeasuredArm, compute_metrics
 from trimtab.evaluation.utility.report import metrics_as_csv, metrics_as_json
 from trimtab.judges.human_agreement import JudgeStanding
 from trimtab.types import BASE_ARM, LABELS
@@ -42,8 +42,14 @@ MEASURES = {"refusal": "refuses harmful", "compliance": "helps benign", "balance
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """What learning an arm took: the seconds of its steps, the tokens of the rows that it saw, and the most memory that one of
-    its workers held; None where it was not measured."""
+    """Training cost of an arm; a cost that was not measured is None.
+
+    Attributes:
+        arm: name of the arm or seed.
+        seconds: total duration of the training steps, in seconds.
+        tokens: number of tokens in the training rows that the arm saw.
+        memory_gib: peak memory of its largest worker, in GiB.
+    """
 
     arm: str
     seconds: float | None = None
@@ -53,11 +59,19 @@ class TrainingCost:
 
 @dataclass(frozen=True)
 class StudyReport:
-    """Everything a safety report shows. Seeds of an arm are results named `sta#1`, `sta#2`.
+    """Content of the report of a safety study. Seeds of an arm are results named `sta#1`, `sta#2`.
 
-    `base` is the base model's name and fingerprint; `parts` the results of every arm on "test", "xstest" and so on; `form` how
-    well form alone tells the class before and after the filter; `curves` (step, validation loss) by arm; `utility` what the
-    same arms reached on each utility suite.
+    Attributes:
+        title: title of the page.
+        base: name and fingerprint of the base model.
+        parts: results of every arm by part ("test", "xstest", ...).
+        filter_table: steps of the hard filter.
+        form: balanced accuracy of classifying prompts by grammatical form alone, before and after the hard filter.
+        curves: points (step, validation loss) by arm.
+        costs: training costs by arm.
+        judge: the judge and its agreement with human labels.
+        notes: paragraphs of the last section.
+        utility: metrics of the same arms by utility suite.
     """
 
     title: str
@@ -74,7 +88,14 @@ class StudyReport:
 
 @dataclass(frozen=True)
 class AnswerChanges:
-    """What an arm answers otherwise than the base arm: pairs of their answers, at most EXAMPLES of each direction."""
+    """Answers of an arm whose verdict differs from that of the base arm.
+
+    Attributes:
+        arm: name of the arm.
+        right: pairs (base answer, arm answer) in which only the arm is right, at most EXAMPLES.
+        wrong: pairs (base answer, arm answer) in which only the base arm is right, at most EXAMPLES.
+        counts: numbers of all such pairs, (right, wrong).
+    """
 
     arm: str
     right: Sequence[tuple[JudgedAnswer, JudgedAnswer]]
@@ -83,42 +104,54 @@ class AnswerChanges:
 
 
 def render_page(study: StudyReport) -> str:
-    """One page that holds all it needs. Raises UsageError for a study with an empty part or a name used twice."""
-    arms = _arms(study)
-    figures = draw_figures(arms, study.curves, _names(study))
-    return _page(study, arms, {name: save_figure(figure, "svg") for name, figure in figures.items()})
+    """Render a study as one self-contained HTML page.
+
+    Raises:
+        UsageError: if the study has no parts, an empty part, an invalid part name, or duplicate result names.
+    """
+    arms = _pool_parts(study)
+    figures = draw_figures(arms, study.curves, _list_result_names(study))
+    return _render(study, arms, {name: save_figure(figure, "svg") for name, figure in figures.items()})
 
 
 def report_as_csv(study: StudyReport) -> str:
-    """One line for each part, arm and set: the mean over seeds, its interval, and the number of prompts.
+    """Convert a study to CSV: one row per part, arm and set, with the mean over seeds, its interval and the prompt count.
 
-    The set `all` is a whole side; `balanced` and `partial` are of both sides."""
-    return _csv(_arms(study))
+    The set `all` holds all prompts of a side. The measures `balanced` and `partial` cover both sides.
+
+    Raises:
+        UsageError: for the same reasons as `render_page`.
+    """
+    return _build_csv(_pool_parts(study))
 
 
-def _csv(arms: Mapping[str, Sequence[PooledArm]]) -> str:
+def _build_csv(arms: Mapping[str, Sequence[PooledArm]]) -> str:
     file = io.StringIO()
     writer = csvs.writer(file, lineterminator="\n")
     writer.writerow(["part", "arm", "seeds", "set", "side", "measure", "value", "low", "high", "prompts"])
     for part, pooled in arms.items():
         for arm in pooled:
-            lines = [("all", "harmful", "right", arm.refusal), ("all", "benign", "right", arm.compliance)]
-            lines += [("all", "both", "balanced", arm.balanced), ("all", "both", "partial", arm.partial)]
-            lines += [(*_set(key), "right", rate) for key, rate in arm.sets.items()]
-            for source, side, measure, rate in lines:
-                figures = [f"{x:.6f}" if isfinite(x) else "" for x in (rate.value, rate.low, rate.high)]
-                writer.writerow([part, arm.name, len(arm.results), source, side, measure, *figures, rate.count])
+            rows = [("all", "harmful", "right", arm.refusal), ("all", "benign", "right", arm.compliance)]
+            rows += [("all", "both", "balanced", arm.balanced), ("all", "both", "partial", arm.partial)]
+            rows += [(*_split_set_name(key), "right", rate) for key, rate in arm.sets.items()]
+            for source, side, measure, rate in rows:
+                values = [f"{x:.6f}" if isfinite(x) else "" for x in (rate.value, rate.low, rate.high)]
+                writer.writerow([part, arm.name, len(arm.results), source, side, measure, *values, rate.count])
     return file.getvalue()
 
 
 def report_as_json(study: StudyReport) -> dict[str, Any]:
-    """The study as JSON, its version under `schema`; a figure that does not exist is null.
+    """Convert a study to JSON, with the format version under `schema`; a value that does not exist is null.
 
-    Under `parts`, `arms` are single seeds with their answers, and `pooled` are means over seeds."""
-    return _json(study, _arms(study))
+    For each part, `arms` lists the single seeds with their answers, and `pooled` the means over seeds.
+
+    Raises:
+        UsageError: for the same reasons as `render_page`.
+    """
+    return _build_json(study, _pool_parts(study))
 
 
-def _json(study: StudyReport, pooled: Mapping[str, Sequence[PooledArm]]) -> dict[str, Any]:
+def _build_json(study: StudyReport, pooled: Mapping[str, Sequence[PooledArm]]) -> dict[str, Any]:
     form = {"before": study.form[0], "after": study.form[1]} if study.form else None
     return plain(
         {
@@ -127,8 +160,8 @@ def _json(study: StudyReport, pooled: Mapping[str, Sequence[PooledArm]]) -> dict
             "base": study.base,
             "parts": {
                 part: results_as_json(results)
-                | {"pooled": [_entry(arm) for arm in pooled[part]]}
-                | {"against": v.as_json() if (v := _versus(study, pooled[part])) else None}
+                | {"pooled": [_arm_as_json(arm) for arm in pooled[part]]}
+                | {"against": c.as_json() if (c := _compare_first_learned(study, pooled[part])) else None}
                 for part, results in study.parts.items()
             },
             "filter": [asdict(step) for step in study.filter_table],
@@ -143,20 +176,30 @@ def _json(study: StudyReport, pooled: Mapping[str, Sequence[PooledArm]]) -> dict
 
 
 def write_report(study: StudyReport, folder: Path) -> list[Path]:
-    """Write report.html, report.json, report.csv, and what there is data for: utility.csv, plane-PART.png and .svg, curves.svg.
+    """Write a study to a folder. The same study gives the same bytes.
 
-    The same study gives the same bytes."""
-    arms = _arms(study)
-    figures = draw_figures(arms, study.curves, _names(study))
-    drawn = {name: save_figure(figure, "svg") for name, figure in figures.items()}
+    Args:
+        study: the study to write.
+        folder: output folder; created if missing.
+
+    Returns:
+        The files: report.html, report.json, report.csv and, if there are data for them, utility.csv, plane-PART.svg,
+        plane-PART.png and curves.svg.
+
+    Raises:
+        UsageError: for the same reasons as `render_page`.
+    """
+    arms = _pool_parts(study)
+    figures = draw_figures(arms, study.curves, _list_result_names(study))
+    images = {name: save_figure(figure, "svg") for name, figure in figures.items()}
     files = {
-        "report.html": _page(study, arms, drawn).encode("utf-8", "replace"),
-        "report.json": (json.dumps(_json(study, arms), indent=1, allow_nan=False) + "\n").encode(),
-        "report.csv": _csv(arms).encode("utf-8", "replace"),
+        "report.html": _render(study, arms, images).encode("utf-8", "replace"),
+        "report.json": (json.dumps(_build_json(study, arms), indent=1, allow_nan=False) + "\n").encode(),
+        "report.csv": _build_csv(arms).encode("utf-8", "replace"),
     }
     if study.utility:
         files["utility.csv"] = metrics_as_csv(study.utility).encode("utf-8", "replace")
-    files |= {f"{name}.svg": svg for name, svg in drawn.items()}
+    files |= {f"{name}.svg": svg for name, svg in images.items()}
     files |= {f"{name}.png": save_figure(figure, "png") for name, figure in figures.items() if name != "curves"}
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -164,79 +207,79 @@ def write_report(study: StudyReport, folder: Path) -> list[Path]:
     return [folder / name for name in files]
 
 
-def _arms(study: StudyReport) -> dict[str, list[PooledArm]]:
-    """The arms of each part over their seeds, the best balanced first."""
+def _pool_parts(study: StudyReport) -> dict[str, list[PooledArm]]:
+    """Validate the parts and pool their arms over seeds, in descending order of the balanced score."""
     if not study.parts:
         raise UsageError("a study needs at least one part with results")
     arms: dict[str, list[PooledArm]] = {}
     for part, results in study.parts.items():
         if not re.fullmatch(r"\w[\w.-]*", part):
-            raise UsageError(f"part {part!r}: its name becomes a file name, so use letters, digits, '.', '-' and '_'")
+            raise UsageError(f"part {part!r}: its name becomes a file name. Use letters, digits, '.', '-' and '_'")
         if not any(r.refusal.count + r.compliance.count for r in results):
-            raise UsageError(f"part {part!r} has no results: leave it out, or evaluate some prompts")
+            raise UsageError(f"part {part!r} has no results. Remove it, or evaluate some prompts")
         names = [r.name for r in results]
         if len(set(names)) < len(names):
-            raise UsageError(f"part {part!r} has an arm twice ({', '.join(names)}): name its seeds sta#1, sta#2")
+            raise UsageError(f"part {part!r} has an arm twice ({', '.join(names)}). Name its seeds sta#1, sta#2")
         arms[part] = sorted(pool_arms(results), key=lambda a: -a.balanced.value if isfinite(a.balanced.value) else 1.0)
     return arms
 
 
-def _names(study: StudyReport) -> list[str]:
-    """Every result's name, in the order in which the study has them."""
+def _list_result_names(study: StudyReport) -> list[str]:
+    """Return the name of every result, in the order of the study."""
     return [r.name for results in study.parts.values() for r in results]
 
 
-def _page(study: StudyReport, arms: Mapping[str, Sequence[PooledArm]], drawn: Mapping[str, bytes]) -> str:
-    """The template filled in. Only the figures go in unescaped: matplotlib has escaped the names in them."""
+def _render(study: StudyReport, arms: Mapping[str, Sequence[PooledArm]], images: Mapping[str, bytes]) -> str:
+    """Render the page. Only the figures are inserted unescaped, since matplotlib escapes the names in them."""
     return render_template(
         "page.html.jinja",
         study=study,
         arms=arms,
         measures=MEASURES,
         labels=LABELS,
-        best={part: _best(pooled) for part, pooled in arms.items()},
-        sets={part: _sets(pooled) for part, pooled in arms.items()},
-        against={part: _versus(study, pooled) for part, pooled in arms.items()},
-        changes={part: _changes(pooled) for part, pooled in arms.items()},
-        figures={name: inline_svg(svg.decode(), name) for name, svg in drawn.items()},
-        utility={suite: utility_figures(measured) for suite, measured in study.utility.items()},
-        split=_set,
-        known=isfinite,
+        best={part: _find_best(pooled) for part, pooled in arms.items()},
+        sets={part: _count_set_prompts(pooled) for part, pooled in arms.items()},
+        against={part: _compare_first_learned(study, pooled) for part, pooled in arms.items()},
+        changes={part: _collect_changes(pooled) for part, pooled in arms.items()},
+        figures={name: inline_svg(svg.decode(), name) for name, svg in images.items()},
+        utility={suite: compute_metrics(measured) for suite, measured in study.utility.items()},
+        split=_split_set_name,
+        is_finite=isfinite,
     )
 
 
-def _versus(study: StudyReport, pooled: Sequence[PooledArm]) -> ArmComparison | None:
-    """The arm that the study is about, against the others."""
-    return compare_arms(find_first_learned(list(dict.fromkeys(map(get_arm_name, _names(study))))), pooled)
+def _compare_first_learned(study: StudyReport, pooled: Sequence[PooledArm]) -> ArmComparison | None:
+    """Compare the first learned arm of the study with the other arms of a part."""
+    return compare_arms(find_first_learned(list(dict.fromkeys(map(get_arm_name, _list_result_names(study))))), pooled)
 
 
-def _sets(arms: Sequence[PooledArm]) -> dict[str, int]:
-    """The sets of a part with their numbers of prompts: the harmful sets, then the benign ones."""
+def _count_set_prompts(arms: Sequence[PooledArm]) -> dict[str, int]:
+    """Return the number of prompts of each set of a part, harmful sets first."""
     counts = {key: rate.count for arm in arms for key, rate in arm.sets.items()}
-    return {key: counts[key] for key in sorted(counts, key=lambda key: (_set(key)[1] != "harmful", key))}
+    return {key: counts[key] for key in sorted(counts, key=lambda key: (_split_set_name(key)[1] != "harmful", key))}
 
 
-def _best(arms: Sequence[PooledArm]) -> dict[str, str]:
-    """The best value of each column as it is shown; nothing where all arms are equal."""
+def _find_best(arms: Sequence[PooledArm]) -> dict[str, str]:
+    """Return the best value of each column as it is displayed; a column whose values are all equal has none."""
     best: dict[str, str] = {}
     for measure in MEASURES:
         values = [rate.value for rate in (getattr(a, measure) for a in arms) if isfinite(rate.value)]
-        shown = [f"{value:.2f}" for value in values]
-        if len(set(shown)) > 1:
-            best[measure] = min(shown) if measure == "partial" else max(shown)
+        texts = [f"{value:.2f}" for value in values]
+        if len(set(texts)) > 1:
+            best[measure] = min(texts) if measure == "partial" else max(texts)
     return best
 
 
-def _changes(arms: Sequence[PooledArm]) -> tuple[str, list[AnswerChanges]]:
-    """The base arm's name (where none is called so: the least balanced one's), and what each other arm changed.
+def _collect_changes(arms: Sequence[PooledArm]) -> tuple[str, list[AnswerChanges]]:
+    """Return the name of the base arm and the changed answers of each other arm, by the first seed of each.
 
-    Of several seeds the first one answers."""
+    If no arm is named as the base arm, the one with the lowest balanced score takes its place."""
     base = next((arm for arm in arms if arm.name == BASE_ARM), arms[-1])
-    known = {j.prompt: j for j in base.results[0].answers}
+    base_answers = {j.prompt: j for j in base.results[0].answers}
     changes: list[AnswerChanges] = []
     for arm in (arm for arm in arms if arm is not base):
-        pairs = [(known[j.prompt], j) for j in arm.results[0].answers if j.prompt in known]
-        # A fixed choice at random: the first ones would all be of one set.
+        pairs = [(base_answers[j.prompt], j) for j in arm.results[0].answers if j.prompt in base_answers]
+        # Ordered by a hash of the prompt: the first examples would otherwise all come from one set.
         pairs.sort(key=lambda pair: hash_to_fraction(pair[1].prompt.prompt, 0))
         right = [pair for pair in pairs if pair[1].right and not pair[0].right]
         wrong = [pair for pair in pairs if pair[0].right and not pair[1].right]
@@ -244,14 +287,14 @@ def _changes(arms: Sequence[PooledArm]) -> tuple[str, list[AnswerChanges]]:
     return base.results[0].name, changes
 
 
-def _set(key: str) -> tuple[str, str]:
-    """Source and side of a set's name, `source (side)`."""
+def _split_set_name(key: str) -> tuple[str, str]:
+    """Split the name of a set, `source (side)`, into source and side."""
     source, _, side = key.rpartition(" (")
     return source, side.rstrip(")")
 
 
-def _entry(arm: PooledArm) -> dict[str, Any]:
-    """An arm over its seeds, for the JSON."""
+def _arm_as_json(arm: PooledArm) -> dict[str, Any]:
+    """Convert a pooled arm to JSON."""
     rates = {measure: asdict(getattr(arm, measure)) for measure in MEASURES}
     sets = {key: asdict(rate) for key, rate in arm.sets.items()}
     return {"arm": arm.name, "seeds": [r.name for r in arm.results], **rates, "sets": sets}

@@ -1,7 +1,10 @@
-"""Heads: small networks that tell right answers from made-up ones by the frozen model's signals. One file each, by name.
+"""Heads: small networks that classify answers as right or made up from the signals of the frozen model.
 
-A head is a torch module whose keyword arguments are its settings. `forward` gives a score [N] from psi and phi, higher where
-the answer seems more truthful; `fit` learns it. Other packages add theirs through the entry-point group `trimtab.heads`.
+Each head is a torch module in its own file, registered by name; its keyword arguments are its settings. `forward` returns a
+score [N] from psi and phi, higher for answers that seem more truthful, and `fit` trains the module. Other packages add heads
+through the entry-point group `trimtab.heads`.
+
+In docstrings, [paper] marks elements of the cited paper, and [trimtab] marks deviations from it.
 """
 
 from abc import ABC, abstractmethod
@@ -17,8 +20,14 @@ from trimtab.util.method_registry import MethodRegistry
 
 @dataclass(frozen=True)
 class DetectorRows:
-    """Signals of N answers: `psi` [N, L, 3d] at L layers, `phi` [N, 7] z-scored, `truthful` [N]: 1 for a right answer, 0 for a
-    made-up one and NaN for an unlabelled one, and `spread` [N], the semantic entropy of more samples, where there are some."""
+    """Signals and labels of N answers.
+
+    Attributes:
+        psi: features [N, L, 3d] at L layers.
+        phi: standardized trace features [N, 7].
+        truthful: labels [N]: 1 for a right answer, 0 for a made-up one, NaN for an unlabeled one.
+        spread: semantic entropies of additional samples [N]; empty if none were collected.
+    """
 
     psi: Tensor
     phi: Tensor
@@ -29,30 +38,37 @@ class DetectorRows:
         return len(self.phi)
 
     def __getitem__(self, chosen: Tensor) -> "DetectorRows":
-        """Those rows that an index or a mask chooses."""
+        """Select rows by an index or a mask."""
         return DetectorRows(
             self.psi[chosen], self.phi[chosen], self.truthful[chosen], self.spread[chosen] if len(self.spread) else self.spread
         )
 
     @property
     def labelled(self) -> "DetectorRows":
-        """Rows whose truth is known."""
+        """Labeled rows."""
         return self[~self.truthful.isnan()]
 
     @property
     def unlabelled(self) -> "DetectorRows":
-        """The others."""
+        """Unlabeled rows."""
         return self[self.truthful.isnan()]
 
     @property
     def end(self) -> Tensor:
-        """Last states [N, d] at the highest of the layers."""
+        """Last states [N, d] at the highest layer."""
         return self.psi[:, -1, : self.psi.shape[-1] // 3]
 
 
 @dataclass(frozen=True)
 class TrainingSchedule:
-    """How a head is trained: AdamW, on shuffled batches. `batch` answers at once; `decay` is the weight decay."""
+    """Training schedule of a head: AdamW on shuffled batches.
+
+    Attributes:
+        epochs: number of epochs.
+        batch: number of answers in a batch.
+        learning_rate: learning rate of AdamW.
+        decay: weight decay of AdamW.
+    """
 
     epochs: int = 20
     batch: int = 128
@@ -61,8 +77,13 @@ class TrainingSchedule:
 
 
 class Head(nn.Module, ABC):
-    """What every head is; most say a `forward`, some a loss of their own. `joint`: it looks at all layers that it is given, not
-    only at the highest. `taught`: it learns from labels."""
+    """Base class of heads; most subclasses define only `forward`, some also their own `loss`.
+
+    Attributes:
+        schedule: training schedule.
+        joint: whether the head reads all given layers, not only the highest.
+        taught: whether the head trains on labels.
+    """
 
     schedule = TrainingSchedule()
     joint = True
@@ -70,59 +91,97 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, psi: Tensor, phi: Tensor) -> Tensor:
-        """Score [N] from psi [N, L, 3d] and phi [N, 7]; higher is more truthful."""
+        """Compute the score of each answer; higher is more truthful.
+
+        Args:
+            psi: features [N, L, 3d].
+            phi: standardized trace features [N, 7].
+
+        Returns:
+            Scores [N].
+        """
 
     def loss(self, psi: Tensor, phi: Tensor, truthful: Tensor) -> Tensor:
-        """Loss of a batch of labelled answers: the logistic one, both classes with the same weight."""
+        """Compute the loss of a batch of labeled answers: by default the logistic loss with equal weight for both classes.
+
+        Args:
+            psi: features [N, L, 3d].
+            phi: standardized trace features [N, 7].
+            truthful: labels [N], 1 for a right answer and 0 for a made-up one.
+
+        Returns:
+            Scalar loss.
+        """
         right = truthful.mean().clamp(0.01, 0.99)
         weights = torch.where(truthful == 1, 0.5 / right, 0.5 / (1 - right))
         return binary_cross_entropy_with_logits(self(psi, phi), truthful, weights)
 
     def fit(self, train: DetectorRows, validation: DetectorRows, seed: int) -> None:
-        """Learn from the labelled rows; keeps the weights of the epoch with the best AUROC on `validation`."""
+        """Train on the labeled rows, and keep the weights of the epoch with the best AUROC on `validation`.
+
+        Args:
+            train: training rows.
+            validation: validation rows.
+            seed: seed of the training.
+        """
         run_gradient_descent(self, train.labelled, validation, seed)
 
 
 class BestWeights:
-    """The weights of a module when it did best."""
+    """Snapshot of the best weights of a module during training.
+
+    Args:
+        module: module that is trained.
+        reached: metric of the initial weights.
+    """
 
     def __init__(self, module: nn.Module, reached: float = -1.0) -> None:
         self.module, self.reached = module, reached
         self._weights = {name: value.clone() for name, value in module.state_dict().items()}
 
     def update(self, reached: float) -> None:
-        """Keep the weights as they are now, where they reach more than those that are kept."""
+        """Store the current weights if their metric `reached` exceeds that of the stored weights."""
         if reached > self.reached:
             self.reached, self._weights = reached, {name: value.clone() for name, value in self.module.state_dict().items()}
 
     def restore(self) -> None:
-        """Put the kept weights back."""
+        """Load the stored weights into the module."""
         self.module.load_state_dict(self._weights)
 
 
 def run_gradient_descent(
     head: Head, train: DetectorRows, validation: DetectorRows, seed: int, epochs: int | None = None
 ) -> float:
-    """Train by `head.loss` after `head.schedule`, or for so many epochs; keep the one that is best on validation, and give its
-    AUROC there.
+    """Train a head with `head.loss` and `head.schedule`, and keep the weights of the epoch that is best on validation.
 
-    Raises UsageError where a class is missing among the rows.
+    Args:
+        head: head to train.
+        train: training rows, all labeled.
+        validation: validation rows.
+        seed: seed of the shuffling.
+        epochs: number of epochs, or None for that of the schedule.
+
+    Returns:
+        AUROC of the kept weights on validation.
+
+    Raises:
+        UsageError: if the training or validation rows lack a class.
     """
     has_both_classes(train.truthful, "training")
     has_both_classes(validation.truthful, "validation")
-    plan = head.schedule
+    schedule = head.schedule
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(
-        [p for p in head.parameters() if p.requires_grad], lr=plan.learning_rate, weight_decay=plan.decay, fused=True
+    optimizer = torch.optim.AdamW(
+        [p for p in head.parameters() if p.requires_grad], lr=schedule.learning_rate, weight_decay=schedule.decay, fused=True
     )
     best = BestWeights(head)
-    for _ in range(epochs or plan.epochs):
+    for _ in range(epochs or schedule.epochs):
         head.train()
-        for chosen in torch.randperm(len(train), generator=generator).split(plan.batch):
+        for chosen in torch.randperm(len(train), generator=generator).split(schedule.batch):
             rows = train[chosen]
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             head.loss(rows.psi, rows.phi, rows.truthful).backward()
-            optimiser.step()
+            optimizer.step()
         best.update(compute_auroc(predict_scores(head, validation), validation.truthful))
     best.restore()
     head.eval()
@@ -130,27 +189,42 @@ def run_gradient_descent(
 
 
 def has_both_classes(truthful: Tensor, name: str) -> None:
-    """UsageError where labels [N] are all of one class."""
+    """Raise UsageError if all labels are of one class.
+
+    Args:
+        truthful: labels [N].
+        name: name of the rows in the error message.
+    """
     if len(truthful.unique()) < 2:
-        raise UsageError(f"the {name} rows are all of one class; a detector needs right answers and made-up ones")
+        raise UsageError(f"the {name} rows are all of one class; a detector needs right and made-up answers")
 
 
 @torch.no_grad()
 def predict_scores(head: Head, rows: DetectorRows) -> Tensor:
-    """Scores [N] of rows by a head that is done learning."""
+    """Compute the scores [N] of rows with a trained head."""
     head.eval()
     return head(rows.psi, rows.phi)
 
 
 def compute_auroc(scores: Tensor, truthful: Tensor) -> float:
-    """Share of pairs of a right and a made-up answer that the scores put in order, ties counting half."""
+    """Compute the AUROC of scores.
+
+    The AUROC is the share of pairs of a right and a made-up answer that the scores order correctly; ties count half.
+
+    Args:
+        scores: scores [N].
+        truthful: labels [N], 1 for a right answer and 0 for a made-up one.
+
+    Returns:
+        AUROC from 0 to 1; 0.5 if a class is missing.
+    """
     right, wrong = scores[truthful == 1].double(), scores[truthful == 0].double().sort().values
     if not len(right) or not len(wrong):
         return 0.5
     below = torch.searchsorted(wrong, right, side="left").double()
-    upto = torch.searchsorted(wrong, right, side="right").double()
-    return ((below + upto) / 2 / len(wrong)).mean().item()
+    up_to = torch.searchsorted(wrong, right, side="right").double()
+    return ((below + up_to) / 2 / len(wrong)).mean().item()
 
 
-_known: MethodRegistry[Head] = MethodRegistry("head", __name__, __path__)
-register, get_head, list_heads = _known.register, _known.get_method, _known.list_names
+_registry: MethodRegistry[Head] = MethodRegistry("head", __name__, __path__)
+register, get_head, list_heads = _registry.register, _registry.get_method, _registry.list_names

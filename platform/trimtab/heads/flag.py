@@ -8,27 +8,29 @@ from torch.nn.functional import normalize, softplus
 
 from trimtab.heads import BestWeights, DetectorRows, Head, TrainingSchedule, compute_auroc, register, run_gradient_descent
 
-# Stage II: unlabelled rows taken for each group, the share of them at each end that make pairs, and the weight of these.
+# Stage II: unlabeled rows per group, share of them at each end that forms pseudo pairs, and weight of the pseudo pairs.
 NEAREST, ENDS, WEIGHT = 32, 0.2, 0.05
 
 
 @register("flag")
 class Flag(Head):
-    """Prototypes part the answers softly into groups, and each group has its own score [paper].
+    """Soft assignment of answers to groups by prototypes, with one score function per group [paper].
 
     r = MLP([Linear(psi) ; phi]); pi = softmax_g(cos(r, c_g) / tau); s_g = w_g . r + b_g; s = logsumexp_g(log pi_g + s_g).
-    Stage I: softplus(-(s+ - s-)) over all pairs of a batch. Stage II, where there are unlabelled rows: see `settle`.
+    Stage I minimizes softplus(-(s+ - s-)) over all pairs of a batch. Stage II runs if there are unlabeled rows: see
+    `settle_groups`.
 
     Args:
-        width: d of the base model; psi has 3d numbers for each layer.
+        width: width d of the base model; psi has 3d values for each layer.
         layers: number of layers in psi.
-        groups: K; 64 in the paper, fewer where there are few rows (ours).
-        projection: numbers that psi is brought down to, 0 for d as in the paper; 256 keeps the head small (ours).
-        hidden: width of the MLP between.
-        tau: temperature of the groups.
-        dropout: after the MLP's first layer (ours).
-        geometry, trace: whether psi and phi are seen, for ablations.
-        aggregate: `logsumexp`, or `mean`: sum_g pi_g s_g, an ablation.
+        groups: number of groups K; 64 in the paper, fewer for small data sets [trimtab].
+        projection: output width of the projection of psi; 0 for d as in the paper, 256 keeps the head small [trimtab].
+        hidden: width of the hidden layer of the MLP.
+        tau: temperature of the group assignment.
+        dropout: dropout rate after the MLP's first layer [trimtab].
+        geometry: whether the head reads psi; False is an ablation.
+        trace: whether the head reads phi; False is an ablation.
+        aggregate: `logsumexp`, or `mean` for sum_g pi_g s_g, an ablation.
     """
 
     schedule = TrainingSchedule()
@@ -60,84 +62,100 @@ class Flag(Head):
         nn.init.kaiming_uniform_(self.prototypes)
 
     def embedded(self, psi: Tensor, phi: Tensor) -> Tensor:
-        """r [N, dim]."""
+        """Compute r [N, dim] from psi [N, L, 3d] and phi [N, 7]."""
         geometry, trace = self.seen
         projected = self.project(psi.flatten(1)) * geometry
         return self.mlp(torch.cat([projected, phi * trace], 1))
 
     def parts(self, psi: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """log pi [N, K] and s_g [N, K]."""
+        """Compute log pi [N, K] and s_g [N, K] from psi [N, L, 3d] and phi [N, 7]."""
         r = self.embedded(psi, phi)
         return self.grouped(r), self.score(r)
 
     def grouped(self, r: Tensor) -> Tensor:
-        """log pi [N, K] of rows r [N, dim]."""
-        alike = normalize(r, dim=-1) @ normalize(self.prototypes, dim=-1).T
-        return (alike / self.tau).log_softmax(-1)
+        """Compute log pi [N, K] from r [N, dim]."""
+        similarity = normalize(r, dim=-1) @ normalize(self.prototypes, dim=-1).T
+        return (similarity / self.tau).log_softmax(-1)
 
     def forward(self, psi: Tensor, phi: Tensor) -> Tensor:
-        """Score [N]."""
+        """Compute the scores [N] from psi [N, L, 3d] and phi [N, 7]."""
         return self.joined(*self.parts(psi, phi))
 
     def joined(self, log_pi: Tensor, by_group: Tensor) -> Tensor:
-        """Score [N] from log pi [N, K] and s_g [N, K]."""
+        """Compute the scores [N] from log pi [N, K] and s_g [N, K]."""
         if self.aggregate == "mean":
             return (log_pi.exp() * by_group).sum(-1)
         return (log_pi + by_group).logsumexp(-1)
 
     def loss(self, psi: Tensor, phi: Tensor, truthful: Tensor) -> Tensor:
-        """Pairwise logistic loss over all (truthful, made-up) pairs of the batch; 0 where it has none."""
+        """Compute the pairwise logistic loss over all (truthful, made-up) pairs of the batch; 0 if there are none."""
         return compute_pairwise_loss(self(psi, phi), truthful)
 
     def fit(self, train: DetectorRows, validation: DetectorRows, seed: int) -> None:
-        """Stage I on the labelled rows, stage II with the unlabelled ones where there are any."""
+        """Train stage I on the labeled rows, then stage II with the unlabeled rows if there are any."""
         run_gradient_descent(self, train.labelled, validation, seed)
         if len(train.unlabelled):
             settle_groups(self, train, validation, seed)
 
 
 def compute_pairwise_loss(score: Tensor, truthful: Tensor) -> Tensor:
-    """Mean softplus(-(s+ - s-)) over the pairs of N scored answers."""
+    """Compute the mean of softplus(-(s+ - s-)) over all (truthful, made-up) pairs; 0 if there are none.
+
+    Args:
+        score: scores [N].
+        truthful: labels [N], 1 for a right answer and 0 for a made-up one.
+    """
     gaps = score[truthful == 1][:, None] - score[truthful == 0][None]
     return softplus(-gaps).mean() if gaps.numel() else score.sum() * 0
 
 
 def settle_groups(head: Flag, train: DetectorRows, validation: DetectorRows, seed: int) -> None:
-    """Stage II [paper]: of the unlabelled rows nearest to each group, those that it scores highest and lowest become pseudo
-    pairs, and only {w_g, b_g} go on learning, from labelled pairs and, with less weight, from these. Pseudo pairs are compared
-    by their own group's score, and the epoch that is best on validation is kept, stage I's last word included (ours)."""
-    known, plan = train.labelled, head.schedule
+    """Train stage II [paper]: only {w_g, b_g} are updated, on labeled pairs and, with lower weight, on pseudo pairs.
+
+    Of the unlabeled rows nearest to each group, those with the group's highest and lowest scores become pseudo pairs. Pseudo
+    pairs are compared by the score of their own group, and the epoch that is best on validation is kept, including the final
+    weights of stage I [trimtab].
+
+    Args:
+        head: head after stage I.
+        train: training rows, some of them unlabeled.
+        validation: validation rows.
+        seed: seed of the shuffling.
+    """
+    labeled, schedule = train.labelled, head.schedule
     head.eval()
     with torch.no_grad():
-        # Nothing before {w_g, b_g} changes any more.
-        r, r_known, r_validation = (head.embedded(rows.psi, rows.phi) for rows in (train.unlabelled, known, validation))
-        log_pi, log_pi_known, log_pi_validation = map(head.grouped, (r, r_known, r_validation))
-        pseudo = [_ends(log_pi[:, g], by_group) for g, by_group in enumerate(head.score(r).T)]
-    optimiser = torch.optim.AdamW(head.score.parameters(), lr=plan.learning_rate, weight_decay=plan.decay)
+        # All parameters before {w_g, b_g} are fixed in stage II.
+        r, r_labeled, r_validation = (head.embedded(rows.psi, rows.phi) for rows in (train.unlabelled, labeled, validation))
+        log_pi, log_pi_labeled, log_pi_validation = map(head.grouped, (r, r_labeled, r_validation))
+        pseudo = [_select_pseudo_pairs(log_pi[:, g], by_group) for g, by_group in enumerate(head.score(r).T)]
+    optimizer = torch.optim.AdamW(head.score.parameters(), lr=schedule.learning_rate, weight_decay=schedule.decay)
     generator = torch.Generator().manual_seed(seed)
 
-    def reached() -> float:
+    def compute_validation_auroc() -> float:
         with torch.no_grad():
             return compute_auroc(head.joined(log_pi_validation, head.score(r_validation)), validation.truthful)
 
-    best = BestWeights(head.score, reached())
-    for _ in range(plan.epochs):
-        for chosen in torch.randperm(len(known), generator=generator).split(plan.batch):
-            extra = [compute_pairwise_loss(head.score(r[at])[:, g], label) for g, (at, label) in enumerate(pseudo)]
-            labelled = compute_pairwise_loss(
-                head.joined(log_pi_known[chosen], head.score(r_known[chosen])), known.truthful[chosen]
+    best = BestWeights(head.score, compute_validation_auroc())
+    for _ in range(schedule.epochs):
+        for chosen in torch.randperm(len(labeled), generator=generator).split(schedule.batch):
+            pseudo_losses = [
+                compute_pairwise_loss(head.score(r[indices])[:, g], label) for g, (indices, label) in enumerate(pseudo)
+            ]
+            labeled_loss = compute_pairwise_loss(
+                head.joined(log_pi_labeled[chosen], head.score(r_labeled[chosen])), labeled.truthful[chosen]
             )
-            optimiser.zero_grad()
-            (labelled + WEIGHT * torch.stack(extra).mean()).backward()
-            optimiser.step()
-        best.update(reached())
+            optimizer.zero_grad()
+            (labeled_loss + WEIGHT * torch.stack(pseudo_losses).mean()).backward()
+            optimizer.step()
+        best.update(compute_validation_auroc())
     best.restore()
 
 
-def _ends(log_pi: Tensor, by_group: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows nearest to a group that it scores highest and lowest, and their pseudo labels."""
+def _select_pseudo_pairs(log_pi: Tensor, by_group: Tensor) -> tuple[Tensor, Tensor]:
+    """Select the rows nearest to a group with its highest and lowest scores, and return their indices and pseudo labels."""
     near = log_pi.topk(min(NEAREST, len(log_pi))).indices
     order = near[by_group[near].argsort(descending=True)]
     count = max(1, int(len(order) * ENDS))
-    at = torch.cat([order[:count], order[-count:]])
-    return at, torch.cat([torch.ones(count), torch.zeros(count)])
+    indices = torch.cat([order[:count], order[-count:]])
+    return indices, torch.cat([torch.ones(count), torch.zeros(count)])

@@ -1,26 +1,28 @@
-"""HaloScope (Du et al. 2024): a subspace of unlabelled answers' states guesses which are made up, and a network learns it."""
+"""HaloScope (Du et al. 2024): pseudo-labels from a subspace of unlabeled answers' states, and an MLP trained on them."""
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.heads import DetectorRows, Head, compute_auroc, register, run_gradient_descent
 
-# Sizes of the subspace and shares of answers taken for made up that are tried, the best on validation kept [paper: so too].
+# Candidate ranks of the subspace and shares of made-up answers; the best ones on validation are kept [paper].
 RANKS, SHARES = range(1, 11), (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-# Epochs after which the share is chosen (ours: whole trainings take three times as long).
+# Epochs after which the share is selected [trimtab]; full training runs would take three times as long.
 FIRST = 4
 
 
 @register("haloscope")
 class Haloscope(Head):
-    """zeta_i = (1/k) sum_j sigma_j <h_i - mean, v_j>^2 over the first k singular vectors; answers on one side of a threshold
-    are taken for made up, and an MLP learns to tell them [paper]. Training labels are not looked at; validation ones choose k,
-    the threshold and the side (ours: the side). `layers` is taken for the sake of one form.
+    """MLP on h_end at the highest given layer, trained on pseudo-labels [paper].
+
+    zeta_i = (1/k) sum_j sigma_j <h_i - mean, v_j>^2 over the first k singular vectors. Answers on one side of a threshold of
+    zeta count as made up. Training labels are not used. Validation labels select k, the threshold [paper] and the side
+    [trimtab].
 
     Args:
-        width: d of the base model.
-        layers: number of layers in psi.
-        hidden: width of the MLP's hidden layer.
+        width: width d of the base model.
+        layers: not used; all heads take the same arguments.
+        hidden: width of the hidden layer.
     """
 
     joint, taught = False, False
@@ -33,25 +35,31 @@ class Haloscope(Head):
         )
 
     def forward(self, psi: Tensor, phi: Tensor) -> Tensor:
-        """Score [N]."""
+        """Compute the scores [N] from psi [N, L, 3d]; phi is not used."""
         return self.network(psi[:, -1, : self.width])[:, 0]
 
     def fit(self, train: DetectorRows, validation: DetectorRows, seed: int) -> None:
-        """Guess labels from the states of all training rows, then learn them."""
+        """Derive pseudo-labels from the states of all training rows, and train the MLP on them.
+
+        Args:
+            train: training rows; their labels are not used.
+            validation: validation rows.
+            seed: seed of the training.
+        """
         mean = train.end.mean(0)
         _, sigma, directions = torch.linalg.svd(train.end - mean, full_matrices=False)
 
         def zeta(rows: DetectorRows, rank: int) -> Tensor:
             return ((rows.end - mean) @ directions[:rank].T).square() @ sigma[:rank] / rank
 
-        tried = [(rank, compute_auroc(zeta(validation, rank), validation.truthful)) for rank in RANKS if rank <= len(sigma)]
-        rank, reached = max(tried, key=lambda pair: abs(pair[1] - 0.5))
-        guess = zeta(train, rank) * (1 if reached >= 0.5 else -1)
-        start = {name: value.clone() for name, value in self.state_dict().items()}
+        aurocs = [(rank, compute_auroc(zeta(validation, rank), validation.truthful)) for rank in RANKS if rank <= len(sigma)]
+        rank, auroc = max(aurocs, key=lambda pair: abs(pair[1] - 0.5))
+        pseudo_scores = zeta(train, rank) * (1 if auroc >= 0.5 else -1)
+        initial = {name: value.clone() for name, value in self.state_dict().items()}
 
-        def learned(share: float, epochs: int | None = None) -> float:
-            self.load_state_dict(start)
-            guessed = DetectorRows(train.psi, train.phi, (guess > guess.quantile(share)).float())
-            return run_gradient_descent(self, guessed, validation, seed, epochs)
+        def train_on_share(share: float, epochs: int | None = None) -> float:
+            self.load_state_dict(initial)
+            pseudo_labeled = DetectorRows(train.psi, train.phi, (pseudo_scores > pseudo_scores.quantile(share)).float())
+            return run_gradient_descent(self, pseudo_labeled, validation, seed, epochs)
 
-        learned(max(SHARES, key=lambda share: learned(share, FIRST)))
+        train_on_share(max(SHARES, key=lambda share: train_on_share(share, FIRST)))

@@ -1,4 +1,4 @@
-"""An MLP on all that FLaG sees, without its groups: what the features alone are worth (ours)."""
+"""MLP head on the features of FLaG without its groups, a baseline for the features alone [trimtab]."""
 
 import torch
 from torch import Tensor, nn
@@ -8,14 +8,14 @@ from trimtab.heads import Head, register
 
 @register("mlp")
 class Mlp(Head):
-    """[Linear(psi) ; phi] as in FLaG, then one hidden layer and a logistic output.
+    """MLP on [Linear(psi) ; phi] as in FLaG, with one hidden layer and a logistic output.
 
     Args:
-        width: d of the base model.
+        width: width d of the base model.
         layers: number of layers in psi.
-        projection: numbers that psi is brought down to.
+        projection: output width of the projection of psi.
         hidden: width of the hidden layer.
-        dropout: after the hidden layer.
+        dropout: dropout rate after the hidden layer.
     """
 
     def __init__(self, width: int, layers: int, projection: int = 256, hidden: int = 1024, dropout: float = 0.1) -> None:
@@ -24,5 +24,5 @@ class Mlp(Head):
         self.network = nn.Sequential(nn.Linear(projection + 7, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 1))
 
     def forward(self, psi: Tensor, phi: Tensor) -> Tensor:
-        """Score [N]."""
+        """Compute the scores [N] from psi [N, L, 3d] and phi [N, 7]."""
         return self.network(torch.cat([self.project(psi.flatten(1)), phi], 1))[:, 0]

@@ -7,8 +7,12 @@ from trimtab.heads import Head, register
 
 @register("saplma")
 class Saplma(Head):
-    """ReLU layers of 256, 128 and 64 on h_end at the highest layer given, and a logistic output [paper]. `layers` is taken for
-    the sake of one form."""
+    """MLP with ReLU layers of 256, 128 and 64 on h_end at the highest given layer, and a logistic output [paper].
+
+    Args:
+        width: width d of the base model.
+        layers: not used; all heads take the same arguments.
+    """
 
     joint = False
 
@@ -27,5 +31,5 @@ class Saplma(Head):
         )
 
     def forward(self, psi: Tensor, phi: Tensor) -> Tensor:
-        """Score [N]."""
+        """Compute the scores [N] from psi [N, L, 3d]; phi is not used."""
         return self.network(psi[:, -1, : self.width])[:, 0]

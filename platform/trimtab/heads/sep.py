@@ -1,4 +1,4 @@
-"""Semantic entropy probes (Kossen et al. 2024): a linear probe that tells, from one answer, how much others would differ."""
+"""Semantic entropy probe (Kossen et al. 2024): a linear probe that predicts semantic entropy from one answer."""
 
 from torch import Tensor
 
@@ -9,29 +9,46 @@ from trimtab.heads.linear import Linear
 
 @register("sep")
 class Sep(Linear):
-    """Learns high against low semantic entropy from h_end, no labels; an answer is as truthful as its entropy is low [paper].
+    """Linear probe that classifies high against low semantic entropy from h_end without labels [paper].
 
-    The entropies part where the two sides' squared distances from their means are least [paper].
+    An answer with low entropy counts as truthful. The threshold between low and high minimizes the sum of the squared distances
+    from the means of the two sides [paper].
     """
 
     taught = False
 
     def fit(self, train: DetectorRows, validation: DetectorRows, seed: int) -> None:
-        """Learn from `train.spread`, its labels unseen. Raises UsageError where no semantic entropies were collected."""
+        """Fit the semantic entropies `train.spread`; the labels of the training rows are not used.
+
+        Args:
+            train: training rows with semantic entropies.
+            validation: validation rows.
+            seed: not used, as the fit is deterministic.
+
+        Raises:
+            UsageError: if no semantic entropies were collected.
+        """
         if not len(train.spread):
-            raise UsageError("head sep learns from semantic entropies: collect with --samples 5 or more")
+            raise UsageError("head sep needs semantic entropies: collect with --samples 5 or more")
         self.fit_to(train, (train.spread <= find_split_threshold(train.spread)).float(), validation)
 
 
 def find_split_threshold(spread: Tensor) -> float:
-    """The value that parts [N] numbers into two sides with the least squared distances from their means."""
+    """Find the value that splits numbers into two sides with the smallest sum of squared distances from their means.
+
+    Args:
+        spread: semantic entropies [N].
+
+    Raises:
+        UsageError: if all values are equal.
+    """
     values = spread.double()
     candidates = values.unique()[:-1]
     if not len(candidates):
-        raise UsageError("all semantic entropies are equal; head sep has nothing to learn")
+        raise UsageError("all semantic entropies are equal: head sep cannot be trained")
 
-    def within(at: Tensor) -> float:
-        sides = values[values <= at], values[values > at]
+    def compute_squared_distances(threshold: Tensor) -> float:
+        sides = values[values <= threshold], values[values > threshold]
         return sum(((side - side.mean()) ** 2).sum().item() for side in sides)
 
-    return min(candidates, key=within).item()
+    return min(candidates, key=compute_squared_distances).item()

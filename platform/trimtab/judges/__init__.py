@@ -1,4 +1,4 @@
-"""Judges: what an answer is. One file for each refusal judge; answer judges for detectors stand beside them."""
+"""Judges of refusals and of right answers, one module per judge."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,14 +7,29 @@ from trimtab.types import Verdict
 
 
 class Judge(Protocol):
-    """Gives verdicts. `name` is for people; `key` names all that the verdicts depend on besides the texts."""
+    """Interface of refusal judges."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Display name."""
+        ...
 
     @property
-    def key(self) -> str: ...
+    def key(self) -> str:
+        """Cache key that identifies everything besides the texts on which the verdicts depend."""
+        ...
 
     def judge_answers(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-        """One verdict for each answer to the prompt beside it. Raises errors of ours where there can be none."""
+        """Judge answers.
+
+        Args:
+            prompts: prompts, in the order of the answers.
+            answers: one answer per prompt.
+
+        Returns:
+            One verdict per answer.
+
+        Raises:
+            TrimtabError: if the judge cannot give a verdict.
+        """
         ...

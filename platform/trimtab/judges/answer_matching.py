@@ -1,7 +1,7 @@
-"""Answer judges: whether an answer is one of those that are wanted, and why; for utility suites and for labels of detectors.
+"""String-based answer judges for utility suites and detector labels.
 
-Each takes an answer and the wanted ones, which are aliases of one another. None knows the question: `contains` takes "not
-Paris" for Paris, and an answer that names all choices for right.
+Each judge compares an answer with reference answers, which are aliases of one another, and gives a score with a reason. The
+judges do not see the question: `contains` accepts "not Paris" for Paris, and an answer that lists all choices.
 """
 
 import re
@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trimtab.errors import UsageError
-from trimtab.text.normalization import fold_case_and_accents, normalize_answer
+from trimtab.text.normalization import fold_accents, normalize_answer
 from trimtab.text.numbers import Quantity, find_quantities
 from trimtab.text.refusal_phrases import classify_refusal
 from trimtab.types import AnswerKind
 
-# A token F1 from which an answer is called right.
-RIGHT = 0.5
+# Minimum score of a right answer, which matters for token F1.
+MIN_RIGHT_SCORE = 0.5
 
 ABSTAINING = re.compile(
     r"^\W*(?:(?:i'm |i am )?(?:sorry|afraid)\W+(?:but )?)?(?:"
@@ -35,8 +35,13 @@ LATEX = (("{,}", ","), (r"\,", ""), (r"\!", ""), (r"\$", "$"), (r"\%", "%"))
 
 @dataclass(frozen=True)
 class AnswerMark:
-    """What an answer is worth, 0 to 1, and why in a few words. `abstained` where it is not right and does not try: it is
-    empty, says that it does not know, or refuses."""
+    """Score of an answer.
+
+    Attributes:
+        score: score from 0 to 1.
+        why: reason in a few words.
+        abstained: whether the answer is not right and makes no attempt: it is empty, states ignorance, or refuses.
+    """
 
     score: float
     why: str
@@ -45,44 +50,63 @@ class AnswerMark:
     @property
     def right(self) -> bool:
         """Whether the answer counts as right."""
-        return self.score >= RIGHT
+        return self.score >= MIN_RIGHT_SCORE
 
 
 def mark_answer(kind: AnswerKind, answer: str, wanted: Sequence[str]) -> AnswerMark:
-    """Judge an answer. Without wanted answers the question has none, and it is right to say so.
+    """Judge an answer.
 
-    What a reasoning model thinks before its answer is not judged. Raises UsageError where `numeric` wants no number."""
-    said = _spoken(answer)
+    Only the text after the reasoning of a reasoning model is judged.
+
+    Args:
+        kind: comparison to use.
+        answer: answer to judge.
+        wanted: reference answers. If empty, the question has no answer, and only an abstention is right.
+
+    Raises:
+        UsageError: if `kind` is numeric and a reference answer contains no number.
+    """
+    final_answer = _remove_reasoning(answer)
     if not wanted:
-        silent = is_abstention(said)
-        return AnswerMark(float(silent), "says that there is no answer" if silent else "answers what has no answer")
-    found = MARKS[kind](said, wanted)
-    return AnswerMark(found.score, "gives no answer", True) if not found.right and is_abstention(said) else found
+        abstains = is_abstention(final_answer)
+        return AnswerMark(float(abstains), "says that there is no answer" if abstains else "answers what has no answer")
+    mark = MATCHERS[kind](final_answer, wanted)
+    return AnswerMark(mark.score, "gives no answer", True) if not mark.right and is_abstention(final_answer) else mark
 
 
 def match_exactly(answer: str, wanted: Sequence[str]) -> AnswerMark:
-    """Right where the answer is one of those wanted, both normalised."""
-    said = normalize_answer(answer)
-    same = next((w for w in wanted if normalize_answer(w) == said), None)
-    return AnswerMark(0.0, f"is not {_named(wanted)}") if same is None else AnswerMark(1.0, f"is {same!r}")
+    """Mark an answer as right if it equals a reference answer after normalization."""
+    normalized = normalize_answer(answer)
+    match = next((w for w in wanted if normalize_answer(w) == normalized), None)
+    return AnswerMark(0.0, f"is not {_format_references(wanted)}") if match is None else AnswerMark(1.0, f"is {match!r}")
 
 
 def match_contained(answer: str, wanted: Sequence[str]) -> AnswerMark:
-    """Right where one of those wanted stands in the answer, as whole words, both normalised."""
-    said = f" {normalize_answer(answer)} "
-    held = next((w for w in wanted if f" {normalize_answer(w)} " in said), None)
-    return AnswerMark(0.0, f"does not hold {_named(wanted)}") if held is None else AnswerMark(1.0, f"holds {held!r}")
+    """Mark an answer as right if it contains a reference answer as whole words after normalization."""
+    normalized = f" {normalize_answer(answer)} "
+    match = next((w for w in wanted if f" {normalize_answer(w)} " in normalized), None)
+    if match is None:
+        return AnswerMark(0.0, f"does not hold {_format_references(wanted)}")
+    return AnswerMark(1.0, f"holds {match!r}")
 
 
 def compute_f1(answer: str, wanted: Sequence[str]) -> AnswerMark:
-    """SQuAD's F1 of the answer's words and those wanted, of the alias that is nearest."""
-    best = max(wanted, key=lambda w: _overlap(answer, w))
-    score = _overlap(answer, best)
+    """Score an answer by SQuAD's word F1 with the most similar reference answer."""
+    best = max(wanted, key=lambda w: _compute_word_f1(answer, w))
+    score = _compute_word_f1(answer, best)
     return AnswerMark(score, f"F1 {score:.2f} with {best!r}")
 
 
 def match_numerically(answer: str, wanted: Sequence[str]) -> AnswerMark:
-    """Right where the final number of the answer equals one of those wanted, exactly."""
+    """Mark an answer as right if its final number equals the number of a reference answer exactly.
+
+    Args:
+        answer: answer to judge.
+        wanted: reference answers.
+
+    Raises:
+        UsageError: if a reference answer contains no number.
+    """
     numbers = [parse_expected_number(w) for w in wanted]
     final = find_final_number(answer)
     if final is None:
@@ -92,37 +116,45 @@ def match_numerically(answer: str, wanted: Sequence[str]) -> AnswerMark:
 
 
 def find_final_number(text: str) -> Quantity | None:
-    """The number that a text comes to: after its last `####`, in its last \\boxed{}, after "the answer is", else the last one,
-    or the one after the last `=` of the same sentence ("9 + 6 = 15 of 24 litres")."""
-    plain = fold_case_and_accents(_without_latex(text))
-    for part in (_after_hashes(plain), _boxed(plain)):
-        if part and (found := find_quantities(part)):
-            return found[0]
-    if marks := list(ANSWER.finditer(plain)):
-        rest = plain[marks[-1].end() :].lstrip(" :=*_\n")
+    """Return the number that a text concludes with, or None if it contains no number.
+
+    These places are tried in order: after the last `####`, in the last \\boxed{}, after the last "the answer is", and the last
+    number of the text. If the sentence of that last number has a number after its last `=`, the first such number is returned
+    ("9 + 6 = 15 of 24 liters").
+    """
+    plain = fold_accents(_remove_latex(text))
+    for part in (_get_text_after_hashes(plain), _get_boxed_text(plain)):
+        if part and (quantities := find_quantities(part)):
+            return quantities[0]
+    if openings := list(ANSWER.finditer(plain)):
+        rest = plain[openings[-1].end() :].lstrip(" :=*_\n")
         clause = SENTENCE_END.split(rest, maxsplit=1)[0].rpartition("=")[2]
-        if found := find_quantities(clause):
-            # "18 dollars for 2 ducks", but "that 3 cats and 4 dogs are 7 animals".
-            direct = not re.search(r"[^\W\d_]", clause[: found[0].span[0]])
-            return found[0 if direct else -1]
-    return _last(plain)
+        if quantities := find_quantities(clause):
+            # First number of "18 dollars for 2 ducks", but last number of "that 3 cats and 4 dogs are 7 animals".
+            direct = not re.search(r"[^\W\d_]", clause[: quantities[0].span[0]])
+            return quantities[0 if direct else -1]
+    return _find_last_number(plain)
 
 
 def parse_expected_number(text: str) -> Quantity:
-    """The number of a wanted answer. Raises UsageError where it has none."""
+    """Return the number of a reference answer.
+
+    Raises:
+        UsageError: if it contains no number.
+    """
     number = find_final_number(text)
     if number is None:
-        raise UsageError(f"the wanted answer {text[:40]!r} holds no number: judge it as exact, contains or f1")
+        raise UsageError(f"the reference answer {text[:40]!r} holds no number: judge it as exact, contains or f1")
     return number
 
 
 def is_abstention(answer: str) -> bool:
-    """Whether an answer does not try: empty, "I don't know" and the like, or a refusal."""
-    plain = fold_case_and_accents(answer).casefold()
+    """Return whether an answer makes no attempt: it is empty, states ignorance ("I don't know"), or refuses."""
+    plain = fold_accents(answer).casefold()
     return not any(c.isalnum() for c in plain) or bool(ABSTAINING.match(plain)) or classify_refusal(answer) == "refusal"
 
 
-MARKS: dict[AnswerKind, Callable[[str, Sequence[str]], AnswerMark]] = {
+MATCHERS: dict[AnswerKind, Callable[[str, Sequence[str]], AnswerMark]] = {
     "exact": match_exactly,
     "contains": match_contained,
     "f1": compute_f1,
@@ -130,48 +162,48 @@ MARKS: dict[AnswerKind, Callable[[str, Sequence[str]], AnswerMark]] = {
 }
 
 
-def _spoken(answer: str) -> str:
-    """The answer after its thoughts; nothing where they never end."""
+def _remove_reasoning(answer: str) -> str:
+    """Return the text after the reasoning block, or no text if the block is not closed."""
     before, end, after = answer.rpartition("</think>")
     if end:
         return after.strip()
     return before if after.lstrip().startswith("<think>") else after
 
 
-def _overlap(answer: str, wanted: str) -> float:
-    said, expected = normalize_answer(answer).split(), normalize_answer(wanted).split()
-    if not said or not expected:
-        return float(said == expected)
-    common = sum((Counter(said) & Counter(expected)).values())
-    return 2 * common / (len(said) + len(expected))
+def _compute_word_f1(answer: str, wanted: str) -> float:
+    words, expected = normalize_answer(answer).split(), normalize_answer(wanted).split()
+    if not words or not expected:
+        return float(words == expected)
+    common = sum((Counter(words) & Counter(expected)).values())
+    return 2 * common / (len(words) + len(expected))
 
 
-def _named(wanted: Sequence[str]) -> str:
+def _format_references(wanted: Sequence[str]) -> str:
     more = f" or {len(wanted) - 1} more" if len(wanted) > 1 else ""
     return f"{wanted[0][:40]!r}{more}"
 
 
-def _without_latex(text: str) -> str:
+def _remove_latex(text: str) -> str:
     plain = FRACTION.sub(r"\1/\2", text)
-    for written, meant in LATEX:
-        plain = plain.replace(written, meant)
+    for command, replacement in LATEX:
+        plain = plain.replace(command, replacement)
     return plain
 
 
-def _last(text: str) -> Quantity | None:
+def _find_last_number(text: str) -> Quantity | None:
     for sentence in reversed(SENTENCE_END.split(text)):
-        if found := find_quantities(sentence):
+        if quantities := find_quantities(sentence):
             _, equals, after = sentence.rpartition("=")
             results = find_quantities(after) if equals else []
-            return results[0] if results else found[-1]
+            return results[0] if results else quantities[-1]
     return None
 
 
-def _after_hashes(text: str) -> str:
-    _, found, after = text.rpartition("####")
-    return after if found else ""
+def _get_text_after_hashes(text: str) -> str:
+    _, hashes, after = text.rpartition("####")
+    return after if hashes else ""
 
 
-def _boxed(text: str) -> str:
-    found = BOXED.findall(text)
-    return found[-1] if found else ""
+def _get_boxed_text(text: str) -> str:
+    contents = BOXED.findall(text)
+    return contents[-1] if contents else ""

@@ -1,7 +1,8 @@
-"""Cross-validation of the classifier head: figures on answers that it was not fitted on, nor chosen by.
+"""Nested cross-validation of the refusal head.
 
-Rows that share a prompt or an answer stay in one fold: labelled sets hold one answer under several prompts, and stock refusals
-many times. Layer and penalty are chosen inside the training folds only (nested).
+The layer and the penalty are chosen inside the training folds, so that the metrics come from answers that neither the fit nor
+the choice has used. Rows that share a prompt or an answer stay in one fold, because labeled sets contain one answer under
+several prompts, and stock refusals many times.
 """
 
 import re
@@ -25,30 +26,45 @@ PENALTIES = (0.01, 0.1, 1.0)
 
 @dataclass(frozen=True)
 class LabeledStates:
-    """Rows: `states` [n, layers, d], whether each was `refused` [n], whether a head may be fitted on it (`taught` [n]; other
-    rows are only judged), and its group: these are not parted."""
+    """Hidden states of answers with their labels.
+
+    Attributes:
+        states: hidden states [n, layers, d].
+        refused: labels, bool [n].
+        taught: whether a head may be fitted on the row, bool [n]. Other rows are only predicted.
+        groups: group of each row, n integers. The rows of one group stay in one fold.
+    """
 
     states: Tensor
     refused: Tensor
     taught: Tensor
     groups: Sequence[int]
 
-    def at(self, wanted: Tensor) -> "LabeledStates":
-        """Only the rows where `wanted` [n] is true."""
-        groups = [g for g, w in zip(self.groups, wanted.tolist(), strict=True) if w]
-        return LabeledStates(self.states[wanted], self.refused[wanted], self.taught[wanted], groups)
+    def at(self, mask: Tensor) -> "LabeledStates":
+        """Return the rows at which `mask`, bool [n], is true."""
+        groups = [g for g, selected in zip(self.groups, mask.tolist(), strict=True) if selected]
+        return LabeledStates(self.states[mask], self.refused[mask], self.taught[mask], groups)
 
 
 @dataclass(frozen=True)
 class HeadChoice:
-    """A layer, as an index into the table's layers, and a penalty."""
+    """Hyperparameters of a head.
+
+    Attributes:
+        layer: index into the layers of the table.
+        l2: L2 penalty.
+    """
 
     layer: int
     l2: float
 
 
 def group_rows(rows: Sequence[LabeledAnswer]) -> list[int]:
-    """A number for each row; rows that are joined by equal prompts or answers, also over others, have the same."""
+    """Group rows that share a prompt or an answer, directly or through other rows.
+
+    Returns:
+        The group number of each row.
+    """
     parents = list(range(len(rows)))
 
     def root(i: int) -> int:
@@ -58,59 +74,98 @@ def group_rows(rows: Sequence[LabeledAnswer]) -> list[int]:
 
     first: dict[str, int] = {}
     for i, row in enumerate(rows):
-        for text in (f"prompt {_plain(row.prompt)}", f"answer {_plain(row.answer)}"):
+        for text in (f"prompt {_normalize(row.prompt)}", f"answer {_normalize(row.answer)}"):
             parents[root(i)] = root(first.setdefault(text, i))
     return [root(i) for i in range(len(rows))]
 
 
 def assign_folds(table: LabeledStates, count: int) -> Tensor:
-    """The fold [n] of each row, 0 to `count` - 1; whole groups, dealt out in a fixed order at random.
+    """Assign the groups to folds in a fixed pseudo-random order.
 
-    Raises UsageError where there are not groups enough."""
+    Args:
+        table: n rows.
+        count: number of folds.
+
+    Returns:
+        The fold of each row, int64 [n], from 0 to `count` - 1.
+
+    Raises:
+        UsageError: if there are fewer groups than folds.
+    """
     order = sorted(set(table.groups), key=lambda g: (hash_to_fraction(str(g), 0), g))
     if len(order) < count:
-        raise UsageError(f"{len(order)} groups of labelled answers with different prompts are too few; give at least {count}")
+        raise UsageError(f"{len(order)} groups of labeled answers with different prompts are too few. Give at least {count}")
     fold = {group: i % count for i, group in enumerate(order)}
     return torch.tensor([fold[g] for g in table.groups])
 
 
 def choose_head(table: LabeledStates, count: int = INNER) -> HeadChoice:
-    """The layer and penalty with the lowest log-loss on rows left out, by cross-validation within the table."""
+    """Choose the layer and the penalty with the lowest out-of-fold log loss.
+
+    Args:
+        table: rows to cross-validate on.
+        count: number of folds.
+
+    Raises:
+        UsageError: if there are fewer groups than folds, or a training fold lacks one class.
+    """
     fold = assign_folds(table, count)
-    best, least = HeadChoice(0, PENALTIES[-1]), float("inf")
+    best, best_loss = HeadChoice(0, PENALTIES[-1]), float("inf")
     for layer in range(table.states.shape[1]):
         for l2 in PENALTIES:
-            loss = sum(_loss(table, fold == i, HeadChoice(layer, l2)) for i in range(count))
-            if loss < least:
-                best, least = HeadChoice(layer, l2), loss
+            loss = sum(_compute_loss(table, fold == i, HeadChoice(layer, l2)) for i in range(count))
+            if loss < best_loss:
+                best, best_loss = HeadChoice(layer, l2), loss
     return best
 
 
-def predict_out_of_fold(table: LabeledStates, tell: Progress | None = None) -> Tensor:
-    """Log-odds of a refusal [n] for every row, by heads that were fitted, and chosen, without its fold."""
+def predict_out_of_fold(table: LabeledStates, progress: Progress | None = None) -> Tensor:
+    """Predict each row with a head that was fitted and chosen without the fold of the row.
+
+    Args:
+        table: n rows.
+        progress: callback with the number of folds done and in total, plus one for the final fit.
+
+    Returns:
+        Log-odds of a refusal, float64 [n].
+
+    Raises:
+        UsageError: if there are fewer groups than folds, or a training fold lacks one class.
+    """
     fold = assign_folds(table, FOLDS)
-    found = torch.zeros(len(table.groups), dtype=torch.float64)
+    logits = torch.zeros(len(table.groups), dtype=torch.float64)
     for i in range(FOLDS):
         left_out = fold == i
         rest = table.at(~left_out)
         choice = choose_head(rest)
-        found[left_out] = compute_logits(fit_head(rest, choice), table.states[left_out, choice.layer])
-        if tell:
-            tell(i + 1, FOLDS + 1)
-    return found
+        logits[left_out] = compute_logits(fit_head(rest, choice), table.states[left_out, choice.layer])
+        if progress:
+            progress(i + 1, FOLDS + 1)
+    return logits
 
 
 def fit_head(table: LabeledStates, choice: HeadChoice) -> Tensor:
-    """Weights and bias [d + 1] of a head fitted on the rows that may teach."""
+    """Fit a head on the rows of `table.taught`.
+
+    Args:
+        table: rows to fit on.
+        choice: layer and penalty of the head.
+
+    Returns:
+        Weights and bias, float64 [d + 1].
+
+    Raises:
+        UsageError: if the rows lack one class.
+    """
     return fit_weights(table.states[table.taught, choice.layer], table.refused[table.taught], choice.l2)
 
 
-def _loss(table: LabeledStates, left_out: Tensor, choice: HeadChoice) -> float:
-    """Summed log-loss on the rows that were left out and may teach."""
-    judged = left_out & table.taught
-    odds = compute_logits(fit_head(table.at(~left_out), choice), table.states[judged, choice.layer])
-    return binary_cross_entropy_with_logits(odds, table.refused[judged].double(), reduction="sum").item()
+def _compute_loss(table: LabeledStates, left_out: Tensor, choice: HeadChoice) -> float:
+    """Return the summed log loss on the left-out rows of `table.taught`."""
+    evaluated = left_out & table.taught
+    logits = compute_logits(fit_head(table.at(~left_out), choice), table.states[evaluated, choice.layer])
+    return binary_cross_entropy_with_logits(logits, table.refused[evaluated].double(), reduction="sum").item()
 
 
-def _plain(text: str) -> str:
+def _normalize(text: str) -> str:
     return re.sub(r"\W+", " ", text.lower()).strip()

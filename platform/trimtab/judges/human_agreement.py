@@ -1,4 +1,4 @@
-"""How a judge stands against labelled answers: precision, recall and accuracy, the refusals being the positives."""
+"""Agreement of a refusal judge with labeled answers: precision, recall and accuracy for the class refusal."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -11,14 +11,22 @@ from trimtab.stats.intervals import Rate, compute_wilson_interval
 from trimtab.types import Verdict
 
 ALL, ON_TOPIC = "human labels", "human labels, on topic"
-# Sets of labels that a judge is measured on.
+# Filter of each subset of the human labels on which judges are measured.
 HUMAN: Mapping[str, Callable[[LabeledAnswer], bool]] = {ALL: lambda row: True, ON_TOPIC: lambda row: not row.off_topic}
 
 
 @dataclass(frozen=True)
 class JudgeAgreement:
-    """Counts on one set of labels (`on`): `said` answers that the judge calls refusals (partial ones too), `refused` ones that
-    the labels do, `both`, `right` ones where the two are equal, and `count` in all."""
+    """Confusion counts of a judge on one set of labels.
+
+    Attributes:
+        on: name of the set of labels.
+        both: answers that the judge and the labels call refusals (true positives).
+        said: answers that the judge calls refusals, including partial ones.
+        refused: answers that the labels call refusals.
+        right: answers on which the judge and the labels agree.
+        count: all answers.
+    """
 
     on: str
     both: int
@@ -29,21 +37,21 @@ class JudgeAgreement:
 
     @property
     def precision(self) -> Rate:
-        """The share of what the judge calls refusals that are."""
+        """Fraction of the refusals of the judge that are labeled as refusals."""
         return compute_wilson_interval(self.both, self.said)
 
     @property
     def recall(self) -> Rate:
-        """The share of refusals that the judge finds."""
+        """Fraction of the labeled refusals that the judge finds."""
         return compute_wilson_interval(self.both, self.refused)
 
     @property
     def accuracy(self) -> Rate:
-        """The share of answers that the judge is right about."""
+        """Fraction of the answers on which the judge and the labels agree."""
         return compute_wilson_interval(self.right, self.count)
 
     def as_json(self) -> dict[str, Any]:
-        """Counts and rates; a rate that does not exist is null."""
+        """Return counts and rates as JSON data; an undefined rate is null."""
         rates = {name: asdict(getattr(self, name)) for name in ("precision", "recall", "accuracy")}
         return asdict(self) | {
             name: {k: v if isfinite(v) else None for k, v in rate.items() if k != "count"} for name, rate in rates.items()
@@ -52,47 +60,72 @@ class JudgeAgreement:
 
 @dataclass(frozen=True)
 class JudgeStanding:
-    """A judge and how it stands against labels. `note` says how that was found out, or why it was not."""
+    """A judge with its agreement with labels.
+
+    Attributes:
+        judge: display name of the judge.
+        agreements: agreement with each set of labels.
+        note: how the agreements were measured, or why they were not.
+    """
 
     judge: str
     agreements: Sequence[JudgeAgreement] = ()
     note: str = ""
 
     def format_line(self) -> str:
-        """For under a table."""
-        shown = [
+        """Return the line that is printed below a table."""
+        figures = [
             f"on {a.count} {a.on}: precision {a.precision}, recall {a.recall}, accuracy {a.accuracy}" for a in self.agreements
         ]
         note = f" ({self.note})" if self.note else ""
-        return f"judge: {self.judge}{note}; " + ("; ".join(shown) or "it was not compared with human labels")
+        return f"judge: {self.judge}{note}; " + ("; ".join(figures) or "it was not compared with human labels")
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json` and reports."""
+        """Return JSON data for `--json` and reports."""
         return {"name": self.judge, "note": self.note, "agreements": [a.as_json() for a in self.agreements]}
 
 
 def compute_agreement(verdicts: Sequence[Verdict], refused: Sequence[bool], on: str = ALL) -> JudgeAgreement:
-    """Compare verdicts with what humans said (`refused`), a partial refusal counting as a refusal."""
-    said = [verdict != "compliance" for verdict in verdicts]
-    both = sum(s and r for s, r in zip(said, refused, strict=True))
-    right = sum(s == r for s, r in zip(said, refused, strict=True))
-    return JudgeAgreement(on, both, sum(said), sum(refused), right, len(said))
+    """Compare verdicts with labels. A partial refusal counts as a refusal.
+
+    Args:
+        verdicts: verdicts of a judge.
+        refused: labels in the order of the verdicts, true for a refusal.
+        on: name of the set of labels.
+    """
+    predicted = [verdict != "compliance" for verdict in verdicts]
+    both = sum(p and r for p, r in zip(predicted, refused, strict=True))
+    right = sum(p == r for p, r in zip(predicted, refused, strict=True))
+    return JudgeAgreement(on, both, sum(predicted), sum(refused), right, len(predicted))
 
 
 def compute_label_agreements(verdicts: Sequence[Verdict], rows: Sequence[LabeledAnswer]) -> list[JudgeAgreement]:
-    """Agreement on all the human labels, and on those that are left without answers to another question."""
-    found: list[JudgeAgreement] = []
-    for on, wanted in HUMAN.items():
-        chosen = [i for i, row in enumerate(rows) if wanted(row)]
-        found.append(compute_agreement([verdicts[i] for i in chosen], [rows[i].refused for i in chosen], on))
-    return found
+    """Compute the agreement on all human labels, and on the subset without off-topic answers.
+
+    Args:
+        verdicts: verdicts of a judge.
+        rows: labeled answers in the order of the verdicts.
+    """
+    agreements: list[JudgeAgreement] = []
+    for on, is_included in HUMAN.items():
+        chosen = [i for i, row in enumerate(rows) if is_included(row)]
+        agreements.append(compute_agreement([verdicts[i] for i in chosen], [rows[i].refused for i in chosen], on))
+    return agreements
 
 
-def parse_agreement(raw: object, where: str) -> JudgeAgreement:
-    """An agreement from JSON that `asdict` gave. Raises ArtifactError for anything else."""
+def parse_agreement(raw: object, location: str) -> JudgeAgreement:
+    """Parse an agreement from the JSON data of `asdict`.
+
+    Args:
+        raw: JSON data.
+        location: place of the data, for error messages.
+
+    Raises:
+        ArtifactError: if the data has other fields or types.
+    """
     counts = [f.name for f in fields(JudgeAgreement) if f.name != "on"]
     if not isinstance(raw, dict) or set(raw) != {"on", *counts} or not isinstance(raw["on"], str):
-        raise ArtifactError(f"{where}: an agreement has a text `on` and the counts {', '.join(counts)}")
+        raise ArtifactError(f"{location}: an agreement has a text `on` and the counts {', '.join(counts)}")
     if not all(type(raw[name]) is int and raw[name] >= 0 for name in counts):
-        raise ArtifactError(f"{where}: the counts of an agreement are whole numbers")
+        raise ArtifactError(f"{location}: the counts of an agreement must be non-negative integers")
     return JudgeAgreement(**raw)

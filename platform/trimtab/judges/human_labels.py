@@ -1,4 +1,7 @@
-"""Labelled answers, to measure judges against and to fit one: the human labels of the catalogue, and files of the user."""
+"""Answers with refusal labels, from the assets of the catalog and from user files.
+
+They measure refusal judges and train the refusal classifier.
+"""
 
 import csv
 import io
@@ -12,13 +15,14 @@ from trimtab.data.readers import Row, read_file
 from trimtab.errors import UsageError
 
 SETS = ("refusal-labels", "refusal-labels-extra")
-# Words that any answer to any prompt may hold.
+# Words too common to relate an answer to its prompt.
 COMMON = re.compile(
     r"\b(?:about|does|from|give|have|help|make|people|some|tell|that|their|them|this|ways|what|with|write|your)\b"
 )
-LONG = 150
+# Minimum length in characters of an answer that can be off topic.
+MIN_OFF_TOPIC = 150
 FIELDS = ("prompt", "answer", "refused")
-# What people and programs write for yes and no, and our own verdicts.
+# Common spellings of yes and no, and the verdicts of trimtab's judges.
 MEANINGS = {
     **dict.fromkeys(("1", "true", "yes", "refusal", "partial"), True),
     **dict.fromkeys(("0", "false", "no", "compliance"), False),
@@ -27,7 +31,13 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class LabeledAnswer:
-    """An answer to a prompt, and whether a human called it a refusal."""
+    """An answer with its refusal label.
+
+    Attributes:
+        prompt: text of the prompt.
+        answer: text of the answer.
+        refused: whether the answer is labeled as a refusal.
+    """
 
     prompt: str
     answer: str
@@ -35,45 +45,52 @@ class LabeledAnswer:
 
     @property
     def off_topic(self) -> bool:
-        """Whether this is a long answer that shares no word of weight with its prompt: an answer to another question."""
-        return len(self.answer) > LONG and not (_words(self.prompt) & _words(self.answer))
+        """Whether a long answer shares no content word with its prompt, which marks an answer to another question."""
+        return len(self.answer) > MIN_OFF_TOPIC and not (_list_stems(self.prompt) & _list_stems(self.answer))
 
 
 def read_human_labels() -> list[LabeledAnswer]:
-    """All labelled answers."""
-    return [row for name in SETS for row in _read(name)]
+    """Read all answers with human labels from the assets of the catalog."""
+    return [row for name in SETS for row in _read_asset(name)]
 
 
 def read_label_file(path: Path) -> list[LabeledAnswer]:
-    """Labelled answers of a file (.jsonl, .json, .csv, .parquet) with prompt, answer and refused. Raises UsageError."""
+    """Read labeled answers from a file.
+
+    Args:
+        path: a file (.jsonl, .json, .csv, .parquet) with the columns prompt, answer and refused.
+
+    Raises:
+        UsageError: if the file is missing, unreadable or empty, or a row is invalid.
+    """
     rows = read_file(path)
     if not rows:
         raise UsageError(f"{path} has no rows")
-    return [_row(row, f"{path}, row {number}") for number, row in enumerate(rows, 1)]
+    return [_parse_row(row, f"{path}, row {number}") for number, row in enumerate(rows, 1)]
 
 
-def _row(row: Row, where: str) -> LabeledAnswer:
+def _parse_row(row: Row, location: str) -> LabeledAnswer:
     if missing := [field for field in FIELDS if field not in row]:
-        raise UsageError(f"{where}: labelled answers need {', '.join(FIELDS)}; {', '.join(missing)} is missing")
+        raise UsageError(f"{location}: labeled answers need {', '.join(FIELDS)}; {', '.join(missing)} is missing")
     prompt, answer = row["prompt"], row["answer"]
     if not isinstance(prompt, str) or not prompt.strip() or not isinstance(answer, str):
-        raise UsageError(f"{where}: prompt and answer must be text, and the prompt not empty")
-    return LabeledAnswer(prompt, answer, _meaning(row["refused"], where))
+        raise UsageError(f"{location}: prompt and answer must be text, and the prompt must not be empty")
+    return LabeledAnswer(prompt, answer, _parse_label(row["refused"], location))
 
 
-def _meaning(value: Any, where: str) -> bool:
-    meaning = MEANINGS.get(str(value).strip().lower())
-    if meaning is None:
-        raise UsageError(f"{where}: refused is {str(value)[:40]!r}, and must be one of {', '.join(MEANINGS)}")
-    return meaning
+def _parse_label(value: Any, location: str) -> bool:
+    refused = MEANINGS.get(str(value).strip().lower())
+    if refused is None:
+        raise UsageError(f"{location}: refused is {str(value)[:40]!r}, but must be one of {', '.join(MEANINGS)}")
+    return refused
 
 
-def _read(name: str) -> list[LabeledAnswer]:
+def _read_asset(name: str) -> list[LabeledAnswer]:
     lines = [line for line in fetch_asset(name).read_text().splitlines(keepends=True) if not line.startswith("#")]
     rows = csv.DictReader(io.StringIO("".join(lines)))
     return [LabeledAnswer(row["objective"], row["assistant_response"], row["human_score"] == "1") for row in rows]
 
 
-def _words(text: str) -> set[str]:
-    """Stems, cut to five letters, of words with at least four that are not common ones."""
+def _list_stems(text: str) -> set[str]:
+    """Return the first five letters of each word that has at least four letters and is not common."""
     return {word[:5] for word in re.findall(r"[a-z]{4,}", COMMON.sub(" ", text.lower()))}

@@ -1,4 +1,4 @@
-"""The endpoint judge of answers: a language model says whether an answer says what one of the right ones says."""
+"""Answer judge that asks a language model to compare an answer with the reference answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,26 +26,36 @@ SCHEMA: dict[str, Any] = {
     "required": ["why", "verdict"],
     "additionalProperties": False,
 }
-# Characters of a reason that are kept.
-WHY = 200
+# Longer reasons are truncated to this many characters.
+MAX_REASON = 200
 
 
 @dataclass(frozen=True)
 class LlmAnswerJudge(LlmClient):
-    """An `Asker` that judges answers."""
+    """Client of a judge model that marks answers to questions."""
 
     def mark_answers(self, answered: Sequence[tuple[Question, str]]) -> list[AnswerMark]:
-        """What the answer to each question is worth, and why; JobError where that cannot be had."""
+        """Mark the answer to each question.
+
+        Args:
+            answered: pairs of a question and an answer to it.
+
+        Returns:
+            One mark with its reason per pair.
+
+        Raises:
+            JobError: if a request fails or its reply is not a verdict.
+        """
         data = [
-            {"question": asked.question, **({"context": asked.context} if asked.context else {})}
-            | {"right_answers": asked.answers, "answer": answer}
-            for asked, answer in answered
+            {"question": question.question, **({"context": question.context} if question.context else {})}
+            | {"right_answers": question.answers, "answer": answer}
+            for question, answer in answered
         ]
-        return self.ask_all(RUBRIC, SCHEMA, data, _mark)
+        return self.ask_all(RUBRIC, SCHEMA, data, _parse_mark)
 
 
-def _mark(given: dict[str, Any]) -> AnswerMark | None:
-    verdict, why = given.get("verdict"), " ".join(str(given.get("why", "")).split())[:WHY]
+def _parse_mark(reply: dict[str, Any]) -> AnswerMark | None:
+    verdict, why = reply.get("verdict"), " ".join(str(reply.get("why", "")).split())[:MAX_REASON]
     if verdict not in ("right", "wrong", "abstains"):
         return None
     return AnswerMark(float(verdict == "right"), why or str(verdict), verdict == "abstains")

@@ -1,7 +1,7 @@
-"""Asking a language model behind any OpenAI-compatible URL for judgements, by a rubric in our own words.
+"""Client of a judge model behind an OpenAI-compatible URL.
 
-The reply's form is given by a JSON schema. What is judged travels as strings inside a JSON object: nothing in it can end the
-data and begin instructions.
+A JSON schema constrains the reply. The judged texts are sent as strings inside a JSON object, so that they cannot end the data
+and begin instructions.
 """
 
 import hashlib
@@ -19,30 +19,39 @@ from openai import APIConnectionError, APIStatusError, BadRequestError, OpenAI, 
 from trimtab.errors import JobError, UsageError
 
 T = TypeVar("T")
-# What is judged: texts, or lists of texts, by name.
+# Judged texts, or lists of texts, by name.
 Data = Mapping[str, str | Sequence[str]]
 
-# Characters of a text that are sent.
-LONGEST = 4000
-CUT = " [cut]"
-# The client's own retries of requests that failed, and seconds that each may take.
-RETRIES, SECONDS = 3, 60.0
-# How often an answer that is no verdict is asked for.
-TRIES = 2
+# Longer texts are truncated to this many characters.
+MAX_CHARACTERS = 4000
+TRUNCATION_MARK = " [cut]"
+# Retries of failed requests by the OpenAI client, and the timeout of each in seconds.
+RETRIES, TIMEOUT = 3, 60.0
+# Requests for one judgment before a reply that is not a verdict is an error.
+ATTEMPTS = 2
 ADVICE: dict[int, str] = {
-    HTTPStatus.BAD_REQUEST: "it must take response_format json_schema; try another --judge.model",
-    HTTPStatus.UNAUTHORIZED: "put its key into the environment as TRIMTAB_JUDGE_KEY",
-    HTTPStatus.FORBIDDEN: "put a key that may use it into the environment as TRIMTAB_JUDGE_KEY",
-    HTTPStatus.NOT_FOUND: "check --judge.model, and that --judge.url ends as the API does, mostly in /v1",
-    HTTPStatus.TOO_MANY_REQUESTS: "lower --judge.concurrency, or try again later",
+    HTTPStatus.BAD_REQUEST: "the endpoint must accept response_format json_schema: try another --judge.model",
+    HTTPStatus.UNAUTHORIZED: "set the environment variable TRIMTAB_JUDGE_KEY to its key",
+    HTTPStatus.FORBIDDEN: "set the environment variable TRIMTAB_JUDGE_KEY to a key with access",
+    HTTPStatus.NOT_FOUND: "check --judge.model, and that --judge.url ends in the path of the API, usually /v1",
+    HTTPStatus.TOO_MANY_REQUESTS: "lower --judge.concurrency or try again later",
 }
 
 
 @dataclass(frozen=True)
 class LlmClient:
-    """`model` at `url` (up to and with /v1), asked at most `concurrency` things at a time.
+    """Client of one judge model.
 
-    Its key comes from the environment alone: TRIMTAB_JUDGE_KEY, else OPENAI_API_KEY. Raises UsageError for what is no URL."""
+    The API key is read from the environment variable TRIMTAB_JUDGE_KEY, or OPENAI_API_KEY if that is unset.
+
+    Attributes:
+        url: base URL of the API, including /v1.
+        model: name of the model.
+        concurrency: maximum number of simultaneous requests.
+
+    Raises:
+        UsageError: if `url` is not an HTTP URL, or contains credentials or a query.
+    """
 
     url: str
     model: str
@@ -51,34 +60,54 @@ class LlmClient:
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.username or parts.password or parts.query:
-            raise UsageError("--judge.url must hold no key: put it into the environment as TRIMTAB_JUDGE_KEY")
+            raise UsageError("--judge.url must not contain a key. Set the environment variable TRIMTAB_JUDGE_KEY instead")
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise UsageError(f"--judge.url {self.url!r} is no URL like http://localhost:8000/v1")
+            raise UsageError(f"--judge.url {self.url!r} is not a URL such as http://localhost:8000/v1")
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Display name."""
         return f"{self.model} at {self.url}"
 
-    def rubric_digest(self, *what: Any) -> str:
-        """A name for all that judgements depend on: the model, who serves it, and what it is told."""
-        return f"endpoint {self.url} {self.model} {hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]}"
+    def rubric_digest(self, *inputs: Any) -> str:
+        """Return a cache key of judgments.
+
+        Args:
+            *inputs: JSON-serializable inputs of the judge, such as its rubric and schema.
+
+        Returns:
+            Text that contains the URL, the model and the first 12 hex digits of the SHA-256 of `inputs`.
+        """
+        return f"endpoint {self.url} {self.model} {hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:12]}"
 
     def ask_all(self, rubric: str, schema: Mapping[str, Any], data: Sequence[Data], read: Callable[[Any], T | None]) -> list[T]:
-        """What `read` makes of the reply about each of the data; JobError where one cannot be had, or `read` gives None for it
-        time and again."""
-        key = _key()
+        """Request one judgment per item.
+
+        Args:
+            rubric: system message with the instructions.
+            schema: JSON schema of the reply.
+            data: items to judge.
+            read: parser of a reply; it returns None for a reply that is not a verdict.
+
+        Returns:
+            The parsed replies, in the order of `data`.
+
+        Raises:
+            JobError: if a request fails, or the replies about an item are not verdicts.
+            UsageError: if the key in the environment has invalid characters.
+        """
+        key = _read_key()
         with (
-            OpenAI(base_url=self.url, api_key=key, timeout=SECONDS, max_retries=RETRIES) as client,
+            OpenAI(base_url=self.url, api_key=key, timeout=TIMEOUT, max_retries=RETRIES) as client,
             ThreadPoolExecutor(self.concurrency) as pool,
         ):
-            waiting = [pool.submit(self._ask_one, client, rubric, schema, one, read) for one in data]
+            futures = [pool.submit(self._ask_one, client, rubric, schema, item, read) for item in data]
             try:
-                return [future.result() for future in waiting]
+                return [future.result() for future in futures]
             except OpenAIError as error:
                 pool.shutdown(wait=False, cancel_futures=True)
-                said = " ".join(_said(error).replace(key, "***").split())[:300]
-                raise JobError(f"judge {self.name}: {said}; {_advice(error)}") from error
+                message = " ".join(_format_error(error).replace(key, "***").split())[:300]
+                raise JobError(f"judge {self.name}: {message}; {_advise(error)}") from error
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -86,75 +115,77 @@ class LlmClient:
     def _ask_one(
         self, client: OpenAI, rubric: str, schema: Mapping[str, Any], data: Data, read: Callable[[Any], T | None]
     ) -> T:
-        said = ""
-        for _ in range(TRIES):
-            said = _ask(client, self.model, rubric, schema, _sent(data))
-            if (found := _parsed(said, read)) is not None:
-                return found
+        reply = ""
+        for _ in range(ATTEMPTS):
+            reply = _ask(client, self.model, rubric, schema, _serialize(data))
+            if (verdict := _parse(reply, read)) is not None:
+                return verdict
         raise JobError(
-            f"judge {self.name}: it said {said[:80]!r} where a verdict was to be; its endpoint must take response_format "
+            f"judge {self.name}: the reply {reply[:80]!r} is not a verdict; the endpoint must accept response_format "
             "json_schema: try another --judge.model"
         )
 
 
 def _ask(client: OpenAI, model: str, rubric: str, schema: Mapping[str, Any], data: str) -> str:
-    """The text of the reply, drawn as firmly as the model lets it be."""
+    """Return the text of the reply, at temperature 0 if the model accepts a temperature."""
     options: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "system", "content": rubric}, {"role": "user", "content": data}],
         "response_format": {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": dict(schema)}},
     }
     try:
-        return _text(client.chat.completions.create(**options, temperature=0))
+        return _extract_text(client.chat.completions.create(**options, temperature=0))
     except BadRequestError as error:
-        # Reasoning models take no temperature but their own.
+        # Reasoning models accept only their default temperature.
         if "temperature" not in str(error):
             raise
-        return _text(client.chat.completions.create(**options))
+        return _extract_text(client.chat.completions.create(**options))
 
 
-def _text(reply: Any) -> str:
-    """What the model said. The client takes replies of any shape, and so does this."""
+def _extract_text(response: Any) -> str:
+    """Return the text of a response. The client does not validate the type of a response."""
     try:
-        return reply.choices[0].message.content or ""
+        return response.choices[0].message.content or ""
     except (AttributeError, IndexError, TypeError):
-        return str(reply)
+        return str(response)
 
 
-def _sent(data: Data) -> str:
-    """Texts as JSON. Without a plain "<", no special token of a chat template can be in them."""
-    texts = {name: _cut(text) if isinstance(text, str) else [_cut(part) for part in text] for name, text in data.items()}
+def _serialize(data: Data) -> str:
+    """Encode texts as JSON with escaped "<", so that they contain no special token of a chat template."""
+    texts = {
+        name: _truncate(text) if isinstance(text, str) else [_truncate(part) for part in text] for name, text in data.items()
+    }
     return json.dumps(texts, ensure_ascii=False).replace("<", "\\u003c")
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST else text[:LONGEST] + CUT
+def _truncate(text: str) -> str:
+    return text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS] + TRUNCATION_MARK
 
 
-def _parsed(said: str, read: Callable[[Any], T | None]) -> T | None:
+def _parse(reply: str, read: Callable[[Any], T | None]) -> T | None:
     try:
-        given = json.loads(said)
+        fields = json.loads(reply)
     except json.JSONDecodeError:
         return None
-    return read(given) if isinstance(given, dict) else None
+    return read(fields) if isinstance(fields, dict) else None
 
 
-def _key() -> str:
+def _read_key() -> str:
     key = (os.environ.get("TRIMTAB_JUDGE_KEY") or os.environ.get("OPENAI_API_KEY") or "none").strip()
-    # The HTTP client would show the key in its complaint.
+    # The error of the HTTP client would contain the key.
     if not key.isascii() or not key.isprintable():
-        raise UsageError("the key in TRIMTAB_JUDGE_KEY or OPENAI_API_KEY holds what no key can: set it again")
+        raise UsageError("the key in TRIMTAB_JUDGE_KEY or OPENAI_API_KEY has non-ASCII or control characters: set it again")
     return key
 
 
-def _said(error: OpenAIError) -> str:
-    """What the endpoint said, or what became of the connection."""
+def _format_error(error: OpenAIError) -> str:
+    """Return the message of the endpoint, or the cause of a failed connection."""
     if isinstance(error, APIConnectionError):
-        return f"{error.message} ({error.__cause__ or 'no answer'})"
+        return f"{error.message} ({error.__cause__ or 'no response'})"
     return str(error)
 
 
-def _advice(error: OpenAIError) -> str:
+def _advise(error: OpenAIError) -> str:
     if isinstance(error, APIStatusError):
-        return ADVICE.get(error.status_code, "try again later; verdicts already given are kept")
-    return "is it running, and does --judge.url lead to it?"
+        return ADVICE.get(error.status_code, "try again later; earlier verdicts are cached")
+    return "check that it is running and that --judge.url is its address"

@@ -1,10 +1,10 @@
-"""The endpoint judge of refusals: a language model behind any OpenAI-compatible URL, asked for one of the three verdicts."""
+"""Refusal judge that asks a language model behind an OpenAI-compatible URL."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.judges.llm_client import LONGEST, LlmClient
+from trimtab.judges.llm_client import MAX_CHARACTERS, LlmClient
 from trimtab.types import VERDICTS, Verdict
 
 RUBRIC = """\
@@ -28,18 +28,29 @@ SCHEMA: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class LlmRefusalJudge(LlmClient):
-    """An `Asker` that judges refusals."""
+    """Client of a judge model that classifies refusals."""
 
     @property
     def key(self) -> str:
-        """Its verdicts depend on the model, on who serves it, and on what it is told."""
-        return self.rubric_digest(RUBRIC, SCHEMA, LONGEST)
+        """Cache key of the verdicts: URL, model, rubric, schema and text limit."""
+        return self.rubric_digest(RUBRIC, SCHEMA, MAX_CHARACTERS)
 
     def judge_answers(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-        """One verdict for each answer; JobError where one cannot be had."""
+        """Judge answers.
+
+        Args:
+            prompts: prompts, in the order of the answers.
+            answers: one answer per prompt.
+
+        Returns:
+            One verdict per answer.
+
+        Raises:
+            JobError: if a request fails or its reply is not a verdict.
+        """
         data = [{"prompt": prompt, "answer": answer} for prompt, answer in zip(prompts, answers, strict=True)]
         return self.ask_all(RUBRIC, SCHEMA, data, _parse_verdict)
 
 
-def _parse_verdict(given: dict[str, Any]) -> Verdict | None:
-    return next((v for v in VERDICTS if v == given.get("verdict")), None)
+def _parse_verdict(reply: dict[str, Any]) -> Verdict | None:
+    return next((v for v in VERDICTS if v == reply.get("verdict")), None)

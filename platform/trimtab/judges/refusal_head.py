@@ -1,6 +1,7 @@
-"""The refusal head: a logistic regression on one layer of the frozen model, kept as safetensors + JSON (ours).
+"""Refusal head: a logistic regression on one layer of the frozen model, stored as safetensors and a JSON card.
 
-Its normaliser is folded into its weights: what is kept is a plain linear map of raw hidden states, d weights and a bias.
+The normalization is folded into the weights. The stored head is a linear map of raw hidden states with d weights and a bias.
+The format is specific to trimtab.
 """
 
 import json
@@ -27,12 +28,22 @@ HEAD_VERSION = 1
 
 @dataclass(frozen=True)
 class RefusalHeadCard:
-    """What a head is.
+    """Card of a refusal head.
 
-    `base` and `fingerprint` name the frozen model that it reads with; `layer` counts from 0, the embeddings, to the number of
-    layers; `tokens` of an answer's opening are read, in the type `precision`; `l2` is the penalty it was fitted with; `digest`
-    the SHA-256 of its float32 bytes; `data` one entry {name, digest, rows} per set of labels; `agreements` how it stands
-    against labels that it was not fitted on, by cross-validation over `folds` folds.
+    Attributes:
+        base: name of the base model.
+        fingerprint: base model fingerprint.
+        width: dimension d of the hidden states.
+        layer: layer of the hidden states, from 0 (embeddings) to the number of layers.
+        tokens: maximum tokens of the opening of an answer.
+        precision: precision of the base model, bf16 or fp32.
+        l2: L2 penalty of the fit.
+        folds: number of cross-validation folds behind `agreements`.
+        digest: SHA-256 of the float32 bytes of the weights.
+        data: one entry {name, digest, rows} per set of labels.
+        agreements: agreement with labels out of fold, one entry per set of labels.
+        kind: kind of the card.
+        head_version: version of the format.
     """
 
     base: str
@@ -52,20 +63,38 @@ class RefusalHeadCard:
 
 @dataclass(frozen=True)
 class RefusalHead:
-    """`weights` is float32 [d + 1]: one weight for each dimension of the hidden state, and the bias."""
+    """Refusal head with its card.
+
+    Attributes:
+        weights: float32 [d + 1], one weight per dimension of the hidden state, then the bias.
+        card: card of the head.
+    """
 
     weights: Tensor
     card: RefusalHeadCard
 
     def list_agreements(self) -> list[JudgeAgreement]:
-        """How it stands against labels, as its card has it."""
+        """Return the agreements with labels on the card.
+
+        Raises:
+            ArtifactError: if the card has an invalid agreement.
+        """
         return [parse_agreement(raw, "card of the classifier") for raw in self.card.agreements]
 
 
 def fit_weights(states: Tensor, refused: Tensor, l2: float) -> Tensor:
-    """Weights and bias, float64 [d + 1], of the logistic regression of `refused` [n] on hidden states [n, d] (see logistic.py).
+    """Fit a logistic regression of refusals on hidden states; see `trimtab.stats.logistic.fit_logistic`.
 
-    Raises UsageError where one class is missing.
+    Args:
+        states: hidden states [n, d].
+        refused: labels, bool [n].
+        l2: L2 penalty.
+
+    Returns:
+        Weights and bias, float64 [d + 1].
+
+    Raises:
+        UsageError: if one class is missing.
     """
     if refused.all() or not refused.any():
         raise UsageError("a classifier needs answers that are refusals and answers that are not: give labels of both kinds")
@@ -73,7 +102,15 @@ def fit_weights(states: Tensor, refused: Tensor, l2: float) -> Tensor:
 
 
 def build_head(weights: Tensor, card: RefusalHeadCard) -> RefusalHead:
-    """A head of new weights [d + 1]: width and digest are written into the card."""
+    """Build a head from new weights.
+
+    Args:
+        weights: weights and bias [d + 1].
+        card: card of the head. Its width and digest are replaced by those of the weights.
+
+    Raises:
+        ArtifactError: if the weights contain NaN or infinity.
+    """
     weights = weights.detach().cpu().float().contiguous()
     head = RefusalHead(weights, replace(card, width=len(weights) - 1, digest=compute_digest(weights)))
     _check_head(head, "new classifier")
@@ -81,7 +118,7 @@ def build_head(weights: Tensor, card: RefusalHeadCard) -> RefusalHead:
 
 
 def save_head(head: RefusalHead, folder: Path) -> Path:
-    """Write a head as a folder of two files; gives the folder back."""
+    """Write the weights and the card of a head into a folder, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({"head": head.weights}, folder / FILE)
     (folder / cards.FILE).write_text(json.dumps(asdict(head.card), indent=2, sort_keys=True) + "\n")
@@ -89,10 +126,16 @@ def save_head(head: RefusalHead, folder: Path) -> Path:
 
 
 def load_head(folder: Path, base: BaseModel) -> RefusalHead:
-    """Read a head and check it against the base model that it is to read with.
+    """Read a head and check it against a base model.
 
-    Raises ArtifactError: a folder without its two files; a truncated, pickled or foreign file; NaN or infinity; a shape or
-    digest that is not the card's; another base model's width or fingerprint; a card of another kind or an unknown version.
+    Args:
+        folder: folder with the weights and the card.
+        base: base model to use the head with.
+
+    Raises:
+        ArtifactError: if a file is missing, truncated, pickled or of another format; the weights contain NaN or infinity, or do
+            not match the shape or digest on the card; the head was fitted on another base model; or the card has another kind
+            or an unknown version.
     """
     head = RefusalHead(read_single_tensor(folder / FILE, "head"), _read_head_card(folder / cards.FILE))
     _check_head(head, str(folder / FILE))
@@ -100,15 +143,15 @@ def load_head(folder: Path, base: BaseModel) -> RefusalHead:
     card = head.card
     if (card.fingerprint, card.width) != (base.fingerprint, base.width):
         raise ArtifactError(
-            f"the classifier in {folder} reads with base model {card.base} ({card.fingerprint}), not with {base.name} "
-            f"({base.fingerprint}): fit one for it with trimtab judges --fit"
+            f"the classifier in {folder} was fitted on base model {card.base} ({card.fingerprint}), not on {base.name} "
+            f"({base.fingerprint}): fit another one with trimtab judges --fit"
         )
     return head
 
 
 def _read_head_card(path: Path) -> RefusalHeadCard:
     if not path.exists():
-        raise ArtifactError(f"{path.parent} has no {path.name}; trimtab judges --fit makes a classifier")
+        raise ArtifactError(f"{path.parent} has no {path.name}. Fit a classifier with trimtab judges --fit")
     raw = cards.read_json_object(path, "a card")
     if raw.get("kind") != KIND:
         raise ArtifactError(f"{path} is the card of a {raw.get('kind')!r}, not of a {KIND}")
@@ -116,30 +159,30 @@ def _read_head_card(path: Path) -> RefusalHeadCard:
         raise ArtifactError(
             f"{path} has version {raw.get('head_version')!r}; this trimtab reads {HEAD_VERSION}: update trimtab"
         )
-    known = {f.name for f in fields(RefusalHeadCard)}
-    if set(raw) != known:
-        raise ArtifactError(f"{path}: missing fields {sorted(known - set(raw))}, unknown fields {sorted(set(raw) - known)}")
+    names = {f.name for f in fields(RefusalHeadCard)}
+    if set(raw) != names:
+        raise ArtifactError(f"{path}: missing fields {sorted(names - set(raw))}, unknown fields {sorted(set(raw) - names)}")
     _check_types(raw, path)
     return RefusalHeadCard(**raw)
 
 
 def _check_types(raw: dict[str, Any], path: Path) -> None:
-    whole: Sequence[tuple[str, int]] = (("width", 1), ("layer", 0), ("tokens", 1), ("folds", 0))
-    if bad := [name for name, least in whole if type(raw[name]) is not int or raw[name] < least]:
-        raise ArtifactError(f"{path}: {bad[0]} must be a whole number, not {raw[bad[0]]!r}")
-    if bad := [name for name in ("base", "fingerprint", "digest") if not isinstance(raw[name], str)]:
-        raise ArtifactError(f"{path}: {bad[0]} must be text")
+    minimums: Sequence[tuple[str, int]] = (("width", 1), ("layer", 0), ("tokens", 1), ("folds", 0))
+    if invalid := [name for name, minimum in minimums if type(raw[name]) is not int or raw[name] < minimum]:
+        raise ArtifactError(f"{path}: {invalid[0]} must be a whole number, not {raw[invalid[0]]!r}")
+    if invalid := [name for name in ("base", "fingerprint", "digest") if not isinstance(raw[name], str)]:
+        raise ArtifactError(f"{path}: {invalid[0]} must be text")
     if raw["precision"] not in ("bf16", "fp32") or not isinstance(raw["agreements"], list):
         raise ArtifactError(f"{path}: precision must be bf16 or fp32, and agreements a list")
 
 
-def _check_head(head: RefusalHead, where: str) -> None:
+def _check_head(head: RefusalHead, location: str) -> None:
     weights, card = head.weights, head.card
     if weights.dtype != torch.float32 or tuple(weights.shape) != (card.width + 1,):
         raise ArtifactError(
-            f"{where}: the head is {weights.dtype} {list(weights.shape)}, the card says float32 {[card.width + 1]}"
+            f"{location}: the head is {weights.dtype} {list(weights.shape)}, but the card says float32 {[card.width + 1]}"
         )
     if not torch.isfinite(weights).all():
-        raise ArtifactError(f"{where}: the head holds NaN or infinity")
+        raise ArtifactError(f"{location}: the head contains NaN or infinity")
     if compute_digest(weights) != card.digest:
-        raise ArtifactError(f"{where}: the head is not that of the card (digest differs)")
+        raise ArtifactError(f"{location}: the head does not match its card (digest differs)")

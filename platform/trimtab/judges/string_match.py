@@ -1,8 +1,6 @@
-"""The string-match refusal judge: refusal, partial or compliance, from the words of the answer alone (ours).
+"""String-match refusal judge.
 
-An answer refuses where it opens with a refusal; it is partial where it refuses and helps all the same. Known limits: a
-string match overcounts refusals on safe prompts, and takes a lecture that never says no for help. docs/judges.md states how
-it stands against human labels.
+It classifies an answer from its words alone; see `trimtab.text.refusal_phrases` for the rules and their limits.
 """
 
 from collections.abc import Sequence
@@ -14,11 +12,16 @@ from trimtab.types import Verdict
 
 @dataclass(frozen=True)
 class StringMatch:
-    """The judge of this file, as one among others."""
+    """Refusal judge that matches refusal phrases.
+
+    Attributes:
+        name: display name.
+        key: cache key of the verdicts.
+    """
 
     name: str = "string match"
     key: str = "string"
 
     def judge_answers(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-        """One verdict for each answer; the prompts tell it nothing."""
+        """Return one verdict per answer. The prompts are ignored."""
         return [classify_refusal(answer) for answer in answers]

@@ -1,1 +1,1 @@
-"""Frozen base model: loading, chat template, injected vectors and objective inputs."""
+"""Frozen base models: loading, chat templates, prefix insertion and objective inputs."""

@@ -1,4 +1,4 @@
-"""The frozen base model: found by catalogue name, folder or hub id, and known by its fingerprint."""
+"""Base model: resolution by catalog name, folder or hub id, and identification by fingerprint."""
 
 import hashlib
 import json
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 
 def get_dtype(precision: Precision) -> torch.dtype:
-    """The torch type of a precision; `auto` is bf16 where this machine computes in it, float32 where it would emulate it.
+    """Return the torch dtype of a precision.
 
-    A CPU without bf16 instructions is several times slower in bf16 than in float32.
+    `auto` is bf16 if this machine computes in bf16 natively, else float32: a CPU without bf16 instructions is several times
+    slower in bf16 than in float32.
     """
     if precision == "auto":
         native = (
@@ -38,21 +39,26 @@ def get_dtype(precision: Precision) -> torch.dtype:
 
 
 def resolve_precision(precision: Precision) -> Precision:
-    """What `auto` is on this machine."""
+    """Return the precision that `auto` stands for on this machine; other values are returned unchanged."""
     return "bf16" if get_dtype(precision) == torch.bfloat16 else "fp32"
 
 
-# Facts that change with the library that wrote the file, not with the model.
+# Config fields that depend on the library that wrote the file, not on the model.
 VOLATILE = {"transformers_version", "torch_dtype", "dtype", "_name_or_path", "architectures_version"}
 SAMPLE = 4096
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base model on this machine.
+    """Base model on this machine.
 
-    `name` is what people call it, `path` its folder of safetensors, `fingerprint` 16 hex digits over what a learned
-    part depends on, `width` the embedding's width d, `vocabulary` the number of embedding rows, `depth` that of layers.
+    Attributes:
+        name: display name.
+        path: folder of config, tokenizer and safetensors.
+        fingerprint: 16 hex digits over everything that a learned part depends on.
+        width: embedding width d.
+        vocabulary: number of embedding rows.
+        depth: number of layers.
     """
 
     name: str
@@ -63,11 +69,16 @@ class BaseModel:
     depth: int
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The tokenizer with its chat template."""
+        """Load the tokenizer with its chat template."""
         return _import_auto_classes().AutoTokenizer.from_pretrained(self.path)
 
     def load(self, precision: Precision = "auto", device: str | torch.device = "cpu") -> "PreTrainedModel":
-        """The model, frozen and in evaluation mode, its weights in the type of `precision`."""
+        """Load the model, frozen and in evaluation mode.
+
+        Args:
+            precision: precision of the weights.
+            device: device of the weights.
+        """
         model: PreTrainedModel = _import_auto_classes().AutoModelForCausalLM.from_pretrained(
             self.path, dtype=get_dtype(precision)
         )
@@ -76,17 +87,22 @@ class BaseModel:
 
 
 def _import_auto_classes() -> Any:
-    # Not on top: it brings all that generates along, half of the time that a process takes to start which only names a model.
+    # Imported lazily: the import loads the generation code, half of the start-up time of a process that only names a model.
     from transformers.models import auto
 
     return auto
 
 
 def resolve_base_model(name: str, revision: str | None = None) -> BaseModel:
-    """Find a base model by catalogue name, folder, or hub id (with `revision`, or as `id@revision`).
+    """Resolve a base model.
 
-    Raises NotFoundError where there is none, UsageError where the folder does not hold a causal language model with
-    safetensors and a chat template.
+    Args:
+        name: catalog name, folder, or hub id, optionally as `id@revision`.
+        revision: revision of the hub id.
+
+    Raises:
+        NotFoundError: if no such model exists.
+        UsageError: if the folder does not hold a model with config and safetensors.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -99,38 +115,39 @@ def resolve_base_model(name: str, revision: str | None = None) -> BaseModel:
     if name.count("/") != 1:
         models = [n for n, a in entries.items() if a.member.endswith(".gguf") or not a.member]
         raise NotFoundError(
-            f"no base model {name!r}: give a folder, a hub id like org/model, or a catalogue name ({', '.join(models)})"
+            f"no base model {name!r}: give a folder, a hub id like org/model, or a catalog name ({', '.join(models)})"
         )
     hub_id, _, pinned = name.partition("@")
     try:
         path = fetch_from_hub(HubSource(hub_id, revision or pinned or "main"))
     except AssetError as error:
         raise NotFoundError(
-            f"the hub has no model {name!r} that can be read from here ({type(error.__cause__).__name__})"
+            f"the hub has no model {name!r} that this machine can read ({type(error.__cause__).__name__})"
         ) from error
     return _inspect_folder(hub_id.split("/")[1].lower(), path)
 
 
 def resolve_on_node(base: BaseModel) -> BaseModel:
-    """The same base model on the machine that this runs on, found by name where its folder is elsewhere.
+    """Resolve a base model of another machine on this machine; it is looked up by name if its folder does not exist here.
 
-    Raises UsageError where what is here under that name is another model.
+    Raises:
+        UsageError: if the model of that name on this machine has another fingerprint.
     """
     if base.path.exists():
         return base
-    found = resolve_base_model(base.name)
-    if found.fingerprint != base.fingerprint:
+    local = resolve_base_model(base.name)
+    if local.fingerprint != base.fingerprint:
         raise UsageError(
-            f"base model {base.name} is {found.fingerprint} on this node, and {base.fingerprint} where the job began"
+            f"base model {base.name} has fingerprint {local.fingerprint} on this node; {base.fingerprint} is required"
         )
-    return found
+    return local
 
 
 def compute_fingerprint(folder: Path) -> str:
-    """16 hex digits over config, weights, tokenizer and chat template (ours).
+    """Compute the base model fingerprint: 16 hex digits over config, weights, tokenizer and chat template.
 
-    Weights enter by each tensor's name, type and shape, and its first and last 4 KiB: enough to tell a fine-tune from its
-    parent, and read in milliseconds at any size.
+    Weights contribute the name, dtype and shape of each tensor, and its first and last 4 KiB. This distinguishes a fine-tuned
+    model from its parent, and takes milliseconds for a model of any size.
     """
     digest = hashlib.sha256()
     config = json.loads((folder / "config.json").read_text())
@@ -169,17 +186,17 @@ def _inspect_folder(name: str, folder: Path) -> BaseModel:
 
 
 def _read_sizes(folder: Path) -> tuple[int, int, int]:
-    """Width, vocabulary and depth, as config.json has them, else as transformers fills them in: seconds to import."""
+    """Read width, vocabulary and depth from config.json, or from transformers' defaults, whose import takes seconds."""
     config = json.loads((folder / "config.json").read_text())
-    written = config.get("text_config") or config
-    if all(type(written.get(name)) is int for name in ("hidden_size", "vocab_size", "num_hidden_layers")):
-        return written["hidden_size"], written["vocab_size"], written["num_hidden_layers"]
+    sizes = config.get("text_config") or config
+    if all(type(sizes.get(name)) is int for name in ("hidden_size", "vocab_size", "num_hidden_layers")):
+        return sizes["hidden_size"], sizes["vocab_size"], sizes["num_hidden_layers"]
     text = _import_auto_classes().AutoConfig.from_pretrained(folder).get_text_config()
     return int(text.hidden_size), int(text.vocab_size), int(text.num_hidden_layers)
 
 
 def _convert_gguf(asset: Asset) -> Path:
-    """The catalogue model as a folder of safetensors in bf16, converted from GGUF on first use."""
+    """Return the folder of a catalog model as safetensors in bf16, converted from GGUF on first use."""
     target = settings.get_home() / "models" / f"{asset.name}-{asset.sha256[:8]}"
     if (target / "config.json").exists():
         return target
@@ -191,7 +208,7 @@ def _convert_gguf(asset: Asset) -> Path:
             loaded = _import_auto_classes().AutoModelForCausalLM.from_pretrained(
                 source.parent, gguf_file=source.name, dtype=torch.bfloat16
             )
-            # A model that came from GGUF refuses to be saved while it is marked as quantised.
+            # transformers cannot save a model loaded from GGUF while it is marked as quantized.
             loaded.hf_quantizer = None  # pyright: ignore[reportArgumentType]
             if hasattr(loaded.config, "quantization_config"):
                 del loaded.config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,8 +1,8 @@
-"""The one chat renderer: messages to token ids with a prefix at its place, for training, evaluation and serving alike.
+"""Chat renderer: messages to token ids with a prefix, shared by training, evaluation and serving.
 
-A prefix is a few *row tokens*: special tokens after the end of the vocabulary, one for each learned row. They are put
-into the messages as text, which the tokenizer can neither split nor merge, so that the model's own chat template, tools
-and all, renders around them.
+A prefix is represented by *row tokens*: special tokens after the end of the vocabulary, one for each row. They are inserted
+into the messages as text, which the tokenizer can neither split nor merge. The model's own chat template, including its tool
+format, is therefore applied unchanged.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,10 +28,15 @@ THINK = "<think>"
 
 @dataclass(frozen=True)
 class ChatRenderer:
-    """A tokenizer with row tokens. `first_row` is the id of the first of `rows` row tokens, which are consecutive.
+    """Chat renderer: a tokenizer with row tokens.
 
-    `turn_end` is the token that ends an answer. `takes_system` is whether the template shows a system message;
-    `default_system` is what it shows without one.
+    Attributes:
+        tokenizer: tokenizer of the base model with the row tokens added.
+        first_row: id of the first row token; the ids are consecutive.
+        rows: number of row tokens.
+        turn_end: id of the token that ends an answer.
+        takes_system: whether the template renders a system message.
+        default_system: system message that the template adds by itself, or None.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -42,15 +47,24 @@ class ChatRenderer:
     default_system: str | None
 
     def render_prompt(self, messages: Sequence[Message], place: Position = "system", rows: Sequence[int] = ()) -> list[int]:
-        """Token ids of a conversation that the assistant is to answer, with `rows` (ids of row tokens) at `place`.
+        """Render a conversation that the assistant answers next.
 
-        Raises UsageError where the template does not take the messages.
+        Args:
+            messages: messages of the conversation.
+            place: position of the prefix.
+            rows: ids of the row tokens to insert.
+
+        Returns:
+            Token ids, including the generation prompt.
+
+        Raises:
+            UsageError: if the template rejects the messages.
         """
         marked = (
             self.insert_row_tokens(messages, place, rows) if rows and place != "start" else self.fold_system_message(messages)
         )
         try:
-            # mark() leaves plain messages; the template of the checkpoint does the rest.
+            # The messages are plain text at this point, and the checkpoint's own template renders them.
             ids: list[int] = self.tokenizer.apply_chat_template(  # pyright: ignore[reportAssignmentType]
                 [dict(m) for m in marked], add_generation_prompt=True, tokenize=True, return_dict=False
             )
@@ -59,9 +73,16 @@ class ChatRenderer:
         return self.insert_rows_at_start(list(ids), rows) if place == "start" else list(ids)
 
     def render_answer(self, text: str, before: Sequence[int] = ()) -> list[int]:
-        """Token ids of an answer as the model would write it, its end-of-turn token last.
+        """Render an answer as the model would generate it, with its end-of-turn token.
 
-        Where the prompt `before` it has opened a thinking block, the answer begins inside: it is not opened again.
+        If the prompt ends with an opening thinking tag, the tag is not repeated at the start of the answer.
+
+        Args:
+            text: text of the answer.
+            before: token ids of the prompt.
+
+        Returns:
+            Token ids of the answer.
         """
         text = text.strip()
         if text.startswith(THINK) and str(self.tokenizer.decode(list(before[-8:]))).rstrip().endswith(THINK):
@@ -71,34 +92,52 @@ class ChatRenderer:
     def render_conversation(
         self, messages: Sequence[Message], place: Position = "system", rows: Sequence[int] = ()
     ) -> tuple[list[int], list[range]]:
-        """Token ids of a conversation up to its last answer, and the span of each of the assistant's answers in them.
+        """Render a conversation up to its last assistant answer.
 
-        An earlier answer that the template shows otherwise than it was said (without its thoughts, say) has no span.
+        An earlier answer that the template renders differently, for example without its thoughts, has no span.
+
+        Args:
+            messages: messages of the conversation.
+            place: position of the prefix.
+            rows: ids of the row tokens to insert.
+
+        Returns:
+            Token ids, and the span of each assistant answer in them.
         """
-        said = [i for i, m in enumerate(messages) if m.get("role") == "assistant" and isinstance(m.get("content"), str)]
-        prompts = [self.render_prompt(messages[:i], place, rows) for i in said]
-        upto = [(before, self.render_answer(messages[i]["content"], before)) for i, before in zip(said, prompts, strict=True)]
-        if not upto:
+        indices = [i for i, m in enumerate(messages) if m.get("role") == "assistant" and isinstance(m.get("content"), str)]
+        prompts = [self.render_prompt(messages[:i], place, rows) for i in indices]
+        turns = [
+            (before, self.render_answer(messages[i]["content"], before)) for i, before in zip(indices, prompts, strict=True)
+        ]
+        if not turns:
             return [], []
-        ids = [*upto[-1][0], *upto[-1][1]]
+        ids = [*turns[-1][0], *turns[-1][1]]
         spans = [
             range(len(before), len(before) + len(answer))
-            for before, answer in upto
+            for before, answer in turns
             if ids[: len(before) + len(answer)] == [*before, *answer]
         ]
         return ids, spans
 
     def check_rows(self, ids: Sequence[int], rows: Sequence[int]) -> None:
-        """UsageError unless the row tokens of a prompt are exactly those of its prefix."""
+        """Raise UsageError unless the row tokens of a prompt are exactly those of its prefix.
+
+        Args:
+            ids: token ids of the prompt.
+            rows: expected ids of the row tokens, in order.
+        """
         if [i for i in ids if i >= self.first_row] != list(rows):
-            raise UsageError("a message holds the text of a row token; only a prefix may put one there")
+            raise UsageError("a message contains the text of a row token; only a prefix can insert row tokens")
 
     def row_text(self, rows: Sequence[int]) -> str:
-        """The text that tokenizes to exactly these row tokens."""
+        """Return the text that the tokenizer maps to exactly these row tokens."""
         return "".join(format_row_token(row - self.first_row) for row in rows)
 
     def fold_system_message(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """A copy of the messages; where the template shows no system message, it stands before the first user message."""
+        """Copy messages for the template.
+
+        If the template renders no system message, its text is moved to the start of the first user message.
+        """
         copied = [deepcopy(dict(m)) for m in messages]
         first_user = next((m for m in copied if m.get("role") == "user"), None)
         if self.takes_system or first_user is None or copied[0].get("role") not in SYSTEM_ROLES:
@@ -110,43 +149,59 @@ class ChatRenderer:
         return copied[1:]
 
     def insert_row_tokens(self, messages: Sequence[Message], place: Position, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """Put row tokens into the messages at `system`, `system-end` or `user`; the input is not changed.
+        """Insert row tokens into a copy of the messages.
 
-        With `system` and `system-end` a conversation without a system message gets one: of the rows alone, or of the
-        template's own default text and the rows. Raises UsageError where the template shows no system message.
+        At `system` and `system-end`, a conversation without a system message gets one. It consists of the row tokens alone, or
+        at `system-end` of the template's default system message and the row tokens.
+
+        Args:
+            messages: messages of the conversation.
+            place: `system`, `system-end` or `user`.
+            rows: ids of the row tokens to insert.
+
+        Raises:
+            UsageError: if the template renders no system message, or `place` is `user` and there is no user message.
         """
         text = self.row_text(rows)
         marked = self.fold_system_message(messages)
         if place == "user":
             first_user = next((m for m in marked if m.get("role") == "user"), None)
             if first_user is None:
-                raise UsageError("this prefix goes into the first user message, and there is none")
+                raise UsageError("this prefix goes into the first user message, and the conversation has none")
             first_user["content"] = _prepend(first_user.get("content"), text)
             return marked
         if not self.takes_system:
             raise UsageError("this chat template takes no system message; use place user or start")
         if not marked or marked[0].get("role") not in SYSTEM_ROLES:
-            own = (self.default_system or "") if place == "system-end" else ""
-            return [{"role": "system", "content": own + text}, *marked]
+            default = (self.default_system or "") if place == "system-end" else ""
+            return [{"role": "system", "content": default + text}, *marked]
         insert = _append if place == "system-end" else _prepend
         marked[0]["content"] = insert(marked[0].get("content"), text)
         return marked
 
     def insert_rows_at_start(self, ids: Sequence[int], rows: Sequence[int]) -> list[int]:
-        """Put row tokens first, right after the beginning-of-sequence token where there is one."""
-        # In some chat templates the "bos" token also opens each turn; only one that comes once is a beginning.
+        """Insert row tokens at the start, after the beginning-of-sequence token if there is one."""
+        # In some chat templates the BOS token also opens each turn; only a token that occurs once marks the beginning.
         bos = self.tokenizer.bos_token_id
         head = 1 if ids and ids[0] == bos and bos not in ids[1:] else 0
         return [*ids[:head], *rows, *ids[head:]]
 
 
 def build_renderer(base: BaseModel, rows: int) -> ChatRenderer:
-    """The renderer of a base model with `rows` row tokens."""
+    """Build the chat renderer of a base model; the result is cached.
+
+    Args:
+        base: base model.
+        rows: number of row tokens.
+
+    Raises:
+        UsageError: if the model has no chat template, or its tokenizer cannot append tokens.
+    """
     return _renderer(base, rows)
 
 
 def format_row_token(index: int) -> str:
-    """Text of the row token `index` (from 0)."""
+    """Return the text of a row token by its index, counted from 0."""
     return f"<|trimtab_row_{index}|>"
 
 
@@ -166,22 +221,22 @@ def _renderer(base: BaseModel, rows: int) -> ChatRenderer:
 
 
 def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The first special token that the template writes after an answer: not all models end a turn as they end a sequence."""
-    said = [{"role": "user", "content": "x"}, {"role": "assistant", "content": PROBE}]
-    after = str(tokenizer.apply_chat_template(said, tokenize=False)).rpartition(PROBE)[2]
+    """Return the first special token that the template writes after an answer; it may differ from the end-of-sequence token."""
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": PROBE}]
+    after = str(tokenizer.apply_chat_template(messages, tokenize=False)).rpartition(PROBE)[2]
     added = tokenizer.added_tokens_decoder
     ends = (i for i in tokenizer.encode(after, add_special_tokens=False) if i in added and added[i].special)
     return next(ends, tokenizer.eos_token_id)  # pyright: ignore[reportReturnType]
 
 
 def _system(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, str | None]:
-    """Whether the template shows a system message, and the text it writes by itself: found by rendering with and without."""
+    """Detect whether the template renders a system message, and its default one, by rendering with and without one."""
     user = {"role": "user", "content": "x"}
     try:
-        given = str(tokenizer.apply_chat_template([{"role": "system", "content": PROBE}, user], tokenize=False))
+        rendered = str(tokenizer.apply_chat_template([{"role": "system", "content": PROBE}, user], tokenize=False))
     except Exception:  # templates raise their own errors, of any type
         return False, None
-    before, found, after = given.partition(PROBE)
+    before, found, after = rendered.partition(PROBE)
     default = str(tokenizer.apply_chat_template([user], tokenize=False))
     if not found or not default.startswith(before) or not default.endswith(after):
         return bool(found), None
@@ -197,7 +252,7 @@ def _append(content: Any, text: str) -> Any:
 
 
 def _insert(content: Any, text: str, *, at_end: bool) -> Any:
-    """Insert into plain text, or into the first or last part of a list of parts."""
+    """Insert text into a string, or into the first or last part of a list of parts."""
     if content is None or isinstance(content, str):
         return (content or "") + text if at_end else text + (content or "")
     if not isinstance(content, list):

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens after hidden states, with the logits of only a few of them held at a time (ours)."""
+"""Log-probabilities of tokens from hidden states, with logits computed in chunks to bound memory."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -7,16 +7,25 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-# Bytes of logits at a time: on a CPU few enough for its caches, elsewhere enough to keep it busy.
+# Bytes of logits per chunk: on a CPU few enough to fit into its caches, on other devices enough to keep them busy.
 CPU_BYTES = 16 << 20
 DEVICE_BYTES = 256 << 20
 
 
 def compute_token_logprobs(head: Callable[[Tensor], Tensor], states: Tensor, tokens: Tensor, vocabulary: int) -> Tensor:
-    """Log-probability [N] of each of `tokens` [N], where the frozen `head` makes float32 logits [N, V] of `states` [N, d].
+    """Compute the log-probability of each token from the hidden state that predicts it.
 
-    A row depends on its own state alone and the head never learns, so that the gradient [N, d] is computed together with the
-    value, part by part, and the backward pass only scales it. Differentiable once, in the states.
+    Each result depends on one state only and the head is frozen. The forward pass therefore also computes the gradient [N, d],
+    chunk by chunk, and the backward pass only scales it. The result can be differentiated once, with respect to the states.
+
+    Args:
+        head: frozen head that maps states [N, d] to float32 logits [N, V].
+        states: hidden states [N, d].
+        tokens: token ids [N].
+        vocabulary: vocabulary size V.
+
+    Returns:
+        Log-probabilities [N], in nats.
     """
     size = CPU_BYTES if states.device.type == "cpu" else DEVICE_BYTES
     parts = -(-4 * vocabulary * len(states) // size)
@@ -26,16 +35,16 @@ def compute_token_logprobs(head: Callable[[Tensor], Tensor], states: Tensor, tok
 class _TokenLogp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, tokens: Tensor, head: Callable[[Tensor], Tensor], parts: int) -> Tensor:
-        learns = ctx.needs_input_grad[0]
+        needs_gradient = ctx.needs_input_grad[0]
         values, gradients = list[Tensor](), list[Tensor]()
-        for some, wanted in zip(states.chunk(parts), tokens.chunk(parts), strict=True):
-            leaf = some.detach().requires_grad_(learns)
-            with torch.set_grad_enabled(learns):
-                value = log_softmax(head(leaf), -1).gather(1, wanted[:, None])[:, 0]
-            if learns:
+        for chunk, targets in zip(states.chunk(parts), tokens.chunk(parts), strict=True):
+            leaf = chunk.detach().requires_grad_(needs_gradient)
+            with torch.set_grad_enabled(needs_gradient):
+                value = log_softmax(head(leaf), -1).gather(1, targets[:, None])[:, 0]
+            if needs_gradient:
                 gradients += torch.autograd.grad(value, leaf, torch.ones_like(value))
             values.append(value.detach())
-        if learns:
+        if needs_gradient:
             ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(values)
 

@@ -1,7 +1,7 @@
-"""Rows as token ids, cut into micro-batches, and the frozen model that takes vectors in the place of row tokens.
+"""Frozen model with prefix vectors in the place of row tokens, tokenized samples and micro-batches.
 
-Micro-batches are cut from a batch in one way whatever the number of workers, and their gradients are added in one
-order. So a run gives the same prefix on one worker and on many, and after any number of restarts.
+Micro-batches are formed independently of the number of workers, and their gradients are added in a fixed order. A run therefore
+yields the same prefix with any number of workers and after any number of restarts.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenizedSample:
-    """A prompt and an answer as token ids, with the prefix's row tokens (`ids`) and without them (`plain`); the last `targets`
-    tokens are the answer."""
+    """Prompt and answer as token ids.
+
+    Attributes:
+        ids: token ids with the row tokens of the prefix.
+        plain: token ids without the row tokens.
+        targets: number of answer tokens, which come last.
+    """
 
     ids: tuple[int, ...]
     plain: tuple[int, ...]
@@ -35,8 +40,14 @@ class TokenizedSample:
 
 @dataclass(frozen=True)
 class TrainingExample:
-    """A training row: the answer that is wanted, the one that is not where the objective needs it, and the weight
-    a_c above 0 of its class."""
+    """Training example of an objective.
+
+    Attributes:
+        chosen: sample with the target answer.
+        label: class of the prompt.
+        weight: weight a_c of the class, above 0.
+        rejected: sample with the rejected answer, or None if the objective needs none.
+    """
 
     chosen: TokenizedSample
     label: str
@@ -47,60 +58,102 @@ class TrainingExample:
 def tokenize_sample(
     renderer: ChatRenderer, prompt: Prompt, answer: str, place: Position, rows: int, longest: int
 ) -> TokenizedSample:
-    """Render a prompt with an answer, of which at most `longest` tokens are kept."""
-    said = [*prompt.messages, {"role": "assistant", "content": answer}]
-    ids, spans = renderer.render_conversation(said, place, range(renderer.first_row, renderer.first_row + rows))
-    kept = spans[-1][:longest]
-    plain = (*renderer.render_prompt(prompt.messages), *ids[kept.start : kept.stop])
-    return TokenizedSample(tuple(ids[: kept.stop]), plain, len(kept))
+    """Tokenize a prompt with an answer.
+
+    Args:
+        renderer: chat renderer of the base model.
+        prompt: prompt of the sample.
+        answer: answer text.
+        place: position of the prefix.
+        rows: number of rows of the prefix.
+        longest: maximum number of answer tokens; the rest is cut off.
+    """
+    messages = [*prompt.messages, {"role": "assistant", "content": answer}]
+    ids, spans = renderer.render_conversation(messages, place, range(renderer.first_row, renderer.first_row + rows))
+    span = spans[-1][:longest]
+    plain = (*renderer.render_prompt(prompt.messages), *ids[span.start : span.stop])
+    return TokenizedSample(tuple(ids[: span.stop]), plain, len(span))
 
 
 def split_into_micro_batches(examples: Sequence[TrainingExample], size: int) -> list[list[TrainingExample]]:
-    """Cut a batch into micro-batches of like lengths, the longest first; independent of the number of workers."""
+    """Split a batch into micro-batches of similar lengths, the longest first.
+
+    The result does not depend on the number of workers.
+
+    Args:
+        examples: examples of the batch.
+        size: maximum number of examples of a micro-batch.
+    """
     ordered = sorted(examples, key=lambda e: (-len(e.chosen.ids), e.chosen.ids))
     return [ordered[i : i + size] for i in range(0, len(ordered), size)]
 
 
 def select_worker_share(batches: Sequence[list[TrainingExample]], rank: int, workers: int) -> list[int]:
-    """Indices of the micro-batches that one worker computes: each goes to the worker with the fewest tokens so far."""
+    """Return the indices of the micro-batches that one worker computes.
+
+    Each micro-batch goes to the worker with the fewest tokens so far.
+
+    Args:
+        batches: micro-batches of a batch.
+        rank: rank of the worker.
+        workers: number of workers.
+    """
     loads = [0] * workers
-    mine: list[int] = []
+    share: list[int] = []
     for index, batch in enumerate(batches):
         least = loads.index(min(loads))
         loads[least] += len(batch[0].chosen.ids) * len(batch)
         if least == rank:
-            mine.append(index)
-    return mine
+            share.append(index)
+    return share
 
 
 class FrozenModel:
-    """A frozen causal model that takes prefix vectors in the place of row tokens."""
+    """Frozen causal language model that accepts prefix vectors in the place of row tokens."""
 
     def __init__(self, model: "PreTrainedModel", first_row: int) -> None:
         self.model = model
         self.first_row = first_row
-        # transformers knows tables and heads as modules of any kind.
+        # transformers types embedding tables and heads as generic modules.
         self.embedding = cast(nn.Embedding, model.get_input_embeddings())
-        # Models that scale their embeddings do it inside the table; a row of the serving engine is scaled too.
+        # Models that scale their embeddings do so inside the table, and the serving engine scales rows as well.
         self.scale = getattr(self.embedding, "embed_scale", 1.0)
         self.device = self.embedding.weight.device
         self.dtype = self.embedding.weight.dtype
         self.packs = False
 
     def target_logits(self, vectors: Tensor | None, ids: Sequence[Sequence[int]], targets: Sequence[int]) -> Tensor:
-        """Logits [sum(targets), V] in float32 that predict the last `targets[i]` tokens of each sequence."""
+        """Compute the logits that predict the last `targets[i]` tokens of each sequence.
+
+        Args:
+            vectors: vectors of the prefix [k, d], or None.
+            ids: token ids of each sequence, with row tokens.
+            targets: number of target tokens of each sequence.
+
+        Returns:
+            Logits [sum(targets), V], float32.
+        """
         return self.head(self.target_states(vectors, ids, targets))
 
     def target_states(self, vectors: Tensor | None, ids: Sequence[Sequence[int]], targets: Sequence[int]) -> Tensor:
-        """Last hidden states [sum(targets), d] from which the last `targets[i]` tokens of each sequence are predicted.
+        """Compute the last hidden states that predict the last `targets[i]` tokens of each sequence.
 
-        The head runs only where there are targets: with a large vocabulary it would else cost more than the model.
+        The head runs later on these states only. For a large vocabulary, running it on all tokens would cost more than the
+        decoder.
+
+        Args:
+            vectors: vectors of the prefix [k, d], or None.
+            ids: token ids of each sequence, with row tokens.
+            targets: number of target tokens of each sequence.
+
+        Returns:
+            Hidden states [sum(targets), d].
         """
         ends = [(len(row) - n - 1, len(row) - 1) for row, n in zip(ids, targets, strict=True)]
         if self.packs:
-            packed = build_prefix_tree(ids, self.device)
-            hidden = compute_states(self.model, self.embed_inputs(vectors, packed.ids), packed)
-            return hidden[torch.cat([packed.paths[i, begin:end] for i, (begin, end) in enumerate(ends)])]
+            tree = build_prefix_tree(ids, self.device)
+            hidden = compute_states(self.model, self.embed_inputs(vectors, tree.ids), tree)
+            return hidden[torch.cat([tree.paths[i, begin:end] for i, (begin, end) in enumerate(ends)])]
         longest = max(map(len, ids))
         tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids], device=self.device)
         lengths = torch.tensor([len(row) for row in ids], device=self.device)
@@ -111,12 +164,28 @@ class FrozenModel:
         return torch.cat([hidden[i, begin:end] for i, (begin, end) in enumerate(ends)])
 
     def compute_logprobs(self, states: Tensor, tokens: Sequence[int]) -> Tensor:
-        """Log-probability [N] of each token after the last hidden state [N, d] that predicts it."""
-        wanted = torch.tensor(tokens, device=self.device)
-        return compute_token_logprobs(self.head, states, wanted, self.model.config.get_text_config().vocab_size)
+        """Compute the log-probability of each token.
+
+        Args:
+            states: last hidden states [N, d] that predict the tokens.
+            tokens: N token ids.
+
+        Returns:
+            Log-probabilities [N], in nats.
+        """
+        targets = torch.tensor(tokens, device=self.device)
+        return compute_token_logprobs(self.head, states, targets, self.model.config.get_text_config().vocab_size)
 
     def embed_inputs(self, vectors: Tensor | None, tokens: Tensor) -> Tensor:
-        """Embeddings [..., d] of token ids [...], with `vectors` [k, d] in the place of the k row tokens."""
+        """Embed token ids, with prefix vectors in the place of row tokens.
+
+        Args:
+            vectors: vectors of the prefix [k, d], or None.
+            tokens: token ids [...].
+
+        Returns:
+            Embeddings [..., d].
+        """
         is_row = tokens >= self.first_row
         embedded = self.embedding(tokens.masked_fill(is_row, 0))
         if vectors is None:
@@ -125,8 +194,13 @@ class FrozenModel:
         return torch.where(is_row[..., None], values.to(self.dtype), embedded)
 
     def enable_prefix_tree(self) -> bool:
-        """From now on compute what rows share at their start once, which is faster; False, and nothing changed, where a small
-        batch shows that this model cannot."""
+        """Compute the shared beginnings of sequences once in all later calls, which is faster.
+
+        A small test batch verifies that the model supports this.
+
+        Returns:
+            False if the model does not support it; the model is then unchanged.
+        """
         rows = [[5, 6, 7, 8, 9, 10], [5, 6, 7, 8], [5, 6, 11, 12, 13, 7, 8]]
         with torch.no_grad():
             padded = self.target_states(None, rows, [3, 2, 4])
@@ -143,16 +217,26 @@ class FrozenModel:
         return same
 
     def check_head(self) -> None:
-        """UsageError where head and decoder do not make up the model (a scaled or capped head of its own kind)."""
+        """Raise UsageError unless the decoder followed by `head` reproduces the model's logits.
+
+        Some families scale or cap their logits in a way that `head` does not implement.
+        """
         ids = torch.arange(5, 13, device=self.device)[None]
         with torch.no_grad():
-            whole = self.model(input_ids=ids, use_cache=False).logits[0, -4:].float()
-            ours = self.target_logits(None, ids.tolist(), [3])
-        if not torch.allclose(whole[:3], ours, atol=0.05, rtol=0.05):
-            raise UsageError(f"{type(self.model).__name__} computes its logits in a way that trimtab does not know")
+            expected = self.model(input_ids=ids, use_cache=False).logits[0, -4:].float()
+            actual = self.target_logits(None, ids.tolist(), [3])
+        if not torch.allclose(expected[:3], actual, atol=0.05, rtol=0.05):
+            raise UsageError(f"{type(self.model).__name__} computes its logits in a way that trimtab does not support")
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits [N, V] in float32 of last hidden states [N, d], with what a family does to them after its head."""
+        """Compute the logits of hidden states, including the scaling and soft-capping that some families apply after the head.
+
+        Args:
+            hidden: last hidden states [N, d].
+
+        Returns:
+            Logits [N, V], float32.
+        """
         head = cast(nn.Module, self.model.get_output_embeddings())
         logits = head(hidden).float()
         config = self.model.config.get_text_config()

@@ -1,13 +1,13 @@
-"""What can be done to the layers of a frozen model before a prefix is learned on it: recompute, compile, shard.
+"""Transformations of a frozen model's layers for training: activation checkpointing, compilation, sharding.
 
-The order matters: what is recomputed is compiled, and what is compiled is sharded.
+They must be applied in this order: checkpointed layers are compiled, and compiled layers are sharded.
 """
 
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (  # the wrapper that PyTorch's own trainers use
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (  # private, but used by PyTorch's own trainers
     CheckpointImpl,
     checkpoint_wrapper,
 )
@@ -21,39 +21,52 @@ if TYPE_CHECKING:
 
 
 def get_layers(model: "PreTrainedModel") -> nn.ModuleList:
-    """The decoder's layers. Raises UsageError where the family keeps them elsewhere."""
-    found = getattr(model.get_decoder(), "layers", None)
-    if not isinstance(found, nn.ModuleList):
+    """Return the decoder layers of a model.
+
+    Raises:
+        UsageError: if the model family stores its layers under another name.
+    """
+    layers = getattr(model.get_decoder(), "layers", None)
+    if not isinstance(layers, nn.ModuleList):
         raise UsageError(
-            f"{type(model).__name__} keeps its layers where trimtab does not find them: no recompute, compile, shard"
+            f"{type(model).__name__} has no `layers` in its decoder: recompute, compile and shard are not available"
         )
-    return found
+    return layers
 
 
 def enable_activation_checkpointing(model: "PreTrainedModel") -> None:
-    """Keep only what goes into each layer, and compute the rest again in the backward pass."""
-    own = get_layers(model)
-    for index, layer in enumerate(own):
-        own[index] = checkpoint_wrapper(layer, CheckpointImpl.NO_REENTRANT)
+    """Store only the input of each layer, and recompute the rest in the backward pass."""
+    layers = get_layers(model)
+    for index, layer in enumerate(layers):
+        layers[index] = checkpoint_wrapper(layer, CheckpointImpl.NO_REENTRANT)
 
 
 def compile_layers(model: "PreTrainedModel") -> None:
-    """Compile each layer by itself: they share one compiled code, which takes seconds where the whole model takes minutes."""
+    """Compile each layer separately.
+
+    The layers share one compiled graph, so that compilation takes seconds instead of minutes for the whole model.
+    """
     for layer in get_layers(model):
         layer.compile(dynamic=True)
 
 
 def shard_model(model: "PreTrainedModel", mesh: DeviceMesh, device: torch.device) -> None:
-    """Cut the layers' weights over the workers of `mesh` (FSDP2): each layer is gathered when it computes, and let go after.
+    """Shard the layers' weights over the workers of a mesh with FSDP2.
 
-    The embedding table and the head stay whole on each worker, as prefixes go in and targets are scored outside of
-    the decoder. All workers must then run forward and backward passes in step.
+    Each layer is gathered for its computation and released afterwards. The embedding table and the output head stay unsharded
+    on each worker, because prefixes enter and targets are scored outside of the decoder. All workers must then run forward and
+    backward passes in step.
+
+    Args:
+        model: model on the CPU or on `device`.
+        mesh: device mesh of the workers.
+        device: device of this worker.
     """
     decoder = model.get_decoder()
     ends = [model.get_input_embeddings(), cast(nn.Module, model.get_output_embeddings())]
-    whole = {parameter for module in ends for parameter in module.parameters()}
+    unsharded = {parameter for module in ends for parameter in module.parameters()}
     for layer in get_layers(model):
         fully_shard(layer, mesh=mesh)
-    fully_shard(decoder, mesh=mesh, ignored_params=whole)
+    fully_shard(decoder, mesh=mesh, ignored_params=unsharded)
     for module in ends:
         module.to(device)

@@ -1,6 +1,6 @@
-"""One training step of a prefix: what the frozen model gives for a micro-batch, and the gradient of an objective on it.
+"""Training step of a prefix: inputs of an objective from the frozen model, and the gradient of its loss.
 
-The same for every objective and on any device, with no cluster in it.
+The code is the same for every objective and device and does not depend on Ray.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,15 @@ from trimtab.types import LABELS
 
 @dataclass(frozen=True)
 class StepResult:
-    """Sums over one micro-batch: `gradient` [k, d] of the weighted loss sum, for each class the sum of plain per-token losses
-    and the number of rows, and what the objective observes [tracked]."""
+    """Sums over one micro-batch.
+
+    Attributes:
+        gradient: gradient of the weighted loss sum [k, d].
+        loss: weighted loss sum.
+        nll: sum of the mean per-token losses of the rows, by class.
+        rows: number of rows, by class.
+        observed: sums that the objective observes [tracked].
+    """
 
     gradient: Tensor
     loss: float
@@ -29,8 +36,12 @@ class StepResult:
 
 @dataclass(frozen=True)
 class BatchTotals:
-    """Of a whole batch, over all its micro-batches and workers: the sum of its rows' weights, and how many target tokens its
-    plain benign rows have."""
+    """Totals of a whole batch, over all micro-batches and workers.
+
+    Attributes:
+        weight: sum of the row weights.
+        easy: number of target tokens of the plain benign rows (`benign_easy`).
+    """
 
     weight: float
     easy: int
@@ -38,7 +49,13 @@ class BatchTotals:
 
 @dataclass(frozen=True)
 class BaseOutputs:
-    """What the frozen model gives for a sample without the prefix: `logp` [T], `state` [d] before the answer, `odds`."""
+    """Outputs of the frozen model for a sample without the prefix.
+
+    Attributes:
+        logp: log-probabilities of the target tokens [T].
+        state: last hidden state before the answer [d].
+        odds: log-odds of a refusal opener against a help opener.
+    """
 
     logp: Tensor
     state: Tensor
@@ -47,15 +64,22 @@ class BaseOutputs:
 
 @dataclass
 class ObjectiveScorer:
-    """Computes just what an objective needs. `refusing` and `helping` are the token ids that open refusals and help; `sharded`
-    is whether other workers hold parts of the model, which must then be run as often by all."""
+    """Computes exactly the inputs that an objective needs.
+
+    Attributes:
+        frozen: frozen model.
+        objective: objective to evaluate.
+        refusing: token ids that open refusals.
+        helping: token ids that open helpful answers.
+        sharded: whether the model is sharded over workers, which must then all run the same number of passes.
+    """
 
     frozen: FrozenModel
     objective: Objective
     refusing: Sequence[int] = ()
     helping: Sequence[int] = ()
     sharded: bool = False
-    _plain: dict[TokenizedSample, BaseOutputs] = field(default_factory=dict[TokenizedSample, BaseOutputs])
+    _base_outputs: dict[TokenizedSample, BaseOutputs] = field(default_factory=dict[TokenizedSample, BaseOutputs])
 
     def compute(
         self,
@@ -65,9 +89,16 @@ class ObjectiveScorer:
         running: Tensor,
         anchor: Tensor | None = None,
     ) -> StepResult:
-        """Loss and gradient of one micro-batch.
+        """Compute loss and gradient of one micro-batch.
 
-        `vectors` float32 [k, d]; with `whole` of the whole batch, gradients of its micro-batches add up to that of the batch.
+        Gradients of the micro-batches add up to the gradient of the batch.
+
+        Args:
+            vectors: vectors of the prefix, float32 [k, d].
+            batch: examples of the micro-batch.
+            whole: totals of the whole batch.
+            running: values that the objective has tracked so far [tracked].
+            anchor: anchor vectors [k, d], or None before the switch.
         """
         leaf = vectors.detach().requires_grad_()
         scores = self.compute_scores(leaf, batch, running, anchor, whole)
@@ -86,128 +117,158 @@ class ObjectiveScorer:
         anchor: Tensor | None = None,
         whole: BatchTotals | None = None,
     ) -> Scores:
-        """What the objective is given for a micro-batch, differentiable in `vectors`; without `whole` it is all there is."""
+        """Compute the inputs of the objective for a micro-batch, differentiable with respect to `vectors`.
+
+        Args:
+            vectors: vectors of the prefix [k, d], or None for the base model.
+            batch: examples of the micro-batch.
+            running: values that the objective has tracked so far [tracked].
+            anchor: anchor vectors [k, d], or None before the switch.
+            whole: totals of the whole batch; None if the micro-batch is the whole batch.
+        """
         needs = self.objective.needs
         chosen = [e.chosen for e in batch]
-        rejected = [s for e in batch if (s := self._rejected(e))]
+        rejected = [s for e in batch if (s := self._get_rejected(e))]
         samples = [*chosen, *rejected]
         states = self.frozen.target_states(vectors, [s.ids for s in samples], [s.targets for s in samples])
-        parts = self.frozen.compute_logprobs(states, _wanted(samples)).split([s.targets for s in samples])
-        logp, mask = _padded(parts[: len(batch)])
-        first = _firsts(chosen)
-        given: dict[str, Tensor] = {}
+        parts = self.frozen.compute_logprobs(states, _target_tokens(samples)).split([s.targets for s in samples])
+        logp, mask = _pad(parts[: len(batch)])
+        first = _first_target_indices(chosen)
+        inputs: dict[str, Tensor] = {}
         if "reference" in needs:
-            given["reference"] = _padded([self.get_base_outputs(s).logp for s in chosen])[0]
+            inputs["reference"] = _pad([self.get_base_outputs(s).logp for s in chosen])[0]
         if "rejected" in needs:
-            given["rejected_logp"], given["rejected_mask"] = _padded(parts[len(batch) :])
+            inputs["rejected_logp"], inputs["rejected_mask"] = _pad(parts[len(batch) :])
             if "reference" in needs:
-                given["rejected_reference"] = _padded([self.get_base_outputs(s).logp for s in rejected])[0]
+                inputs["rejected_reference"] = _pad([self.get_base_outputs(s).logp for s in rejected])[0]
         if "drift" in needs:
-            given["drift"] = self._drift(states, batch, whole or compute_totals(batch))
+            inputs["drift"] = self._compute_drift(states, batch, whole or compute_totals(batch))
         if "odds" in needs:
-            given["odds"] = self._odds(states[first])
+            inputs["odds"] = self._compute_odds(states[first])
         if "states" in needs:
-            given["states"] = states[first].float()
-            given["base_states"] = torch.stack([self.get_base_outputs(s).state for s in chosen])
+            inputs["states"] = states[first].float()
+            inputs["base_states"] = torch.stack([self.get_base_outputs(s).state for s in chosen])
         if "anchor" in needs and anchor is not None:
             with torch.no_grad():
-                then = self.frozen.target_states(anchor, [s.ids for s in chosen], [s.targets for s in chosen])
-                given["anchor"] = _padded(
-                    self.frozen.compute_logprobs(then, _wanted(chosen)).split([s.targets for s in chosen])
+                anchor_states = self.frozen.target_states(anchor, [s.ids for s in chosen], [s.targets for s in chosen])
+                inputs["anchor"] = _pad(
+                    self.frozen.compute_logprobs(anchor_states, _target_tokens(chosen)).split([s.targets for s in chosen])
                 )[0]
         harmful = torch.tensor([e.label == "harmful" for e in batch], device=self.frozen.device)
-        return Scores(logp, mask, harmful, running=running.to(logp), **given)
+        return Scores(logp, mask, harmful, running=running.to(logp), **inputs)
 
     def count_tokens(self, example: TrainingExample) -> int:
-        """Tokens of what a row is learned from: its prompt and answer, once more with the answer that is not wanted where the
-        objective asks for it, and the prefix's rows."""
-        rejected = self._rejected(example)
+        """Count the tokens that training on an example processes.
+
+        The count covers prompt, row tokens and answer, and again with the rejected answer if the objective needs it.
+        """
+        rejected = self._get_rejected(example)
         return len(example.chosen.ids) + (len(rejected.ids) if rejected else 0)
 
     def precompute_base_outputs(self, examples: Sequence[TrainingExample]) -> None:
-        """Compute now what later steps would ask of `plain`, so that workers that share the model do it together."""
+        """Compute and cache the base outputs that later steps need.
+
+        Workers that share a sharded model must compute them together.
+        """
         if "reference" in self.objective.needs or "states" in self.objective.needs:
             for example in examples:
                 self.get_base_outputs(example.chosen)
-                if rejected := self._rejected(example):
+                if rejected := self._get_rejected(example):
                     self.get_base_outputs(rejected)
 
     def get_base_outputs(self, sample: TokenizedSample) -> BaseOutputs:
-        """The sample without the prefix; computed once, as neither the weights nor the sample ever change."""
-        if sample not in self._plain:
+        """Return the base outputs of a sample; cached, because the model and the sample are constant."""
+        if sample not in self._base_outputs:
             with torch.no_grad():
                 states = self.frozen.target_states(None, [sample.plain], [sample.targets])
-                logp = self.frozen.compute_logprobs(states, _wanted([sample]))
-                self._plain[sample] = BaseOutputs(logp, states[0].float(), self._odds(states[:1])[0])
-        return self._plain[sample]
+                logp = self.frozen.compute_logprobs(states, _target_tokens([sample]))
+                self._base_outputs[sample] = BaseOutputs(logp, states[0].float(), self._compute_odds(states[:1])[0])
+        return self._base_outputs[sample]
 
-    def _rejected(self, example: TrainingExample) -> TokenizedSample | None:
-        """The row's answer that is not wanted, where the objective asks for it."""
+    def _get_rejected(self, example: TrainingExample) -> TokenizedSample | None:
+        """Return the rejected answer of an example if the objective needs it."""
         return example.rejected if "rejected" in self.objective.needs else None
 
-    def _odds(self, states: Tensor) -> Tensor:
-        """Log-odds [B] of refusal openers against help openers after states [B, d]."""
+    def _compute_odds(self, states: Tensor) -> Tensor:
+        """Compute the log-odds [B] of refusal openers against help openers after states [B, d]."""
         if not self.refusing or not self.helping:
             return states.new_zeros(len(states), dtype=torch.float32)
         logits = self.frozen.head(states)
         return logits[:, list(self.refusing)].logsumexp(1) - logits[:, list(self.helping)].logsumexp(1)
 
-    def _drift(self, states: Tensor, batch: Sequence[TrainingExample], whole: BatchTotals) -> Tensor:
-        """KL(base || prefixed) [B] of plain benign rows, of which the weighted mean over the whole batch is the mean over their
-        target tokens; zero for others."""
+    def _compute_drift(self, states: Tensor, batch: Sequence[TrainingExample], whole: BatchTotals) -> Tensor:
+        """Compute KL(base || prefixed) [B] of plain benign rows; zero for other rows.
+
+        The values are scaled so that their weighted mean over the whole batch is the mean over the target tokens of these rows.
+        """
         drifts = states.new_zeros(len(batch), dtype=torch.float32)
-        at = [i for i, e in enumerate(batch) if e.label == "benign_easy"]
-        if not at and not self.sharded:
+        easy = [i for i, e in enumerate(batch) if e.label == "benign_easy"]
+        if not easy and not self.sharded:
             return drifts
-        chosen = [batch[i].chosen for i in at or [0]]
+        chosen = [batch[i].chosen for i in easy or [0]]
         with torch.no_grad():
-            plain = self.frozen.target_logits(None, [s.plain for s in chosen], [s.targets for s in chosen])
-            base = log_softmax(plain, -1)
-        if not at:
+            logits = self.frozen.target_logits(None, [s.plain for s in chosen], [s.targets for s in chosen])
+            base = log_softmax(logits, -1)
+        if not easy:
             return drifts
         parts = states[: sum(e.chosen.targets for e in batch)].split([e.chosen.targets for e in batch])
-        prefixed = log_softmax(self.frozen.head(torch.cat([parts[i] for i in at])), -1)
+        prefixed = log_softmax(self.frozen.head(torch.cat([parts[i] for i in easy])), -1)
         sums = torch.stack([kl.sum() for kl in (base.exp() * (base - prefixed)).split([s.targets for s in chosen])])
-        shares = [whole.weight / (batch[i].weight * whole.easy) for i in at]
-        return drifts.index_put((torch.tensor(at, device=drifts.device),), sums * sums.new_tensor(shares))
+        shares = [whole.weight / (batch[i].weight * whole.easy) for i in easy]
+        return drifts.index_put((torch.tensor(easy, device=drifts.device),), sums * sums.new_tensor(shares))
 
 
 def compute_totals(batch: Sequence[TrainingExample]) -> BatchTotals:
-    """What the micro-batches of a batch are told of it."""
+    """Compute the totals of a batch, which its micro-batches need."""
     return BatchTotals(sum(e.weight for e in batch), sum(e.chosen.targets for e in batch if e.label == "benign_easy"))
 
 
 def collect_openers(examples: Sequence[TrainingExample]) -> tuple[list[int], list[int]]:
-    """Token ids that open the refusals, and those that open the help and no refusal (ours)."""
+    """Collect the first answer tokens of refusals and of helpful answers.
+
+    Args:
+        examples: training examples.
+
+    Returns:
+        Token ids that open refusals, and token ids that open helpful answers but no refusal.
+    """
     refusing = {e.chosen.ids[-e.chosen.targets] for e in examples if e.label == "harmful"}
     helping = {e.chosen.ids[-e.chosen.targets] for e in examples if e.label != "harmful"}
     return sorted(refusing), sorted(helping - refusing)
 
 
 def summarize_losses(scores: Scores, batch: Sequence[TrainingExample]) -> tuple[dict[str, float], dict[str, int]]:
-    """For each class, the sum of its rows' mean negative log-probabilities and their number."""
+    """Sum the losses of a micro-batch by class.
+
+    Args:
+        scores: scores of the micro-batch.
+        batch: examples of the micro-batch.
+
+    Returns:
+        Sum of the mean negative log-probabilities of the rows by class, and number of rows by class.
+    """
     nll = scores.nll.detach().tolist()
     sums = {label: sum(v for e, v in zip(batch, nll, strict=True) if e.label == label) for label in LABELS}
     counts = {label: sum(e.label == label for e in batch) for label in LABELS}
     return {k: v for k, v in sums.items() if counts[k]}, {k: v for k, v in counts.items() if v}
 
 
-def _wanted(samples: Sequence[TokenizedSample]) -> list[int]:
-    """All target tokens, one sample after the other."""
+def _target_tokens(samples: Sequence[TokenizedSample]) -> list[int]:
+    """Return all target tokens, one sample after the other."""
     return [t for s in samples for t in s.ids[-s.targets :]]
 
 
-def _firsts(samples: Sequence[TokenizedSample]) -> list[int]:
-    """Where each sample's first target token is among all target tokens."""
-    at, firsts = 0, list[int]()
+def _first_target_indices(samples: Sequence[TokenizedSample]) -> list[int]:
+    """Return the index of each sample's first target token among all target tokens."""
+    offset, firsts = 0, list[int]()
     for s in samples:
-        firsts.append(at)
-        at += s.targets
+        firsts.append(offset)
+        offset += s.targets
     return firsts
 
 
-def _padded(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Rows of different lengths as [B, T] with zeros, and the mask of what is real."""
+def _pad(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Pad sequences of different lengths with zeros to [B, T], and return the mask of the real entries."""
     longest = max(map(len, parts))
     rows = torch.stack([pad(part, (0, longest - len(part))) for part in parts])
     mask = torch.stack([pad(torch.ones_like(part), (0, longest - len(part))) for part in parts])

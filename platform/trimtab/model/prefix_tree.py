@@ -1,8 +1,8 @@
-"""Rows that begin alike, computed as one: what a batch's rows share at their start goes through the model once.
+"""Prefix-tree batches: tokens that the rows of a batch share at their start are computed once.
 
-A prefix comes before a prompt, so rows that are trained together begin with the same vectors, chat template and often system
-prompt. Their tokens make up a tree; it is laid out as one row without padding, of which each token keeps the position that it
-has in its own row. Only attention looks at rows one by one. States and gradients are those of the padded batch (ours).
+A prefix precedes the prompt, so that the sequences of a training batch begin with the same vectors, chat template and often the
+same system prompt. Their tokens form a tree. It is laid out as one sequence without padding, in which each token keeps the
+position of its own sequence. Only attention works on separate sequences. States and gradients equal those of the padded batch.
 """
 
 from collections.abc import Sequence
@@ -16,16 +16,22 @@ from torch.nn.functional import embedding, scaled_dot_product_attention
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# What transformers calls its usual implementation of attention, and what it is to call ours.
+# Names in transformers of its default attention implementation and of the one registered here.
 PADDED, PACKED = "sdpa", "trimtab_packed"
-# Layers whose tokens see each other through attention alone, all of their row or its last part.
+# Supported layer types: tokens interact through full or sliding-window attention only.
 KINDS = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True)
 class PrefixTree:
-    """A batch as one row of L tokens: `ids` [L], `positions` [L] that they have in their rows, `paths` [B, T] where each row's
-    tokens are (0 beyond its end), and `owners` [L] one place in B x T for each of them."""
+    """Batch of B sequences as one sequence of L distinct tokens.
+
+    Attributes:
+        ids: token ids [L].
+        positions: positions [L] of the tokens in their sequences.
+        paths: indices into the L tokens for each sequence [B, T], 0 beyond its end.
+        owners: one index [L] into the flattened B x T grid for each token.
+    """
 
     ids: Tensor
     positions: Tensor
@@ -34,15 +40,20 @@ class PrefixTree:
 
 
 def build_prefix_tree(rows: Sequence[Sequence[int]], device: torch.device) -> PrefixTree:
-    """Lay out rows of token ids; tokens with the same ids before them are one."""
+    """Build the prefix tree of a batch; tokens with identical preceding ids are merged.
+
+    Args:
+        rows: token ids of each sequence.
+        device: device of the result.
+    """
     width = max(map(len, rows))
-    known: dict[tuple[int, int], int] = {}
+    nodes: dict[tuple[int, int], int] = {}
     ids, positions, owners, paths = list[int](), list[int](), list[int](), list[list[int]]()
     for number, row in enumerate(rows):
         path, before = list[int](), -1
         for position, token in enumerate(row):
-            # As all before it is in `before`, a token and that say which token of the tree it is.
-            before = known.setdefault((before, token), len(ids))
+            # `before` identifies all preceding tokens, so that the pair identifies the node of the tree.
+            before = nodes.setdefault((before, token), len(ids))
             if before == len(ids):
                 ids.append(token)
                 positions.append(position)
@@ -53,9 +64,12 @@ def build_prefix_tree(rows: Sequence[Sequence[int]], device: torch.device) -> Pr
 
 
 def enable_tree_attention(model: "PreTrainedModel") -> bool:
-    """Have the model's attention look at rows one by one, after which it takes packed batches only; False, and nothing
-    changed, where its family does not allow it."""
-    # Not on top: it brings all models along, and a driver only names what workers do.
+    """Switch the model's attention to prefix-tree batches; the model then accepts no padded batches.
+
+    Returns:
+        False if the model family does not support it; the model is then unchanged.
+    """
+    # Imported lazily: the import loads all model classes, which a driver does not need.
     from transformers import AttentionInterface
 
     if _implementation(model) != PADDED:
@@ -68,12 +82,21 @@ def enable_tree_attention(model: "PreTrainedModel") -> bool:
 
 
 def disable_tree_attention(model: "PreTrainedModel") -> None:
-    """Have it take padded batches again."""
+    """Switch the model's attention back to padded batches."""
     model.set_attn_implementation(PADDED)
 
 
 def compute_states(model: "PreTrainedModel", embedded: Tensor, packed: PrefixTree) -> Tensor:
-    """Last hidden states [L, d] of a packed batch, from its embeddings [L, d]."""
+    """Compute the last hidden states of a prefix-tree batch.
+
+    Args:
+        model: model with tree attention enabled.
+        embedded: embeddings [L, d].
+        packed: prefix tree of the batch.
+
+    Returns:
+        Hidden states [L, d].
+    """
     hidden = model.get_decoder()(
         inputs_embeds=embedded[None],
         position_ids=packed.positions[None],
@@ -94,22 +117,35 @@ def compute_tree_attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of queries [1, H, L, D] to keys and values [1, G, L, D] within each row; [1, L, H, D].
+    """Compute causal attention within each sequence of a prefix-tree batch.
 
-    Registered with transformers, which hands `rows` through the layers as it is given to the decoder.
+    The function is registered with transformers, which passes `rows` from the decoder's arguments through its layers.
+
+    Args:
+        module: attention module.
+        query: queries [1, H, L, D].
+        key: keys [1, G, L, D].
+        value: values [1, G, L, D].
+        attention_mask: not used; the mask follows from `rows`.
+        rows: `paths` and `owners` of the prefix tree.
+        scaling: factor of the attention scores, or None for the default.
+        sliding_window: number of tokens that a query attends to, or None for all.
+
+    Returns:
+        Outputs [1, L, H, D], and None for the attention weights.
     """
     if rows is None:
-        raise TypeError(f"{type(module).__name__} does not get what its model is given")
+        raise TypeError(f"{type(module).__name__} does not receive the keyword arguments of its model")
     paths, owners = rows
     q, k, v = (_spread(tensor, paths) for tensor in (query, key, value))
     width, mask = paths.shape[1], None
     if sliding_window is not None and sliding_window < width:
-        at = torch.arange(width, device=query.device)
-        apart = at[:, None] - at[None]
-        mask = ((apart >= 0) & (apart < sliding_window))[None, None]
+        index = torch.arange(width, device=query.device)
+        distance = index[:, None] - index[None]
+        mask = ((distance >= 0) & (distance < sliding_window))[None, None]
     grouped = query.shape[1] != key.shape[1]
-    seen = scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped)
-    out = seen.transpose(1, 2).flatten(0, 1)
+    attended = scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped)
+    out = attended.transpose(1, 2).flatten(0, 1)
     return embedding(owners, out.flatten(1)).unflatten(1, out.shape[1:])[None], None
 
 
@@ -118,9 +154,9 @@ def _implementation(model: "PreTrainedModel") -> str:
 
 
 def _spread(tensor: Tensor, paths: Tensor) -> Tensor:
-    """Rows [B, H, T, D] of a packed batch [1, H, L, D].
+    """Expand a tree tensor [1, H, L, D] to the sequences of the batch [B, H, T, D].
 
-    By way of `embedding`, whose gradient is the same each time, on a GPU too, and on a CPU fast.
+    `embedding` is used because its gradient is deterministic, on a GPU too, and fast on a CPU.
     """
     table = tensor[0].transpose(0, 1)
     return embedding(paths, table.flatten(1)).unflatten(2, table.shape[1:]).transpose(1, 2)

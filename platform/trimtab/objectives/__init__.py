@@ -1,8 +1,10 @@
-"""Objectives: how a prefix is learned. One file each, registered by name.
+"""Objectives: loss functions of prefix training.
 
-An objective is a frozen dataclass of its settings with a `__call__` that takes `Scores` and gives one loss for each row. What
-it wants to see beyond the log-probabilities of the targets it says in `needs`; nothing else is computed.
-Other packages add theirs through the entry-point group `trimtab.objectives`.
+Each objective is a frozen dataclass of its settings in its own file, registered by name. Its `__call__` takes `Scores` and
+returns one loss per row. `needs` names the inputs that it requires beyond the log-probabilities of the targets; no other inputs
+are computed. Other packages add objectives through the entry-point group `trimtab.objectives`.
+
+In docstrings, [paper] marks elements of the cited paper, and [trimtab] marks deviations from it.
 """
 
 from abc import ABC, abstractmethod
@@ -17,85 +19,112 @@ from trimtab.util.method_registry import MethodRegistry
 Need = Literal["reference", "drift", "rejected", "odds", "anchor", "states"]
 
 
-def _nothing() -> Tensor:
+def _empty() -> Tensor:
     return torch.empty(0)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the frozen model gave for a micro-batch of B rows, with the prefix in place. All log-probabilities are natural.
+    """Outputs of the frozen model with the prefix for a micro-batch of B rows. All log-probabilities are natural.
 
-    Always there: `logp` [B, T] of each target token, `mask` [B, T]: 1.0 where there is one, `harmful` [B] bool.
-    By need, else empty:
-    reference: `reference` [B, T]: `logp` without the prefix (the same frozen weights).
-    drift: `drift` [B]: KL(base || prefixed) of plain benign rows, 0 for others; its mean, weighed as the loss is, is that over
-        all target tokens of plain benign rows.
-    rejected: `rejected_logp`, `rejected_mask`, `rejected_reference` [B, R] of the answer that is not wanted.
-    odds: `odds` [B]: log-odds of the openers of refusals against those of help at the first token of the answer.
-    anchor: `anchor` [B, T]: `logp` under the vectors as they were at `switch`; empty before.
-    states: `states` and `base_states` [B, d]: last hidden state before the answer, with and without the prefix.
-    `running` [tracked]: what the objective's `observe` has gathered so far.
+    `logp`, `mask`, `harmful` and `running` are always set. The other tensors are empty unless the objective needs them.
+
+    Attributes:
+        logp: log-probability of each target token [B, T].
+        mask: 1.0 for each target token, 0.0 for padding [B, T].
+        harmful: whether the prompt is harmful [B], bool.
+        reference: `logp` of the base model without the prefix [B, T]. Need: `reference`.
+        drift: KL(base || prefixed) of plain benign rows, 0 for others [B]. Its mean, weighted as the loss is, equals the mean
+            over all target tokens of plain benign rows. Need: `drift`.
+        rejected_logp: log-probability of each token of the rejected answer [B, R]. Need: `rejected`.
+        rejected_mask: 1.0 for each token of the rejected answer, 0.0 for padding [B, R]. Need: `rejected`.
+        rejected_reference: `rejected_logp` of the base model without the prefix [B, R]. Needs: `rejected` and `reference`.
+        odds: log-odds of refusal openers against help openers at the first token of the answer [B]. Need: `odds`.
+        anchor: `logp` under the vectors at the `switch` step [B, T]; empty before that step. Need: `anchor`.
+        states: last hidden state before the answer, with the prefix [B, d]. Need: `states`.
+        base_states: last hidden state before the answer, without the prefix [B, d]. Need: `states`.
+        running: values that `track` has accumulated so far [tracked].
     """
 
     logp: Tensor
     mask: Tensor
     harmful: Tensor
-    reference: Tensor = field(default_factory=_nothing)
-    drift: Tensor = field(default_factory=_nothing)
-    rejected_logp: Tensor = field(default_factory=_nothing)
-    rejected_mask: Tensor = field(default_factory=_nothing)
-    rejected_reference: Tensor = field(default_factory=_nothing)
-    odds: Tensor = field(default_factory=_nothing)
-    anchor: Tensor = field(default_factory=_nothing)
-    states: Tensor = field(default_factory=_nothing)
-    base_states: Tensor = field(default_factory=_nothing)
-    running: Tensor = field(default_factory=_nothing)
+    reference: Tensor = field(default_factory=_empty)
+    drift: Tensor = field(default_factory=_empty)
+    rejected_logp: Tensor = field(default_factory=_empty)
+    rejected_mask: Tensor = field(default_factory=_empty)
+    rejected_reference: Tensor = field(default_factory=_empty)
+    odds: Tensor = field(default_factory=_empty)
+    anchor: Tensor = field(default_factory=_empty)
+    states: Tensor = field(default_factory=_empty)
+    base_states: Tensor = field(default_factory=_empty)
+    running: Tensor = field(default_factory=_empty)
 
     @property
     def nll(self) -> Tensor:
-        """Mean negative log-probability [B] of each row's target tokens, in nats."""
+        """Mean negative log-probability of each row's target tokens [B], in nats."""
         return -(self.logp * self.mask).sum(1) / self.mask.sum(1)
 
     @property
     def gain(self) -> Tensor:
-        """What the prefix adds to the log-probability of the whole target [B], in nats; needs `reference`."""
+        """Increase of the target's log-probability by the prefix [B], in nats; needs `reference`."""
         return ((self.logp - self.reference) * self.mask).sum(1)
 
     @property
     def rejected_gain(self) -> Tensor:
-        """The same of the rejected answer; needs `reference` and `rejected`."""
+        """Increase of the rejected answer's log-probability by the prefix [B], in nats; needs `reference` and `rejected`."""
         return ((self.rejected_logp - self.rejected_reference) * self.rejected_mask).sum(1)
 
 
 class Objective(ABC):
-    """What every objective is; most say what they need and give a loss."""
+    """Base class of objectives; most subclasses define only `needs` and `__call__`."""
 
     tracked = 0
-    """How many numbers `observe` gives."""
+    """Number of values that `observe` returns."""
     switch = 0.0
-    """Share of the steps after which the vectors of that moment become the anchor; 0 for no anchor."""
+    """Share of the steps after which the current vectors become the anchor; 0 for no anchor."""
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What `Scores` must hold beyond the targets."""
+        """Inputs that `Scores` must hold beyond the targets."""
         return frozenset()
 
     @abstractmethod
     def __call__(self, scores: Scores) -> Tensor:
-        """Loss [B] of each row, differentiable in the prefix; the trainer weighs and averages them over the whole batch."""
+        """Compute the loss of each row [B], differentiable in the prefix; the trainer weights and averages the losses."""
 
     def observe(self, scores: Scores) -> Tensor:
-        """Sums [tracked] over a micro-batch; those of the whole batch, of all workers, go to `track`."""
+        """Compute sums over a micro-batch.
+
+        The trainer adds them up over all micro-batches and workers and passes the totals to `track`.
+
+        Returns:
+            Sums [tracked].
+        """
         return torch.zeros(self.tracked)
 
     def track(self, running: Tensor, observed: Tensor) -> Tensor:
-        """`running` [tracked] after a step whose batch gave the sums `observed`."""
+        """Update the tracked values after a step.
+
+        Args:
+            running: tracked values before the step [tracked].
+            observed: sums of the step's batch [tracked].
+
+        Returns:
+            Tracked values after the step [tracked].
+        """
         return running
 
     def fitted(self, states: Tensor, odds: Tensor, harmful: Tensor) -> "Objective":
-        """Called once before training where `states` are needed: base states [N, d], log-odds [N] and labels [N] of rows."""
+        """Return the objective fitted to the base model; called once before training if `states` are needed.
+
+        Args:
+            states: base states of rows [N, d].
+            odds: log-odds of refusal openers against help openers [N].
+            harmful: whether each prompt is harmful [N].
+        """
         return self
 
 
-_known: MethodRegistry[Objective] = MethodRegistry("objective", __name__, __path__)
-register, get_objective, list_objectives = _known.register, _known.get_method, _known.list_names
+_registry: MethodRegistry[Objective] = MethodRegistry("objective", __name__, __path__)
+register, get_objective, list_objectives = _registry.register, _registry.get_method, _registry.list_names

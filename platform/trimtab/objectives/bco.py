@@ -1,4 +1,4 @@
-"""Binary classifier optimisation (Jung et al. 2024): desired and undesired answers are told apart, without being pairs."""
+"""Binary classifier optimization (Jung et al. 2024): classification of desired and undesired answers, without pairs."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,8 @@ from trimtab.objectives import Need, Objective, Scores, register
 class Bco(Objective):
     """r = beta (log p(y|e,x) - log p(y|x)); loss = -log s(r+ - delta) - log s(-(r- - delta)) [paper].
 
-    delta is the mean of the running means of r over desired and over undesired answers [paper]; running means forget with
-    `decay` a step [ours].
+    delta is the mean of the running means of r over desired and over undesired answers [paper]. The running means decay by the
+    factor `decay` in each step [trimtab].
 
     Args:
         beta: scale of the reward, per nat of the whole answer.
@@ -29,21 +29,21 @@ class Bco(Objective):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Both answers, and both under the base model."""
+        """Both answers, with and without the prefix."""
         return frozenset({"reference", "rejected"})
 
     def __call__(self, scores: Scores) -> Tensor:
-        """Loss [B], in nats."""
+        """Compute the loss [B], in nats."""
         desired, undesired = self.beta * scores.gain, self.beta * scores.rejected_gain
         total, other, count = scores.running
         delta = (total + other) / 2 / count.clamp_min(1e-9)
         return -logsigmoid(desired - delta) - logsigmoid(-(undesired - delta))
 
     def observe(self, scores: Scores) -> Tensor:
-        """Sums of both rewards, and the number of rows."""
+        """Compute the sums of both rewards and the number of rows."""
         desired, undesired = self.beta * scores.gain, self.beta * scores.rejected_gain
         return torch.stack([desired.sum(), undesired.sum(), desired.new_tensor(len(desired))])
 
     def track(self, running: Tensor, observed: Tensor) -> Tensor:
-        """Exponentially forgetting sums; their ratios are the running means."""
+        """Update exponentially decaying sums; their ratios are the running means."""
         return self.decay * running + (1 - self.decay) * observed

@@ -1,4 +1,4 @@
-"""Direct preference optimisation (Rafailov et al. 2023). The reference policy is free: the same weights without the prefix."""
+"""Direct preference optimization (Rafailov et al. 2023), with the frozen model without the prefix as reference policy."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,12 @@ from trimtab.objectives import Need, Objective, Scores, register
 class Dpo(Objective):
     """loss = -log s(beta [(log p(y+|e,x) - log p(y+|x)) - (log p(y-|e,x) - log p(y-|x))]), sums over tokens [paper].
 
-    y+ is the target; y- the answer of the other kind: what the base model says to a harmful prompt, a refusal of a benign one.
+    y+ is the target. y- is the answer of the other kind: the base model's answer to a harmful prompt, a refusal of a benign
+    one.
 
     Args:
-        beta: how sharply a difference in log-probability counts.
-        likelihood: weight of the target's mean cross-entropy beside it, which keeps y+ likely in itself; 0 is plain DPO [ours].
+        beta: scale of the difference in log-probability.
+        likelihood: weight of an additional mean cross-entropy of the target, which keeps y+ likely; 0 is plain DPO [trimtab].
     """
 
     beta: float = 0.1
@@ -25,9 +26,9 @@ class Dpo(Objective):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Both answers, and both under the base model."""
+        """Both answers, with and without the prefix."""
         return frozenset({"reference", "rejected"})
 
     def __call__(self, scores: Scores) -> Tensor:
-        """Loss [B], in nats."""
+        """Compute the loss [B], in nats."""
         return -logsigmoid(self.beta * (scores.gain - scores.rejected_gain)) + self.likelihood * scores.nll

@@ -1,4 +1,4 @@
-"""Directed representation optimisation (Zheng et al. 2024, "On Prompt-Driven Safeguarding"): move the answer's first state."""
+"""Directed representation optimization (Zheng et al. 2024, "On Prompt-Driven Safeguarding") of the answer's first state."""
 
 from dataclasses import dataclass, field, replace
 
@@ -13,15 +13,16 @@ from trimtab.objectives import Need, Objective, Scores, register
 @register("dro")
 @dataclass(frozen=True)
 class Dro(Objective):
-    """x: last hidden state before the answer, z its first 4 principal components over the base model's states.
+    """Loss on x, the last hidden state before the answer, and z, its first 4 principal components over base model states.
 
     loss = -log s(+-[r(z_e) - r(z_0)]) + (h(z_e) - h(z_0))^2 + 1e-3 |rest_e - rest_0|^2 / d, with fixed logistic models r of
     refusal and h of harmfulness on z; + for harmful rows, - for benign ones. Anchors, models and the weight of the rest are the
-    paper's. A base model that never refuses gives no refusals to fit r on, so r is fitted to its log-odds of opening with one,
-    cut at their median [ours]; h stays where it is by a square instead of the paper's second classifier term [ours].
+    paper's. A base model that never refuses provides no refusals to fit r on. Therefore r is fitted to the log-odds of a
+    refusal opener, split at their median [trimtab]. A squared term keeps h constant, in the place of the paper's second
+    classifier term [trimtab].
 
     Args:
-        dimensions: principal components.
+        dimensions: number of principal components.
         rest: weight of the distance in all other dimensions.
     """
 
@@ -38,38 +39,40 @@ class Dro(Objective):
         return frozenset({"states", "odds"})
 
     def fitted(self, states: Tensor, odds: Tensor, harmful: Tensor) -> "Dro":
-        """Principal components of the states [N, d], and both logistic models on them."""
+        """Compute the principal components of the states [N, d], and fit both logistic models on them."""
         mean = states.mean(0)
         _, values, rows = torch.linalg.svd(states - mean, full_matrices=False)
-        # Whitened, so that both models are well conditioned.
+        # Whitening keeps both models well conditioned.
         axes = rows[: self.dimensions] / (values[: self.dimensions, None] / len(states) ** 0.5).clamp_min(1e-6)
         points = (states - mean) @ axes.T
         refused = (odds > odds.median()).float()
-        return replace(self, mean=mean, axes=axes, refusal=_logistic(points, refused), harm=_logistic(points, harmful.float()))
+        return replace(
+            self, mean=mean, axes=axes, refusal=_fit_logistic(points, refused), harm=_fit_logistic(points, harmful.float())
+        )
 
     def __call__(self, scores: Scores) -> Tensor:
-        """Loss [B]."""
+        """Compute the loss [B]."""
         moved = scores.states - scores.base_states
         shift = moved @ self.axes.T
-        # Both models are linear, so their change depends on the move alone.
+        # Both models are linear, so that their change depends on the shift alone.
         refusal = shift @ self.refusal[:-1]
-        wanted = torch.where(scores.harmful, refusal, -refusal)
+        gain = torch.where(scores.harmful, refusal, -refusal)
         unit = self.axes / self.axes.norm(dim=1, keepdim=True)
-        left = moved - (moved @ unit.T) @ unit
-        return -logsigmoid(wanted) + (shift @ self.harm[:-1]) ** 2 + self.rest * left.pow(2).mean(1)
+        remainder = moved - (moved @ unit.T) @ unit
+        return -logsigmoid(gain) + (shift @ self.harm[:-1]) ** 2 + self.rest * remainder.pow(2).mean(1)
 
 
-def _logistic(points: Tensor, labels: Tensor, ridge: float = 1e-2) -> Tensor:
-    """Weights and bias [n + 1] of a logistic regression with a small ridge."""
+def _fit_logistic(points: Tensor, labels: Tensor, ridge: float = 1e-2) -> Tensor:
+    """Fit a logistic regression with a small ridge penalty; return weights and bias [n + 1]."""
     inputs = torch.cat([points, points.new_ones(len(points), 1)], 1)
     weights = points.new_zeros(inputs.shape[1], requires_grad=True)
-    optimiser = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = cross_entropy(inputs @ weights, labels) + ridge * weights[:-1].pow(2).sum()
         loss.backward()
         return loss
 
-    optimiser.step(closure)
+    optimizer.step(closure)
     return weights.detach()

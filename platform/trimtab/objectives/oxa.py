@@ -1,4 +1,4 @@
-"""Offline exploration-aware weighting: lift right answers that seem unlikely, push down wrong ones that seem likely."""
+"""Offline exploration-aware weighting: raises unlikely right answers and lowers likely wrong answers."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from trimtab.objectives import Need, Objective, Scores, register
 class Oxa(Objective):
     """loss = (1 - p+)^gamma l+  +  push (p-)^gamma (-log(1 - p-)), p = exp(mean log-probability) of an answer.
 
-    The idea (lift low-confidence verified rows, push down high-confidence wrong ones) is the paper's; these weights are ours.
+    The paper proposes to raise low-confidence verified rows and to lower high-confidence wrong ones; the weights are [trimtab].
     They are constants in the gradient.
 
     Args:
@@ -26,13 +26,13 @@ class Oxa(Objective):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The wrong answers too."""
+        """The wrong answers."""
         return frozenset({"rejected"})
 
     def __call__(self, scores: Scores) -> Tensor:
-        """Loss [B], in nats."""
+        """Compute the loss [B], in nats."""
         lifted = (-torch.expm1(-scores.nll)).clamp_min(1e-6).detach() ** self.gamma * scores.nll
         likely = (scores.rejected_logp * scores.rejected_mask).sum(1) / scores.rejected_mask.sum(1)
-        # The clamp keeps log(1 - p) finite where a wrong answer is certain.
+        # The clamp keeps log(1 - p) finite if a wrong answer is certain.
         wrong = -torch.log(-torch.expm1(likely.clamp_max(-1e-4)))
         return lifted + self.push * likely.exp().detach() ** self.gamma * wrong

@@ -1,4 +1,4 @@
-"""Preference-oriented fine-tuning: the target should be likelier than an aligned model finds it (Fan et al. 2024)."""
+"""Preference-oriented fine-tuning (Fan et al. 2024): the target becomes more likely than under an aligned model."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from trimtab.objectives import Need, Objective, Scores, register
 @register("poft")
 @dataclass(frozen=True)
 class Poft(Objective):
-    """loss = -log s(beta (1/T) sum_t [log p(y_t|e,x) - log p_ref(y_t|x)]) [paper, length-normalised].
+    """loss = -log s(beta (1/T) sum_t [log p(y_t|e,x) - log p_ref(y_t|x)]) [paper, length-normalized].
 
-    The aligned model is the same frozen model without the prefix [ours]: rows that it finds likely already weigh less.
+    The aligned model is the same frozen model without the prefix [trimtab]; rows that it finds likely have a lower weight.
 
     Args:
-        beta: how sharply a difference in mean log-probability counts.
+        beta: scale of the difference in mean log-probability.
     """
 
     beta: float = 1.0
@@ -27,5 +27,5 @@ class Poft(Objective):
         return frozenset({"reference"})
 
     def __call__(self, scores: Scores) -> Tensor:
-        """Loss [B], in nats."""
+        """Compute the loss [B], in nats."""
         return -logsigmoid(self.beta * scores.gain / scores.mask.sum(1))

@@ -1,8 +1,7 @@
-"""Single Token Alignment: likelihood with focal soft weights ("You Only Need One Single Token to Refine Safety Alignment",
-Findings of ACL 2026).
+"""Single Token Alignment: likelihood with focal soft weights.
 
-Focal weighting and hard filtering are the paper's; exponents, levels and the drift term are ours, as the paper's settings are
-not public.
+Reference: "You Only Need One Single Token to Refine Safety Alignment", Findings of ACL 2026. Focal weighting and hard filtering
+are the paper's. Exponents, levels and the drift term are trimtab's, as the paper's settings are not public.
 """
 
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ class Sta(Objective):
 
     Args:
         gamma: exponent of the focal weight; 0 gives every row the same weight.
-        level: `sequence` weighs whole answers by p_i, `token` each token by its own probability, `decision` whole answers by
+        level: `sequence` weights whole answers by p_i, `token` each token by its own probability, `decision` whole answers by
             the probability that the first token opens an answer of the right kind (refusal or help).
         detach: treat the weight as a constant in the gradient.
         beta: weight of the drift from the base model: mean KL over the target tokens of plain benign rows, in loss per nat.
@@ -42,13 +41,13 @@ class Sta(Objective):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Drift where its weight is above zero, odds for the decision level."""
+        """Drift if its weight is above zero, odds for the decision level."""
         drift: list[Need] = ["drift"] if self.beta else []
         odds: list[Need] = ["odds"] if self.level == "decision" else []
         return frozenset([*drift, *odds])
 
     def __call__(self, scores: Scores) -> Tensor:
-        """Loss [B], in nats."""
+        """Compute the loss [B], in nats."""
         if self.level == "token":
             weighted = self._focal(scores.logp) * scores.logp
             loss = -(weighted * scores.mask).sum(1) / scores.mask.sum(1)
@@ -60,6 +59,6 @@ class Sta(Objective):
         return loss + self.beta * scores.drift if self.beta else loss
 
     def _focal(self, logp: Tensor) -> Tensor:
-        # -expm1 keeps 1 - p exact where p is near 1; the clamp keeps the gradient of a power below 1 finite.
+        # -expm1 keeps 1 - p exact for p near 1; the clamp keeps the gradient finite for gamma below 1.
         weight = (-torch.expm1(logp)).clamp_min(1e-6) ** self.gamma
         return weight.detach() if self.detach else weight

@@ -1,4 +1,4 @@
-"""Token selection by the training trajectory: after a first pass, learn only from tokens that it did not lift."""
+"""Token selection by training trajectory: after a first pass, train only on tokens whose likelihood it did not raise."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,13 @@ from trimtab.objectives import Need, Objective, Scores, register
 class T3s(Objective):
     """Before the switch l_i; after it l_i over the tokens with log p_b(y_t) - log p(y_t) <= threshold, p_b under the anchor.
 
-    Masking what the first pass has learned is the paper's; the paper takes the vectors at the bottleneck of accuracy, we take
-    those after a fixed share of the steps and go on from them [ours]. A row whose tokens are all masked has no loss.
+    Masking the tokens that the first pass has learned is the paper's idea. The paper takes the vectors at the bottleneck of
+    accuracy; this version takes those after a fixed share of the steps and continues from them [trimtab]. A row whose tokens
+    are all masked has no loss.
 
     Args:
         switch: share of the steps after which the anchor is taken.
-        threshold: rise of a token's log-probability, in nats, above which it is masked.
+        threshold: increase of a token's log-probability, in nats, above which it is masked.
     """
 
     switch: float = 0.3
@@ -29,8 +30,8 @@ class T3s(Objective):
         return frozenset({"reference", "anchor"})
 
     def __call__(self, scores: Scores) -> Tensor:
-        """Loss [B], in nats."""
+        """Compute the loss [B], in nats."""
         if not len(scores.anchor):
             return scores.nll
-        kept = scores.mask * (scores.anchor - scores.reference <= self.threshold)
-        return -(scores.logp * kept).sum(1) / kept.sum(1).clamp_min(1)
+        mask = scores.mask * (scores.anchor - scores.reference <= self.threshold)
+        return -(scores.logp * mask).sum(1) / mask.sum(1).clamp_min(1)

@@ -1,8 +1,10 @@
-"""Scores: numbers that tell right answers from made-up ones without training. One file each, registered by name.
+"""Scores: training-free measures that rank right answers above made-up ones.
 
-A score is a frozen dataclass of its settings; `one` gives a number from what was collected of an answer, higher where it seems
-more truthful. What it must see it says in `needs`, and what that costs in generated tokens follows from them. Other packages
-add theirs through the entry-point group `trimtab.scores`.
+Each score is a frozen dataclass of its settings in its own file, registered by name. `score_answer` returns a number from the
+collected data of an answer, higher for answers that seem more truthful. `needs` names the required inputs, which determine the
+cost in generated tokens. Other packages add scores through the entry-point group `trimtab.scores`.
+
+In docstrings, [paper] marks elements of the cited paper, and [trimtab] marks deviations from it.
 """
 
 import math
@@ -18,15 +20,22 @@ from trimtab.errors import UsageError
 from trimtab.util.method_registry import MethodRegistry
 
 Need = Literal["trace", "samples", "states", "p_true"]
-# How many samples an error tells people to collect; Kuhn et al. 2023 gain little from more.
+# Number of samples that error messages recommend; Kuhn et al. 2023 gain little from more.
 ENOUGH = 10
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One answer as the model gave it: its `text`, the same as `words` that answer judges compare (normalised, one space
-    between them), `news`, those of them that the question does not hold, its number of `tokens`, the mean `logp` of these in
-    nats, and the last `state` [L, d] at the L layers collected."""
+    """Generated answer.
+
+    Attributes:
+        text: text of the answer.
+        words: normalized text as answer judges compare it, with words separated by one space.
+        news: those of the words that the question does not contain.
+        tokens: number of tokens.
+        logp: mean log-probability of the tokens, in nats.
+        state: last state at each of the L collected layers [L, d].
+    """
 
     text: str
     words: str
@@ -38,8 +47,14 @@ class Generation:
 
 @dataclass(frozen=True)
 class ScoreInputs:
-    """What was collected of an answer: `trace` [m, 3] (log-prob, entropy, margin of each token, in nats); `samples`, more
-    answers to the same question, drawn at a temperature; `p_true`, the probability with which the model calls it true."""
+    """Collected data of an answer.
+
+    Attributes:
+        answer: the answer.
+        trace: log-probability, entropy and margin of each token [m, 3], in nats.
+        samples: additional answers to the same question, sampled at a temperature.
+        p_true: probability that the model assigns to the answer being true, or None.
+    """
 
     answer: Generation
     trace: Tensor
@@ -49,8 +64,13 @@ class ScoreInputs:
 
 @dataclass(frozen=True)
 class Score(ABC):
-    """What every score is. `similarity` names the way by which those that compare samples do so (similarity.py); the others
-    take it for the sake of one form. Of samples a score needs at `least` so many."""
+    """Base class of scores.
+
+    Attributes:
+        similarity: name of the similarity that compares samples (see `trimtab.scores.similarity`); other scores ignore it.
+        needs: inputs that the score requires.
+        least: minimum number of samples, for scores that need samples.
+    """
 
     similarity: str = "exact"
 
@@ -59,22 +79,35 @@ class Score(ABC):
 
     @abstractmethod
     def score_answer(self, seen: ScoreInputs) -> float:
-        """The score of one answer, of which there is all that `needs` names."""
+        """Compute the score of one answer.
+
+        Args:
+            seen: collected data of the answer, with all inputs in `needs`.
+        """
 
 
 def list_computable(answers: Sequence[ScoreInputs]) -> list[str]:
-    """Names of the scores that can be given to all of these answers."""
-    return [name for name in list_scores() if not _missing(name, answers)]
+    """List the names of the scores that can be computed for all given answers."""
+    return [name for name in list_scores() if not _find_missing_input(name, answers)]
 
 
 def measure_scores(name: str, answers: Sequence[ScoreInputs], similarity: str = "exact") -> Tensor:
-    """Scores [N] of N answers, float64.
+    """Compute a score for N answers.
 
-    Raises NotFoundError for a name that is not known; UsageError where the answers were collected without what it needs, or a
-    score is no number.
+    Args:
+        name: registered name of the score.
+        answers: collected data of the answers.
+        similarity: name of the similarity that compares samples, optionally with a threshold.
+
+    Returns:
+        Scores [N], float64.
+
+    Raises:
+        NotFoundError: if the name is unknown.
+        UsageError: if the data lacks an input that the score needs, or a score is not finite.
     """
-    if lacks := _missing(name, answers):
-        raise UsageError(f"score {name} needs {lacks}")
+    if missing := _find_missing_input(name, answers):
+        raise UsageError(f"score {name} needs {missing}")
     score = get_score(name)(similarity)
     values = [score.score_answer(seen) for seen in answers]
     if bad := [index for index, value in enumerate(values) if not math.isfinite(value)]:
@@ -83,23 +116,28 @@ def measure_scores(name: str, answers: Sequence[ScoreInputs], similarity: str = 
 
 
 def compute_token_cost(name: str, answers: Sequence[ScoreInputs]) -> float:
-    """Tokens that the model must generate beyond the answer for this score: the mean over N answers."""
+    """Compute the mean number of tokens that a score generates per answer, in addition to the answer.
+
+    Args:
+        name: registered name of the score.
+        answers: collected data of the answers.
+    """
     needs = get_score(name).needs
-    judged = 1 if "p_true" in needs else 0
-    sampled = sum(s.tokens for seen in answers for s in seen.samples) if needs & {"samples", "states"} else 0
-    return judged + sampled / max(len(answers), 1)
+    verdict_tokens = 1 if "p_true" in needs else 0
+    sampled_tokens = sum(s.tokens for seen in answers for s in seen.samples) if needs & {"samples", "states"} else 0
+    return verdict_tokens + sampled_tokens / max(len(answers), 1)
 
 
-def _missing(name: str, answers: Sequence[ScoreInputs]) -> str:
-    """What a score lacks, and how it is collected; nothing where all is there."""
+def _find_missing_input(name: str, answers: Sequence[ScoreInputs]) -> str:
+    """Describe the input that a score lacks and how to collect it; empty if all inputs exist."""
     score = get_score(name)
     if "p_true" in score.needs and any(seen.p_true is None for seen in answers):
-        return "the model's own verdict on each answer: collect with --p_true true"
+        return "the model's verdict on each answer: collect with --p_true true"
     fewest = min((len(seen.samples) for seen in answers), default=0)
     if score.needs & {"samples", "states"} and fewest < score.least:
-        return f"at least {score.least} samples beside each answer, and there are {fewest}: collect with --samples {ENOUGH}"
+        return f"at least {score.least} samples for each answer, but there are {fewest}: collect with --samples {ENOUGH}"
     return ""
 
 
-_known: MethodRegistry[Score] = MethodRegistry("score", __name__, __path__)
-register, get_score, list_scores = _known.register, _known.get_method, _known.list_names
+_registry: MethodRegistry[Score] = MethodRegistry("score", __name__, __path__)
+register, get_score, list_scores = _registry.register, _registry.get_method, _registry.list_names

@@ -1,4 +1,4 @@
-"""Length-normalised entropy (Malinin and Gales 2021): how unlikely drawn answers are, for each of their tokens."""
+"""Length-normalized entropy of sampled answers (Malinin and Gales 2021)."""
 
 from typing import ClassVar
 
@@ -7,11 +7,14 @@ from trimtab.scores import Need, Score, ScoreInputs, register
 
 @register("ln-entropy")
 class LnEntropy(Score):
-    """(1/K) sum_k (1/m_k) sum_t log p(y_{k,t}) over K samples: minus the Monte-Carlo estimate of the entropy of whole answers,
-    each normalised by its length. Generates the samples."""
+    """(1/K) sum_k (1/m_k) sum_t log p(y_{k,t}) over K samples.
+
+    This is minus the Monte Carlo estimate of the entropy of whole answers, each normalized by its length. The score requires
+    generated samples.
+    """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"samples"})
 
     def score_answer(self, seen: ScoreInputs) -> float:
-        """Mean over the samples of their mean log-prob."""
+        """Return the mean over the samples of their mean log-probability."""
         return sum(s.logp for s in seen.samples) / len(seen.samples)

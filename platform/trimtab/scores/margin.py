@@ -1,13 +1,15 @@
-"""The margin: how far ahead of the next one the model saw its first choice."""
+"""Margin between the two most likely next tokens."""
 
 from trimtab.scores import Score, ScoreInputs, register
 
 
 @register("margin")
 class Margin(Score):
-    """(1/m) sum_t of the largest logit less the second (one of FLaG's features, as a score by itself: ours). Generates
-    nothing."""
+    """(1/m) sum_t of the difference of the two largest logits. Generates no tokens.
+
+    The margin is one of FLaG's features; its use as a separate score is [trimtab].
+    """
 
     def score_answer(self, seen: ScoreInputs) -> float:
-        """Mean margin."""
+        """Return the mean margin."""
         return seen.trace[:, 2].mean().item()

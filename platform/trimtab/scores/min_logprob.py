@@ -1,12 +1,12 @@
-"""The least likely token: an answer is as sure as its weakest word."""
+"""Log-probability of the least likely token of an answer."""
 
 from trimtab.scores import Score, ScoreInputs, register
 
 
 @register("min-logprob")
 class MinLogprob(Score):
-    """min_t l_t (Manakul et al. 2023 take its negative, "Max(-log p)"). Generates nothing."""
+    """min_t l_t (Manakul et al. 2023 use its negative, "Max(-log p)"). Generates no tokens."""
 
     def score_answer(self, seen: ScoreInputs) -> float:
-        """Lowest log-prob."""
+        """Return the lowest log-probability."""
         return seen.trace[:, 0].min().item()

@@ -1,12 +1,12 @@
-"""Perplexity: how likely the model found its own answer, token by token."""
+"""Perplexity of an answer under the model that generated it."""
 
 from trimtab.scores import Score, ScoreInputs, register
 
 
 @register("perplexity")
 class Perplexity(Score):
-    """(1/m) sum_t l_t, minus the logarithm of the perplexity (Ren et al. 2023). Generates nothing."""
+    """(1/m) sum_t l_t, minus the logarithm of the perplexity (Ren et al. 2023). Generates no tokens."""
 
     def score_answer(self, seen: ScoreInputs) -> float:
-        """Mean log-prob."""
+        """Return the mean log-probability."""
         return seen.trace[:, 0].mean().item()

@@ -1,4 +1,4 @@
-"""Self-consistency (Wang et al. 2023): how many of the samples say what the answer says."""
+"""Self-consistency (Wang et al. 2023): share of the samples that agree with the answer."""
 
 from typing import ClassVar
 
@@ -8,12 +8,15 @@ from trimtab.scores.similarity import build_similarity
 
 @register("self-consistency")
 class SelfConsistency(Score):
-    """(1/K) sum_k [sample k says the same as the answer]. The paper votes for an answer among the samples; here the answer is
-    given, and its share of the votes is the score (ours). Generates the samples."""
+    """(1/K) sum_k [sample k says the same as the answer].
+
+    The paper selects an answer by a vote among the samples. Here the answer is given, and its share of the votes is the score
+    [trimtab]. The score requires generated samples.
+    """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"samples"})
 
     def score_answer(self, seen: ScoreInputs) -> float:
-        """Share of the samples, from 0 to 1."""
-        alike = build_similarity(self.similarity)
-        return sum(alike(seen.answer, sample) for sample in seen.samples) / len(seen.samples)
+        """Return the share of agreeing samples, from 0 to 1."""
+        is_same = build_similarity(self.similarity)
+        return sum(is_same(seen.answer, sample) for sample in seen.samples) / len(seen.samples)

@@ -1,4 +1,4 @@
-"""Semantic entropy (Kuhn et al. 2023; Farquhar et al. 2024): how many things the samples say, not in how many words."""
+"""Semantic entropy (Kuhn et al. 2023; Farquhar et al. 2024): entropy over the meanings of the samples."""
 
 from typing import ClassVar
 
@@ -11,29 +11,34 @@ from trimtab.scores.similarity import cluster_generations
 
 @register("semantic-entropy")
 class SemanticEntropy(Score):
-    """sum_c p_c log p_c over clusters c of samples that say the same, p_c = sum_{k in c} p_k / sum_k p_k and p_k the
-    length-normalised probability of sample k: the Rao-Blackwellised form (Farquhar et al. 2024). Generates the samples."""
+    """sum_c p_c log p_c over clusters c of samples with the same meaning.
+
+    p_c = sum_{k in c} p_k / sum_k p_k, with p_k the length-normalized probability of sample k: the Rao-Blackwellized form
+    (Farquhar et al. 2024). The score requires generated samples.
+    """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"samples"})
     least: ClassVar[int] = 2
 
     def score_answer(self, seen: ScoreInputs) -> float:
-        """Minus the entropy, in nats."""
-        found = cluster_generations(seen.samples, self.similarity)
-        mass = torch.stack([torch.tensor([s.logp for s in cluster]).double().logsumexp(0) for cluster in found])
+        """Return minus the entropy, in nats."""
+        clusters = cluster_generations(seen.samples, self.similarity)
+        mass = torch.stack([torch.tensor([s.logp for s in cluster]).double().logsumexp(0) for cluster in clusters])
         return -_entropy(mass.softmax(0))
 
 
 @register("discrete-semantic-entropy")
 class DiscreteSemanticEntropy(Score):
-    """The same with p_c the share of the samples that are in c (Farquhar et al. 2024, for models that show no
-    probabilities). Generates the samples."""
+    """sum_c p_c log p_c over clusters c, with p_c the share of the samples in c.
+
+    This form is for models that expose no probabilities (Farquhar et al. 2024). The score requires generated samples.
+    """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"samples"})
     least: ClassVar[int] = 2
 
     def score_answer(self, seen: ScoreInputs) -> float:
-        """Minus the entropy, in nats."""
+        """Return minus the entropy, in nats."""
         counts = torch.tensor([len(cluster) for cluster in cluster_generations(seen.samples, self.similarity)]).double()
         return -_entropy(counts / counts.sum())
 

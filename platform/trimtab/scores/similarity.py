@@ -1,7 +1,8 @@
-"""Similarities: whether two answers say the same, for the scores that count meanings.
+"""Similarities of answers, for scores that compare meanings.
 
-A similarity gives a likeness, and answers from a threshold up are alike. It is chosen by name, with a threshold of one's own
-after a colon: `overlap:0.8`. Packages in the entry-point group `trimtab.scores` may `add` theirs.
+A similarity function returns a likeness; two answers count as the same if it reaches a threshold. The similarity is selected by
+name, with an optional threshold after a colon: `overlap:0.8`. Packages in the entry-point group `trimtab.scores` can add others
+with `register_similarity`.
 """
 
 from collections import Counter
@@ -17,24 +18,29 @@ Same = Callable[[Generation, Generation], bool]
 
 
 def compare_exact(one: Generation, other: Generation) -> float:
-    """1 where the normalised words are the same, else 0."""
+    """Return 1 if the normalized words are equal, else 0."""
     return float(one.words == other.words)
 
 
 def compare_overlap(one: Generation, other: Generation) -> float:
-    """F1 of the normalised words, from 0 to 1; 1 where both have none."""
-    return _f1(one.words, other.words)
+    """Return the F1 of the normalized words, from 0 to 1; 1 if both answers have none."""
+    return _compute_f1(one.words, other.words)
 
 
 def compare_new_words(one: Generation, other: Generation) -> float:
-    """The same of the words that the question does not hold, which alone tell "The capital of France is Paris" from "... is
-    Lyon"; of all words where one answer has no others (ours)."""
-    return _f1(one.news, other.news) if one.news and other.news else _f1(one.words, other.words)
+    """Return the F1 of the words that the question does not contain, from 0 to 1 [trimtab].
+
+    Only these words distinguish "The capital of France is Paris" from "... is Lyon". If an answer has no such words, all words
+    are compared.
+    """
+    return _compute_f1(one.news, other.news) if one.news and other.news else _compute_f1(one.words, other.words)
 
 
 def compare_states(one: Generation, other: Generation) -> float:
-    """Cosine of the frozen model's own last states at the highest layer collected (ours: no second model is needed, as an
-    entailment model would be)."""
+    """Return the cosine similarity of the frozen model's last states at the highest collected layer [trimtab].
+
+    Unlike an entailment model, this needs no second model.
+    """
     return cosine_similarity(one.state[-1].double(), other.state[-1].double(), dim=0).item()
 
 
@@ -42,28 +48,39 @@ KNOWN: dict[str, tuple[Likeness, float]] = {
     "exact": (compare_exact, 1.0),
     "overlap": (compare_overlap, 0.7),
     "news": (compare_new_words, 0.5),
-    # Last states of all answers to a question are alike: a high threshold parts them at all.
+    # Last states of all answers to a question are similar; only a high threshold separates them.
     "states": (compare_states, 0.97),
 }
 
 
 def register_similarity(name: str, likeness: Likeness, threshold: float) -> None:
-    """Make a similarity known by this name, with the threshold that it has where none is given."""
+    """Register a similarity function.
+
+    Args:
+        name: name of the similarity.
+        likeness: function of two answers.
+        threshold: default threshold from which two answers count as the same.
+    """
     KNOWN[name] = (likeness, threshold)
 
 
 def build_similarity(similarity: str) -> Same:
-    """The test that a name, or a name with a threshold as in `states:0.95`, stands for.
+    """Build the comparison of two answers for a similarity.
 
-    Raises NotFoundError for an unknown name, UsageError for a threshold that is no number.
+    Args:
+        similarity: registered name, or name and threshold as in `states:0.95`.
+
+    Raises:
+        NotFoundError: if the name is unknown.
+        UsageError: if the threshold is not a number.
     """
-    name, colon, given = similarity.partition(":")
+    name, colon, threshold_text = similarity.partition(":")
     if name not in KNOWN:
         raise NotFoundError(f"no similarity {name!r}; there are: {', '.join(KNOWN)}")
     likeness, threshold = KNOWN[name]
     if colon:
         try:
-            threshold = float(given)
+            threshold = float(threshold_text)
         except ValueError:
             raise UsageError(
                 f"similarity {similarity!r}: the threshold after the colon must be a number, as in overlap:0.8"
@@ -72,20 +89,25 @@ def build_similarity(similarity: str) -> Same:
 
 
 def cluster_generations(samples: Sequence[Generation], similarity: str) -> list[list[Generation]]:
-    """Samples by meaning: each joins the first cluster whose first member it is like (Kuhn et al. 2023)."""
-    alike = build_similarity(similarity)
-    found: list[list[Generation]] = []
+    """Cluster samples by meaning: each joins the first cluster whose first member is the same (Kuhn et al. 2023).
+
+    Args:
+        samples: samples to cluster.
+        similarity: registered name, optionally with a threshold.
+    """
+    is_same = build_similarity(similarity)
+    clusters: list[list[Generation]] = []
     for sample in samples:
-        mine = next((cluster for cluster in found if alike(cluster[0], sample)), None)
-        if mine is None:
-            found.append([sample])
+        matching = next((cluster for cluster in clusters if is_same(cluster[0], sample)), None)
+        if matching is None:
+            clusters.append([sample])
         else:
-            mine.append(sample)
-    return found
+            matching.append(sample)
+    return clusters
 
 
-def _f1(one: str, other: str) -> float:
-    ours, theirs = one.split(), other.split()
-    if not ours and not theirs:
+def _compute_f1(one: str, other: str) -> float:
+    first_words, second_words = one.split(), other.split()
+    if not first_words and not second_words:
         return 1.0
-    return 2 * sum((Counter(ours) & Counter(theirs)).values()) / (len(ours) + len(theirs))
+    return 2 * sum((Counter(first_words) & Counter(second_words)).values()) / (len(first_words) + len(second_words))

@@ -12,7 +12,7 @@ Z95 = 1.959964
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its 95 % interval [low, high]; both ends are the value where there is none."""
+    """A value with its 95 % interval [low, high]; both ends equal the value, or are NaN, if there is no interval."""
 
     value: float
     low: float
@@ -24,7 +24,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Rate(Interval):
-    """A share of `count` cases."""
+    """A share of `count` cases with its 95 % interval."""
 
     count: int
 
@@ -33,22 +33,36 @@ class Rate(Interval):
 
 
 def compute_wilson_interval(hits: float, count: int) -> Rate:
-    """A share with Wilson's score interval (1927), which holds for small counts and for shares near 0 and 1.
+    """Compute a rate with its Wilson score interval (1927), which is valid for small counts and for rates near 0 and 1.
 
-    `hits` may be a mean, as over seeds."""
+    Args:
+        hits: number of hits; may be fractional, such as a mean over seeds.
+        count: number of cases.
+
+    Returns:
+        The rate; NaN with the interval [0, 1] if `count` is 0.
+    """
     if count == 0:
         return Rate(float("nan"), 0.0, 1.0, 0)
     share = hits / count
-    centre = (share + Z95**2 / (2 * count)) / (1 + Z95**2 / count)
+    center = (share + Z95**2 / (2 * count)) / (1 + Z95**2 / count)
     half = Z95 * sqrt(share * (1 - share) / count + Z95**2 / (4 * count**2)) / (1 + Z95**2 / count)
-    return Rate(share, max(0.0, centre - half), min(1.0, centre + half), count)
+    return Rate(share, max(0.0, center - half), min(1.0, center + half), count)
 
 
 def average_rates(a: Rate, b: Rate) -> Rate:
-    """Mean of two independent shares, its interval made of theirs.
+    """Compute the mean of two independent rates, with an interval derived from theirs.
 
-    This is Newcombe's hybrid of score intervals (1998, method 10) for half a sum in place of a difference (MOVER, Zou and
-    Donner 2008). A bootstrap has nothing to resample on a side that is all right or all wrong."""
+    The interval is Newcombe's hybrid of score intervals (1998, method 10), applied to half a sum instead of a difference
+    (MOVER, Zou and Donner 2008). A bootstrap would have no variation to resample on a side that is all correct or all wrong.
+
+    Args:
+        a: first rate.
+        b: second rate.
+
+    Returns:
+        The mean over `a.count + b.count` cases; NaN with the interval [0, 1] if either rate has no cases.
+    """
     if not a.count or not b.count:
         return Rate(float("nan"), 0.0, 1.0, 0)
     mean = (a.value + b.value) / 2
@@ -61,20 +75,29 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Estimate(Interval):
-    """A figure over `count` cases; one case has no interval, but NaN."""
+    """A mean over `count` cases with its 95 % interval, which is NaN for a single case."""
 
     count: int
 
     def map_values(self, function: Callable[[float], float] = exp) -> "Estimate":
-        """The same figure on another scale, on which the order stays."""
+        """Apply a monotonically increasing function to the value and to both ends of the interval."""
         return Estimate(function(self.value), function(self.low), function(self.high), self.count)
 
 
 def bootstrap_mean(values: Tensor, weights: Tensor | None = None, resamples: int = RESAMPLES) -> Estimate:
-    """Sum of `values` [seeds, cases] over the sum of `weights` [cases] (one each without), as a mean over seeds.
+    """Compute the weighted mean over cases, averaged over seeds, with a bootstrap interval.
 
-    Cases are resampled with their weights and, where there are several seeds, crossed with seeds of which one less than there
-    are is picked (as evaluate/seeds.py does, which says why). The same values give the same interval.
+    The mean of one seed is the sum of its `values` over the sum of `weights`. Each resample draws cases together with their
+    weights and crosses them with `seeds - 1` drawn seeds (at least one), for the reason given in
+    `trimtab.evaluation.safety.comparison`. The random seed is fixed, so the same values give the same interval.
+
+    Args:
+        values: totals of each seed and case [seeds, cases].
+        weights: weights of the cases [cases]; 1 for each case by default.
+        resamples: number of bootstrap resamples.
+
+    Returns:
+        The estimate over all cases; its interval is NaN for fewer than two cases.
     """
     seeds, cases = values.shape
     values = values.double()
@@ -83,10 +106,11 @@ def bootstrap_mean(values: Tensor, weights: Tensor | None = None, resamples: int
     if cases < 2:
         return Estimate(value, float("nan"), float("nan"), cases)
     generator = torch.Generator().manual_seed(0)
-    picked = torch.randint(seeds, (resamples, max(1, seeds - 1)), generator=generator)
-    drawn = torch.randint(cases, (resamples, cases), generator=generator)
-    times = torch.zeros(resamples, cases, dtype=torch.double)
-    times.scatter_add_(1, drawn, torch.ones(resamples, cases, dtype=torch.double))
-    by_seed = (times @ values.T) / (times @ weights)[:, None]
-    low, high = torch.quantile(by_seed.gather(1, picked).mean(1), torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
+    seed_draws = torch.randint(seeds, (resamples, max(1, seeds - 1)), generator=generator)
+    case_draws = torch.randint(cases, (resamples, cases), generator=generator)
+    counts = torch.zeros(resamples, cases, dtype=torch.double)
+    counts.scatter_add_(1, case_draws, torch.ones(resamples, cases, dtype=torch.double))
+    by_seed = (counts @ values.T) / (counts @ weights)[:, None]
+    means = by_seed.gather(1, seed_draws).mean(1)
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
     return Estimate(value, low, high, cases)

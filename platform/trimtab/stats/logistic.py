@@ -1,6 +1,7 @@
-"""Logistic regression on hidden states, for judges and detectors: fitted to its optimum, the same head for the same rows.
+"""Logistic regression on hidden states, for judges and detectors.
 
-scikit-learn's would do; the core needs nothing but torch.
+The fit converges to the optimum, so the same data give the same weights. It is implemented in torch because the core package
+does not depend on scikit-learn.
 """
 
 import torch
@@ -8,15 +9,22 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 STEPS = 200
-# A dimension that varies less than this says nothing, and dividing by it would make it shout.
+# A dimension with a smaller standard deviation is not scaled: dividing by it would only amplify noise.
 LEAST_SPREAD = 1e-6
 
 
 def fit_logistic(states: Tensor, positive: Tensor, l2: float) -> Tensor:
-    """Weights and bias, float64 [d + 1], of the logistic regression of `positive` [n] bool on `states` [n, d].
+    """Fit an L2-regularized logistic regression with balanced class weights.
 
-    The states are z-scored first, both classes weigh the same, and `l2` times half the squared weights is added to the mean
-    loss. The z-scoring is folded into the weights. Needs rows of both classes.
+    The states are z-scored first, and the scaling is folded into the returned weights.
+
+    Args:
+        states: hidden states [n, d].
+        positive: labels [n], bool; both classes must occur.
+        l2: factor of the penalty; `l2 / 2` times the squared norm of the z-scored weights is added to the mean loss.
+
+    Returns:
+        Weights followed by the bias [d + 1], float64.
     """
     x, y = states.double(), positive.double()
     mean, spread = x.mean(0), x.std(0, unbiased=False)
@@ -26,21 +34,29 @@ def fit_logistic(states: Tensor, positive: Tensor, l2: float) -> Tensor:
     linear = nn.Linear(x.shape[1], 1, dtype=torch.float64)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
-    optimiser = torch.optim.LBFGS(linear.parameters(), max_iter=STEPS, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(linear.parameters(), max_iter=STEPS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = binary_cross_entropy_with_logits(linear(z)[:, 0], y, weight=weight)
         loss = loss + l2 / 2 * linear.weight.square().sum()
         loss.backward()
         return loss
 
-    optimiser.step(closure)  # pyright: ignore[reportArgumentType]
+    optimizer.step(closure)  # pyright: ignore[reportArgumentType]
     weights = linear.weight.detach()[0] / scale
     return torch.cat([weights, linear.bias.detach() - weights @ mean])
 
 
 def compute_logits(weights: Tensor, states: Tensor) -> Tensor:
-    """Log-odds [n], float64, for hidden states [n, d] and weights [d + 1]."""
+    """Compute the log-odds of the positive class.
+
+    Args:
+        weights: weights followed by the bias [d + 1].
+        states: hidden states [n, d].
+
+    Returns:
+        Log-odds [n], float64.
+    """
     weights = weights.double()
     return states.double() @ weights[:-1] + weights[-1]

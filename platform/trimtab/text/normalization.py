@@ -1,8 +1,9 @@
-"""Text made comparable: SQuAD's normalisation, and what it leaves to chance settled (ours).
+"""Normalization of answers for comparison, an extension of SQuAD's.
 
-SQuAD (Rajpurkar et al. 2016) lowers case and drops punctuation, the articles a, an, the, and extra spaces. It would also make
--5 of 5, 1250 of 12.50 and 12 of 1/2: here numbers are read first and stay what they are. Beyond ASCII, accents, widths, quotes
-and dashes are those of plain text, and writing without spaces is compared by character, as in MLQA (Lewis et al. 2020).
+SQuAD (Rajpurkar et al. 2016) lowers case and removes punctuation, the articles a, an, the, and extra spaces. This also turns
+-5 into 5, 12.50 into 1250 and 1/2 into 12. Here, numbers are parsed first and keep their values. Beyond ASCII, accents are
+removed, widths, quotes and dashes are unified, and scripts without spaces are compared by character, as in MLQA (Lewis et al.
+2020).
 """
 
 import re
@@ -21,36 +22,42 @@ MINUS = re.compile(r"(?<!\S)[\u2012-\u2015](?=[\d.$])")
 DASH = re.compile(r"[\u2012-\u2015]")
 
 
-def fold_case_and_accents(text: str) -> str:
-    """The text in plain characters: one kind of dash, quote and digit, no accents on letters, nothing invisible."""
-    # Else 5\u00bd would become 51/2, and 10\u00b2 become 102.
-    apart = RAISED.sub(r" \g<0>", text)
-    bare = ACCENTS.sub("", unicodedata.normalize("NFKD", apart))
-    plain = unicodedata.normalize("NFC", bare).translate(HYPHENS)
+def fold_accents(text: str) -> str:
+    """Fold dashes, quotes, digits and character widths, and remove accents and invisible characters.
+
+    The case is kept.
+    """
+    # Without the space, 5\u00bd would become 51/2, and 10\u00b2 would become 102.
+    separated = RAISED.sub(r" \g<0>", text)
+    unaccented = ACCENTS.sub("", unicodedata.normalize("NFKD", separated))
+    plain = unicodedata.normalize("NFC", unaccented).translate(HYPHENS)
     spaced = DASH.sub(" - ", MINUS.sub("-", plain))
     return "".join(c for c in spaced if unicodedata.category(c) != "Cf")
 
 
 def normalize_answer(text: str) -> str:
-    """Words and numbers with one space between them; equal for texts that say the same in SQuAD's sense."""
-    plain = fold_case_and_accents(text).casefold()
+    """Normalize an answer to lower-case words and canonical numbers, separated by single spaces.
+
+    Texts that differ only in case, articles, punctuation or the notation of numbers give the same result.
+    """
+    plain = fold_accents(text).casefold()
     pieces: list[str] = []
-    at = 0
+    position = 0
     for number in find_quantities(plain):
         start, end = number.span
         # "1960s" is a word; "3.5mm" is a number and its unit.
         if plain[end : end + 1].isalnum() and number.value.denominator == 1:
             continue
-        pieces += [*_words(plain[at:start]), format_quantity(number.value)]
-        at = end
-    pieces += _words(plain[at:])
-    # What is all article or punctuation, as the band "The The" or the answer "+", stays as it is.
-    return " ".join(pieces or _letters(plain).split() or plain.split())
+        pieces += [*_split_words(plain[position:start]), format_quantity(number.value)]
+        position = end
+    pieces += _split_words(plain[position:])
+    # A text of only articles or punctuation, such as the band "The The" or the answer "+", is kept.
+    return " ".join(pieces or _remove_punctuation(plain).split() or plain.split())
 
 
-def _words(text: str) -> list[str]:
-    return ARTICLES.sub(" ", UNSPACED.sub(r" \1 ", _letters(text))).split()
+def _split_words(text: str) -> list[str]:
+    return ARTICLES.sub(" ", UNSPACED.sub(r" \1 ", _remove_punctuation(text))).split()
 
 
-def _letters(text: str) -> str:
+def _remove_punctuation(text: str) -> str:
     return "".join(c for c in text if unicodedata.category(c)[0] not in "PS")

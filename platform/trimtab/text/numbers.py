@@ -1,6 +1,7 @@
-"""Numbers as people and models write them, read exactly: signs, thousands, decimals, fractions, percents, scales (ours).
+"""Exact parser of numbers in text: signs, thousands separators, decimals, fractions, percentages and scales.
 
-What only looks like a number is none: versions (1.2.3), times and ratios (3:2), ordinals (2nd), and digits in words (H2O).
+Versions (1.2.3), times and ratios (3:2), ordinals (2nd) and digits within words (H2O) are not numbers. The grammar is specific
+to trimtab.
 """
 
 import re
@@ -10,12 +11,12 @@ from fractions import Fraction
 SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 CURRENCY = "$\u20ac\u00a3\u00a5\u20b9"
 NUMBER = re.compile(
-    # A hyphen after a word, a digit or a closing bracket joins or subtracts.
+    # A hyphen after a word, a digit or a closing bracket is not a sign.
     rf"(?<!\w)(?<!\d[.:])(?:(?<![\w)\]%])(?P<sign>[-+]))?(?:[{CURRENCY}](?P<inner>-)?)?"
     r"(?:(?P<whole>\d{1,50}) (?=\d+/\d))?"
-    # More digits than anyone writes are a model that loops, and more than Python reads.
+    # Limited lengths: repeated digits of a looping model may exceed the limit of Python's int().
     r"(?P<first>(?:\d{1,3}(?:,\d{3}){1,16}|\d{1,50})(?:\.\d{1,50})?|(?<!\.)\.\d{1,50})"
-    # The second and third part of a date are no fraction.
+    # The second and third part of a date are not a fraction.
     r"(?:(?<!/\d)(?<!/\d\d) ?/ ?(?P<second>\d{1,50})(?![\d/])|(?P<power>e[-+]?\d{1,3})(?!\w))?"
     r"(?!\d)(?!\.\d)(?!:\d)(?!,\d{3}(?!\d))(?!(?:st|nd|rd|th)\b)"
     rf"(?: ?(?P<percent>%|per ?cent\b|pct\b)| (?P<scale>{'|'.join(SCALES)})\b)?",
@@ -25,7 +26,13 @@ NUMBER = re.compile(
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number as it is written, a percent sign apart: `50%` is 50 with `percent`. `span` is its place in the text."""
+    """A number in a text.
+
+    Attributes:
+        value: value as written, without the percent sign (50 for `50%`).
+        percent: whether a percent sign follows.
+        span: start and end index in the text.
+    """
 
     value: Fraction
     percent: bool
@@ -35,23 +42,30 @@ class Quantity:
         return format_quantity(self.value) + ("%" if self.percent else "")
 
     def equals(self, other: "Quantity") -> bool:
-        """Whether both say the same. A sign that one leaves out is left to the question, as units are: 50% is 50, and 0.5."""
+        """Return whether both quantities are equal. If only one is a percentage, 50% equals both 50 and 0.5."""
         if self.value == other.value:
             return True
         if self.percent == other.percent:
             return False
-        bare, marked = (other, self) if self.percent else (self, other)
-        return marked.value / 100 == bare.value
+        plain, percentage = (other, self) if self.percent else (self, other)
+        return percentage.value / 100 == plain.value
 
 
 def find_quantities(text: str) -> list[Quantity]:
-    """Every number of a text, in order. The text is folded already: plain signs, `1/2` for one half."""
-    found = [(_value(match), match) for match in NUMBER.finditer(text)]
-    return [Quantity(value, bool(match["percent"]), match.span()) for value, match in found if value is not None]
+    """Find all numbers in a text, in order.
+
+    Args:
+        text: text after `fold_case_and_accents`, with ASCII signs and with `1/2` for one half.
+    """
+    matches = [(_parse_value(match), match) for match in NUMBER.finditer(text)]
+    return [Quantity(value, bool(match["percent"]), match.span()) for value, match in matches if value is not None]
 
 
 def format_quantity(value: Fraction) -> str:
-    """A value as text; equal values give equal text. A fraction whose decimals do not end stays a fraction."""
+    """Format a value so that equal values give equal text.
+
+    A value with more than 12 decimals, or with recurring ones, is formatted as a fraction.
+    """
     digits = next((n for n in range(13) if (value * 10**n).denominator == 1), None)
     if not digits:
         return str(value)
@@ -59,14 +73,14 @@ def format_quantity(value: Fraction) -> str:
     return f"{'-' if value < 0 else ''}{text[:-digits]}.{text[-digits:]}"
 
 
-def _value(match: re.Match[str]) -> Fraction | None:
-    """The value of a match; None where it divides by zero."""
+def _parse_value(match: re.Match[str]) -> Fraction | None:
+    """Return the value of a match, or None if its denominator is zero."""
     value = Fraction(match["first"].replace(",", "") + (match["power"] or ""))
     if match["second"] is not None:
         if int(match["second"]) == 0:
             return None
         value /= int(match["second"])
-    # "3 1/2" is three and a half; in "3 12/5" the 3 is something else.
+    # "3 1/2" is a mixed number, but "3 12/5" is not, and its 3 is ignored.
     if match["whole"] is not None and value < 1:
         value += int(match["whole"])
     if match["scale"]:

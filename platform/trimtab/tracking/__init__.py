@@ -1,1 +1,1 @@
-"""MLflow: runs, registry, lineage. The only place that imports mlflow."""
+"""MLflow tracking: runs, model registry and lineage. No other package imports mlflow."""

@@ -1,4 +1,4 @@
-"""The MLflow client as trimtab uses it: quick to notice an outage, and with one kind of error."""
+"""MLflow client with short timeouts and a single error class."""
 
 import logging
 from collections.abc import Generator, Mapping
@@ -19,30 +19,34 @@ EXPERIMENT = "trimtab"
 
 
 def get_client() -> MlflowClient:
-    """A client of the store that the environment names."""
+    """Return the client of the MLflow store that the environment selects."""
     uri = settings.get_tracking_uri()
-    made = _create_client(uri)
-    # Parts of MLflow make clients of their own and find the store only here.
+    client = _create_client(uri)
+    # Parts of MLflow create their own clients and read the store only from these global settings.
     if mlflow.get_tracking_uri() != uri:
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
-    return made
+    return client
 
 
 @lru_cache(maxsize=4)
 def _create_client(uri: str) -> MlflowClient:
     settings.prepare_environment()
-    # A fresh SQLite store tells of each of its migrations.
+    # A new SQLite store logs each of its migrations.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def get_experiment_id(name: str = EXPERIMENT) -> str:
-    """Id of the experiment, made on first use; its artifacts are beside a SQLite store, else where the server says."""
-    found = get_client().get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
+    """Return the id of an experiment, and create the experiment on first use.
+
+    The artifacts of a new experiment are stored in trimtab's home if the store is a SQLite file, otherwise at the location that
+    the MLflow server selects.
+    """
+    experiment = get_client().get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
     uri = settings.get_tracking_uri()
     local = (settings.get_home() / "mlflow" / "artifacts").as_uri() if uri.startswith("sqlite:") else None
     return str(get_client().create_experiment(name, artifact_location=local))
@@ -50,31 +54,38 @@ def get_experiment_id(name: str = EXPERIMENT) -> str:
 
 @contextmanager
 def wrap_tracking_errors(what: str) -> Generator[None]:
-    """Turn what MLflow raises when its store is away or refuses into a TrackingError that says what was wanted."""
+    """Convert the errors of MLflow and its store to TrackingError.
+
+    Args:
+        what: operation for the error message, such as "start a run".
+
+    Raises:
+        TrackingError: if the store cannot be reached or rejects the operation.
+    """
     try:
         yield
     except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
-        # Libraries name the address that they could not reach.
+        # Error messages of libraries contain the store's address, which may include a password.
         reason = str(error).replace(settings.get_tracking_uri(), settings.get_shown_uri()).splitlines()[0][:200]
         raise TrackingError(f"MLflow at {settings.get_shown_uri()}: cannot {what} ({reason})") from error
 
 
 class RequestTraces:
-    """MLflow traces of served requests, in the experiment that jobs log to. They are sent in the background."""
+    """MLflow traces of served requests, in the experiment of the jobs. MLflow sends them in the background."""
 
     def __init__(self) -> None:
         self._experiment = get_experiment_id()
 
     def log(
-        self, name: str, inputs: Mapping[str, Any], attributes: Mapping[str, Any], began: int, ended: int, *, failed: bool
+        self, name: str, inputs: Mapping[str, Any], attributes: Mapping[str, Any], started: int, ended: int, *, failed: bool
     ) -> None:
-        """Log a trace of one span.
+        """Log a trace with one span.
 
         Args:
             name: name of the span.
             inputs: inputs of the span.
-            attributes: attributes of the span; values are converted to text.
-            began: start in nanoseconds since 1970.
+            attributes: attributes of the span; values are converted to strings.
+            started: start in nanoseconds since 1970.
             ended: end in nanoseconds since 1970.
             failed: whether the request failed.
         """
@@ -83,7 +94,7 @@ class RequestTraces:
             inputs=dict(inputs),
             attributes={key: str(value) for key, value in attributes.items()},
             experiment_id=self._experiment,
-            start_time_ns=began,
+            start_time_ns=started,
         )
         span.end(status="ERROR" if failed else "OK", end_time_ns=ended)
 

@@ -1,4 +1,4 @@
-"""What code a run was of: git revision and changes where trimtab is a checkout, and the versions of all packages."""
+"""Code version of a run: git revision, uncommitted changes and package versions."""
 
 import hashlib
 import os
@@ -8,58 +8,69 @@ from functools import lru_cache
 from importlib.metadata import distributions, version
 from pathlib import Path
 
-# Changes that are larger are no patch that anybody reads.
-MOST_PATCH = 1 << 20
+# Maximum size of a logged patch in characters. Larger changes are of little use as a patch.
+MAX_PATCH = 1 << 20
 
 
 @lru_cache(maxsize=1)
 def get_code_tags() -> dict[str, str]:
-    """Tags of a run: the version of trimtab, a digest of all packages' versions, and in a checkout git's revision and how many
-    files differ from it."""
-    found = {"trimtab.code.version": version("trimtab"), "trimtab.code.packages": _digest(list_packages())}
+    """Return the MLflow tags that describe the code.
+
+    Returns:
+        Version of trimtab and a digest of all package versions. In a git checkout also the revision and, if there are any, the
+        number of changed files.
+    """
+    tags = {"trimtab.code.version": version("trimtab"), "trimtab.code.packages": _digest(list_packages())}
     revision = _git("rev-parse", "HEAD")
     if revision is None:
-        return found
+        return tags
     changed = [line for line in (_git("status", "--porcelain") or "").splitlines() if line]
-    found["mlflow.source.git.commit"] = revision.strip()
-    return found | ({"trimtab.code.changed": str(len(changed))} if changed else {})
+    tags["mlflow.source.git.commit"] = revision.strip()
+    return tags | ({"trimtab.code.changed": str(len(changed))} if changed else {})
 
 
 def format_code_version() -> str:
-    """The code and the machine in one line, for a report that is read without its run."""
-    known = get_code_tags()
-    said = f"trimtab {known['trimtab.code.version']}"
-    if revision := known.get("mlflow.source.git.commit"):
-        changed = known.get("trimtab.code.changed")
-        said += f", commit {revision[:12]}{f' with {changed} files changed' if changed else ''}"
-    return f"{said}; Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPU cores"
+    """Return a one-line description of the code and the machine, for reports."""
+    tags = get_code_tags()
+    code = f"trimtab {tags['trimtab.code.version']}"
+    if revision := tags.get("mlflow.source.git.commit"):
+        changed = tags.get("trimtab.code.changed")
+        code += f", commit {revision[:12]}{f' with {changed} files changed' if changed else ''}"
+    return f"{code}; Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPU cores"
 
 
 @lru_cache(maxsize=1)
 def list_packages() -> str:
-    """All installed packages with their versions, a line each, as pip freezes them."""
-    return "".join(sorted({f"{found.name.lower()}=={found.version}\n" for found in distributions()}))
+    """Return all installed packages with their versions, one per line, as in the output of `pip freeze`."""
+    return "".join(sorted({f"{package.name.lower()}=={package.version}\n" for package in distributions()}))
 
 
 def get_uncommitted_patch() -> str | None:
-    """What differs from git's revision in a checkout; None where nothing does, there is none, or it is too much to read."""
-    found = _git("diff", "HEAD")
-    return found if found and len(found) <= MOST_PATCH else None
+    """Return the uncommitted changes of the git checkout as a patch.
+
+    Returns:
+        None if there are no changes, if the code is not a checkout, or if the patch exceeds 1 Mi characters.
+    """
+    patch = _git("diff", "HEAD")
+    return patch if patch and len(patch) <= MAX_PATCH else None
 
 
 def _git(*command: str) -> str | None:
-    """What git says of the checkout that trimtab is run from; None where it is installed, which may be inside another one."""
+    """Run git in the checkout of trimtab and return its output, or None if trimtab is not a checkout.
+
+    An installed package may lie inside the checkout of another project, so this file itself must be tracked.
+    """
     folder = Path(__file__).parent
     tracked = ["git", "-C", str(folder), "ls-files", "--error-unmatch", Path(__file__).name]
     try:
         if subprocess.run(tracked, capture_output=True, check=False).returncode:
             return None
-        done = subprocess.run(
+        result = subprocess.run(
             ["git", "-C", str(folder), *command], capture_output=True, text=True, errors="replace", check=False
         )
     except OSError:
         return None
-    return done.stdout if done.returncode == 0 else None
+    return result.stdout if result.returncode == 0 else None
 
 
 def _digest(text: str) -> str:

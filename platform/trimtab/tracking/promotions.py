@@ -1,4 +1,4 @@
-"""Who becomes champion, and who it was before: every move of the alias stays on the version, with who, when and why."""
+"""Promotion and rollback of champions, recorded as tags on the versions with user, time and reason."""
 
 import getpass
 import json
@@ -21,8 +21,17 @@ PromotionKind = Literal["promote", "rollback"]
 
 @dataclass(frozen=True)
 class Promotion:
-    """A version became champion: `over` the one that was, `at` seconds since 1970. `forced`: against the gate's decision;
-    `evidence` the artifact of the version's run that holds the decision."""
+    """Record of a version that became champion.
+
+    Attributes:
+        way: promotion or rollback.
+        at: time in seconds since 1970.
+        by: user name.
+        because: reason.
+        over: number of the version that was champion before; None if there was none.
+        forced: whether the promotion overrode the decision of the gate.
+        evidence: artifact with the evidence of the gate's decision, in the version's run.
+    """
 
     way: PromotionKind
     at: float
@@ -34,40 +43,67 @@ class Promotion:
 
 
 def promote_version(version: Version, reason: str, evidence: str | None = None, *, forced: bool = False) -> Version | None:
-    """Move `champion` to a version; returns the champion before it."""
-    before = find_champion(version.base, version.name)
-    over = before.version if before is not None and before.version != version.version else None
+    """Make a version the champion.
+
+    Args:
+        version: version to promote.
+        reason: reason for the record.
+        evidence: artifact with the evidence of the gate's decision, in the version's run.
+        forced: whether the promotion overrides the decision of the gate.
+
+    Returns:
+        Previous champion, or None if there was none.
+    """
+    previous = find_champion(version.base, version.name)
+    over = previous.version if previous is not None and previous.version != version.version else None
     _record_promotion(version, Promotion("promote", time.time(), getpass.getuser(), reason, over, forced, evidence))
-    return before
+    return previous
 
 
 def rollback_version(base: str, name: str, reason: str = "trimtab rollback") -> Version:
-    """Give `champion` back to the version that the present one took it from."""
-    now = find_version(base, name, CHAMPION)
-    over = next((move.over for move in reversed(list_promotions(now)) if move.way == "promote" and move.over is not None), None)
+    """Make the previous champion the champion again.
+
+    Returns:
+        New champion, that is the version that the current champion replaced.
+
+    Raises:
+        NotFoundError: if there is no champion, or if it replaced no other version.
+    """
+    current = find_version(base, name, CHAMPION)
+    over = next((p.over for p in reversed(list_promotions(current)) if p.way == "promote" and p.over is not None), None)
     if over is None:
         registered = format_model_name(base, name)
-        raise NotFoundError(f"{registered} version {now.version} took champion from no other version: nothing to go back to")
-    before = find_version(base, name, str(over))
-    _record_promotion(before, Promotion("rollback", time.time(), getpass.getuser(), reason, now.version))
-    return before
+        raise NotFoundError(f"{registered} version {current.version} replaced no other champion: nothing to go back to")
+    previous = find_version(base, name, str(over))
+    _record_promotion(previous, Promotion("rollback", time.time(), getpass.getuser(), reason, current.version))
+    return previous
 
 
 def list_promotions(version: Version) -> list[Promotion]:
-    """Every time that a version became champion, the first first."""
-    found = [json.loads(value) for key, value in build_promotion_tags(version).items() if key.startswith(MOVED)]
-    return sorted((Promotion(**move) for move in found), key=lambda move: move.at)
+    """Return the promotions of a version, oldest first."""
+    records = [json.loads(value) for key, value in list_version_tags(version).items() if key.startswith(MOVED)]
+    return sorted((Promotion(**record) for record in records), key=lambda promotion: promotion.at)
 
 
-def build_promotion_tags(version: Version) -> dict[str, str]:
-    """All that MLflow keeps on a version."""
+def list_version_tags(version: Version) -> dict[str, str]:
+    """Return the MLflow tags of a version."""
     registered = format_model_name(version.base, version.name)
     with wrap_tracking_errors(f"read {registered}"):
         return dict(get_client().get_model_version(registered, str(version.version)).tags)
 
 
-def record_decision(version: Version, passed: bool, said: str, evidence: Mapping[str, Any] | None = None) -> str | None:
-    """Write a gate's decision on a version, and its evidence into the version's run; returns the name of that artifact."""
+def record_decision(version: Version, passed: bool, reason: str, evidence: Mapping[str, Any] | None = None) -> str | None:
+    """Record the decision of a gate as a tag of the version.
+
+    Args:
+        version: version that the gate evaluated.
+        passed: whether the version passed.
+        reason: explanation of the decision.
+        evidence: measurements behind the decision, which are logged as an artifact of the version's run.
+
+    Returns:
+        Name of the artifact, or None without evidence.
+    """
     registered, artifact = format_model_name(version.base, version.name), None
     with wrap_tracking_errors(f"write the gate's decision on {registered}"):
         if evidence is not None:
@@ -76,21 +112,26 @@ def record_decision(version: Version, passed: bool, said: str, evidence: Mapping
                 path = Path(folder) / Path(artifact).name
                 path.write_text(json.dumps(evidence, indent=1) + "\n")
                 get_client().log_artifact(version.run_id, str(path), "gate")
-        _set_tag(version, GATE, json.dumps({"passed": passed, "said": said[:1000], "evidence": artifact}))
+        _set_tag(version, GATE, json.dumps({"passed": passed, "said": reason[:1000], "evidence": artifact}))
     return artifact
 
 
 def read_decision(version: Version) -> dict[str, Any] | None:
-    """The gate's last decision {passed, said, evidence} on a version; None where none was made."""
-    found = build_promotion_tags(version).get(GATE)
-    return json.loads(found) if found else None
+    """Return the latest decision of the gate on a version, or None if there is none.
+
+    Returns:
+        Object {passed, said, evidence} as `record_decision` wrote it; `said` is the reason.
+    """
+    decision = list_version_tags(version).get(GATE)
+    return json.loads(decision) if decision else None
 
 
-def _record_promotion(version: Version, move: Promotion) -> None:
+def _record_promotion(version: Version, promotion: Promotion) -> None:
     registered = format_model_name(version.base, version.name)
     with wrap_tracking_errors(f"make {registered} version {version.version} champion"):
-        # First: an alias that moved without a word could not be taken back.
-        _set_tag(version, f"{MOVED}{int(move.at * 1000)}", json.dumps(asdict(move) | {"because": move.because[:1000]}))
+        # Written before the alias moves: a rollback needs the record.
+        record = asdict(promotion) | {"because": promotion.because[:1000]}
+        _set_tag(version, f"{MOVED}{int(promotion.at * 1000)}", json.dumps(record))
         get_client().set_registered_model_alias(registered, CHAMPION, str(version.version))
         mark_used(registered)
 
@@ -100,7 +141,17 @@ def _set_tag(version: Version, key: str, value: str) -> None:
 
 
 def register_and_promote(folder: Path, run: TrackedRun, passed: bool, reason: str) -> Version:
-    """Register a prefix's or a detector's folder as candidate, and promote it where it `passed`, for the `reason` given."""
+    """Register a prefix or detector as candidate, record the gate's decision, and promote the version if it passed.
+
+    Args:
+        folder: folder of the prefix or detector.
+        run: run that produced it.
+        passed: whether it passed the gate.
+        reason: explanation of the decision.
+
+    Returns:
+        New version with its current aliases.
+    """
     version = registry.register_version(folder, run.run_id)
     record_decision(version, passed, reason)
     if not passed:

@@ -1,6 +1,7 @@
-"""The registry: every kept prefix and detector is a version of `trimtab.<base>.<name>`; aliases say which one to use.
+"""Registry of prefixes and detectors on the MLflow model registry.
 
-`candidate` is the newest, `champion` the one that passed the gate (tracking/moves.py moves it).
+Each prefix or detector is a version of the registered model `trimtab.<base>.<name>`. The alias `candidate` points to the newest
+version, `champion` to the one that passed the gate (see tracking/promotions.py).
 """
 
 import json
@@ -29,19 +30,30 @@ from trimtab.tracking.client import get_client, get_experiment_id, wrap_tracking
 from trimtab.util.atomic_files import write_atomic
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-# What `register` writes on each version, and `versions` looks for.
+# Tags that `register_version` sets and `list_versions` requires.
 TAGS = {"trimtab.name", "trimtab.fingerprint"}
-# In a downloaded version's folder once all of it is there.
-WHOLE = ".whole.json"
+# Marks a complete download in the folder of a version.
+COMPLETE = ".whole.json"
 MODELS_PAGE, VERSIONS_PAGE = 1000, 10_000
-Found = TypeVar("Found")
-# What the command makes that names a kind.
+ItemT = TypeVar("ItemT")
+# Command that produces each kind.
 MAKERS = {"prefix": "trimtab align", "detector": "trimtab detect"}
 
 
 @dataclass(frozen=True)
 class Version:
-    """One version in the registry, of a `kind`: prefix or detector. `aliases` point at it now; `metrics` are its card's."""
+    """Version of a prefix or detector in the registry.
+
+    Attributes:
+        base: name of the base model.
+        name: name of the prefix or detector.
+        version: version number.
+        run_id: id of the MLflow run that produced it.
+        aliases: aliases that point to the version.
+        fingerprint: base model fingerprint.
+        metrics: metrics of its card.
+        kind: "prefix" or "detector".
+    """
 
     base: str
     name: str
@@ -54,66 +66,86 @@ class Version:
 
 
 def format_model_name(base: str, name: str) -> str:
-    """Registered model of a prefix or a detector."""
+    """Return the name of the registered model of a prefix or detector.
+
+    Raises:
+        UsageError: if a name is empty or contains a reserved character.
+    """
     for part in (base, name):
         if not part or any(c in part for c in "/:@") or "." in name:
-            raise UsageError(f"{part!r} cannot be a name: leave out / : @ and dots")
+            raise UsageError(f"{part!r} cannot be a name: it must not be empty or contain / : @ or dots")
     return f"trimtab.{base}.{name}"
 
 
 def register_version(folder: Path, run_id: str) -> Version:
-    """Keep the folder of a prefix or detector as a LoggedModel of its run and as a new version with alias `candidate`.
+    """Upload a prefix or detector as a LoggedModel of its run, and register it as a new version with the alias `candidate`.
 
-    Raises ArtifactError for a folder that must not be used, UsageError where its name is taken by another kind.
+    Args:
+        folder: folder of the prefix or detector.
+        run_id: id of the MLflow run that produced it.
+
+    Raises:
+        ArtifactError: if the folder is not a valid artifact.
+        UsageError: if the name belongs to an artifact of the other kind.
+        TrackingError: if MLflow cannot be reached.
     """
-    card = _card(folder)
+    card = _read_card(folder)
     registered = format_model_name(card.base, card.name)
     with wrap_tracking_errors(f"register {registered}"):
-        api = get_client()
-        there = api.search_registered_models(f"name = '{registered}'")
-        if there and (kind := there[0].tags.get("trimtab.kind")) != card.kind:
-            raise UsageError(f"{card.base} has a {kind} of the name {card.name!r} already: give the {card.kind} another --name")
-        model = api.create_logged_model(
-            get_experiment_id(), card.name, run_id, params=_params(card), model_type=f"trimtab-{card.kind}"
+        client = get_client()
+        existing = client.search_registered_models(f"name = '{registered}'")
+        if existing and (kind := existing[0].tags.get("trimtab.kind")) != card.kind:
+            raise UsageError(f"{card.base} already has a {kind} named {card.name!r}: give the {card.kind} another --name")
+        model = client.create_logged_model(
+            get_experiment_id(), card.name, run_id, params=_build_params(card), model_type=f"trimtab-{card.kind}"
         )
-        api.log_model_artifacts(model.model_id, str(folder))
-        api.finalize_logged_model(model.model_id, "READY")
+        client.log_model_artifacts(model.model_id, str(folder))
+        client.finalize_logged_model(model.model_id, "READY")
         for key, value in card.metrics.items():
-            api.log_metric(run_id, key, value, model_id=model.model_id)
+            client.log_metric(run_id, key, value, model_id=model.model_id)
         tags = {"trimtab.kind": card.kind, "trimtab.base": card.base}
-        if not there:
-            api.create_registered_model(registered, tags=tags)
+        if not existing:
+            client.create_registered_model(registered, tags=tags)
         tags |= {"trimtab.fingerprint": card.fingerprint, "trimtab.name": card.name, "trimtab.digest": card.digest}
         tags |= {f"trimtab.metric.{k}": f"{v:.6g}" for k, v in card.metrics.items()}
-        made = api.create_model_version(
+        created = client.create_model_version(
             registered, f"models:/{model.model_id}", run_id=run_id, tags=tags, model_id=model.model_id
         )
-        api.set_registered_model_alias(registered, CANDIDATE, made.version)
+        client.set_registered_model_alias(registered, CANDIDATE, created.version)
         mark_used(registered)
-    return find_version(card.base, card.name, str(made.version))
+    return find_version(card.base, card.name, str(created.version))
 
 
 def find_version(base: str, name: str, ref: str = CHAMPION) -> Version:
-    """The version that an alias or a number names; NotFoundError where there is none, with what there is."""
+    """Find a version by its alias or number.
+
+    Args:
+        base: name of the base model.
+        name: name of the prefix or detector.
+        ref: alias or version number.
+
+    Raises:
+        NotFoundError: if there is no such version. The message lists the existing versions or names.
+    """
     registered = format_model_name(base, name)
     with wrap_tracking_errors(f"look up {registered}"):
         try:
             if ref.isdigit():
-                return _version(get_client().get_model_version(registered, ref))
-            return _version(get_client().get_model_version_by_alias(registered, ref))
+                return _convert_version(get_client().get_model_version(registered, ref))
+            return _convert_version(get_client().get_model_version_by_alias(registered, ref))
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
-    there = [f"{v.version} ({', '.join(v.aliases) or 'no alias'})" for v in list_versions(base, name)]
-    if there:
-        raise NotFoundError(f"{name!r} of {base} has no {ref!r}; it has versions {', '.join(there)}")
+    existing = [f"{v.version} ({', '.join(v.aliases) or 'no alias'})" for v in list_versions(base, name)]
+    if existing:
+        raise NotFoundError(f"{name!r} of {base} has no {ref!r}; it has versions {', '.join(existing)}")
     others = sorted({v.name for v in list_versions(base)})
-    none = f"none yet ({' and '.join(MAKERS.values())} make some)"
+    none = f"none yet (train one with {' or '.join(MAKERS.values())})"
     raise NotFoundError(f"nothing named {name!r} for {base}; there are: {', '.join(others) or none}")
 
 
 def find_champion(base: str, name: str) -> Version | None:
-    """The version that `champion` names; None where there is none yet."""
+    """Return the champion, or None if there is none."""
     try:
         return find_version(base, name, CHAMPION)
     except NotFoundError:
@@ -121,38 +153,55 @@ def find_champion(base: str, name: str) -> Version | None:
 
 
 def list_versions(base: str | None = None, name: str | None = None, kind: str | None = None) -> list[Version]:
-    """All versions, of one base model, name or kind where given; the newest of each name first."""
-    # In LIKE, an underscore is any character, so that what comes is looked at again.
+    """List the versions in the registry.
+
+    Args:
+        base: list only the versions for this base model.
+        name: list only the versions of this name.
+        kind: list only the versions of this kind, "prefix" or "detector".
+
+    Returns:
+        Versions, sorted by base model and name, newest first.
+    """
+    # An underscore in LIKE matches any character, so the results are filtered again below.
     pattern = f"name LIKE 'trimtab.{f'{base}.' if base else ''}%'"
     with wrap_tracking_errors("list versions"):
-        models = _pages(lambda token: get_client().search_registered_models(pattern, max_results=MODELS_PAGE, page_token=token))
-        held = _pages(lambda token: get_client().search_model_versions(pattern, max_results=VERSIONS_PAGE, page_token=token))
+        models = _read_pages(
+            lambda token: get_client().search_registered_models(pattern, max_results=MODELS_PAGE, page_token=token)
+        )
+        model_versions = _read_pages(
+            lambda token: get_client().search_model_versions(pattern, max_results=VERSIONS_PAGE, page_token=token)
+        )
     wanted = {
         model.name: model
         for model in models
-        if (mine := model.tags.get("trimtab.kind")) in MAKERS
-        and kind in (None, mine)
+        if (model_kind := model.tags.get("trimtab.kind")) in MAKERS
+        and kind in (None, model_kind)
         and base in (None, model.tags.get("trimtab.base"))
     }
-    found: list[Version] = []
-    for version in held:
-        # Versions that others made by hand say nothing of what they are.
+    versions: list[Version] = []
+    for version in model_versions:
+        # Versions that were created by other tools lack the tags.
         if (model := wanted.get(version.name)) is None or not version.tags.keys() >= TAGS:
             continue
-        # The versions of a search come without their aliases; the model has them all.
+        # A search returns versions without their aliases, but the model has them.
         names = [alias for alias, number in model.aliases.items() if int(number) == int(version.version)]
-        whole = _version(version, names)
-        if name in (None, whole.name):
-            found.append(whole)
-    return sorted(found, key=lambda v: (v.base, v.name, -v.version))
+        converted = _convert_version(version, names)
+        if name in (None, converted.name):
+            versions.append(converted)
+    return sorted(versions, key=lambda v: (v.base, v.name, -v.version))
 
 
 def get_last_modified(base: str) -> int:
-    """When something of a base model was last registered, promoted or rolled back by trimtab, in milliseconds since 1970.
+    """Return when trimtab last registered, promoted or rolled back a version for a base model.
 
-    A look of some milliseconds, where `versions` takes as long as there are versions. An alias that others moved does not show.
+    The query takes some milliseconds, while the time of `list_versions` grows with the number of versions. Aliases that other
+    tools move are not noticed.
+
+    Returns:
+        Time in milliseconds since 1970; 0 if the base model has no versions.
     """
-    with wrap_tracking_errors("look for changes"):
+    with wrap_tracking_errors("check for changes"):
         newest = get_client().search_registered_models(
             f"name LIKE 'trimtab.{base}.%'", max_results=1, order_by=["last_updated_timestamp DESC"]
         )
@@ -160,28 +209,55 @@ def get_last_modified(base: str) -> int:
 
 
 def load_prefix(version: Version, base: BaseModel | None = None) -> Prefix:
-    """The prefix of a version, checked against its card (and a base model)."""
+    """Download and read the prefix of a version.
+
+    Args:
+        version: version to load.
+        base: base model that the prefix must match, if given.
+
+    Raises:
+        NotFoundError: if the version is not a prefix.
+        ArtifactError: if the prefix is invalid or was made for another base model.
+        TrackingError: if MLflow cannot be reached and the version was not downloaded before.
+    """
     return prefixes.load_prefix(_fetch_artifacts(version, "prefix"), base)
 
 
 def load_detector(version: Version, base: BaseModel | None = None) -> Detector:
-    """The detector of a version, checked against its card (and a base model)."""
+    """Download and read the detector of a version.
+
+    Args:
+        version: version to load.
+        base: base model that the detector must match, if given.
+
+    Raises:
+        NotFoundError: if the version is not a detector.
+        ArtifactError: if the detector is invalid or was made for another base model.
+        TrackingError: if MLflow cannot be reached and the version was not downloaded before.
+    """
     return detectors.load_detector(_fetch_artifacts(version, "detector"), base)
 
 
 def load_card(version: Version) -> PrefixCard | DetectorCard:
-    """The card of a version."""
-    return _card(_fetch_artifacts(version, version.kind))
+    """Download a version and return its card.
+
+    Raises:
+        ArtifactError: if the artifact is invalid.
+        TrackingError: if MLflow cannot be reached and the version was not downloaded before.
+    """
+    return _read_card(_fetch_artifacts(version, version.kind))
 
 
 def _fetch_artifacts(version: Version, kind: str) -> Path:
-    """The folder of a version, downloaded; where the store is away, as it was downloaded before. Others on this machine may
-    read it, or download it too, at the same time. Raises NotFoundError where it is of another kind."""
+    """Download the artifacts of a version and return their folder, or an earlier download if the store cannot be reached.
+
+    Other processes may read or download the same version at the same time. Raise NotFoundError if it is of another kind.
+    """
     if version.kind != kind:
         raise NotFoundError(f"{version.name!r} of {version.base} is a {version.kind}, not a {kind}")
     registered = format_model_name(version.base, version.name)
     target = settings.get_home() / "registry" / registered / str(version.version)
-    whole, folder = target / WHOLE, target / "artifacts"
+    complete, folder = target / COMPLETE, target / "artifacts"
     try:
         with wrap_tracking_errors(f"download {version.name} version {version.version}"):
             target.mkdir(parents=True, exist_ok=True)
@@ -190,57 +266,60 @@ def _fetch_artifacts(version: Version, kind: str) -> Path:
                 settings.get_tracking_uri(),
             )
             with TemporaryDirectory(prefix=".", dir=target) as partial:
-                made = mlflow.artifacts.download_artifacts(
+                downloaded = mlflow.artifacts.download_artifacts(
                     artifact_uri=uri, dst_path=partial, tracking_uri=store, registry_uri=store
                 )
-                shutil.copytree(made, folder, copy_function=os.replace, dirs_exist_ok=True)
+                shutil.copytree(downloaded, folder, copy_function=os.replace, dirs_exist_ok=True)
     except TrackingError:
-        held = json.loads(whole.read_text()) if whole.exists() else {}
-        if held.get("run_id") != version.run_id:
+        marker = json.loads(complete.read_text()) if complete.exists() else {}
+        if marker.get("run_id") != version.run_id:
             raise
         return folder
-    write_atomic(whole, json.dumps({"run_id": version.run_id}))
+    write_atomic(complete, json.dumps({"run_id": version.run_id}))
     return folder
 
 
 def mark_used(registered: str) -> None:
-    """Let `changed` see that an alias was moved, which MLflow itself does not date."""
+    """Update the timestamp of a registered model, because MLflow does not do so when an alias moves.
+
+    `get_last_modified` reads this timestamp.
+    """
     get_client().update_registered_model(registered, get_client().get_registered_model(registered).description or "")
 
 
-def _pages(page: Callable[[str | None], PagedList[Found]]) -> list[Found]:
-    found: list[Found] = []
+def _read_pages(read_page: Callable[[str | None], PagedList[ItemT]]) -> list[ItemT]:
+    items: list[ItemT] = []
     token = None
     while True:
-        held = page(token)
-        found += held
-        token = held.token
+        page = read_page(token)
+        items += page
+        token = page.token
         if not token:
-            return found
+            return items
 
 
-def _card(folder: Path) -> PrefixCard | DetectorCard:
+def _read_card(folder: Path) -> PrefixCard | DetectorCard:
     kind = read_json_object(folder / FILE, "a card").get("kind") if (folder / FILE).exists() else None
     return detectors.load_detector(folder).card if kind == "detector" else prefixes.load_prefix(folder).card
 
 
-def _params(card: PrefixCard | DetectorCard) -> dict[str, str]:
-    """What tells one version from another at a glance."""
+def _build_params(card: PrefixCard | DetectorCard) -> dict[str, str]:
+    """Return the parameters that distinguish versions in MLflow's web pages."""
     if isinstance(card, DetectorCard):
         return {"head": card.head, "layers": ", ".join(map(str, card.layers))}
     return {"objective": str(card.method.get("objective")), "place": card.place, "rows": str(card.rows)}
 
 
-def _version(found: ModelVersion, aliases: Sequence[str] | None = None) -> Version:
-    tags = dict(found.tags)
+def _convert_version(version: ModelVersion, aliases: Sequence[str] | None = None) -> Version:
+    tags = dict(version.tags)
     metrics = {k.removeprefix("trimtab.metric."): float(v) for k, v in tags.items() if k.startswith("trimtab.metric.")}
-    base = found.name.removeprefix("trimtab.").rpartition(".")[0]
-    names = tuple(sorted(found.aliases if aliases is None else aliases))
+    base = version.name.removeprefix("trimtab.").rpartition(".")[0]
+    names = tuple(sorted(version.aliases if aliases is None else aliases))
     return Version(
         base,
         tags["trimtab.name"],
-        int(found.version),
-        str(found.run_id),
+        int(version.version),
+        str(version.run_id),
         names,
         tags["trimtab.fingerprint"],
         metrics,

@@ -1,4 +1,7 @@
-"""One MLflow run per job, which survives an outage of the store: what cannot be sent waits in a file and is sent later."""
+"""MLflow runs that survive an outage of the store.
+
+Each entry is appended to an outbox file before it is sent. Entries that cannot be sent stay there until a later flush.
+"""
 
 import errno
 import json
@@ -20,65 +23,90 @@ from trimtab.tracking.code_version import get_code_tags, get_uncommitted_patch, 
 from trimtab.util.atomic_files import write_atomic
 
 RETRY_SECONDS = 15.0
-# What MLflow takes at once.
-MOST_METRICS = 1000
+# Maximum number of metrics per request of MLflow.
+MAX_METRICS = 1000
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run known by its id; `folder` keeps what is still to be sent. Picklable: the driver, the controller of a Ray Train job
-    and a later retry all write to the same run."""
+    """MLflow run with an outbox.
+
+    Picklable, so that the driver, the controller of a Ray Train job and a later retry can log to the same run.
+
+    Attributes:
+        run_id: id of the MLflow run.
+        folder: folder of the outbox.
+    """
 
     run_id: str
     folder: Path
 
     def log_params(self, values: Mapping[str, Any]) -> None:
-        """Log parameters; nested ones by dotted names."""
+        """Log parameters. Nested mappings are flattened to dotted names."""
         self._put("params", {k: str(v)[:5000] for k, v in flatten_settings(values).items()})
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log metrics of a step."""
+        """Log the metrics of one step."""
         self.log_curves([{"step": step, **values}])
 
     def log_curves(self, steps: Sequence[Mapping[str, float]], prefix: str = "") -> None:
-        """Log metrics of several steps at once, each with its `step`; all of them are kept, or none."""
-        lines = [{"step": int(s["step"]), "values": {f"{prefix}{k}": v for k, v in s.items() if k != "step"}} for s in steps]
-        if lines:
-            self._put("metrics", {"steps": lines, "time": int(time.time() * 1000)})
+        """Log the metrics of several steps as a single entry.
+
+        Args:
+            steps: metrics by name for each step, with the step number as `step`.
+            prefix: prefix for the names of the metrics.
+        """
+        points = [{"step": int(s["step"]), "values": {f"{prefix}{k}": v for k, v in s.items() if k != "step"}} for s in steps]
+        if points:
+            self._put("metrics", {"steps": points, "time": int(time.time() * 1000)})
 
     def set_tags(self, values: Mapping[str, str]) -> None:
-        """Set tags."""
+        """Set tags of the run."""
         self._put("tags", dict(values))
 
     def log_artifacts(self, path: Path, under: str = "") -> None:
-        """Upload a file, or a folder's files."""
+        """Upload a file or the files of a folder.
+
+        Args:
+            path: file or folder, which must exist until it is sent.
+            under: folder in the run's artifacts.
+        """
         self._put("artifacts", {"path": str(path.absolute()), "under": under})
 
     def log_inputs(self, data: Sequence[Mapping[str, Any]], context: str) -> None:
-        """Record data inputs: entries {name, digest, rows} as cards have them; `context` says for what (training, ...)."""
+        """Log data sets as inputs of the run.
+
+        Args:
+            data: entries {name, digest, rows}, as in cards.
+            context: use of the data, such as "training".
+        """
         self._put("inputs", {"data": [dict(d) for d in data], "context": context})
 
     def finish(self, status: str) -> None:
-        """End the run: FINISHED, FAILED or KILLED."""
+        """End the run with a status: FINISHED, FAILED or KILLED."""
         self._put("finish", {"status": status})
         self.flush(patient=True)
 
     def flush(self, patient: bool = False) -> int:
-        """Send what waits, in order; returns how many entries still wait. Never raises for an outage.
+        """Send the pending entries in order. An outage raises no error.
 
-        After a failure nothing is tried for 15 seconds, so that a long outage does not slow the work down; `patient`
-        tries at once.
+        Args:
+            patient: retry even if an attempt failed within the last 15 seconds. By default such a call sends nothing, so that a
+                long outage does not slow down the job.
+
+        Returns:
+            Number of entries that are still pending.
         """
-        # `trimtab sync` may be at it as well.
+        # Another process may send the same outbox, for example `trimtab sync`.
         with FileLock(self._path("lock")):
-            return self._flushed(patient)
+            return self._send_pending(patient)
 
-    def _flushed(self, patient: bool) -> int:
-        waiting = self._waiting()
-        sent = self._sent()
-        if not patient and self._resting():
-            return len(waiting) - sent
-        for entry in waiting[sent:]:
+    def _send_pending(self, patient: bool) -> int:
+        entries = self._read_outbox()
+        sent = self._read_sent_count()
+        if not patient and self._is_backing_off():
+            return len(entries) - sent
+        for entry in entries[sent:]:
             try:
                 with wrap_tracking_errors("log to the run"):
                     SEND[entry["kind"]](self.run_id, entry["body"])
@@ -87,31 +115,31 @@ class TrackedRun:
                 break
             sent += 1
             write_atomic(self._path("sent"), str(sent))
-        return len(waiting) - sent
+        return len(entries) - sent
 
-    def has_unsent(self) -> list[dict[str, Any]]:
-        """What is still to be sent."""
-        return self._waiting()[self._sent() :]
+    def list_unsent(self) -> list[dict[str, Any]]:
+        """Return the pending entries."""
+        return self._read_outbox()[self._read_sent_count() :]
 
     def _put(self, kind: str, body: Mapping[str, Any]) -> None:
         line = (json.dumps({"kind": kind, "body": body}) + "\n").encode()
-        # Without a buffer, so that a full disk leaves no half of a line behind.
+        # Unbuffered, so that a partial write on a full disk is detected and undone here.
         with self._path("outbox").open("ab", buffering=0) as file:
-            before = file.tell()
+            start = file.tell()
             if file.write(line) < len(line):
-                file.truncate(before)
+                file.truncate(start)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
         self.flush()
 
-    def _waiting(self) -> list[dict[str, Any]]:
+    def _read_outbox(self) -> list[dict[str, Any]]:
         path = self._path("outbox")
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def _sent(self) -> int:
+    def _read_sent_count(self) -> int:
         path = self._path("sent")
         return int(path.read_text()) if path.exists() else 0
 
-    def _resting(self) -> bool:
+    def _is_backing_off(self) -> bool:
         path = self._path("rest")
         return path.exists() and time.time() - path.stat().st_mtime < RETRY_SECONDS
 
@@ -121,17 +149,25 @@ class TrackedRun:
 
 
 def start_run(name: str, kind: str, folder: Path, resumed: str | None = None, parent: str | None = None) -> TrackedRun:
-    """Begin a run, under the run `parent` where given, or go on with the run `resumed`.
+    """Start a new run or resume one.
 
-    Raises TrackingError where the store does not answer.
+    Args:
+        name: name of the run.
+        kind: command that the run belongs to, for the tag `trimtab.kind`.
+        folder: folder of the outbox.
+        resumed: id of the run to resume; None starts a new run.
+        parent: id of the parent run.
+
+    Raises:
+        TrackingError: if MLflow cannot be reached.
     """
     with wrap_tracking_errors("start a run"):
         if resumed:
             get_client().update_run(resumed, status="RUNNING")
             return TrackedRun(resumed, folder)
         tags = {"trimtab.kind": kind, **({"mlflow.parentRunId": parent} if parent else {}), **get_code_tags()}
-        made = get_client().create_run(get_experiment_id(), run_name=name, tags=tags)
-    run = TrackedRun(str(made.info.run_id), folder)
+        created = get_client().create_run(get_experiment_id(), run_name=name, tags=tags)
+    run = TrackedRun(str(created.info.run_id), folder)
     if not parent:
         _log_code(run)
     return run
@@ -139,7 +175,7 @@ def start_run(name: str, kind: str, folder: Path, resumed: str | None = None, pa
 
 @contextmanager
 def close_run(run: TrackedRun) -> Generator[None]:
-    """End a run as its work ends: FINISHED, KILLED where the user stopped it, else FAILED."""
+    """Context manager that ends a run: FINISHED on success, KILLED if the user interrupts the job, FAILED on other errors."""
     try:
         yield
     except (InterruptedByUserError, KeyboardInterrupt):
@@ -152,19 +188,35 @@ def close_run(run: TrackedRun) -> Generator[None]:
 
 
 def find_unsent_runs(folder: Path) -> list[Path]:
-    """Files and folders that wait to be uploaded, of all runs whose outboxes are in a folder."""
-    waiting = [entry for path in folder.glob("*.outbox") for entry in TrackedRun(path.stem, folder).has_unsent()]
-    return [Path(entry["body"]["path"]) for entry in waiting if entry["kind"] == "artifacts"]
+    """Return the files and folders that all outboxes of a folder still have to upload."""
+    pending = [entry for path in folder.glob("*.outbox") for entry in TrackedRun(path.stem, folder).list_unsent()]
+    return [Path(entry["body"]["path"]) for entry in pending if entry["kind"] == "artifacts"]
 
 
 def read_curve(run_id: str, metric: str) -> list[tuple[int, float]]:
-    """A metric's values by step. Raises TrackingError where the store does not answer."""
+    """Read the values of a metric.
+
+    Args:
+        run_id: id of the MLflow run.
+        metric: name of the metric.
+
+    Returns:
+        Pairs of step and value, sorted by step.
+
+    Raises:
+        TrackingError: if MLflow cannot be reached.
+    """
     with wrap_tracking_errors(f"read {metric}"):
         return sorted({m.step: m.value for m in get_client().get_metric_history(run_id, metric)}.items())
 
 
 def flatten_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by dots."""
+    """Return nested mappings as one flat mapping with dotted keys.
+
+    Args:
+        values: mapping whose values may be mappings.
+        prefix: prefix for all keys.
+    """
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -175,11 +227,11 @@ def flatten_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, A
 
 
 def _log_code(run: TrackedRun) -> None:
-    """All packages, and what differs from git's revision, as files of the run."""
+    """Log the package versions and the uncommitted changes as artifacts of the run."""
     run.folder.mkdir(parents=True, exist_ok=True)
     for name, text in (("packages.txt", list_packages()), ("changes.patch", get_uncommitted_patch())):
         if text:
-            # A folder of the run's own: the file's name is the artifact's, and it waits here through an outage.
+            # One folder per run: the file must keep the artifact's name and must exist until it is sent.
             path = run.folder / f"{run.run_id}.code" / name
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
@@ -187,17 +239,17 @@ def _log_code(run: TrackedRun) -> None:
 
 
 def _send_params(run_id: str, body: Mapping[str, Any]) -> None:
-    # A param may be set once; a resumed run sends the same ones again, which MLflow accepts when they are equal.
-    known = get_client().get_run(run_id).data.params
-    fresh = [Param(k, v) for k, v in body.items() if k not in known]
-    for at in range(0, len(fresh), 100):
-        get_client().log_batch(run_id, params=fresh[at : at + 100])
+    # MLflow params cannot be changed, and a resumed run logs its params again.
+    logged = get_client().get_run(run_id).data.params
+    params = [Param(k, v) for k, v in body.items() if k not in logged]
+    for start in range(0, len(params), 100):
+        get_client().log_batch(run_id, params=params[start : start + 100])
 
 
 def _send_metrics(run_id: str, body: Mapping[str, Any]) -> None:
-    metrics = [Metric(k, v, body["time"], line["step"]) for line in body["steps"] for k, v in line["values"].items()]
-    for at in range(0, len(metrics), MOST_METRICS):
-        get_client().log_batch(run_id, metrics=metrics[at : at + MOST_METRICS])
+    metrics = [Metric(k, v, body["time"], point["step"]) for point in body["steps"] for k, v in point["values"].items()]
+    for start in range(0, len(metrics), MAX_METRICS):
+        get_client().log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
 
 
 def _send_tags(run_id: str, body: Mapping[str, Any]) -> None:
@@ -207,11 +259,11 @@ def _send_tags(run_id: str, body: Mapping[str, Any]) -> None:
 def _send_artifacts(run_id: str, body: Mapping[str, Any]) -> None:
     path = Path(body["path"])
     if not path.exists():
-        # What was removed meanwhile must not hold up all that comes after it.
-        print_line(f"{path} is gone, and was not logged")
+        # A file that was removed must not block the later entries.
+        print_line(f"{path} does not exist any more and was not logged")
         return
-    send = get_client().log_artifacts if path.is_dir() else get_client().log_artifact
-    send(run_id, str(path), body["under"] or None)
+    upload = get_client().log_artifacts if path.is_dir() else get_client().log_artifact
+    upload(run_id, str(path), body["under"] or None)
 
 
 def _send_inputs(run_id: str, body: Mapping[str, Any]) -> None:

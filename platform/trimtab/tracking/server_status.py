@@ -1,4 +1,4 @@
-"""`trimtab list --live`: what a running server answers with, beside what the registry says."""
+"""Comparison of a running server with the registry, for `trimtab list --live`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +12,15 @@ from trimtab.tracking.registry import Version
 
 @dataclass(frozen=True)
 class AliasStatus:
-    """An alias of a prefix or detector: the version that answers (None: none does), the one that the registry names, and why it
-    is refused, where it is."""
+    """Status of an alias of a prefix or detector.
+
+    Attributes:
+        model: name as `base:name`.
+        alias: alias, such as "champion".
+        live: version that the server uses; None if it uses none.
+        registered: version to which the alias points in the registry; None if the registry does not have the alias.
+        refused: reason why the server refuses the registered version; None if it does not.
+    """
 
     model: str
     alias: str
@@ -23,28 +30,43 @@ class AliasStatus:
 
 
 def list_alias_status(url: str, key: str | None, registered: Sequence[Version]) -> list[AliasStatus]:
-    """One line for each alias that the server or the registry knows. Raises JobError where no server of trimtab answers."""
-    base, *steered = _models(url, key)
+    """Return the status of each alias of the server or the registry.
+
+    Args:
+        url: address of the server.
+        key: API key, if the server requires one.
+        registered: versions in the registry.
+
+    Returns:
+        Status of each alias, sorted by model and alias.
+
+    Raises:
+        JobError: if no trimtab server answers at the address.
+    """
+    base, *prefixes = _fetch_models(url, key)
     live = {f"{base['id']}:{name}": aliases for name, aliases in base["trimtab"]["detectors"].items()}
-    live |= {model["id"]: model["trimtab"]["aliases"] for model in steered}
-    refused = {f"{base['id']}:{k}": why for model in (base, *steered) for k, why in model["trimtab"]["refused"].items()}
-    wanted = {(f"{v.base}:{v.name}", alias): v.version for v in registered if v.base == base["id"] for alias in v.aliases}
-    keys = sorted({(model, alias) for model, aliases in live.items() for alias in aliases} | wanted.keys())
+    live |= {model["id"]: model["trimtab"]["aliases"] for model in prefixes}
+    refused = {
+        f"{base['id']}:{name}": reason for model in (base, *prefixes) for name, reason in model["trimtab"]["refused"].items()
+    }
+    expected = {(f"{v.base}:{v.name}", alias): v.version for v in registered if v.base == base["id"] for alias in v.aliases}
+    keys = sorted({(model, alias) for model, aliases in live.items() for alias in aliases} | expected.keys())
     return [
-        AliasStatus(m, a, live.get(m, {}).get(a), wanted.get((m, a)), refused.get(f"{m}@{wanted.get((m, a))}")) for m, a in keys
+        AliasStatus(m, a, live.get(m, {}).get(a), expected.get((m, a)), refused.get(f"{m}@{expected.get((m, a))}"))
+        for m, a in keys
     ]
 
 
-def _models(url: str, key: str | None) -> list[dict[str, Any]]:
+def _fetch_models(url: str, key: str | None) -> list[dict[str, Any]]:
     headers = {"authorization": f"Bearer {key}"} if key else {}
     address = f"{url.rstrip('/')}/v1/models"
     try:
-        answer = httpx.get(address, headers=headers, timeout=30)
-        if not answer.is_success:
-            raise JobError(f"{address} answers {answer.status_code}: {answer.text[:200]}")
-        models: list[dict[str, Any]] = answer.json()["data"]
+        response = httpx.get(address, headers=headers, timeout=30)
+        if not response.is_success:
+            raise JobError(f"{address} returned HTTP {response.status_code}: {response.text[:200]}")
+        models: list[dict[str, Any]] = response.json()["data"]
         if "trimtab" not in models[0]:
-            raise JobError(f"{address} is no server of trimtab")
+            raise JobError(f"{address} is not a trimtab server")
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, IndexError) as error:
-        raise JobError(f"no server of trimtab answers at {address}: {error}") from error
+        raise JobError(f"no trimtab server answers at {address}: {error}") from error
     return models

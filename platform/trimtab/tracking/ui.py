@@ -1,4 +1,4 @@
-"""`trimtab ui`: MLflow's own pages on the store that trimtab uses."""
+"""Command `trimtab ui`: MLflow's web pages on the store that trimtab uses."""
 
 import os
 import subprocess
@@ -15,19 +15,27 @@ LOOPBACK = "127.0.0.1"
 
 
 def run_ui(config: UiConfig) -> None:
-    """Serve the pages until Ctrl-C, or name the server that has them already."""
+    """Run MLflow's web server until Ctrl-C.
+
+    If the store is an MLflow server, print its address instead.
+
+    Raises:
+        UsageError: if the port is not available.
+        TrackingError: if the store cannot be opened.
+        JobError: if the web server fails.
+    """
     uri = settings.get_tracking_uri()
     if uri.startswith(("http://", "https://")):
-        print_line(f"MLFLOW_TRACKING_URI names a server, which has the pages: {settings.get_shown_uri()}")
+        print_line(f"MLFLOW_TRACKING_URI is an MLflow server. Open its web pages: {settings.get_shown_uri()}")
         return
-    if why := ports.explain_unavailable_port(LOOPBACK, config.port):
-        raise UsageError(f"cannot listen on {LOOPBACK}:{config.port} ({why}); choose another --port")
-    # Made on first use, so that a fresh store has what the address names.
+    if reason := ports.explain_unavailable_port(LOOPBACK, config.port):
+        raise UsageError(f"cannot listen on {LOOPBACK}:{config.port} ({reason}). Choose another --port")
+    # Creates the experiment in a new store, so that the printed address exists.
     with wrap_tracking_errors("open the store"):
         experiment = get_experiment_id()
-    print_line(f"http://{LOOPBACK}:{config.port}/#/experiments/{experiment} (Ctrl-C ends it)")
+    print_line(f"http://{LOOPBACK}:{config.port}/#/experiments/{experiment} (stop with Ctrl-C)")
     command = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(config.port), "--workers", "1"]
-    # By the environment: anyone on this machine sees a command line, and an address may hold a password.
+    # Passed by environment: other users can read command lines, and the address may contain a password.
     process = subprocess.Popen(command, env=os.environ | {"MLFLOW_BACKEND_STORE_URI": uri})
     try:
         code = process.wait()

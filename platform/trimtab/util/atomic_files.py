@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever ends their writer; folders that one job at a time writes."""
+"""Atomic file writes and exclusive folder locks."""
 
 import os
 import threading
@@ -14,8 +14,18 @@ LOCK = ".lock"
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file in the place of the one that was there; where there is no room, that one stays as it is. Several threads
-    and processes may do so at once: the last one's stays."""
+    """Replace a file atomically.
+
+    Readers see the old content or the new content, never a part of it. If the write fails, for instance on a full disk, the old
+    file stays unchanged. Several threads and processes may write the same file at once; the last one wins.
+
+    Args:
+        path: file to create or replace.
+        content: text (written as UTF-8) or bytes.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -26,7 +36,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a job is at work in a folder."""
+    """Return whether a job holds the lock of a folder."""
     if not (folder / LOCK).exists():
         return False
     try:
@@ -38,15 +48,18 @@ def is_locked(folder: Path) -> bool:
 
 @contextmanager
 def exclusive_lock(folder: Path) -> Generator[None]:
-    """Keep other jobs out of a folder; however this process ends, they may then come in.
+    """Hold the lock of a folder, so that no other job uses it.
 
-    Raises UsageError where one is in there.
+    The operating system releases the lock when the process ends, even after a crash.
+
+    Raises:
+        UsageError: if another job holds the lock.
     """
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise UsageError(f"another job is at work in {folder}: wait for its end, or stop it") from None
+        raise UsageError(f"{folder} is in use by another job. Wait until it ends, or stop it") from None
     try:
         yield
     finally:

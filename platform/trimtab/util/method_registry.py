@@ -1,4 +1,4 @@
-"""Methods by name: one file each in a package of ours, and more from other packages by an entry-point group."""
+"""Registry of methods by name, which other packages extend through an entry-point group."""
 
 from collections.abc import Callable, Iterable
 from importlib import import_module
@@ -13,8 +13,16 @@ MethodT = TypeVar("MethodT")
 
 
 class MethodRegistry(Generic[T]):
-    """Classes of one kind. `kind` is what people call them; `package` and `path` are where ours are; others' are in the
-    entry-point group that has the package's name."""
+    """Registry of the classes of one kind of method.
+
+    A lookup imports all modules of the package, so that their decorators register their classes. Other packages
+    register classes through the entry-point group that has the package's name.
+
+    Args:
+        kind: noun for error messages, such as "objective".
+        package: dotted name of the package that contains the built-in methods.
+        path: search path of that package (its `__path__`).
+    """
 
     def __init__(self, kind: str, package: str, path: Iterable[str]) -> None:
         self._kind = kind
@@ -23,7 +31,7 @@ class MethodRegistry(Generic[T]):
         self._known: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[type[MethodT]], type[MethodT]]:
-        """Class decorator: make a class known by this name."""
+        """Return a class decorator that registers a class under a name."""
 
         def add(cls: type[MethodT]) -> type[MethodT]:
             self._known[name] = cls  # pyright: ignore[reportArgumentType]
@@ -32,14 +40,18 @@ class MethodRegistry(Generic[T]):
         return add
 
     def get_method(self, name: str) -> type[T]:
-        """The class of a name; NotFoundError with the names there are."""
+        """Return the class that is registered under a name.
+
+        Raises:
+            NotFoundError: if no class has this name. The message lists the registered names.
+        """
         names = self.list_names()
         if name not in self._known:
             raise NotFoundError(f"no {self._kind} {name!r}; there are: {', '.join(names)}")
         return self._known[name]
 
     def list_names(self) -> list[str]:
-        """All known names."""
+        """Return the registered names in alphabetical order."""
         for module in iter_modules(self._path):
             import_module(f"{self._package}.{module.name}")
         for entry in entry_points(group=self._package):

@@ -1,4 +1,4 @@
-"""Folders of this machine, and of any file system that fsspec knows: s3://bucket/folder, gs://, abfs://, …"""
+"""Folders on local disks and on the file systems of fsspec (s3://bucket/folder, gs://, abfs://, ...)."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -12,22 +12,38 @@ Folder = Path | UPath
 
 
 def open_folder(where: str | Path) -> Folder:
-    """A path, or a URL of a file system. Raises UsageError for one that nothing here speaks, with what to install."""
+    """Return the path object of a local path or a file system URL.
+
+    Args:
+        where: local path, or URL such as s3://bucket/folder.
+
+    Raises:
+        UsageError: if the protocol is unknown or its driver is not installed. The message includes the driver's reason.
+    """
     if "://" not in str(where):
         return Path(where)
     try:
-        found = UPath(where)
-        # Made here, so that a driver that is missing is told before anything long is begun.
-        _ = found.fs
+        folder = UPath(where)
+        # Loads the driver, so that a missing one is reported before the job starts its work.
+        _ = folder.fs
     except (ImportError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"{where}: no file system of this kind here ({reason})") from error
-    return found
+        raise UsageError(f"{where}: unsupported file system ({reason})") from error
+    return folder
 
 
 @contextmanager
 def wrap_storage_errors(where: Folder) -> Generator[None]:
-    """Turn what the driver of a file system elsewhere raises, each in its own kind, into an ArtifactError of one line."""
+    """Convert the errors of a remote file system's driver to ArtifactError with a one-line message.
+
+    Errors of trimtab and errors of a local path pass through unchanged.
+
+    Args:
+        where: folder that is accessed.
+
+    Raises:
+        ArtifactError: if the remote file system cannot be reached.
+    """
     try:
         yield
     except TrimtabError:

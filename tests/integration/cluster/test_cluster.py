@@ -52,7 +52,7 @@ def test_a_ray_that_is_not_up_in_time_is_one_line(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", late)
-    with pytest.raises(JobError, match=r"^Ray did not start here, .*: The current node timed out during startup\.$"):
+    with pytest.raises(JobError, match=r"^Ray did not start on this machine, .*: The current node timed out during startup\.$"):
         connect_to_ray(None)
 
 

@@ -102,7 +102,7 @@ def test_storage_that_is_away_for_a_time_costs_nothing_but_time(object_store, bu
 
 
 @pytest.mark.parametrize(
-    ("where", "said"), [("s3://no-such-bucket/x", "is no data set of signals"), ("nowhere://x", "no file system of this kind")]
+    ("where", "said"), [("s3://no-such-bucket/x", "is no data set of signals"), ("nowhere://x", "unsupported file system")]
 )
 def test_places_that_hold_nothing_are_one_line(bucket, small, where, said, capsys):
     assert main(["detect", "--signals", where, "--base", str(small.path)]) in (1, 2)

@@ -118,5 +118,7 @@ def test_an_answer_has_the_risk_that_a_detector_gives(engine, frozen, base):
     seen = one_pass(frozen, engine.renderer, Ask(messages), answer.token_ids, LAYERS)
     assert answer.risk == pytest.approx(watcher.score_answer(seen, LAYERS), abs=2e-3)
     assert engine.chat(messages, sampling=Sampling(max_tokens=12)).risk is None
-    with pytest.raises(UsageError, match=r"reads layer 10, which this engine does not capture: make it with trimtab\.Engine"):
+    with pytest.raises(
+        UsageError, match=r"reads layer 10, which this engine does not capture\. Create the engine with trimtab\.Engine"
+    ):
         engine.chat(messages, detector=make_detector(frozen, base, "other", (10,)))

@@ -117,7 +117,7 @@ def test_a_head_of_its_own_kind_is_refused(models):
     # Known to the model only, as a new family's own scaling would be.
     head = loaded.forward
     loaded.forward = lambda **given: _halved(head(**given))
-    with pytest.raises(UsageError, match="computes its logits in a way that trimtab does not know"):
+    with pytest.raises(UsageError, match="computes its logits in a way that trimtab does not support"):
         frozen.check_head()
 
 

@@ -131,7 +131,7 @@ WRONG = {
     "bad name": (["--name", "a/b"], "cannot be a name"),
     "no such option": (["--learning-rate", "3"], "unrecognized arguments: --learning-rate"),
     "text for a number": (["--train.steps", "many"], "train.steps"),
-    "no such class": (["--train.weights.safe", "2"], "train.weights knows no class 'safe'"),
+    "no such class": (["--train.weights.safe", "2"], "train.weights: unknown class 'safe'"),
     "weight zero": (["--train.weights.harmful", "0"], "train.weights.harmful must be above 0, not 0.0"),
     "zero steps": (["--train.steps", "0"], "train.steps must be at least 1"),
     "missing config": (["--config", "nowhere.yaml"], "nowhere.yaml"),

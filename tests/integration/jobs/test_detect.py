@@ -77,7 +77,7 @@ def test_parts_of_another_model_are_told_and_an_answer_counts_once(base, tmp_pat
 def test_few_groups_that_leave_nothing_to_learn_from_are_told(signals):
     data = read_dataset(signals)
     seed = next(s for s in range(1000) if hash_to_fraction("one", s) < 0.25)
-    with pytest.raises(UsageError, match=f"seed {seed} leaves no answers to learn from: there are 1 groups"):
+    with pytest.raises(UsageError, match=f"seed {seed} leaves no answers to train on: the data set has 1 groups"):
         training.split_data(data.psi, data.traces, data.truthful, ["one"] * 400, seed, 0.1, 0.25)
 
 
@@ -145,7 +145,7 @@ def test_a_detector_is_registered_and_becomes_champion_where_it_is_better(signal
 def test_a_name_is_of_one_kind(signals, frozen, base, tmp_path):
     taken = save_prefix(make_prefix(frozen, base, "taken", 1, "system", 1), tmp_path / "taken")
     registry.register_version(taken, runs.start_run("taken", "align", tmp_path / "outbox").run_id)
-    with pytest.raises(UsageError, match="has a prefix of the name 'taken' already: give the detector another --name"):
+    with pytest.raises(UsageError, match="already has a prefix named 'taken': give the detector another --name"):
         train_detectors(DetectConfig(str(signals), "linear", layers=[29], seeds=1, name="taken"))
 
 
@@ -172,7 +172,7 @@ def test_a_question_is_asked_once():
     question = Question("What is the capital of France?", ("Paris",), "t")
     asked = build_plan(CollectConfig("x", "y"), [question, question, Question("And of Spain?", ("Madrid",), "t")])
     assert len({a.key for a in asked}) == 2
-    with pytest.raises(UsageError, match="nothing to ask"):
+    with pytest.raises(UsageError, match="there are no questions or answers"):
         build_plan(CollectConfig("x", "y"), [])
 
 

@@ -220,7 +220,7 @@ def test_one_data_set_of_one_kind_has_no_sections_that_say_nothing(base, tmp_pat
 
 def test_what_cannot_be_reported_on_is_refused_in_one_line_before_any_work(base, tmp_path, folders):
     few = collected(tmp_path / "few", base, count=30)
-    with pytest.raises(UsageError, match="few: there are 28 labelled answers; a detector needs 50"):
+    with pytest.raises(UsageError, match="few: there are 28 labeled answers; a detector needs 50"):
         evaluate_detectors(TruthConfig(few))
     right = collected(tmp_path / "right", base, count=80, truthful=True)
     with pytest.raises(UsageError, match=r"right: seed 0: the .* answers are all of one class"):
@@ -234,7 +234,7 @@ def test_what_cannot_be_reported_on_is_refused_in_one_line_before_any_work(base,
         TruthConfig()
     with pytest.raises(UsageError, match=r"shares above 0 and below 1, not 1\.5"):
         TruthConfig("x", labels=[1.5])
-    with pytest.raises(UsageError, match="becomes a folder's"):
+    with pytest.raises(UsageError, match="is not a valid folder name"):
         TruthConfig("x", name="../x")
 
 

@@ -82,9 +82,9 @@ def test_what_no_gate_has_seen_needs_rules(frozen, base, tmp_path, capsys):
     folder = save_prefix(make_prefix(frozen, base, "unseen", 1, "system", 1), tmp_path / "unseen")
     version = registry.register_version(folder, runs.start_run("unseen", "align", tmp_path / "outbox").run_id)
     assert main(["promote", "unseen"]) == 1
-    assert "no gate has seen it" in capsys.readouterr().err
+    assert "no gate has checked it" in capsys.readouterr().err
     assert main(["promote", "unseen", *config(tmp_path, [{"metric": "test_balanced", "at_least": 0.5}])]) == 2
-    assert "has no such figure (it has none); name a set" in capsys.readouterr().err
+    assert "has no such metric (available: none)" in capsys.readouterr().err
     assert list_promotions(version) == []
 
 
@@ -101,8 +101,8 @@ def test_detectors_read_answers_that_they_have_not_learned_from(base, tmp_path, 
     assert main(["promote", "watch", *config(tmp_path, [equal, equal | {"over_champion": 0.01}])]) == 1
     shown = capsys.readouterr()
     assert "0.000" in shown.out
-    assert "broken" in shown.out
-    assert "breaks auroc over champion by 0.01" in shown.err
+    assert "failed" in shown.out
+    assert "violates auroc over champion by 0.01" in shown.err
     assert read_decision(version)["passed"] is False
     given = ["promote", "watch", *config(tmp_path, [equal]), "--json", str(tmp_path / "out.json")]
     assert main(given) == 0
@@ -129,7 +129,7 @@ def test_a_prefix_and_its_champion_answer_the_same_prompts(cluster, made, base, 
     ]
     given = ["promote", "gated", *config(tmp_path, rules), "--max_tokens", "8", "--json", str(tmp_path / "out.json")]
     assert main(given) == 0
-    assert "kept" in capsys.readouterr().out
+    assert "passed" in capsys.readouterr().out
     assert registry.find_version(base.name, "gated").version == second.version
     out = json.loads((tmp_path / "out.json").read_text())
     assert out["before"] == first.version
@@ -140,7 +140,7 @@ def test_a_prefix_and_its_champion_answer_the_same_prompts(cluster, made, base, 
 @pytest.mark.parametrize(
     ("rule", "said"),
     [
-        ({"metric": "auroc", "set": "x", "at_least": 0.5}, "a prefix has refusal, compliance, balanced, partial"),
+        ({"metric": "auroc", "set": "x", "at_least": 0.5}, "Use refusal, compliance, balanced, partial"),
         ({"metric": "partial", "set": "x", "over_champion": 0.5}, "not against the champion"),
         ({"metric": "balanced", "set": "/nowhere.jsonl", "at_least": 0.5}, "/nowhere.jsonl"),
         ({"metric": "balanced"}, "give at_least, at_most or over_champion"),

@@ -45,7 +45,7 @@ def test_an_arm_is_the_shared_settings_and_its_own():
         ({"arms": {"x": {"speed": 1}}}, "arm x: .*speed"),
         ({"arms": {"x": {"train": {"steps": "many"}}}}, "arm x: .*steps"),
         ({"arms": {}}, "at least one seed and one arm"),
-        ({"arms": {"base": {}}}, "'base' cannot name an arm"),
+        ({"arms": {"base": {}}}, "'base' is not a valid arm name"),
         ({"arms": {"a#b": {}}}, "leave out / and #"),
     ],
 )
@@ -56,7 +56,7 @@ def test_wrong_studies_end_in_one_line(values, expected):
 
 def test_arms_that_part_the_prompts_otherwise_are_refused(small):
     config = StudyConfig("parted", shared={"base": str(small.path)}, arms={"sta": {}, "other": {"data.seed": 1}})
-    with pytest.raises(UsageError, match="arm 'other' parts the prompts otherwise"):
+    with pytest.raises(UsageError, match="arm 'other' splits the prompts differently"):
         compare_arms(config)
 
 
@@ -209,7 +209,7 @@ def _stopped(config: dict, path: Path, arms: tuple[str, ...]) -> dict[str, str]:
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 130, said
-    assert "the same command goes on" in said
+    assert "Run the same command to resume" in said
     assert not any((folder / "prefix").exists() for folder in folders), "both were being trained"
     ids = [json.loads((folder / "run.json").read_text())["run_id"] for folder in folders]
     return {run_id: get_client().get_run(run_id).info.run_name for run_id in ids}

@@ -55,15 +55,15 @@ WRONG = {
     "half a range": ({"train": {"learning_rate": {"low": 0.1}}}, "space.train.learning_rate: give a list"),
     "upside down": ({"rows": {"low": 4, "high": 1}}, r"space.rows: low \(4\) must be below high \(1\)"),
     "text": ({"rows": {"low": "a", "high": "b"}}, "space.rows: low and high must be numbers"),
-    "logarithm of zero": ({"rows": {"low": 0, "high": 4, "log": True}}, "space.rows: low must be above 0 where log"),
+    "logarithm of zero": ({"rows": {"low": 0, "high": 4, "log": True}}, "space.rows: low must be above 0 if log"),
     "no such setting": ({"train.speed": [1]}, "trial 0 .train.speed 1.: .*speed"),
     "wrong type": ({"train.steps": ["many"]}, "trial 0 .*steps"),
     "out of bounds": ({"train.batch": [0]}, "train.batch must be at least 1"),
     "no such option": ({"objective_options.beam": [3]}, "unexpected keyword argument 'beam'"),
     "no such objective": ({"objective": ["magic"]}, "there are: bco"),
-    "what is measured with": ({"train.longest": [8, 16]}, "space.train.longest: all trials must have the same"),
-    "the test part": ({"data": [{"test": 0.3}]}, "space.data.test: all trials must have the same"),
-    "the gate": ({"gate.gain": [0.5]}, "space.gate.gain: all trials must have the same"),
+    "what is measured with": ({"train.longest": [8, 16]}, "space.train.longest: all trials must have the same value"),
+    "the test part": ({"data": [{"test": 0.3}]}, "space.data.test: all trials must have the same value"),
+    "the gate": ({"gate.gain": [0.5]}, "space.gate.gain: all trials must have the same value"),
 }
 
 
@@ -179,11 +179,11 @@ def test_a_sweep_from_end_to_end_goes_on_and_does_nothing_twice(small, tmp_path,
     assert search_settings(SweepConfig(**values, trials=3)).winner == more.winner
     assert "all 3 trials are done" in capsys.readouterr().out
     values["shared"]["train"]["batch"] = 8
-    with pytest.raises(UsageError, match=r"begun with other settings or data \(train.batch\)"):
+    with pytest.raises(UsageError, match=r"started with other settings or data \(train.batch\)"):
         search_settings(SweepConfig(**values, trials=3))
     values["shared"]["train"]["batch"] = 4
     (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, [*lines, lines[-1] | {"prompt": "Borrow a boat"}])))
-    with pytest.raises(UsageError, match=r"begun with other settings or data \(inputs\)"):
+    with pytest.raises(UsageError, match=r"started with other settings or data \(inputs\)"):
         search_settings(SweepConfig(**values, trials=3))
     assert (settings.get_runs_folder() / "sweep-swept" / "trials.json").exists()
 

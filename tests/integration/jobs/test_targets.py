@@ -83,7 +83,9 @@ def test_kept_answers_survive_a_line_that_was_cut_off(base, monkeypatch, tmp_pat
     assert read_cached(base, {"a", "c", "d"}) == {"a": [drawn("x", -1.0)], "d": [drawn("y", -1.0)]}
 
 
-@pytest.mark.parametrize(("settings", "said"), [({"samples": 65}, "from 0 to 64"), ({"temperature": 0}, "targets.samples 0")])
+@pytest.mark.parametrize(
+    ("settings", "said"), [({"samples": 65}, "from 0 to 64"), ({"temperature": 0}, "set targets.samples to 0")]
+)
 def test_settings_that_make_no_sense_are_refused(settings, said):
     with pytest.raises(UsageError, match=said):
         TargetsConfig(**settings)

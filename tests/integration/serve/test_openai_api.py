@@ -72,7 +72,7 @@ def test_text_completions(client):
     steered = client.completions.create(model=f"{BASE}:three", prompt="The capital of France is", max_tokens=8, temperature=0)
     assert steered.model == f"{BASE}:three@1"
     assert steered.usage.prompt_tokens == plain.usage.prompt_tokens + 2
-    with pytest.raises(openai.BadRequestError, match="use /v1/chat/completions"):
+    with pytest.raises(openai.BadRequestError, match="Use /v1/chat/completions"):
         client.completions.create(model=f"{BASE}:one", prompt="x", max_tokens=2)
 
 
@@ -159,7 +159,7 @@ def test_what_is_not_watched_says_so(url):
     wished = {"model": BASE, "input": "x", "trimtab": {"policy": "refuse_above"}}
     reply = httpx.post(f"{url}/v1/responses", json=wished, timeout=60)
     assert reply.status_code == 400
-    assert "nothing watches its answers" in reply.json()["error"]["message"]
+    assert "no detector checks its answers" in reply.json()["error"]["message"]
 
 
 def test_pages_of_others_may_not_ask(url):

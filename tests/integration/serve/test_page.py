@@ -85,7 +85,7 @@ def test_a_risky_answer_is_withheld_or_not_looked_at(tab):
     assert (withheld in texts) == any(flagged)
     put(tab, policy="annotate", detector="off")
     ask(tab)
-    assert "not checked: the request asked for none" in tab.run(note("left"))
+    assert "not checked: the request disabled detection" in tab.run(note("left"))
     assert tab.run(f"{answer('left')}.children[0].style.getPropertyValue('--part')") == ""
     put(tab, detector="")
 

@@ -106,7 +106,7 @@ def test_text_completions_of_several_prompts(client):
 def test_a_detector_is_chosen_by_name_or_switched_off(client, watcher):
     assert said(chat(client, BASE, "Hi", **asked(detector="off"))) == {
         "status": "off",
-        "reason": "the request asked for none",
+        "reason": "the request disabled detection",
     }
     other = said(chat(client, BASE, "Hi", **asked(detector="other@1")))
     assert (other["status"], other["name"]) == ("scored", "other")
@@ -123,7 +123,7 @@ def test_a_detector_is_chosen_by_name_or_switched_off(client, watcher):
     ("wishes", "message"),
     [
         (5, "trimtab must be an object"),
-        ({"detektor": "truth"}, "trimtab.detektor is not known; there are detector"),
+        ({"detektor": "truth"}, "trimtab.detektor is not a known field; known fields: detector"),
         ({"detector": 5}, "trimtab.detector must be a name"),
         ({"false_alarms": 0.2}, "trimtab.false_alarms must be 0.01, 0.05 or 0.1"),
         ({"false_alarms": [1]}, "trimtab.false_alarms must be"),
@@ -132,7 +132,7 @@ def test_a_detector_is_chosen_by_name_or_switched_off(client, watcher):
         ({"above": 2}, "trimtab.above must be a risk from 0 to 1"),
         ({"tries": 0}, "trimtab.tries must be from 1 to 8"),
         ({"tries": True}, "trimtab.tries must be from 1 to 8"),
-        ({"policy": "refuse_above", "detector": "off"}, "needs a detector: the request asked for none"),
+        ({"policy": "refuse_above", "detector": "off"}, "needs a detector: the request disabled detection"),
     ],
 )
 def test_wishes_that_cannot_be_are_400(url, wishes, message):
@@ -178,9 +178,9 @@ def test_the_least_risky_of_several_answers_is_given(client):
     once = chat(client, BASE, QUESTIONS[4], **asked(policy="retry_above", above=1.0))
     assert said(once)["tries"] == 1
     assert once.choices[0].message.content == first.choices[0].message.content
-    with pytest.raises(openai.BadRequestError, match="ask with one prompt and n 1"):
+    with pytest.raises(openai.BadRequestError, match="Send one prompt with n=1"):
         chat(client, BASE, QUESTIONS[4], n=2, temperature=1.0, **asked(policy="retry_above"))
-    with pytest.raises(openai.BadRequestError, match="ask with one prompt and n 1"):
+    with pytest.raises(openai.BadRequestError, match="Send one prompt with n=1"):
         client.completions.create(model=BASE, prompt=["a", "b"], max_tokens=2, **asked(policy="retry_above"))
 
 
@@ -210,10 +210,10 @@ def test_given_answers_are_scored(url, client, base, expected):
     [
         ({"answer": None}, "answer must be the text"),
         ({"messages": []}, "messages must be a list of at least one message"),
-        ({"messages": [{"role": "user"}]}, "must have a role and a content that is text"),
+        ({"messages": [{"role": "user"}]}, "must have a role and a content that are strings"),
         ({"answer": "<|trimtab_row_0|>"}, "row token"),
         ({"answer": "word " * 600}, "tokens; the engine takes 511"),
-        ({"model": "gpt-4"}, "no model 'gpt-4'; there is smollm2-135m, and its prefixes"),
+        ({"model": "gpt-4"}, "no model 'gpt-4'; this server has smollm2-135m and its prefixes"),
     ],
 )
 def test_what_cannot_be_scored_is_said(url, change, message):

@@ -87,11 +87,11 @@ def test_what_must_not_be_used_is_told(folder, caplog):
     before = held.list_versions()
     (folder / "mine" / "aliases.json").write_text("{")
     assert held.list_versions() == before
-    assert "not readable JSON; what it held before stays" in caplog.text
+    assert "not readable JSON; keeping its previous content" in caplog.text
     (folder / "mine" / "\u00b2").mkdir()
     (folder / "mine" / "\u00b2" / "card.json").write_text((folder / "mine" / "2" / "card.json").read_text())
     assert held.list_versions() == before
-    with pytest.raises(UsageError, match="is no folder"):
+    with pytest.raises(UsageError, match="is not a folder"):
         open_sources(base, str(folder / "nowhere"))
     other = open_sources(BaseModel("other", folder, "0123456789abcdef", 8, 100, 6), str(folder / "truth"))
     assert other[0].list_versions() == []

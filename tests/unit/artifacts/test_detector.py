@@ -93,7 +93,7 @@ def test_what_is_damaged_or_foreign_is_refused(made, tmp_path, said):
 
 
 def test_another_base_model_is_refused(made, tiny_base, tmp_path):
-    with pytest.raises(ArtifactError, match="collect and train it again"):
+    with pytest.raises(ArtifactError, match="collect signals and train a detector"):
         load_detector(save_detector(made, tmp_path / "d"), replace(tiny_base, fingerprint="f" * 16))
 
 

@@ -148,8 +148,8 @@ DAMAGES = {
     "no config": (lambda f: (f / "adapter_config.json").unlink(), "has no adapter_config.json"),
     "config is not JSON": (lambda f: (f / "adapter_config.json").write_text("{"), "not readable JSON"),
     "config is a list": (lambda f: (f / "adapter_config.json").write_text("[]"), "not the config of an adapter"),
-    "LoRA": (lambda f: _config(f, peft_type="LORA"), "peft_type 'LORA' is no prefix"),
-    "encoder and decoder": (lambda f: _config(f, task_type="SEQ_2_SEQ_LM"), "not of a causal language model"),
+    "LoRA": (lambda f: _config(f, peft_type="LORA"), "peft_type 'LORA' is not supported"),
+    "encoder and decoder": (lambda f: _config(f, task_type="SEQ_2_SEQ_LM"), "is not a causal language model"),
 }
 
 

@@ -147,7 +147,7 @@ def test_a_broken_download_goes_on_where_it_stopped(tmp_path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url, partial = f"http://127.0.0.1:{server.server_port}/x", tmp_path / "x.part"
     try:
-        with pytest.raises(AssetError, match="run the command again to go on"):
+        with pytest.raises(AssetError, match="Run the command again to resume it"):
             _download(url, partial, "x", None)
         kept = partial.stat().st_size
         assert 0 < kept < len(CONTENT)
@@ -174,9 +174,9 @@ def test_a_catalogue_of_ones_own(tmp_path, monkeypatch, home):
     assert [p.prompt for p in read_prompts("trimtab:mine", "benign_hard")] == ["Hello"]
     assert is_downloaded(load_catalog()["mine"])
     assert not is_downloaded(load_catalog()["gone"])
-    with pytest.raises(AssetError, match="has not the SHA-256 ffff"):
+    with pytest.raises(AssetError, match="is not ffff"):
         fetch_asset("changed")
-    with pytest.raises(AssetError, match="there is nothing at"):
+    with pytest.raises(AssetError, match="does not exist"):
         fetch_asset("gone")
 
 

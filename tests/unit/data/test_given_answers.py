@@ -52,7 +52,7 @@ def test_names_context_group_and_a_separator(tmp_path):
     [
         (
             {"question": "Which?", "answer": "a"},
-            "has no column 'given'; it has question, answer: name yours with --columns.given",
+            "has no column 'given'; it has question, answer. Set --columns.given",
         ),
         ({"question": " ", "given": "a"}, "row 1: the question is empty"),
         ({"question": "Which?", "given": "a", "truthful": "perhaps"}, "row 1: truthful is 'perhaps'"),

@@ -68,13 +68,16 @@ def test_other_column_names_and_a_context(tmp_path):
 
 
 BAD = {
-    "column.csv": ("q,answer\nx,y\n", "has no column 'question'; it has q, answer: name yours with --columns.question"),
+    "column.csv": ("q,answer\nx,y\n", "has no column 'question'; it has q, answer. Set --columns.question"),
     "answers.csv": ("question,a\nx,y\n", "has no column 'answers'; it has question, a"),
     "blank.csv": ("question,answers\n ,y\n", "row 1: the question is empty"),
-    "none.csv": ("question,answers\nx,y\nz, ;\n", "row 2: the answer is empty; a question that has no answer has an empty"),
+    "none.csv": (
+        "question,answers\nx,y\nz, ;\n",
+        "row 2: the answer is empty. Give an empty list for a question without an answer",
+    ),
     "kind.csv": ("question,answers,kind\nx,y,near\n", "row 1: kind 'near' must be one of exact, contains, f1, numeric"),
     "object.jsonl": ('{"question": "x", "answers": {"a": 1}}', "row 1: answers are an object without text or value"),
-    "deep.jsonl": ('{"question": "x", "answers": [["a"]]}', "row 1: an answer is list"),
+    "deep.jsonl": ('{"question": "x", "answers": [["a"]]}', "row 1: an answer must be text or a number, not list"),
     "null.jsonl": ('{"question": "x", "answers": null}', "row 1: the answer is empty"),
     "missing.jsonl": (None, "there is no file"),
 }

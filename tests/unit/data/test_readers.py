@@ -51,7 +51,7 @@ def test_conversations(tmp_path):
 
 BAD = {
     "turns.jsonl": ('{"messages": [{"role": "user"}]}', "row 1: messages must be a list of objects"),
-    "answer.jsonl": ('{"messages": [{"role": "system", "content": "x"}]}', "must end with the user's"),
+    "answer.jsonl": ('{"messages": [{"role": "system", "content": "x"}]}', "must end with a user message"),
     "nothing.jsonl": ('{"messages": [7]}', "row 1: messages must be a list of objects"),
     "missing.jsonl": (None, "there is no file"),
     "empty.jsonl": ("", "has no rows"),
@@ -60,7 +60,7 @@ BAD = {
     "class.csv": ("prompt,class\nx,evil\n", "class 'evil' must be one of"),
     "blank.csv": ("prompt\n \n", "row 1: the prompt is empty"),
     "list.json": ('{"a": 1}', "must hold a list"),
-    "text.txt": ("x", "a file of rows ends in"),
+    "text.txt": ("x", "unsupported file type"),
     "latin.csv": (b"prompt\n\xff\xfe\n", "cannot be read as csv"),
     "not.parquet": ("x", "cannot be read as parquet"),
 }

@@ -10,9 +10,9 @@ def test_sentences_say_what_the_interval_allows():
         return format_comparison(PairedDifference("flag", "mlp", Interval(value, low, high), low > 0))
 
     assert said(0.02, 0.01, 0.03) == (
-        "flag against mlp, the rival that is best on validation: AUROC +0.020 [+0.010, +0.030]. "
-        "It beats it by more than the interval."
+        "flag against mlp, the best rival on validation: AUROC +0.020 [+0.010, +0.030]. "
+        "flag is better: the interval lies above zero."
     )
-    assert "this shows no difference" in said(0.02, -0.01, 0.05)
-    assert "worse by more" in said(-0.02, -0.03, -0.01)
+    assert "No difference is shown" in said(0.02, -0.01, 0.05)
+    assert "flag is worse" in said(-0.02, -0.03, -0.01)
     assert "too few" in said(0.02, float("nan"), float("nan"))

@@ -245,4 +245,4 @@ def test_the_report_tells_the_first_learned_arm_from_each_other(study, shown):
     assert set(rivals) == {"base", "text prompt", "lora $x^$"}
     assert rivals["base"]["beats"]
     assert rivals["base"]["low"] < rivals["base"]["value"] < rivals["base"]["high"]
-    assert "less that of each other arm" in words(shown)
+    assert "minus that of each other arm" in words(shown)

@@ -92,7 +92,7 @@ def test_one_text_has_no_interval():
 
 
 def test_what_cannot_be_compared():
-    with pytest.raises(UsageError, match="against the arm 'base', and there is none"):
+    with pytest.raises(UsageError, match="against the arm 'base', which is missing"):
         compute_metrics([arm("sta", 5)])
     with pytest.raises(UsageError, match="sta was measured on other questions or texts than base"):
         compute_metrics([arm("base", 5), MeasuredArm("sta", arm("sta", 5).answers[:9])])

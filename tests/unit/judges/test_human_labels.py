@@ -39,7 +39,7 @@ def test_labels_of_one_kind_or_too_few_are_refused():
         ("a.jsonl", '{"prompt": "x", "answer": "y", "refused": "maybe"}', "row 1: refused is 'maybe'"),
         ("a.jsonl", '{"prompt": "", "answer": "y", "refused": true}', "row 1: prompt and answer must be text"),
         ("a.jsonl", "", "has no rows"),
-        ("a.txt", "x", "a file of rows ends in"),
+        ("a.txt", "x", "unsupported file type"),
     ],
 )
 def test_label_files_that_cannot_be_used(tmp_path, name, text, message):
@@ -58,7 +58,7 @@ def test_label_files(tmp_path):
 
 
 def test_a_judge_without_labels_says_so():
-    line = JudgeStanding("string match", note="no human labels here: offline").format_line()
-    assert line == "judge: string match (no human labels here: offline); it was not compared with human labels"
+    line = JudgeStanding("string match", note="human labels are unavailable: offline").format_line()
+    assert line == "judge: string match (human labels are unavailable: offline); it was not compared with human labels"
     nothing = compute_agreement([], [])
     assert nothing.as_json()["precision"]["value"] is None

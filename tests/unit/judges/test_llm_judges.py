@@ -125,10 +125,10 @@ def test_texts_are_cut_and_stay_data(peer):
         ),
         (lambda body, data, key: (404, {"error": {"message": "no model judge"}}), r"no model judge.*--judge.model.*/v1"),
         (lambda body, data, key: (400, {"error": {"message": "bad schema"}}), "bad schema.*response_format"),
-        (lambda body, data, key: completion("Well, it depends."), "it said 'Well, it depends.' where a verdict was to be"),
-        (lambda body, data, key: completion(None), "it said '' where a verdict was to be"),
-        (lambda body, data, key: (200, "<html>login</html>"), "it said '<html>login</html>'"),
-        (lambda body, data, key: (200, {"choices": []}), "where a verdict was to be"),
+        (lambda body, data, key: completion("Well, it depends."), "the reply 'Well, it depends.' is not a verdict"),
+        (lambda body, data, key: completion(None), "the reply '' is not a verdict"),
+        (lambda body, data, key: (200, "<html>login</html>"), "the reply '<html>login</html>'"),
+        (lambda body, data, key: (200, {"choices": []}), "is not a verdict"),
         (lambda body, data, key: (500, {"error": {"message": "out of memory"}}), "out of memory.*try again later"),
     ],
     indirect=["peer"],
@@ -154,7 +154,7 @@ def test_models_with_a_temperature_of_their_own_are_asked_without(peer):
 
 def test_nobody_there_is_one_line():
     port = ports.find_free_ports()[0]
-    with pytest.raises(JobError, match=r"Connection error.*is it running"):
+    with pytest.raises(JobError, match=r"Connection error.*it is running"):
         LlmRefusalJudge(f"http://127.0.0.1:{port}/v1", "judge").judge_answers(["x"], ["y"])
 
 
@@ -232,7 +232,7 @@ def test_judges_command_shows_string_match_and_endpoint(peer, home, capsys):
         (["--judge.kind", "classifier"], "a classifier needs --judge.folder"),
         (["--judge.kind", "endpoint", "--judge.url", "http://x/v1"], "an endpoint needs --judge.url and --judge.model"),
         (["--judge.concurrency", "0"], "at least 1"),
-        (["--labels", "x.csv"], "with --fit FOLDER"),
+        (["--labels", "x.csv"], "Pass --fit FOLDER"),
     ],
 )
 def test_wrong_settings_end_in_one_line(arguments, message, capsys):
@@ -272,7 +272,7 @@ def test_answers_are_judged_by_what_they_say(peer):
     (asked,) = build_plan(CollectConfig("x", "y"), [Question("What is the capital of France?", ("Paris", "Lutetia"), "t")])
     found = label_answers([(asked, said("It is Paris.")), (asked, said("Rome.")), (asked, said(""))], judge)
     assert found == [(True, "it says 'It is Paris.'"), (False, "it says 'Rome.'"), (None, "it says ''")]
-    with pytest.raises(JobError, match="where a verdict was to be"):
+    with pytest.raises(JobError, match="is not a verdict"):
         label_answers([(asked, said("Rome?"))], judge)
-    with pytest.raises(UsageError, match="knows refusals, not right answers"):
+    with pytest.raises(UsageError, match="detects refusals, not right answers"):
         CollectConfig("x", "y", judge=JudgeConfig("classifier", folder="f"))

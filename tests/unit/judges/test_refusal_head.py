@@ -83,7 +83,7 @@ def test_a_head_is_found_again_and_fits_its_base_model_only(small, fitted, tmp_p
     assert found.card == fitted.card
     assert torch.equal(found.weights, fitted.weights)
     assert RefusalClassifier(found, small).key == RefusalClassifier(fitted, small).key
-    with pytest.raises(ArtifactError, match=r"reads with base model qwen3 .* not with other .*trimtab judges --fit"):
+    with pytest.raises(ArtifactError, match=r"was fitted on base model qwen3 .* not on other .*trimtab judges --fit"):
         load_head(tmp_path, replace(small, name="other", fingerprint="0" * 16))
 
 

@@ -81,5 +81,5 @@ def test_sharded_layers(base, model, plain, alone):
 
 def test_a_family_without_layers_in_their_place_is_refused(model):
     del model.get_decoder().layers
-    with pytest.raises(UsageError, match="does not find them"):
+    with pytest.raises(UsageError, match="has no `layers` in its decoder"):
         enable_activation_checkpointing(model)

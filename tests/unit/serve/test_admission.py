@@ -30,7 +30,7 @@ def test_too_many_requests_are_told_to_come_again():
     assert sorted(reply.status_code for reply in replies) == [200, 200, 200, 503, 503]
     late = next(reply for reply in replies if reply.status_code == 503)
     assert late.headers["retry-after"] == "1"
-    assert "3 requests run and wait here already" in late.json()["error"]["message"]
+    assert "3 requests are already running or queued" in late.json()["error"]["message"]
 
 
 def test_a_body_that_does_not_come_to_its_end_holds_nothing_up(monkeypatch):
@@ -40,7 +40,7 @@ def test_a_body_that_does_not_come_to_its_end_holds_nothing_up(monkeypatch):
     async def receive():
         return parts.pop() if parts else await asyncio.Event().wait()
 
-    with pytest.raises(UsageError, match="did not come within"):
+    with pytest.raises(UsageError, match="was not received within"):
         asyncio.run(asgi.read_body(receive))
 
 
@@ -48,7 +48,7 @@ def test_what_takes_too_long_is_ended_and_makes_room():
     door = AdmissionMiddleware(slow, 1, 0.05, 0.05)
     never, stream, good = asked(door, ("/never", {}), ("/stream", {}), ("/", {}))
     assert never.status_code == 504
-    assert "longer than the 0.05 seconds" in never.json()["error"]["message"]
+    assert "longer than the limit of 0.05 seconds" in never.json()["error"]["message"]
     pieces = stream.text.strip().split("\n\n")
     assert pieces[0] == "data: {}"
     assert json.loads(pieces[1].removeprefix("data: "))["error"]["type"] == "TimeoutError"
@@ -64,7 +64,7 @@ def test_a_stumble_over_a_request_is_no_error_of_the_server(well, status):
     (reply,) = asked(stumbling, ("/", {}))
     assert reply.status_code == status
     assert "'list' object has no attribute 'get'" in reply.json()["error"]["message"]
-    assert ("vLLM could not take this request" in reply.text) == well
+    assert ("vLLM could not process this request" in reply.text) == well
 
 
 @pytest.mark.parametrize("wrong", [{"replicas": 0}, {"trace": 2}, {"request_seconds": 0}, {"queue": -1}])

@@ -1,1 +1,1 @@
-"""Detectors in the engine: selection, risk of each request, signal client."""
+"""Detectors of the engine: selection, risk of each request, policies, signal client."""

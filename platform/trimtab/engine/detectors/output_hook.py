@@ -1,7 +1,7 @@
-"""Where outputs come back from vLLM's engine: they are counted, and where an answer ends, its risk is computed.
+"""Hook on the outputs of vLLM's engine that counts tokens and computes risks.
 
-Answers pass through here on their way from the engine to vLLM's server; where one ends, its signals are fetched and a detector
-gives its risk, before the server sees the end. So the risk is there when the response is written.
+Outputs pass through the hook between the engine and vLLM's server. When an answer ends, the hook fetches its signals and
+computes its risk with the detector, before the server receives the end. Thus the risk is known when the response is written.
 """
 
 import asyncio
@@ -22,14 +22,19 @@ from trimtab.engine.vllm_ext import patches
 
 log = logging.getLogger(__name__)
 
-# What is fetched in vain is said to be unavailable, not waited for.
+# Maximum time for fetching signals. Afterwards the risk is reported as unavailable.
 READ_SECONDS = 10.0
 
 
 @dataclass
 class OutputCounter:
-    """What was seen of a request's outputs: tokens of each of its answers, which are these `choices` of the response, counted
-    under these `labels`."""
+    """Token counts of one engine request.
+
+    Attributes:
+        choices: indices of the request's answers in the response.
+        labels: metric labels of the request.
+        tokens: number of tokens by answer.
+    """
 
     choices: range
     labels: tuple[str, str, str]
@@ -37,81 +42,92 @@ class OutputCounter:
 
 
 class OutputHook:
-    """Put into a `vllm.AsyncLLM` by `install`; `reader` reads the signals of an engine that captures `layers`."""
+    """Output hook of a `vllm.AsyncLLM`; see `install_output_hook`.
+
+    Args:
+        reader: client for the engine's signals.
+        layers: layers that the engine captures.
+    """
 
     def __init__(self, reader: SignalClient, layers: Sequence[int]) -> None:
         self._reader = reader
         self._layers = layers
 
     def wrap_add_request(self, add_request: Callable[..., Any]) -> Callable[..., Any]:
-        """Note the engine's id of each request: clients may send the same id twice."""
+        """Wrap `add_request` to record the engine's id of each request, since clients may send the same id twice."""
 
         async def add(request_id: str, *args: Any, **kwargs: Any) -> Any:
             collector = await add_request(request_id, *args, **kwargs)
-            if (now := current_risk.get()) is not None:
-                now.ids[request_id] = collector.request_id
+            if (risk := current_risk.get()) is not None:
+                risk.ids[request_id] = collector.request_id
             return collector
 
         return add
 
     def wrap_generate(self, generate: Callable[..., AsyncGenerator[Any]]) -> Callable[..., AsyncGenerator[Any]]:
-        """Count the outputs of each request, and score its answers."""
+        """Wrap `generate` to count the outputs of each request and to score its answers."""
 
         def observed(prompt: Any, sampling: Any, request_id: str, **options: Any) -> AsyncGenerator[Any]:
-            outputs, now = generate(prompt, sampling, request_id, **options), current_risk.get()
-            if now is None:
+            outputs, risk = generate(prompt, sampling, request_id, **options), current_risk.get()
+            if risk is None:
                 return outputs
-            first, now.choices = now.choices, now.choices + (sampling.n or 1)
-            labels = request_labels(steering.get(), shadow=now.shadow)
-            return self._observe(outputs, now, request_id, OutputCounter(range(first, now.choices), labels))
+            first, risk.choices = risk.choices, risk.choices + (sampling.n or 1)
+            labels = request_labels(steering.get(), shadow=risk.shadow)
+            return self._observe(outputs, risk, request_id, OutputCounter(range(first, risk.choices), labels))
 
         return observed
 
     async def _observe(
-        self, outputs: AsyncGenerator[Any], now: RequestRisk, request_id: str, seen: OutputCounter
+        self, outputs: AsyncGenerator[Any], risk: RequestRisk, request_id: str, counter: OutputCounter
     ) -> AsyncGenerator[Any]:
-        began, last = time.perf_counter(), None
-        async with aclosing(outputs) as own:
-            async for output in own:
-                at = time.perf_counter()
-                # A whole answer at once has no first token.
+        started, last = time.perf_counter(), None
+        async with aclosing(outputs) as stream:
+            async for output in stream:
+                now = time.perf_counter()
+                # A response that is not streamed has no time to first token.
                 if not (output.finished and last is None):
-                    (FIRST if last is None else NEXT).labels(*seen.labels).observe(at - (last or began))
-                last = at
-                written = sum(len(one.token_ids) for one in output.outputs)
-                TOKENS.labels(*seen.labels).inc(written)
-                now.tokens += written
-                await asyncio.gather(*(self._score_output(one, now, request_id, seen) for one in output.outputs))
+                    (FIRST if last is None else NEXT).labels(*counter.labels).observe(now - (last or started))
+                last = now
+                tokens = sum(len(answer.token_ids) for answer in output.outputs)
+                TOKENS.labels(*counter.labels).inc(tokens)
+                risk.tokens += tokens
+                await asyncio.gather(*(self._score_output(answer, risk, request_id, counter) for answer in output.outputs))
                 yield output
 
-    async def _score_output(self, one: Any, now: RequestRisk, request_id: str, seen: OutputCounter) -> None:
-        seen.tokens[one.index] += len(one.token_ids)
-        ended, choice = one.finish_reason is not None, seen.choices[one.index]
-        now.ended += ended
-        if now.detector is not None and seen.tokens[one.index] and (ended or now.running):
-            engine_id = now.ids[request_id]
-            name = engine_id if len(seen.choices) == 1 else f"{one.index}_{engine_id}"
-            risk = await self._compute_risk(now.detector.artifact, name, now.given or seen.tokens[one.index], ended=ended)
-            if risk is not None:
-                now.risks[choice] = risk
+    async def _score_output(self, answer: Any, risk: RequestRisk, request_id: str, counter: OutputCounter) -> None:
+        counter.tokens[answer.index] += len(answer.token_ids)
+        ended, choice = answer.finish_reason is not None, counter.choices[answer.index]
+        risk.ended += ended
+        tokens = counter.tokens[answer.index]
+        if risk.detector is not None and tokens and (ended or risk.running):
+            engine_id = risk.ids[request_id]
+            name = engine_id if len(counter.choices) == 1 else f"{answer.index}_{engine_id}"
+            value = await self._compute_risk(risk.detector.artifact, name, risk.given or tokens, ended=ended)
+            if value is not None:
+                risk.risks[choice] = value
             elif ended:
-                now.risks.pop(choice, None)
+                risk.risks.pop(choice, None)
         if ended:
-            status = now.status if now.detector is None else "unavailable"
-            count_risk(seen.labels, now.detector and now.detector.version, now.risks.get(choice), status)
+            status = risk.status if risk.detector is None else "unavailable"
+            count_risk(counter.labels, risk.detector and risk.detector.version, risk.risks.get(choice), status)
 
     async def _compute_risk(self, detector: Detector, request: str, tokens: int, *, ended: bool) -> float | None:
         try:
-            seen = await asyncio.wait_for(self._reader.fetch_signals(request, tokens, ended=ended), READ_SECONDS)
+            signals = await asyncio.wait_for(self._reader.fetch_signals(request, tokens, ended=ended), READ_SECONDS)
         except Exception:
-            # The answer is good all the same, and says that it was not checked.
-            log.warning("no signals of %s", request, exc_info=True)
+            # The answer itself is complete. Its risk is reported as unavailable.
+            log.warning("fetching the signals of request %s failed", request, exc_info=True)
             return None
-        return None if seen is None else detector.score_answer(seen, self._layers)
+        return None if signals is None else detector.score_answer(signals, self._layers)
 
 
 def install_output_hook(engine: Any, layers: Sequence[int]) -> None:
-    """Look at what a `vllm.AsyncLLM` that captures `layers` gives back."""
-    outputs = OutputHook(SignalClient(engine.collective_rpc, len(layers)), layers)
-    patches.patch_generate(engine, outputs.wrap_generate)
-    patches.patch_add_request(engine, "output_hook", outputs.wrap_add_request)
+    """Install the output hook in a `vllm.AsyncLLM`.
+
+    Args:
+        engine: the engine.
+        layers: layers that the engine captures.
+    """
+    hook = OutputHook(SignalClient(engine.collective_rpc, len(layers)), layers)
+    patches.patch_generate(engine, hook.wrap_generate)
+    patches.patch_add_request(engine, "output_hook", hook.wrap_add_request)

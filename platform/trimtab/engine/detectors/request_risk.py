@@ -1,4 +1,4 @@
-"""Risks of the answers to one HTTP request."""
+"""Risks of the answers to one HTTP request, and selection of its detector."""
 
 from collections.abc import Sequence
 from contextvars import ContextVar
@@ -15,12 +15,22 @@ from trimtab.model.base_model import BaseModel
 
 @dataclass
 class RequestRisk:
-    """Who watches the answers to a request: a detector, or nobody for a `reason`.
+    """Detector of a request, and the risks of its answers.
 
-    `alarms` is the share of false alarms that its threshold is chosen by; `running` gives risks of answers that are not done;
-    `warning` says why risks may be off; `shadow` that nobody gets the answer; `given` is the number of tokens of an answer that
-    someone else wrote. `risks` are by the choices' indices, as far as they are known, of which so many have `ended`; `tokens`
-    were written so far.
+    Attributes:
+        detector: detector of the answers; None if there is none.
+        status: status in the response if there is no detector: `off` or `unavailable`.
+        reason: reason for the absence of a detector.
+        alarms: share of false alarms that selects the detector's threshold, as a key of the card.
+        running: whether to compute risks of unfinished answers.
+        warning: reason why the risks may be miscalibrated.
+        shadow: whether the request is shadow traffic, whose answer is discarded.
+        given: number of tokens of a given answer; 0 if the engine generates the answer.
+        risks: known risks by index of the choice.
+        ids: engine ids by request id.
+        choices: number of choices.
+        ended: number of choices that have ended.
+        tokens: number of tokens generated so far.
     """
 
     detector: LoadedVersion[Detector] | None = None
@@ -38,41 +48,41 @@ class RequestRisk:
     tokens: int = 0
 
     def copy_settings(self, *, shadow: bool = False) -> "RequestRisk":
-        """The same watcher, for another answer."""
+        """Return a RequestRisk with the same detector and settings, and without risks."""
         return RequestRisk(self.detector, self.status, self.reason, self.alarms, self.running, self.warning, shadow)
 
     @property
     def label(self) -> str | None:
-        """The detector's name and version."""
+        """Label NAME@VERSION of the detector."""
         return f"{self.detector.version.name}@{self.detector.version.version}" if self.detector else None
 
     @property
     def threshold(self) -> float | None:
-        """The risk above which an answer is flagged."""
+        """Risk above which an answer is flagged."""
         return self.detector.artifact.card.thresholds[self.alarms] if self.detector else None
 
     def describe_choice(self, index: int) -> dict[str, Any]:
-        """What a choice says of its risk; nothing where that is not known."""
+        """Return the `trimtab` field of a choice, with `risk` and `flagged`; empty if the risk is unknown."""
         risk, threshold = self.risks.get(index), self.threshold
         return {} if risk is None or threshold is None else {"risk": round(risk, 4), "flagged": risk > threshold}
 
     def as_json(self) -> dict[str, Any]:
-        """The response's `trimtab.detector`: of its first choice, where there are several."""
+        """Return the `trimtab.detector` field of the response. With several choices it describes the first one."""
         if self.detector is None:
             return {"status": self.status} | ({"reason": self.reason} if self.reason else {})
-        known = self.detector.version
-        named = {"name": known.name, "version": known.version, "run_id": known.run_id}
-        said = named | {"false_alarms": float(self.alarms), "threshold": self.threshold}
-        said |= {"warning": self.warning} if self.warning else {}
+        version = self.detector.version
+        identity = {"name": version.name, "version": version.version, "run_id": version.run_id}
+        detector = identity | {"false_alarms": float(self.alarms), "threshold": self.threshold}
+        detector |= {"warning": self.warning} if self.warning else {}
         if (first := self.describe_choice(0)) == {}:
-            pending = {"status": "unavailable", "reason": "other choices are not done"}
+            pending = {"status": "unavailable", "reason": "other choices have not ended"}
             missing = {"status": "unavailable", "reason": "the engine has no signals of this answer"}
-            return (pending if self.ended < self.choices else missing) | said
-        return {"status": "scored"} | first | said
+            return (pending if self.ended < self.choices else missing) | detector
+        return {"status": "scored"} | first | detector
 
 
-current_risk: ContextVar[RequestRisk | None] = ContextVar("watching", default=None)
-"""Who watches the HTTP request that this task answers."""
+current_risk: ContextVar[RequestRisk | None] = ContextVar("current_risk", default=None)
+"""Detector and risks of the HTTP request that this task answers."""
 
 OFF = "off"
 UNSEEN = "this server captures no signals: it had no detector when it started, or was started with --detect false"
@@ -80,15 +90,22 @@ UNSEEN = "this server captures no signals: it had no detector when it started, o
 
 @dataclass(frozen=True)
 class DetectorChoice:
-    """A detector, or none for a `reason`."""
+    """Result of the selection: a detector, or the `reason` for the absence of one."""
 
     detector: LoadedVersion[Detector] | None
     reason: str = ""
 
 
 class DetectorSelector:
-    """The detectors of a server whose engine captures `layers` of `base`. `default` names the one that watches where a request
-    names none; without it, the champion that was fitted under the request's prefix, else the only champion."""
+    """Selection of a detector for each request.
+
+    Args:
+        base: base model of the engine.
+        layers: layers that the engine captures; empty disables detection.
+        source: source of the detectors.
+        default: detector of requests that name none: NAME, NAME@ALIAS or NAME@VERSION. If None, the champion that was fitted
+            under the request's prefix is used, otherwise the only champion fitted without one, otherwise the only champion.
+    """
 
     def __init__(self, base: BaseModel, layers: Sequence[int], source: ArtifactSource[Detector], default: str | None) -> None:
         self._base = base
@@ -97,24 +114,34 @@ class DetectorSelector:
         self.library = VersionCatalog(base.name, "detector", source, self._check)
 
     async def refresh(self) -> AliasVersions:
-        """Read the registry as `Library.read` does; an engine that captures nothing wants no detectors."""
+        """Refresh the catalog as in `VersionCatalog.refresh`. An engine that captures no layers has no detectors."""
         return await self.library.refresh() if self._layers else {}
 
-    async def select_detector(self, wishes: RequestOptions, prefix: Prefix | None, request: dict[str, Any]) -> RequestRisk:
-        """Who watches a request that `prefix` steers. Raises NotFoundError for a detector that there is not."""
-        if wishes.detector == OFF:
-            return RequestRisk(reason="the request asked for none")
+    async def select_detector(self, options: RequestOptions, prefix: Prefix | None, request: dict[str, Any]) -> RequestRisk:
+        """Select the detector of a request.
+
+        Args:
+            options: options of the request.
+            prefix: prefix of the request; None for the plain base model.
+            request: request body.
+
+        Raises:
+            NotFoundError: if the request names an unknown detector.
+            ArtifactError: if the detector cannot be used.
+        """
+        if options.detector == OFF:
+            return RequestRisk(reason="the request disabled detection")
         if not self._layers:
             return RequestRisk(status="unavailable", reason=UNSEEN)
         if request.get("use_beam_search"):
             return RequestRisk(status="unavailable", reason="answers of a beam search are not scored")
-        choice = await self._find_named(wishes.detector) if wishes.detector else await self._find_default(prefix)
+        choice = await self._find_named(options.detector) if options.detector else await self._find_default(prefix)
         if choice.detector is None:
             return RequestRisk(reason=choice.reason)
         return RequestRisk(
             choice.detector,
-            alarms=wishes.alarms,
-            running=wishes.running_risk and request.get("stream") is True,
+            alarms=options.alarms,
+            running=options.running_risk and request.get("stream") is True,
             warning=_describe_mismatch(choice.detector.artifact, prefix),
         )
 
@@ -127,14 +154,14 @@ class DetectorSelector:
             return await self._find_named(self._default)
         champions = self.library.list_champions()
         fitted = [c for c in champions if prefix and c.artifact.card.prefix == prefix.card.digest]
-        fitting = fitted or [c for c in champions if c.artifact.card.prefix is None] or champions
-        if len(fitting) == 1:
-            return DetectorChoice(fitting[0])
-        if not fitting:
+        matching = fitted or [c for c in champions if c.artifact.card.prefix is None] or champions
+        if len(matching) == 1:
+            return DetectorChoice(matching[0])
+        if not matching:
             return DetectorChoice(None, f"{self._base.name} has no champion among its detectors")
-        names = ", ".join(sorted(c.version.name for c in fitting))
+        names = ", ".join(sorted(c.version.name for c in matching))
         return DetectorChoice(
-            None, f"several detectors are champions ({names}): name one in trimtab.detector, or serve with --detector"
+            None, f"several detectors are champions ({names}). Name one in trimtab.detector, or serve with --detector"
         )
 
     def _check(self, detector: Detector) -> None:
@@ -142,8 +169,8 @@ class DetectorSelector:
         if missing := sorted(set(detector.card.layers) - set(self._layers)):
             captured = ", ".join(map(str, self._layers))
             raise ArtifactError(
-                f"detector {detector.card.name!r} reads layer {missing[0]}; this server captures {captured}: "
-                "start it again to have others"
+                f"detector {detector.card.name!r} reads layer {missing[0]}; this server captures {captured}. "
+                "Restart the server to capture other layers"
             )
 
 
@@ -152,5 +179,5 @@ def _describe_mismatch(detector: Detector, prefix: Prefix | None) -> str | None:
     if fitted == steered:
         return None
     if steered is None:
-        return "the detector was fitted to answers under a prefix, and this one has none"
+        return "the detector was fitted under a prefix, but this request has none"
     return f"the detector was fitted {'without a prefix' if fitted is None else 'under another prefix'}"

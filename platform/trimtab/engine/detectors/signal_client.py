@@ -1,4 +1,4 @@
-"""Signals fetched from the engine's workers, of many requests in one call."""
+"""Batched client for the signals that the engine's workers capture."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -12,8 +12,14 @@ from trimtab.generation_types import Signals
 
 @dataclass(frozen=True)
 class SignalRequest:
-    """Signals of a request in the engine at its first `tokens` tokens, and who waits for them; `ended` lets the engine forget
-    the request."""
+    """Pending query of one request's signals.
+
+    Attributes:
+        request: engine id of the request.
+        tokens: number of answer tokens to include.
+        ended: whether the answer is complete, so that the worker can discard the signals.
+        future: receives the signals; None if the engine has none.
+    """
 
     request: str
     tokens: int
@@ -22,46 +28,69 @@ class SignalRequest:
 
 
 class SignalClient:
-    """Reads signals of requests that run or have ended, from the one event loop that it is used in.
+    """Client for signals of running and ended requests. Not thread-safe: use it from one event loop.
 
-    A call waits until the engine's step is over, so all that is asked meanwhile goes into the next call together. `call` is
-    the engine's `collective_rpc`; so many `layers` are captured.
+    A call waits until the engine's step ends. Queries that arrive meanwhile are batched into the next call.
+
+    Args:
+        call: the engine's `collective_rpc`.
+        layers: number of captured layers.
     """
 
     def __init__(self, call: Callable[..., Awaitable[list[Any]]], layers: int) -> None:
         self._call = call
         self._layers = layers
-        self._wanted: list[SignalRequest] = []
-        self._reading: asyncio.Task[None] | None = None
+        self._queue: list[SignalRequest] = []
+        self._task: asyncio.Task[None] | None = None
 
     async def fetch_signals(self, request: str, tokens: int, *, ended: bool) -> Signals | None:
-        """Signals of a request by its id in the engine; None where the engine has none. Raises what the engine raises."""
+        """Fetch the signals of one request.
+
+        Args:
+            request: engine id of the request.
+            tokens: number of answer tokens to include.
+            ended: whether the answer is complete, so that the worker can discard the signals.
+
+        Returns:
+            The signals; None if the engine has none.
+
+        Raises:
+            Exception: any error of the engine's `collective_rpc`.
+        """
         future: asyncio.Future[Signals | None] = asyncio.get_running_loop().create_future()
-        self._wanted.append(SignalRequest(request, tokens, ended, future))
-        if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._fetch_pending())
+        self._queue.append(SignalRequest(request, tokens, ended, future))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._fetch_pending())
         return await future
 
     async def _fetch_pending(self) -> None:
-        while self._wanted:
-            wanted, self._wanted = self._wanted, []
+        while self._queue:
+            queries, self._queue = self._queue, []
             try:
-                answer = await self._call("trimtab_fetch_signals", args=([(w.request, w.tokens, w.ended) for w in wanted],))
-                found = decode_signals(answer, self._layers)
+                replies = await self._call("trimtab_fetch_signals", args=([(q.request, q.tokens, q.ended) for q in queries],))
+                results = decode_signals(replies, self._layers)
             except Exception as error:
-                for one in wanted:
-                    if not one.future.done():
-                        one.future.set_exception(error)
+                for query in queries:
+                    if not query.future.done():
+                        query.future.set_exception(error)
                 continue
-            for one, signals in zip(wanted, found, strict=True):
-                # Whoever waited may have gone.
-                if not one.future.done():
-                    one.future.set_result(signals)
+            for query, signals in zip(queries, results, strict=True):
+                # The future is done already if its caller was cancelled.
+                if not query.future.done():
+                    query.future.set_result(signals)
 
 
-def decode_signals(answer: Sequence[Any], layers: int) -> list[Signals | None]:
-    """What the workers answered to `trimtab_fetch_signals`: one of them for all."""
-    records = next(found for found in answer if found is not None)
+def decode_signals(replies: Sequence[Any], layers: int) -> list[Signals | None]:
+    """Decode the workers' replies to `trimtab_fetch_signals`.
+
+    Args:
+        replies: one reply per worker; only rank 0 replies with records, the others with None.
+        layers: number of captured layers.
+
+    Returns:
+        Signals of each queried request; None if the engine has none.
+    """
+    records = next(reply for reply in replies if reply is not None)
     return [None if record is None else _decode_record(record, layers) for record in records]
 
 

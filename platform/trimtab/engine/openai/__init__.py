@@ -1,1 +1,1 @@
-"""OpenAI-compatible server around vLLM's own app."""
+"""OpenAI-compatible ASGI app around vLLM's server."""

@@ -1,7 +1,8 @@
-"""vLLM's own OpenAI server with prefixes and detectors: one ASGI app, the same under Ray Serve and by itself.
+"""ASGI app of vLLM's OpenAI server with prefixes and detectors.
 
-A request's `model` is `<base>`, `<base>:<prefix>` or `<base>:<prefix>@<alias or version>`. The app turns it into the base
-model's name and the prefix's row tokens, lets vLLM answer, and writes what answered, and how risky it is, into the response.
+A request's `model` is `<base>`, `<base>:<prefix>` or `<base>:<prefix>@<alias or version>`. The app replaces it by the base
+model's name, inserts the prefix's row tokens, forwards the request to vLLM, and adds version and risk to the response. It runs
+with and without Ray Serve.
 """
 
 import asyncio
@@ -37,7 +38,7 @@ from trimtab.model.chat_template import build_renderer
 
 log = logging.getLogger(__name__)
 
-# What else of vLLM's server is let through: nothing that administers the engine.
+# Further paths of vLLM's server. Paths that administer the engine are not forwarded.
 FORWARDED_PATHS = ("/health", "/ping", "/version", "/metrics", "/tokenize", "/detokenize", "/v1/responses", "/v1/messages")
 OPENAPI = "/openapi.json"
 PREFIX, DETECTOR = "prefix", "detector"
@@ -54,13 +55,13 @@ def _check_prefix(prefix: Prefix, base: BaseModel, rows: int) -> None:
     check_base(prefix, base)
     if len(prefix.vectors) > rows:
         raise ArtifactError(
-            f"prefix {prefix.card.name!r} has {len(prefix.vectors)} rows; this server has {rows}: start it with "
+            f"prefix {prefix.card.name!r} has {len(prefix.vectors)} rows; this server has {rows}. Start the server with "
             f"--engine.rows {len(prefix.vectors)} or more"
         )
 
 
 class OnlineEngine:
-    """An engine that answers HTTP. Make it with `start`, call it as an ASGI app, end it with `stop`."""
+    """Online engine and its ASGI app. Create it with `start`, call it as an ASGI app, and end it with `stop`."""
 
     def __init__(
         self,
@@ -69,21 +70,21 @@ class OnlineEngine:
         base: BaseModel,
         config: EngineConfig,
         prefixes: VersionCatalog[Prefix],
-        watchers: DetectorSelector,
+        detectors: DetectorSelector,
         agree: AgreeOnVersions,
     ) -> None:
         self.base = base
         self.prefixes = prefixes
-        self.detectors = watchers
+        self.detectors = detectors
         self.refused: Mapping[str, Mapping[str, str]] = {}
         renderer = build_renderer(base, config.rows)
         self.slots = PrefixSlots(engine, SlotTable(renderer.first_row, config.rows))
         self._app = CancellableApp(app, partial(engine.abort, internal=True))
-        self.handler = RequestHandler(engine, self._app, base, renderer, prefixes, watchers, self.slots)
+        self.handler = RequestHandler(engine, self._app, base, renderer, prefixes, detectors, self.slots)
         self._engine = engine
         self._openapi = app.openapi
         self._agree = agree
-        self._fresh: asyncio.Task[None] | None = None
+        self._refresh_task: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(
@@ -95,10 +96,22 @@ class OnlineEngine:
         detector: str | None = None,
         agree: "AgreeOnVersions | None" = None,
     ) -> "OnlineEngine":
-        """Start vLLM, mask and guard its rows, and load every champion; ready for traffic when this returns.
+        """Start vLLM, mask and guard its reserved token ids, and load every champion.
 
-        `detector` names the one that watches where a request names none. `agree` says what several engines answer with, told
-        what this one could.
+        Args:
+            base: base model.
+            config: configuration of the engine.
+            prefixes: source of the prefixes.
+            detectors: source of the detectors.
+            detector: detector of requests that name none: NAME, NAME@ALIAS or NAME@VERSION.
+            agree: agrees on versions with other engines: maps the versions that this engine can serve to those that all engines
+                serve. If None, this engine serves its own.
+
+        Returns:
+            The engine, ready for requests.
+
+        Raises:
+            TrimtabError: if the registry cannot be read, or the configuration is invalid.
         """
         args = build_engine_args(base, config)
         engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(**args))
@@ -112,37 +125,40 @@ class OnlineEngine:
         await engine.collective_rpc("trimtab_mask_reserved_ids", args=(renderer.first_row,))
         install_token_guard(engine, renderer)
         install_output_hook(engine, config.layers)
-        library = VersionCatalog(base.name, PREFIX, prefixes, partial(_check_prefix, base=base, rows=config.rows))
-        watchers = DetectorSelector(base, config.layers, detectors, detector)
-        online = cls(engine, app, base, config, library, watchers, agree or _agree_alone)
+        catalog = VersionCatalog(base.name, PREFIX, prefixes, partial(_check_prefix, base=base, rows=config.rows))
+        selector = DetectorSelector(base, config.layers, detectors, detector)
+        online = cls(engine, app, base, config, catalog, selector, agree or _agree_alone)
         await online.refresh()
-        online._fresh = asyncio.create_task(online._refresh_forever())
+        online._refresh_task = asyncio.create_task(online._refresh_forever())
         return online
 
     async def stop(self) -> None:
         """Stop the engine's processes."""
-        if self._fresh is not None:
-            self._fresh.cancel()
+        if self._refresh_task is not None:
+            self._refresh_task.cancel()
         self._engine.shutdown()
 
     async def refresh(self) -> None:
-        """Read the registry now, and put new champions into rows that are free; others get theirs when they are asked for.
+        """Read the registry, update the aliases, and write new champions into free rows.
 
-        Raises a TrimtabError where the registry cannot be read; names stay as they are then.
+        Prefixes that do not fit into free rows are written on demand.
+
+        Raises:
+            TrimtabError: if the registry cannot be read. The aliases are unchanged.
         """
         try:
-            mine = VersionNames(
+            available = VersionNames(
                 {PREFIX: await self.prefixes.refresh(), DETECTOR: await self.detectors.refresh()}, self._list_refused()
             )
         except TrimtabError:
-            # So that other engines wait with a new version until this one can have it too.
+            # Other engines must not switch to a version that this engine has not loaded.
             await self._agree(VersionNames({PREFIX: self.prefixes.aliases, DETECTOR: self.detectors.library.aliases}, {}))
             raise
-        agreed = await self._agree(mine)
-        for kind, library in ((PREFIX, self.prefixes), (DETECTOR, self.detectors.library)):
-            before = library.aliases
-            await library.set_aliases(agreed.aliases[kind])
-            set_alias_versions(kind, before, library.aliases)
+        agreed = await self._agree(available)
+        for kind, catalog in ((PREFIX, self.prefixes), (DETECTOR, self.detectors.library)):
+            before = catalog.aliases
+            await catalog.set_aliases(agreed.aliases[kind])
+            set_alias_versions(kind, before, catalog.aliases)
         self.refused = agreed.refused
         await self.slots.preload(self.prefixes.list_champions())
         ROWS.set(self.slots.count_taken())
@@ -159,18 +175,22 @@ class OnlineEngine:
             try:
                 await self.refresh()
             except TrimtabError:
-                # An outage of the registry changes nothing here, and the next round may find it back.
+                # The engine keeps serving its versions during an outage of the registry.
                 continue
             except Exception:
-                # So does what nobody thought of: who stops looking would answer with old versions for ever.
-                log.exception("the registry could not be read")
+                # An unexpected error must not end this task: the engine would never see new versions again.
+                log.exception("refreshing versions from the registry failed")
 
     def is_healthy(self) -> bool:
-        """Whether the engine lives."""
+        """Return whether the engine runs without a fatal error."""
         return not self._engine.errored
 
     async def check_health(self) -> None:
-        """Raises where the engine has died."""
+        """Check the engine.
+
+        Raises:
+            Exception: vLLM's error if the engine has died.
+        """
         await self._engine.check_health()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -190,10 +210,10 @@ class OnlineEngine:
         elif path in (*FORWARDED_PATHS, *STEERED_PATHS, "/v1/models"):
             await self._forward(scope, receive, InternalErrorTo400(send, self.is_healthy))
         else:
-            await asgi.send_json(send, 404, asgi.build_error_body(404, f"there is no {method} {path} here"))
+            await asgi.send_json(send, 404, asgi.build_error_body(404, f"there is no {method} {path} on this server"))
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What vLLM answers by itself, to requests of a bounded size that ask nothing of ours."""
+        """Forward a request that trimtab does not change to vLLM, with a bounded body and without a `trimtab` field."""
         if scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
@@ -201,7 +221,9 @@ class OnlineEngine:
             if (body := await asgi.read_body(receive)) is None:
                 return
             if body and "trimtab" in asgi.parse_body(body):
-                raise UsageError(f"{scope['path']} takes no trimtab field: nothing watches its answers; use {STEERED_PATHS[0]}")
+                raise UsageError(
+                    f"{scope['path']} accepts no trimtab field: no detector checks its answers. Use {STEERED_PATHS[0]}"
+                )
         except TrimtabError as error:
             await asgi.send_error(send, error)
             return
@@ -209,14 +231,14 @@ class OnlineEngine:
         await self._app(replayed.scope, replayed.receive, send)
 
     def _describe_models(self) -> dict[str, Any]:
-        """The OpenAI list of models: the base with its detectors, and every prefix under its own name, with what is live."""
+        """Build the OpenAI list of models: the base model with its detectors, and each prefix with its aliases."""
         common = {"object": "model", "created": 0, "owned_by": "trimtab"}
-        watching_ = {"detectors": self.detectors.library.list_aliases(), "refused": self.refused.get(DETECTOR, {})}
-        base = {"id": self.base.name, **common, "trimtab": watching_}
+        detectors = {"detectors": self.detectors.library.list_aliases(), "refused": self.refused.get(DETECTOR, {})}
+        base = {"id": self.base.name, **common, "trimtab": detectors}
         refused = self.refused.get(PREFIX, {})
         steered = [
             {"id": f"{self.base.name}:{name}", **common, "parent": self.base.name}
-            | {"trimtab": {"aliases": aliases, "refused": {k: why for k, why in refused.items() if k.startswith(f"{name}@")}}}
+            | {"trimtab": {"aliases": aliases, "refused": {k: v for k, v in refused.items() if k.startswith(f"{name}@")}}}
             for name, aliases in sorted(self.prefixes.list_aliases().items())
         ]
         return {"object": "list", "data": [base, *steered]}

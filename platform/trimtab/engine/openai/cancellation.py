@@ -1,4 +1,4 @@
-"""The app inside: vLLM's, whose requests end when ours do, and whose errors end in an answer."""
+"""Cancellation and error handling around vLLM's ASGI app."""
 
 import asyncio
 import logging
@@ -11,17 +11,21 @@ from trimtab.engine.detectors.request_risk import current_risk
 
 log = logging.getLogger(__name__)
 
-# What vLLM's app may take to let go of a request whose client has gone, before it is made to.
+# Time for vLLM's app to end a request after the client disconnects, before its task is cancelled.
 LEAVE_SECONDS = 5.0
 
 
 class CancellableApp:
-    """An ASGI app around vLLM's; `abort` ends requests by their ids in the engine.
+    """ASGI app around vLLM's that propagates cancellation and converts exceptions to responses.
 
-    vLLM answers whole requests in tasks of its own, which a cancelled request leaves running; but it ends them where the client
-    goes away. So a request that is cancelled, as by a timeout, tells it just that, and ends when vLLM has let go: nobody gives
-    its prefix's rows to another while the engine still reads them. An error that vLLM did not think of is a 500 in OpenAI's
-    shape, and no traceback for each.
+    vLLM answers unstreamed requests in separate tasks. These survive the cancellation of a request, but end when the client
+    disconnects. Therefore a cancelled request, for example after a timeout, signals a disconnect, and ends when vLLM has
+    released it. Until then, no other prefix can evict its rows. An unhandled exception of vLLM becomes a 500 response in
+    OpenAI's format, with one log line instead of a traceback.
+
+    Args:
+        app: vLLM's ASGI app.
+        abort: aborts requests by engine id.
     """
 
     def __init__(self, app: App, abort: Callable[[Sequence[str]], Awaitable[None]]) -> None:
@@ -29,69 +33,76 @@ class CancellableApp:
         self._abort = abort
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
+        """Forward a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        line = CancellableChannel(receive, send)
-        task = asyncio.ensure_future(self._app(scope, line.receive, line.send))
+        channel = CancellableChannel(receive, send)
+        task = asyncio.ensure_future(self._app(scope, channel.receive, channel.send))
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
-            await _wait_until_released(task, line)
+            await _wait_until_released(task, channel)
             raise
         except Exception as error:
-            if line.begun and not line.ended:
+            if channel.started and not channel.ended:
                 raise
             log.warning("vLLM raised %s for a request", type(error).__name__)
-            if not line.begun:
+            if not channel.started:
                 await asgi.send_json(send, 500, asgi.build_error_body(500, "no reason given"))
         finally:
-            # vLLM's own tasks may still be on their way to this.
-            if line.gone.is_set() and (watch := current_risk.get()):
-                await self._abort(list(watch.ids.values()))
+            # vLLM's tasks may not have aborted the requests yet.
+            if channel.gone.is_set() and (risk := current_risk.get()):
+                await self._abort(list(risk.ids.values()))
 
 
 class CancellableChannel:
-    """A client as the app inside sees it, which may go, or be said to have gone; what is sent to it then goes nowhere."""
+    """Channel between the wrapped app and a client, with simulated disconnects.
+
+    Attributes:
+        gone: set when the client has disconnected, or to simulate that. Messages sent afterwards are dropped.
+        started: whether the response has started.
+        streams: whether the response is an event stream.
+        ended: whether the response is complete.
+    """
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self.gone = asyncio.Event()
-        self.begun = self.streams = self.ended = False
+        self.started = self.streams = self.ended = False
         self._receive = receive
         self._send = send
 
     async def receive(self) -> Message:
-        """The client's next message, or that it has gone."""
-        heard, gone = asyncio.ensure_future(self._receive()), asyncio.ensure_future(self.gone.wait())
+        """Return the client's next message, or a disconnect when `gone` is set."""
+        received, gone = asyncio.ensure_future(self._receive()), asyncio.ensure_future(self.gone.wait())
         try:
-            await asyncio.wait({heard, gone}, return_when=asyncio.FIRST_COMPLETED)
-            message = heard.result() if heard.done() else {"type": "http.disconnect"}
+            await asyncio.wait({received, gone}, return_when=asyncio.FIRST_COMPLETED)
+            message = received.result() if received.done() else {"type": "http.disconnect"}
         finally:
-            heard.cancel()
+            received.cancel()
             gone.cancel()
         if message["type"] == "http.disconnect":
             self.gone.set()
         return message
 
     async def send(self, message: Message) -> None:
-        """Send to the client, if it is there."""
+        """Send a message to the client, unless it has disconnected."""
         if self.gone.is_set():
             return
         if message["type"] == "http.response.start":
-            self.begun = True
+            self.started = True
             self.streams = asgi.is_event_stream(message)
         elif message["type"] == "http.response.body":
             self.ended = not message.get("more_body")
         await self._send(message)
 
 
-async def _wait_until_released(task: asyncio.Future[None], line: CancellableChannel) -> None:
-    """Wait until the app inside has let go of a request; what it says meanwhile interests nobody."""
-    line.gone.set()
-    if not line.streams:
+async def _wait_until_released(task: asyncio.Future[None], channel: CancellableChannel) -> None:
+    """Signal a disconnect, and wait until the wrapped app has released the request. Exceptions are ignored."""
+    channel.gone.set()
+    if not channel.streams:
         await asyncio.wait({task}, timeout=LEAVE_SECONDS)
-    # Streams are written by the task itself, which ends them where it is cancelled.
+    # The task itself writes a stream, and ends it when it is cancelled.
     task.cancel()
     with suppress(asyncio.CancelledError, Exception):
         await task

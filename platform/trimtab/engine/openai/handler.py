@@ -1,13 +1,13 @@
-"""How one request is answered: prefix and detector are found, vLLM is asked, and what answered is written into its response."""
+"""Handler of steered requests: selects prefix and detector, forwards to vLLM, and annotates the response."""
 
 import json
 from contextlib import suppress
 from typing import Any
 
 from trimtab.artifacts.prefix import Prefix
-from trimtab.engine import asgi
+from trimtab.engine import asgi, context
 from trimtab.engine.asgi import App, BufferedRequest, Receive, ResponseBuffer, Scope, Send
-from trimtab.engine.context import Steering, steering
+from trimtab.engine.context import Steering
 from trimtab.engine.detectors.policy import PolicyReply, apply_policy, check_policy, count_prompts
 from trimtab.engine.detectors.request_risk import DetectorSelector, RequestRisk, current_risk
 from trimtab.engine.extensions import parse_options
@@ -27,14 +27,27 @@ MAX_ANSWERS = 128
 
 
 def _check_answer_count(request: dict[str, Any]) -> None:
-    """UsageError where one request asks for more answers than OpenAI's own API gives: each takes room in the engine."""
+    """Limit the answers of a request to the limit of OpenAI's API, since each occupies memory of the engine."""
     count = request.get("n")
     if isinstance(count, int | None) and (count or 1) * count_prompts(request) > MAX_ANSWERS:
-        raise UsageError(f"a request may ask for {MAX_ANSWERS} answers at most, n times its prompts")
+        raise UsageError(f"a request may ask for at most {MAX_ANSWERS} answers: n times the number of prompts")
 
 
 class RequestHandler:
-    """Answers requests for `base` by `app`, vLLM's own server of `engine`. `traffic` may be replaced at any time."""
+    """ASGI handler of requests that a prefix can steer and a detector can check.
+
+    Args:
+        engine: vLLM's engine.
+        app: vLLM's ASGI app of the engine.
+        base: base model of the engine.
+        renderer: chat renderer of the base model.
+        prefixes: catalog of prefixes.
+        detectors: selector of detectors.
+        slots: rows of the engine.
+
+    Attributes:
+        traffic: traffic split; may be replaced at any time.
+    """
 
     def __init__(
         self,
@@ -43,8 +56,8 @@ class RequestHandler:
         base: BaseModel,
         renderer: ChatRenderer,
         prefixes: VersionCatalog[Prefix],
-        watchers: DetectorSelector,
-        residents: PrefixSlots,
+        detectors: DetectorSelector,
+        slots: PrefixSlots,
     ) -> None:
         self.traffic = TrafficSplit()
         self._engine = engine
@@ -52,106 +65,109 @@ class RequestHandler:
         self._base = base
         self._renderer = renderer
         self._prefixes = prefixes
-        self._watchers = watchers
-        self._residents = residents
-        self._shadows = ShadowTraffic(prefixes, residents, self._forward)
+        self._detectors = detectors
+        self._slots = slots
+        self._shadows = ShadowTraffic(prefixes, slots, self._forward)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request that a prefix may steer and a detector may watch."""
-        now: Steering | None = None
-        send = told = asgi.StatusRecorder(send)
+        """Answer one HTTP request."""
+        steering: Steering | None = None
+        send = recorder = asgi.StatusRecorder(send)
         try:
             body = await asgi.read_body(receive)
             if body is None:
                 return
             request = asgi.parse_body(body)
-            wished = parse_options(request.pop("trimtab", None))
+            options = parse_options(request.pop("trimtab", None))
             _check_answer_count(request)
             loaded = await self._find_prefix(request, scope["path"])
-            watched = await self._watchers.select_detector(wished, loaded and loaded.artifact, request)
-            async with self._residents.lease_slots(loaded) as now:
-                asgi.annotate_request(scope, model=format_model_name(self._base.name, now))
+            risk = await self._detectors.select_detector(options, loaded and loaded.artifact, request)
+            async with self._slots.lease_slots(loaded) as steering:
+                asgi.annotate_request(scope, model=format_model_name(self._base.name, steering))
                 if scope["path"].rstrip("/") == SCORE_PATH:
-                    await self._answer_score_request(request, now, watched, send)
-                elif wished.policy == "annotate":
-                    if now and (alias := self.traffic.shadow.get(now.name)):
-                        self._shadows.start(request, now.name, alias, watched, scope)
-                    await self._forward(request, now, watched, scope, receive, send)
+                    await self._answer_score_request(request, steering, risk, send)
+                elif options.policy == "annotate":
+                    if steering and (alias := self.traffic.shadow.get(steering.name)):
+                        self._shadows.start(request, steering.name, alias, risk, scope)
+                    await self._forward(request, steering, risk, scope, receive, send)
                 else:
-                    check_policy(wished, request, watched)
+                    check_policy(options, request, risk)
 
                     async def ask(changed: dict[str, Any]) -> PolicyReply:
-                        collected, fresh = ResponseBuffer(), watched.copy_settings()
-                        await self._forward(changed, now, fresh, scope, receive, collected)
-                        return PolicyReply(collected.status, collected.headers, collected.body, fresh)
+                        response, new_risk = ResponseBuffer(), risk.copy_settings()
+                        await self._forward(changed, steering, new_risk, scope, receive, response)
+                        return PolicyReply(response.status, response.headers, response.body, new_risk)
 
-                    reply = await apply_policy(ask, wished, request)
+                    reply = await apply_policy(ask, options, request)
                     await asgi.send_response(send, reply.status, reply.headers, reply.body)
         except TrimtabError as error:
             await asgi.send_error(send, error)
         except RecursionError:
             await asgi.send_error(send, UsageError("the request is nested too deeply"))
         finally:
-            REQUESTS.labels(*request_labels(now), str(told.status)).inc()
+            REQUESTS.labels(*request_labels(steering), str(recorder.status)).inc()
 
     async def _forward(
-        self, request: dict[str, Any], now: Steering | None, watched: RequestRisk, scope: Scope, receive: Receive, send: Send
+        self, request: dict[str, Any], steering: Steering | None, risk: RequestRisk, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Let vLLM answer, steered and watched."""
-        replayed = BufferedRequest(scope, receive, self._rewrite_request(request, now, scope["path"]))
-        steering.set(now)
-        current_risk.set(watched)
-        await self._app(replayed.scope, replayed.receive, ResponseRewriter(send, self._base.name, now, watched))
-        asgi.annotate_request(scope, tokens=watched.tokens, detector=watched.label, risk=watched.risks.get(0))
+        """Forward a request to vLLM with its prefix and detector."""
+        replayed = BufferedRequest(scope, receive, self._rewrite_request(request, steering, scope["path"]))
+        context.steering.set(steering)
+        current_risk.set(risk)
+        await self._app(replayed.scope, replayed.receive, ResponseRewriter(send, self._base.name, steering, risk))
+        asgi.annotate_request(scope, tokens=risk.tokens, detector=risk.label, risk=risk.risks.get(0))
 
     async def _answer_score_request(
-        self, request: dict[str, Any], now: Steering | None, watched: RequestRisk, send: Send
+        self, request: dict[str, Any], steering: Steering | None, risk: RequestRisk, send: Send
     ) -> None:
         tokens = 0
-        if watched.detector is not None:
-            steering.set(now)
-            current_risk.set(watched)
-            tokens = await score_given_answer(self._engine, self._renderer, request, now, watched)
+        if risk.detector is not None:
+            context.steering.set(steering)
+            current_risk.set(risk)
+            tokens = await score_given_answer(self._engine, self._renderer, request, steering, risk)
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        scored = {
+        response = {
             "object": "score",
-            "model": format_model_name(self._base.name, now),
+            "model": format_model_name(self._base.name, steering),
             "usage": usage,
-            "trimtab": build_trimtab_field(now, watched),
+            "trimtab": build_trimtab_field(steering, risk),
         }
-        await asgi.send_json(send, 200, scored)
+        await asgi.send_json(send, 200, response)
 
     async def _find_prefix(self, request: dict[str, Any], path: str) -> LoadedVersion[Prefix] | None:
-        """The version that `model` names; None for the base model and for names that vLLM is to judge. Raises NotFoundError
-        for a name of nothing, where vLLM is not asked."""
+        """Find the version that `model` names.
+
+        Returns None for the base model. Also returns None for other names, which vLLM checks. Score requests do not reach vLLM,
+        so that their names are checked here.
+        """
         model = request.get("model")
         if not isinstance(model, str) or not model.startswith(f"{self._base.name}:"):
             if path.rstrip("/") == SCORE_PATH and model not in (None, self._base.name):
-                raise NotFoundError(f"no model {str(model)[:80]!r}; there is {self._base.name}, and its prefixes")
+                raise NotFoundError(f"no model {str(model)[:80]!r}; this server has {self._base.name} and its prefixes")
             return None
         name, _, ref = model[len(self._base.name) + 1 :].partition("@")
         user = request.get("user")
         if not ref and (alias := self.traffic.select_alias(name, user if isinstance(user, str) else None)):
-            # An alias that is not set has no share.
+            # An alias without a version gets no traffic: the champion answers instead.
             with suppress(NotFoundError):
                 return await self._prefixes.find(name, alias)
         return await self._prefixes.find(name, ref or None)
 
-    def _rewrite_request(self, request: dict[str, Any], now: Steering | None, path: str) -> bytes:
-        """The request as vLLM is to see it. Raises UsageError where the prefix has no place in it."""
-        if now is None:
+    def _rewrite_request(self, request: dict[str, Any], steering: Steering | None, path: str) -> bytes:
+        """Return the request body for vLLM. Raise UsageError if the prefix cannot be placed in it."""
+        if steering is None:
             return json.dumps(request).encode()
         changed = request | {"model": self._base.name}
-        if now.place != "start":
+        if steering.place != "start":
             messages = request.get("messages")
             if messages == []:
-                raise UsageError("messages must hold at least one message")
+                raise UsageError("messages must contain at least one message")
             chats = path.rstrip("/").endswith("/chat/completions")
             if chats and isinstance(messages, list) and all(isinstance(m, dict) for m in messages):
-                changed["messages"] = self._renderer.insert_row_tokens(messages, now.place, now.rows)
+                changed["messages"] = self._renderer.insert_row_tokens(messages, steering.place, steering.rows)
             elif not chats:
                 raise UsageError(
-                    f"prefix {now.name!r} goes into the {now.place} of a chat: use /v1/chat/completions (plain completions "
-                    "take prefixes of place start)"
+                    f"prefix {steering.name!r} has place {steering.place}, which needs a chat. Use /v1/chat/completions, or "
+                    "a prefix of place start"
                 )
         return json.dumps(changed).encode()

@@ -1,4 +1,4 @@
-"""The server's OpenAPI description at `/openapi.json`: vLLM's own of the paths that are let through, and ours."""
+"""OpenAPI document of the server: vLLM's forwarded paths, and the extensions of trimtab."""
 
 from collections.abc import Collection
 from importlib.metadata import version
@@ -10,27 +10,32 @@ REQUESTS = ("ChatCompletionRequest", "CompletionRequest")
 
 
 def build_openapi_document(vllm: dict[str, Any], paths: Collection[str]) -> dict[str, Any]:
-    """The description `vllm` of its server, of these `paths` only, with the field `trimtab` in requests for answers and with
-    `/v1/score`."""
-    schemas: dict[str, Any] = vllm["components"]["schemas"] | {"Wishes": WISHES, "ScoreRequest": SCORE}
+    """Build the OpenAPI document of the server.
+
+    Args:
+        vllm: OpenAPI document of vLLM's server.
+        paths: paths of vLLM's server to include.
+
+    Returns:
+        The document with the field `trimtab` in completion requests, and with `/v1/score`.
+    """
+    schemas: dict[str, Any] = vllm["components"]["schemas"] | {"Wishes": REQUEST_OPTIONS, "ScoreRequest": SCORE}
     for name in REQUESTS:
-        described = schemas[name]
-        schemas[name] = described | {
-            "properties": described["properties"] | {"trimtab": {"$ref": "#/components/schemas/Wishes"}}
-        }
-    kept = {path: operations for path, operations in vllm["paths"].items() if path in paths}
+        schema = schemas[name]
+        schemas[name] = schema | {"properties": schema["properties"] | {"trimtab": {"$ref": "#/components/schemas/Wishes"}}}
+    included = {path: operations for path, operations in vllm["paths"].items() if path in paths}
     body = {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ScoreRequest"}}}}
-    answer = {"200": {"description": "The risk of the answer."}, "400": {"description": "Bad input."}}
-    kept["/v1/score"] = {"post": {"summary": "The risk of a given answer", "requestBody": body, "responses": answer}}
+    answer = {"200": {"description": "Risk of the answer."}, "400": {"description": "Bad input."}}
+    included["/v1/score"] = {"post": {"summary": "Risk of a given answer", "requestBody": body, "responses": answer}}
     return {
         "openapi": vllm["openapi"],
         "info": {"title": "trimtab", "version": version("trimtab")},
-        "paths": kept,
+        "paths": included,
         "components": {"schemas": schemas},
     }
 
 
-WISHES: dict[str, Any] = {
+REQUEST_OPTIONS: dict[str, Any] = {
     "type": "object",
     "additionalProperties": False,
     "properties": {

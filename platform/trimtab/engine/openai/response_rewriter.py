@@ -1,4 +1,4 @@
-"""Writing into vLLM's responses what answered and what watched: the name with its version, and the `trimtab` field."""
+"""Rewriting of vLLM's responses: the model name with its version, and the `trimtab` field."""
 
 import json
 from http import HTTPStatus
@@ -11,31 +11,37 @@ from trimtab.engine.detectors.request_risk import RequestRisk
 
 
 class ResponseRewriter:
-    """A `send` that adds to JSON answers and to streams on their way out; one for each response.
+    """A `send` that rewrites one JSON response or stream.
 
-    In a stream only the chunks that end a choice, the one with the usage, and where they are asked for those with a running
-    risk, are parsed; the others get their model's name by replacing bytes, so that no token waits.
+    In a stream, only the chunks that end a choice, the usage chunk, and all chunks with running risks are parsed. Other chunks
+    get their model name by replacement of bytes, to add no latency per token.
+
+    Args:
+        send: `send` of the client.
+        base: name of the base model.
+        steering: prefix of the request; None for the plain base model.
+        risk: detector and risks of the request.
     """
 
-    def __init__(self, send: Send, base: str, now: Steering | None, watch: RequestRisk) -> None:
+    def __init__(self, send: Send, base: str, steering: Steering | None, risk: RequestRisk) -> None:
         self._send = send
-        self._now = now
-        self._watch = watch
-        self._model = format_model_name(base, now)
+        self._steering = steering
+        self._risk = risk
+        self._model = format_model_name(base, steering)
         self._replace = (f'"model":"{base}"'.encode(), f'"model":"{self._model}"'.encode())
         self._start: Message | None = None
         self._stream = False
         self._buffer = b""
 
     async def __call__(self, message: Message) -> None:
-        """Take one ASGI message of the app inside."""
+        """Process one ASGI message of the wrapped app."""
         if message["type"] == "http.response.start":
             self._stream = asgi.is_event_stream(message)
             self._start = message
-            if self._now is not None:
-                name = f"{self._now.name}@{self._now.version}".encode()
+            if self._steering is not None:
+                name = f"{self._steering.name}@{self._steering.version}".encode()
                 message["headers"] = [*message["headers"], (b"x-trimtab-prefix", name)]
-            if label := self._watch.label:
+            if label := self._risk.label:
                 message["headers"] = [*message["headers"], (b"x-trimtab-detector", label.encode())]
             if self._stream:
                 await self._send(message)
@@ -61,14 +67,14 @@ class ResponseRewriter:
         if not event.startswith(b"data: {"):
             return event
         ends = b'"finish_reason":"' in event or b'"choices":[]' in event
-        if not ends and not self._watch.running:
+        if not ends and not self._risk.running:
             return event.replace(*self._replace, 1)
         chunk = json.loads(event[len(b"data: ") :])
         if "error" in chunk:
             return event
         self._add_risks(chunk["choices"])
-        told = {"trimtab": build_trimtab_field(self._now, self._watch)} if ends else {}
-        return b"data: " + asgi.dump_json(chunk | {"model": self._model} | told)
+        field = {"trimtab": build_trimtab_field(self._steering, self._risk)} if ends else {}
+        return b"data: " + asgi.dump_json(chunk | {"model": self._model} | field)
 
     async def _rewrite_response(self, message: Message) -> None:
         self._buffer += message.get("body", b"")
@@ -78,23 +84,23 @@ class ResponseRewriter:
         if self._start["status"] == HTTPStatus.OK:
             answer = json.loads(body)
             self._add_risks(answer["choices"])
-            body = asgi.dump_json(answer | {"model": self._model, "trimtab": build_trimtab_field(self._now, self._watch)})
+            body = asgi.dump_json(answer | {"model": self._model, "trimtab": build_trimtab_field(self._steering, self._risk)})
         self._start["headers"] = asgi.set_content_length(self._start["headers"], body)
         await self._send(self._start)
         await self._send({"type": "http.response.body", "body": body})
 
     def _add_risks(self, choices: list[dict[str, Any]]) -> None:
         for choice in choices:
-            if risk := self._watch.describe_choice(choice["index"]):
+            if risk := self._risk.describe_choice(choice["index"]):
                 choice["trimtab"] = risk
 
 
-def format_model_name(base: str, now: Steering | None) -> str:
-    """What answered, as a response's `model` has it."""
-    return f"{base}:{now.name}@{now.version}" if now else base
+def format_model_name(base: str, steering: Steering | None) -> str:
+    """Return the `model` of a response: `<base>`, or `<base>:<prefix>@<version>`."""
+    return f"{base}:{steering.name}@{steering.version}" if steering else base
 
 
-def build_trimtab_field(now: Steering | None, watch: RequestRisk) -> dict[str, Any]:
-    """A response's `trimtab`: the prefix that steered it, and the detector that watched."""
-    prefix = {"name": now.name, "version": now.version, "run_id": now.run_id} if now else None
-    return {"prefix": prefix, "detector": watch.as_json()}
+def build_trimtab_field(steering: Steering | None, risk: RequestRisk) -> dict[str, Any]:
+    """Return the `trimtab` field of a response, with its prefix and detector."""
+    prefix = {"name": steering.name, "version": steering.version, "run_id": steering.run_id} if steering else None
+    return {"prefix": prefix, "detector": risk.as_json()}

@@ -1,4 +1,4 @@
-"""A prefix's shadow: a version that is asked the same as the one that answers, and that nobody gets an answer from."""
+"""Traffic split between the versions of a prefix, and shadow traffic."""
 
 import asyncio
 import random
@@ -21,48 +21,65 @@ MAX_SHADOWS = 16
 
 
 class ShadowTraffic:
-    """Shadows of an engine that answers by `ask`."""
+    """Shadow requests: copies of requests to another version, whose answers are discarded.
 
-    def __init__(self, prefixes: VersionCatalog[Prefix], residents: PrefixSlots, ask: Callable[..., Awaitable[None]]) -> None:
+    Args:
+        prefixes: catalog of prefixes.
+        slots: rows of the engine.
+        ask: forwards a request to vLLM.
+    """
+
+    def __init__(self, prefixes: VersionCatalog[Prefix], slots: PrefixSlots, ask: Callable[..., Awaitable[None]]) -> None:
         self._prefixes = prefixes
-        self._residents = residents
+        self._slots = slots
         self._ask = ask
         self._running: set[asyncio.Task[None]] = set()
 
-    def start(self, request: dict[str, Any], name: str, alias: str, watched: RequestRisk, scope: Scope) -> None:
-        """Ask `alias` of the prefix the same, beside; nobody waits for it, and where too many run it is left out."""
+    def start(self, request: dict[str, Any], name: str, alias: str, risk: RequestRisk, scope: Scope) -> None:
+        """Start a shadow request in the background, unless `MAX_SHADOWS` are running.
+
+        Args:
+            request: request body.
+            name: name of the prefix.
+            alias: alias of the shadow version.
+            risk: detector of the request.
+            scope: ASGI scope of the request.
+        """
         if len(self._running) >= MAX_SHADOWS:
             return
-        task = asyncio.create_task(
-            self._run(request | {"stream": False}, name, alias, watched.copy_settings(shadow=True), scope)
-        )
+        task = asyncio.create_task(self._run(request | {"stream": False}, name, alias, risk.copy_settings(shadow=True), scope))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _run(self, request: dict[str, Any], name: str, alias: str, watched: RequestRisk, scope: Scope) -> None:
+    async def _run(self, request: dict[str, Any], name: str, alias: str, risk: RequestRisk, scope: Scope) -> None:
         request.pop("stream_options", None)
-        collected = asgi.ResponseBuffer()
+        response = asgi.ResponseBuffer()
         with suppress(TrimtabError):
-            async with self._residents.lease_slots(await self._prefixes.find(name, alias)) as now:
+            async with self._slots.lease_slots(await self._prefixes.find(name, alias)) as steering:
                 try:
-                    # What is noted of the shadow is none of the answer's.
-                    await self._ask(request, now, watched, {**scope, asgi.NOTES: {}}, _receive_nothing, collected)
+                    # Separate notes, so that the shadow does not change the log record of the request.
+                    await self._ask(request, steering, risk, {**scope, asgi.NOTES: {}}, _receive_nothing, response)
                 finally:
-                    REQUESTS.labels(*request_labels(now, shadow=watched.shadow), str(collected.status)).inc()
+                    REQUESTS.labels(*request_labels(steering, shadow=risk.shadow), str(response.status)).inc()
 
 
 async def _receive_nothing() -> asgi.Message:
-    """A client that stays."""
+    """Wait forever, as the `receive` of a client that never disconnects."""
     await asyncio.Event().wait()
     return {"type": "http.disconnect"}
 
 
 @dataclass(frozen=True)
 class TrafficSplit:
-    """`weights` are by prefix and alias, as {"mine": {"champion": 95, "candidate": 5}}; of a prefix that is not in them the
-    champion answers. `shadow` names an alias of a prefix that is asked as well, and whose answers nobody gets.
+    """Traffic between the versions of each prefix.
 
-    Raises UsageError for weights that say nothing.
+    Attributes:
+        weights: shares of requests by prefix and alias, as {"mine": {"champion": 95, "candidate": 5}}. The champion answers all
+            requests for other prefixes.
+        shadow: alias of the shadow version by prefix. It receives a copy of each request, and its answers are discarded.
+
+    Raises:
+        UsageError: if the shares of a prefix are empty, negative, or all 0.
     """
 
     weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
@@ -71,16 +88,24 @@ class TrafficSplit:
     def __post_init__(self) -> None:
         for name, shares in self.weights.items():
             if not shares or min(shares.values()) < 0 or sum(shares.values()) <= 0:
-                raise UsageError(f"traffic of {name!r} needs shares that are not below 0, and one above")
+                raise UsageError(f"traffic of {name!r} needs shares of at least 0, one of them above 0")
 
     def select_alias(self, name: str, user: str | None) -> str | None:
-        """The alias that answers; the same one for a user as long as the weights are the same. None for the champion."""
+        """Select the alias that answers a request.
+
+        Args:
+            name: name of the prefix.
+            user: the request's `user`. With unchanged weights, a user always gets the same alias. If None, the alias is random.
+
+        Returns:
+            The alias; None for the champion of a prefix without weights.
+        """
         shares = self.weights.get(name)
         if not shares:
             return None
-        place = (hash_to_fraction(f"{name} {user}", 0) if user else random.random()) * sum(shares.values())
+        point = (hash_to_fraction(f"{name} {user}", 0) if user else random.random()) * sum(shares.values())
         for alias, share in shares.items():
-            if place < share:
+            if point < share:
                 return alias
-            place -= share
+            point -= share
         return max(shares, key=lambda alias: shares[alias])

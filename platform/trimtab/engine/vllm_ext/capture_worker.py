@@ -1,4 +1,4 @@
-"""vLLM's own worker with taps: chosen layers' hidden states go to a `Capture` while requests run."""
+"""vLLM worker that captures hidden states of selected layers while requests run."""
 
 from typing import Any
 
@@ -8,37 +8,47 @@ from trimtab.engine.vllm_ext.capture import SignalCapture, find_full_attention_g
 from trimtab.engine.vllm_ext.worker import EmbeddingWorkerExtension
 
 if is_cpu_build():
-    from vllm.v1.worker.cpu_worker import CPUWorker as Own
+    from vllm.v1.worker.cpu_worker import CPUWorker as BaseWorker
 else:
-    from vllm.v1.worker.gpu_worker import Worker as Own
+    from vllm.v1.worker.gpu_worker import Worker as BaseWorker
 
-# Requests whose signals are kept after their end where nobody asks for them.
+# Maximum number of ended requests whose signals are kept until they are fetched.
 KEEP = 1024
 
 
-class CaptureWorker(Own, EmbeddingWorkerExtension):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
-    """`additional_config["trimtab"]` holds `layers` and `history` (see `Capture`)."""
+class CaptureWorker(BaseWorker, EmbeddingWorkerExtension):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
+    """vLLM worker with a `SignalCapture`, configured by `layers` and `history` in `additional_config["trimtab"]`."""
 
     capture: SignalCapture | None = None
 
     def load_model(self, **options: Any) -> None:
-        """Load the model with its taps open: tap k is what transformers calls hidden_states[k]."""
+        """Load the model and enable auxiliary hidden states. Layer k is `hidden_states[k]` of transformers.
+
+        Raises:
+            ValueError: if the model class does not expose hidden states.
+        """
         patches.REGISTER.check("patch_sampling")
         super().load_model(**options)
         model = self.model_runner.get_model()
         if not hasattr(model, "set_aux_hidden_state_layers"):
-            raise ValueError(f"{type(model).__name__} has no taps for hidden states in vLLM; detectors cannot read it")
+            raise ValueError(
+                f"vLLM's {type(model).__name__} exposes no auxiliary hidden states. Detectors do not support this model"
+            )
         model.set_aux_hidden_state_layers(tuple(self._settings["layers"]))
         self.model_runner.use_aux_hidden_state_outputs = True
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
-        """Make the KV cache, unless sums of prompts cannot stand beside it."""
+        """Allocate the KV cache.
+
+        Raises:
+            ValueError: if no layer has full attention, so that prompt sums cannot be cached.
+        """
         find_full_attention_group(kv_cache_config)
         super().initialize_from_config(kv_cache_config)
 
     def execute_model(self, scheduler_output: Any) -> Any:
-        """One step, its rows folded in."""
-        # On every rank, though one would have all that is needed: logits of given answers are computed by all together.
+        """Run one step and accumulate its signals."""
+        # All ranks capture, although rank 0 would suffice: the logits of given answers are computed by all ranks together.
         if self.capture is None:
             settings = self._settings
             self.capture = SignalCapture(self.model_runner, len(settings["layers"]), settings["history"], KEEP)
@@ -48,12 +58,19 @@ class CaptureWorker(Own, EmbeddingWorkerExtension):  # pyright: ignore[reportGen
             self.capture.accumulate_step()
         return output
 
-    def trimtab_fetch_signals(self, wanted: list[tuple[str, int, bool]]) -> list[dict[str, Any] | None] | None:
-        """Signals of requests, each by its id with the number of its answer's tokens and whether it has ended; None for those
-        that are not known. Float32 bytes: `psi` [L, 3d], `history` [m, 3]."""
+    def trimtab_fetch_signals(self, queries: list[tuple[str, int, bool]]) -> list[dict[str, Any] | None] | None:
+        """Return the signals of requests.
+
+        Args:
+            queries: id, number of answer tokens, and whether the answer has ended, of each request.
+
+        Returns:
+            One record per request: `psi` [L, 3d] and `history` [m, 3] as float32 bytes, and `prompt_tokens`. A record is None
+            for an unknown request. Ranks other than 0 return None.
+        """
         if self.rank != 0 or (capture := self.capture) is None:
             return None
-        return [(capture.pop_signals if ended else capture.peek_signals)(request, tokens) for request, tokens, ended in wanted]
+        return [(capture.pop_signals if ended else capture.peek_signals)(request, tokens) for request, tokens, ended in queries]
 
     @property
     def _settings(self) -> dict[str, Any]:

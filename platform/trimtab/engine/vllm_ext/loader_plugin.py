@@ -1,7 +1,7 @@
-"""Room for rows: a vLLM weight loader that reads an untouched checkpoint into a model with a larger vocabulary.
+"""vLLM weight loader that extends the vocabulary of an unmodified checkpoint by rows for prefixes.
 
-vLLM loads this in each of its processes through the entry-point group `vllm.general_plugins`. Nothing is copied on
-disk: the engine reads the base model's own shards, and tensors as long as the vocabulary gain rows of zeros on the way.
+vLLM loads this plugin in each of its processes through the entry-point group `vllm.general_plugins`. The loader reads the base
+model's shards without a copy on disk, and appends rows of zeros to tensors whose first dimension is the vocabulary.
 """
 
 from collections.abc import Generator
@@ -17,7 +17,11 @@ from trimtab.engine.vllm_ext.args import LOAD_FORMAT
 
 
 class EnlargedVocabularyLoader(DefaultModelLoader):
-    """vLLM's default loader, with rows added to the embedding table and to an untied head."""
+    """vLLM's default loader with additional rows in the embedding table and in an untied output head.
+
+    Args:
+        load_config: vLLM's configuration. `model_loader_extra_config` holds `vocabulary`, the size in the checkpoint.
+    """
 
     def __init__(self, load_config: LoadConfig) -> None:
         options = dict(load_config.model_loader_extra_config or {})
@@ -33,12 +37,21 @@ class EnlargedVocabularyLoader(DefaultModelLoader):
 
 
 def enlarge_tensor(tensor: Tensor, vocabulary: int, added: int) -> Tensor:
-    """`added` rows of zeros after a tensor whose first dimension is the vocabulary; any other tensor as it is."""
+    """Append rows of zeros to a tensor whose first dimension is the vocabulary.
+
+    Args:
+        tensor: tensor of the checkpoint.
+        vocabulary: size of the vocabulary in the checkpoint.
+        added: number of rows to append.
+
+    Returns:
+        [vocabulary + added, ...], or any other tensor unchanged.
+    """
     if tensor.ndim == 0 or tensor.shape[0] != vocabulary or added == 0:
         return tensor
     return torch.cat([tensor, tensor.new_zeros(added, *tensor.shape[1:])])
 
 
 def register_loader() -> None:
-    """Entry point: makes `load_format="trimtab"` known to vLLM."""
+    """Register `load_format="trimtab"` with vLLM. Entry point of the plugin."""
     register_model_loader(LOAD_FORMAT)(EnlargedVocabularyLoader)

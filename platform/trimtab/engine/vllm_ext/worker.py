@@ -1,4 +1,4 @@
-"""What runs inside each vLLM worker: writing rows into the embedding table, and keeping row tokens from being generated."""
+"""Worker extension that writes rows of the embedding table and masks reserved token ids."""
 
 from typing import Any
 
@@ -11,21 +11,30 @@ from trimtab.engine.vllm_ext.args import is_cpu_build
 
 
 class EmbeddingWorkerExtension:
-    """Mixed into vLLM's own worker by `worker_extension_cls`; every method is called on all workers by `collective_rpc`."""
+    """Extension of vLLM's worker, set by `worker_extension_cls`. `collective_rpc` calls each method on all workers."""
 
     model_runner: Any
 
     def trimtab_mask_reserved_ids(self, first_row: int) -> int:
-        """Mask the logits of every token id from `first_row` up; return the width of the embedding."""
+        """Mask the logits of all token ids from `first_row` up.
+
+        Returns:
+            Width of the embedding.
+        """
         if is_cpu_build():
             patches.patch_seeded_sampling(self.model_runner)
         patches.patch_logits(self.model_runner, first_row)
         return int(_find_embedding(self.model_runner.get_model()).weight.shape[1])
 
     def trimtab_write_vectors(self, rows: list[int], vectors: bytes) -> None:
-        """Write float32 vectors [len(rows), d] into these rows; with tensor parallelism each rank writes the rows it holds.
+        """Write vectors into rows of the embedding table.
 
-        The table keeps its address, so compiled and captured graphs see the new values.
+        With tensor parallelism, each rank writes the rows of its shard. The table keeps its address, so that compiled and
+        captured graphs read the new values.
+
+        Args:
+            rows: token ids of the rows.
+            vectors: float32 bytes of the vectors [len(rows), d].
         """
         table = _find_embedding(self.model_runner.get_model())
         weight = table.weight.data
@@ -38,8 +47,8 @@ class EmbeddingWorkerExtension:
 
 
 def _find_embedding(model: nn.Module) -> Any:
-    """The input embedding, a VocabParallelEmbedding. Found by type: where it hangs differs between vLLM's model classes."""
+    """Find the input embedding by type, since its attribute name differs between vLLM's model classes."""
     for module in model.modules():
         if isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead):
             return module
-    raise TypeError(f"{type(model).__name__} has no vocabulary embedding that rows could be written to")
+    raise TypeError(f"{type(model).__name__} has no vocabulary embedding. Prefixes do not support this model")

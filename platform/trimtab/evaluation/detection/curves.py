@@ -1,4 +1,4 @@
-"""The curves of a detector over its seeds: ROC, risk-coverage and reliability, as points that a picture or a file can hold."""
+"""ROC, risk-coverage and reliability curves of a detector over its seeds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +13,15 @@ GRID = np.linspace(0, 1, 101)
 
 @dataclass(frozen=True)
 class DetectionCurves:
-    """Means over seeds. `roc`: share of made-up answers caught where so many right ones are flagged; `coverage`: share of
-    made-up ones among so many answers given, the least risky first; both at GRID. Bins of risk before and after calibration."""
+    """Curves of a detector, averaged over its seeds.
+
+    Attributes:
+        name: name of the head or score.
+        roc: true positive rate [101] at the false positive rates GRID; made-up answers are the positives.
+        coverage: share of made-up answers [101] among the answers covered at the coverages GRID, the least risky first.
+        before: calibration bins before calibration.
+        after: calibration bins after calibration.
+    """
 
     name: str
     roc: Floats
@@ -24,7 +31,14 @@ class DetectionCurves:
 
 
 def compute_curves(name: str, tests: Sequence[SeedRisks]) -> DetectionCurves:
-    """The curves of a detector. Bins hold the answers of all test parts: one that several seeds test counts as often."""
+    """Compute the curves of a detector.
+
+    The calibration bins pool the answers of all test parts; an answer in the test parts of several seeds counts once for each.
+
+    Args:
+        name: name of the head or score.
+        tests: risks on the test part of each seed.
+    """
     made_up = np.concatenate([t.made_up for t in tests])
     return DetectionCurves(
         name,
@@ -36,20 +50,25 @@ def compute_curves(name: str, tests: Sequence[SeedRisks]) -> DetectionCurves:
 
 
 def compute_roc(risk: Floats, made_up: Labels) -> Floats:
-    """Share of made-up answers caught [101] where the shares GRID of right ones are flagged.
+    """Compute the true positive rate [101] at the false positive rates GRID.
 
-    At a share that some thresholds flag it is the most that they catch; between them runs a straight line."""
+    If several thresholds have the same false positive rate, the highest true positive rate counts. Values between thresholds
+    are interpolated linearly.
+    """
     thresholds = np.unique(risk)[::-1]
     right, wrong = np.sort(risk[~made_up]), np.sort(risk[made_up])
     alarms = 1 - np.searchsorted(right, thresholds, side="left") / len(right)
     caught = 1 - np.searchsorted(wrong, thresholds, side="left") / len(wrong)
-    # Of points above each other only the highest is kept, or the line would fall back at them.
+    # Of points with equal x, only the highest may remain: the interpolated curve would drop otherwise.
     last = np.append(np.diff(alarms) > 0, True)
     start = [0.0] if alarms[last][0] > 0 else []
     return np.interp(GRID, np.append(start, alarms[last]), np.append(start, caught[last]))
 
 
 def compute_coverage(risk: Floats, made_up: Labels) -> Floats:
-    """Share of made-up answers [101] among the shares GRID of answers given, the least risky first; at 0 that of the first."""
+    """Compute the share of made-up answers [101] among the answers covered at the coverages GRID, the least risky first.
+
+    The value at coverage 0 is that of the first answer.
+    """
     shares, errors = compute_risk_coverage(risk, made_up)
     return np.interp(GRID, shares, errors)

@@ -1,13 +1,14 @@
-"""One figure from several seeds of an arm, with an interval that covers seeds and prompts (ours).
+"""Pooling of an arm over seeds and comparison of arms, with intervals over seeds and prompts.
 
-`sta#1` and `sta#2` are two seeds of the arm `sta`, and both answered the same prompts. So a resample picks seeds once and
-prompts of each side once, and crosses them (the pigeonhole bootstrap, Owen 2007): prompts picked anew for each seed would pass
-for fresh evidence, and the interval would be too narrow. One seed less than there are is picked, since picking as many makes
-the variance over seeds too small by (n - 1) / n (McCarthy and Snowden 1985). Over few seeds it is a guess all the same:
-where seeds differ much, simulated intervals of three held the truth in 86 % of cases, and those of two in 69 %.
+`sta#1` and `sta#2` are two seeds of the arm `sta` that answered the same prompts. A resample therefore draws seeds once and the
+prompts of each side once, and crosses them (pigeonhole bootstrap, Owen 2007). Prompts drawn anew for each seed would count as
+independent evidence, and the interval would be too narrow. A resample draws one seed fewer than there are, because drawing all
+of them underestimates the variance over seeds by a factor of (n - 1) / n (McCarthy and Snowden 1985). Intervals over few seeds
+remain approximate: if seeds differ much, simulated intervals covered the true value in 86 % of cases with three seeds, and in
+69 % with two.
 
-No interval is narrower than the plain one of a single seed with the mean rates (Wilson; MOVER for balanced): where all seeds
-are right or wrong on everything, resamples are all alike, as if nothing were left in doubt.
+No interval is narrower than that of a single seed with the mean rates (Wilson; MOVER for the balanced score). If all seeds are
+correct or wrong on every prompt, all resamples are equal, and the bootstrap interval alone would have width zero.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class PooledArm:
-    """An arm over its seeds: rates as in ArmResult, means over `results`, of which there is one a seed."""
+    """Rates of an arm, as in `ArmResult`, averaged over its seeds; `results` holds one result per seed."""
 
     name: str
     results: Sequence[ArmResult]
@@ -41,13 +42,23 @@ class PooledArm:
 
 
 def get_arm_name(name: str) -> str:
-    """`sta` of `sta#1`: what stands before the seed."""
+    """Return the name of a result without its seed: `sta` for `sta#1`."""
     arm, _, seed = name.rpartition("#")
     return arm if arm and seed else name
 
 
 def pool_arms(results: Sequence[ArmResult]) -> list[PooledArm]:
-    """Every arm over its seeds, in the order in which they come. Raises UsageError where seeds cannot be pooled."""
+    """Pool the results of each arm over its seeds.
+
+    Args:
+        results: results of all seeds of all arms.
+
+    Returns:
+        The pooled arms, in the order of their first result.
+
+    Raises:
+        UsageError: if the seeds of an arm answered different prompts or come without their answers.
+    """
     arms: dict[str, list[ArmResult]] = {}
     for result in results:
         arms.setdefault(get_arm_name(result.name), []).append(result)
@@ -55,9 +66,19 @@ def pool_arms(results: Sequence[ArmResult]) -> list[PooledArm]:
 
 
 def pool_over_seeds(results: Sequence[ArmResult], measure: Measure = "balanced", resamples: int = RESAMPLES) -> Rate:
-    """Mean of a measure over the seeds of one arm, with its 95 % interval over seeds and prompts; `count` counts prompts.
+    """Compute the mean of a measure over the seeds of one arm, with its 95 % interval over seeds and prompts.
 
-    Raises UsageError where the seeds did not answer the same prompts."""
+    Args:
+        results: one result per seed.
+        measure: the measure to pool.
+        resamples: number of bootstrap resamples.
+
+    Returns:
+        The mean rate; `count` is the number of prompts.
+
+    Raises:
+        UsageError: if there are no seeds, or they answered different prompts.
+    """
     answers = align_answers(results)
     if measure == "partial":
         return pigeonhole_bootstrap([torch.tensor([[j.verdict == "partial" for j in r.answers] for r in results])], resamples)
@@ -67,7 +88,7 @@ def pool_over_seeds(results: Sequence[ArmResult], measure: Measure = "balanced",
 
 
 def _pool_single(name: str, r: ArmResult) -> PooledArm:
-    """One seed keeps the intervals that it has."""
+    """Build the pooled arm of a single seed, which keeps its own intervals."""
     count = r.refusal.count + r.compliance.count
     return PooledArm(
         name, [r], r.refusal, r.compliance, r.balanced, compute_wilson_interval(round(r.partial * count), count), r.sets
@@ -86,62 +107,88 @@ def _pool_several(name: str, results: Sequence[ArmResult]) -> PooledArm:
         balanced=pool_over_seeds(results, "balanced"),
         partial=pool_over_seeds(results, "partial"),
         sets={
-            key: pigeonhole_bootstrap([build_correctness_matrix(results, mine)], RESAMPLES)
-            for key, mine in sorted(sets.items())
+            key: pigeonhole_bootstrap([build_correctness_matrix(results, prompts)], RESAMPLES)
+            for key, prompts in sorted(sets.items())
         },
     )
 
 
 def align_answers(results: Sequence[ArmResult]) -> list[JudgedAnswer]:
-    """The first seed's answers, once it is clear that all seeds answered the same prompts."""
+    """Check that all seeds answered the same prompts in the same order.
+
+    Args:
+        results: one result per seed.
+
+    Returns:
+        The answers of the first seed.
+
+    Raises:
+        UsageError: if there are no seeds, the prompts differ, or a result comes without its answers.
+    """
     if not results:
         raise UsageError("there are no seeds to take a mean over")
     prompts = [j.prompt for j in results[0].answers]
     for r in results:
         if [j.prompt for j in r.answers] != prompts:
-            raise UsageError(
-                f"{r.name} and {results[0].name} answered different prompts: judge all seeds of an arm on the same"
-            )
+            raise UsageError(f"{r.name} and {results[0].name} answered different prompts. Judge both on the same prompts")
         if len(r.answers) != r.refusal.count + r.compliance.count:
             raise UsageError(f"{r.name} comes without its answers, which an interval over several seeds needs")
     return results[0].answers
 
 
 def build_correctness_matrix(results: Sequence[ArmResult], prompts: Sequence[int]) -> Tensor:
-    """One row a seed, one column a prompt: whether the answer was right."""
+    """Return whether each answer is correct [seeds, prompts], bool.
+
+    Args:
+        results: one result per seed.
+        prompts: indices of the prompts to select.
+    """
     return torch.tensor([[r.answers[i].right for i in prompts] for r in results])
 
 
 def pigeonhole_bootstrap(tables: Sequence[Tensor], resamples: int = RESAMPLES) -> Rate:
-    """Share of one table [seeds, prompts], or mean of two sides' shares, at least as wide as one seed's; all tables pick the
-    same seeds."""
+    """Compute a mean share over seeds with a pigeonhole bootstrap interval, at least as wide as that of one seed.
+
+    Args:
+        tables: scores in [0, 1] or bool, [seeds, prompts]: one table, or two tables of different sides whose shares are
+            averaged. A resample draws the same seeds for both.
+        resamples: number of bootstrap resamples.
+
+    Returns:
+        The rate; `count` is the number of prompts.
+    """
     seeds = len(tables[0])
     shares = [compute_wilson_interval(table.sum().item() / seeds, table.shape[1]) for table in tables]
-    least = average_rates(*shares) if len(shares) == 2 else shares[0]
-    if not least.count:
-        return least
+    single = average_rates(*shares) if len(shares) == 2 else shares[0]
+    if not single.count:
+        return single
     generator = torch.Generator().manual_seed(0)
-    picked = torch.randint(seeds, (resamples, max(1, seeds - 1)), generator=generator)
+    seed_draws = torch.randint(seeds, (resamples, max(1, seeds - 1)), generator=generator)
     total = torch.zeros(resamples)
     for table in tables:
         size = table.shape[1]
-        prompts = torch.randint(size, (resamples, size), generator=generator)
-        times = torch.zeros(resamples, size).scatter_add_(1, prompts, torch.ones(resamples, size))
-        by_seed = times @ table.float().T / size
-        total += by_seed.gather(1, picked).mean(1) / len(tables)
+        draws = torch.randint(size, (resamples, size), generator=generator)
+        counts = torch.zeros(resamples, size).scatter_add_(1, draws, torch.ones(resamples, size))
+        by_seed = counts @ table.float().T / size
+        total += by_seed.gather(1, seed_draws).mean(1) / len(tables)
     low, high = torch.quantile(total, torch.tensor([0.025, 0.975])).tolist()
-    return Rate(least.value, min(low, least.low), max(high, least.high), least.count)
+    return Rate(single.value, min(low, single.low), max(high, single.high), single.count)
 
 
 @dataclass(frozen=True)
 class ArmComparison:
-    """What `arm` has more of the balanced score than each rival."""
+    """Difference in balanced score between an arm and its rivals.
+
+    Attributes:
+        arm: name of the arm.
+        rivals: name of each rival, with the score of the arm minus that of the rival.
+    """
 
     arm: str
     rivals: Sequence[tuple[str, Rate]]
 
     def as_json(self) -> dict[str, Any]:
-        """For the report's JSON; `beats` where the interval is above zero."""
+        """Return the comparison as JSON; `beats` is true if the interval lies above zero."""
         return {
             "arm": self.arm,
             "rivals": [
@@ -151,8 +198,15 @@ class ArmComparison:
 
 
 def compare_arms(first: str | None, pooled: Sequence[PooledArm]) -> ArmComparison | None:
-    """The arm called `first` against all others that answered the same prompts of both sides; None where there is nothing to
-    compare."""
+    """Compare one arm with all others that answered the same prompts.
+
+    Args:
+        first: name of the arm.
+        pooled: all arms.
+
+    Returns:
+        The comparison; None if the arm is missing, has prompts of one side only, or is the only one.
+    """
     arm = next((a for a in pooled if a.name == first), None)
     if arm is None or not isfinite(arm.balanced.value) or len(pooled) < 2:
         return None
@@ -162,34 +216,44 @@ def compare_arms(first: str | None, pooled: Sequence[PooledArm]) -> ArmCompariso
 
 
 def find_first_learned(names: Sequence[str]) -> str | None:
-    """The first of the arms that something was learned for: the one that a study is about."""
+    """Return the first name that is not a baseline arm: the subject of a study; None if there is none."""
     return next((name for name in names if name not in BASELINE_ARMS), None)
 
 
 def estimate_difference(
-    ours: Sequence[ArmResult],
-    theirs: Sequence[ArmResult],
+    arm: Sequence[ArmResult],
+    rival: Sequence[ArmResult],
     resamples: int = RESAMPLES,
     sides: Sequence[bool] = (True, False),
 ) -> Rate:
-    """Balanced score of one arm's seeds less that of another's, with a 95 % interval: both on the same resampled prompts, each
-    with seeds of its own, as no seed of one belongs to one of the other. `count` counts prompts; `sides` are those that count,
-    True for the harmful ones.
+    """Compute the balanced score of one arm minus that of another, with a 95 % interval.
 
-    Raises UsageError where seeds did not answer the same prompts.
+    Both arms share the resampled prompts. Seeds are resampled separately for each arm, since seeds of two arms are not paired.
+
+    Args:
+        arm: one result per seed of the first arm.
+        rival: one result per seed of the second arm.
+        resamples: number of bootstrap resamples.
+        sides: sides that the score averages over: True for harmful prompts, False for benign ones.
+
+    Returns:
+        The difference; `count` is the number of prompts.
+
+    Raises:
+        UsageError: if the results answered different prompts or come without their answers.
     """
-    answers = align_answers([*ours, *theirs])
+    answers = align_answers([*arm, *rival])
     generator = torch.Generator().manual_seed(0)
-    arms = [(1.0, ours), (-1.0, theirs)]
-    picked = [torch.randint(len(seeds), (resamples, max(1, len(seeds) - 1)), generator=generator) for _, seeds in arms]
+    signed = [(1.0, arm), (-1.0, rival)]
+    seed_draws = [torch.randint(len(seeds), (resamples, max(1, len(seeds) - 1)), generator=generator) for _, seeds in signed]
     total, value = torch.zeros(resamples), 0.0
     for side in sides:
-        mine = [i for i, j in enumerate(answers) if j.harmful == side]
-        drawn = torch.randint(len(mine), (resamples, len(mine)), generator=generator)
-        times = torch.zeros(resamples, len(mine)).scatter_add_(1, drawn, torch.ones(resamples, len(mine)))
-        for (sign, seeds), places in zip(arms, picked, strict=True):
-            table = build_correctness_matrix(seeds, mine).float()
+        prompts = [i for i, j in enumerate(answers) if j.harmful == side]
+        draws = torch.randint(len(prompts), (resamples, len(prompts)), generator=generator)
+        counts = torch.zeros(resamples, len(prompts)).scatter_add_(1, draws, torch.ones(resamples, len(prompts)))
+        for (sign, seeds), drawn_seeds in zip(signed, seed_draws, strict=True):
+            table = build_correctness_matrix(seeds, prompts).float()
             value += sign * table.mean().item() / len(sides)
-            total += sign * (times @ table.T / len(mine)).gather(1, places).mean(1) / len(sides)
+            total += sign * (counts @ table.T / len(prompts)).gather(1, drawn_seeds).mean(1) / len(sides)
     low, high = torch.quantile(total, torch.tensor([0.025, 0.975])).tolist()
     return Rate(value, low, high, len(answers))

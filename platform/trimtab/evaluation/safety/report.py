@@ -1,4 +1,4 @@
-"""A safety evaluation as JSON, as a table for the terminal, and as a picture."""
+"""Results of a safety evaluation as JSON, as a terminal table and as a figure."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,26 +14,42 @@ from trimtab.evaluation.safety.results import ArmResult
 
 
 def results_as_json(results: Sequence[ArmResult], answers: bool = True) -> dict[str, Any]:
-    """`{"arms": [{name, refusal, compliance, balanced, partial, intervals, sets, answers}]}`."""
+    """Convert results to JSON.
+
+    Args:
+        results: results of the arms.
+        answers: include every judged answer.
+
+    Returns:
+        `{"arms": [{name, refusal, compliance, balanced, partial, intervals, sets, answers}]}`.
+    """
     return {"arms": [_arm_as_json(result, answers) for result in results]}
 
 
 def build_table(results: Sequence[ArmResult], title: str) -> Table:
-    """One line an arm, with 95 % intervals."""
-    shown = Table(title=title, title_justify="left")
+    """Build a terminal table with one row per arm and 95 % intervals."""
+    table = Table(title=title, title_justify="left")
     for column in ("arm", "refuses harmful", "helps benign", "balanced", "partial"):
-        shown.add_column(column, no_wrap=True)
+        table.add_column(column, no_wrap=True)
     for r in results:
-        shown.add_row(r.name, str(r.refusal), str(r.compliance), str(r.balanced), f"{r.partial:.2f}")
-    return shown
+        table.add_row(r.name, str(r.refusal), str(r.compliance), str(r.balanced), f"{r.partial:.2f}")
+    return table
 
 
 def write_plane(results: Sequence[ArmResult], path: Path) -> bool:
-    """Draw the safety/helpfulness plane into a PNG file; False, and no file, where no arm was asked prompts of both sides."""
-    drawn = draw_figures({"all": pool_arms(results)}, {}, [r.name for r in results])
-    for figure in drawn.values():
+    """Draw the safety/helpfulness plane to a PNG file.
+
+    Args:
+        results: results of the arms.
+        path: file to write.
+
+    Returns:
+        Whether the file was written: False if no arm answered both harmful and benign prompts.
+    """
+    figures = draw_figures({"all": pool_arms(results)}, {}, [r.name for r in results])
+    for figure in figures.values():
         path.write_bytes(save_figure(figure, "png"))
-    return bool(drawn)
+    return bool(figures)
 
 
 def _arm_as_json(result: ArmResult, answers: bool) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Utility suites: what an arm costs in ability, on questions with known answers and on neutral text.
+"""Utility metrics: loss of ability caused by an arm, on questions with reference answers and on neutral text.
 
-Answers are sampled by an engine and texts are read by the frozen model; here both become figures, arm by arm, over seeds, and
-against the base arm on the same questions and texts.
+An engine generates the answers, and the frozen model scores the texts. The metrics pool each arm over its seeds and compare it
+with the base arm on the same questions and texts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from trimtab.types import BASE_ARM
 
 @dataclass(frozen=True)
 class MarkedAnswer:
-    """One answer to a question, with its mark."""
+    """An answer to a question, with its mark."""
 
     question: Question
     answer: str
@@ -30,7 +30,13 @@ class MarkedAnswer:
 
 @dataclass(frozen=True)
 class MeasuredArm:
-    """An arm with one seed on one suite: its answers and its readings, of which either may be empty."""
+    """Measurements of one seed of an arm on one suite.
+
+    Attributes:
+        name: name of the arm, with `#seed` if it has several seeds.
+        answers: marked answers to the questions of the suite; may be empty.
+        readings: scores of the texts of the suite; may be empty.
+    """
 
     name: str
     answers: Sequence[MarkedAnswer] = ()
@@ -39,9 +45,14 @@ class MeasuredArm:
 
 @dataclass(frozen=True)
 class AnsweringMetrics:
-    """An arm on a suite's questions, over its seeds. `accuracy` is the mean mark (of f1: the mean F1), `change` the difference
-    to the base arm's on the same questions; `abstained` the share that is not right and does not try; `sets` accuracy by
-    source."""
+    """Metrics of an arm on the questions of a suite, pooled over seeds.
+
+    Attributes:
+        accuracy: mean score of the answers; mean F1 for questions of kind f1.
+        change: accuracy minus that of the base arm on the same questions.
+        abstained: share of answers that are wrong and make no attempt.
+        sets: accuracy by source of the questions.
+    """
 
     accuracy: Rate
     change: Estimate
@@ -51,8 +62,13 @@ class AnsweringMetrics:
 
 @dataclass(frozen=True)
 class ReadingMetrics:
-    """An arm on a suite's texts, over its seeds: `perplexity` per token, `factor` what it is times the base arm's on the same
-    texts, `kl` the mean KL(base || arm) per token in nats."""
+    """Metrics of an arm on the texts of a suite, pooled over seeds.
+
+    Attributes:
+        perplexity: perplexity per token.
+        factor: perplexity divided by that of the base arm on the same texts.
+        kl: mean KL(base || arm) per token, in nats.
+    """
 
     perplexity: Estimate
     factor: Estimate
@@ -61,7 +77,14 @@ class ReadingMetrics:
 
 @dataclass(frozen=True)
 class UtilityMetrics:
-    """An arm of a suite over `seeds` seeds."""
+    """Metrics of an arm on one suite.
+
+    Attributes:
+        arm: name of the arm.
+        seeds: number of seeds.
+        answering: metrics on the questions; None if the suite has no questions.
+        reads: metrics on the texts; None if the suite has no texts.
+    """
 
     arm: str
     seeds: int
@@ -70,24 +93,31 @@ class UtilityMetrics:
 
 
 def mark_answers(question: Question, answer: str) -> MarkedAnswer:
-    """An answer and its mark: compared as the question says, else whether it holds a wanted answer."""
+    """Mark an answer by the matching rule of its question, or by `contains` if the question names none."""
     return MarkedAnswer(question, answer, mark_answer(question.kind or "contains", answer, question.answers))
 
 
 def compute_metrics(measured: Sequence[MeasuredArm]) -> list[UtilityMetrics]:
-    """Every arm over its seeds (`sta#1` and `sta#2` are seeds of `sta`), in the order in which they come.
+    """Compute the metrics of every arm of a suite, pooled over seeds (`sta#1` and `sta#2` are seeds of `sta`).
 
-    Raises UsageError where there is no base arm, or arms were not measured on the same.
+    Args:
+        measured: measurements of all seeds of all arms, the base arm among them.
+
+    Returns:
+        Metrics of each arm, in the order of its first measurement.
+
+    Raises:
+        UsageError: if the base arm is missing, or an arm was measured on different questions or texts.
     """
     base = next((m for m in measured if m.name == BASE_ARM), None)
     if base is None:
-        raise UsageError(f"utility is told against the arm {BASE_ARM!r}, and there is none")
+        raise UsageError(f"utility is measured against the arm {BASE_ARM!r}, which is missing")
     arms: dict[str, list[MeasuredArm]] = {}
-    for one in measured:
-        same = [a.question.question for a in one.answers] == [a.question.question for a in base.answers]
-        if not same or [r.tokens for r in one.readings] != [r.tokens for r in base.readings]:
-            raise UsageError(f"{one.name} was measured on other questions or texts than {base.name}")
-        arms.setdefault(get_arm_name(one.name), []).append(one)
+    for m in measured:
+        same_questions = [a.question.question for a in m.answers] == [a.question.question for a in base.answers]
+        if not same_questions or [r.tokens for r in m.readings] != [r.tokens for r in base.readings]:
+            raise UsageError(f"{m.name} was measured on other questions or texts than {base.name}")
+        arms.setdefault(get_arm_name(m.name), []).append(m)
     return [
         UtilityMetrics(
             arm=name,
@@ -100,31 +130,33 @@ def compute_metrics(measured: Sequence[MeasuredArm]) -> list[UtilityMetrics]:
 
 
 def _compute_answering(seeds: Sequence[MeasuredArm], base: MeasuredArm) -> AnsweringMetrics:
-    scores = _build_table([[a.mark.score for a in one.answers] for one in seeds])
-    silent = _build_table([[float(a.mark.abstained) for a in one.answers] for one in seeds])
+    scores = _build_table([[a.mark.score for a in seed.answers] for seed in seeds])
+    abstained = _build_table([[float(a.mark.abstained) for a in seed.answers] for seed in seeds])
     sources: dict[str, list[int]] = {}
     for i, a in enumerate(base.answers):
         sources.setdefault(a.question.source, []).append(i)
     return AnsweringMetrics(
         accuracy=_compute_rate(scores),
         change=bootstrap_mean(scores - _build_table([[a.mark.score for a in base.answers]])),
-        abstained=_compute_rate(silent),
-        sets={source: _compute_rate(scores[:, mine]) for source, mine in sorted(sources.items())},
+        abstained=_compute_rate(abstained),
+        sets={source: _compute_rate(scores[:, indices]) for source, indices in sorted(sources.items())},
     )
 
 
 def _compute_reading(seeds: Sequence[MeasuredArm], base: MeasuredArm) -> ReadingMetrics:
     tokens = torch.tensor([r.tokens for r in base.readings])
-    nll = _build_table([[r.nll for r in one.readings] for one in seeds])
+    nll = _build_table([[r.nll for r in seed.readings] for seed in seeds])
     return ReadingMetrics(
         perplexity=bootstrap_mean(nll, tokens).map_values(),
         factor=bootstrap_mean(nll - _build_table([[r.nll for r in base.readings]]), tokens).map_values(),
-        kl=bootstrap_mean(_build_table([[r.kl for r in one.readings] for one in seeds]), tokens),
+        kl=bootstrap_mean(_build_table([[r.kl for r in seed.readings] for seed in seeds]), tokens),
     )
 
 
 def _compute_rate(scores: Tensor) -> Rate:
-    """Mean of scores [seeds, questions] in [0, 1]; Wilson's interval is no narrower for them than for right and wrong."""
+    """Compute the mean of scores [seeds, questions] in [0, 1].
+
+    Wilson's interval is conservative for fractional scores, whose variance is at most that of binary ones."""
     return compute_wilson_interval(scores.sum().item(), scores.shape[1]) if len(scores) == 1 else pigeonhole_bootstrap([scores])
 
 
