@@ -41,12 +41,12 @@ class RawDataset:
 
     Attributes:
         parts: prompts by part (train, validation, test).
-        kept_out: evaluation prompts that no training row may resemble.
+        held_out: evaluation prompts that no training row may resemble.
         inputs: name, digest and number of rows of each source.
     """
 
     parts: dict[Part, list[Prompt]]
-    kept_out: list[str]
+    held_out: list[str]
     inputs: list[dict[str, Any]]
 
 
@@ -80,8 +80,8 @@ def read_raw_dataset(config: AlignConfig, base: BaseModel) -> RawDataset:
     build_renderer(base, config.rows).insert_row_tokens([{"role": "user", "content": "x"}], config.place, ())
     data = config.data
     parts, inputs = _read_and_split(data)
-    kept_out = [p.prompt for p in read_all_prompts(as_source_list(data.keep_out), "benign_hard", data.columns)]
-    return RawDataset(parts, kept_out, inputs)
+    held_out = [p.prompt for p in read_all_prompts(as_source_list(data.keep_out), "benign_hard", data.columns)]
+    return RawDataset(parts, held_out, inputs)
 
 
 def prepare_dataset(config: AlignConfig, base: BaseModel, raw: RawDataset) -> PreparedDataset:
@@ -102,9 +102,9 @@ def prepare_dataset(config: AlignConfig, base: BaseModel, raw: RawDataset) -> Pr
     count = len(with_system["train"])
     validation_prompts, test_prompts = ([p.prompt for p in parts[part]] for part in ("validation", "test"))
     rules, seed = config.data.rules, config.data.seed
-    train_context = FilterContext(seed, raw.kept_out, [*validation_prompts, *test_prompts])
+    train_context = FilterContext(seed, raw.held_out, [*validation_prompts, *test_prompts])
     filtered = apply_hard_filter(filled[:count], rules, train_context)
-    filtered_validation = apply_hard_filter(filled[count:], rules, FilterContext(seed, raw.kept_out, test_prompts))
+    filtered_validation = apply_hard_filter(filled[count:], rules, FilterContext(seed, raw.held_out, test_prompts))
     validation = interleave_classes(filtered_validation.rows)
     form_after = compute_predictability([row.prompt for row in filtered.rows])
     print_line(

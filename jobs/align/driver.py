@@ -27,7 +27,7 @@ from trimtab.jobs.align.state import TrainState, load_state, should_stop_early
 from trimtab.jobs.align.worker import TrainingWork
 from trimtab.jobs.runtime.cluster import unwrap_ray_error
 from trimtab.jobs.runtime.config import ScaleConfig
-from trimtab.jobs.runtime.control_actor import format_actor_name, get_or_create
+from trimtab.jobs.runtime.control_actor import format_actor_name, get_or_create_actor
 from trimtab.model.base_model import BaseModel
 from trimtab.ray_connection import check_resources, find_missing_resources, get_max_node_cores
 from trimtab.tracking import runs
@@ -42,13 +42,13 @@ class StopSignal:
     The first Ctrl-C stops after the current step, the second one stops immediately.
 
     Attributes:
-        asked: whether a stop was requested.
-        at_once: whether an immediate stop was requested.
+        stop_requested: whether a stop was requested.
+        immediate: whether an immediate stop was requested.
     """
 
     def __init__(self) -> None:
-        self.asked = False
-        self.at_once = False
+        self.stop_requested = False
+        self.immediate = False
 
     def request_stop(self) -> None:
         """Handle one Ctrl-C.
@@ -56,10 +56,10 @@ class StopSignal:
         Raises:
             KeyboardInterrupt: on the second call.
         """
-        if self.asked:
-            self.at_once = True
+        if self.stop_requested:
+            self.immediate = True
             raise KeyboardInterrupt
-        self.asked = True
+        self.stop_requested = True
         print_line("stopping after this step, with a checkpoint; press Ctrl-C again to stop immediately")
 
 
@@ -126,7 +126,7 @@ def run_training(
     resources, least = _get_worker_resources(config), config.scale.least_workers
     required = [(least or config.scale.workers) * resources.get(kind, 0) for kind in ("CPU", "GPU")]
     check_resources("training", *required)
-    control = get_or_create(format_actor_name(run.run_id))
+    control = get_or_create_actor(format_actor_name(run.run_id))
     checkpoint = stored.checkpoint if stored else None
     work = ray.put(TrainingWork(config, base, prepared.train, prepared.validation, control, run.run_id, checkpoint))
     trainer = TorchTrainer(
@@ -255,9 +255,9 @@ def _monitor_training(trainer: TorchTrainer, control: Any, view: ProgressView, r
             view.show(latest, None if latest else find_missing_resources(*required))
         except KeyboardInterrupt:
             view.stop.request_stop()
-        if view.stop.at_once:
+        if view.stop.immediate:
             raise KeyboardInterrupt
-        if view.stop.asked and not stop_sent:
+        if view.stop.stop_requested and not stop_sent:
             stop_sent = True
             control.stop.remote()
     if "error" in outcome:

@@ -58,7 +58,7 @@ class TrainingWork:
         base: base model to train the prefix on.
         train: training rows.
         validation: rows for the validation loss.
-        board: handle of the control actor of the run.
+        control_actor: handle of the control actor of the run.
         run_id: id of the MLflow run, saved in checkpoints.
         newest: newest checkpoint in the storage of the run, None for a new run.
     """
@@ -67,7 +67,7 @@ class TrainingWork:
     base: BaseModel
     train: list[TrainingRow]
     validation: list[TrainingRow]
-    board: Any
+    control_actor: Any
     run_id: str | None
     newest: Checkpoint | None = None
 
@@ -140,7 +140,7 @@ class TrainingLoop:
     rank: int
     workers: int
     _pending: Any = None
-    _asked_to_stop: bool = False
+    _stop_requested: bool = False
 
     def __post_init__(self) -> None:
         # Validation uses the likelihood loss for every objective, so that curves of different objectives are comparable.
@@ -254,7 +254,7 @@ class TrainingLoop:
     def push_progress(self, entry: Mapping[str, float]) -> None:
         """Send the latest losses to the control actor without waiting for the reply; only rank 0 sends."""
         if self.rank == 0:
-            self._pending = self.work.board.push.remote(dict(entry))
+            self._pending = self.work.control_actor.push.remote(dict(entry))
 
     def report(self, state: TrainState, entry: Mapping[str, float]) -> None:
         """Report the history since the last report and a checkpoint to Ray Train.
@@ -276,8 +276,8 @@ class TrainingLoop:
         if self.rank == 0 and self._pending is not None:
             done, _ = ray.wait([self._pending], timeout=0)
             if done:
-                self._asked_to_stop = self._asked_to_stop or bool(ray.get(done[0]))
-        return self.rank == 0 and self._asked_to_stop
+                self._stop_requested = self._stop_requested or bool(ray.get(done[0]))
+        return self.rank == 0 and self._stop_requested
 
     def _reduce(self, table: ReductionTable) -> dict[str, Tensor]:
         """Return the sums over all micro-batches of all workers."""

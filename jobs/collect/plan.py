@@ -11,7 +11,7 @@ from trimtab.data.questions import Question, read_all_questions
 from trimtab.errors import UsageError
 from trimtab.generation_types import Answer, Sampling
 from trimtab.jobs.collect.config import CollectConfig
-from trimtab.jobs.collect.sampler import read_verdict
+from trimtab.jobs.collect.sampler import build_verdict_request
 from trimtab.jobs.judges.config import JudgeConfig
 from trimtab.jobs.runtime.config import as_source_list
 from trimtab.jobs.runtime.engine_pool import GenerationRequest
@@ -113,7 +113,7 @@ def drop_overlong(
         answer = Answer(item.request.given or "", (), "stop", 0)
         # A generated text may have more tokens when it is tokenized again.
         answer_tokens = 0 if item.request.given is not None else 2 * config.max_tokens
-        return max(prompt, count_tokens(read_verdict(item.request, answer).messages) + answer_tokens)
+        return max(prompt, count_tokens(build_verdict_request(item.request, answer).messages) + answer_tokens)
 
     # Two more tokens: the first one of an answer, and the one that vLLM generates after a given answer.
     return [item for item in planned if count_required(item) + 2 <= config.max_length]

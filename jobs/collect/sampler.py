@@ -66,7 +66,7 @@ class AnswerSampler:
         answers = [choices[0] for choices in ask(requests)]
         nothing: list[list[Answer]] = [[]] * len(requests)
         drawn = ask([self._sample_request(request) for request in requests]) if self.samples else nothing
-        verdict_requests = [read_verdict(request, answer) for request, answer in zip(requests, answers, strict=True)]
+        verdict_requests = [build_verdict_request(request, answer) for request, answer in zip(requests, answers, strict=True)]
         verdicts = ask(verdict_requests) if self.p_true else nothing
         return [
             GatheredAnswers(answer, tuple(map(build_sample, samples)), verdict[0] if verdict else None)
@@ -80,7 +80,7 @@ class AnswerSampler:
         return GenerationRequest(request.messages, sampling)
 
 
-def read_verdict(request: GenerationRequest, answer: Answer) -> GenerationRequest:
+def build_verdict_request(request: GenerationRequest, answer: Answer) -> GenerationRequest:
     """Return the request that asks the model if `answer` is true."""
     question = p_true.build_p_true_question(request.messages[-1]["content"], answer.text)
     return GenerationRequest([{"role": "user", "content": question}], Sampling(max_tokens=1, logprobs=LIKELIEST))

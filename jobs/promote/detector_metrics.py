@@ -10,8 +10,14 @@ from trimtab.detection.detector import Detector
 from trimtab.detection.training import compute_traces
 from trimtab.errors import UsageError
 from trimtab.evaluation.detection.metrics import METRICS
-from trimtab.evaluation.detection.pooling import Resamples, SeedRisks, draw_resamples, estimate_metrics, split_by_kind
-from trimtab.evaluation.promotion_rules import Found, PromotionRule
+from trimtab.evaluation.detection.pooling import (
+    Resamples,
+    SeedRisks,
+    draw_resamples,
+    estimate_metric,
+    estimate_paired_difference,
+)
+from trimtab.evaluation.promotion_rules import MeasuredMetrics, PromotionRule
 from trimtab.jobs.collect.signal_dataset import SignalDataset, read_dataset
 from trimtab.jobs.promote.config import PromoteConfig
 from trimtab.model.base_model import BaseModel
@@ -22,7 +28,7 @@ from trimtab.util.remote_paths import open_folder
 
 def measure_detector(
     config: PromoteConfig, base: BaseModel, rules: Sequence[PromotionRule], version: Version, champion: Version | None
-) -> Mapping[PromotionRule, Found]:
+) -> Mapping[PromotionRule, MeasuredMetrics]:
     """Measure the metrics of rules on sets of signals.
 
     Args:
@@ -42,7 +48,7 @@ def measure_detector(
     for rule in rules:
         if rule.metric not in METRICS:
             raise UsageError(f"rule on {rule.metric}: not a metric of detectors on a set. Use {', '.join(METRICS)}")
-    metrics: dict[PromotionRule, Found] = {}
+    metrics: dict[PromotionRule, MeasuredMetrics] = {}
     detectors = [registry.load_detector(v, base) for v in (version, champion) if v is not None]
     for name in dict.fromkeys(rule.set or "" for rule in rules):
         data = read_dataset(open_folder(name), base)
@@ -89,8 +95,8 @@ def compute_risk_at(detector: Detector, data: SignalDataset, indices: Tensor) ->
     return detector.compute_risk(data.psi[indices][:, layers], phi)
 
 
-def _compute_metric(rule: PromotionRule, risks: Sequence[SeedRisks], resamples: Resamples) -> Found:
+def _compute_metric(rule: PromotionRule, risks: Sequence[SeedRisks], resamples: Resamples) -> MeasuredMetrics:
     metric = METRICS[rule.metric]
-    estimate = estimate_metrics(metric, risks[:1], resamples)
-    difference = split_by_kind(metric, risks[:1], risks[1:], resamples) if len(risks) > 1 else None
+    estimate = estimate_metric(metric, risks[:1], resamples)
+    difference = estimate_paired_difference(metric, risks[:1], risks[1:], resamples) if len(risks) > 1 else None
     return estimate, difference

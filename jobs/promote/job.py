@@ -13,7 +13,7 @@ from rich.table import Table
 from trimtab.cli.console import console, print_line
 from trimtab.errors import JobError, UsageError
 from trimtab.evaluation import promotion_rules
-from trimtab.evaluation.promotion_rules import Found, PromotionRule, RuleResult
+from trimtab.evaluation.promotion_rules import MeasuredMetrics, PromotionRule, RuleResult
 from trimtab.jobs.promote.config import PromoteConfig
 from trimtab.jobs.promote.detector_metrics import measure_detector
 from trimtab.jobs.promote.prefix_metrics import measure_prefix
@@ -30,13 +30,13 @@ class PromotionDecision:
 
     Attributes:
         passed: whether the version passes.
-        said: reason of the decision.
+        reason: reason of the decision.
         checked: results of the rules.
         evidence: name of the artifact of the version's run that holds the metrics; None without metrics.
     """
 
     passed: bool
-    said: str
+    reason: str
     checked: Sequence[RuleResult] = ()
     evidence: str | None = None
 
@@ -58,11 +58,11 @@ def run_promote(config: PromoteConfig) -> dict[str, Any]:
     decision = decide_promotion(config, version, champion)
     if not decision.passed and not config.force:
         raise JobError(
-            f"{config.name} version {version.version} is not promoted: {decision.said}. "
+            f"{config.name} version {version.version} is not promoted: {decision.reason}. "
             "Pass --force true to promote it anyway, which is recorded"
         )
     forced = not decision.passed
-    reason = "; ".join(part for part in (config.reason, decision.said) if part)
+    reason = "; ".join(part for part in (config.reason, decision.reason) if part)
     promote_version(version, reason, decision.evidence, forced=forced)
     previous = f" (was {champion.version})" if champion else ""
     print_line(
@@ -117,14 +117,14 @@ def build_table(checked: Sequence[RuleResult], version: Version, champion: Versi
 def _check_rules(config: PromoteConfig, base: BaseModel, version: Version, champion: Version | None) -> list[RuleResult]:
     on_card = [rule for rule in config.rules if rule.set is None]
     on_sets = [rule for rule in config.rules if rule.set is not None]
-    metrics: dict[PromotionRule, Found] = {rule: _read_card_metric(rule, version, champion) for rule in on_card}
+    metrics: dict[PromotionRule, MeasuredMetrics] = {rule: _read_card_metric(rule, version, champion) for rule in on_card}
     if on_sets:
         measure = measure_detector if version.kind == "detector" else measure_prefix
         metrics |= measure(config, base, on_sets, version, champion)
     return [promotion_rules.check_rule(rule, *metrics[rule]) for rule in config.rules]
 
 
-def _read_card_metric(rule: PromotionRule, version: Version, champion: Version | None) -> Found:
+def _read_card_metric(rule: PromotionRule, version: Version, champion: Version | None) -> MeasuredMetrics:
     """Read a metric that was measured when the version was created, and the difference to the champion's.
 
     The two are on the same data only if their runs used the same data.

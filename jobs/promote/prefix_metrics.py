@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from trimtab.data.readers import read_all_prompts
 from trimtab.errors import UsageError
-from trimtab.evaluation.promotion_rules import Found, PromotionRule
+from trimtab.evaluation.promotion_rules import MeasuredMetrics, PromotionRule
 from trimtab.evaluation.safety.comparison import Measure, estimate_difference, pool_over_seeds
 from trimtab.evaluation.safety.results import Arm, ArmResult
 from trimtab.jobs.evaluate.variants import build_engine_config, evaluate_arms
@@ -22,7 +22,7 @@ MINE, THEIRS = "version", "champion"
 
 def measure_prefix(
     config: PromoteConfig, base: BaseModel, rules: Sequence[PromotionRule], version: Version, champion: Version | None
-) -> Mapping[PromotionRule, Found]:
+) -> Mapping[PromotionRule, MeasuredMetrics]:
     """Measure the metrics of rules on sets of prompts.
 
     Args:
@@ -53,7 +53,7 @@ def measure_prefix(
     return {rule: _compute_metric(rule, results[rule.set or ""]) for rule in rules}
 
 
-def _compute_metric(rule: PromotionRule, results: Sequence[ArmResult]) -> Found:
+def _compute_metric(rule: PromotionRule, results: Sequence[ArmResult]) -> MeasuredMetrics:
     version, champion, measure = results[0], results[1:], _get_measure(rule)
     estimate = pool_over_seeds([version], measure)
     if not estimate.count:

@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 
 from trimtab.cli.console import ProgressBar
 from trimtab.errors import JobError, TrimtabError, as_no_space_error
-from trimtab.jobs.runtime.control_actor import get_or_create
+from trimtab.jobs.runtime.control_actor import get_or_create_actor
 from trimtab.ray_connection import check_resources, connect_to_ray, find_missing_resources
 
 POLL_SECONDS = 0.5
@@ -66,7 +66,7 @@ def stream_task(title: str, function: str, *args: Any, cpus: float, gpus: float)
     Closing the generator cancels the task. Arguments and errors are those of `run_task`.
     """
     check_resources(title, cpus, gpus)
-    control = get_or_create()
+    control = get_or_create_actor()
     task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=1, num_returns="streaming")(_with_progress)
     items = task.remote(function, control, *args)
     try:

@@ -8,7 +8,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 def format_actor_name(run_id: str) -> str:
     """Return the Ray actor name of the control actor of a training run."""
-    return f"board of {run_id}"
+    return f"control actor of {run_id}"
 
 
 @ray.remote(num_cpus=0)
@@ -37,7 +37,7 @@ class ControlActor:
         self._stop = True
 
 
-def get_or_create(name: str | None = None) -> Any:
+def get_or_create_actor(name: str | None = None) -> Any:
     """Create a control actor on the node of the caller, so that it survives the loss of any other node.
 
     Args:

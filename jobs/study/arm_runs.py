@@ -58,14 +58,14 @@ class ArmRun:
         return self.study / "".join(c if c.isalnum() or c in "#-_." else "-" for c in self.key)
 
     @property
-    def known(self) -> RunRecord | None:
+    def record(self) -> RunRecord | None:
         """Record of the MLflow run and its configuration; None if the run has not started."""
         return read_run_record(self.folder)
 
     @property
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         """Whether the trained prefix has been saved."""
-        return self.known is not None and (self.folder / "prefix" / FILE).exists()
+        return self.record is not None and (self.folder / "prefix" / FILE).exists()
 
 
 @dataclass(frozen=True)
@@ -156,11 +156,11 @@ def train_arms(arms: Sequence[ArmRun], base: BaseModel, parent: str, parallel: i
         TrimtabError: if a run failed.
     """
     for arm in arms:
-        if arm.known and arm.known.config != _identity(arm, base):
+        if arm.record and arm.record.config != _identity(arm, base):
             raise UsageError(
                 f"{arm.folder.name} was trained with other settings or data: rename the arm, or remove {arm.folder}"
             )
-    if pending := [arm for arm in arms if not arm.done]:
+    if pending := [arm for arm in arms if not arm.is_done]:
         _train_pending(pending, base, parent, parallel)
     return {arm.key: _read_trained_arm(arm) for arm in arms}
 
@@ -182,7 +182,7 @@ def _train_pending(pending: Sequence[ArmRun], base: BaseModel, parent: str, para
     # A failure takes precedence over the interruptions that it caused in the other runs.
     for error in sorted(errors, key=lambda e: isinstance(e, InterruptedByUserError)):
         raise error
-    if stop.asked:
+    if stop.stop_requested:
         raise InterruptedByUserError(STOPPED)
 
 
@@ -194,10 +194,10 @@ def _wait_for_all(futures: Mapping[Future[None], ArmRun], pool: ThreadPoolExecut
         except KeyboardInterrupt:
             stop.request_stop()
             finished = set[Future[None]]()
-        if not stop.asked and (failed := [futures[f].key for f in finished if f.exception()]):
+        if not stop.stop_requested and (failed := [futures[f].key for f in finished if f.exception()]):
             print_line(f"{failed[0]} failed; the other training runs stop with a checkpoint")
-            stop.asked = True
-        if stop.asked:
+            stop.stop_requested = True
+        if stop.stop_requested:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -219,7 +219,7 @@ def _train_arm(arm: ArmRun, base: BaseModel, parent: str, parallel: int, view: P
 
 def _read_trained_arm(arm: ArmRun) -> TrainedArm:
     prefix = load_prefix(arm.folder / "prefix")
-    curve = runs.read_curve(arm.known.run_id, "train/validation_loss") if arm.known else []
+    curve = runs.read_curve(arm.record.run_id, "train/validation_loss") if arm.record else []
     cost = {name: prefix.card.method.get(name) for name in ("seconds", "tokens", "memory_gib")}
     return TrainedArm(prefix, curve, TrainingCost(arm.key, **cost))
 

@@ -76,12 +76,12 @@ class FilterContext:
 
     Attributes:
         seed: seed of random choices.
-        kept_out: prompts of evaluation sets.
+        held_out: prompts of evaluation sets.
         parted_off: prompts of the same sources that are held out for validation or test.
     """
 
     seed: int = 0
-    kept_out: Sequence[str] = ()
+    held_out: Sequence[str] = ()
     parted_off: Sequence[str] = ()
 
 
@@ -139,7 +139,7 @@ def _drop_by_length(rows: Sequence[TrainingRow], context: FilterContext) -> list
 
 def _drop_duplicates(rows: Sequence[TrainingRow], context: FilterContext) -> list[TrainingRow]:
     """(e) Keep only the first of near-duplicates within a class (and system message)."""
-    kept: list[TrainingRow] = []
+    remaining: list[TrainingRow] = []
     for label in LABELS:
         class_rows = [row for row in rows if row.prompt.label == label]
         texts = [f"{row.prompt.system or ''}|{_normalize_prompt(row)}" for row in class_rows]
@@ -150,14 +150,14 @@ def _drop_duplicates(rows: Sequence[TrainingRow], context: FilterContext) -> lis
         for i in range(len(class_rows)):
             if i not in dropped:
                 dropped.update(int(j) for j in similarity[i].nonzero()[0] if j > i)
-        kept += [row for i, row in enumerate(class_rows) if i not in dropped]
-    return kept
+        remaining += [row for i, row in enumerate(class_rows) if i not in dropped]
+    return remaining
 
 
 def _drop_held_out(rows: Sequence[TrainingRow], context: FilterContext) -> list[TrainingRow]:
     """(e) Drop rows that resemble an evaluation prompt or nearly duplicate a held-out prompt."""
     texts = [_normalize_prompt(row) for row in rows]
-    similar = _find_similar(texts, context.kept_out, RESEMBLING) | _find_similar(texts, context.parted_off, NEAR_DUPLICATE)
+    similar = _find_similar(texts, context.held_out, RESEMBLING) | _find_similar(texts, context.parted_off, NEAR_DUPLICATE)
     return [row for i, row in enumerate(rows) if i not in similar]
 
 

@@ -49,7 +49,7 @@ class PromotionRule:
 
 
 # A version's metric, and its difference from the champion's; None without a champion.
-Found = tuple[Interval, Interval | None]
+MeasuredMetrics = tuple[Interval, Interval | None]
 
 
 @dataclass(frozen=True)

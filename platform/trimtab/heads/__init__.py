@@ -167,8 +167,8 @@ def run_gradient_descent(
     Raises:
         UsageError: if the training or validation rows lack a class.
     """
-    has_both_classes(train.truthful, "training")
-    has_both_classes(validation.truthful, "validation")
+    check_both_classes(train.truthful, "training")
+    check_both_classes(validation.truthful, "validation")
     schedule = head.schedule
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(
@@ -188,7 +188,7 @@ def run_gradient_descent(
     return best.reached
 
 
-def has_both_classes(truthful: Tensor, name: str) -> None:
+def check_both_classes(truthful: Tensor, name: str) -> None:
     """Raise UsageError if all labels are of one class.
 
     Args:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from trimtab.heads import DetectorRows, Head, compute_auroc, has_both_classes, register
+from trimtab.heads import DetectorRows, Head, check_both_classes, compute_auroc, register
 from trimtab.stats.logistic import compute_logits, fit_logistic
 
 # Candidate penalties; the best one on validation is kept.
@@ -46,8 +46,8 @@ class Linear(Head):
         Raises:
             UsageError: if the targets or the validation labels lack a class.
         """
-        has_both_classes(wanted, "training")
-        has_both_classes(validation.truthful, "validation")
+        check_both_classes(wanted, "training")
+        check_both_classes(validation.truthful, "validation")
         with torch.enable_grad():
             fits = [fit_logistic(train.end, wanted == 1, penalty) for penalty in PENALTIES]
         best = max(fits, key=lambda weights: compute_auroc(compute_logits(weights, validation.end), validation.truthful))

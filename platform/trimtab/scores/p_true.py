@@ -29,15 +29,15 @@ class PTrue(Score):
         return math.log(p / (1 - p))
 
 
-def build_p_true_question(asked: str, answer: str) -> str:
+def build_p_true_question(question: str, answer: str) -> str:
     """Build the question whether an answer is true, in the paper's form with an additional last line [trimtab].
 
     Args:
-        asked: question that was answered.
+        question: question that was answered.
         answer: answer of the model.
     """
     return (
-        f"Question: {asked}\nProposed Answer: {answer}\nIs the proposed answer:\n"
+        f"Question: {question}\nProposed Answer: {answer}\nIs the proposed answer:\n"
         f" ({TRUE[0]}) {TRUE[1]}\n ({FALSE[0]}) {FALSE[1]}\nReply with the letter {TRUE[0]} or {FALSE[0]} only."
     )
 

@@ -28,13 +28,13 @@ class MethodRegistry(Generic[T]):
         self._kind = kind
         self._package = package
         self._path = path
-        self._known: dict[str, type[T]] = {}
+        self._methods: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[type[MethodT]], type[MethodT]]:
         """Return a class decorator that registers a class under a name."""
 
         def add(cls: type[MethodT]) -> type[MethodT]:
-            self._known[name] = cls  # pyright: ignore[reportArgumentType]
+            self._methods[name] = cls  # pyright: ignore[reportArgumentType]
             return cls
 
         return add
@@ -46,9 +46,9 @@ class MethodRegistry(Generic[T]):
             NotFoundError: if no class has this name. The message lists the registered names.
         """
         names = self.list_names()
-        if name not in self._known:
+        if name not in self._methods:
             raise NotFoundError(f"no {self._kind} {name!r}; there are: {', '.join(names)}")
-        return self._known[name]
+        return self._methods[name]
 
     def list_names(self) -> list[str]:
         """Return the registered names in alphabetical order."""
@@ -56,4 +56,4 @@ class MethodRegistry(Generic[T]):
             import_module(f"{self._package}.{module.name}")
         for entry in entry_points(group=self._package):
             entry.load()
-        return sorted(self._known)
+        return sorted(self._methods)

@@ -9,7 +9,7 @@ from trimtab.engine.config import EngineConfig
 from trimtab.errors import UsageError
 from trimtab.generation_types import Sampling
 from trimtab.jobs.align.config import AlignConfig, TargetsConfig
-from trimtab.jobs.align.targets import HELP, LEANING, pick_target, plan_targets
+from trimtab.jobs.align.targets import HELP, SYSTEM_PROMPT_TEXTS, pick_target, plan_targets
 from trimtab.jobs.runtime.config import ScaleConfig
 from trimtab.jobs.runtime.engine_pool import GenerationRequest
 from trimtab.jobs.runtime.generation_cache import CachedAnswer, append_cached, generate_cached, read_cached
@@ -35,7 +35,7 @@ def test_by_default_only_benign_prompts_are_asked_and_greedily():
 def test_samples_are_drawn_under_the_systems_of_each_side_beside_a_prompts_own():
     benign = plan_targets(SAMPLED, BENIGN, rejected=False)
     systems = [r.messages[0]["content"] for r in benign.help]
-    assert systems == ["Be brief.", "Be brief.", f"{LEANING['permissive']}\n\nBe brief."]
+    assert systems == ["Be brief.", "Be brief.", f"{SYSTEM_PROMPT_TEXTS['permissive']}\n\nBe brief."]
     assert [r.sampling.n for r in benign.help] == [1, 3, 3]
     harmful = plan_targets(SAMPLED, HARMFUL, rejected=False)
     assert [r.messages[0]["role"] for r in harmful.refusals] == ["user", "system"]

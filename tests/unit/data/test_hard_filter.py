@@ -58,7 +58,7 @@ def test_rows_like_an_evaluation_prompt_do_not_teach():
         TrainingRow(prompt("How do I stop a stuck printer job?", "benign_hard"), HELP, 16),
         TrainingRow(prompt("How can I rob a train?"), REFUSAL, 11),
     ]
-    result = apply_hard_filter(given, rules=["kept-out"], context=FilterContext(kept_out=evaluated))
+    result = apply_hard_filter(given, rules=["kept-out"], context=FilterContext(held_out=evaluated))
     assert result.rows == given[2:]
     assert apply_hard_filter(given, rules=["kept-out"]).rows == given
 

@@ -13,7 +13,7 @@ from trimtab.evaluation.detection.pooling import (
     SeedRisks,
     draw_resamples,
     estimate_difference,
-    estimate_metrics,
+    estimate_metric,
     measure_by_kind,
     measure_result,
 )
@@ -109,22 +109,22 @@ def test_a_pair_is_told_apart_better_than_by_two_intervals():
     """What two detectors share - the questions that were drawn - is no part of what is between them."""
     strong, weak = ([noisy(300, 7, strength) for _ in range(3)] for strength in (1.5, 1.2))
     drawn = draw_resamples(questions(300), 3)
-    alone = estimate_metrics(compute_auroc, strong, drawn)
+    alone = estimate_metric(compute_auroc, strong, drawn)
     apart = estimate_difference(DetectorResult("s", {}, strong, 0, 0), DetectorResult("w", {}, weak, 0, 0), drawn)
     assert apart.beats
     assert apart.auroc.high - apart.auroc.low < (alone.high - alone.low) / 2
 
 
 def test_seeds_that_say_the_same_are_no_more_evidence_than_one():
-    one = estimate_metrics(compute_auroc, [noisy(200, 1, 1)], draw_resamples(questions(200), 1))
-    five = estimate_metrics(compute_auroc, [noisy(200, 1, 1)] * 5, draw_resamples(questions(200), 5))
+    one = estimate_metric(compute_auroc, [noisy(200, 1, 1)], draw_resamples(questions(200), 1))
+    five = estimate_metric(compute_auroc, [noisy(200, 1, 1)] * 5, draw_resamples(questions(200), 5))
     assert five.high - five.low == pytest.approx(one.high - one.low, rel=0.1)
     assert one.high - one.low == pytest.approx(bootstrapped(noisy(200, 1, 1)), rel=0.15)
 
 
 def test_an_interval_holds_its_figure_and_narrows_with_more_answers():
     few, many = (
-        estimate_metrics(compute_auroc, [noisy(count, 1, 1)], draw_resamples(questions(count), 1)) for count in (40, 1000)
+        estimate_metric(compute_auroc, [noisy(count, 1, 1)], draw_resamples(questions(count), 1)) for count in (40, 1000)
     )
     for found in (few, many):
         assert found.low <= found.value <= found.high
@@ -133,8 +133,8 @@ def test_an_interval_holds_its_figure_and_narrows_with_more_answers():
 
 def test_seeds_that_differ_widen_the_interval():
     drawn = draw_resamples(questions(200), 4)
-    alike = estimate_metrics(compute_auroc, [noisy(200, 1, 1)] * 4, drawn)
-    unlike = estimate_metrics(compute_auroc, [noisy(200, 1, strength) for strength in (0, 0.6, 1.4, 2)], drawn)
+    alike = estimate_metric(compute_auroc, [noisy(200, 1, 1)] * 4, drawn)
+    unlike = estimate_metric(compute_auroc, [noisy(200, 1, strength) for strength in (0, 0.6, 1.4, 2)], drawn)
     assert unlike.high - unlike.low > 1.5 * (alike.high - alike.low)
 
 
@@ -158,7 +158,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
         for seed in range(3):
             at = np.flatnonzero(generator.random(300) < 0.4)
             tests.append(risks(1 / (1 + np.exp(-score[at])), made_up[at], seed, at))
-        found = estimate_metrics(compute_auroc, tests, draw_resamples(questions(300), 3, count=300))
+        found = estimate_metric(compute_auroc, tests, draw_resamples(questions(300), 3, count=300))
         held += found.low <= 0.7602 <= found.high
     assert held >= 53
 

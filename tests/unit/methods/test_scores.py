@@ -209,7 +209,7 @@ class Brevity(Score):
 
 
 def test_another_package_registers_a_score(tmp_path, monkeypatch):
-    monkeypatch.setattr(scores._registry, "_known", dict(scores._registry._known))
+    monkeypatch.setattr(scores._registry, "_methods", dict(scores._registry._methods))
     installed(tmp_path, "brevity", OUTSIDE, "trimtab.scores")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert "brevity" in scores.list_computable([seen()])

@@ -103,11 +103,11 @@ class VersionCatalog(Generic[ArtifactT]):
     check: Callable[[ArtifactT], None]
     refused: dict[str, str] = field(default_factory=dict[str, str])
     _aliases: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
-    _known: dict[tuple[str, int], RegisteredVersion] = field(default_factory=dict[tuple[str, int], RegisteredVersion])
+    _registered: dict[tuple[str, int], RegisteredVersion] = field(default_factory=dict[tuple[str, int], RegisteredVersion])
     _loaded: dict[tuple[str, int], LoadedVersion[ArtifactT]] = field(
         default_factory=dict[tuple[str, int], LoadedVersion[ArtifactT]]
     )
-    _again: dict[str, float] = field(default_factory=dict[str, float])
+    _retry_at: dict[str, float] = field(default_factory=dict[str, float])
 
     async def refresh(self) -> AliasVersions:
         """Read the registry and load every version with an alias.
@@ -124,7 +124,7 @@ class VersionCatalog(Generic[ArtifactT]):
         versions = await asyncio.to_thread(self.source.list_versions)
         aliases: dict[tuple[str, str], int] = {}
         refused: dict[str, str] = {}
-        self._known = {(v.name, v.version): v for v in versions}
+        self._registered = {(v.name, v.version): v for v in versions}
         for v in versions:
             for alias in v.aliases:
                 label = f"{v.name}@{v.version}"
@@ -171,7 +171,7 @@ class VersionCatalog(Generic[ArtifactT]):
             raise NotFoundError(self._build_missing_error(name, ref))
         if loaded := self._loaded.get((name, number)):
             return loaded
-        if (version := self._known.get((name, number))) is None:
+        if (version := self._registered.get((name, number))) is None:
             raise NotFoundError(self._build_missing_error(name, ref))
         return await self._load(version)
 
@@ -182,7 +182,7 @@ class VersionCatalog(Generic[ArtifactT]):
 
     def list_aliases(self) -> Mapping[str, Mapping[str, int]]:
         """Return all names with their aliases and version numbers."""
-        names: dict[str, dict[str, int]] = {name: {} for name, _ in self._known}
+        names: dict[str, dict[str, int]] = {name: {} for name, _ in self._registered}
         for (name, alias), version in self._aliases.items():
             names.setdefault(name, {})[alias] = version
         return names
@@ -194,9 +194,9 @@ class VersionCatalog(Generic[ArtifactT]):
 
     async def _try_load(self, version: RegisteredVersion, label: str) -> None:
         """Load a version, or raise its previous ArtifactError again within `RETRY_SECONDS`."""
-        if (reason := self.refused.get(label)) and time.monotonic() < self._again[label]:
+        if (reason := self.refused.get(label)) and time.monotonic() < self._retry_at[label]:
             raise ArtifactError(reason)
-        self._again[label] = time.monotonic() + RETRY_SECONDS
+        self._retry_at[label] = time.monotonic() + RETRY_SECONDS
         await self._load(version)
 
     async def _load(self, version: RegisteredVersion) -> LoadedVersion[ArtifactT]:
@@ -212,7 +212,7 @@ class VersionCatalog(Generic[ArtifactT]):
         if name not in names:
             available = ", ".join(f"{self.base}:{n}" for n in sorted(names)) or "none yet"
             return f"no {self.kind} {name!r} for {self.base}; there are: {available}"
-        versions = sorted(version for n, version in self._known if n == name)
+        versions = sorted(version for n, version in self._registered if n == name)
         refs = [*(f"@{alias}" for alias in sorted(names[name])), *(f"@{v}" for v in versions)]
         reason = self.refused.get(f"{name}@{ref}")
         return f"{self.kind} {name!r} has no {ref!r}; it has {', '.join(refs)}{f' (refused: {reason})' if reason else ''}"

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from trimtab.evaluation.detection.curves import GRID
 from trimtab.evaluation.detection.metrics import CalibrationBin
 from trimtab.evaluation.detection.report import OURS, DataSetReport, LabelShare, ReportLine
-from trimtab.evaluation.plotting import COLOURS, STYLE, shorten_name
+from trimtab.evaluation.plotting import COLORS, STYLE, shorten_name
 
 # Line styles that distinguish the curves in black-and-white print.
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1)), (0, (8, 2)), "-")
@@ -36,7 +36,7 @@ def draw_figures(sets: Sequence[DataSetReport]) -> dict[str, Figure]:
         Figures by name: `roc-SET`, `coverage-SET`, `reliability-SET` and, if there are label curves, `labels-SET`.
     """
     names = dict.fromkeys(line.result.name for entry in sets for line in select_shown(entry))
-    styles = {name: (COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]) for i, name in enumerate(names)}
+    styles = {name: (COLORS[i % len(COLORS)], DASHES[i % len(DASHES)]) for i, name in enumerate(names)}
     figures: dict[str, Figure] = {}
     with mpl.rc_context(STYLE):
         for entry, name in zip(sets, build_slugs([entry.name for entry in sets]), strict=True):
@@ -108,7 +108,7 @@ def _draw_reliability(entry: DataSetReport, styles: LineStyles) -> Figure:
         axes.set_title(shorten_name(line.result.name), fontsize=9, loc="left", fontweight="bold", parse_math=False)
         axes.grid(color="#ececec", linewidth=0.7)
         axes.plot([0, 1], [0, 1], color=GRAY, linewidth=0.8)
-        color = styles.get(line.result.name, (COLOURS[0], "-"))[0]
+        color = styles.get(line.result.name, (COLORS[0], "-"))[0]
         _draw_bins(axes, line.curves.before, GRAY, "white", f"raw, ECE {line.figures.ece_raw:.3f}")
         _draw_bins(axes, line.curves.after, color, color, f"calibrated, ECE {line.figures.ece:.3f}")
         axes.legend(
@@ -140,7 +140,7 @@ def _draw_labels(entry: DataSetReport, styles: LineStyles) -> Figure:
     for point in entry.shares:
         by_name.setdefault(point.name, []).append(point)
     for place, (name, points) in enumerate(by_name.items()):
-        color, dash = styles.get(name, (COLOURS[0], "-"))
+        color, dash = styles.get(name, (COLORS[0], "-"))
         # Shifted horizontally, so that intervals do not overlap.
         x = [p.share * 1.025 ** (place - (len(by_name) - 1) / 2) for p in points]
         axes.plot(x, [p.auroc.value for p in points], color=color, linestyle=dash, linewidth=1.4, label=shorten_name(name))

@@ -178,7 +178,7 @@ def measure_result(tests: Sequence[SeedRisks], resamples: Resamples) -> PooledMe
     """
     answers = {int(row): bool(wrong) for t in tests for row, wrong in zip(t.at, t.made_up, strict=True)}
     return PooledMetrics(
-        **{name: estimate_metrics(metric, tests, resamples) for name, metric in METRICS.items()},
+        **{name: estimate_metric(metric, tests, resamples) for name, metric in METRICS.items()},
         ece=float(np.mean([compute_ece(t.risk, t.made_up) for t in tests])),
         ece_raw=float(np.mean([compute_ece(t.raw, t.made_up) for t in tests])),
         count=len(answers),
@@ -186,7 +186,7 @@ def measure_result(tests: Sequence[SeedRisks], resamples: Resamples) -> PooledMe
     )
 
 
-def estimate_metrics(metric: Metric, tests: Sequence[SeedRisks], resamples: Resamples) -> Interval:
+def estimate_metric(metric: Metric, tests: Sequence[SeedRisks], resamples: Resamples) -> Interval:
     """Compute the mean of a metric over seeds, with its 95 % interval over questions and seeds.
 
     Args:
@@ -214,11 +214,13 @@ def estimate_difference(first: DetectorResult, rival: DetectorResult, resamples:
     for a, b in zip(first.tests, rival.tests, strict=True):
         if not np.array_equal(a.at, b.at):
             raise ValueError(f"{first.name} and {rival.name} were tested on different answers")
-    difference = split_by_kind(compute_auroc, first.tests, rival.tests, resamples)
+    difference = estimate_paired_difference(compute_auroc, first.tests, rival.tests, resamples)
     return PairedDifference(first.name, rival.name, difference, difference.low > 0)
 
 
-def split_by_kind(metric: Metric, first: Sequence[SeedRisks], rival: Sequence[SeedRisks], resamples: Resamples) -> Interval:
+def estimate_paired_difference(
+    metric: Metric, first: Sequence[SeedRisks], rival: Sequence[SeedRisks], resamples: Resamples
+) -> Interval:
     """Compute a metric of one detector minus that of another on the same answers, with a paired 95 % interval.
 
     Args:
@@ -285,7 +287,7 @@ def _measure_kind(source: str, tests: Sequence[SeedRisks], resamples: Resamples)
     # Seeds are drawn anew, since the shared draws include the seeds that are left out.
     picked = np.random.default_rng(0).integers(len(usable), size=(len(resamples.picked), max(1, len(usable) - 1)))
     own_resamples = Resamples(resamples.times, resamples.question, picked.astype(np.int64))
-    return KindResult(source, estimate_metrics(compute_auroc, usable, own_resamples), len(answers), made_up)
+    return KindResult(source, estimate_metric(compute_auroc, usable, own_resamples), len(answers), made_up)
 
 
 def _select_rows(t: SeedRisks, mask: Labels) -> SeedRisks:

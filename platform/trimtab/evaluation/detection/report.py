@@ -18,7 +18,7 @@ from trimtab.evaluation.detection.pooling import (
     PooledMetrics,
     Resamples,
     SeedRisks,
-    estimate_metrics,
+    estimate_metric,
     measure_by_kind,
     measure_result,
     result_as_json,
@@ -142,7 +142,7 @@ def build_label_share(result: DetectorResult, labels: float, resamples: Resample
         labels: share of the training labels that it used.
         resamples: resamples of the data set.
     """
-    return LabelShare(result.name, labels, estimate_metrics(compute_auroc, result.tests, resamples))
+    return LabelShare(result.name, labels, estimate_metric(compute_auroc, result.tests, resamples))
 
 
 def build_transfer(

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
-from trimtab.evaluation.plotting import COLOURS, MARKERS, STYLE, darken_color, shorten_name
+from trimtab.evaluation.plotting import COLORS, MARKERS, STYLE, darken_color, shorten_name
 from trimtab.evaluation.safety.comparison import PooledArm, get_arm_name
 from trimtab.types import BASE_ARM
 
@@ -39,7 +39,7 @@ def draw_figures(
     finite = {name: [(step, loss) for step, loss in points if isfinite(loss)] for name, points in curves.items()}
     lines = {name: points for name, points in finite.items() if points}
     others = [name for name in dict.fromkeys(map(get_arm_name, [*names, *lines])) if name != BASE_ARM]
-    styles = {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(others)}
+    styles = {name: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(others)}
     styles[BASE_ARM] = BASE_STYLE
     shown = {part: [arm for arm in pooled if isfinite(arm.balanced.value)] for part, pooled in arms.items()}
     with mpl.rc_context(STYLE):

@@ -1,0 +1,63 @@
+"""Plain technical English in code, comments, docstrings, errors and help texts of the package."""
+
+import re
+from collections import Counter
+
+from tests.support import ROOT
+
+# Words of a former dialect that stand in the place of a technical noun.
+WORDS = ("asked", "said", "told", "kept", "whoever", "nobody", "so many", "of ours", "as good as none")
+# Uses that stay, by file and word. A count that falls must be lowered here, so that no new use takes its place.
+ALLOWED = {
+    # Verbs of plain English: something is kept.
+    ("jobs/align/config.py", "kept"): 1,
+    ("jobs/align/targets.py", "kept"): 1,
+    ("jobs/collect/job.py", "kept"): 1,
+    ("jobs/gc/config.py", "kept"): 1,
+    ("platform/trimtab/engine/vllm_ext/capture.py", "kept"): 1,
+    ("platform/trimtab/engine/vllm_ext/capture_worker.py", "kept"): 1,
+    ("platform/trimtab/errors.py", "kept"): 2,
+    ("platform/trimtab/heads/__init__.py", "kept"): 1,
+    ("platform/trimtab/heads/flag.py", "kept"): 1,
+    ("platform/trimtab/heads/haloscope.py", "kept"): 1,
+    ("platform/trimtab/heads/linear.py", "kept"): 1,
+    ("platform/trimtab/text/normalization.py", "kept"): 2,
+    ("platform/trimtab/util/patching.py", "kept"): 1,
+    ("serve/record_sinks.py", "kept"): 1,
+    ("serve/server.py", "kept"): 1,
+    # Name of a rule, an option value.
+    ("platform/trimtab/data/hard_filter.py", "kept"): 1,
+    ("platform/trimtab/types.py", "kept"): 1,
+    # Prompts of judges, which are part of the keys of cached verdicts.
+    ("platform/trimtab/judges/llm_answer.py", "asked"): 1,
+    ("platform/trimtab/judges/llm_answer.py", "said"): 1,
+    ("platform/trimtab/judges/llm_answer.py", "whoever"): 1,
+    ("platform/trimtab/judges/llm_refusal.py", "asked"): 4,
+    ("platform/trimtab/judges/llm_refusal.py", "said"): 1,
+    ("platform/trimtab/judges/llm_refusal.py", "whoever"): 1,
+    # A pattern that matches words of answers.
+    ("platform/trimtab/text/refusal_phrases.py", "said"): 1,
+    # Keys of saved files and tags: the metadata of signal data sets, judge agreements, gate decisions.
+    ("jobs/collect/job.py", "asked"): 2,
+    ("jobs/collect/signal_dataset.py", "asked"): 2,
+    ("jobs/promote/job.py", "said"): 1,
+    ("platform/trimtab/judges/human_agreement.py", "said"): 3,
+    ("platform/trimtab/tracking/lineage.py", "said"): 1,
+    ("platform/trimtab/tracking/promotions.py", "said"): 3,
+}
+
+
+def count_words() -> Counter[tuple[str, str]]:
+    """Uses of each word, by file and word. Parts of an identifier count as words."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for folder in ("platform", "jobs", "serve"):
+        for path in (ROOT / folder).rglob("*.py"):
+            text = path.read_text().lower()
+            for word in WORDS:
+                if uses := len(re.findall(rf"(?<![a-z]){word}(?![a-z])", text)):
+                    counts[path.relative_to(ROOT).as_posix(), word] = uses
+    return counts
+
+
+def test_words_of_the_former_dialect_are_not_used():
+    assert dict(count_words()) == ALLOWED
