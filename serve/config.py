@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.openai.routing import TrafficSplit
 from trimtab.errors import UsageError
+from trimtab.types import DEFAULT_BASE
 
 HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 
@@ -57,7 +58,7 @@ class ServeConfig:
         engine: settings of the engine in each replica.
     """
 
-    model: str = "smollm2-135m"
+    model: str = DEFAULT_BASE
     revision: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000

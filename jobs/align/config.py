@@ -9,7 +9,18 @@ from typing import Any, Literal
 
 from trimtab.errors import UsageError
 from trimtab.jobs.runtime.config import ScaleConfig
-from trimtab.types import FILTER_RULES, INITS, LABELS, MAX_ROWS, SYSTEM_PROMPTS, FilterRule, Position, Precision, SystemPrompt
+from trimtab.types import (
+    DEFAULT_BASE,
+    FILTER_RULES,
+    INITS,
+    LABELS,
+    MAX_ROWS,
+    SYSTEM_PROMPTS,
+    FilterRule,
+    Position,
+    Precision,
+    SystemPrompt,
+)
 
 DEMO_HARMFUL = ("trimtab:advbench", "trimtab:harmbench", "trimtab:pairs", "trimtab:contrast")
 DEMO_BENIGN = ("trimtab:pairs", "trimtab:scary", "trimtab:contrast", "trimtab:plain", "trimtab:countries")
@@ -199,7 +210,7 @@ class AlignConfig:
     """
 
     name: str = "safety"
-    base: str = "smollm2-135m"
+    base: str = DEFAULT_BASE
     revision: str | None = None
     place: Position = "system"
     rows: int = 1

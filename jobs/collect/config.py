@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from trimtab.errors import UsageError
 from trimtab.jobs.judges.config import JudgeConfig
 from trimtab.jobs.runtime.config import ScaleConfig
-from trimtab.types import AnswerKind, Precision
+from trimtab.types import DEFAULT_BASE, AnswerKind, Precision
 
 MOST_SAMPLES = 100
 
@@ -47,7 +47,7 @@ class CollectConfig:
     columns: dict[str, str] = field(default_factory=dict[str, str])
     kind: AnswerKind | None = None
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    base: str = "smollm2-135m"
+    base: str = DEFAULT_BASE
     revision: str | None = None
     prefix: str | None = None
     layers: list[int] = field(default_factory=list[int])

@@ -1,6 +1,5 @@
 """Plan of a signal data set: requests to the model and labels of their answers."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from trimtab.judges.answer_matching import AnswerMark, mark_answer, parse_expect
 from trimtab.judges.llm_answer import LlmAnswerJudge
 from trimtab.model.chat_template import ChatRenderer, Message
 from trimtab.types import AnswerKind
+from trimtab.util.identifiers import compute_key
 
 DEFAULT_KIND: AnswerKind = "contains"
 Label = tuple[bool | None, str]
@@ -69,7 +69,7 @@ def build_plan(config: CollectConfig, questions: Sequence[Question]) -> list[Pla
     for question in questions:
         kind = config.kind or question.kind or DEFAULT_KIND
         identity = json.dumps([question.prompt.messages, question.answers, kind])
-        key = hashlib.sha256(identity.encode()).hexdigest()[:24]
+        key = compute_key(identity, 24)
         if kind == "numeric" and config.judge.kind == "string":
             for answer in question.answers:
                 parse_expected_number(answer)
@@ -88,7 +88,7 @@ def build_given_plan(config: CollectConfig, answers: Sequence[GivenAnswer]) -> l
     planned: dict[str, PlannedRequest] = {}
     for given in answers:
         identity = json.dumps([given.question.prompt.messages, given.text, given.truthful])
-        key = hashlib.sha256(identity.encode()).hexdigest()[:24]
+        key = compute_key(identity, 24)
         request = GenerationRequest(given.question.prompt.messages, Sampling(max_tokens=config.max_tokens), given.text)
         planned.setdefault(key, PlannedRequest(key, given.question, DEFAULT_KIND, request, given.truthful))
     return _subsample(config, planned)

@@ -4,7 +4,6 @@ The folder is local or on any file system that fsspec supports. Parts are writte
 data set that can be resumed.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +21,7 @@ from torch import Tensor
 from trimtab.errors import ArtifactError, UsageError
 from trimtab.model.base_model import BaseModel
 from trimtab.util.atomic_files import write_atomic
+from trimtab.util.identifiers import compute_key
 from trimtab.util.remote_paths import Folder, wrap_storage_errors
 
 VERSION = 3
@@ -191,7 +191,7 @@ def read_dataset(folder: Folder, base: BaseModel | None = None) -> SignalDataset
     truth = [float("nan") if value is None else float(value) for value in table["truthful"].to_pylist()]
     samples, p_true = table["samples"].to_pylist(), table["p_true"].to_pylist()
     rest = json.dumps([table["key"].to_pylist(), truth, samples, p_true])
-    digest = hashlib.sha256(psi.tobytes() + rest.encode()).hexdigest()[:16]
+    digest = compute_key(psi.tobytes() + rest.encode(), 16)
     return SignalDataset(
         meta,
         table["key"].to_pylist(),

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trimtab.errors import UsageError
+from trimtab.types import DEFAULT_BASE
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class DetectConfig:
     out: str | None = None
     register: bool = True
     gain: float = 0.0
-    base: str = "smollm2-135m"
+    base: str = DEFAULT_BASE
     revision: str | None = None
     address: str | None = None
 

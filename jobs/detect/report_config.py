@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from trimtab.errors import UsageError
 from trimtab.jobs.detect.config import check_split_shares
+from trimtab.types import DEFAULT_BASE
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class TruthConfig:
     ablations: bool = True
     name: str = "truth"
     out: str | None = None
-    base: str = "smollm2-135m"
+    base: str = DEFAULT_BASE
     revision: str | None = None
     address: str | None = None
 

@@ -3,7 +3,6 @@
 Verdicts and marks are not cached, so that another judge or reference answer applies to cached answers.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from trimtab.evaluation.safety.results import Arm
 from trimtab.evaluation.utility.text_scoring import TextScore
 from trimtab.types import Precision
 from trimtab.util.atomic_files import write_atomic
+from trimtab.util.identifiers import compute_key
 
 
 @dataclass(frozen=True)
@@ -77,4 +77,4 @@ class ArmCache:
                 *prefix,
             ]
         )
-        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.json"
+        return self.folder / f"{compute_key(key, 20)}.json"

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from trimtab.errors import UsageError
 from trimtab.jobs.judges.config import JudgeConfig
-from trimtab.types import AnswerKind, Label, Precision
+from trimtab.types import DEFAULT_BASE, AnswerKind, Label, Precision
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class UtilityConfig(UtilitySuite):
     """
 
     prefix: list[str] | str = "champion"
-    base: str = "smollm2-135m"
+    base: str = DEFAULT_BASE
     revision: str | None = None
     precision: Precision = "auto"
     gpus: float = 0
@@ -85,7 +85,7 @@ class SafetyConfig:
     default_class: Label | None = None
     columns: dict[str, str] = field(default_factory=dict[str, str])
     prefix: list[str] | str = "champion"
-    base: str = "smollm2-135m"
+    base: str = DEFAULT_BASE
     revision: str | None = None
     limit: int = 0
     max_tokens: int = 48

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from trimtab.errors import UsageError
-from trimtab.types import Precision
+from trimtab.types import DEFAULT_BASE, Precision
 
 Kind = Literal["string", "classifier", "endpoint"]
 
@@ -56,7 +56,7 @@ class JudgesConfig:
     labels: list[str] | str = field(default_factory=list[str])
     tokens: int = 16
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    base: str = "smollm2-135m"
+    base: str = DEFAULT_BASE
     revision: str | None = None
     precision: Precision = "auto"
     gpus: float = 0

@@ -3,7 +3,6 @@
 A judge never judges the same answer twice, because verdicts of an endpoint cost money.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from trimtab.judges.string_match import StringMatch
 from trimtab.model.base_model import BaseModel
 from trimtab.ray_connection import get_max_node_cores
 from trimtab.types import VERDICTS, Verdict
+from trimtab.util.identifiers import compute_key
 
 AnswerPair = tuple[str, str]
 """Prompt and its answer."""
@@ -61,11 +61,11 @@ class VerdictCache:
 
     @property
     def _file(self) -> Path:
-        return settings.get_home() / "verdicts" / f"{hashlib.sha256(self.judge.encode()).hexdigest()[:20]}.jsonl"
+        return settings.get_home() / "verdicts" / f"{compute_key(self.judge, 20)}.jsonl"
 
 
 def _compute_key(pair: AnswerPair) -> str:
-    return hashlib.sha256(json.dumps(pair).encode()).hexdigest()[:24]
+    return compute_key(json.dumps(pair), 24)
 
 
 # Verdicts of an endpoint per write to the cache; a crash loses at most one chunk.

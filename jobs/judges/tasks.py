@@ -3,7 +3,6 @@
 Each task runs in its own process.
 """
 
-import hashlib
 import json
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from trimtab.judges.refusal_classifier import RefusalClassifier, classify_answer
 from trimtab.judges.refusal_head import RefusalHead, RefusalHeadCard, build_head
 from trimtab.model.base_model import BaseModel, resolve_on_node, resolve_precision
 from trimtab.types import Precision, Verdict
+from trimtab.util.identifiers import compute_key
 
 OWN = "user labels"
 
@@ -125,4 +125,4 @@ def _compute_agreements(verdicts: Sequence[Verdict], request: FitRequest) -> lis
 
 def _describe_labels(name: str, rows: Sequence[LabeledAnswer]) -> dict[str, str | int]:
     text = "\n".join(json.dumps(asdict(row), sort_keys=True) for row in rows)
-    return {"name": name, "digest": hashlib.sha256(text.encode()).hexdigest()[:16], "rows": len(rows)}
+    return {"name": name, "digest": compute_key(text, 16), "rows": len(rows)}

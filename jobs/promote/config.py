@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from trimtab.evaluation.promotion_rules import PromotionRule
 from trimtab.jobs.judges.config import JudgeConfig
-from trimtab.types import Precision
+from trimtab.types import DEFAULT_BASE, Precision
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class PromoteConfig:
 
     name: str
     version: str = "candidate"
-    base: str = "smollm2-135m"
+    base: str = DEFAULT_BASE
     rules: list[PromotionRule] = field(default_factory=list[PromotionRule])
     force: bool = False
     reason: str | None = None

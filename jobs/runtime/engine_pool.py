@@ -1,6 +1,5 @@
 """Pool of engines on the cluster for batch generation: Ray Data over actors that each hold the base model."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from trimtab.model.base_model import BaseModel, resolve_on_node
 from trimtab.model.chat_template import Message
 from trimtab.ray_connection import check_resources, find_missing_resources, get_max_node_cores
 from trimtab.types import Precision
+from trimtab.util.identifiers import compute_key
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class GenerationRequest:
             precision: precision of the base model.
         """
         content = json.dumps([list(self.messages), asdict(self.sampling), precision, self.given])
-        return hashlib.sha256(content.encode()).hexdigest()[:24]
+        return compute_key(content, 24)
 
 
 # Requests per batch: a few times the number that an engine runs concurrently, so that the end of a batch idles little.

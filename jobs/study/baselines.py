@@ -1,6 +1,5 @@
 """Untrained baseline arms of a study: random vectors and the best single vocabulary token."""
 
-import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from trimtab.model.objective_inputs import ObjectiveScorer, compute_totals
 from trimtab.objectives.likelihood import Likelihood
 from trimtab.ray_connection import get_max_node_cores
 from trimtab.types import RANDOM_ARM, TOKEN_ARM
+from trimtab.util.identifiers import compute_key
 
 
 def build_baselines(
@@ -54,7 +54,7 @@ def build_baselines(
     if config.token:
         rows_digest = compute_prompts_digest([row.prompt for row in prepared.train])
         identity = [base.fingerprint, first.place, first.train.longest, config.token, rows_digest]
-        path = folder / f"best-token-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}"
+        path = folder / f"best-token-{compute_key(json.dumps(identity), 12)}"
         if not (path / FILE).exists():
             best = run_task(
                 "best token",

@@ -10,6 +10,8 @@ from trimtab.detection.detector import Detector
 from trimtab.model.base_model import BaseModel
 from trimtab.tracking import registry
 from trimtab.tracking.registry import Version
+from trimtab.types import DEFAULT_BASE
+from trimtab.util.identifiers import split_reference
 
 
 def find_prefixes(spec: str, base: BaseModel) -> dict[str, Prefix]:
@@ -32,12 +34,12 @@ def find_prefixes(spec: str, base: BaseModel) -> dict[str, Prefix]:
                 f"no champion prefix for {base.name}: only the base model and the text prompt run. Name a prefix with --prefix"
             )
     else:
-        name, _, ref = spec.partition("@")
+        name, ref = split_reference(spec)
         versions = [registry.find_version(base.name, name, ref or registry.CHAMPION)]
     return {f"{v.name}@{v.version}": registry.load_prefix(v, base) for v in versions}
 
 
-def load_prefix(path_or_name: str | Path, base: str = "smollm2-135m") -> Prefix:
+def load_prefix(path_or_name: str | Path, base: str = DEFAULT_BASE) -> Prefix:
     """Load a prefix from a folder or from the registry.
 
     Args:
@@ -53,7 +55,7 @@ def load_prefix(path_or_name: str | Path, base: str = "smollm2-135m") -> Prefix:
     return registry.load_prefix(_find_version(path_or_name, base))
 
 
-def load_detector(path_or_name: str | Path, base: str = "smollm2-135m") -> Detector:
+def load_detector(path_or_name: str | Path, base: str = DEFAULT_BASE) -> Detector:
     """Load a detector from a folder or from the registry.
 
     Args:
@@ -70,5 +72,5 @@ def load_detector(path_or_name: str | Path, base: str = "smollm2-135m") -> Detec
 
 
 def _find_version(name: str | Path, base: str) -> Version:
-    name, _, ref = str(name).partition("@")
+    name, ref = split_reference(str(name))
     return registry.find_version(base, name, ref or registry.CHAMPION)

@@ -2,6 +2,8 @@
 
 from typing import Literal, get_args
 
+# Base model that commands use by default.
+DEFAULT_BASE = "smollm2-135m"
 Precision = Literal["auto", "bf16", "fp32"]
 Position = Literal["system", "system-end", "user", "start"]
 POSITIONS: tuple[Position, ...] = get_args(Position)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from trimtab.cli.demo_config import DemoConfig
 from trimtab.cli.main import Command
+from trimtab.types import DEFAULT_BASE
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class VersionConfig:
 
     name: str
     version: str = "candidate"
-    base: str = "smollm2-135m"
+    base: str = DEFAULT_BASE
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class RollbackConfig:
     """
 
     name: str
-    base: str = "smollm2-135m"
+    base: str = DEFAULT_BASE
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class LineageConfig:
     """
 
     what: str
-    base: str = "smollm2-135m"
+    base: str = DEFAULT_BASE
     logs: str | None = None
     html: str | None = None
 
@@ -102,7 +103,7 @@ class ImportConfig:
     adapter: str
     name: str = field(kw_only=True)
     out: str = field(kw_only=True)
-    base: str = "smollm2-135m"
+    base: str = DEFAULT_BASE
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class ExportConfig:
 
     prefix: str
     out: str = field(kw_only=True)
-    base: str = "smollm2-135m"
+    base: str = DEFAULT_BASE
 
 
 @dataclass(frozen=True)

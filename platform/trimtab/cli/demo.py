@@ -20,13 +20,12 @@ import httpx
 from openai import OpenAI
 from rich.table import Table
 
-from trimtab import settings
 from trimtab.cli.console import console, print_line
 from trimtab.cli.demo_config import DemoConfig
 from trimtab.errors import JobError
+from trimtab.types import DEFAULT_BASE
 from trimtab.util import ports
 
-BASE = "smollm2-135m"
 HARMFUL = ("advbench", "harmbench", "pairs")
 BENIGN = ("pairs", "scary", "plain", "countries")
 START_SECONDS = 400.0
@@ -55,7 +54,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
         Results of `trimtab align` and `trimtab detect`, answers, factual answers with their risks, and total seconds.
     """
     started = time.monotonic()
-    print_line(f"1/4  train a one-token prefix on the frozen {BASE} and evaluate it on held-out prompts")
+    print_line(f"1/4  train a one-token prefix on the frozen {DEFAULT_BASE} and evaluate it on held-out prompts")
     aligned = _run_align(config)
     print_line("")
     print_line("2/4  ask the frozen model factual questions and train a detector of made-up answers on its signals")
@@ -64,15 +63,15 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     print_line("3/4  serve the frozen model with Ray Serve and vLLM; each request selects its prefix and detector")
     with _run_server(config) as url:
         print_line("4/4  ask the same questions with and without the prefix through the OpenAI client")
-        name = f"{BASE}:{config.name}" + ("" if aligned["champion"] else f"@{aligned['version']}")
+        name = f"{DEFAULT_BASE}:{config.name}" + ("" if aligned["champion"] else f"@{aligned['version']}")
         client = OpenAI(base_url=f"{url}/v1", api_key="none", timeout=300)
         answers = _ask_questions(client, name)
         facts = _ask_factual_questions(client, f"{config.name}-truth@{detected['version']['version']}")
     _print_answers(answers, name)
     _print_risks(facts)
     print_line(f"done in {(time.monotonic() - started) / 60:.1f} minutes; all started processes have ended")
-    print_line(f"show the runs:        mlflow ui --backend-store-uri {settings.get_shown_uri()}")
-    print_line(f"serve again:          trimtab serve --model {BASE}")
+    print_line("show the runs:        trimtab ui")
+    print_line(f"serve again:          trimtab serve --model {DEFAULT_BASE}")
     print_line(f"plot of the arms:     {aligned['folder']}/plane.png")
     return aligned | {"detector": detected, "answers": answers, "facts": facts, "seconds": time.monotonic() - started}
 
@@ -138,7 +137,7 @@ def _run_command(arguments: Sequence[str]) -> None:
 @contextmanager
 def _run_server(config: DemoConfig) -> Generator[str]:
     port = config.port or ports.find_free_ports()[0]
-    arguments = ["serve", "--model", BASE, "--port", str(port), "--engine.rows", "64"]
+    arguments = ["serve", "--model", DEFAULT_BASE, "--port", str(port), "--engine.rows", "64"]
     print_line(f"$ trimtab {shlex.join(arguments)}")
     process = subprocess.Popen([sys.executable, "-m", "trimtab", *arguments])
     try:
@@ -169,7 +168,7 @@ def _ask_questions(client: OpenAI, prefixed: str) -> list[dict[str, str]]:
     answers: list[dict[str, str]] = []
     for question in QUESTIONS:
         row = {"question": question}
-        for column, model in (("base", BASE), ("prefix", prefixed)):
+        for column, model in (("base", DEFAULT_BASE), ("prefix", prefixed)):
             response = client.chat.completions.create(
                 model=model, messages=[{"role": "user", "content": question}], max_tokens=40, temperature=0
             )
@@ -183,7 +182,7 @@ def _ask_factual_questions(client: OpenAI, detector: str) -> list[dict[str, Any]
     facts: list[dict[str, Any]] = []
     for question in FACTS:
         response = client.chat.completions.create(
-            model=BASE,
+            model=DEFAULT_BASE,
             messages=[{"role": "user", "content": question}],
             max_tokens=24,
             temperature=0,
@@ -196,7 +195,7 @@ def _ask_factual_questions(client: OpenAI, detector: str) -> list[dict[str, Any]
 
 def _print_answers(answers: Sequence[dict[str, str]], name: str) -> None:
     table = Table(show_lines=True)
-    for column in ("question", BASE, name):
+    for column in ("question", DEFAULT_BASE, name):
         table.add_column(column, ratio=1)
     for row in answers:
         table.add_row(row["question"], row["base"], row["prefix"])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from rapidfuzz import fuzz, process
 
 from trimtab.data.prompt import Prompt, hash_to_fraction
+from trimtab.text.normalization import normalize_words
 from trimtab.text.refusal_phrases import STEPS, classify_refusal
 from trimtab.types import FILTER_RULES, LABELS, FilterRule, Label
 
@@ -185,7 +186,7 @@ RULES: dict[FilterRule, Callable[[Sequence[TrainingRow], FilterContext], list[Tr
 
 def _find_similar(texts: Sequence[str], others: Sequence[str], threshold: float) -> set[int]:
     """Return the indices of texts whose similarity to another text, by letters or by sorted words, reaches the threshold."""
-    references = sorted({_normalize(text) for text in others})
+    references = sorted({normalize_words(text) for text in others})
     if not references or not texts:
         return set()
     scores = [process.cdist(texts, references, scorer=s, score_cutoff=threshold) for s in (fuzz.ratio, fuzz.token_sort_ratio)]
@@ -198,8 +199,4 @@ def _count_classes(rows: Sequence[TrainingRow]) -> dict[Label, int]:
 
 
 def _normalize_prompt(row: TrainingRow) -> str:
-    return _normalize(row.prompt.prompt)
-
-
-def _normalize(text: str) -> str:
-    return re.sub(r"\W+", " ", text.lower()).strip()
+    return normalize_words(row.prompt.prompt)

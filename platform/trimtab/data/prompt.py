@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trimtab.errors import UsageError
 from trimtab.types import Label, Part
+from trimtab.util.identifiers import compute_key
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Prompt:
 def compute_prompts_digest(prompts: Sequence[Prompt]) -> str:
     """Return the first 16 hex digits of the SHA-256 of the prompts, which depends on all fields and on the order."""
     lines = "\n".join(json.dumps(asdict(p), sort_keys=True) for p in prompts)
-    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+    return compute_key(lines, 16)
 
 
 def hash_to_fraction(text: str, seed: int) -> float:

@@ -5,7 +5,6 @@ the choice has used. Rows that share a prompt or an answer stay in one fold, bec
 several prompts, and stock refusals many times.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from trimtab.generation_types import Progress
 from trimtab.judges.human_labels import LabeledAnswer
 from trimtab.judges.refusal_head import fit_weights
 from trimtab.stats.logistic import compute_logits
+from trimtab.text.normalization import normalize_words
 
 FOLDS, INNER = 5, 3
 PENALTIES = (0.01, 0.1, 1.0)
@@ -74,7 +74,7 @@ def group_rows(rows: Sequence[LabeledAnswer]) -> list[int]:
 
     first: dict[str, int] = {}
     for i, row in enumerate(rows):
-        for text in (f"prompt {_normalize(row.prompt)}", f"answer {_normalize(row.answer)}"):
+        for text in (f"prompt {normalize_words(row.prompt)}", f"answer {normalize_words(row.answer)}"):
             parents[root(i)] = root(first.setdefault(text, i))
     return [root(i) for i in range(len(rows))]
 
@@ -165,7 +165,3 @@ def _compute_loss(table: LabeledStates, left_out: Tensor, choice: HeadChoice) ->
     evaluated = left_out & table.taught
     logits = compute_logits(fit_head(table.at(~left_out), choice), table.states[evaluated, choice.layer])
     return binary_cross_entropy_with_logits(logits, table.refused[evaluated].double(), reduction="sum").item()
-
-
-def _normalize(text: str) -> str:
-    return re.sub(r"\W+", " ", text.lower()).strip()

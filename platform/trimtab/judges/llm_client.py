@@ -4,7 +4,6 @@ A JSON schema constrains the reply. The judged texts are sent as strings inside 
 and begin instructions.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 from openai import APIConnectionError, APIStatusError, BadRequestError, OpenAI, OpenAIError
 
 from trimtab.errors import JobError, UsageError
+from trimtab.util.identifiers import compute_key
 
 T = TypeVar("T")
 # Judged texts, or lists of texts, by name.
@@ -78,7 +78,7 @@ class LlmClient:
         Returns:
             Text that contains the URL, the model and the first 12 hex digits of the SHA-256 of `inputs`.
         """
-        return f"endpoint {self.url} {self.model} {hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:12]}"
+        return f"endpoint {self.url} {self.model} {compute_key(json.dumps(inputs), 12)}"
 
     def ask_all(self, rubric: str, schema: Mapping[str, Any], data: Sequence[Data], read: Callable[[Any], T | None]) -> list[T]:
         """Request one judgment per item.

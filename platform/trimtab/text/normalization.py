@@ -20,6 +20,7 @@ HYPHENS = str.maketrans(
 )
 MINUS = re.compile(r"(?<!\S)[\u2012-\u2015](?=[\d.$])")
 DASH = re.compile(r"[\u2012-\u2015]")
+NON_WORD = re.compile(r"\W+")
 
 
 def fold_accents(text: str) -> str:
@@ -53,6 +54,11 @@ def normalize_answer(text: str) -> str:
     pieces += _split_words(plain[position:])
     # A text of only articles or punctuation, such as the band "The The" or the answer "+", is kept.
     return " ".join(pieces or _remove_punctuation(plain).split() or plain.split())
+
+
+def normalize_words(text: str) -> str:
+    """Return the lower-case words of a text, joined by single spaces, to compare prompts."""
+    return NON_WORD.sub(" ", text.lower()).strip()
 
 
 def _split_words(text: str) -> list[str]:

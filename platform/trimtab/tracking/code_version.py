@@ -1,12 +1,13 @@
 """Code version of a run: git revision, uncommitted changes and package versions."""
 
-import hashlib
 import os
 import platform
 import subprocess
 from functools import lru_cache
 from importlib.metadata import distributions, version
 from pathlib import Path
+
+from trimtab.util.identifiers import compute_key
 
 # Maximum size of a logged patch in characters. Larger changes are of little use as a patch.
 MAX_PATCH = 1 << 20
@@ -74,4 +75,4 @@ def _git(*command: str) -> str | None:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return compute_key(text, 16)

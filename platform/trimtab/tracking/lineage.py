@@ -20,6 +20,7 @@ from trimtab.tracking import registry
 from trimtab.tracking.client import get_client, get_experiment_id, wrap_tracking_errors
 from trimtab.tracking.promotions import Promotion, list_promotions, list_version_tags, read_decision
 from trimtab.tracking.registry import Version
+from trimtab.util.identifiers import split_reference
 
 RUN = re.compile(r"[0-9a-f]{32}")
 # The id of a response is the request id with a prefix for the endpoint, and a suffix that numbers the choices of a completion.
@@ -64,7 +65,7 @@ def trace_lineage(what: str, base: str, logs: Path | None = None) -> LineageNode
         return trace_response(match["id"], logs)
     if RUN.fullmatch(what):
         return _trace_run_or_request(what, logs)
-    name, _, ref = what.partition("@")
+    name, ref = split_reference(what)
     if ref:
         return trace_version(registry.find_version(base, name, ref))
     try:
@@ -158,9 +159,9 @@ def _trace_run_or_request(what: str, logs: Path | None) -> LineageNode:
 
 def _trace_logged_version(base: str, name: str) -> LineageNode:
     """Trace a version that a log names. The registry may not have it: a server can also load versions from folders."""
-    plain_name, _, number = name.partition("@")
+    plain_name, number = split_reference(name)
     try:
-        return trace_version(registry.find_version(base, plain_name, number))
+        return trace_version(registry.find_version(base, plain_name, number or ""))
     except NotFoundError as error:
         return LineageNode("version", f"{base}:{name}", {"missing": str(error)})
 

@@ -111,7 +111,7 @@ def report(written):
 def test_the_report_is_of_its_schema_and_what_json_gives(written, report):
     validate(report, REPORT)
     assert json.loads((written / "given.json").read_text()) == report
-    assert not list(written.glob("*.writing"))
+    assert not list(written.glob(".*.part"))
 
 
 def test_every_head_and_score_is_measured_on_every_data_set(report):

@@ -11,6 +11,7 @@ from trimtab.engine.extensions import RequestOptions
 from trimtab.engine.prefixes.catalog import AliasVersions, ArtifactSource, LoadedVersion, VersionCatalog
 from trimtab.errors import ArtifactError
 from trimtab.model.base_model import BaseModel
+from trimtab.util.identifiers import split_reference
 
 
 @dataclass
@@ -146,7 +147,7 @@ class DetectorSelector:
         )
 
     async def _find_named(self, name: str) -> DetectorChoice:
-        name, _, ref = name.partition("@")
+        name, ref = split_reference(name)
         return DetectorChoice(await self.library.find(name, ref or None))
 
     async def _find_default(self, prefix: Prefix | None) -> DetectorChoice:

@@ -20,6 +20,7 @@ from trimtab.engine.prefixes.slots import PrefixSlots
 from trimtab.errors import NotFoundError, TrimtabError, UsageError
 from trimtab.model.base_model import BaseModel
 from trimtab.model.chat_template import ChatRenderer
+from trimtab.util.identifiers import split_reference
 
 STEERED_PATHS = ("/v1/chat/completions", "/v1/completions")
 SCORE_PATH = "/v1/score"
@@ -145,7 +146,7 @@ class RequestHandler:
             if path.rstrip("/") == SCORE_PATH and model not in (None, self._base.name):
                 raise NotFoundError(f"no model {str(model)[:80]!r}; this server has {self._base.name} and its prefixes")
             return None
-        name, _, ref = model[len(self._base.name) + 1 :].partition("@")
+        name, ref = split_reference(model[len(self._base.name) + 1 :])
         user = request.get("user")
         if not ref and (alias := self.traffic.select_alias(name, user if isinstance(user, str) else None)):
             # An alias without a version gets no traffic: the champion answers instead.
