@@ -7,6 +7,15 @@ from math import exp, hypot, sqrt
 import torch
 from torch import Tensor
 
+from trimtab.stats.bootstrap import (
+    RESAMPLES,
+    compute_interval,
+    compute_resampled_means,
+    create_generator,
+    draw_case_counts,
+    draw_seeds,
+)
+
 Z95 = 1.959964
 
 
@@ -70,9 +79,6 @@ def average_rates(a: Rate, b: Rate) -> Rate:
     return Rate(mean, mean - below, mean + above, a.count + b.count)
 
 
-RESAMPLES = 2000
-
-
 @dataclass(frozen=True)
 class Estimate(Interval):
     """A mean over `count` cases with its 95 % interval, which is NaN for a single case."""
@@ -88,8 +94,7 @@ def bootstrap_mean(values: Tensor, weights: Tensor | None = None, resamples: int
     """Compute the weighted mean over cases, averaged over seeds, with a bootstrap interval.
 
     The mean of one seed is the sum of its `values` over the sum of `weights`. Each resample draws cases together with their
-    weights and crosses them with `seeds - 1` drawn seeds (at least one), for the reason given in
-    `trimtab.evaluation.safety.comparison`. The random seed is fixed, so the same values give the same interval.
+    weights, and seeds (see `trimtab.stats.bootstrap`).
 
     Args:
         values: totals of each seed and case [seeds, cases].
@@ -105,12 +110,8 @@ def bootstrap_mean(values: Tensor, weights: Tensor | None = None, resamples: int
     value = (values.sum(1).mean() / weights.sum()).item()
     if cases < 2:
         return Estimate(value, float("nan"), float("nan"), cases)
-    generator = torch.Generator().manual_seed(0)
-    seed_draws = torch.randint(seeds, (resamples, max(1, seeds - 1)), generator=generator)
-    case_draws = torch.randint(cases, (resamples, cases), generator=generator)
-    counts = torch.zeros(resamples, cases, dtype=torch.double)
-    counts.scatter_add_(1, case_draws, torch.ones(resamples, cases, dtype=torch.double))
-    by_seed = (counts @ values.T) / (counts @ weights)[:, None]
-    means = by_seed.gather(1, seed_draws).mean(1)
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
+    generator = create_generator()
+    seed_draws = draw_seeds(seeds, resamples, generator)
+    counts = draw_case_counts(cases, resamples, generator, torch.double)
+    low, high = compute_interval(compute_resampled_means(values, counts, seed_draws, weights))
     return Estimate(value, low, high, cases)

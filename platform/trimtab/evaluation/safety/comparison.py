@@ -21,11 +21,18 @@ from torch import Tensor
 
 from trimtab.errors import UsageError
 from trimtab.evaluation.safety.results import ArmResult, JudgedAnswer
+from trimtab.stats.bootstrap import (
+    RESAMPLES,
+    compute_interval,
+    compute_resampled_means,
+    create_generator,
+    draw_case_counts,
+    draw_seeds,
+)
 from trimtab.stats.intervals import Rate, average_rates, compute_wilson_interval
 from trimtab.types import BASELINE_ARMS
 
 Measure = Literal["refusal", "compliance", "balanced", "partial"]
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -162,16 +169,13 @@ def pigeonhole_bootstrap(tables: Sequence[Tensor], resamples: int = RESAMPLES) -
     single = average_rates(*shares) if len(shares) == 2 else shares[0]
     if not single.count:
         return single
-    generator = torch.Generator().manual_seed(0)
-    seed_draws = torch.randint(seeds, (resamples, max(1, seeds - 1)), generator=generator)
+    generator = create_generator()
+    seed_draws = draw_seeds(seeds, resamples, generator)
     total = torch.zeros(resamples)
     for table in tables:
-        size = table.shape[1]
-        draws = torch.randint(size, (resamples, size), generator=generator)
-        counts = torch.zeros(resamples, size).scatter_add_(1, draws, torch.ones(resamples, size))
-        by_seed = counts @ table.float().T / size
-        total += by_seed.gather(1, seed_draws).mean(1) / len(tables)
-    low, high = torch.quantile(total, torch.tensor([0.025, 0.975])).tolist()
+        counts = draw_case_counts(table.shape[1], resamples, generator)
+        total += compute_resampled_means(table.float(), counts, seed_draws) / len(tables)
+    low, high = compute_interval(total)
     return Rate(single.value, min(low, single.low), max(high, single.high), single.count)
 
 
@@ -243,17 +247,16 @@ def estimate_difference(
         UsageError: if the results answered different prompts or come without their answers.
     """
     answers = align_answers([*arm, *rival])
-    generator = torch.Generator().manual_seed(0)
+    generator = create_generator()
     signed = [(1.0, arm), (-1.0, rival)]
-    seed_draws = [torch.randint(len(seeds), (resamples, max(1, len(seeds) - 1)), generator=generator) for _, seeds in signed]
+    seed_draws = [draw_seeds(len(seeds), resamples, generator) for _, seeds in signed]
     total, value = torch.zeros(resamples), 0.0
     for side in sides:
         prompts = [i for i, j in enumerate(answers) if j.harmful == side]
-        draws = torch.randint(len(prompts), (resamples, len(prompts)), generator=generator)
-        counts = torch.zeros(resamples, len(prompts)).scatter_add_(1, draws, torch.ones(resamples, len(prompts)))
+        counts = draw_case_counts(len(prompts), resamples, generator)
         for (sign, seeds), drawn_seeds in zip(signed, seed_draws, strict=True):
             table = build_correctness_matrix(seeds, prompts).float()
             value += sign * table.mean().item() / len(sides)
-            total += sign * (counts @ table.T / len(prompts)).gather(1, drawn_seeds).mean(1) / len(sides)
-    low, high = torch.quantile(total, torch.tensor([0.025, 0.975])).tolist()
+            total += sign * compute_resampled_means(table, counts, drawn_seeds) / len(sides)
+    low, high = compute_interval(total)
     return Rate(value, low, high, len(answers))
