@@ -3,7 +3,7 @@
 The code is the same for every objective and device and does not depend on Ray.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, pad
 
 from trimtab.model.frozen_model import FrozenModel, TokenizedSample, TrainingExample
-from trimtab.objectives import Objective, Scores
+from trimtab.objectives import Need, Objective, Scores
 from trimtab.types import LABELS
 
 
@@ -60,6 +60,29 @@ class BaseOutputs:
     logp: Tensor
     state: Tensor
     odds: Tensor
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """Forward pass of a micro-batch with the prefix.
+
+    Attributes:
+        batch: examples of the micro-batch.
+        chosen: target of each example.
+        rejected: rejected answers of the examples, if the objective needs them.
+        states: hidden states before each token of the targets, then of the rejected answers [tokens, d].
+        logprobs: log-probabilities of the tokens of each target, then of each rejected answer.
+        anchor: anchor vectors [k, d], or None before the switch.
+        whole: totals of the whole batch.
+    """
+
+    batch: Sequence[TrainingExample]
+    chosen: Sequence[TokenizedSample]
+    rejected: Sequence[TokenizedSample]
+    states: Tensor
+    logprobs: Sequence[Tensor]
+    anchor: Tensor | None
+    whole: BatchTotals
 
 
 @dataclass
@@ -126,36 +149,25 @@ class ObjectiveScorer:
             anchor: anchor vectors [k, d], or None before the switch.
             whole: totals of the whole batch; None if the micro-batch is the whole batch.
         """
-        needs = self.objective.needs
+        forward = self._run_forward(vectors, batch, anchor, whole or compute_totals(batch))
+        inputs: dict[str, Tensor] = {}
+        for need, provide in PROVIDERS.items():
+            if need in self.objective.needs:
+                inputs |= provide(self, forward)
+        logp, mask = _pad(forward.logprobs[: len(batch)])
+        harmful = torch.tensor([e.label == "harmful" for e in batch], device=self.frozen.device)
+        return Scores(logp, mask, harmful, running=running.to(logp), **inputs)
+
+    def _run_forward(
+        self, vectors: Tensor | None, batch: Sequence[TrainingExample], anchor: Tensor | None, whole: BatchTotals
+    ) -> ForwardPass:
+        """Run the frozen model with the prefix on the targets and, if the objective needs them, on the rejected answers."""
         chosen = [e.chosen for e in batch]
         rejected = [s for e in batch if (s := self._get_rejected(e))]
         samples = [*chosen, *rejected]
         states = self.frozen.target_states(vectors, [s.ids for s in samples], [s.targets for s in samples])
-        parts = self.frozen.compute_logprobs(states, _target_tokens(samples)).split([s.targets for s in samples])
-        logp, mask = _pad(parts[: len(batch)])
-        first = _first_target_indices(chosen)
-        inputs: dict[str, Tensor] = {}
-        if "reference" in needs:
-            inputs["reference"] = _pad([self.get_base_outputs(s).logp for s in chosen])[0]
-        if "rejected" in needs:
-            inputs["rejected_logp"], inputs["rejected_mask"] = _pad(parts[len(batch) :])
-            if "reference" in needs:
-                inputs["rejected_reference"] = _pad([self.get_base_outputs(s).logp for s in rejected])[0]
-        if "drift" in needs:
-            inputs["drift"] = self._compute_drift(states, batch, whole or compute_totals(batch))
-        if "odds" in needs:
-            inputs["odds"] = self._compute_odds(states[first])
-        if "states" in needs:
-            inputs["states"] = states[first].float()
-            inputs["base_states"] = torch.stack([self.get_base_outputs(s).state for s in chosen])
-        if "anchor" in needs and anchor is not None:
-            with torch.no_grad():
-                anchor_states = self.frozen.target_states(anchor, [s.ids for s in chosen], [s.targets for s in chosen])
-                inputs["anchor"] = _pad(
-                    self.frozen.compute_logprobs(anchor_states, _target_tokens(chosen)).split([s.targets for s in chosen])
-                )[0]
-        harmful = torch.tensor([e.label == "harmful" for e in batch], device=self.frozen.device)
-        return Scores(logp, mask, harmful, running=running.to(logp), **inputs)
+        logprobs = self.frozen.compute_logprobs(states, _target_tokens(samples)).split([s.targets for s in samples])
+        return ForwardPass(batch, chosen, rejected, states, logprobs, anchor, whole)
 
     def count_tokens(self, example: TrainingExample) -> int:
         """Count the tokens that training on an example processes.
@@ -182,40 +194,19 @@ class ObjectiveScorer:
             with torch.no_grad():
                 states = self.frozen.target_states(None, [sample.plain], [sample.targets])
                 logp = self.frozen.compute_logprobs(states, _target_tokens([sample]))
-                self._base_outputs[sample] = BaseOutputs(logp, states[0].float(), self._compute_odds(states[:1])[0])
+                self._base_outputs[sample] = BaseOutputs(logp, states[0].float(), self.compute_odds(states[:1])[0])
         return self._base_outputs[sample]
 
     def _get_rejected(self, example: TrainingExample) -> TokenizedSample | None:
         """Return the rejected answer of an example if the objective needs it."""
         return example.rejected if "rejected" in self.objective.needs else None
 
-    def _compute_odds(self, states: Tensor) -> Tensor:
+    def compute_odds(self, states: Tensor) -> Tensor:
         """Compute the log-odds [B] of refusal openers against help openers after states [B, d]."""
         if not self.refusing or not self.helping:
             return states.new_zeros(len(states), dtype=torch.float32)
         logits = self.frozen.head(states)
         return logits[:, list(self.refusing)].logsumexp(1) - logits[:, list(self.helping)].logsumexp(1)
-
-    def _compute_drift(self, states: Tensor, batch: Sequence[TrainingExample], whole: BatchTotals) -> Tensor:
-        """Compute KL(base || prefixed) [B] of plain benign rows; zero for other rows.
-
-        The values are scaled so that their weighted mean over the whole batch is the mean over the target tokens of these rows.
-        """
-        drifts = states.new_zeros(len(batch), dtype=torch.float32)
-        easy = [i for i, e in enumerate(batch) if e.label == "benign_easy"]
-        if not easy and not self.sharded:
-            return drifts
-        chosen = [batch[i].chosen for i in easy or [0]]
-        with torch.no_grad():
-            logits = self.frozen.target_logits(None, [s.plain for s in chosen], [s.targets for s in chosen])
-            base = log_softmax(logits, -1)
-        if not easy:
-            return drifts
-        parts = states[: sum(e.chosen.targets for e in batch)].split([e.chosen.targets for e in batch])
-        prefixed = log_softmax(self.frozen.head(torch.cat([parts[i] for i in easy])), -1)
-        sums = torch.stack([kl.sum() for kl in (base.exp() * (base - prefixed)).split([s.targets for s in chosen])])
-        shares = [whole.weight / (batch[i].weight * whole.easy) for i in easy]
-        return drifts.index_put((torch.tensor(easy, device=drifts.device),), sums * sums.new_tensor(shares))
 
 
 def compute_totals(batch: Sequence[TrainingExample]) -> BatchTotals:
@@ -273,3 +264,69 @@ def _pad(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     rows = torch.stack([pad(part, (0, longest - len(part))) for part in parts])
     mask = torch.stack([pad(torch.ones_like(part), (0, longest - len(part))) for part in parts])
     return rows, mask.detach()
+
+
+def _provide_reference(scorer: ObjectiveScorer, forward: ForwardPass) -> dict[str, Tensor]:
+    return {"reference": _pad([scorer.get_base_outputs(s).logp for s in forward.chosen])[0]}
+
+
+def _provide_rejected(scorer: ObjectiveScorer, forward: ForwardPass) -> dict[str, Tensor]:
+    logp, mask = _pad(forward.logprobs[len(forward.batch) :])
+    inputs = {"rejected_logp": logp, "rejected_mask": mask}
+    if "reference" in scorer.objective.needs:
+        inputs["rejected_reference"] = _pad([scorer.get_base_outputs(s).logp for s in forward.rejected])[0]
+    return inputs
+
+
+def _provide_drift(scorer: ObjectiveScorer, forward: ForwardPass) -> dict[str, Tensor]:
+    """Compute KL(base || prefixed) [B] of plain benign rows; zero for other rows.
+
+    The values are scaled so that their weighted mean over the whole batch is the mean over the target tokens of these rows.
+    """
+    batch, whole = forward.batch, forward.whole
+    drifts = forward.states.new_zeros(len(batch), dtype=torch.float32)
+    easy = [i for i, e in enumerate(batch) if e.label == "benign_easy"]
+    if not easy and not scorer.sharded:
+        return {"drift": drifts}
+    chosen = [batch[i].chosen for i in easy or [0]]
+    with torch.no_grad():
+        logits = scorer.frozen.target_logits(None, [s.plain for s in chosen], [s.targets for s in chosen])
+        base = log_softmax(logits, -1)
+    if not easy:
+        return {"drift": drifts}
+    sizes = [s.targets for s in forward.chosen]
+    parts = forward.states[: sum(sizes)].split(sizes)
+    prefixed = log_softmax(scorer.frozen.head(torch.cat([parts[i] for i in easy])), -1)
+    sums = torch.stack([kl.sum() for kl in (base.exp() * (base - prefixed)).split([s.targets for s in chosen])])
+    shares = [whole.weight / (batch[i].weight * whole.easy) for i in easy]
+    return {"drift": drifts.index_put((torch.tensor(easy, device=drifts.device),), sums * sums.new_tensor(shares))}
+
+
+def _provide_odds(scorer: ObjectiveScorer, forward: ForwardPass) -> dict[str, Tensor]:
+    return {"odds": scorer.compute_odds(forward.states[_first_target_indices(forward.chosen)])}
+
+
+def _provide_states(scorer: ObjectiveScorer, forward: ForwardPass) -> dict[str, Tensor]:
+    states = forward.states[_first_target_indices(forward.chosen)].float()
+    return {"states": states, "base_states": torch.stack([scorer.get_base_outputs(s).state for s in forward.chosen])}
+
+
+def _provide_anchor(scorer: ObjectiveScorer, forward: ForwardPass) -> dict[str, Tensor]:
+    if forward.anchor is None:
+        return {}
+    sizes = [s.targets for s in forward.chosen]
+    with torch.no_grad():
+        states = scorer.frozen.target_states(forward.anchor, [s.ids for s in forward.chosen], sizes)
+        logprobs = scorer.frozen.compute_logprobs(states, _target_tokens(forward.chosen)).split(sizes)
+    return {"anchor": _pad(logprobs)[0]}
+
+
+# Inputs of `Scores` by the need of an objective. The order is fixed: workers that share a model must run the same passes.
+PROVIDERS: dict[Need, Callable[[ObjectiveScorer, ForwardPass], dict[str, Tensor]]] = {
+    "reference": _provide_reference,
+    "rejected": _provide_rejected,
+    "drift": _provide_drift,
+    "odds": _provide_odds,
+    "states": _provide_states,
+    "anchor": _provide_anchor,
+}
