@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
-from math import cos, pi
+from math import cos, pi, sqrt
 from pathlib import Path
 
 import torch
@@ -17,6 +17,8 @@ from trimtab.model.frozen_model import FrozenModel
 from trimtab.objectives import Objective
 
 STATE, VECTORS = "state.json", "state.safetensors"
+# Decay rates of the moments of AdamW, and the term that keeps its denominator above 0.
+BETAS, EPSILON = (0.9, 0.999), 1e-8
 NUMBERS = ("step", "best_step", "worse", "seconds", "tokens", "memory_gib", "history")
 
 
@@ -106,7 +108,9 @@ def compute_learning_rate(peak: float, warmup: float, step: int, steps: int) -> 
 
 
 def update_vectors(state: TrainState, gradient: Tensor, rate: float, clip: float) -> None:
-    """Apply one AdamW update without weight decay (betas 0.9 and 0.999, epsilon 1e-8) to the state in place.
+    """Apply one AdamW update without weight decay to the state in place.
+
+    It is written out, because the moments are part of the checkpoint, which an optimizer object would own.
 
     Args:
         state: state whose vectors and moments are updated.
@@ -115,19 +119,12 @@ def update_vectors(state: TrainState, gradient: Tensor, rate: float, clip: float
         clip: maximum L2 norm of the gradient.
     """
     gradient = gradient * min(1.0, clip / max(1e-12, gradient.norm().item()))
-    parameter = state.vectors.clone().requires_grad_()
-    parameter.grad = gradient
-    optimizer = torch.optim.AdamW([parameter], lr=rate, weight_decay=0.0)
-    if state.step:
-        optimizer.state[parameter] = {
-            "step": torch.tensor(float(state.step)),
-            "exp_avg": state.moments["first"],
-            "exp_avg_sq": state.moments["second"],
-        }
-    optimizer.step()
-    updated = optimizer.state[parameter]
-    state.moments = {"first": updated["exp_avg"], "second": updated["exp_avg_sq"]}
-    state.vectors = parameter.detach()
+    (beta1, beta2), step = BETAS, state.step + 1
+    first = state.moments["first"].lerp(gradient, 1 - beta1)
+    second = (state.moments["second"] * beta2).addcmul(gradient, gradient, value=1 - beta2)
+    denominator = second.sqrt() / sqrt(1 - beta2**step) + EPSILON
+    state.vectors = state.vectors.addcdiv(first, denominator, value=-rate / (1 - beta1**step))
+    state.moments = {"first": first, "second": second}
 
 
 def should_stop_early(state: TrainState, settings: TrainConfig) -> bool:
