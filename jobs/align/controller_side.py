@@ -38,12 +38,15 @@ class MlflowCallback(UserCallback):
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         """Log a report of all workers.
 
-        Worker 0 reports the steps since the last report, and one worker of each node reports its system metrics.
+        Worker 0 reports the steps since the last report, and one worker of each node reports its system metrics. A tag records
+        that prefix-tree batching was not available.
         """
         self.run.log_curves(metrics[0].get("history", []), CURVES)
         nodes = {name: value for reported in metrics for name, value in reported.get("node", {}).items()}
         if nodes:
             self.run.log_metrics(nodes, int(metrics[0]["step"]))
+        if not metrics[0].get("prefix_tree", True):
+            self.run.set_tags({"trimtab.prefix_tree": "unavailable"})
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Record failed workers as a tag of the run, before Ray Train restarts them."""

@@ -247,11 +247,14 @@ def _monitor_training(trainer: TorchTrainer, control: Any, view: ProgressView, r
             ended.set()
 
     threading.Thread(target=target, daemon=True).start()
-    stop_sent = False
+    stop_sent = warned = False
     while not ended.is_set():
         try:
             ended.wait(POLL_SECONDS)
             latest = _read_latest(control)
+            if not warned and not latest.get("prefix_tree", True):
+                warned = True
+                print_line("prefix-tree batching is not available for this base model: a step takes up to twice as long")
             view.show(latest, None if latest else find_missing_resources(*required))
         except KeyboardInterrupt:
             view.stop.request_stop()

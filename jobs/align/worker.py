@@ -252,9 +252,9 @@ class TrainingLoop:
         return {f"validation_{name}": value for name, value in losses.items()} | {"validation_loss": loss}
 
     def push_progress(self, entry: Mapping[str, float]) -> None:
-        """Send the latest losses to the control actor without waiting for the reply; only rank 0 sends."""
+        """Send the latest metrics to the control actor without waiting for the reply; only rank 0 sends."""
         if self.rank == 0:
-            self._pending = self.work.control_actor.push.remote(dict(entry))
+            self._pending = self.work.control_actor.push.remote({**entry, "prefix_tree": self.scorer.frozen.packs})
 
     def report(self, state: TrainState, entry: Mapping[str, float]) -> None:
         """Report the history since the last report and a checkpoint to Ray Train.
@@ -269,7 +269,8 @@ class TrainingLoop:
             return
         with tempfile.TemporaryDirectory() as folder:
             save_state(state, Path(folder), self.work.run_id)
-            train.report({**entry, **node, "history": list(state.history)}, checkpoint=Checkpoint.from_directory(folder))
+            metrics = {**entry, **node, "history": list(state.history), "prefix_tree": self.scorer.frozen.packs}
+            train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
         state.history.clear()
 
     def _is_stop_requested(self) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from trimtab.cli.main import build_settings, main, parse_options
 from trimtab.jobs.align.config import AlignConfig, TrainConfig
 from trimtab.jobs.align.driver import run_training
 from trimtab.jobs.runtime.config import ScaleConfig
-from trimtab.model.base_model import BaseModel
+from trimtab.model.base_model import BaseModel, resolve_base_model
 from trimtab.tracking import runs
 from trimtab.tracking.client import get_client
 
@@ -66,6 +67,15 @@ def test_loss_falls_and_every_step_is_in_mlflow(cluster, base, tmp_path):
     assert len(get_client().get_metric_history(run_id, "train/validation_loss")) == 2
     busy = get_client().get_metric_history(run_id, "system/node_0/cpu_utilization_percentage")
     assert [m.step for m in busy] == [4, 8, 12]
+
+
+def test_base_model_without_prefix_tree_batching_is_reported(cluster, small, tmp_path, capsys):
+    shutil.copytree(small.path, tmp_path / "conv")
+    path = tmp_path / "conv" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"layer_types": ["full_attention", "conv"]}))
+    _, run_id = train(resolve_base_model(str(tmp_path / "conv")), tmp_path / "run", workers=1, steps=4, validate_every=0)
+    assert get_client().get_run(run_id).data.tags["trimtab.prefix_tree"] == "unavailable"
+    assert capsys.readouterr().out.count("prefix-tree batching is not available") <= 1
 
 
 def test_nothing_of_a_job_is_reached_from_other_machines(cluster):
