@@ -16,6 +16,7 @@ from trimtab.data.prompt import hash_to_fraction
 from trimtab.data.questions import Question
 from trimtab.detection import training
 from trimtab.detection.detector import load_detector
+from trimtab.detection.signals import compute_trace_features
 from trimtab.errors import ArtifactError, NotFoundError, UsageError
 from trimtab.jobs.collect.config import CollectConfig
 from trimtab.jobs.collect.job import collect
@@ -70,7 +71,7 @@ def test_parts_of_another_model_are_told_and_an_answer_counts_once(base, tmp_pat
     other = signal_set(tmp_path / "other", replace(base, fingerprint="f" * 16), LAYERS, seed=1)
     shutil.copy(next(other.glob("part-*")), folder / "part-other.parquet")
     for look in (lambda: read_dataset(folder), lambda: begin_dataset(folder, one.meta)):
-        with pytest.raises(ArtifactError, match=r"part-other\.parquet holds no signals of the model"):
+        with pytest.raises(ArtifactError, match=r"part-other\.parquet does not match the model"):
             look()
 
 
@@ -110,7 +111,7 @@ def test_a_detector_is_learned_chosen_saved_and_gives_risks(signals, base, tmp_p
     assert made.card.metrics["test_auroc"] == flag.auroc
     data = read_dataset(signals)
     seen = data.psi[:, [data.meta.layers.index(layer) for layer in made.card.layers]]
-    phi = torch.stack([training.signals.compute_trace_features(*t.T, made.card.low) for t in data.traces])
+    phi = torch.stack([compute_trace_features(*t.T, made.card.low) for t in data.traces])
     risk = made.compute_risk(seen, phi)
     assert risk[data.truthful == 0].mean() > risk[data.truthful == 1].mean() + 0.1
 
