@@ -40,11 +40,12 @@ def tracking_template(tmp_path_factory):
     """MLflow database with the current schema. A copy saves each home the migrations, which take two seconds."""
     from trimtab.tracking.client import get_client
 
-    folder = tmp_path_factory.mktemp("mlflow-template")
+    database = tmp_path_factory.mktemp("mlflow-template") / "mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRIMTAB_HOME", str(folder))
+        # MLflow writes its store into this variable: what is set here is undone with the context.
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
         get_client().search_experiments()
-    return folder / "mlflow" / "mlflow.db"
+    return database
 
 
 @pytest.fixture
@@ -54,8 +55,9 @@ def home(tmp_path, monkeypatch, tracking_template):
     (tmp_path / "mlflow").mkdir()
     shutil.copy(tracking_template, tmp_path / "mlflow")
     monkeypatch.setenv("TRIMTAB_HOME", str(tmp_path))
-    # MLflow leaves the store that it was last told of in there.
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    # MLflow writes its store into this variable: set first, so that the value before the test comes back after it.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     return tmp_path
 
 

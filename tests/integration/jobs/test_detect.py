@@ -28,7 +28,7 @@ from trimtab.jobs.detect.training_free import build_score_inputs
 from trimtab.tracking import registry, runs
 from trimtab.tracking.client import get_client
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = pytest.mark.usefixtures("cluster", "home")
 
 LAYERS = (20, 29)
 

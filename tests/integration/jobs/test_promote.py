@@ -17,6 +17,8 @@ from trimtab.stats.intervals import Interval
 from trimtab.tracking import registry, runs
 from trimtab.tracking.promotions import list_promotions, promote_version, read_decision, register_and_promote
 
+# A registry of its own: champions would change what the tests of the server see.
+pytestmark = pytest.mark.usefixtures("home")
 LAYERS = (20, 29)
 
 

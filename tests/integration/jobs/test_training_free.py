@@ -23,7 +23,7 @@ from trimtab.jobs.detect.job import build_table, train_detectors
 from trimtab.jobs.detect.training_free import build_score_inputs, compute_semantic_entropies
 from trimtab.model.base_model import BaseModel
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = pytest.mark.usefixtures("cluster", "home")
 
 LAYERS = (20, 29)
 PLACES = ("Paris", "Lyon", "Nice", "Metz", "Caen")
