@@ -98,7 +98,9 @@ def test_no_question_is_on_two_sides_and_test_rows_shape_nothing(signals):
 
 
 def test_a_detector_is_learned_chosen_saved_and_gives_risks(signals, base, tmp_path):
-    config = DetectConfig(str(signals), "flag", {"groups": [2, 4], "projection": 32, "hidden": 32}, seeds=2, out=str(tmp_path))
+    config = DetectConfig(
+        str(signals), "flag", {"groups": [2, 4], "projection": 32, "hidden": 32}, seeds=2, out=str(tmp_path / "detector")
+    )
     made = train_detectors(config)
     (flag, *scored), figures, folder = made.results, made.figures, made.folder
     assert figures[0].auroc.low < flag.auroc < figures[0].auroc.high
