@@ -101,7 +101,10 @@ def cluster(object_store) -> Generator[None]:
     import ray
 
     from trimtab.ray_connection import connect_to_ray
+    from trimtab.ray_patches import patch_haproxy_options
 
+    # The tests of the server share this Ray, and its HAProxy takes the options from the environment that Ray started with.
+    patch_haproxy_options(os.environ)
     assert connect_to_ray(None, object_store.environment)
     yield
     ray.shutdown()
