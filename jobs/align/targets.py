@@ -14,11 +14,10 @@ from trimtab.generation_types import Sampling
 from trimtab.jobs.align.config import AlignConfig
 from trimtab.jobs.runtime.engine_pool import GenerationRequest
 from trimtab.jobs.runtime.generation_cache import CachedAnswer, generate_cached
-from trimtab.judges.string_match import Verdict
 from trimtab.model.base_model import BaseModel
 from trimtab.model.chat_template import build_renderer
 from trimtab.text.refusal_phrases import classify_refusal
-from trimtab.types import SystemPrompt
+from trimtab.types import SystemPrompt, Verdict
 
 # Permissive: elicits compliance from a cautious model. Strict: elicits refusals from a compliant model.
 SYSTEM_PROMPT_TEXTS: dict[SystemPrompt, str] = {

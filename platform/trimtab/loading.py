@@ -34,8 +34,7 @@ def find_prefixes(spec: str, base: BaseModel) -> dict[str, Prefix]:
                 f"no champion prefix for {base.name}: only the base model and the text prompt run. Name a prefix with --prefix"
             )
     else:
-        name, ref = split_reference(spec)
-        versions = [registry.find_version(base.name, name, ref or registry.CHAMPION)]
+        versions = [_find_version(spec, base.name)]
     return {f"{v.name}@{v.version}": registry.load_prefix(v, base) for v in versions}
 
 

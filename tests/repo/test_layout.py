@@ -126,7 +126,7 @@ def test_median_module_length_is_reported(record_property, capsys):
     lengths = [count_lines(path) for path in list_modules().values()]
     with capsys.disabled():
         print(f"\n{len(lengths)} modules, median {statistics.median(lengths):.0f} lines, longest {max(lengths)}")
-    assert len(lengths) == len(set(list_modules().values()))
+    assert statistics.median(lengths) > 73, "the median of release 0.1.0"
 
 
 def test_only_vllm_ext_imports_vllm_internals():

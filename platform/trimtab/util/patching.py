@@ -95,12 +95,10 @@ def replace_attribute(owner: Any, name: str, patch: str, wrap: Callable[[Any], A
     Returns:
         Whether the symbol was replaced now; False if the patch was applied before.
     """
-    flag = f"{patch}:{name}"
-    applied: set[str] = vars(owner).get(FLAG, set())
-    if flag in applied:
+    if is_applied(owner, name, patch):
         return False
     setattr(owner, name, wrap(getattr(owner, name)))
-    setattr(owner, FLAG, applied | {flag})
+    setattr(owner, FLAG, vars(owner).get(FLAG, set()) | {f"{patch}:{name}"})
     return True
 
 

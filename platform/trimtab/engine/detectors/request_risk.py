@@ -148,7 +148,7 @@ class DetectorSelector:
 
     async def _find_named(self, name: str) -> DetectorChoice:
         name, ref = split_reference(name)
-        return DetectorChoice(await self.library.find(name, ref or None))
+        return DetectorChoice(await self.library.find(name, ref))
 
     async def _find_default(self, prefix: Prefix | None) -> DetectorChoice:
         if self._default:

@@ -152,7 +152,7 @@ class RequestHandler:
             # An alias without a version gets no traffic: the champion answers instead.
             with suppress(NotFoundError):
                 return await self._prefixes.find(name, alias)
-        return await self._prefixes.find(name, ref or None)
+        return await self._prefixes.find(name, ref)
 
     def _rewrite_request(self, request: dict[str, Any], steering: Steering | None, path: str) -> bytes:
         """Return the request body for vLLM. Raise UsageError if the prefix cannot be placed in it."""

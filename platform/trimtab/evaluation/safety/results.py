@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from trimtab.artifacts.prefix import Prefix
 from trimtab.data.prompt import Prompt
 from trimtab.generation_types import Ask
-from trimtab.judges.string_match import Verdict
 from trimtab.stats.intervals import Rate, average_rates, compute_wilson_interval
 from trimtab.text.refusal_phrases import classify_refusal
+from trimtab.types import Verdict
 
 # Typical safety system prompt: the text baseline for every prefix.
 SAFETY_PROMPT = (
