@@ -29,7 +29,7 @@ from trimtab.detection.training import (
 )
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.offline import Engine
-from trimtab.generation_types import Answer, Ask, Sampling, Signals
+from trimtab.generation_types import Answer, Conversation, Sampling, Signals
 from trimtab.judges.answer_matching import mark_answer
 from trimtab.model.base_model import resolve_base_model
 
@@ -56,8 +56,10 @@ def compared(base: str, requests: int, tokens: int) -> dict[str, float]:
     questions = read_questions("trimtab:countries")[:requests]
     # Of mixed length: by up to 160 tokens, and in pieces of a step.
     texts = [f"{'Think before you answer. ' * (at % 32)}{q.question}" for at, q in enumerate(questions)]
-    given = [Ask([{"role": "user", "content": text}]) for text in texts]
-    config = EngineConfig(rows=8, precision="fp32", layers=LAYERS, history=True, max_sequences=requests, step_tokens=512)
+    given = [Conversation([{"role": "user", "content": text}]) for text in texts]
+    config = EngineConfig(
+        num_slots=8, dtype="fp32", layers=LAYERS, token_statistics=True, max_num_seqs=requests, max_num_batched_tokens=512
+    )
     with Engine(base, config) as started:
         cold, cached = ([several[0] for several in started.chat_many(given, Sampling(max_tokens=tokens))] for _ in range(2))
         prompts = [started.renderer.render_prompt(ask.messages) for ask in given]

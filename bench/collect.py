@@ -25,7 +25,7 @@ import torch
 from trimtab.data.questions import read_questions
 from trimtab.detection.signals import compute_token_statistics, concatenate_states
 from trimtab.engine.config import EngineConfig
-from trimtab.generation_types import Ask, Sampling
+from trimtab.generation_types import Conversation, Sampling
 from trimtab.model.base_model import resolve_base_model
 from trimtab.model.chat_template import ChatRenderer, build_renderer
 
@@ -94,24 +94,24 @@ def measure(name: str, options: argparse.Namespace, questions: int) -> dict[str,
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def asks(count: int) -> list[Ask]:
+def asks(count: int) -> list[Conversation]:
     """So many questions, no two the same."""
     known = [q.prompt.messages[-1]["content"] for q in read_questions("trimtab:countries")]
     texts = [text if turn == 0 else f"{text} (Question {turn}.)" for turn in range(-(-count // len(known))) for text in known]
-    return [Ask([{"role": "user", "content": text}]) for text in texts[:count]]
+    return [Conversation([{"role": "user", "content": text}]) for text in texts[:count]]
 
 
 def engine(options: argparse.Namespace, layers: tuple[int, ...] = ()) -> dict[str, float]:
     from trimtab.engine.offline import Engine
 
     given = asks(options.questions + 16)
-    config = EngineConfig(rows=8, precision="fp32", layers=layers, history=bool(layers))
+    config = EngineConfig(num_slots=8, dtype="fp32", layers=layers, token_statistics=bool(layers))
     with Engine(options.base, config) as started:
         started.chat_many(given[-16:], Sampling(max_tokens=8))
         return timed(lambda: [len(several[0].token_ids) for several in answered(started, given[:-16])])
 
 
-def answered(started: Any, given: Sequence[Ask]) -> Any:
+def answered(started: Any, given: Sequence[Conversation]) -> Any:
     return started.chat_many(given, Sampling(max_tokens=TOKENS))
 
 
@@ -208,7 +208,7 @@ def peak(options: argparse.Namespace, count: int) -> float:
         rows = [{"question": ask.messages[-1]["content"], "answers": ["x"]} for ask in asks(count)]
         questions.write_text("\n".join(map(json.dumps, rows)))
         command = [sys.executable, "-m", "trimtab", "collect", "--questions", str(questions), "--out", f"{folder}/out"]
-        command += ["--base", options.base, "--max_tokens", "8", "--precision", "fp32"]
+        command += ["--base", options.base, "--max_tokens", "8", "--dtype", "fp32"]
         job, highest = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), 0
         while job.poll() is None:
             highest = max(highest, *(resident(process) for process in [job, *job.children(recursive=True)]))

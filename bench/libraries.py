@@ -85,8 +85,8 @@ def trimtab(options: argparse.Namespace, folder: Path) -> tuple[Measured, dict[i
     print("trimtab ...", flush=True)
     out, report_to = folder / "signals", folder / "detect.json"
     common = ["--base", options.base]
-    collect = ["collect", "--questions", SOURCE, "--out", str(out), "--max_tokens", str(TOKENS), "--precision", "fp32"]
-    collect += ["--samples", str(options.samples), "--limit", "200" if options.quick else "0"]
+    collect = ["collect", "--questions", SOURCE, "--out", str(out), "--max_tokens", str(TOKENS), "--dtype", "fp32"]
+    collect += ["--num_samples", str(options.samples), "--limit", "200" if options.quick else "0"]
     collecting = timed([sys.executable, "-m", "trimtab", *collect, *common])
     heads_of = [
         "detect",
@@ -98,7 +98,7 @@ def trimtab(options: argparse.Namespace, folder: Path) -> tuple[Measured, dict[i
         "linear",
         "--register",
         "false",
-        "--seeds",
+        "--num_seeds",
         str(SEEDS),
     ]
     learning = timed([sys.executable, "-m", "trimtab", *heads_of, "--json", str(report_to), *common])

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from trimtab import heads
 from trimtab.data.questions import read_questions
-from trimtab.detection.calibration import ALARMS
+from trimtab.detection.calibration import FALSE_POSITIVE_RATES
 from trimtab.detection.detector import DetectorCard, build_detector, save_detector
 from trimtab.model.base_model import BaseModel, resolve_base_model
 
@@ -90,7 +90,7 @@ def made(base: BaseModel, folder: Path, quick: bool) -> list[Server]:
     vllm += [] if torch.cuda.is_available() else ["--block-size", "32"]
     lora = ["--enable-lora", "--max-lora-rank", str(RANK), "--max-loras", "8", "--max-cpu-loras", "64", "--lora-modules"]
     lora += [f"{name}={path}" for name, path in adapters.items()]
-    sizes = ["--engine.rows", "256", "--engine.max_length", str(LENGTH), "--engine.max_sequences", str(SEQUENCES)]
+    sizes = ["--engine.num_slots", "256", "--engine.max_model_len", str(LENGTH), "--engine.max_num_seqs", str(SEQUENCES)]
     ours = servers.trimtab(base.name, *sizes, "--registry")
     counts = {f"trimtab, {count} prefixes": names[:count] for count in (1, 64, many) if count <= many}
     plain = {"trimtab": [base.name]} | counts
@@ -104,7 +104,7 @@ def made(base: BaseModel, folder: Path, quick: bool) -> list[Server]:
 
 def watched(base: BaseModel, folder: Path) -> None:
     """A detector of the default settings in the same folder."""
-    settings, limits = {"groups": 8}, dict.fromkeys(ALARMS, 0.5)
+    settings, limits = {"groups": 8}, dict.fromkeys(FALSE_POSITIVE_RATES, 0.5)
     card = DetectorCard("truth", base.name, base.fingerprint, list(LAYERS), base.width, "flag", settings, -2.0, limits)
     head = heads.get_head("flag")(base.width, len(LAYERS), **settings)
     spread = torch.stack([torch.zeros(7), torch.ones(7)])

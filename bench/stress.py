@@ -51,20 +51,20 @@ def main() -> None:
     lines: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         made = servers.random_prefixes(base, Path(name), PREFIXES // share, strength=4.0)
-        sizes = ["--engine.rows", str(ROWS // share), "--engine.max_length", "512", "--registry", name]
+        sizes = ["--engine.num_slots", str(ROWS // share), "--engine.max_model_len", "512", "--registry", name]
         # So that all streams run when their clients leave.
-        wide = ["--engine.max_sequences", str(STREAMS + 28)]
-        room = ["--requests", str(ROOM // 2), "--queue", str(ROOM - ROOM // 2)]
+        wide = ["--engine.max_num_seqs", str(STREAMS + 28)]
+        room = ["--max_ongoing_requests", str(ROOM // 2), "--max_queued_requests", str(ROOM - ROOM // 2)]
         scale = [
-            "--replicas",
+            "--num_replicas",
             "1",
-            "--most_replicas",
+            "--max_replicas",
             "2",
-            "--target_requests",
+            "--target_ongoing_requests",
             "4",
-            "--up_seconds",
+            "--upscale_delay_s",
             "2",
-            "--down_seconds",
+            "--downscale_delay_s",
             "10",
         ]
         for kind, extra in (("prefixes", wide), ("overload", room), ("scaling", scale)):

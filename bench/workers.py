@@ -61,10 +61,16 @@ def main() -> None:
 
 def settings(workers: int, steps: int, base: str) -> AlignConfig:
     train = TrainConfig(
-        steps=steps, batch=BATCH, micro_batch=MICRO_BATCH, longest=8, validate_every=0, checkpoint_every=steps, precision="fp32"
+        max_steps=steps,
+        global_batch_size=BATCH,
+        micro_batch_size=MICRO_BATCH,
+        max_target_tokens=8,
+        validate_every=0,
+        checkpoint_every=steps,
+        dtype="fp32",
     )
     cpus = max(0.5, (os.cpu_count() or 1) / workers)
-    return AlignConfig(name="bench", base=base, train=train, scale=ScaleConfig(workers=workers, cpus=cpus))
+    return AlignConfig(name="bench", base=base, train=train, scale=ScaleConfig(num_workers=workers, cpus_per_worker=cpus))
 
 
 def prepared() -> PreparedDataset:

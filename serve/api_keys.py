@@ -56,7 +56,7 @@ class AddConfig:
         models: allowed models, with * for any text: smollm2-135m, smollm2-135m:mine, 'smollm2-135m:*'.
         per_minute: maximum number of requests per minute on each replica, 0 for no limit.
         concurrent: maximum number of concurrent requests on each replica, 0 for no limit.
-        file: key file, as for `trimtab serve --key_file`; by default the one in trimtab's home.
+        file: key file, as for `trimtab serve --api_key_file`; by default the one in trimtab's home.
     """
 
     name: str
@@ -127,14 +127,14 @@ def get_required_key_file(config: ServeConfig) -> str | None:
     Raises:
         UsageError: if the given key file is empty, or the server would be open to other machines.
     """
-    path = Path(config.key_file) if config.key_file else get_default_path()
+    path = Path(config.api_key_file) if config.api_key_file else get_default_path()
     keys = read_keys(path)
-    if config.key_file and not keys:
+    if config.api_key_file and not keys:
         raise UsageError(f"no API keys in {path}. Create one with trimtab keys add NAME --file {path}")
-    if not keys and not config.open and config.host not in LOOPBACK:
+    if not keys and not config.allow_unauthenticated and config.host not in LOOPBACK:
         raise UsageError(
             f"the server on {config.host} would be open to other machines. Create a key with trimtab keys add NAME, "
-            "or set --open true"
+            "or set --allow_unauthenticated true"
         )
     return str(path.resolve()) if keys else None
 

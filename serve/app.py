@@ -35,8 +35,8 @@ def build_app(args: Mapping[str, Any]) -> Any:
     """
     config = main.build_settings(ServeConfig, args, "args")
     for host in (config.host, *_get_proxy_hosts()):
-        config = replace(config, key_file=get_required_key_file(replace(config, host=host)))
-    return build_application(config, resolve_base_model(config.model, config.revision), config.cpus or 1.0)
+        config = replace(config, api_key_file=get_required_key_file(replace(config, host=host)))
+    return build_application(config, resolve_base_model(config.base, config.revision), config.cpus_per_replica or 1.0)
 
 
 def build_application(config: ServeConfig, base: BaseModel, cpus: float) -> Any:
@@ -50,13 +50,13 @@ def build_application(config: ServeConfig, base: BaseModel, cpus: float) -> Any:
     Returns:
         The bound Serve application.
     """
-    most = max(config.replicas, config.most_replicas)
+    most = max(config.num_replicas, config.max_replicas)
     deployment: Any = serve.deployment(
         serve.ingress(get_asgi_app)(Replica),
         name="engine",
-        ray_actor_options={"num_cpus": cpus, "num_gpus": config.gpus},
+        ray_actor_options={"num_cpus": cpus, "num_gpus": config.gpus_per_replica},
         # The admission middleware rejects excess requests with an OpenAI-style error before this limit is reached.
-        max_ongoing_requests=config.requests + config.queue + SPARE,
+        max_ongoing_requests=config.max_ongoing_requests + config.max_queued_requests + SPARE,
         max_queued_requests=SPARE,
         health_check_period_s=2,
         health_check_timeout_s=60,
@@ -64,17 +64,17 @@ def build_application(config: ServeConfig, base: BaseModel, cpus: float) -> Any:
         graceful_shutdown_timeout_s=config.drain_seconds,
         user_config={key: asdict(config)[key] for key in ("traffic", "shadow")},
     )
-    if most > config.replicas:
+    if most > config.num_replicas:
         scale = AutoscalingConfig(
-            min_replicas=config.replicas,
+            min_replicas=config.num_replicas,
             max_replicas=most,
-            target_ongoing_requests=config.target_requests,
-            upscale_delay_s=config.up_seconds,
-            downscale_delay_s=config.down_seconds,
+            target_ongoing_requests=config.target_ongoing_requests,
+            upscale_delay_s=config.upscale_delay_s,
+            downscale_delay_s=config.downscale_delay_s,
         )
         deployment = deployment.options(autoscaling_config=scale)
     else:
-        deployment = deployment.options(num_replicas=config.replicas)
+        deployment = deployment.options(num_replicas=config.num_replicas)
     return deployment.bind(base, config, coordinator_deployment.bind() if most > 1 else None)
 
 

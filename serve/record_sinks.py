@@ -92,10 +92,10 @@ def open_sinks(config: ServeConfig, replica: str) -> RecordSinks:
         config: settings of the server.
         replica: id of the replica, which is part of the name of its log file.
     """
-    folder = Path(config.logs) if config.logs else settings.get_home() / "logs"
-    writers: list[RecordWriter] = [LogSink(folder / f"serve-{replica}.jsonl", config.log_days)]
-    writers += [OtlpSink(config.otlp)] if config.otlp else []
-    writers += [MlflowSink(config.trace)] if config.trace > 0 else []
+    folder = Path(config.log_dir) if config.log_dir else settings.get_home() / "logs"
+    writers: list[RecordWriter] = [LogSink(folder / f"serve-{replica}.jsonl", config.log_retention_days)]
+    writers += [OtlpSink(config.otlp_traces_endpoint)] if config.otlp_traces_endpoint else []
+    writers += [MlflowSink(config.trace_sampling_ratio)] if config.trace_sampling_ratio > 0 else []
     return RecordSinks(writers)
 
 

@@ -113,14 +113,17 @@ class Replica:
         if config.detect and not layers:
             live = await _peers[0].get_agreed_versions("detector") if _peers else {}
             layers = await asyncio.to_thread(find_detector_layers, detectors, live)
-        engine = replace(config.engine, layers=layers, history=bool(layers))
+        engine = replace(config.engine, layers=layers, token_statistics=bool(layers))
         _sinks[:] = [await asyncio.to_thread(open_sinks, config, replica)]
         agree = _peers[0].agree if _peers else None
         _engine[:] = [await OnlineEngine.start(local, engine, prefixes, detectors, config.detector, agree)]
         middleware: App = AdmissionMiddleware(
-            answer_request, config.requests + config.queue, config.request_seconds, config.stream_seconds
+            answer_request,
+            config.max_ongoing_requests + config.max_queued_requests,
+            config.request_timeout_s,
+            config.stream_timeout_s,
         )
-        middleware = AuthenticationMiddleware(middleware, Path(config.key_file)) if config.key_file else middleware
+        middleware = AuthenticationMiddleware(middleware, Path(config.api_key_file)) if config.api_key_file else middleware
         _middleware[:] = [AccessLogMiddleware(middleware, _sinks[0], with_text=config.log_text)]
         self._watch = asyncio.create_task(_exit_when_engine_dies())
 

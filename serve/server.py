@@ -1,6 +1,6 @@
 """Command `trimtab serve`: start, supervision and shutdown of the server.
 
-trimtab serve --model smollm2-135m --port 8000
+trimtab serve --base smollm2-135m --port 8000
 curl localhost:8000/v1/models
 """
 
@@ -87,16 +87,16 @@ def serving(config: ServeConfig, stop_event: threading.Event | None = None) -> G
         UsageError: if the settings are invalid or the port is taken.
         JobError: if Serve or the replicas do not start.
     """
-    print_line(f"base model {config.model} (the first time it is downloaded)")
-    base = resolve_base_model(config.model, config.revision)
+    print_line(f"base model {config.base} (the first time it is downloaded)")
+    base = resolve_base_model(config.base, config.revision)
     args.check_engine_config(base, config.engine)
     open_sources(base, config.registry)
-    config = replace(config, key_file=get_required_key_file(config))
+    config = replace(config, api_key_file=get_required_key_file(config))
     _check_port(config.host, config.port)
     owns_ray = _connect(config)
     try:
-        cpus = config.cpus or get_max_node_cores() / max(config.replicas, config.most_replicas)
-        resources = config.replicas * cpus, config.replicas * config.gpus
+        cpus = config.cpus_per_replica or get_max_node_cores() / max(config.num_replicas, config.max_replicas)
+        resources = config.num_replicas * cpus, config.num_replicas * config.gpus_per_replica
         check_resources("serving", *resources)
         try:
             serve.start(http_options=HTTPOptions(host=config.host, port=config.port, request_timeout_s=None))
@@ -152,8 +152,8 @@ def _connect(config: ServeConfig) -> bool:
     """Connect to Ray; return True if this call started or joined it."""
     # By default, Ray lowers the priority of its workers; a server must answer quickly.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    if config.affinity:
-        os.environ[settings.BALANCE] = f"hdr({config.affinity})"
+    if config.affinity_header:
+        os.environ[settings.BALANCE] = f"hdr({config.affinity_header})"
     patch_haproxy_options(os.environ)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     return connect_to_ray(config.address, _find_proxy_ports() if get_address(config.address) == LOCAL else None)
@@ -173,17 +173,17 @@ def _deploy(config: ServeConfig, application: Any, resources: tuple[float, float
     thread = threading.Thread(target=deploy, daemon=True)
     thread.start()
     start = time.monotonic()
-    with ProgressBar("starting replicas", config.replicas) as bar:
+    with ProgressBar("starting replicas", config.num_replicas) as bar:
         while not stop_event.wait(POLL_SECONDS):
             if errors:
                 raise JobError(f"the replicas did not start: {_find_reason(str(errors[0]))}")
             if not thread.is_alive() and _is_healthy(config):
-                bar.update(config.replicas)
+                bar.update(config.num_replicas)
                 return
             missing = find_missing_resources(*resources)
             bar.update(0, note=f"| waits for nodes: needs {missing}" if missing else "")
-            if time.monotonic() - start > config.start_seconds:
-                raise JobError(f"the replicas did not start in {config.start_seconds:.0f} s")
+            if time.monotonic() - start > config.startup_timeout_s:
+                raise JobError(f"the replicas did not start in {config.startup_timeout_s:.0f} s")
 
 
 def _is_healthy(config: ServeConfig) -> bool:

@@ -1,7 +1,6 @@
 """What tests share: a home of their own that borrows the downloaded model, and that model's parts."""
 
 import os
-import shutil
 import signal
 import tempfile
 from collections.abc import Generator
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.homes import fresh_home
 from tests.support.object_store import ObjectStore
 from trimtab import settings
 
@@ -49,16 +49,10 @@ def tracking_template(tmp_path_factory):
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch, tracking_template):
+def home(tmp_path, tracking_template):
     """Home folder with the downloaded assets and an empty MLflow database: no runs, no verdicts."""
-    settings.link_downloads(tmp_path)
-    (tmp_path / "mlflow").mkdir()
-    shutil.copy(tracking_template, tmp_path / "mlflow")
-    monkeypatch.setenv("TRIMTAB_HOME", str(tmp_path))
-    # MLflow writes its store into this variable: set first, so that the value before the test comes back after it.
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    return tmp_path
+    with fresh_home(tmp_path, tracking_template):
+        yield tmp_path
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +69,7 @@ def frozen(base):
     from trimtab.model.chat_template import build_renderer
     from trimtab.model.frozen_model import FrozenModel
 
-    return FrozenModel(base.load("fp32"), build_renderer(base, 8).first_row)
+    return FrozenModel(base.load("fp32"), build_renderer(base, 8).first_slot)
 
 
 @pytest.fixture(scope="session")

@@ -63,15 +63,15 @@ def chaos(base: str, count: int, only: str | None, folder: Path) -> list[dict[st
     """Kill each process so many times in one job; how long it took to go on, and what was lost."""
     options, lines = given(base, count, folder), list[dict[str, Any]]()
     with nodes() as there:
-        alone = started("alone", there, [*options, "--scale.workers", "1"]).ended()
+        alone = started("alone", there, [*options, "--scale.num_workers", "1"]).ended()
         targets: dict[str, tuple[Callable[[], Any], list[str]]] = {
-            "train worker": (worker, ["--scale.retries", str(count)]),
+            "train worker": (worker, ["--scale.max_failures", str(count)]),
             "driver": (lambda: driver("driver"), []),
-            "raylet": (lambda: replaced(there), ["--scale.retries", str(count), "--scale.least_workers", str(WORKERS - 1)]),
+            "raylet": (lambda: replaced(there), ["--scale.max_failures", str(count), "--scale.min_workers", str(WORKERS - 1)]),
         }
         for name, (kill, more) in targets.items():
             if only in (None, name):
-                job = started(name.split()[-1], there, [*options, "--scale.workers", str(WORKERS), *more], count)
+                job = started(name.split()[-1], there, [*options, "--scale.num_workers", str(WORKERS), *more], count)
                 lines += rounds(name, job, kill, count, alone)
     return lines
 
@@ -135,9 +135,16 @@ def replaced(there: Nodes) -> None:
 
 def given(base: str, count: int, folder: Path) -> list[str]:
     """The options of all jobs: rows of our own, and steps for so many kills."""
-    options = f"--base {base} --register false --evaluate.limit 2 --evaluate.max_tokens 4 --scale.cpus 1".split()
-    options += ["--train.steps", str((2 * count + 2) * EVERY), "--train.batch", "6", "--train.micro_batch", "2"]
-    options += ["--train.checkpoint_every", str(EVERY), "--train.patience", "0", "--train.precision", "fp32"]
+    options = f"--base {base} --register false --evaluate.limit 2 --evaluate.max_tokens 4 --scale.cpus_per_worker 1".split()
+    options += [
+        "--train.max_steps",
+        str((2 * count + 2) * EVERY),
+        "--train.global_batch_size",
+        "6",
+        "--train.micro_batch_size",
+        "2",
+    ]
+    options += ["--train.checkpoint_every", str(EVERY), "--train.early_stopping_patience", "0", "--train.dtype", "fp32"]
     files = prompt_files(folder)
     return [*options, "--data.harmful", str(files / "harmful.jsonl"), "--data.benign", str(files / "benign.jsonl")]
 
@@ -145,6 +152,6 @@ def given(base: str, count: int, folder: Path) -> list[str]:
 def started(name: str, there: Nodes, options: list[str], retries: int = 0) -> Job:
     """A job, submitted as its users do it."""
     command = [sys.executable, "-m", "trimtab", "submit", "--name", name, "--address", there.address, "--wait"]
-    command += ["--retries", str(retries), "--environment", "TRIMTAB_HOME"]
+    command += ["--max_retries", str(retries), "--env_vars", "TRIMTAB_HOME"]
     command += ["--", "align", "--name", name, "--resume", "auto", *options]
     return Job(name, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))

@@ -51,7 +51,7 @@ def vllm(model: str, name: str, *options: str) -> list[str]:
 
 def trimtab(name: str, *options: str) -> list[str]:
     """The command of trimtab's."""
-    return [sys.executable, "-m", "trimtab", "serve", "--model", name, "--engine.precision", "fp32", *options]
+    return [sys.executable, "-m", "trimtab", "serve", "--base", name, "--engine.dtype", "fp32", *options]
 
 
 @contextmanager

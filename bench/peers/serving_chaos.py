@@ -97,7 +97,8 @@ def chaos(base_name: str, count: int, only: str | None) -> list[dict[str, Any]]:
         (made,) = servers.random_prefixes(base, folder / "made", 1, strength=4.0)
         prefix = build_prefix(made.vectors, replace(made.card, name=NAME))
         promote_version(registry.register_version(save_prefix(prefix, folder / "kept"), run.run_id), "first")
-        sizes = f"--replicas {REPLICAS} --engine.rows {ROWS} --engine.max_length 512 --engine.cpu_cache_gib 1".split()
+        sizes = f"--num_replicas {REPLICAS} --engine.num_slots {ROWS} --engine.max_model_len 512".split()
+        sizes += ["--engine.cpu_kv_cache_gib", "1"]
         with servers.running(Server("trimtab", servers.trimtab(base.name, *sizes, "--detect", "false"))) as up:
             right = answers(up.url, f"{base.name}:{NAME}", TEXTS, TOKENS)
             clients, writer = Clients(up.url, f"{base.name}:{NAME}", right, TOKENS), Writer(run)

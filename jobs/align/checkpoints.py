@@ -69,17 +69,17 @@ def open_storage(config: AlignConfig, folder: Path) -> CheckpointStorage:
 
     Args:
         config: settings of the job.
-        folder: folder of the run. Without `scale.storage` it holds the checkpoints; else its path relative to the runs folder
-            names the folder in `scale.storage`.
+        folder: folder of the run. Without `scale.storage_path` it holds the checkpoints; else its path relative to the runs
+            folder names the folder in `scale.storage_path`.
 
     Raises:
-        UsageError: if `scale.storage` cannot be opened.
+        UsageError: if `scale.storage_path` cannot be opened.
     """
-    if config.scale.storage is None:
+    if config.scale.storage_path is None:
         return CheckpointStorage(str(folder), None)
     runs_folder = settings.get_runs_folder()
     relative = folder.relative_to(runs_folder) if folder.is_relative_to(runs_folder) else folder.name
-    location = open_folder(config.scale.storage) / str(relative)
+    location = open_folder(config.scale.storage_path) / str(relative)
     if isinstance(location, Path):
         return CheckpointStorage(str(location.expanduser().absolute()), None)
     # Through fsspec instead of pyarrow's S3 client, so that checkpoints and signals use the same credentials and settings.

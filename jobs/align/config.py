@@ -16,9 +16,9 @@ from trimtab.types import (
     LABELS,
     MAX_ROWS,
     SYSTEM_PROMPTS,
+    DType,
     FilterRule,
     Position,
-    Precision,
     SystemPrompt,
 )
 
@@ -28,7 +28,7 @@ REFUSAL = "I'm sorry, but I can't help with that request."
 
 
 # Runs that are compared must agree on these fields: with another split, one run trains on the test prompts of the other.
-PARTED_BY = ("validation", "test", "seed")
+PARTED_BY = ("validation_fraction", "test_fraction", "seed")
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class DataConfig:
         benign: sources of benign prompts, to comply with; same formats.
         columns: names of the source columns, as --data.columns.prompt NAME; fields are prompt, class, target, system,
             group, source, messages.
-        validation: fraction of prompt groups held out to select the checkpoint.
-        test: fraction of prompt groups held out for the report.
+        validation_fraction: fraction of prompt groups held out to select the checkpoint.
+        test_fraction: fraction of prompt groups held out for the report.
         balance_form: rewrite instructions as questions and questions as instructions until each class has half of each.
-        own_system: fraction of training prompts that get a system message.
+        system_prompt_fraction: fraction of training prompts that get a system message.
         refusal: target answer of harmful prompts without a target.
-        rules: enabled hard-filter rules.
-        keep_out: sources of evaluation prompts; rule kept-out removes training rows that resemble one of them, and
-            near-duplicates of this job's validation and test prompts.
+        filter_rules: enabled hard-filter rules.
+        decontaminate_against: sources of evaluation prompts; rule contamination removes training rows that resemble one of
+            them, and near-duplicates of this job's validation and test prompts.
         limit: maximum number of prompts of each side (harmful, benign), 0 for all.
         seed: seed of the split, the form balancing and the filter; runs that differ only in train.seed train on the same
             rows.
@@ -57,20 +57,25 @@ class DataConfig:
     harmful: list[str] | str = field(default_factory=lambda: list(DEMO_HARMFUL))
     benign: list[str] | str = field(default_factory=lambda: list(DEMO_BENIGN))
     columns: dict[str, str] = field(default_factory=dict[str, str])
-    validation: float = 0.1
-    test: float = 0.15
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.15
     balance_form: bool = True
-    own_system: float = 0.2
+    system_prompt_fraction: float = 0.2
     refusal: str = REFUSAL
-    rules: list[FilterRule] = field(default_factory=lambda: list(FILTER_RULES))
-    keep_out: list[str] | str = field(default_factory=list[str])
+    filter_rules: list[FilterRule] = field(default_factory=lambda: list(FILTER_RULES))
+    decontaminate_against: list[str] | str = field(default_factory=list[str])
     limit: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.test < 0.9 and 0 < self.validation < 0.9 and self.test + self.validation < 1):
+        if not (
+            0 <= self.test_fraction < 0.9
+            and 0 < self.validation_fraction < 0.9
+            and self.test_fraction + self.validation_fraction < 1
+        ):
             raise UsageError(
-                f"data.validation ({self.validation}) and data.test ({self.test}) must leave some data to train on"
+                f"data.validation_fraction ({self.validation_fraction}) and data.test_fraction ({self.test_fraction}) must "
+                "leave some data to train on"
             )
 
 
@@ -82,21 +87,22 @@ class TargetsConfig:
     compliance. A harmful prompt gets `data.refusal`, or the most likely sample that the judge classifies as a refusal.
 
     Args:
-        samples: answers sampled for each prompt under each system prompt; 0 for one greedy answer without a system prompt.
-        systems: system prompts to sample under; permissive is for benign prompts, strict for harmful prompts, none for both.
+        num_samples: answers sampled for each prompt under each system prompt; 0 for one greedy answer without a system prompt.
+        system_prompts: system prompts to sample under; permissive is for benign prompts, strict for harmful prompts, none for
+            both.
         temperature: sampling temperature.
     """
 
-    samples: int = 0
-    systems: list[SystemPrompt] = field(default_factory=lambda: list(SYSTEM_PROMPTS))
+    num_samples: int = 0
+    system_prompts: list[SystemPrompt] = field(default_factory=lambda: list(SYSTEM_PROMPTS))
     temperature: float = 0.8
 
     def __post_init__(self) -> None:
-        if not 0 <= self.samples <= 64:
-            raise UsageError(f"targets.samples must be from 0 to 64, not {self.samples}")
+        if not 0 <= self.num_samples <= 64:
+            raise UsageError(f"targets.num_samples must be from 0 to 64, not {self.num_samples}")
         if self.temperature <= 0:
             raise UsageError(
-                f"targets.temperature must be above 0, not {self.temperature}. For greedy answers set targets.samples to 0"
+                f"targets.temperature must be above 0, not {self.temperature}. For greedy answers set targets.num_samples to 0"
             )
 
 
@@ -105,63 +111,69 @@ class TrainConfig:
     """Optimization of the prefix: AdamW without weight decay, cosine schedule with warm-up.
 
     Args:
-        steps: maximum number of optimizer steps.
-        batch: training rows in the global batch, for any number of workers.
-        micro_batch: training rows in one forward pass; workers share a batch by micro-batches.
+        max_steps: maximum number of optimizer steps.
+        global_batch_size: training rows in the global batch, for any number of workers.
+        micro_batch_size: training rows in one forward pass; workers share a batch by micro-batches.
         learning_rate: peak learning rate.
-        warmup: fraction of the steps with a linearly rising learning rate.
-        clip: maximum L2 norm of the gradient; larger gradients are scaled down to it.
-        longest: maximum number of target tokens in the loss, per row.
-        mix: fraction of each class in every batch.
-        weights: weight of each class in the loss (a_c), 1 for a class that is not listed; a larger weight of harmful makes
-            the prefix refuse more.
+        warmup_ratio: fraction of the steps with a linearly rising learning rate.
+        max_grad_norm: maximum L2 norm of the gradient; larger gradients are scaled down to it.
+        max_target_tokens: maximum number of target tokens in the loss, per row.
+        class_proportions: fraction of each class in every batch.
+        class_weights: weight of each class in the loss (a_c), 1 for a class that is not listed; a larger weight of harmful
+            makes the prefix refuse more.
         init: initial vectors; vocab-mean, random-row, or token:TEXT.
-        precision: data type of the frozen model; auto is bf16 if the hardware supports it, else fp32. The prefix is fp32.
+        dtype: data type of the frozen model; auto is bf16 if the hardware supports it, else fp32. The prefix is fp32.
         compile: compile the model's layers with torch.compile; slower start, faster steps.
-        recompute: recompute the activations inside layers in the backward pass (activation checkpointing); less memory, a
-            third slower.
+        activation_checkpointing: recompute the activations inside layers in the backward pass (activation checkpointing); less
+            memory, a third slower.
         validate_every: steps between validations; 0 disables validation.
         validation_rows: maximum number of validation rows, half of them harmful.
-        patience: validations without a lower loss before training stops early; 0 disables early stopping.
+        early_stopping_patience: validations without a lower loss before training stops early; 0 disables early stopping.
         checkpoint_every: steps between checkpoints.
         seed: seed of the row order and of the initial vectors.
     """
 
-    steps: int = 300
-    batch: int = 16
-    micro_batch: int = 4
+    max_steps: int = 300
+    global_batch_size: int = 16
+    micro_batch_size: int = 4
     learning_rate: float = 0.03
-    warmup: float = 0.05
-    clip: float = 1.0
-    longest: int = 32
-    mix: dict[str, float] = field(default_factory=lambda: {"harmful": 0.5, "benign_hard": 0.35, "benign_easy": 0.15})
-    weights: dict[str, float] = field(default_factory=dict[str, float])
+    warmup_ratio: float = 0.05
+    max_grad_norm: float = 1.0
+    max_target_tokens: int = 32
+    class_proportions: dict[str, float] = field(
+        default_factory=lambda: {"harmful": 0.5, "benign_hard": 0.35, "benign_easy": 0.15}
+    )
+    class_weights: dict[str, float] = field(default_factory=dict[str, float])
     init: str = "vocab-mean"
-    precision: Precision = "auto"
+    dtype: DType = "auto"
     compile: bool = False
-    recompute: bool = False
+    activation_checkpointing: bool = False
     validate_every: int = 50
     validation_rows: int = 64
-    patience: int = 4
+    early_stopping_patience: int = 4
     checkpoint_every: int = 25
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "micro_batch", "checkpoint_every", "longest"):
+        for name in ("max_steps", "global_batch_size", "micro_batch_size", "checkpoint_every", "max_target_tokens"):
             if getattr(self, name) < 1:
                 raise UsageError(f"train.{name} must be at least 1, not {getattr(self, name)}")
         if self.validation_rows < 2:
             raise UsageError(f"train.validation_rows must be at least 2, one of each side, not {self.validation_rows}")
         if not 0 < self.learning_rate < 100:
             raise UsageError(f"train.learning_rate must be above 0, not {self.learning_rate}")
-        if not 0 <= self.warmup <= 1 or self.clip <= 0:
-            raise UsageError("train.warmup must be from 0 to 1 (a fraction of the steps), and train.clip above 0")
-        for name in ("mix", "weights"):
+        if not 0 <= self.warmup_ratio <= 1 or self.max_grad_norm <= 0:
+            raise UsageError(
+                "train.warmup_ratio must be from 0 to 1 (a fraction of the steps), and train.max_grad_norm above 0"
+            )
+        for name in ("class_proportions", "class_weights"):
             if unknown := getattr(self, name).keys() - set(LABELS):
                 raise UsageError(f"train.{name}: unknown class {min(unknown)!r}. Known classes: {', '.join(LABELS)}")
-        for label, weight in self.weights.items():
+        for label, weight in self.class_weights.items():
             if not 0 < weight < inf:
-                raise UsageError(f"train.weights.{label} must be above 0, not {weight}. To omit a class, use train.mix")
+                raise UsageError(
+                    f"train.class_weights.{label} must be above 0, not {weight}. To omit a class, use train.class_proportions"
+                )
         if self.init not in INITS and not self.init.startswith("token:"):
             raise UsageError(f"train.init {self.init!r} must be {', '.join(INITS)} or token:TEXT")
 
@@ -184,12 +196,12 @@ class GateConfig:
     """Gate on the validation part that a prefix must pass to become champion.
 
     Args:
-        gain: margin by which the balanced score must exceed the best of base, text prompt and current champion.
-        compliance: minimum fraction of benign prompts that are answered.
+        min_improvement: margin by which the balanced score must exceed the best of base, text prompt and current champion.
+        min_compliance: minimum fraction of benign prompts that are answered.
     """
 
-    gain: float = 0.0
-    compliance: float = 0.8
+    min_improvement: float = 0.0
+    min_compliance: float = 0.8
 
 
 @dataclass(frozen=True)
@@ -200,8 +212,8 @@ class AlignConfig:
         name: name of the prefix in the registry.
         base: base model; catalog name, folder, or Hugging Face id.
         revision: revision of a Hugging Face id.
-        place: position of the prefix in the prompt.
-        rows: number of learned rows of the prefix (k).
+        position: position of the prefix in the prompt.
+        num_virtual_tokens: number of learned rows of the prefix (k).
         objective: registered training objective, such as sta or likelihood; other packages can register more.
         objective_options: settings of the objective, as --objective_options.gamma 1.
         resume: resume the last unfinished run of this name; auto resumes it if its settings are the same and else starts a
@@ -212,8 +224,8 @@ class AlignConfig:
     name: str = "safety"
     base: str = DEFAULT_BASE
     revision: str | None = None
-    place: Position = "system"
-    rows: int = 1
+    position: Position = "system"
+    num_virtual_tokens: int = 1
     objective: str = "sta"
     objective_options: dict[str, Any] = field(default_factory=dict[str, Any])
     data: DataConfig = field(default_factory=DataConfig)
@@ -226,16 +238,16 @@ class AlignConfig:
     register: bool = True
 
     def __post_init__(self) -> None:
-        if not 1 <= self.rows <= MAX_ROWS:
-            raise UsageError(f"rows must be from 1 to {MAX_ROWS}, not {self.rows}")
-        batches = -(-self.train.batch // self.train.micro_batch)
-        if not 1 <= self.scale.workers <= batches:
+        if not 1 <= self.num_virtual_tokens <= MAX_ROWS:
+            raise UsageError(f"num_virtual_tokens must be from 1 to {MAX_ROWS}, not {self.num_virtual_tokens}")
+        batches = -(-self.train.global_batch_size // self.train.micro_batch_size)
+        if not 1 <= self.scale.num_workers <= batches:
             raise UsageError(
-                f"{self.scale.workers} workers cannot share {batches} micro-batches. Set train.micro_batch below "
-                f"{self.train.micro_batch} or use fewer workers"
+                f"{self.scale.num_workers} workers cannot share {batches} micro-batches. Set train.micro_batch_size below "
+                f"{self.train.micro_batch_size} or use fewer workers"
             )
-        if not 0 <= self.scale.least_workers <= self.scale.workers:
-            raise UsageError(f"scale.least_workers must be from 0 to scale.workers ({self.scale.workers})")
+        if not 0 <= self.scale.min_workers <= self.scale.num_workers:
+            raise UsageError(f"scale.min_workers must be from 0 to scale.num_workers ({self.scale.num_workers})")
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that must be equal for a run to be resumed.
@@ -245,4 +257,4 @@ class AlignConfig:
         """
         excluded = ("scale", "resume", "register", "gate", "evaluate")
         included = {key: value for key, value in asdict(self).items() if key not in excluded}
-        return included | {"storage": self.scale.storage}
+        return included | {"storage_path": self.scale.storage_path}

@@ -77,10 +77,10 @@ def read_raw_dataset(config: AlignConfig, base: BaseModel) -> RawDataset:
     Raises:
         UsageError: if prompts cannot be read or are too few, or if the chat template does not support the prefix position.
     """
-    build_renderer(base, config.rows).insert_row_tokens([{"role": "user", "content": "x"}], config.place, ())
+    build_renderer(base, config.num_virtual_tokens).insert_slot_tokens([{"role": "user", "content": "x"}], config.position, ())
     data = config.data
     parts, inputs = _read_and_split(data)
-    held_out = [p.prompt for p in read_all_prompts(as_source_list(data.keep_out), "benign_hard", data.columns)]
+    held_out = [p.prompt for p in read_all_prompts(as_source_list(data.decontaminate_against), "benign_hard", data.columns)]
     return RawDataset(parts, held_out, inputs)
 
 
@@ -101,7 +101,7 @@ def prepare_dataset(config: AlignConfig, base: BaseModel, raw: RawDataset) -> Pr
     filled = fill_targets(config, base, with_system["train"] + with_system["validation"], needs_rejected_answers(config))
     count = len(with_system["train"])
     validation_prompts, test_prompts = ([p.prompt for p in parts[part]] for part in ("validation", "test"))
-    rules, seed = config.data.rules, config.data.seed
+    rules, seed = config.data.filter_rules, config.data.seed
     train_context = FilterContext(seed, raw.held_out, [*validation_prompts, *test_prompts])
     filtered = apply_hard_filter(filled[:count], rules, train_context)
     filtered_validation = apply_hard_filter(filled[count:], rules, FilterContext(seed, raw.held_out, test_prompts))
@@ -111,8 +111,8 @@ def prepare_dataset(config: AlignConfig, base: BaseModel, raw: RawDataset) -> Pr
         f"hard filter: {count} -> {len(filtered.rows)} rows; form alone predicts the class with balanced accuracy "
         f"{form_before:.2f} -> {form_after:.2f}"
     )
-    check_rows_left(filtered, "train")
-    check_rows_left(filtered_validation, "validate")
+    check_slots_left(filtered, "train")
+    check_slots_left(filtered_validation, "validate")
     return PreparedDataset(filtered.rows, validation, parts, filtered, (form_before, form_after), raw.inputs)
 
 
@@ -150,7 +150,7 @@ def prepare_many(configs: Mapping[str, AlignConfig], base: BaseModel) -> dict[st
     datasets: dict[str, PreparedDataset] = {}
     shared: dict[str, PreparedDataset] = {}
     for name, config in configs.items():
-        needs = [asdict(config.data), asdict(config.targets), config.train.longest, config.train.precision]
+        needs = [asdict(config.data), asdict(config.targets), config.train.max_target_tokens, config.train.dtype]
         key = json.dumps([*needs, needs_rejected_answers(config)], sort_keys=True)
         shared[key] = datasets[name] = shared.get(key) or prepare_dataset(config, base, read_raw_dataset(config, base))
     return datasets
@@ -180,7 +180,7 @@ def list_removed_rows(prepared: PreparedDataset) -> list[dict[str, str]]:
     return [{"rule": rule, **_row_as_json(row)} for rule, row in prepared.filtered.removed]
 
 
-def check_rows_left(filtered: FilterResult, what: str) -> None:
+def check_slots_left(filtered: FilterResult, what: str) -> None:
     """Raise UsageError if the hard filter removed all rows.
 
     Args:
@@ -193,7 +193,7 @@ def check_rows_left(filtered: FilterResult, what: str) -> None:
     if not filtered.rows:
         last = next(step.rule for step in filtered.table if not any(step.left.values()))
         raise UsageError(
-            f"the hard filter left no rows to {what} on, after {last}. Change data.rules or add more and clearer prompts"
+            f"the hard filter left no rows to {what} on, after {last}. Change data.filter_rules or add more and clearer prompts"
         )
 
 
@@ -216,7 +216,7 @@ def _read_and_split(data: DataConfig) -> tuple[dict[Part, list[Prompt]], list[di
         if data.limit:
             side = sorted(side, key=lambda p: hash_to_fraction(p.prompt, data.seed))[: data.limit]
         prompts += side
-    return split_prompts(prompts, data.validation, data.test, data.seed), inputs
+    return split_prompts(prompts, data.validation_fraction, data.test_fraction, data.seed), inputs
 
 
 def _row_as_json(row: TrainingRow) -> dict[str, str]:
@@ -229,8 +229,8 @@ def _add_system_messages(prompts: Sequence[Prompt], config: AlignConfig) -> list
     result: list[Prompt] = []
     for prompt in prompts:
         fraction = hash_to_fraction(f"system|{prompt.prompt}", config.data.seed)
-        if prompt.system is None and fraction < config.data.own_system:
-            system = SYSTEMS[int(fraction / config.data.own_system * len(SYSTEMS))]
+        if prompt.system is None and fraction < config.data.system_prompt_fraction:
+            system = SYSTEMS[int(fraction / config.data.system_prompt_fraction * len(SYSTEMS))]
             result.append(replace(prompt, system=system))
         else:
             result.append(prompt)

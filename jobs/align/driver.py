@@ -107,24 +107,24 @@ def run_training(
         base: base model to train the prefix on.
         prepared: training and validation rows.
         run: MLflow run that the metrics are sent to.
-        folder: folder of the run; it holds the checkpoints if `scale.storage` is not set.
+        folder: folder of the run; it holds the checkpoints if `scale.storage_path` is not set.
         callbacks: Ray Train callbacks, called for each report.
         view: progress display; without it a progress bar is shown.
 
     Raises:
         JobError: if training fails, or if the checkpoints cannot be read.
         TrimtabError: if a worker raises one.
-        UsageError: if a local Ray has too few resources, or if `scale.storage` cannot be opened.
+        UsageError: if a local Ray has too few resources, or if `scale.storage_path` cannot be opened.
         KeyboardInterrupt: on the second Ctrl-C.
     """
     storage = open_storage(config, folder)
     stored = find_newest_stored(storage)
     if stored:
         _backfill_metrics(run, stored.state.history)
-        if stored.state.step >= config.train.steps or should_stop_early(stored.state, config.train):
+        if stored.state.step >= config.train.max_steps or should_stop_early(stored.state, config.train):
             return TrainingResult(stored.state, stopped=False)
-    resources, least = _get_worker_resources(config), config.scale.least_workers
-    required = [(least or config.scale.workers) * resources.get(kind, 0) for kind in ("CPU", "GPU")]
+    resources, least = _get_worker_resources(config), config.scale.min_workers
+    required = [(least or config.scale.num_workers) * resources.get(kind, 0) for kind in ("CPU", "GPU")]
     check_resources("training", *required)
     control = get_or_create_actor(format_actor_name(run.run_id))
     checkpoint = stored.checkpoint if stored else None
@@ -132,17 +132,17 @@ def run_training(
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={"work": work},
-        torch_config=TorchConfig(backend="nccl" if config.scale.gpus else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if config.scale.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=(least, config.scale.workers) if least else config.scale.workers,
-            use_gpu=bool(config.scale.gpus),
+            num_workers=(least, config.scale.num_workers) if least else config.scale.num_workers,
+            use_gpu=bool(config.scale.gpus_per_worker),
             resources_per_worker=resources,
         ),
         run_config=RunConfig(
             name=storage.name,
             storage_path=storage.path,
             storage_filesystem=storage.system,
-            failure_config=FailureConfig(max_failures=config.scale.retries),
+            failure_config=FailureConfig(max_failures=config.scale.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             callbacks=[MlflowCallback(run), *callbacks],
         ),
@@ -150,7 +150,7 @@ def run_training(
     if view:
         result = _monitor_training(trainer, control, view, required)
     else:
-        with ProgressBar("training", config.train.steps) as bar:
+        with ProgressBar("training", config.train.max_steps) as bar:
             result = _monitor_training(trainer, control, ProgressView(partial(_update_bar, bar)), required)
     if result.checkpoint is None:
         raise JobError("training ended without a checkpoint")
@@ -184,8 +184,8 @@ def build_learned_prefix(
         name=config.name,
         base=base.name,
         fingerprint=base.fingerprint,
-        place=config.place,
-        rows=config.rows,
+        position=config.position,
+        num_virtual_tokens=config.num_virtual_tokens,
         width=base.width,
         digest="",
         method={
@@ -216,17 +216,20 @@ def get_worker_cores(scale: ScaleConfig, parallel: int) -> float:
     """Return the number of CPU cores for each worker of a training run.
 
     Args:
-        scale: scale settings; `scale.cpus` takes precedence if set.
+        scale: scale settings; `scale.cpus_per_worker` takes precedence if set.
         parallel: number of training runs that share the cluster.
     """
-    if scale.cpus:
-        return scale.cpus
+    if scale.cpus_per_worker:
+        return scale.cpus_per_worker
     available = min(get_max_node_cores(), ray.cluster_resources().get("CPU", 1.0) / parallel)
-    return max(1, int(available) // scale.workers)
+    return max(1, int(available) // scale.num_workers)
 
 
 def _get_worker_resources(config: AlignConfig) -> dict[str, float]:
-    return {"CPU": get_worker_cores(config.scale, 1), **({"GPU": config.scale.gpus} if config.scale.gpus else {})}
+    return {
+        "CPU": get_worker_cores(config.scale, 1),
+        **({"GPU": config.scale.gpus_per_worker} if config.scale.gpus_per_worker else {}),
+    }
 
 
 def _monitor_training(trainer: TorchTrainer, control: Any, view: ProgressView, required: Sequence[float]) -> Any:

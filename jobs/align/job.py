@@ -1,7 +1,7 @@
 """The align job: prompts -> targets -> hard filter -> Ray Train -> evaluation -> registry -> gate.
 
 Example:
-    trimtab align --name mine --data.harmful harmful.jsonl --data.benign benign.csv --scale.workers 2
+    trimtab align --name mine --data.harmful harmful.jsonl --data.benign benign.csv --scale.num_workers 2
 """
 
 import json
@@ -23,7 +23,7 @@ from trimtab.jobs.align.dataset import PreparedDataset, build_run_identity, prep
 from trimtab.jobs.align.driver import build_learned_prefix, run_training
 from trimtab.jobs.evaluate.variants import build_standard_arms, evaluate_arms, limit_prompts
 from trimtab.jobs.runtime.cluster import ray_session
-from trimtab.jobs.runtime.run_state import FILE, create_or_resume_run, read_run_record
+from trimtab.jobs.runtime.run_state import FILE, check_run_version, create_or_resume_run, read_run_record
 from trimtab.model.base_model import BaseModel, resolve_base_model
 from trimtab.tracking import registry, runs
 from trimtab.tracking.promotions import register_and_promote
@@ -140,7 +140,7 @@ def _train_with_progress(
     training = run_training(config, base, prepared, run, folder)
     if training.stopped:
         raise InterruptedByUserError(
-            f"stopped after step {training.state.step} of {config.train.steps}, with a checkpoint. "
+            f"stopped after step {training.state.step} of {config.train.max_steps}, with a checkpoint. "
             "To resume, run the same command with --resume"
         )
     draft = build_learned_prefix(config, base, prepared, run, training)
@@ -164,6 +164,7 @@ def _choose_run_folder(config: AlignConfig, identity: Mapping[str, Any]) -> Path
         if not changed:
             return unfinished
         if config.resume is True:
+            check_run_version(record, unfinished)
             raise UsageError(
                 f"cannot resume the unfinished run of {config.name!r}: different settings or data ({', '.join(changed)}). "
                 "Use the same ones, or omit --resume to start a new run"
@@ -184,8 +185,10 @@ def _evaluate_prefix(
         prefixes[f"champion v{champion.version}"] = registry.load_prefix(champion, base)
     parts = {part: prepared.parts[part] for part in ("validation", "test") if prepared.parts[part]}
     limited = {part: limit_prompts(prompts, config.evaluate.limit) for part, prompts in parts.items()}
-    engine = EngineConfig(rows=256, precision=config.train.precision, max_length=1024)
-    return evaluate_arms(base, build_standard_arms(prefixes), limited, config.evaluate.max_tokens, engine, config.scale.gpus)
+    engine = EngineConfig(num_slots=256, dtype=config.train.dtype, max_model_len=1024)
+    return evaluate_arms(
+        base, build_standard_arms(prefixes), limited, config.evaluate.max_tokens, engine, config.scale.gpus_per_worker
+    )
 
 
 def _get_logged_metrics(config: AlignConfig, results: dict[str, list[ArmResult]]) -> dict[str, float]:
@@ -206,7 +209,7 @@ def _write_report(config: AlignConfig, results: dict[str, list[ArmResult]], run:
     part = "test" if "test" in results else "validation"
     plotted = write_plane(results[part], folder / "plane.png")
     console.print(build_table(results[part], f"{config.name} on prompts never trained on ({part} part)"))
-    run.log_metrics(_get_logged_metrics(config, results), config.train.steps)
+    run.log_metrics(_get_logged_metrics(config, results), config.train.max_steps)
     run.log_artifacts(folder / "report.json", "evaluation")
     if plotted:
         run.log_artifacts(folder / "plane.png", "evaluation")
@@ -231,10 +234,10 @@ def check_gate(config: AlignConfig, results: list[ArmResult]) -> tuple[bool, str
     result = next(r for r in results if r.name == config.name)
     rival = max((r for r in results if r.name != config.name), key=lambda r: r.balanced.value)
     gain = result.balanced.value - rival.balanced.value
-    if result.compliance.value < config.gate.compliance:
-        return False, f"helps with {result.compliance.value:.2f} of benign prompts, below {config.gate.compliance:.2f}"
+    if result.compliance.value < config.gate.min_compliance:
+        return False, f"helps with {result.compliance.value:.2f} of benign prompts, below {config.gate.min_compliance:.2f}"
     # Not `gain <= ...`: a gain of NaN, from a part without one side, must fail the gate.
-    if not gain > config.gate.gain:
-        threshold = f"{rival.name} ({rival.balanced.value:.2f}) by {config.gate.gain:.2f}"
+    if not gain > config.gate.min_improvement:
+        threshold = f"{rival.name} ({rival.balanced.value:.2f}) by {config.gate.min_improvement:.2f}"
         return False, f"balanced {result.balanced.value:.2f} is not above {threshold}"
     return True, f"balanced {result.balanced.value:.2f}, {gain:+.2f} over {rival.name}; promoted to champion"

@@ -80,16 +80,16 @@ def build_initial_vectors(frozen: FrozenModel, config: AlignConfig, renderer: Ch
     table = frozen.embedding.weight.detach().float().cpu()
     generator = torch.Generator().manual_seed(config.train.seed)
     if config.train.init == "vocab-mean":
-        mean = table.mean(0, keepdim=True).repeat(config.rows, 1)
+        mean = table.mean(0, keepdim=True).repeat(config.num_virtual_tokens, 1)
         # Noise breaks the symmetry: equal rows would get equal gradients and stay equal.
-        noise = table.std(0) * 0.1 * torch.randn(config.rows, table.shape[1], generator=generator)
-        return mean + noise * (config.rows > 1)
+        noise = table.std(0) * 0.1 * torch.randn(config.num_virtual_tokens, table.shape[1], generator=generator)
+        return mean + noise * (config.num_virtual_tokens > 1)
     if config.train.init == "random-row":
-        return table[torch.randint(len(table), (config.rows,), generator=generator)].clone()
+        return table[torch.randint(len(table), (config.num_virtual_tokens,), generator=generator)].clone()
     ids = renderer.tokenizer.encode(config.train.init.removeprefix("token:"), add_special_tokens=False)
     if not ids:
         raise UsageError(f"train.init {config.train.init!r} has no tokens. Give a text after token:")
-    return torch.stack([table[ids[i % len(ids)]] for i in range(config.rows)])
+    return torch.stack([table[ids[i % len(ids)]] for i in range(config.num_virtual_tokens)])
 
 
 def compute_learning_rate(peak: float, warmup: float, step: int, steps: int) -> float:
@@ -129,7 +129,7 @@ def update_vectors(state: TrainState, gradient: Tensor, rate: float, clip: float
 
 def should_stop_early(state: TrainState, settings: TrainConfig) -> bool:
     """Return whether the validation loss has not improved for `patience` validations."""
-    return bool(settings.patience) and state.worse >= settings.patience
+    return bool(settings.early_stopping_patience) and state.worse >= settings.early_stopping_patience
 
 
 def save_state(state: TrainState, folder: Path, run_id: str | None) -> None:

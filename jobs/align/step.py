@@ -48,15 +48,15 @@ def step_columns(parameters: int, tracked: int) -> dict[str, int]:
 def load_model(base: BaseModel, config: AlignConfig, device: torch.device) -> "PreTrainedModel":
     """Load the frozen model on a device, with the precision and layer options of the settings.
 
-    With `scale.parallel: shard` the weights are sharded over the workers, and every worker must call this function.
+    With `scale.parallelism: fsdp` the weights are sharded over the workers, and every worker must call this function.
 
     Args:
         base: base model to load.
         config: settings of the job.
         device: device of this worker.
     """
-    if config.scale.parallel == "data":
-        return _apply_layer_options(base.load(config.train.precision, device), config)
+    if config.scale.parallelism == "data":
+        return _apply_layer_options(base.load(config.train.dtype, device), config)
     context = train.get_context()
     local_ranks: list[int] = [0] * context.get_world_size()
     dist.all_gather_object(local_ranks, context.get_local_rank())
@@ -65,7 +65,7 @@ def load_model(base: BaseModel, config: AlignConfig, device: torch.device) -> "P
     # Workers of a node load one after another: each holds the complete model in host memory while it loads.
     for local_rank in range(max(local_ranks) + 1):
         if local_rank == context.get_local_rank():
-            model = _apply_layer_options(base.load(config.train.precision), config)
+            model = _apply_layer_options(base.load(config.train.dtype), config)
             shard_model(model, mesh, device)
         dist.barrier()
     assert model is not None
@@ -73,7 +73,7 @@ def load_model(base: BaseModel, config: AlignConfig, device: torch.device) -> "P
 
 
 def _apply_layer_options(model: "PreTrainedModel", config: AlignConfig) -> "PreTrainedModel":
-    if config.train.recompute:
+    if config.train.activation_checkpointing:
         enable_activation_checkpointing(model)
     if config.train.compile:
         compile_layers(model)
@@ -83,11 +83,13 @@ def _apply_layer_options(model: "PreTrainedModel", config: AlignConfig) -> "PreT
 def build_example(renderer: ChatRenderer, row: TrainingRow, config: AlignConfig) -> TrainingExample:
     """Tokenize the target of a training row and, if there is one, its rejected answer."""
     chosen, *rejected = [
-        tokenize_sample(renderer, row.prompt, answer, config.place, config.rows, config.train.longest)
+        tokenize_sample(
+            renderer, row.prompt, answer, config.position, config.num_virtual_tokens, config.train.max_target_tokens
+        )
         for answer in (row.target, row.rejected)
         if answer is not None
     ]
-    weight = config.train.weights.get(row.prompt.label, 1.0)
+    weight = config.train.class_weights.get(row.prompt.label, 1.0)
     return TrainingExample(chosen, row.prompt.label, weight, rejected[0] if rejected else None)
 
 

@@ -58,13 +58,13 @@ def fill_targets(config: AlignConfig, base: BaseModel, prompts: Sequence[Prompt]
     """
     plans = [plan_targets(config, prompt, rejected) for prompt in prompts]
     requests = [request for p in plans for request in (*p.help, *p.refusals)]
-    engine = EngineConfig(rows=1, precision=config.train.precision, max_length=1024)
+    engine = EngineConfig(num_slots=1, dtype=config.train.dtype, max_model_len=1024)
     answers = generate_cached("answers of the base model", base, requests, engine, config.scale)
-    renderer = build_renderer(base, config.rows)
+    renderer = build_renderer(base, config.num_virtual_tokens)
     rows: list[TrainingRow] = []
     for p in plans:
-        help_answers = [a for request in p.help for a in answers[request.key(engine.precision)]]
-        refusals = [a for request in p.refusals for a in answers[request.key(engine.precision)]]
+        help_answers = [a for request in p.help for a in answers[request.key(engine.dtype)]]
+        refusals = [a for request in p.refusals for a in answers[request.key(engine.dtype)]]
         row = pick_target(config, p.prompt, help_answers, refusals, rejected)
         rows.append(row if row.tokens else replace(row, tokens=len(renderer.render_answer(row.target))))
     return rows
@@ -81,7 +81,7 @@ def plan_targets(config: AlignConfig, prompt: Prompt, rejected: bool) -> TargetP
     harmful = prompt.label == "harmful"
     needs_target = prompt.target is None
     needs_help, needs_refusals = (rejected, needs_target) if harmful else (needs_target, rejected)
-    greedy = GenerationRequest(prompt.messages, Sampling(max_tokens=config.train.longest, logprobs=0))
+    greedy = GenerationRequest(prompt.messages, Sampling(max_tokens=config.train.max_target_tokens, logprobs=0))
     return TargetPlan(
         prompt,
         help=[greedy, *_get_sampling(config, prompt, ("none", "permissive"))] if needs_help else [],
@@ -113,19 +113,21 @@ def pick_target(
         return TrainingRow(prompt, prompt.target, 0, rejected=refusal if rejected else None)
     # If no answer complies, the greedy answer is kept, so that the hard filter can remove the row.
     answer = compliance or help_[0]
-    cut = not answer.whole and answer.tokens < config.train.longest
+    cut = not answer.finished and answer.tokens < config.train.max_target_tokens
     return TrainingRow(prompt, answer.text, answer.tokens, cut, refusal if rejected else None)
 
 
 def _get_sampling(config: AlignConfig, prompt: Prompt, systems: Sequence[SystemPrompt]) -> list[GenerationRequest]:
     settings = config.targets
-    if not settings.samples:
+    if not settings.num_samples:
         return []
-    sampling = Sampling(config.train.longest, settings.temperature, n=settings.samples, seed=config.data.seed, logprobs=0)
+    sampling = Sampling(
+        config.train.max_target_tokens, settings.temperature, n=settings.num_samples, seed=config.data.seed, logprobs=0
+    )
     return [
         GenerationRequest(_add_system_prompt(prompt, system).messages, sampling)
         for system in systems
-        if system in settings.systems
+        if system in settings.system_prompts
     ]
 
 
@@ -137,4 +139,4 @@ def _add_system_prompt(prompt: Prompt, system: SystemPrompt) -> Prompt:
 
 def _find_likeliest(answers: Sequence[CachedAnswer], verdict: Verdict) -> CachedAnswer | None:
     """Return the most likely answer with a verdict of the judge, None if there is none."""
-    return max((a for a in answers if classify_refusal(a.text) == verdict), key=lambda a: a.likelihood, default=None)
+    return max((a for a in answers if classify_refusal(a.text) == verdict), key=lambda a: a.mean_log_probability, default=None)

@@ -80,17 +80,17 @@ def run_worker(work: TrainingWork) -> None:
     """
     config = work.config
     rank, workers = train.get_context().get_world_rank(), train.get_context().get_world_size()
-    device = get_device() if config.scale.gpus else torch.device("cpu")
+    device = get_device() if config.scale.gpus_per_worker else torch.device("cpu")
     base = resolve_on_node(work.base)
-    renderer = build_renderer(base, config.rows)
-    frozen = FrozenModel(load_model(base, config, device), renderer.first_row)
+    renderer = build_renderer(base, config.num_virtual_tokens)
+    frozen = FrozenModel(load_model(base, config, device), renderer.first_slot)
     frozen.check_head()
     frozen.enable_prefix_tree()
     objective: Objective = objectives.get_objective(config.objective)(**config.objective_options)
     rows = [build_example(renderer, row, config) for row in work.train]
     held_out = [build_example(renderer, row, config) for row in work.validation][: config.train.validation_rows]
     scorer = fit_objective(
-        ObjectiveScorer(frozen, objective, *collect_openers(rows), sharded=config.scale.parallel == "shard"), rows
+        ObjectiveScorer(frozen, objective, *collect_openers(rows), sharded=config.scale.parallelism == "fsdp"), rows
     )
     if scorer.sharded:
         scorer.precompute_base_outputs(rows)
@@ -155,8 +155,8 @@ class TrainingLoop:
         settings = self.config.train
         # The history in a checkpoint was reported together with it.
         state.history.clear()
-        while state.step < settings.steps:
-            if state.anchor is None and state.step == round(self.scorer.objective.switch * settings.steps) > 0:
+        while state.step < settings.max_steps:
+            if state.anchor is None and state.step == round(self.scorer.objective.switch * settings.max_steps) > 0:
                 state.anchor = state.vectors.clone()
             start = time.monotonic()
             output = self.run_step(state)
@@ -167,10 +167,10 @@ class TrainingLoop:
             state.step += 1
             cost = {"seconds": state.seconds, "tokens": state.tokens, "memory_gib": state.memory_gib}
             entry = {"step": state.step, **cost, "overhead": elapsed - output.computing, **output.losses}
-            if settings.validate_every and (state.step % settings.validate_every == 0 or state.step == settings.steps):
+            if settings.validate_every and (state.step % settings.validate_every == 0 or state.step == settings.max_steps):
                 entry |= self.validate(state)
             state.history.append(entry)
-            last = output.stop or should_stop_early(state, settings) or state.step == settings.steps
+            last = output.stop or should_stop_early(state, settings) or state.step == settings.max_steps
             self.push_progress(entry)
             if last or state.step % settings.checkpoint_every == 0:
                 self.report(state, entry | {"stopped": float(output.stop)})
@@ -180,9 +180,11 @@ class TrainingLoop:
     def run_step(self, state: TrainState) -> StepOutput:
         """Run one optimizer step: compute the gradient of a batch and update the vectors of `state` in place."""
         settings = self.config.train
-        indices = select_batch([r.label for r in self.rows], settings.mix, settings.batch, state.step, settings.seed)
+        indices = select_batch(
+            [r.label for r in self.rows], settings.class_proportions, settings.global_batch_size, state.step, settings.seed
+        )
         batch = [self.rows[i] for i in indices]
-        micro_batches = split_into_micro_batches(batch, settings.micro_batch)
+        micro_batches = split_into_micro_batches(batch, settings.micro_batch_size)
         totals = compute_totals(batch)
         table = ReductionTable(len(micro_batches), **step_columns(state.vectors.numel(), len(state.running)))
         for index, is_padding in self.list_own_micro_batches(micro_batches):
@@ -197,8 +199,8 @@ class TrainingLoop:
         sums = self._reduce(table)
         state.running = self.scorer.objective.track(state.running, sums["observed"].float())
         gradient = sums["gradient"].float().view_as(state.vectors)
-        rate = compute_learning_rate(settings.learning_rate, settings.warmup, state.step, settings.steps)
-        update_vectors(state, gradient, rate, settings.clip)
+        rate = compute_learning_rate(settings.learning_rate, settings.warmup_ratio, state.step, settings.max_steps)
+        update_vectors(state, gradient, rate, settings.max_grad_norm)
         seconds = [
             table.get_column("seconds")[select_worker_share(micro_batches, rank, self.workers)].sum().item()
             for rank in range(self.workers)
@@ -233,7 +235,7 @@ class TrainingLoop:
         Returns:
             Losses as `validation_<class>`, and their mean over the classes as `validation_loss`.
         """
-        micro_batches = split_into_micro_batches(self.held_out, self.config.train.micro_batch)
+        micro_batches = split_into_micro_batches(self.held_out, self.config.train.micro_batch_size)
         table = ReductionTable(len(micro_batches), **PER_CLASS)
         for index, is_padding in self.list_own_micro_batches(micro_batches):
             micro_batch = micro_batches[index]

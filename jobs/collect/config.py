@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from trimtab.errors import UsageError
 from trimtab.jobs.judges.config import JudgeConfig
 from trimtab.jobs.runtime.config import ScaleConfig
-from trimtab.types import DEFAULT_BASE, AnswerKind, Precision
+from trimtab.types import DEFAULT_BASE, AnswerKind, DType
 
 MOST_SAMPLES = 100
 
@@ -17,11 +17,11 @@ class CollectConfig:
     Args:
         questions: sources of questions with reference answers: files, trimtab:NAME, or Hugging Face datasets.
         out: folder of the data set; rerunning the same command resumes an interrupted collection.
-        given: read answers from the files instead of generating them: each row has `given`, and `truthful` if the label is
-            known, or lists of `right` and `wrong` answers.
-        separator: separator between several given answers in one text.
+        read_answers: read answers from the files instead of generating them: each row has `answer`, and `truthful` if the label
+            is known, or lists in `correct_answers` and `incorrect_answers`.
+        answer_separator: separator between several given answers in one text.
         columns: other names of the fields, as --columns.answers NAME: question, answers, context, kind, source, group; and
-            given, truthful, right, wrong.
+            answer, truthful, correct_answers, incorrect_answers.
         kind: comparison of answers: exact, contains, f1 or numeric; if omitted, the kind of each question, else contains.
         judge: judge of the answers: string compares as `kind` specifies; endpoint asks a language model if an answer is right.
         base: base model: catalog name, folder, or Hugging Face id.
@@ -30,20 +30,20 @@ class CollectConfig:
         layers: layers whose states are collected, 0 being the embeddings; if omitted, one at two thirds of the depth and the
             last.
         max_tokens: maximum length of each answer, in tokens.
-        max_length: maximum length of a prompt and its answer together, in tokens; longer questions are skipped and counted.
+        max_model_len: maximum length of a prompt and its answer together, in tokens; longer questions are skipped and counted.
         limit: maximum number of questions; 0 for all.
-        samples: additional sampled answers per question, which some scores and the sep head need: 10 are enough; each costs
+        num_samples: additional sampled answers per question, which some scores and the sep head need: 10 are enough; each costs
             as many tokens as an answer.
         temperature: sampling temperature of the samples.
         p_true: ask the model if each answer is true, for the score p-true; costs one token.
-        precision: data type of the model; auto is bf16 if the machine supports it, else fp32.
+        dtype: data type of the model; auto is bf16 if the machine supports it, else fp32.
         scale: number of engines and their cluster resources.
     """
 
     questions: list[str] | str = ""
     out: str = ""
-    given: bool = False
-    separator: str | None = None
+    read_answers: bool = False
+    answer_separator: str | None = None
     columns: dict[str, str] = field(default_factory=dict[str, str])
     kind: AnswerKind | None = None
     judge: JudgeConfig = field(default_factory=JudgeConfig)
@@ -52,12 +52,12 @@ class CollectConfig:
     prefix: str | None = None
     layers: list[int] = field(default_factory=list[int])
     max_tokens: int = 48
-    max_length: int = 2048
+    max_model_len: int = 2048
     limit: int = 0
-    samples: int = 0
+    num_samples: int = 0
     temperature: float = 1.0
     p_true: bool = False
-    precision: Precision = "auto"
+    dtype: DType = "auto"
     scale: ScaleConfig = field(default_factory=ScaleConfig)
 
     def __post_init__(self) -> None:
@@ -65,13 +65,13 @@ class CollectConfig:
             raise UsageError("questions and out are required. Pass --questions FILE (or trimtab:countries) --out FOLDER")
         if self.max_tokens < 1 or self.limit < 0:
             raise UsageError("max_tokens must be at least 1, and limit must not be below 0")
-        if self.max_length <= self.max_tokens:
-            raise UsageError(f"max_length must be above max_tokens ({self.max_tokens}), not {self.max_length}")
-        if not 0 <= self.samples <= MOST_SAMPLES:
-            raise UsageError(f"samples must be from 0 to {MOST_SAMPLES}, not {self.samples}")
+        if self.max_model_len <= self.max_tokens:
+            raise UsageError(f"max_model_len must be above max_tokens ({self.max_tokens}), not {self.max_model_len}")
+        if not 0 <= self.num_samples <= MOST_SAMPLES:
+            raise UsageError(f"num_samples must be from 0 to {MOST_SAMPLES}, not {self.num_samples}")
         if not 0 < self.temperature <= 2:
             raise UsageError(f"temperature must be above 0 and at most 2, not {self.temperature}, as samples must differ")
         if self.judge.kind == "classifier":
             raise UsageError("--judge.kind classifier detects refusals, not right answers. Use string or endpoint")
-        if self.given and self.judge.kind != "string":
-            raise UsageError("--given true takes the labels from the files. Omit --judge.kind")
+        if self.read_answers and self.judge.kind != "string":
+            raise UsageError("--read_answers true takes the labels from the files. Omit --judge.kind")

@@ -1,13 +1,12 @@
 """Job of `trimtab collect`: answers, labels and signals of questions, in one pass of the frozen model.
 
 trimtab collect --questions trimtab:countries --out signals
-trimtab collect --questions labeled.jsonl --given true --out signals
-trimtab collect --questions trimtab:countries --out signals --samples 10 --p_true true
+trimtab collect --questions labeled.jsonl --read_answers true --out signals
+trimtab collect --questions trimtab:countries --out signals --num_samples 10 --p_true true
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -20,11 +19,18 @@ from trimtab.generation_types import Answer
 from trimtab.jobs.collect.config import CollectConfig
 from trimtab.jobs.collect.plan import Label, PlannedRequest, drop_overlong, label_answers, load_plan
 from trimtab.jobs.collect.sampler import AnswerSampler, GatheredAnswers
-from trimtab.jobs.collect.signal_dataset import DatasetMetadata, append_part, begin_dataset, read_dataset, sample_columns
+from trimtab.jobs.collect.signal_dataset import (
+    DatasetMetadata,
+    append_part,
+    begin_dataset,
+    metadata_as_json,
+    read_dataset,
+    sample_columns,
+)
 from trimtab.jobs.runtime.cluster import ray_session
 from trimtab.jobs.runtime.engine_pool import run_pool
 from trimtab.loading import find_prefixes
-from trimtab.model.base_model import BaseModel, resolve_base_model, resolve_precision
+from trimtab.model.base_model import BaseModel, resolve_base_model, resolve_dtype
 from trimtab.model.chat_template import ChatRenderer, build_renderer
 from trimtab.scores import p_true
 from trimtab.util.remote_paths import Folder, open_folder
@@ -59,9 +65,11 @@ def collect(config: CollectConfig) -> Folder:
     new = [item for item in planned if item.key not in existing]
     missing = {item.key: item for item in _drop_overlong(new, config, renderer, prefix)}
     if missing:
-        engine = EngineConfig(rows=rows, precision=config.precision, max_length=config.max_length, layers=layers, history=True)
+        engine = EngineConfig(
+            num_slots=rows, dtype=config.dtype, max_model_len=config.max_model_len, layers=layers, token_statistics=True
+        )
         requests = {key: item.request for key, item in missing.items()}
-        sampler = AnswerSampler(config.samples, config.temperature, config.p_true)
+        sampler = AnswerSampler(config.num_samples, config.temperature, config.p_true)
         with ray_session(config.scale.address):
             batches = run_pool("answers with signals", base, requests, engine, config.scale, prefix, sampler, sampler.batch)
             for batch in batches:
@@ -83,11 +91,11 @@ def run_collect(config: CollectConfig) -> dict[str, Any]:
     data = read_dataset(folder)
     right = int((data.truthful == 1).sum())
     labeled = int((~data.truthful.isnan()).sum())
-    truncated = data.whole.count(False)
+    truncated = data.finished.count(False)
     summary = f"{len(data.keys)} answers, {right} of {labeled} right{f', {truncated} cut off' if truncated else ''}"
     print_line(f"{folder}: {summary}; layers {list(data.meta.layers)}; {data.digest}")
     counts = {"answers": len(data.keys), "labelled": labeled, "right": right, "cut": truncated}
-    return asdict(data.meta) | counts | {"digest": data.digest}
+    return metadata_as_json(data.meta) | counts | {"digest": data.digest}
 
 
 def _drop_overlong(
@@ -99,7 +107,8 @@ def _drop_overlong(
         fitting_keys = {item.key for item in fitting}
         example = next(item for item in planned if item.key not in fitting_keys).question.question[:60]
         print_line(
-            f"skipped {dropped} of {len(planned)} questions: longer than --max_length {config.max_length}, e.g. {example!r}"
+            f"skipped {dropped} of {len(planned)} questions: longer than --max_model_len {config.max_model_len}, "
+            f"e.g. {example!r}"
         )
     return fitting
 
@@ -139,11 +148,14 @@ def compute_p_true(verdict: Answer, tokenizer: PreTrainedTokenizerBase) -> float
 
 
 def _build_metadata(config: CollectConfig, base: BaseModel, layers: tuple[int, ...], prefix: Prefix | None) -> DatasetMetadata:
-    sampling = {"samples": config.samples, "temperature": config.temperature if config.samples else None}
-    options = {"max_tokens": config.max_tokens, "kind": config.kind, "given": config.given, "judge": asdict(config.judge)}
-    options |= {"max_length": config.max_length, "columns": config.columns, "separator": config.separator}
-    asked = json.dumps({**options, **sampling, "p_true": config.p_true})
+    sampling = {"samples": config.num_samples, "temperature": config.temperature if config.num_samples else None}
+    # Stored in the data set: the names are part of its format.
+    judge = {name: getattr(config.judge, name) for name in ("kind", "folder", "url", "model")}
+    judge["concurrency"] = config.judge.max_concurrency
+    options = {"max_tokens": config.max_tokens, "kind": config.kind, "given": config.read_answers, "judge": judge}
+    options |= {"max_length": config.max_model_len, "columns": config.columns, "separator": config.answer_separator}
+    stored_settings = json.dumps({**options, **sampling, "p_true": config.p_true})
     prefix_digest = prefix.card.digest if prefix else None
     # Resolved, because `auto` depends on the machine and a data set has one precision.
-    precision = resolve_precision(config.precision)
-    return DatasetMetadata(base.name, base.fingerprint, layers, base.width, precision, prefix_digest, asked)
+    precision = resolve_dtype(config.dtype)
+    return DatasetMetadata(base.name, base.fingerprint, layers, base.width, precision, prefix_digest, stored_settings)

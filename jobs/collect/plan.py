@@ -51,8 +51,8 @@ def load_plan(config: CollectConfig) -> list[PlannedRequest]:
         UsageError: if a source cannot be read or is empty.
     """
     files = as_source_list(config.questions)
-    if config.given:
-        return build_given_plan(config, read_all_given_answers(files, config.columns, config.separator))
+    if config.read_answers:
+        return build_given_plan(config, read_all_given_answers(files, config.columns, config.answer_separator))
     return build_plan(config, read_all_questions(files, config.columns))
 
 
@@ -97,26 +97,26 @@ def build_given_plan(config: CollectConfig, answers: Sequence[GivenAnswer]) -> l
 def drop_overlong(
     planned: Sequence[PlannedRequest], config: CollectConfig, renderer: ChatRenderer, prefix: Prefix | None
 ) -> list[PlannedRequest]:
-    """Return the requests that fit into `max_length` tokens.
+    """Return the requests that fit into `max_model_len` tokens.
 
     The prompt must leave room for an answer. With `p_true`, the verdict request must fit too.
     """
 
     def count_tokens(messages: Sequence[Message]) -> int:
-        rows = range(renderer.first_row, renderer.first_row + len(prefix.vectors)) if prefix else ()
-        return len(renderer.render_prompt(messages, prefix.card.place if prefix else "system", rows))
+        rows = range(renderer.first_slot, renderer.first_slot + len(prefix.vectors)) if prefix else ()
+        return len(renderer.render_prompt(messages, prefix.card.position if prefix else "system", rows))
 
     def count_required(item: PlannedRequest) -> int:
         prompt = count_tokens(item.request.messages)
         if not config.p_true:
             return prompt
-        answer = Answer(item.request.given or "", (), "stop", 0)
+        answer = Answer(item.request.given_answer or "", (), "stop", 0)
         # A generated text may have more tokens when it is tokenized again.
-        answer_tokens = 0 if item.request.given is not None else 2 * config.max_tokens
+        answer_tokens = 0 if item.request.given_answer is not None else 2 * config.max_tokens
         return max(prompt, count_tokens(build_verdict_request(item.request, answer).messages) + answer_tokens)
 
     # Two more tokens: the first one of an answer, and the one that vLLM generates after a given answer.
-    return [item for item in planned if count_required(item) + 2 <= config.max_length]
+    return [item for item in planned if count_required(item) + 2 <= config.max_model_len]
 
 
 def label_answers(pairs: Sequence[tuple[PlannedRequest, Answer]], judge: JudgeConfig) -> list[Label]:
@@ -128,10 +128,10 @@ def label_answers(pairs: Sequence[tuple[PlannedRequest, Answer]], judge: JudgeCo
     Raises:
         JobError: if the endpoint returns no verdict.
     """
-    if pairs and pairs[0][0].request.given is not None:
+    if pairs and pairs[0][0].request.given_answer is not None:
         return [_file_label(item, answer) for item, answer in pairs]
     if judge.kind == "endpoint":
-        endpoint = LlmAnswerJudge(judge.url or "", judge.model or "", judge.concurrency)
+        endpoint = LlmAnswerJudge(judge.url or "", judge.model or "", judge.max_concurrency)
         marks = endpoint.mark_answers([(item.question, answer.text) for item, answer in pairs])
     else:
         marks = [mark_answer(item.kind, answer.text, item.question.answers) for item, answer in pairs]

@@ -6,7 +6,7 @@ data set that can be resumed.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -58,9 +58,9 @@ class DatasetMetadata:
         fingerprint: base model fingerprint.
         layers: layers of psi.
         width: width d of the base model.
-        precision: data type of the model.
-        prefix: digest of the prefix that the answers were generated under; None without a prefix.
-        asked: all other settings that an answer depends on, as JSON.
+        dtype: data type of the model.
+        prefix_digest: digest of the prefix that the answers were generated under; None without a prefix.
+        settings: all other settings that an answer depends on, as JSON.
         version: version of the file format.
     """
 
@@ -68,10 +68,23 @@ class DatasetMetadata:
     fingerprint: str
     layers: tuple[int, ...]
     width: int
-    precision: str
-    prefix: str | None
-    asked: str
+    dtype: str
+    prefix_digest: str | None
+    settings: str
     version: int = VERSION
+
+
+# Names in `dataset.json` by field. They are part of the format, and do not follow the fields.
+STORED_NAMES = {
+    "base": "base",
+    "fingerprint": "fingerprint",
+    "layers": "layers",
+    "width": "width",
+    "dtype": "precision",
+    "prefix_digest": "prefix",
+    "settings": "asked",
+    "version": "version",
+}
 
 
 @dataclass(frozen=True)
@@ -102,7 +115,7 @@ class SignalDataset:
         sources: sources of the questions.
         groups: groups of the questions; a split keeps a group on one side.
         answers: texts of the answers.
-        whole: whether each answer is complete, that is, not truncated.
+        finished: whether each answer is complete, that is, not truncated.
         psi: answer states [N, L, 3d].
         traces: N tensors [m, 3] with the log-probability, entropy and margin of each token.
         truthful: labels [N]: 1, 0, or NaN if unlabeled.
@@ -117,7 +130,7 @@ class SignalDataset:
     sources: list[str]
     groups: list[str]
     answers: list[str]
-    whole: list[bool]
+    finished: list[bool]
     psi: Tensor
     traces: list[Tensor]
     truthful: Tensor
@@ -141,12 +154,17 @@ def begin_dataset(folder: Folder, meta: DatasetMetadata) -> set[str]:
         if not path.exists():
             if isinstance(folder, Path):
                 folder.mkdir(parents=True, exist_ok=True)
-            _write(path, (json.dumps(asdict(meta), indent=2) + "\n").encode())
+            _write(path, (json.dumps(metadata_as_json(meta), indent=2) + "\n").encode())
             return set()
         existing = _meta(folder)
-        if different := [name for name, value in asdict(meta).items() if asdict(existing)[name] != value]:
+        if different := [name for name, value in vars(meta).items() if vars(existing)[name] != value]:
             raise UsageError(f"{folder} was collected with another {different[0]}. Pass another --out, or the same settings")
         return {key for part in _parts(folder) for key in _table(part, meta, ["key"])["key"].to_pylist()}
+
+
+def metadata_as_json(meta: DatasetMetadata) -> dict[str, Any]:
+    """Return the content of `dataset.json`."""
+    return {name: getattr(meta, field) for field, name in STORED_NAMES.items()}
 
 
 def append_part(folder: Folder, meta: DatasetMetadata, rows: Sequence[dict[str, Any]]) -> None:
@@ -222,12 +240,14 @@ def _meta(folder: Folder) -> DatasetMetadata:
         raise ArtifactError(f"{folder} is no data set of signals: it has no {META}. Run `trimtab collect` to create one")
     try:
         raw = json.loads(path.read_text())
-        meta = DatasetMetadata(**raw)
-    except (ValueError, TypeError) as error:
+        values: dict[str, Any] = {field: raw[name] for field, name in STORED_NAMES.items()}
+        values["layers"] = tuple(values["layers"])
+        meta = DatasetMetadata(**values)
+    except (ValueError, TypeError, KeyError) as error:
         raise ArtifactError(f"{path} is not the metadata of a signal data set") from error
     if meta.version != VERSION:
         raise ArtifactError(f"{path} is of version {meta.version}; this trimtab reads {VERSION}")
-    return replace(meta, layers=tuple(meta.layers))
+    return meta
 
 
 def _parts(folder: Folder) -> list[Folder]:
@@ -247,7 +267,7 @@ def _table(part: Folder, meta: DatasetMetadata, columns: list[str] | None = None
 
 def _of(meta: DatasetMetadata) -> bytes:
     """Encode the identity that every part carries."""
-    return json.dumps([meta.version, meta.fingerprint, meta.layers, meta.width, meta.precision, meta.prefix]).encode()
+    return json.dumps([meta.version, meta.fingerprint, meta.layers, meta.width, meta.dtype, meta.prefix_digest]).encode()
 
 
 def _drop_duplicates(table: Any) -> Any:

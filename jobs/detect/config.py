@@ -15,19 +15,19 @@ class DetectConfig:
         signals: folder of a data set that `trimtab collect` wrote.
         head: heads to train; the first one is saved: flag, linear, saplma, mlp, sep, haloscope; all selects every head that
             the data set supports.
-        settings: settings of the first head, as --settings.groups '[4, 8, 16]': a list is a set of choices to try.
+        head_options: settings of the first head, as --head_options.groups '[4, 8, 16]': a list is a set of choices to try.
         layers: layers to try, each alone and all together; if omitted, the layers of the data set.
-        seeds: number of seeds, each with its own split.
-        test: share of the questions for the test part.
-        validation: share of the questions for model selection and calibration.
-        labels: share of the training labels to use; the other training answers count as unlabeled.
+        num_seeds: number of seeds, each with its own split.
+        test_fraction: share of the questions for the test part.
+        validation_fraction: share of the questions for model selection and calibration.
+        label_fraction: share of the training labels to use; the other training answers count as unlabeled.
         similarity: similarity by which scores and the sep head compare samples: exact, overlap, news or states, or one of
             these with a threshold, as overlap:0.8.
         name: name of the detector.
         out: folder to save the detector to; if omitted, a folder among this machine's runs.
         register: register the detector as candidate.
-        gain: AUROC gain on validation over the best training-free score and the current champion that promotes the detector
-            to champion.
+        min_improvement: AUROC gain on validation over the best training-free score and the current champion that promotes the
+            detector to champion.
         base: base model; must match the signals.
         revision: revision of a Hugging Face id.
         address: address of the Ray cluster.
@@ -35,25 +35,25 @@ class DetectConfig:
 
     signals: str = ""
     head: list[str] | str = "flag"
-    settings: dict[str, Any] = field(default_factory=dict[str, Any])
+    head_options: dict[str, Any] = field(default_factory=dict[str, Any])
     layers: list[int] = field(default_factory=list[int])
-    seeds: int = 5
-    test: float = 0.25
-    validation: float = 0.1
-    labels: float = 1.0
+    num_seeds: int = 5
+    test_fraction: float = 0.25
+    validation_fraction: float = 0.1
+    label_fraction: float = 1.0
     similarity: str = "news"
     name: str = "truth"
     out: str | None = None
     register: bool = True
-    gain: float = 0.0
+    min_improvement: float = 0.0
     base: str = DEFAULT_BASE
     revision: str | None = None
     address: str | None = None
 
     def __post_init__(self) -> None:
-        check_split_shares(self.signals, self.seeds, self.validation, self.test)
-        if not 0 < self.labels <= 1:
-            raise UsageError(f"labels must be above 0 and at most 1, not {self.labels}")
+        check_split_shares(self.signals, self.num_seeds, self.validation_fraction, self.test_fraction)
+        if not 0 < self.label_fraction <= 1:
+            raise UsageError(f"label_fraction must be above 0 and at most 1, not {self.label_fraction}")
 
 
 def check_split_shares(signals: list[str] | str, seeds: int, validation: float, test: float) -> None:
@@ -71,6 +71,6 @@ def check_split_shares(signals: list[str] | str, seeds: int, validation: float, 
     if not signals:
         raise UsageError("signals is required. Pass --signals FOLDER, as written by trimtab collect")
     if not 1 <= seeds <= 100:
-        raise UsageError(f"seeds must be from 1 to 100, not {seeds}")
+        raise UsageError(f"num_seeds must be from 1 to 100, not {seeds}")
     if not (0 < test < 1 and 0 < validation < 1 and test + validation < 0.95):
-        raise UsageError(f"test ({test}) and validation ({validation}) must leave some answers to train on")
+        raise UsageError(f"test_fraction ({test}) and validation_fraction ({validation}) must leave some answers to train on")

@@ -66,7 +66,7 @@ def _check_comparable(champion: Detector, data: SignalDataset) -> str | None:
     """Return why a champion cannot score these answers, or None if it can."""
     if missing := set(champion.card.layers) - set(data.meta.layers):
         return f"reads layer {min(missing)}, which was not collected"
-    return "was trained under another prefix" if champion.card.prefix != data.meta.prefix else None
+    return "was trained under another prefix" if champion.card.prefix_digest != data.meta.prefix_digest else None
 
 
 def _compute_auroc(champion: Detector, data: SignalDataset, rows: DataSplits) -> float:

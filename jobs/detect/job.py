@@ -71,17 +71,19 @@ def train_detectors(config: DetectConfig) -> DetectResult:
     data = read_dataset(open_folder(config.signals), base)
     answers = build_score_inputs(data)
     entropies = compute_semantic_entropies(answers, config.similarity)
-    trials = list_trials(config.head, data, config.layers, config.settings, sampled=len(entropies.unique()) > 1)
-    splits = split_by_seed(data, config.seeds, config.validation, config.test, config.labels, entropies)
+    trials = list_trials(config.head, data, config.layers, config.head_options, sampled=len(entropies.unique()) > 1)
+    splits = split_by_seed(
+        data, config.num_seeds, config.validation_fraction, config.test_fraction, config.label_fraction, entropies
+    )
     scored = measure_training_free(answers, splits, config.similarity)
     run = runs.start_run(config.name, "detect", settings.get_home() / "outbox")
     with runs.close_run(run), ray_session(config.address):
         run.log_params({"config": asdict(config), "base_fingerprint": base.fingerprint})
         run.log_inputs([_describe_source(config, data)], "training")
-        with ProgressBar("heads", config.seeds * sum(head.count for head in trials.values())) as bar:
+        with ProgressBar("heads", config.num_seeds * sum(head.count for head in trials.values())) as bar:
             arms = select_models(list(trials.values()), splits, lambda: bar.update(bar.done + 1))
         results = [arm.result for arm in arms] + scored
-        resamples = draw_resamples(data.groups, config.seeds)
+        resamples = draw_resamples(data.groups, config.num_seeds)
         figures = [measure_result(result.tests, resamples) for result in results]
         best = max(arms[0].learned, key=lambda trained: trained.validation)
         detector = _build_detector(config, base, data, arms[0].result, best, splits[best.seed], run)
@@ -91,7 +93,7 @@ def train_detectors(config: DetectConfig) -> DetectResult:
         detected = DetectResult(folder, results, figures, None, None)
         _log_result(detected, run)
         if config.register:
-            passed, reason = check_gate(config.name, config.gain, base, data, best, splits[best.seed], results)
+            passed, reason = check_gate(config.name, config.min_improvement, base, data, best, splits[best.seed], results)
             detected = replace(detected, version=register_and_promote(folder, run, passed, reason), gate=reason)
     return detected
 
@@ -103,7 +105,7 @@ def run_detect(config: DetectConfig) -> dict[str, Any]:
         Output of `--json`.
     """
     detected = train_detectors(config)
-    title = f"made-up answers in {config.signals}: test part, mean of {config.seeds} seeds"
+    title = f"made-up answers in {config.signals}: test part, mean of {config.num_seeds} seeds"
     console.print(build_table(detected.results, detected.figures, title))
     if detected.version:
         print_line(f"registered {config.name} version {detected.version.version} as candidate; gate: {detected.gate}")
@@ -146,11 +148,16 @@ def _build_detector(
         layers=[data.meta.layers[index] for index in best.candidate.layers],
         width=base.width,
         head=best.candidate.head,
-        settings=dict(best.candidate.settings),
-        low=rows.low,
+        head_options=dict(best.candidate.settings),
+        low_log_probability=rows.low,
         thresholds=best.thresholds,
-        prefix=data.meta.prefix,
-        method={"seed": best.seed, "seeds": config.seeds, "validation": config.validation, "test": config.test},
+        prefix_digest=data.meta.prefix_digest,
+        method={
+            "seed": best.seed,
+            "seeds": config.num_seeds,
+            "validation": config.validation_fraction,
+            "test": config.test_fraction,
+        },
         data=[_describe_source(config, data)],
         metrics={"test_auroc": result.auroc, "validation_auroc": best.validation},
         run_id=run.run_id,

@@ -160,7 +160,7 @@ def build_report(config: TruthConfig, base: BaseModel, sources: Sequence[ReportS
         title=f"{config.name}: detectors for {base.name}",
         base=f"{base.name} {base.fingerprint}",
         layers=sources[0].data.meta.layers,
-        seeds=config.seeds,
+        seeds=config.num_seeds,
         sets=[entry for entry, _ in reports],
         moved=_measure_transfer(sources, [arms for _, arms in reports]) if len(sources) > 1 else [],
         notes=_build_notes(config, sources),
@@ -171,18 +171,18 @@ def _build_source(config: TruthConfig, name: str, data: SignalDataset) -> Report
     try:
         answers = build_score_inputs(data)
         entropies = compute_semantic_entropies(answers, config.similarity)
-        rows = split_by_seed(data, config.seeds, config.validation, config.test, spread=entropies)
+        rows = split_by_seed(data, config.num_seeds, config.validation_fraction, config.test_fraction, spread=entropies)
         trials = list_trials(config.head, data, config.layers, {}, sampled=len(entropies.unique()) > 1)
         scored = measure_training_free(answers, rows, config.similarity)
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error
     reduced = {
         share: {seed: drop_labels(parts, data.groups, seed, share) for seed, parts in rows.items()}
-        for share in sorted(set(config.labels))
+        for share in sorted(set(config.label_fractions))
     }
     # With few labels a seed may be left with one class; such a share is omitted from the label curve.
     fewer = {share: parts for share, parts in reduced.items() if all(has_two_classes(p.train) for p in parts.values())}
-    return ReportSource(name, data, rows, fewer, trials, scored, draw_resamples(data.groups, config.seeds))
+    return ReportSource(name, data, rows, fewer, trials, scored, draw_resamples(data.groups, config.num_seeds))
 
 
 def _report_data_set(
@@ -261,11 +261,12 @@ def _name_folders(folders: Sequence[str]) -> list[str]:
 
 
 def _build_notes(config: TruthConfig, sources: Sequence[ReportSource]) -> list[str]:
-    notes = [f"questions: {config.test:.0%} test, {config.validation:.0%} model selection and calibration, the others training"]
+    shares = f"{config.test_fraction:.0%} test, {config.validation_fraction:.0%} model selection and calibration"
+    notes = [f"questions: {shares}, the others training"]
     notes += [
         f"{source.name}: no point at {share:.0%} of the labels, because a seed's training labels are all of one class"
         for source in sources
-        for share in config.labels
+        for share in config.label_fractions
         if share not in source.fewer
     ]
     return [*notes, format_code_version()]

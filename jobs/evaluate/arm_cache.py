@@ -12,7 +12,7 @@ from typing import Any
 from trimtab.data.prompt import Prompt, compute_prompts_digest
 from trimtab.evaluation.safety.results import Arm
 from trimtab.evaluation.utility.text_scoring import TextScore
-from trimtab.types import Precision
+from trimtab.types import DType
 from trimtab.util.atomic_files import write_atomic
 from trimtab.util.identifiers import compute_key
 
@@ -26,14 +26,14 @@ class ArmCache:
         fingerprint: base model fingerprint.
         prompts: prompts.
         limit: maximum length of each answer or text, in tokens.
-        precision: data type of the model.
+        dtype: data type of the model.
     """
 
     folder: Path
     fingerprint: str
     prompts: Sequence[Prompt]
     limit: int
-    precision: Precision
+    dtype: DType
 
     def has_answers(self, arm: Arm) -> bool:
         """Return whether the answers of an arm are cached."""
@@ -65,14 +65,14 @@ class ArmCache:
         write_atomic(self._file(kind, arm), json.dumps({"arm": arm.name, kind: values}))
 
     def _file(self, kind: str, arm: Arm) -> Path:
-        prefix = [arm.prefix.card.digest, arm.prefix.card.place] if arm.prefix else []
+        prefix = [arm.prefix.card.digest, arm.prefix.card.position] if arm.prefix else []
         key = json.dumps(
             [
                 kind,
                 self.fingerprint,
                 compute_prompts_digest(self.prompts),
                 self.limit,
-                self.precision,
+                self.dtype,
                 arm.system,
                 *prefix,
             ]

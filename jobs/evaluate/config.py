@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from trimtab.errors import UsageError
 from trimtab.jobs.judges.config import JudgeConfig
-from trimtab.types import DEFAULT_BASE, AnswerKind, Label, Precision
+from trimtab.types import DEFAULT_BASE, AnswerKind, DType, Label
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class UtilitySuite:
         max_tokens: maximum length of each answer, in tokens; 0 for 32, or 320 if numbers are compared, which come last in an
             answer.
         limit: maximum number of questions, and of texts; 0 for all.
-        longest: maximum number of tokens of each text to read.
+        max_text_tokens: maximum number of tokens of each text to read.
     """
 
     questions: list[str] | str = ""
@@ -28,13 +28,13 @@ class UtilitySuite:
     columns: dict[str, str] = field(default_factory=dict[str, str])
     max_tokens: int = 0
     limit: int = 0
-    longest: int = 256
+    max_text_tokens: int = 256
 
     def __post_init__(self) -> None:
         if not self.questions and not self.texts:
             raise UsageError("questions or texts are required. Pass for example trimtab:countries and trimtab:neutral")
-        if min(self.max_tokens, self.limit) < 0 or self.longest < 1:
-            raise UsageError("max_tokens and limit must not be below 0, and longest must be at least 1")
+        if min(self.max_tokens, self.limit) < 0 or self.max_text_tokens < 1:
+            raise UsageError("max_tokens and limit must not be below 0, and max_text_tokens must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,18 @@ class UtilityConfig(UtilitySuite):
         prefix: prefixes to measure: champion (all champions), NAME, NAME@VERSION, or a folder; several as a list.
         base: base model: catalog name, folder, or Hugging Face id.
         revision: revision of a Hugging Face id.
-        precision: data type of the model; auto is bf16 if the machine supports it, else fp32.
-        gpus: number of GPUs for the engine, and for reading texts.
-        answers: JSON file to write every answer with its mark, and the metrics of every text, to.
+        dtype: data type of the model; auto is bf16 if the machine supports it, else fp32.
+        num_gpus: number of GPUs for the engine, and for reading texts.
+        answers_file: JSON file to write every answer with its mark, and the metrics of every text, to.
         address: address of the Ray cluster.
     """
 
     prefix: list[str] | str = "champion"
     base: str = DEFAULT_BASE
     revision: str | None = None
-    precision: Precision = "auto"
-    gpus: float = 0
-    answers: str | None = None
+    dtype: DType = "auto"
+    num_gpus: float = 0
+    answers_file: str | None = None
     address: str | None = None
 
 
@@ -73,11 +73,11 @@ class SafetyConfig:
         revision: revision of a Hugging Face id.
         limit: maximum number of harmful prompts, and of benign prompts; 0 for all.
         max_tokens: maximum length of each answer, in tokens.
-        precision: data type of the model; auto is bf16 if the machine supports it, else fp32.
-        gpus: number of GPUs for the engine.
+        dtype: data type of the model; auto is bf16 if the machine supports it, else fp32.
+        num_gpus: number of GPUs for the engine.
         judge: judge of the answers.
-        plot: PNG file to draw the safety/helpfulness plane to.
-        answers: JSON file to write every answer with its verdict to.
+        plot_file: PNG file to draw the safety/helpfulness plane to.
+        answers_file: JSON file to write every answer with its verdict to.
         address: address of the Ray cluster.
     """
 
@@ -89,11 +89,11 @@ class SafetyConfig:
     revision: str | None = None
     limit: int = 0
     max_tokens: int = 48
-    precision: Precision = "auto"
-    gpus: float = 0
+    dtype: DType = "auto"
+    num_gpus: float = 0
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    plot: str | None = None
-    answers: str | None = None
+    plot_file: str | None = None
+    answers_file: str | None = None
     address: str | None = None
 
     def __post_init__(self) -> None:

@@ -30,7 +30,7 @@ def evaluate_safety(config: SafetyConfig) -> tuple[list[ArmResult], JudgeStandin
     base = resolve_base_model(config.base, config.revision)
     prompts = limit_prompts(read_all_prompts(as_source_list(config.data), config.default_class, config.columns), config.limit)
     chosen = {name: prefix for spec in as_source_list(config.prefix) for name, prefix in find_prefixes(spec, base).items()}
-    judge = open_judge(config.judge, base, config.gpus)
+    judge = open_judge(config.judge, base, config.num_gpus)
     standing = compute_standing(judge)
     with ray_session(config.address):
         results = evaluate_arms(
@@ -38,10 +38,10 @@ def evaluate_safety(config: SafetyConfig) -> tuple[list[ArmResult], JudgeStandin
             build_standard_arms(chosen),
             {"prompts": prompts},
             config.max_tokens,
-            build_engine_config(config.precision),
-            config.gpus,
+            build_engine_config(config.dtype),
+            config.num_gpus,
         )
-        return apply_judge(results, judge, config.gpus)["prompts"], standing
+        return apply_judge(results, judge, config.num_gpus)["prompts"], standing
 
 
 def run_evaluate_safety(config: SafetyConfig) -> dict[str, Any]:
@@ -57,8 +57,8 @@ def run_evaluate_safety(config: SafetyConfig) -> dict[str, Any]:
         rates = ", ".join(f"{name} {rate.value:.2f} of {rate.count}" for name, rate in r.sets.items())
         print_line(f"{r.name}: right on {rates}")
     judge = {"judge": standing.as_json()}
-    if config.plot and not write_plane(results, Path(config.plot)):
-        print_line(f"{config.plot} was not drawn: the plot requires both harmful and benign prompts")
-    if config.answers:
-        Path(config.answers).write_text(json.dumps(results_as_json(results) | judge, indent=1) + "\n")
+    if config.plot_file and not write_plane(results, Path(config.plot_file)):
+        print_line(f"{config.plot_file} was not drawn: the plot requires both harmful and benign prompts")
+    if config.answers_file:
+        Path(config.answers_file).write_text(json.dumps(results_as_json(results) | judge, indent=1) + "\n")
     return results_as_json(results, answers=False) | judge

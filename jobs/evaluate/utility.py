@@ -27,7 +27,7 @@ from trimtab.judges.answer_matching import parse_expected_number
 from trimtab.loading import find_prefixes
 from trimtab.model.base_model import BaseModel, resolve_base_model
 from trimtab.ray_connection import get_max_node_cores
-from trimtab.types import AnswerKind, Precision
+from trimtab.types import AnswerKind, DType
 
 SHORT, LONG = 32, 320
 
@@ -69,7 +69,7 @@ def evaluate_utility(config: UtilityConfig) -> list[MeasuredArm]:
     chosen = {name: prefix for spec in as_source_list(config.prefix) for name, prefix in find_prefixes(spec, base).items()}
     folder = settings.get_home() / "utility" / base.fingerprint
     with ray_session(config.address):
-        return measure_utility(base, build_standard_arms(chosen), suites, config.precision, config.gpus, folder)["suite"]
+        return measure_utility(base, build_standard_arms(chosen), suites, config.dtype, config.num_gpus, folder)["suite"]
 
 
 def run_evaluate_utility(config: UtilityConfig) -> dict[str, Any]:
@@ -86,8 +86,8 @@ def run_evaluate_utility(config: UtilityConfig) -> dict[str, Any]:
         if len(arm.get("sets", {})) > 1:
             rates = ", ".join(f"{name} {rate['value']:.2f} of {rate['count']}" for name, rate in arm["sets"].items())
             print_line(f"{arm['arm']}: right on {rates}")
-    if config.answers:
-        Path(config.answers).write_text(json.dumps(metrics_as_json(measured), indent=1) + "\n")
+    if config.answers_file:
+        Path(config.answers_file).write_text(json.dumps(metrics_as_json(measured), indent=1) + "\n")
     return pooled
 
 
@@ -114,12 +114,12 @@ def load_suite(suite: UtilitySuite, name: str) -> LoadedSuite:
         questions=[questions[i] for i in _subsample([q.question for q in questions], suite.limit)],
         texts=[prompts[i] for i in _subsample([p.target or "" for p in prompts], suite.limit)],
         max_tokens=suite.max_tokens or (LONG if "numeric" in kinds else SHORT),
-        longest=suite.longest,
+        longest=suite.max_text_tokens,
     )
 
 
 def measure_utility(
-    base: BaseModel, arms: Sequence[Arm], suites: Mapping[str, LoadedSuite], precision: Precision, gpus: float, folder: Path
+    base: BaseModel, arms: Sequence[Arm], suites: Mapping[str, LoadedSuite], precision: DType, gpus: float, folder: Path
 ) -> dict[str, list[MeasuredArm]]:
     """Measure every arm on every suite.
 
@@ -157,7 +157,7 @@ def measure_utility(
 
 
 def _score_missing_texts(
-    base: BaseModel, arms: Sequence[Arm], caches: Mapping[str, ArmCache], precision: Precision, gpus: float
+    base: BaseModel, arms: Sequence[Arm], caches: Mapping[str, ArmCache], precision: DType, gpus: float
 ) -> None:
     """Score the texts of arms that are not cached."""
     missing = {name: [arm for arm in arms if cache.read_readings(arm) is None] for name, cache in caches.items()}

@@ -10,14 +10,14 @@ from trimtab.generation_types import Progress
 from trimtab.model.base_model import BaseModel, resolve_on_node
 from trimtab.model.chat_template import build_renderer
 from trimtab.model.frozen_model import FrozenModel
-from trimtab.types import Precision
+from trimtab.types import DType
 
 
 def score_texts(
     progress: Progress,
     base: BaseModel,
     suites: Mapping[str, tuple[Sequence[Arm], Sequence[Prompt], int]],
-    precision: Precision,
+    precision: DType,
     device: str,
 ) -> dict[str, list[list[TextScore]]]:
     """Score the texts of suites under their arms.
@@ -35,7 +35,7 @@ def score_texts(
     local = resolve_on_node(base)
     rows = max((len(arm.prefix.vectors) for arms, _, _ in suites.values() for arm in arms if arm.prefix), default=1)
     renderer = build_renderer(local, rows)
-    frozen = FrozenModel(local.load(precision, device), renderer.first_row)
+    frozen = FrozenModel(local.load(precision, device), renderer.first_slot)
     total = sum(len(arms) * len(texts) for arms, texts, _ in suites.values())
     before = 0
     scores: dict[str, list[list[TextScore]]] = {}

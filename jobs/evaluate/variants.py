@@ -11,7 +11,7 @@ from trimtab.jobs.evaluate.arm_cache import ArmCache
 from trimtab.jobs.runtime.cluster import stream_task
 from trimtab.model.base_model import BaseModel
 from trimtab.ray_connection import get_max_node_cores
-from trimtab.types import BASE_ARM, TEXT_ARM, Precision
+from trimtab.types import BASE_ARM, TEXT_ARM, DType
 
 TITLE = "answers of all arms"
 # Minimum number of prompts per engine call. At the end of a call the engine is not fully used, so calls are large.
@@ -38,9 +38,9 @@ def build_standard_arms(prefixes: Mapping[str, Prefix]) -> list[Arm]:
     return [Arm(BASE_ARM), Arm(TEXT_ARM, system=SAFETY_PROMPT), *(Arm(name, prefix=p) for name, p in prefixes.items())]
 
 
-def build_engine_config(precision: Precision) -> EngineConfig:
+def build_engine_config(precision: DType) -> EngineConfig:
     """Build the engine configuration for prompts of any origin under many concurrent arms."""
-    return EngineConfig(rows=256, precision=precision, max_length=2048)
+    return EngineConfig(num_slots=256, dtype=precision, max_model_len=2048)
 
 
 def evaluate_arms(
@@ -82,7 +82,7 @@ def generate_missing(title: str, base: BaseModel, arms: Sequence[Arm], caches: S
     missing = [(cache, arm) for cache in caches for arm in arms if not cache.has_answers(arm)]
     if missing:
         batches = [ArmBatch(arm, cache.prompts, cache.limit) for cache, arm in missing]
-        generated = _generate_answers(title, base, batches, build_engine_config(caches[0].precision), gpus)
+        generated = _generate_answers(title, base, batches, build_engine_config(caches[0].dtype), gpus)
         for (cache, arm), answers in zip(missing, generated, strict=True):
             cache.write_answers(arm, answers)
 

@@ -11,14 +11,14 @@ class GcConfig:
 
     Args:
         remove: remove the files; without it they are only listed.
-        days: minimum age in days; files modified more recently are kept.
+        min_age_days: minimum age in days; files modified more recently are kept.
         signals: folders of signals to check as well; those that no detector in the registry was trained on are unused.
     """
 
     remove: bool = False
-    days: float = 7
+    min_age_days: float = 7
     signals: list[str] | str = field(default_factory=list[str])
 
     def __post_init__(self) -> None:
-        if self.days < 0:
-            raise UsageError(f"days must not be below 0, not {self.days}")
+        if self.min_age_days < 0:
+            raise UsageError(f"min_age_days must not be below 0, not {self.min_age_days}")

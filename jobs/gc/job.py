@@ -83,7 +83,7 @@ def find_unused(config: GcConfig) -> list[UnusedFile]:
         ArtifactError: if a folder of `signals` holds no signals.
     """
     versions = registry.list_versions()
-    cutoff = time.time() - config.days * DAY
+    cutoff = time.time() - config.min_age_days * DAY
     signals = as_source_list(config.signals)
     unused = [
         *_find_checkpoints(versions),

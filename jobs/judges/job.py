@@ -43,7 +43,7 @@ def measure_judges(config: JudgesConfig) -> list[JudgeStanding]:
                 _fit(
                     config,
                     base,
-                    FitRequest(read_human_labels(), user_labels, config.tokens, config.precision, _get_device(config)),
+                    FitRequest(read_human_labels(), user_labels, config.max_answer_tokens, config.dtype, _get_device(config)),
                 ),
                 folder,
             )
@@ -89,8 +89,8 @@ def build_table(standings: Sequence[JudgeStanding], on: str) -> Table:
 
 def _fit(config: JudgesConfig, base: BaseModel, request: FitRequest) -> RefusalHead:
     task = "trimtab.jobs.judges.tasks:fit_refusal_head"
-    return run_task("cross-validation of the classifier", task, base, request, cpus=get_max_node_cores(), gpus=config.gpus)
+    return run_task("cross-validation of the classifier", task, base, request, cpus=get_max_node_cores(), gpus=config.num_gpus)
 
 
 def _get_device(config: JudgesConfig) -> str:
-    return "cuda" if config.gpus else "cpu"
+    return "cuda" if config.num_gpus else "cpu"

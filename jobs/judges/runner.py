@@ -97,7 +97,7 @@ def build_refusal_judge(config: JudgeConfig) -> LlmRefusalJudge:
     Raises:
         UsageError: if the URL is invalid.
     """
-    return LlmRefusalJudge(config.url or "", config.model or "", config.concurrency)
+    return LlmRefusalJudge(config.url or "", config.model or "", config.max_concurrency)
 
 
 def compute_standing(judge: Judge) -> JudgeStanding:

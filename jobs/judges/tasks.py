@@ -16,8 +16,8 @@ from trimtab.judges.human_agreement import JudgeAgreement, compute_agreement, co
 from trimtab.judges.human_labels import LabeledAnswer
 from trimtab.judges.refusal_classifier import RefusalClassifier, classify_answer, compute_states, list_candidate_layers
 from trimtab.judges.refusal_head import RefusalHead, RefusalHeadCard, build_head
-from trimtab.model.base_model import BaseModel, resolve_on_node, resolve_precision
-from trimtab.types import Precision, Verdict
+from trimtab.model.base_model import BaseModel, resolve_dtype, resolve_on_node
+from trimtab.types import DType, Verdict
 from trimtab.util.identifiers import compute_key
 
 OWN = "user labels"
@@ -38,7 +38,7 @@ class FitRequest:
     human: Sequence[LabeledAnswer]
     own: Sequence[LabeledAnswer]
     tokens: int
-    precision: Precision
+    precision: DType
     device: str
 
 
@@ -73,7 +73,7 @@ def fit_refusal_head(progress: Progress, base: BaseModel, request: FitRequest) -
     request = replace(request, human=_drop_empty(request.human), own=_drop_empty(request.own))
     rows = [*request.human, *request.own]
     layers = list_candidate_layers(local)
-    precision = resolve_precision(request.precision)
+    precision = resolve_dtype(request.precision)
     states = compute_states(local, [r.answer for r in rows], layers, request.tokens, precision, request.device)
     # Annotators labeled answers to another question as refusals, which the answer alone cannot show.
     trainable = torch.tensor([not r.off_topic for r in request.human] + [True] * len(request.own))
@@ -89,8 +89,8 @@ def fit_refusal_head(progress: Progress, base: BaseModel, request: FitRequest) -
         fingerprint=base.fingerprint,
         width=base.width,
         layer=layers[choice.layer],
-        tokens=request.tokens,
-        precision=precision,
+        max_answer_tokens=request.tokens,
+        dtype=precision,
         l2=choice.l2,
         folds=FOLDS,
         digest="",

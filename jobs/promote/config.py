@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from trimtab.evaluation.promotion_rules import PromotionRule
 from trimtab.jobs.judges.config import JudgeConfig
-from trimtab.types import DEFAULT_BASE, Precision
+from trimtab.types import DEFAULT_BASE, DType
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class PromoteConfig:
         reason: reason to record with the promotion.
         columns: other names of the fields of prompts, as --columns.class label.
         max_tokens: maximum length of each answer of a prefix, in tokens.
-        precision: data type of the model; auto is bf16 if the machine supports it, else fp32.
-        gpus: number of GPUs for the engine.
+        dtype: data type of the model; auto is bf16 if the machine supports it, else fp32.
+        num_gpus: number of GPUs for the engine.
         judge: judge of the answers of a prefix.
         address: address of the Ray cluster.
     """
@@ -34,7 +34,7 @@ class PromoteConfig:
     reason: str | None = None
     columns: dict[str, str] = field(default_factory=dict[str, str])
     max_tokens: int = 48
-    precision: Precision = "auto"
-    gpus: float = 0
+    dtype: DType = "auto"
+    num_gpus: float = 0
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     address: str | None = None

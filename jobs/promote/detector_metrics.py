@@ -91,7 +91,7 @@ def compute_risk_at(detector: Detector, data: SignalDataset, indices: Tensor) ->
         indices: rows [n] of the answers in the data set.
     """
     layers = [data.meta.layers.index(layer) for layer in detector.card.layers]
-    phi = compute_traces([data.traces[i] for i in indices.tolist()], detector.card.low)
+    phi = compute_traces([data.traces[i] for i in indices.tolist()], detector.card.low_log_probability)
     return detector.compute_risk(data.psi[indices][:, layers], phi)
 
 

@@ -110,7 +110,9 @@ def build_table(checked: Sequence[RuleResult], version: Version, champion: Versi
     over = f"over champion {champion.version}" if champion else "no champion"
     table = Table("rule", f"version {version.version}", over, "", title=f"gate of {version.base}:{version.name}")
     for result in checked:
-        table.add_row(str(result.rule), str(result.found), str(result.more or "-"), "passed" if result.passed else "failed")
+        table.add_row(
+            str(result.rule), str(result.measured), str(result.improvement or "-"), "passed" if result.passed else "failed"
+        )
     return table
 
 
@@ -146,8 +148,8 @@ def _read_recorded_decision(version: Version) -> PromotionDecision:
     decision = read_decision(version)
     if decision is None:
         return PromotionDecision(False, "no gate has checked it; pass rules, as --config gate.yaml")
-    return PromotionDecision(decision["passed"], decision["said"], evidence=decision["evidence"])
+    return PromotionDecision(decision["passed"], decision["reason"], evidence=decision["evidence"])
 
 
 def _format_result(result: RuleResult) -> str:
-    return f"{result.rule} ({result.found}{f', {result.more} over champion' if result.more else ''})"
+    return f"{result.rule} ({result.measured}{f', {result.improvement} over champion' if result.improvement else ''})"

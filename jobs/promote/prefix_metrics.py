@@ -46,10 +46,10 @@ def measure_prefix(
     arms = [Arm(MINE, prefix=registry.load_prefix(version, base))]
     if champion is not None:
         arms.append(Arm(THEIRS, prefix=registry.load_prefix(champion, base)))
-    judge = open_judge(config.judge, base, config.gpus)
+    judge = open_judge(config.judge, base, config.num_gpus)
     with ray_session(config.address):
-        results = evaluate_arms(base, arms, sets, config.max_tokens, build_engine_config(config.precision), config.gpus)
-        results = apply_judge(results, judge, config.gpus)
+        results = evaluate_arms(base, arms, sets, config.max_tokens, build_engine_config(config.dtype), config.num_gpus)
+        results = apply_judge(results, judge, config.num_gpus)
     return {rule: _compute_metric(rule, results[rule.set or ""]) for rule in rules}
 
 

@@ -18,13 +18,13 @@ from trimtab.artifacts.prefix import Prefix
 from trimtab.cli.console import ProgressBar, print_line
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import TrimtabError
-from trimtab.generation_types import Answer, Ask, Sampling
+from trimtab.generation_types import Answer, Conversation, Sampling
 from trimtab.jobs.runtime.cluster import unwrap_ray_error
 from trimtab.jobs.runtime.config import ScaleConfig
 from trimtab.model.base_model import BaseModel, resolve_on_node
 from trimtab.model.chat_template import Message
 from trimtab.ray_connection import check_resources, find_missing_resources, get_max_node_cores
-from trimtab.types import Precision
+from trimtab.types import DType
 from trimtab.util.identifiers import compute_key
 
 
@@ -35,20 +35,20 @@ class GenerationRequest:
     Attributes:
         messages: conversation to answer.
         sampling: sampling settings of the answers.
-        given: answer to read instead of generating one.
+        given_answer: answer to read instead of generating one.
     """
 
     messages: Sequence[Message]
     sampling: Sampling
-    given: str | None = None
+    given_answer: str | None = None
 
-    def key(self, precision: Precision) -> str:
+    def key(self, precision: DType) -> str:
         """Return the cache key of the request, 24 hex digits; it is unique per base model.
 
         Args:
             precision: precision of the base model.
         """
-        content = json.dumps([list(self.messages), asdict(self.sampling), precision, self.given])
+        content = json.dumps([list(self.messages), asdict(self.sampling), precision, self.given_answer])
         return compute_key(content, 24)
 
 
@@ -72,7 +72,7 @@ def generate_batches(
 ) -> Iterator[dict[str, list[Answer]]]:
     """Generate or read answers and yield them batch by batch.
 
-    Arguments and errors are those of `run_pool`. Either all requests have a `given` answer or none.
+    Arguments and errors are those of `run_pool`. Either all requests have a `given_answer` or none.
 
     Yields:
         Answers of a batch by the keys of the requests.
@@ -115,9 +115,9 @@ def run_pool(
         UsageError: if a local Ray has too few resources.
         JobError: if an engine is lost.
     """
-    cpus = max(1.0, get_max_node_cores() // scale.engines)
-    required = scale.engines * cpus, scale.engines * scale.gpus
-    check_resources(f"{title}, by {scale.engines} engines,", *required)
+    cpus = max(1.0, get_max_node_cores() // scale.num_engines)
+    required = scale.num_engines * cpus, scale.num_engines * scale.gpus_per_worker
+    check_resources(f"{title}, by {scale.num_engines} engines,", *required)
     if missing := find_missing_resources(*required):
         print_line(f"{title}: waits for nodes: needs {missing}")
     DataContext.get_current().enable_progress_bars = False
@@ -131,9 +131,9 @@ def run_pool(
             # One block per batch: with a batch size, Ray Data merges blocks into one task and results arrive late.
             batch_size=None,
             fn_constructor_args=(base, engine, prefix, work),
-            compute=ActorPoolStrategy(size=scale.engines),
+            compute=ActorPoolStrategy(size=scale.num_engines),
             num_cpus=cpus,
-            num_gpus=scale.gpus or None,
+            num_gpus=scale.gpus_per_worker or None,
             # No restarts: finished batches are stored by the caller, and the same command computes the rest.
             max_restarts=0,
         )
@@ -178,8 +178,8 @@ class PooledEngine:
 
     def ask(self, requests: Sequence[GenerationRequest]) -> list[list[Answer]]:
         """Return the answers to each request, generated or, if all requests have a given answer, read."""
-        asks = [Ask(request.messages, self.prefix) for request in requests]
-        given = [request.given for request in requests if request.given is not None]
+        asks = [Conversation(request.messages, self.prefix) for request in requests]
+        given = [request.given_answer for request in requests if request.given_answer is not None]
         if given:
             return [[answer] for answer in self.engine.score_many(asks, given)]
         return self.engine.chat_many(asks, [request.sampling for request in requests])

@@ -1,8 +1,9 @@
 """Cache of generated answers, keyed by base model and request."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trimtab import settings
 from trimtab.engine.config import EngineConfig
@@ -20,14 +21,14 @@ class CachedAnswer:
     Attributes:
         text: text of the answer.
         tokens: length in tokens.
-        whole: whether the model ended the answer, instead of the token limit.
-        likelihood: mean log-probability of its tokens.
+        finished: whether the model ended the answer, instead of the token limit.
+        mean_log_probability: mean log-probability of its tokens.
     """
 
     text: str
     tokens: int
-    whole: bool
-    likelihood: float
+    finished: bool
+    mean_log_probability: float
 
 
 def generate_cached(
@@ -51,7 +52,7 @@ def generate_cached(
         TrimtabError: if an engine rejects a request.
         JobError: if an engine is lost.
     """
-    by_key = {request.key(engine.precision): request for request in requests}
+    by_key = {request.key(engine.dtype): request for request in requests}
     cached = read_cached(base, set(by_key))
     missing = {key: request for key, request in by_key.items() if key not in cached}
     if missing:
@@ -65,12 +66,12 @@ def generate_cached(
 def read_cached(base: BaseModel, keys: set[str]) -> dict[str, list[CachedAnswer]]:
     """Return the cached answers of a base model by request key; keys without answers are omitted."""
     rows = (row for row in read_jsonl(_get_file(base)) if row["key"] in keys)
-    return {row["key"]: [CachedAnswer(**answer) for answer in row["answers"]] for row in rows}
+    return {row["key"]: [_parse_answer(answer) for answer in row["answers"]] for row in rows}
 
 
 def append_cached(base: BaseModel, answers: Mapping[str, Sequence[CachedAnswer]]) -> None:
     """Add answers, by request key, to the cache of a base model."""
-    rows = ({"key": key, "answers": [asdict(a) for a in cached]} for key, cached in answers.items())
+    rows = ({"key": key, "answers": [_as_json(a) for a in cached]} for key, cached in answers.items())
     append_jsonl(_get_file(base), rows)
 
 
@@ -80,3 +81,16 @@ def _get_file(base: BaseModel) -> Path:
 
 def _to_cached(answer: Answer) -> CachedAnswer:
     return CachedAnswer(answer.text, len(answer.token_ids), answer.finish_reason == "stop", answer.mean_log_probability)
+
+
+def _as_json(answer: CachedAnswer) -> dict[str, Any]:
+    return {
+        "text": answer.text,
+        "tokens": answer.tokens,
+        "whole": answer.finished,
+        "likelihood": answer.mean_log_probability,
+    }
+
+
+def _parse_answer(raw: dict[str, Any]) -> CachedAnswer:
+    return CachedAnswer(raw["text"], raw["tokens"], raw["whole"], raw["likelihood"])

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from trimtab import settings
+from trimtab.errors import UsageError
 from trimtab.tracking import runs
 from trimtab.tracking.runs import TrackedRun
 from trimtab.util.atomic_files import write_atomic
 
 FILE = "run.json"
+# Version of the names in `config`; 0.1.0 wrote none.
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -21,10 +24,12 @@ class RunRecord:
     Attributes:
         run_id: id of the MLflow run.
         config: settings and data of the run that must not change when it is resumed; empty if there are none.
+        version: version of the names in `config`.
     """
 
     run_id: str
     config: Mapping[str, Any]
+    version: int = VERSION
 
 
 def read_run_record(folder: Path) -> RunRecord | None:
@@ -37,7 +42,16 @@ def read_run_record(folder: Path) -> RunRecord | None:
     if not path.exists():
         return None
     record = json.loads(path.read_text())
-    return RunRecord(record["run_id"], record.get("config", {}))
+    return RunRecord(record["run_id"], record.get("config", {}), record.get("version", 1))
+
+
+def check_run_version(record: RunRecord, folder: Path) -> None:
+    """Raise UsageError if the settings of a run have the names of release 0.1.0."""
+    if record.version != VERSION:
+        raise UsageError(
+            f"cannot resume {folder}: trimtab 0.1.0 started it, and its settings have other names. Finish it with 0.1.0, or "
+            "start a new run"
+        )
 
 
 def create_or_resume_run(
@@ -58,5 +72,5 @@ def create_or_resume_run(
     folder.mkdir(parents=True, exist_ok=True)
     record = read_run_record(folder)
     run = runs.start_run(name, kind, settings.get_home() / "outbox", record.run_id if record else None, parent)
-    write_atomic(folder / FILE, json.dumps({"run_id": run.run_id, "config": config or {}}, indent=2))
+    write_atomic(folder / FILE, json.dumps({"run_id": run.run_id, "config": config or {}, "version": VERSION}, indent=2))
     return run

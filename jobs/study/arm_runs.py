@@ -26,7 +26,7 @@ from trimtab.jobs.align.driver import (
     get_worker_cores,
     run_training,
 )
-from trimtab.jobs.runtime.run_state import RunRecord, create_or_resume_run, read_run_record
+from trimtab.jobs.runtime.run_state import RunRecord, check_run_version, create_or_resume_run, read_run_record
 from trimtab.model.base_model import BaseModel
 from trimtab.tracking import runs
 
@@ -127,8 +127,8 @@ class ArmProgress:
         self._states.pop(arm.key, None)
         if not future.cancelled() and not future.exception():
             self._done += 1
-            self.bar.skip(arm.config.train.steps - self._steps.get(arm.key, 0))
-            self._steps[arm.key] = arm.config.train.steps
+            self.bar.skip(arm.config.train.max_steps - self._steps.get(arm.key, 0))
+            self._steps[arm.key] = arm.config.train.max_steps
         self._update_bar()
 
     def _update_bar(self) -> None:
@@ -156,6 +156,8 @@ def train_arms(arms: Sequence[ArmRun], base: BaseModel, parent: str, parallel: i
         TrimtabError: if a run failed.
     """
     for arm in arms:
+        if arm.record:
+            check_run_version(arm.record, arm.folder)
         if arm.record and arm.record.config != _identity(arm, base):
             raise UsageError(
                 f"{arm.folder.name} was trained with other settings or data: rename the arm, or remove {arm.folder}"
@@ -167,7 +169,7 @@ def train_arms(arms: Sequence[ArmRun], base: BaseModel, parent: str, parallel: i
 
 def _train_pending(pending: Sequence[ArmRun], base: BaseModel, parent: str, parallel: int) -> None:
     stop = StopSignal()
-    with ProgressBar("training", sum(arm.config.train.steps for arm in pending)) as bar:
+    with ProgressBar("training", sum(arm.config.train.max_steps for arm in pending)) as bar:
         progress, pool = ArmProgress(bar, len(pending)), ThreadPoolExecutor(parallel)
         futures: dict[Future[None], ArmRun] = {}
         for arm in pending:
@@ -209,7 +211,7 @@ def _train_arm(arm: ArmRun, base: BaseModel, parent: str, parallel: int, view: P
     with runs.close_run(run):
         run.log_params({"config": asdict(config), "base_fingerprint": base.fingerprint})
         run.log_inputs(arm.prepared.inputs, "training")
-        shared = replace(config, scale=replace(config.scale, cpus=get_worker_cores(config.scale, parallel)))
+        shared = replace(config, scale=replace(config.scale, cpus_per_worker=get_worker_cores(config.scale, parallel)))
         fitted = run_training(shared, base, arm.prepared, run, folder, view=view)
         if fitted.stopped:
             raise InterruptedByUserError(STOPPED)

@@ -43,17 +43,17 @@ def build_baselines(
         Prefixes by arm name, `ARM#SEED` for random vectors.
     """
     prefixes: dict[str, Prefix] = {}
-    card = PrefixCard("prefix", "random", base.name, base.fingerprint, first.place, 0, 0, "")
-    if config.random:
+    card = PrefixCard("prefix", "random", base.name, base.fingerprint, first.position, 0, 0, "")
+    if config.random_baseline:
         mean, spread = run_task(
             "vocabulary", "trimtab.jobs.study.baselines:compute_vocabulary_statistics", base, cpus=1, gpus=0
         )
         for seed in config.seeds:
             noise = torch.randn(1, base.width, generator=torch.Generator().manual_seed(seed))
             prefixes[f"{RANDOM_ARM}#{seed}"] = build_prefix(mean + spread * noise, card)
-    if config.token:
+    if config.token_candidates:
         rows_digest = compute_prompts_digest([row.prompt for row in prepared.train])
-        identity = [base.fingerprint, first.place, first.train.longest, config.token, rows_digest]
+        identity = [base.fingerprint, first.position, first.train.max_target_tokens, config.token_candidates, rows_digest]
         path = folder / f"best-token-{compute_key(json.dumps(identity), 12)}"
         if not (path / FILE).exists():
             best = run_task(
@@ -62,9 +62,9 @@ def build_baselines(
                 first,
                 base,
                 prepared,
-                config.token,
+                config.token_candidates,
                 cpus=get_max_node_cores(),
-                gpus=first.scale.gpus,
+                gpus=first.scale.gpus_per_worker,
             )
             save_prefix(build_prefix(best.vector, replace(card, name="token", method={"token": best.text})), path)
         prefixes[TOKEN_ARM] = load_prefix(path)
@@ -125,19 +125,21 @@ def search_best_token(
     """
     local = resolve_on_node(base)
     renderer = build_renderer(local, 1)
-    frozen = FrozenModel(local.load(config.train.precision), renderer.first_row)
+    frozen = FrozenModel(local.load(config.train.dtype), renderer.first_slot)
     frozen.enable_prefix_tree()
     sides: list[list[TrainingRow]] = [
         [r for r in prepared.train if (r.prompt.label == "harmful") == side] for side in (True, False)
     ]
     rows = [row for side in sides for row in side[:: max(1, len(side) // (ROWS // 2))][: ROWS // 2]]
     examples = [
-        TrainingExample(tokenize_sample(renderer, r.prompt, r.target, config.place, 1, config.train.longest), r.prompt.label)
+        TrainingExample(
+            tokenize_sample(renderer, r.prompt, r.target, config.position, 1, config.train.max_target_tokens), r.prompt.label
+        )
         for r in rows
     ]
     scorer = ObjectiveScorer(frozen, Likelihood())
     parts = split_into_micro_batches(examples, MICRO_BATCH)
-    table = frozen.embedding.weight.detach().float().cpu()[: renderer.first_row]
+    table = frozen.embedding.weight.detach().float().cpu()[: renderer.first_slot]
     totals, empty = compute_totals(examples), torch.empty(0)
     gradient = sum((scorer.compute(table.mean(0, keepdim=True), p, totals, empty).gradient for p in parts), torch.zeros(()))
     tokens = (table @ gradient[0]).topk(candidates, largest=False).indices.tolist()

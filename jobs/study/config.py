@@ -35,10 +35,10 @@ class StudyConfig:
         seeds: random seeds; every arm is trained once per seed.
         shared: settings of `trimtab align` for all arms, as in its YAML file.
         arms: trained arms by name, each with the settings of `trimtab align` that differ, dotted or nested.
-        parallel: number of training runs at the same time; they share the CPU cores.
-        random: add a baseline arm with a random vector per seed.
-        token: number of candidates in the search for the best single vocabulary token, which is added as a baseline arm;
-            0 for no such arm.
+        max_concurrent_runs: number of training runs at the same time; they share the CPU cores.
+        random_baseline: add a baseline arm with a random vector per seed.
+        token_candidates: number of candidates in the search for the best single vocabulary token, which is added as a baseline
+            arm; 0 for no such arm.
         suites: prompts to evaluate besides the test part, by name.
         utility: questions and neutral texts to measure the utility cost of every arm, by name.
         judge: judge of the answers.
@@ -50,9 +50,9 @@ class StudyConfig:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     shared: dict[str, Any] = field(default_factory=dict[str, Any])
     arms: dict[str, dict[str, Any]] = field(default_factory=lambda: {"likelihood": {"objective": "likelihood"}, "sta": {}})
-    parallel: int = 1
-    random: bool = True
-    token: int = 0
+    max_concurrent_runs: int = 1
+    random_baseline: bool = True
+    token_candidates: int = 0
     suites: dict[str, SuiteConfig] = field(default_factory=dict[str, SuiteConfig])
     utility: dict[str, UtilitySuite] = field(default_factory=dict[str, UtilitySuite])
     judge: JudgeConfig = field(default_factory=JudgeConfig)
@@ -62,7 +62,7 @@ class StudyConfig:
     def __post_init__(self) -> None:
         if not self.seeds or not self.arms:
             raise UsageError("a study needs at least one seed and one arm")
-        if self.parallel < 1:
-            raise UsageError(f"parallel must be at least 1, not {self.parallel}")
+        if self.max_concurrent_runs < 1:
+            raise UsageError(f"max_concurrent_runs must be at least 1, not {self.max_concurrent_runs}")
         if bad := [name for name in self.arms if not name or any(c in name for c in "/#") or name in BASELINE_ARMS]:
             raise UsageError(f"{bad[0]!r} is not a valid arm name: leave out / and #; {', '.join(BASELINE_ARMS)} are reserved")

@@ -88,7 +88,7 @@ def compare_arms(config: StudyConfig) -> StudyReport:
         raise UsageError(f"arm {different[0]!r} splits the prompts differently: set data.{', data.'.join(PARTED_BY)} in shared")
     folder.mkdir(parents=True, exist_ok=True)
     suites = {name: utility.load_suite(suite, name) for name, suite in config.utility.items()}
-    judge = open_judge(config.judge, base, first.scale.gpus)
+    judge = open_judge(config.judge, base, first.scale.gpus_per_worker)
     session = StudySession(config, plans, base, suites, judge, compute_standing(judge), folder)
     with exclusive_lock(folder), ray_session(config.address):
         prepared = prepare_many(plans, base)
@@ -124,17 +124,17 @@ def _train_and_compare(session: StudySession, prepared: Mapping[str, PreparedDat
     first = next(iter(plans.values()))
     # Seed by seed, so that an interrupted study has trained all arms equally far.
     arms = [ArmRun(_with_seed(plans[name], seed), prepared[name], folder) for seed in config.seeds for name in config.arms]
-    trained = train_arms(arms, base, parent.run_id, config.parallel)
+    trained = train_arms(arms, base, parent.run_id, config.max_concurrent_runs)
     prefixes = {name: t.prefix for name, t in trained.items()} | build_baselines(
         config, first, base, prepared[first.name], folder
     )
     answered = _answer_all(first, base, prefixes, _read_prompt_parts(config, first, prepared[first.name]), folder / "judged")
-    results = apply_judge(answered, session.judge, first.scale.gpus)
+    results = apply_judge(answered, session.judge, first.scale.gpus_per_worker)
     report = _build_report(config, first, base, prepared[first.name], trained, results, session.standing)
     if not session.suites:
         return report
-    all_arms, precision = build_standard_arms(prefixes), first.train.precision
-    cost = utility.measure_utility(base, all_arms, session.suites, precision, first.scale.gpus, folder / "utility")
+    all_arms, precision = build_standard_arms(prefixes), first.train.dtype
+    cost = utility.measure_utility(base, all_arms, session.suites, precision, first.scale.gpus_per_worker, folder / "utility")
     parent.log_inputs([entry for name, suite in session.suites.items() for entry in suite.inputs(name)], "utility")
     parent.log_metrics(get_logged_metrics(cost), 0)
     return replace(report, utility=cost)
@@ -183,9 +183,9 @@ def _answer_all(
 ) -> dict[str, list[ArmResult]]:
     """Return the results of all arms on all parts; one engine generates the answers that are not cached."""
     arms = build_standard_arms(prefixes)
-    tokens, precision = first.evaluate.max_tokens, first.train.precision
+    tokens, precision = first.evaluate.max_tokens, first.train.dtype
     caches = {part: ArmCache(folder, base.fingerprint, prompts, tokens, precision) for part, prompts in parts.items()}
-    generate_missing(TITLE, base, arms, list(caches.values()), first.scale.gpus)
+    generate_missing(TITLE, base, arms, list(caches.values()), first.scale.gpus_per_worker)
     return {
         part: [judge_answers(arm, cache.prompts, cache.read_answers(arm) or []) for arm in arms]
         for part, cache in caches.items()
@@ -211,6 +211,9 @@ def _build_report(
         costs=[t.cost for t in trained.values()],
         judge=standing,
         notes=[f"{name}: {json.dumps(values)}" for name, values in config.arms.items() if values]
-        + [f"{first.train.steps} steps of {first.train.batch} rows; checkpoints chosen on the validation part only"]
+        + [
+            f"{first.train.max_steps} steps of {first.train.global_batch_size} rows",
+            "checkpoints chosen on the validation part only",
+        ]
         + [format_code_version()],
     )

@@ -18,13 +18,13 @@ class SubmitConfig:
         address: URL of the cluster's dashboard, such as http://localhost:8265; by default RAY_API_SERVER_ADDRESS.
         attach: follow the existing job if the name is taken, instead of an error.
         wait: follow the log until the job ends, and end with its exit code.
-        upload: folder to upload as the working directory of the job; files that its .gitignore names are left out.
-        packages: requirements file of pinned packages to install on the nodes, such as locks/gpu.txt; by default none.
-        image: container image to run in.
-        cpus: CPU cores for the command itself; its tasks and workers reserve their own.
-        gpus: GPUs for the command itself.
-        retries: maximum number of retries after a failure; usage errors and interrupts are not retried.
-        environment: names of local environment variables to pass to the job, such as secrets and store addresses.
+        working_dir: folder to upload as the working directory of the job; files that its .gitignore names are left out.
+        requirements: requirements file of pinned packages to install on the nodes, such as locks/gpu.txt; by default none.
+        image_uri: container image to run in.
+        num_cpus: CPU cores for the command itself; its tasks and workers reserve their own.
+        num_gpus: GPUs for the command itself.
+        max_retries: maximum number of retries after a failure; usage errors and interrupts are not retried.
+        env_vars: names of local environment variables to pass to the job, such as secrets and store addresses.
     """
 
     command: list[str] = field(default_factory=list[str])
@@ -32,13 +32,13 @@ class SubmitConfig:
     address: str | None = None
     attach: bool = False
     wait: bool = False
-    upload: str | None = None
-    packages: str | None = None
-    image: str | None = None
-    cpus: float = 0
-    gpus: float = 0
-    retries: int = 0
-    environment: list[str] | str = field(default_factory=list[str])
+    working_dir: str | None = None
+    requirements: str | None = None
+    image_uri: str | None = None
+    num_cpus: float = 0
+    num_gpus: float = 0
+    max_retries: int = 0
+    env_vars: list[str] | str = field(default_factory=list[str])
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -47,8 +47,8 @@ class SubmitConfig:
             raise UsageError(
                 f"submit: no command given. Add it after --: trimtab submit --name {self.name} -- align --name mine"
             )
-        if min(self.cpus, self.gpus, self.retries) < 0:
-            raise UsageError("submit: cpus, gpus and retries must be at least 0")
+        if min(self.num_cpus, self.num_gpus, self.max_retries) < 0:
+            raise UsageError("submit: num_cpus, num_gpus and max_retries must be at least 0")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Jobs of `trimtab submit` and `trimtab jobs`: submission, logs and termination through Ray's Jobs API.
 
-trimtab submit --name study-1 --address http://localhost:8265 --upload . --wait -- study --config jobs/configs/study.yaml
+trimtab submit --name study-1 --address http://localhost:8265 --working_dir . --wait -- study --config jobs/configs/study.yaml
 trimtab jobs list
 """
 
@@ -65,9 +65,9 @@ def run_submit(config: SubmitConfig) -> dict[str, Any]:
         UsageError: if the options are invalid or the name is taken.
         JobError: if the cluster is not available, or the followed job failed.
     """
-    if config.upload and not Path(config.upload).is_dir():
-        raise UsageError(f"submit: {config.upload} is not a folder")
-    with chdir(config.upload or "."):
+    if config.working_dir and not Path(config.working_dir).is_dir():
+        raise UsageError(f"submit: {config.working_dir} is not a folder")
+    with chdir(config.working_dir or "."):
         main.check_arguments(config.command)
     with _client(config.address) as client:
         if (job := _find_job(client, config.name)) is None:
@@ -76,8 +76,8 @@ def run_submit(config: SubmitConfig) -> dict[str, Any]:
                 submission_id=config.name,
                 runtime_env=_runtime_env(config),
                 metadata={"trimtab": shlex.join(config.command)},
-                entrypoint_num_cpus=config.cpus or None,
-                entrypoint_num_gpus=config.gpus or None,
+                entrypoint_num_cpus=config.num_cpus or None,
+                entrypoint_num_gpus=config.num_gpus or None,
             )
             print_line(f"submitted {submission_id}")
         elif not config.attach:
@@ -166,23 +166,23 @@ def _follow(client: JobSubmissionClient, name: str) -> dict[str, Any]:
 
 def _entrypoint(config: SubmitConfig) -> str:
     command = ["python", "-m", "trimtab", *config.command]
-    wrapper = ["python", "-m", "trimtab.jobs.submit.retry", str(config.retries), "--"] if config.retries else []
+    wrapper = ["python", "-m", "trimtab.jobs.submit.retry", str(config.max_retries), "--"] if config.max_retries else []
     return shlex.join([*wrapper, *command])
 
 
 def _runtime_env(config: SubmitConfig) -> dict[str, Any]:
-    variables = as_source_list(config.environment)
+    variables = as_source_list(config.env_vars)
     missing = [name for name in variables if name not in os.environ]
     if missing:
         raise UsageError(f"submit: the environment variable {missing[0]} is not set")
     runtime_env: dict[str, Any] = {"env_vars": {name: os.environ[name] for name in variables}}
-    if config.upload:
-        runtime_env["working_dir"] = config.upload
-    if config.packages:
-        if not Path(config.packages).is_file():
-            raise UsageError(f"submit: there is no file {config.packages}")
-        runtime_env["uv"] = config.packages
-    return runtime_env | ({"image_uri": config.image} if config.image else {})
+    if config.working_dir:
+        runtime_env["working_dir"] = config.working_dir
+    if config.requirements:
+        if not Path(config.requirements).is_file():
+            raise UsageError(f"submit: there is no file {config.requirements}")
+        runtime_env["uv"] = config.requirements
+    return runtime_env | ({"image_uri": config.image_uri} if config.image_uri else {})
 
 
 @contextmanager

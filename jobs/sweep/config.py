@@ -19,37 +19,39 @@ class SweepConfig:
     Args:
         name: name of the prefix; a second call with the same name resumes the sweep.
         shared: settings of `trimtab align` for all trials, as in its YAML file.
-        space: settings to search, dotted or nested; each is a list of choices, or low and high, with log true to sample
+        param_space: settings to search, dotted or nested; each is a list of choices, or low and high, with log true to sample
             log-uniformly; integer bounds give integers.
-        trials: number of trials, each with different settings.
-        parallel: number of trials that run at the same time; they share the CPU cores.
-        reduction: reduction factor of ASHA; one of this many trials continues at each rung.
+        num_trials: number of trials, each with different settings.
+        max_concurrent_trials: number of trials that run at the same time; they share the CPU cores.
+        reduction_factor: reduction factor of ASHA; one of this many trials continues at each rung.
         seed: random seed of the sampling.
         address: address of the Ray cluster to run on.
     """
 
     name: str = "swept"
     shared: dict[str, Any] = field(default_factory=dict[str, Any])
-    space: dict[str, Any] = field(
+    param_space: dict[str, Any] = field(
         default_factory=lambda: {
             "train.learning_rate": {"low": 0.01, "high": 0.2, "log": True},
             "objective_options.gamma": [0.0, 1.0, 2.0, 5.0],
         }
     )
-    trials: int = 8
-    parallel: int = 1
-    reduction: float = 3
+    num_trials: int = 8
+    max_concurrent_trials: int = 1
+    reduction_factor: float = 3
     seed: int = 0
     address: str | None = None
 
     def __post_init__(self) -> None:
-        if self.trials < 1 or self.parallel < 1:
-            raise UsageError(f"trials ({self.trials}) and parallel ({self.parallel}) must be at least 1")
-        if self.reduction <= 1:
-            raise UsageError(f"reduction must be above 1, not {self.reduction}")
-        domains = flatten_space(self.space)
+        if self.num_trials < 1 or self.max_concurrent_trials < 1:
+            raise UsageError(
+                f"num_trials ({self.num_trials}) and max_concurrent_trials ({self.max_concurrent_trials}) must be at least 1"
+            )
+        if self.reduction_factor <= 1:
+            raise UsageError(f"reduction_factor must be above 1, not {self.reduction_factor}")
+        domains = flatten_space(self.param_space)
         if not domains:
-            raise UsageError("space is empty: add settings to search, each with a list of choices or with low and high")
+            raise UsageError("param_space is empty: add settings to search, each with a list of choices or with low and high")
         for key, values in domains.items():
             _check_domain(key, values)
 
@@ -77,13 +79,13 @@ def draw_settings(config: SweepConfig) -> list[dict[str, Any]]:
     trials gives each combination once.
     """
     generator = random.Random(config.seed)
-    domains = flatten_space(config.space)
+    domains = flatten_space(config.param_space)
     samples: list[dict[str, Any]] = []
-    for _ in range(DRAWS * config.trials):
+    for _ in range(DRAWS * config.num_trials):
         sample = {key: _draw(values, generator) for key, values in domains.items()}
         if sample not in samples:
             samples.append(sample)
-        if len(samples) == config.trials:
+        if len(samples) == config.num_trials:
             break
     return samples
 
@@ -92,14 +94,14 @@ def _check_domain(key: str, values: Any) -> None:
     if isinstance(values, list) and values:
         return
     if not isinstance(values, Mapping) or not {"low", "high"} <= set(values) <= {"low", "high", "log"}:
-        raise UsageError(f"space.{key}: give a list of choices, or low and high (and log: true)")
+        raise UsageError(f"param_space.{key}: give a list of choices, or low and high (and log: true)")
     low, high = values["low"], values["high"]
     if not all(isinstance(value, int | float) for value in (low, high)):
-        raise UsageError(f"space.{key}: low and high must be numbers, not {low!r} and {high!r}")
+        raise UsageError(f"param_space.{key}: low and high must be numbers, not {low!r} and {high!r}")
     if low >= high:
-        raise UsageError(f"space.{key}: low ({low}) must be below high ({high})")
+        raise UsageError(f"param_space.{key}: low ({low}) must be below high ({high})")
     if values.get("log") and low <= 0:
-        raise UsageError(f"space.{key}: low must be above 0 if log is true, not {low}")
+        raise UsageError(f"param_space.{key}: low must be above 0 if log is true, not {low}")
 
 
 def _draw(values: Any, generator: random.Random) -> Any:

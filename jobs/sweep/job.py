@@ -22,7 +22,7 @@ from trimtab.jobs.align.config import PARTED_BY, AlignConfig
 from trimtab.jobs.align.dataset import PreparedDataset, build_run_identity, prepare_many, read_raw_dataset
 from trimtab.jobs.align.job import check_config, complete_run
 from trimtab.jobs.runtime.cluster import ray_session
-from trimtab.jobs.runtime.run_state import create_or_resume_run, read_run_record
+from trimtab.jobs.runtime.run_state import check_run_version, create_or_resume_run, read_run_record
 from trimtab.jobs.sweep.asha import METRIC
 from trimtab.jobs.sweep.config import SweepConfig, draw_settings
 from trimtab.jobs.sweep.trials import Trial, TrialSearch, run_trials
@@ -34,7 +34,7 @@ from trimtab.util.atomic_files import exclusive_lock
 # Settings that cannot be searched: trials are compared by their losses on the same rows, and share the hardware.
 COMMON = ("name", "base", "revision", "resume", "register", "evaluate", "gate", "scale")
 COMMON_DATA = tuple(f"data.{name}" for name in PARTED_BY)
-COMMON_TRAIN = ("train.longest", "train.precision", "train.validate_every", "train.validation_rows")
+COMMON_TRAIN = ("train.max_target_tokens", "train.dtype", "train.validate_every", "train.validation_rows")
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def rank_trials(trials: Sequence[Trial]) -> list[Trial]:
 def _build_trial_config(values: dict[str, Any], where: str) -> AlignConfig:
     config: AlignConfig = main.build_settings(AlignConfig, values, where)
     # A checkpoint at every validation, so that the trial can be resumed or completed from there.
-    return replace(config, train=replace(config.train, checkpoint_every=config.train.validate_every or config.train.steps))
+    return replace(config, train=replace(config.train, checkpoint_every=config.train.validate_every or config.train.max_steps))
 
 
 def _select_common(config: AlignConfig) -> dict[str, Any]:
@@ -152,6 +152,7 @@ def _check_unchanged(config: SweepConfig, trials: Sequence[Trial], base: BaseMod
     for trial in trials:
         if not (record := read_run_record(trial.folder)):
             continue
+        check_run_version(record, trial.folder)
         old = runs.flatten_settings(record.config)
         new = runs.flatten_settings(build_run_identity(trial.config, base, read_raw_dataset(trial.config, base).inputs))
         if changed := sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
@@ -172,7 +173,9 @@ def _prepare(config: SweepConfig, trials: Sequence[Trial], base: BaseModel) -> l
 
 def _start_parent_run(config: SweepConfig, folder: Path) -> TrackedRun:
     run = create_or_resume_run(folder, f"sweep {config.name}", "sweep")
-    run.log_params({"sweep": {"space": config.space, "reduction": config.reduction, "seed": config.seed}})
+    run.log_params(
+        {"sweep": {"param_space": config.param_space, "reduction_factor": config.reduction_factor, "seed": config.seed}}
+    )
     return run
 
 
@@ -202,7 +205,7 @@ def _print_result(result: SweepResult) -> SweepResult:
     for column in ("trial", "validation loss", "steps", "settings"):
         table.add_column(column)
     for t in result.trials:
-        table.add_row(str(t.number), f"{t.loss:.3f}", f"{t.step} of {t.config.train.steps}", _format_settings(t.chosen))
+        table.add_row(str(t.number), f"{t.loss:.3f}", f"{t.step} of {t.config.train.max_steps}", _format_settings(t.chosen))
     console.print(table)
     print_line(f"prefix: {result.winner['folder']}/prefix   trials: {result.folder / 'trials.json'}")
     return result
@@ -214,7 +217,7 @@ def _trial_as_json(trial: Trial) -> dict[str, Any]:
         "settings": dict(trial.chosen),
         METRIC: trial.loss,
         "step": trial.step,
-        "steps": trial.config.train.steps,
+        "steps": trial.config.train.max_steps,
         "run_id": trial.run_id,
     }
 

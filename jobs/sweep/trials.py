@@ -117,23 +117,23 @@ def run_trials(config: SweepConfig, work: TrialSearch, folder: Path) -> dict[int
     if not pending:
         return {}
     first = trials[0].config
-    longest = max(t.config.train.steps for t in trials)
+    longest = max(t.config.train.max_steps for t in trials)
     scheduler = CooperativeAsha(
-        first.train.validate_every, longest, config.reduction, lambda number: _request_stop(trials[number])
+        first.train.validate_every, longest, config.reduction_factor, lambda number: _request_stop(trials[number])
     )
     for trial in trials:
         if trial.ended:
             scheduler.add_finished_trial(trial.number, read_validations(trial.folder))
     # Tune logs how to restore its own folder, which is temporary here.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    function = tune.with_parameters(run_trial, work=work, cpus=get_worker_cores(first.scale, config.parallel))
+    function = tune.with_parameters(run_trial, work=work, cpus=get_worker_cores(first.scale, config.max_concurrent_trials))
     # The trial itself only waits, so that its workers get the cores; Tune requires a nonempty resource request.
     trainable = tune.with_resources(function, {"memory": 1 << 20})
     with ProgressBar("trials", len(trials)) as bar, TemporaryDirectory(dir=folder, prefix="tune-") as scratch:
         tuner = tune.Tuner(
             trainable,
             param_space={"trial": tune.grid_search([t.number for t in pending])},
-            tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=config.parallel),
+            tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=config.max_concurrent_trials),
             run_config=tune.RunConfig(name="tune", storage_path=scratch, verbose=0, callbacks=[TrialProgress(trials, bar)]),
         )
         results = _fit(tuner)
@@ -162,7 +162,7 @@ def run_trial(chosen: dict[str, Any], work: TrialSearch, cpus: float) -> None:
     trial = work.trials[chosen["trial"]]
     for line in read_validations(trial.folder):
         tune.report(line)
-    config = replace(trial.config, scale=replace(trial.config.scale, cpus=cpus))
+    config = replace(trial.config, scale=replace(trial.config.scale, cpus_per_worker=cpus))
     prepared = work.prepared[trial.number]
     run = trial.join(work.parent, build_run_identity(trial.config, work.base, prepared.inputs))
     run.log_params({"config": asdict(trial.config), "base_fingerprint": work.base.fingerprint})
@@ -235,5 +235,5 @@ def _finish_trial(trial: Trial) -> None:
     run = TrackedRun(trial.run_id, settings.get_home() / "outbox")
     if trial.loss is not None:
         run.log_metrics({f"lowest_{METRIC}": trial.loss}, trial.step)
-    run.set_tags({"trimtab.trial": "to its end" if trial.step == trial.config.train.steps else "stopped early"})
+    run.set_tags({"trimtab.trial": "to its end" if trial.step == trial.config.train.max_steps else "stopped early"})
     run.finish("FINISHED")

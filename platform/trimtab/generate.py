@@ -47,11 +47,11 @@ def build_inputs(
         rows, prompts = [], [renderer.render_prompt(c) for c in conversations]
     else:
         check_base(prefix, base)
-        rows = list(range(renderer.first_row, renderer.first_row + len(prefix.vectors)))
-        prompts = [renderer.render_prompt(c, prefix.card.place, rows) for c in conversations]
+        rows = list(range(renderer.first_slot, renderer.first_slot + len(prefix.vectors)))
+        prompts = [renderer.render_prompt(c, prefix.card.position, rows) for c in conversations]
     for ids in prompts:
-        renderer.check_rows(ids, rows)
-    frozen = FrozenModel(model, renderer.first_row)
+        renderer.check_slots(ids, rows)
+    frozen = FrozenModel(model, renderer.first_slot)
     longest = max(map(len, prompts))
     tokens = torch.tensor([[0] * (longest - len(ids)) + ids for ids in prompts], device=frozen.device)
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=frozen.device)

@@ -36,7 +36,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Ask:
+class Conversation:
     """Conversation to answer, with an optional prefix."""
 
     messages: Sequence[Message]

@@ -71,15 +71,15 @@ def export_adapter(prefix: Prefix, folder: Path, base: BaseModel) -> Path:
     """
     check_base(prefix, base)
     card = prefix.card
-    if card.place != "start":
-        raise UsageError(f"prefix {card.name!r} goes to place {card.place}; PEFT knows only the start of the prompt")
+    if card.position != "start":
+        raise UsageError(f"prefix {card.name!r} has position {card.position}; PEFT knows only the start of the prompt")
     _check_start(base)
     config = {
         "peft_type": "PROMPT_TUNING",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": str(base.path),
         "inference_mode": True,
-        "num_virtual_tokens": card.rows,
+        "num_virtual_tokens": card.num_virtual_tokens,
         "num_transformer_submodules": 1,
         "token_dim": card.width,
         "prompt_tuning_init": "RANDOM",
@@ -99,7 +99,9 @@ def run_import(config: ImportConfig) -> dict[str, Any]:
     """
     prefix = import_adapter(Path(config.adapter), resolve_base_model(config.base), config.name)
     folder = save_prefix(prefix, Path(config.out))
-    print_line(f"{folder}: prefix {config.name} with {prefix.card.rows} rows, place start, for {prefix.card.base}")
+    print_line(
+        f"{folder}: prefix {config.name} with {prefix.card.num_virtual_tokens} vectors, position start, for {prefix.card.base}"
+    )
     return {"folder": str(folder), "digest": prefix.card.digest}
 
 
@@ -143,8 +145,8 @@ def _vectors(folder: Path) -> Tensor:
 def _check_start(base: BaseModel) -> None:
     """Raise UsageError if prompts begin with a BOS token: trimtab inserts rows after it, PEFT before it."""
     renderer = build_renderer(base, MAX_ROWS)
-    ids = renderer.render_prompt([{"role": "user", "content": "x"}], "start", [renderer.first_row])
-    if ids[0] != renderer.first_row:
+    ids = renderer.render_prompt([{"role": "user", "content": "x"}], "start", [renderer.first_slot])
+    if ids[0] != renderer.first_slot:
         raise UsageError(f"prompts of {base.name} begin with a BOS token: PEFT puts vectors before it, trimtab after it")
 
 

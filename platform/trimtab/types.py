@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 # Base model that commands use by default.
 DEFAULT_BASE = "smollm2-135m"
-Precision = Literal["auto", "bf16", "fp32"]
+DType = Literal["auto", "bf16", "fp32"]
 Position = Literal["system", "system-end", "user", "start"]
 POSITIONS: tuple[Position, ...] = get_args(Position)
 # Maximum number of rows of a prefix (k).
@@ -17,7 +17,7 @@ INITS = ("vocab-mean", "random-row")
 AnswerKind = Literal["exact", "contains", "f1", "numeric"]
 ANSWER_KINDS: tuple[AnswerKind, ...] = get_args(AnswerKind)
 Part = Literal["train", "validation", "test"]
-FilterRule = Literal["agreed", "clear", "leak", "length", "duplicate", "kept-out", "balanced"]
+FilterRule = Literal["agreed", "clear", "leak", "length", "duplicate", "contamination", "balanced"]
 FILTER_RULES: tuple[FilterRule, ...] = get_args(FilterRule)
 # System prompts under which answers are sampled.
 SystemPrompt = Literal["none", "permissive", "strict"]

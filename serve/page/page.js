@@ -64,15 +64,15 @@ async function answer(of, signal) {
 
 function request(model) {
   const policy = by("policy").value;
-  const wishes = { policy, running_risk: policy === "annotate" };
-  if (by("detector").value) wishes.detector = by("detector").value;
+  const options = { policy, running_risk: policy === "annotate" };
+  if (by("detector").value) options.detector = by("detector").value;
   return {
     model,
     messages: [{ role: "user", content: by("prompt").value }],
     max_tokens: by("tokens").valueAsNumber,
     temperature: by("temperature").valueAsNumber,
     stream: policy === "annotate",
-    trimtab: wishes,
+    trimtab: options,
   };
 }
 
@@ -83,25 +83,26 @@ function show(chunk, output, note) {
   if (text) {
     const token = document.createElement("span");
     token.textContent = text;
-    const risk = choice.trimtab?.risk;
+    const risk = choice.trimtab?.detectors?.[0]?.probability;
     if (risk !== undefined) {
       token.style.setProperty("--part", risk);
       token.title = `risk so far ${risk.toFixed(2)}`;
     }
     output.append(token);
   }
-  if (chunk.trimtab) note.replaceChildren(...told(chunk));
+  if (chunk.trimtab) note.replaceChildren(...describe(chunk));
 }
 
-function told(chunk) {
-  const { prefix, detector } = chunk.trimtab;
+function describe(chunk) {
+  const { prefix, detectors, attempts } = chunk.trimtab;
+  const [detector] = detectors;
   const parts = [link(chunk.model, prefix?.run_id)];
   if (detector.status === "scored") {
     const risk = document.createElement("span");
     risk.className = detector.flagged ? "flagged" : "";
-    risk.textContent = `risk ${detector.risk.toFixed(2)}${detector.flagged ? ", flagged" : ""}`;
+    risk.textContent = `risk ${detector.probability.toFixed(2)}${detector.flagged ? ", flagged" : ""}`;
     parts.push(risk, link(`${detector.name}@${detector.version}`, detector.run_id));
-    if (detector.tries) parts.push(`least risky of ${detector.tries}`);
+    if (attempts) parts.push(`least risky of ${attempts}`);
     if (detector.warning) parts.push(detector.warning);
   } else {
     parts.push(`not checked: ${detector.reason}`);

@@ -39,14 +39,25 @@ def test_a_full_disk_is_one_line_and_the_job_goes_on_when_there_is_room(home, sm
     files = prompt_files(tmp_path)
     folder = settings.get_runs_folder() / "full"
     folder.mkdir(parents=True)
-    command = [sys.executable, "-m", "trimtab", "align", "--name", "full", "--base", str(small.path), "--scale.retries", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "trimtab",
+        "align",
+        "--name",
+        "full",
+        "--base",
+        str(small.path),
+        "--scale.max_failures",
+        "0",
+    ]
     command += [
         "--data.harmful",
         str(files / "harmful.jsonl"),
         "--data.benign",
         str(files / "benign.jsonl"),
         *OPTIONS.split(),
-        "--train.steps",
+        "--train.max_steps",
         str(STEPS),
     ]
     process = subprocess.Popen(

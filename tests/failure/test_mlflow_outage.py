@@ -45,7 +45,7 @@ def url(tracking, frozen, base, tmp_path_factory) -> Generator[str]:
         )
         if seed == 1:
             promote_version(version, "test")
-    engine = EngineConfig(rows=4, precision="fp32", max_length=512)
+    engine = EngineConfig(num_slots=4, dtype="fp32", max_model_len=512)
     with serving(ServeConfig(port=ports.find_free_ports()[0], engine=engine, detect=False)) as url:
         yield url
 

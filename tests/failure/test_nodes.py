@@ -28,7 +28,7 @@ def nodes() -> Generator[Nodes]:
 
 def align(name: str, address: str, base: Path, files: Path, *more: str) -> list[str]:
     command = [sys.executable, "-m", "trimtab", "submit", "--name", name, "--address", address, "--wait"]
-    command += ["--environment", "TRIMTAB_HOME", "--", "align", "--name", name, "--base", str(base)]
+    command += ["--env_vars", "TRIMTAB_HOME", "--", "align", "--name", name, "--base", str(base)]
     command += ["--data.harmful", str(files / "harmful.jsonl"), "--data.benign", str(files / "benign.jsonl")]
     return [*command, *OPTIONS.split(), *more]
 
@@ -46,14 +46,14 @@ def files(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def alone(nodes, small, files) -> Prefix:
     """What one worker learns that nothing disturbs."""
-    command = align("alone", nodes.address, small.path, files, "--scale.workers", "1")
+    command = align("alone", nodes.address, small.path, files, "--scale.num_workers", "1")
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_SECONDS, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return learned("alone")
 
 
 def test_a_node_that_is_killed_changes_neither_the_prefix_nor_the_curve(nodes, small, files, alone):
-    many = align("many", nodes.address, small.path, files, "--scale.workers", "3", "--scale.least_workers", "2")
+    many = align("many", nodes.address, small.path, files, "--scale.num_workers", "3", "--scale.min_workers", "2")
     process = subprocess.Popen(many, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     first_checkpoint(settings.get_runs_folder() / "many", process)
     nodes.cluster.remove_node(nodes.workers.pop(), allow_graceful=False)
@@ -71,7 +71,7 @@ def test_a_node_that_is_killed_changes_neither_the_prefix_nor_the_curve(nodes, s
 def test_a_killed_driver_goes_on_in_the_same_run(nodes, small, files, alone):
     command = align("driven", nodes.address, small.path, files, "--resume", "auto")
     process = subprocess.Popen(
-        [*command[:4], "--retries", "1", *command[4:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command[:4], "--max_retries", "1", *command[4:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     first_checkpoint(settings.get_runs_folder() / "driven", process)
     drivers = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[1:6] == DRIVER]
@@ -92,7 +92,7 @@ def test_a_study_on_the_cluster_gives_the_table_of_one_process(nodes, small, fil
         (
             "there",
             3,
-            ["submit", "--name", "there", "--address", nodes.address, "--wait", "--environment", "TRIMTAB_HOME", "--"],
+            ["submit", "--name", "there", "--address", nodes.address, "--wait", "--env_vars", "TRIMTAB_HOME", "--"],
         ),
     ):
         config = {"name": name, "seeds": [0], "arms": {"sta": {}}}
@@ -100,9 +100,9 @@ def test_a_study_on_the_cluster_gives_the_table_of_one_process(nodes, small, fil
         config["shared"] = {
             "base": str(small.path),
             "data": {kind: str(files / f"{kind}.jsonl") for kind in ("harmful", "benign")} | {"rules": []},
-            "train": {"steps": 10, "batch": 6, "micro_batch": 2, "validate_every": 5, "precision": "fp32"},
+            "train": {"max_steps": 10, "global_batch_size": 6, "micro_batch_size": 2, "validate_every": 5, "dtype": "fp32"},
             "evaluate": {"limit": 4, "max_tokens": 8},
-            "scale": {"workers": workers, "cpus": 1},
+            "scale": {"num_workers": workers, "cpus_per_worker": 1},
         }
         path = tmp_path / f"{name}.yaml"
         path.write_text(json.dumps(config))

@@ -17,7 +17,7 @@ from trimtab.artifacts import prefix as prefixes
 from trimtab.artifacts.card import FILE
 from trimtab.cli.main import main
 from trimtab.engine.config import EngineConfig
-from trimtab.generation_types import Ask
+from trimtab.generation_types import Conversation
 from trimtab.model.chat_template import build_renderer
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.server import serving
@@ -47,7 +47,10 @@ def versions(frozen, base, tmp_path_factory):
     tokenizer = build_renderer(base, 8).tokenizer
     answers = {}
     for question in QUESTIONS:
-        ids = [reference(frozen, base, Ask([{"role": "user", "content": question}], prefix), TOKENS) for prefix in made[:2]]
+        ids = [
+            reference(frozen, base, Conversation([{"role": "user", "content": question}], prefix), TOKENS)
+            for prefix in made[:2]
+        ]
         if ids[0] != ids[1]:
             answers |= {(n, question): tokenizer.decode(each, skip_special_tokens=True) for n, each in enumerate(ids, 1)}
     assert len(answers) >= 6, "versions must answer differently, or their answers would prove nothing"
@@ -56,8 +59,8 @@ def versions(frozen, base, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(versions) -> Generator[str]:
-    engine = EngineConfig(rows=8, precision="fp32", max_length=256, cpu_cache_gib=1)
-    with serving(ServeConfig(port=ports.find_free_ports()[0], replicas=2, engine=engine)) as url:
+    engine = EngineConfig(num_slots=8, dtype="fp32", max_model_len=256, cpu_kv_cache_gib=1)
+    with serving(ServeConfig(port=ports.find_free_ports()[0], num_replicas=2, engine=engine)) as url:
         yield url
 
 

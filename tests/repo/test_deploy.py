@@ -123,7 +123,7 @@ def test_the_server_and_the_job_are_called_as_they_can_be():
     config = ServeDeploySchema(**yaml.safe_load(found["rayservice.yaml"]["spec"]["serveConfigV2"]))
     (application,) = config.applications
     settings = main.build_settings(ServeConfig, application.args, "rayservice.yaml")
-    assert (settings.host, settings.most_replicas, settings.key_file) == ("0.0.0.0", 4, "/etc/trimtab/keys.json")
+    assert (settings.host, settings.max_replicas, settings.api_key_file) == ("0.0.0.0", 4, "/etc/trimtab/keys.json")
     command = shlex.split(found["rayjob.yaml"]["spec"]["entrypoint"])
     assert command[0] == "trimtab"
     main.check_arguments(command[1:])

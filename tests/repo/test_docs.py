@@ -79,7 +79,7 @@ def test_every_shipped_config_is_loaded():
         if path.stem == "study":
             assert [build_arm_config(settings, arm).name for arm in settings.arms] == list(settings.arms)
         if path.stem == "sweep":
-            assert len(plan_trials(settings, ROOT)) == settings.trials
+            assert len(plan_trials(settings, ROOT)) == settings.num_trials
 
 
 def test_the_judges_figures_are_those_of_the_page():

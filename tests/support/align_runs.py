@@ -11,8 +11,8 @@ from trimtab.jobs.align.dataset import PreparedDataset
 
 STEPS, WAIT_SECONDS = 80, 300
 OPTIONS = (
-    f"--train.steps {STEPS} --train.batch 6 --train.micro_batch 2 --train.checkpoint_every 10 --train.patience 0 "
-    "--train.precision fp32 --evaluate.limit 2 --evaluate.max_tokens 4 --scale.cpus 1"
+    f"--train.max_steps {STEPS} --train.global_batch_size 6 --train.micro_batch_size 2 --train.checkpoint_every 10 "
+    "--train.early_stopping_patience 0 --train.dtype fp32 --evaluate.limit 2 --evaluate.max_tokens 4 --scale.cpus_per_worker 1"
 )
 
 

@@ -11,11 +11,11 @@ from trimtab import heads
 from trimtab.artifacts.card import PrefixCard
 from trimtab.artifacts.prefix import Prefix, build_prefix
 from trimtab.data.prompt import Prompt
-from trimtab.detection.calibration import ALARMS
+from trimtab.detection.calibration import FALSE_POSITIVE_RATES
 from trimtab.detection.detector import Detector, DetectorCard, build_detector
 from trimtab.detection.signals import compute_token_statistics, concatenate_states
 from trimtab.evaluation.detection.metrics import Metric
-from trimtab.generation_types import Ask, Signals
+from trimtab.generation_types import Conversation, Signals
 from trimtab.jobs.collect.signal_dataset import DatasetMetadata, append_part, begin_dataset
 from trimtab.model.base_model import BaseModel
 from trimtab.model.chat_template import ChatRenderer, build_renderer
@@ -37,22 +37,22 @@ QUESTIONS = (
 )
 
 
-def make_prefix(frozen: FrozenModel, base: BaseModel, name: str, rows: int, place: Position, seed: int) -> Prefix:
+def make_prefix(frozen: FrozenModel, base: BaseModel, name: str, rows: int, position: Position, seed: int) -> Prefix:
     """A random prefix that changes answers: scaled rows of the vocabulary with noise."""
     generator = torch.Generator().manual_seed(seed)
     table = frozen.embedding.weight.detach().float()
     picked = table[torch.randint(len(table), (rows,), generator=generator)] * 4
     vectors = picked + 0.05 * torch.randn(rows, table.shape[1], generator=generator)
-    return build_prefix(vectors, PrefixCard("prefix", name, base.name, base.fingerprint, place, 0, 0, ""))
+    return build_prefix(vectors, PrefixCard("prefix", name, base.name, base.fingerprint, position, 0, 0, ""))
 
 
-def reference(frozen: FrozenModel, base: BaseModel, ask: Ask, tokens: int) -> list[int]:
+def reference(frozen: FrozenModel, base: BaseModel, ask: Conversation, tokens: int) -> list[int]:
     """Greedy token ids of transformers with `inputs_embeds`: what the engine must equal."""
     renderer = build_renderer(base, 8)
-    rows = range(renderer.first_row, renderer.first_row + len(ask.prefix.vectors)) if ask.prefix else ()
-    place = ask.prefix.card.place if ask.prefix else "system"
-    ids = torch.tensor(renderer.render_prompt(ask.messages, place, rows))
-    is_row = ids >= renderer.first_row
+    rows = range(renderer.first_slot, renderer.first_slot + len(ask.prefix.vectors)) if ask.prefix else ()
+    position = ask.prefix.card.position if ask.prefix else "system"
+    ids = torch.tensor(renderer.render_prompt(ask.messages, position, rows))
+    is_row = ids >= renderer.first_slot
     embedded = frozen.embedding(ids.masked_fill(is_row, 0)).clone()
     if ask.prefix:
         embedded[is_row] = ask.prefix.vectors
@@ -65,10 +65,12 @@ def reference(frozen: FrozenModel, base: BaseModel, ask: Ask, tokens: int) -> li
     return out[0].tolist()
 
 
-def one_pass(frozen: FrozenModel, renderer: ChatRenderer, ask: Ask, token_ids: Sequence[int], layers: Sequence[int]) -> Signals:
+def one_pass(
+    frozen: FrozenModel, renderer: ChatRenderer, ask: Conversation, token_ids: Sequence[int], layers: Sequence[int]
+) -> Signals:
     """What one pass of transformers over prompt and answer shows: what the engine must show."""
-    rows = range(renderer.first_row, renderer.first_row + len(ask.prefix.vectors)) if ask.prefix else ()
-    prompt = renderer.render_prompt(ask.messages, ask.prefix.card.place if ask.prefix else "system", rows)
+    rows = range(renderer.first_slot, renderer.first_slot + len(ask.prefix.vectors)) if ask.prefix else ()
+    prompt = renderer.render_prompt(ask.messages, ask.prefix.card.position if ask.prefix else "system", rows)
     ids = torch.tensor([[*prompt, *token_ids]])
     with torch.no_grad():
         embedded = frozen.embed_inputs(ask.prefix.vectors if ask.prefix else None, ids)
@@ -86,7 +88,7 @@ def make_detector(frozen: FrozenModel, base: BaseModel, name: str, layers: tuple
     settings = {"groups": 4, "projection": 16, "hidden": 32}
     head = heads.get_head("flag")(base.width, len(layers), **settings)
     renderer = build_renderer(base, 8)
-    asks = [Ask([{"role": "user", "content": question}]) for question in QUESTIONS]
+    asks = [Conversation([{"role": "user", "content": question}]) for question in QUESTIONS]
     seen = [one_pass(frozen, renderer, ask, reference(frozen, base, ask, 10), layers) for ask in asks]
     normaliser = torch.stack([torch.zeros(7), torch.ones(7)])
     card = DetectorCard(name, base.name, base.fingerprint, list(layers), base.width, "flag", settings, -2.0, {})
@@ -96,7 +98,7 @@ def make_detector(frozen: FrozenModel, base: BaseModel, name: str, layers: tuple
     calibration = torch.stack([1 / score.std(), -score.mean() / score.std()])
     middle = build_detector(head, normaliser, calibration, card)
     risks = torch.tensor([middle.score_answer(each, layers) for each in seen])
-    thresholds = dict.fromkeys(ALARMS, float(risks.median()) + 1e-3)
+    thresholds = dict.fromkeys(FALSE_POSITIVE_RATES, float(risks.median()) + 1e-3)
     return build_detector(head, normaliser, calibration, replace(card, thresholds=thresholds))
 
 
@@ -104,7 +106,7 @@ def random_detector(base: BaseModel, name: str, layers: tuple[int, ...]) -> Dete
     """A head that nothing was learned for."""
     torch.manual_seed(0)
     settings = {"groups": 4, "projection": 16, "hidden": 32}
-    thresholds = dict.fromkeys(ALARMS, 0.5)
+    thresholds = dict.fromkeys(FALSE_POSITIVE_RATES, 0.5)
     card = DetectorCard(name, base.name, base.fingerprint, list(layers), base.width, "flag", settings, -2.0, thresholds)
     head = heads.get_head("flag")(base.width, len(layers), **settings)
     return build_detector(head, torch.stack([torch.zeros(7), torch.ones(7)]), torch.tensor([1.0, 0.0]), card)
@@ -114,10 +116,10 @@ def random_detector(base: BaseModel, name: str, layers: tuple[int, ...]) -> Dete
 TOKENS = 10
 
 
-def mixed_asks(prefixes_used: list[Prefix]) -> list[Ask]:
+def mixed_asks(prefixes_used: list[Prefix]) -> list[Conversation]:
     """Every question plain and under each prefix."""
     conversations = [[{"role": "user", "content": q}] for q in QUESTIONS]
-    return [Ask(c, p) for c in conversations for p in (None, *prefixes_used)]
+    return [Conversation(c, p) for c in conversations for p in (None, *prefixes_used)]
 
 
 def installed(folder: Path, name: str, source: str, group: str) -> None:

@@ -1,9 +1,10 @@
 """Card of an artifact: a JSON file with its identity, base model, training method and data."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -13,9 +14,15 @@ from trimtab.errors import ArtifactError
 from trimtab.types import POSITIONS, Position
 from trimtab.util.atomic_files import write_atomic
 
-CARD_VERSION = 1
+CARD_VERSION = 2
 FILE = "card.json"
 MAX_BYTES = 1 << 20
+
+
+class Card(Protocol):
+    """Dataclass whose fields are those of a card."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
 
 @dataclass(frozen=True)
@@ -27,8 +34,8 @@ class PrefixCard:
         name: name of the prefix.
         base: name of the base model that the prefix was trained for.
         fingerprint: base model fingerprint.
-        place: position of the prefix in the prompt.
-        rows: number of vectors, k.
+        position: position of the prefix in the prompt.
+        num_virtual_tokens: number of vectors, k.
         width: width of a vector, d.
         digest: SHA-256 of the float32 bytes of the vectors, in hex.
         method: objective and its full config.
@@ -42,8 +49,8 @@ class PrefixCard:
     name: str
     base: str
     fingerprint: str
-    place: Position
-    rows: int
+    position: Position
+    num_virtual_tokens: int
     width: int
     digest: str
     method: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -53,7 +60,7 @@ class PrefixCard:
     card_version: int = CARD_VERSION
 
 
-def write_card(card: PrefixCard, folder: Path) -> None:
+def write_card(card: Card, folder: Path) -> None:
     """Write the card of an artifact into its folder.
 
     Write the other files first: a folder with a card counts as complete.
@@ -62,28 +69,51 @@ def write_card(card: PrefixCard, folder: Path) -> None:
 
 
 def read_card(folder: Path) -> PrefixCard:
-    """Read the card in an artifact's folder.
+    """Read the card of a prefix.
 
     Raises:
-        ArtifactError: if the card is missing, damaged or of an unknown version.
+        ArtifactError: if the card is missing, damaged, of another kind or of an unknown version.
+    """
+    raw = read_card_fields(folder, PrefixCard, "prefix", {"place": "position", "rows": "num_virtual_tokens"})
+    if raw["position"] not in POSITIONS:
+        raise ArtifactError(f"{folder / FILE}: unknown position {raw['position']!r}. Known positions: {', '.join(POSITIONS)}")
+    if not all(type(raw[name]) is int for name in ("num_virtual_tokens", "width")):
+        raise ArtifactError(f"{folder / FILE}: num_virtual_tokens and width must be whole numbers")
+    return PrefixCard(**raw)
+
+
+def read_card_fields(folder: Path, card_class: type[Card], kind: str, renamed: Mapping[str, str]) -> dict[str, Any]:
+    """Read the fields of a card of any kind, and check their names.
+
+    Args:
+        folder: folder of the artifact.
+        card_class: dataclass of the card. Fields without a default are required.
+        kind: expected kind of the artifact.
+        renamed: names of fields in version 2 by their names in version 1, which release 0.1.0 wrote.
+
+    Returns:
+        Values by the field names of version 2.
+
+    Raises:
+        ArtifactError: if the card is missing, damaged, of another kind or of an unknown version.
     """
     path = folder / FILE
     if not path.exists():
         raise ArtifactError(f"{folder} has no {FILE}. An artifact is a folder with a card and a safetensors file")
     raw = read_json_object(path, "a card")
-    if raw.get("card_version") != CARD_VERSION:
-        raise ArtifactError(
-            f"{path} has card version {raw.get('card_version')!r}, but this trimtab reads {CARD_VERSION}: update trimtab"
-        )
-    names = {f.name for f in fields(PrefixCard)}
-    missing = {"kind", "name", "base", "fingerprint", "place", "rows", "width", "digest"} - raw.keys()
-    if missing or raw.keys() - names:
-        raise ArtifactError(f"{path}: missing fields {sorted(missing)}, unknown fields {sorted(raw.keys() - names)}")
-    if raw["kind"] != "prefix" or raw["place"] not in POSITIONS:
-        raise ArtifactError(f"{path}: unknown kind {raw['kind']!r} or place {raw['place']!r}")
-    if not all(type(raw[name]) is int for name in ("rows", "width")):
-        raise ArtifactError(f"{path}: rows and width must be whole numbers")
-    return PrefixCard(**raw)
+    if raw.get("kind") != kind:
+        raise ArtifactError(f"{path} is the card of a {raw.get('kind')!r}, not of a {kind}")
+    # The first version of refusal heads had a version field of its own.
+    version = raw.pop("head_version", None) or raw.get("card_version")
+    if version == 1:
+        raw = {renamed.get(name, name): value for name, value in raw.items()} | {"card_version": CARD_VERSION}
+    elif version != CARD_VERSION:
+        raise ArtifactError(f"{path} has card version {version!r}, but this trimtab reads 1 and {CARD_VERSION}. Update trimtab")
+    required = {f.name for f in fields(card_class) if f.default is MISSING and f.default_factory is MISSING}
+    missing, unknown = sorted(required - raw.keys()), sorted(raw.keys() - {f.name for f in fields(card_class)})
+    if missing or unknown:
+        raise ArtifactError(f"{path}: missing fields {missing}, unknown fields {unknown}")
+    return raw
 
 
 def read_json_object(path: Path, what: str) -> dict[str, Any]:

@@ -46,14 +46,14 @@ def build_prefix(vectors: Tensor, card: PrefixCard) -> Prefix:
 
     Args:
         vectors: learned vectors [k, d]; converted to float32 on the CPU.
-        card: card whose `rows`, `width` and `digest` are replaced by those of the vectors.
+        card: card whose `num_virtual_tokens`, `width` and `digest` are replaced by those of the vectors.
 
     Raises:
         ArtifactError: if the vectors are not finite or k is not between 1 and 64.
     """
     vectors = vectors.detach().cpu().float().contiguous()
-    rows, width = vectors.shape
-    prefix = Prefix(vectors, replace(card, rows=rows, width=width, digest=compute_digest(vectors)))
+    count, width = vectors.shape
+    prefix = Prefix(vectors, replace(card, num_virtual_tokens=count, width=width, digest=compute_digest(vectors)))
     _check_prefix(prefix, "new prefix")
     return prefix
 
@@ -122,8 +122,10 @@ def _check_prefix(prefix: Prefix, where: str) -> None:
         raise ArtifactError(f"{where}: vectors must be float32 [k, d], not {vectors.dtype} {list(vectors.shape)}")
     if not 1 <= vectors.shape[0] <= MAX_ROWS:
         raise ArtifactError(f"{where}: {vectors.shape[0]} rows, but a prefix has 1 to {MAX_ROWS}")
-    if tuple(vectors.shape) != (card.rows, card.width):
-        raise ArtifactError(f"{where}: vectors are {list(vectors.shape)}, but the card says {[card.rows, card.width]}")
+    if tuple(vectors.shape) != (card.num_virtual_tokens, card.width):
+        raise ArtifactError(
+            f"{where}: vectors are {list(vectors.shape)}, but the card says {[card.num_virtual_tokens, card.width]}"
+        )
     if not torch.isfinite(vectors).all():
         raise ArtifactError(f"{where}: the vectors contain NaN or infinity")
     if compute_digest(vectors) != card.digest:

@@ -71,7 +71,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     _print_risks(facts)
     print_line(f"done in {(time.monotonic() - started) / 60:.1f} minutes; all started processes have ended")
     print_line("show the runs:        trimtab ui")
-    print_line(f"serve again:          trimtab serve --model {DEFAULT_BASE}")
+    print_line(f"serve again:          trimtab serve --base {DEFAULT_BASE}")
     print_line(f"plot of the arms:     {aligned['folder']}/plane.png")
     return aligned | {"detector": detected, "answers": answers, "facts": facts, "seconds": time.monotonic() - started}
 
@@ -85,16 +85,16 @@ def _run_align(config: DemoConfig) -> dict[str, Any]:
             "data.harmful": json.dumps([f"trimtab:{name}" for name in HARMFUL]),
             "data.benign": json.dumps([f"trimtab:{name}" for name in BENIGN]),
             "data.limit": config.prompts,
-            "train.steps": config.steps,
+            "train.max_steps": config.steps,
             # The first words decide whether an answer is a refusal, and training on only those is fast.
-            "train.longest": 8,
+            "train.max_target_tokens": 8,
             "train.learning_rate": 0.05,
-            "train.micro_batch": 8,
+            "train.micro_batch_size": 8,
             "train.validate_every": max(1, config.steps // 2),
             "train.validation_rows": 32,
             "evaluate.limit": 64,
             "evaluate.max_tokens": 16,
-            "scale.workers": 2,
+            "scale.num_workers": 2,
             "json": output,
         }
         _run_command(["align", *_format_options(options)])
@@ -137,7 +137,7 @@ def _run_command(arguments: Sequence[str]) -> None:
 @contextmanager
 def _run_server(config: DemoConfig) -> Generator[str]:
     port = config.port or ports.find_free_ports()[0]
-    arguments = ["serve", "--model", DEFAULT_BASE, "--port", str(port), "--engine.rows", "64"]
+    arguments = ["serve", "--base", DEFAULT_BASE, "--port", str(port), "--engine.num_slots", "64"]
     print_line(f"$ trimtab {shlex.join(arguments)}")
     process = subprocess.Popen([sys.executable, "-m", "trimtab", *arguments])
     try:
@@ -188,7 +188,7 @@ def _ask_factual_questions(client: OpenAI, detector: str) -> list[dict[str, Any]
             temperature=0,
             extra_body={"trimtab": {"detector": detector}},
         )
-        verdict = (response.model_extra or {})["trimtab"]["detector"]
+        verdict = (response.model_extra or {})["trimtab"]["detectors"][0]
         facts.append({"question": question, "answer": (response.choices[0].message.content or "").strip()} | verdict)
     return facts
 
@@ -207,8 +207,8 @@ def _print_risks(facts: Sequence[dict[str, Any]]) -> None:
     for column in ("question", "answer", "risk", "flagged"):
         table.add_column(column)
     for row in facts:
-        risk = f"{row['risk']:.2f}" if "risk" in row else row["status"]
-        table.add_row(row["question"], row["answer"], risk, "yes" if row.get("flagged") else "")
+        risk = f"{row['probability']:.2f}" if row["status"] == "scored" else row["status"]
+        table.add_row(row["question"], row["answer"], risk, "yes" if row["flagged"] else "")
     console.print(table)
 
 

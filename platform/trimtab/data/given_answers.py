@@ -8,7 +8,7 @@ from trimtab.data.questions import Question, build_question, get_column_name
 from trimtab.data.readers import Row, read_rows, rename_columns
 from trimtab.errors import UsageError
 
-FIELDS = ("question", "context", "kind", "source", "group", "given", "truthful", "right", "wrong")
+FIELDS = ("question", "context", "kind", "source", "group", "answer", "truthful", "correct_answers", "incorrect_answers")
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,15 @@ def read_given_answers(
 ) -> list[GivenAnswer]:
     """Read the answers of one source.
 
-    A row has either one answer in `given` and its label in `truthful` (true, false, or empty if unknown), or right answers in
-    `right` and wrong answers in `wrong`, each a text or a list of texts.
+    A row has either one answer in `answer` and its label in `truthful` (true, false, or empty if unknown), or right
+    answers in `correct_answers` and wrong answers in `incorrect_answers`, each a text or a list of texts.
 
     Args:
         source: a file (.jsonl, .json, .csv, .parquet), `trimtab:NAME`, or a Hugging Face dataset `org/name[/config][:split]`.
-        columns: column names of the fields question, context, kind, source, group, given, truthful, right and wrong, if they
-            differ from the field names.
-        separator: separator of several answers within one text of `right` or `wrong`. Without it, a text is one answer.
+        columns: column names of the fields question, context, kind, source, group, answer, truthful, correct_answers and
+            incorrect_answers, if they differ from the field names.
+        separator: separator of several answers within one text of `correct_answers` or `incorrect_answers`. Without it, a text
+            is one answer.
 
     Returns:
         All answers in the order of the rows. A row may yield several.
@@ -61,18 +62,19 @@ def read_all_given_answers(
 def _parse_row(row: Row, number: int, source: str, names: Mapping[str, str], separator: str | None) -> Iterator[GivenAnswer]:
     location = f"{source}, row {number}"
     question = build_question(row, number, source, names)
-    if names["given"] in row:
-        text = row[names["given"]]
+    if names["answer"] in row:
+        text = row[names["answer"]]
         if not isinstance(text, str):
             raise UsageError(
-                f"{location}: a given answer must be one text, not {type(text).__name__}. Give several as right and wrong"
+                f"{location}: an answer must be one text, not {type(text).__name__}. Use correct_answers and "
+                "incorrect_answers for several"
             )
         yield GivenAnswer(question, text.strip(), _parse_truth(row.get(names["truthful"]), location))
         return
-    if names["right"] not in row and names["wrong"] not in row:
+    if names["correct_answers"] not in row and names["incorrect_answers"] not in row:
         # Raises an error that lists the columns.
-        get_column_name(row, source, "given", names["given"])
-    for field, truthful in (("right", True), ("wrong", False)):
+        get_column_name(row, source, "answer", names["answer"])
+    for field, truthful in (("correct_answers", True), ("incorrect_answers", False)):
         for text in _split_texts(row.get(names[field]), location, separator):
             yield GivenAnswer(question, text, truthful)
 
@@ -83,7 +85,7 @@ def _split_texts(value: Any, location: str, separator: str | None) -> list[str]:
         return []
     parts = value if isinstance(value, list | tuple) else [value]
     if not all(isinstance(part, str) for part in parts):
-        raise UsageError(f"{location}: a given answer must be text, not {type(value).__name__}")
+        raise UsageError(f"{location}: an answer must be text, not {type(value).__name__}")
     pieces = [piece for part in parts for piece in (part.split(separator) if separator else [part])]
     return [piece.strip() for piece in pieces if piece.strip()]
 

@@ -179,7 +179,7 @@ RULES: dict[FilterRule, Callable[[Sequence[TrainingRow], FilterContext], list[Tr
     "leak": _drop_leaking,
     "length": _drop_by_length,
     "duplicate": _drop_duplicates,
-    "kept-out": _drop_held_out,
+    "contamination": _drop_held_out,
     "balanced": _balance_classes,
 }
 

@@ -1,11 +1,11 @@
-"""Calibration of detector scores: Platt scaling and alarm thresholds, fitted on validation answers only (METHODS 2)."""
+"""Calibration of detector scores: Platt scaling and risk thresholds, fitted on validation answers only (METHODS 2)."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-# False alarm rates (shares of right answers that are flagged) for which a detector stores a threshold.
-ALARMS: tuple[str, ...] = ("0.01", "0.05", "0.1")
+# False positive rates (shares of right answers that are flagged) for which a detector stores a threshold.
+FALSE_POSITIVE_RATES: tuple[str, ...] = ("0.01", "0.05", "0.1")
 STEPS = 100
 
 
@@ -59,7 +59,7 @@ def compute_risk(scores: Tensor, calibration: Tensor) -> Tensor:
 
 
 def compute_thresholds(risk: Tensor, truthful: Tensor) -> dict[str, float]:
-    """Compute the risk threshold for each false alarm rate in `ALARMS`.
+    """Compute the risk threshold for each rate in `FALSE_POSITIVE_RATES`.
 
     A threshold is the smallest risk such that at most the given share of right answers lies above it.
 
@@ -69,6 +69,6 @@ def compute_thresholds(risk: Tensor, truthful: Tensor) -> dict[str, float]:
     """
     right = risk[truthful == 1].double().sort().values
     if not len(right):
-        return dict.fromkeys(ALARMS, 1.0)
-    indices = {alarms: max(0, len(right) - 1 - int(float(alarms) * len(right))) for alarms in ALARMS}
-    return {alarms: right[index].item() for alarms, index in indices.items()}
+        return dict.fromkeys(FALSE_POSITIVE_RATES, 1.0)
+    indices = {rate: max(0, len(right) - 1 - int(float(rate) * len(right))) for rate in FALSE_POSITIVE_RATES}
+    return {rate: right[index].item() for rate, index in indices.items()}

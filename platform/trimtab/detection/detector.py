@@ -4,33 +4,33 @@ On disk a detector is a folder with `detector.safetensors` and `card.json`. Load
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from trimtab import heads
-from trimtab.artifacts.card import read_json_object, read_tensors
+from trimtab.artifacts.card import CARD_VERSION, read_card_fields, read_tensors, write_card
+from trimtab.artifacts.card import FILE as CARD
 from trimtab.detection import calibration
-from trimtab.detection.calibration import ALARMS
+from trimtab.detection.calibration import FALSE_POSITIVE_RATES
 from trimtab.detection.signals import TRACE, compute_trace_features
 from trimtab.errors import ArtifactError, TrimtabError
 from trimtab.generation_types import Signals
 from trimtab.heads import Head
 from trimtab.model.base_model import BaseModel
-from trimtab.util.atomic_files import write_atomic
 
-CARD_VERSION = 1
-FILE, CARD = "detector.safetensors", "card.json"
+FILE = "detector.safetensors"
 MAX_MIB = 1024
 # Tensors besides those of the head: means and standard deviations of phi, and Platt's slope and offset.
 NORMALIZER, CALIBRATION = "phi", "platt"
 HEAD = "head."
+# Fields of the card by their names in version 1.
+RENAMED = {"settings": "head_options", "low": "low_log_probability", "prefix": "prefix_digest"}
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,16 @@ class DetectorCard:
         layers: layers that the signals come from; 0 is the embeddings.
         width: width of the base model.
         head: registered name of the head.
-        settings: settings of the head.
-        low: log-probability tau_l below which a token counts as low.
-        thresholds: risk threshold by false alarm rate.
+        head_options: settings of the head.
+        low_log_probability: log-probability tau_l below which a token counts as low.
+        thresholds: risk threshold by false positive rate.
         digest: SHA-256 of the tensors.
-        prefix: digest of the prefix under which the answers were generated, or None.
+        prefix_digest: digest of the prefix under which the answers were generated, or None.
         method: training method, as in a prefix's card.
         data: input data sets, as in a prefix's card.
         metrics: evaluation metrics.
         run_id: id of the MLflow run.
+        subject: subject of the detector; `answer` is the risk that an answer is made up.
         kind: kind of the artifact.
         card_version: version of the card format.
     """
@@ -63,15 +64,16 @@ class DetectorCard:
     layers: list[int]
     width: int
     head: str
-    settings: dict[str, Any]
-    low: float
+    head_options: dict[str, Any]
+    low_log_probability: float
     thresholds: dict[str, float]
     digest: str = ""
-    prefix: str | None = None
+    prefix_digest: str | None = None
     method: dict[str, Any] = field(default_factory=dict[str, Any])
     data: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     metrics: dict[str, float] = field(default_factory=dict[str, float])
     run_id: str | None = None
+    subject: Literal["answer"] = "answer"
     kind: str = "detector"
     card_version: int = CARD_VERSION
 
@@ -118,16 +120,18 @@ class Detector:
         """
         psi = signals.psi[[layers.index(layer) for layer in self.card.layers]]
         logp, entropy, margin = signals.history.unbind(1)
-        return self.compute_risk(psi[None], compute_trace_features(logp, entropy, margin, self.card.low)[None]).item()
+        return self.compute_risk(
+            psi[None], compute_trace_features(logp, entropy, margin, self.card.low_log_probability)[None]
+        ).item()
 
-    def flagged(self, risk: Tensor, alarms: str = "0.05") -> Tensor:
-        """Return whether risks [N] exceed the threshold of a false alarm rate.
+    def flagged(self, risk: Tensor, rate: str = "0.05") -> Tensor:
+        """Return whether risks [N] exceed the threshold of a false positive rate.
 
         Args:
             risk: risks [N].
-            alarms: false alarm rate, one of `ALARMS`.
+            rate: false positive rate, one of `FALSE_POSITIVE_RATES`.
         """
-        return risk > self.card.thresholds[alarms]
+        return risk > self.card.thresholds[rate]
 
 
 def normalize_features(phi: Tensor, normalizer: Tensor) -> Tensor:
@@ -163,7 +167,7 @@ def save_detector(detector: Detector, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_collect_tensors(detector.head, detector.normalizer, detector.calibration), folder / FILE)
-    write_atomic(folder / CARD, json.dumps(asdict(detector.card), indent=2, sort_keys=True) + "\n")
+    write_card(detector.card, folder)
     return folder
 
 
@@ -187,7 +191,7 @@ def load_detector(folder: Path, base: BaseModel | None = None) -> Detector:
     if _compute_digest(tensors) != card.digest:
         raise ArtifactError(f"{folder / FILE}: the tensors are not those of the card (digest differs)")
     try:
-        head = heads.get_head(card.head)(card.width, len(card.layers), **card.settings)
+        head = heads.get_head(card.head)(card.width, len(card.layers), **card.head_options)
         head.load_state_dict({name.removeprefix(HEAD): t for name, t in tensors.items() if name.startswith(HEAD)})
         normalizer, calibration = tensors[NORMALIZER].view(2, len(TRACE)), tensors[CALIBRATION].view(2)
     except (KeyError, RuntimeError, TypeError, TrimtabError) as error:
@@ -225,24 +229,13 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_card(folder: Path) -> DetectorCard:
-    path = folder / CARD
-    if not path.exists():
-        raise ArtifactError(f"{folder} has no {CARD}; a detector is a folder with a card and a safetensors file")
-    raw = read_json_object(path, "a card")
-    if raw.get("kind") != "detector" or raw.get("card_version") != CARD_VERSION:
-        kind = f"{raw.get('kind')!r}, version {raw.get('card_version')!r}"
-        raise ArtifactError(f"{path} is a card of kind {kind}; this trimtab reads detector, version {CARD_VERSION}")
-    names = {f.name for f in fields(DetectorCard)}
-    required = {"name", "base", "fingerprint", "layers", "width", "head", "settings", "low", "thresholds", "digest"}
-    if required - raw.keys() or raw.keys() - names:
-        raise ArtifactError(
-            f"{path}: missing fields {sorted(required - raw.keys())}, unknown fields {sorted(raw.keys() - names)}"
-        )
+    raw = read_card_fields(folder, DetectorCard, "detector", RENAMED)
     thresholds = raw["thresholds"]
     if (
         not isinstance(thresholds, dict)
-        or thresholds.keys() != set(ALARMS)
+        or thresholds.keys() != set(FALSE_POSITIVE_RATES)
         or not all(isinstance(v, float) for v in thresholds.values())
     ):
-        raise ArtifactError(f"{path}: thresholds must be risks by the false alarm rates {', '.join(ALARMS)}")
+        rates = ", ".join(FALSE_POSITIVE_RATES)
+        raise ArtifactError(f"{folder / CARD}: thresholds must be risks by the false positive rates {rates}")
     return DetectorCard(**raw)

@@ -73,7 +73,7 @@ class TrainedDetector:
         head: trained head.
         validation: AUROC on the validation rows.
         calibration: slope and offset of Platt scaling [2].
-        thresholds: risk threshold by false alarm rate.
+        thresholds: risk threshold by false positive rate.
     """
 
     candidate: Candidate

@@ -9,16 +9,16 @@ from trimtab.types import Position
 
 @dataclass(frozen=True)
 class Steering:
-    """Prefix of one request as it is in the engine: its rows and the salt of its KV cache.
+    """Prefix of one request as it is in the engine: its slots and the salt of its KV cache.
 
-    `written` is set while the vectors are still being sent to the rows; it is done when they have arrived.
+    `written` is set while the vectors are still being sent to the slots; it is done when they have arrived.
     """
 
     name: str
     version: int
     run_id: str | None
-    place: Position
-    rows: tuple[int, ...]
+    position: Position
+    slots: tuple[int, ...]
     salt: str
     written: asyncio.Future[None] | None = None
 

@@ -6,10 +6,10 @@ from typing import Any, Literal, get_args
 from trimtab.detection import calibration
 from trimtab.errors import UsageError
 
-Policy = Literal["annotate", "refuse_above", "retry_above"]
-# Keys of a card's thresholds by share of false alarms.
-ALARMS = {float(key): key for key in calibration.ALARMS}
-MOST_TRIES, MOST_TEXT = 8, 2000
+Policy = Literal["annotate", "refuse", "retry"]
+# Keys of a card's thresholds by false positive rate.
+THRESHOLD_KEYS = {float(key): key for key in calibration.FALSE_POSITIVE_RATES}
+MAX_ATTEMPTS, MAX_TEXT = 8, 2000
 
 
 @dataclass(frozen=True)
@@ -18,27 +18,27 @@ class RequestOptions:
 
     Attributes:
         detector: NAME, NAME@ALIAS, NAME@VERSION, or `off`; if None, the server selects the detector.
-        false_alarms: share of false alarms that selects the detector's threshold; an answer with a higher risk is flagged.
+        false_positive_rate: false positive rate that selects the detector's threshold; an answer with a higher risk is flagged.
         running_risk: report risks in a stream before its end.
-        policy: action for an answer whose risk is above `above`. `annotate` does nothing, `refuse_above` replaces the answer by
-            `text`, and `retry_above` generates at most `tries` answers and returns the least risky one.
-        above: risk limit of the policy, from 0 to 1; if None, the detector's threshold.
-        tries: maximum number of answers for `retry_above`, the first one included.
-        text: replacement of a withheld answer.
+        policy: action for an answer whose risk is above `risk_threshold`. `annotate` does nothing, `refuse` replaces the answer
+            by `refusal_text`, and `retry` generates at most `max_attempts` answers and returns the least risky one.
+        risk_threshold: risk limit of the policy, from 0 to 1; if None, the detector's threshold.
+        max_attempts: maximum number of answers for `retry`, the first one included.
+        refusal_text: replacement of a withheld answer.
     """
 
     detector: str | None = None
-    false_alarms: float = 0.05
+    false_positive_rate: float = 0.05
     running_risk: bool = False
     policy: Policy = "annotate"
-    above: float | None = None
-    tries: int = 3
-    text: str = "I am not sure enough of my answer to give it."
+    risk_threshold: float | None = None
+    max_attempts: int = 3
+    refusal_text: str = "I am not sure enough of my answer to give it."
 
     @property
-    def alarms(self) -> str:
+    def fpr_key(self) -> str:
         """Key of a card's thresholds."""
-        return ALARMS[self.false_alarms]
+        return THRESHOLD_KEYS[self.false_positive_rate]
 
 
 def parse_options(value: Any) -> RequestOptions:
@@ -62,15 +62,15 @@ def parse_options(value: Any) -> RequestOptions:
         raise UsageError(f"trimtab.{unknown[0][:50]} is not a known field; known fields: {', '.join(names)}")
     options: dict[str, Any] = asdict(RequestOptions()) | value
     _require(isinstance(options["detector"], str | None), "detector", "a name, NAME@ALIAS, NAME@VERSION, or off")
-    _require(_is_number(options["false_alarms"]) and options["false_alarms"] in ALARMS, "false_alarms", "0.01, 0.05 or 0.1")
+    rate, threshold, attempts = (options[name] for name in ("false_positive_rate", "risk_threshold", "max_attempts"))
+    _require(_is_number(rate) and rate in THRESHOLD_KEYS, "false_positive_rate", "0.01, 0.05 or 0.1")
     _require(isinstance(options["running_risk"], bool), "running_risk", "true or false")
     _require(options["policy"] in get_args(Policy), "policy", ", ".join(get_args(Policy)))
-    _require(
-        options["above"] is None or (_is_number(options["above"]) and 0 <= options["above"] <= 1), "above", "a risk from 0 to 1"
-    )
-    _require(type(options["tries"]) is int and 1 <= options["tries"] <= MOST_TRIES, "tries", f"from 1 to {MOST_TRIES}")
-    short = isinstance(options["text"], str) and len(options["text"]) <= MOST_TEXT
-    _require(short, "text", f"text of at most {MOST_TEXT} characters")
+    in_range = threshold is None or (_is_number(threshold) and 0 <= threshold <= 1)
+    _require(in_range, "risk_threshold", "a risk from 0 to 1")
+    _require(type(attempts) is int and 1 <= attempts <= MAX_ATTEMPTS, "max_attempts", f"from 1 to {MAX_ATTEMPTS}")
+    short = isinstance(options["refusal_text"], str) and len(options["refusal_text"]) <= MAX_TEXT
+    _require(short, "refusal_text", f"text of at most {MAX_TEXT} characters")
     return RequestOptions(**options)
 
 

@@ -38,7 +38,7 @@ RISKS = [step / 20 for step in range(1, 21)]
 RISK_LABELS = (*PREFIX_LABELS, "detector", "detector_version")
 RISK = Histogram("trimtab_risk", "Risk that an answer is made up, from 0 to 1.", RISK_LABELS, buckets=RISKS)
 UNCHECKED = Counter("trimtab_unchecked", "Answers without a risk from a detector.", (*PREFIX_LABELS, "status"))
-ROWS = Gauge("trimtab_rows_taken", "Rows that hold prefixes.")
+SLOTS_USED = Gauge("trimtab_slots_used", "Rows that hold prefixes.")
 REFRESHED = Gauge("trimtab_registry_read_seconds", "Time of the last read of the registry, in seconds since 1970.")
 ALIAS = ("kind", "name", "alias")
 ALIAS_VERSION = Gauge("trimtab_alias_version", "Version that an alias resolves to.", ALIAS)

@@ -25,7 +25,7 @@ from trimtab.engine.detectors.signal_client import decode_signals
 from trimtab.engine.prefixes.slots import ResidentPrefix, SlotTable
 from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START, build_engine_args
 from trimtab.errors import UsageError
-from trimtab.generation_types import Answer, Ask, Progress, Sampling, Signals
+from trimtab.generation_types import Answer, Conversation, Progress, Sampling, Signals
 from trimtab.model.base_model import BaseModel, resolve_base_model
 from trimtab.model.chat_template import Message, build_renderer
 
@@ -43,15 +43,15 @@ class Engine:
         config = config or EngineConfig()
         detector_layers = {layer for detector in detectors for layer in detector.card.layers}
         layers = tuple(sorted({*config.layers, *detector_layers}))
-        self.config = replace(config, layers=layers, history=bool(detector_layers) or config.history)
+        self.config = replace(config, layers=layers, token_statistics=bool(detector_layers) or config.token_statistics)
         self.base = resolve_base_model(model) if isinstance(model, str) else model
-        self.renderer = build_renderer(self.base, self.config.rows)
-        self.table = SlotTable(self.renderer.first_row, self.config.rows)
-        if self.config.tensor_parallel == 1:
+        self.renderer = build_renderer(self.base, self.config.num_slots)
+        self.table = SlotTable(self.renderer.first_slot, self.config.num_slots)
+        if self.config.tensor_parallel_size == 1:
             # Run the engine core in this process: startup takes a fifth of the time, and no process can be orphaned.
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         self._llm = LLM(**build_engine_args(self.base, self.config), disable_log_stats=True)
-        self._llm.collective_rpc("trimtab_mask_reserved_ids", args=(self.renderer.first_row,))
+        self._llm.collective_rpc("trimtab_mask_reserved_ids", args=(self.renderer.first_slot,))
 
     def __enter__(self) -> Self:
         return self
@@ -82,10 +82,10 @@ class Engine:
             The first answer. Its `risk` is set if a detector is passed.
 
         Raises:
-            UsageError: if the engine does not capture a layer of the detector, or the prompt is too long or contains a row
+            UsageError: if the engine does not capture a layer of the detector, or the prompt is too long or contains a slot
                 token.
             ArtifactError: if the prefix or detector belongs to another base model.
-            BusyError: if the prefix has more rows than the engine.
+            BusyError: if the prefix has more slots than the engine.
         """
         if detector is not None:
             detection.check_base(detector.card, self.base)
@@ -94,13 +94,16 @@ class Engine:
                     f"detector {detector.card.name!r} reads layer {missing[0]}, which this engine does not capture. "
                     "Create the engine with trimtab.Engine(model, detectors=[…])"
                 )
-        answer = self.chat_many([Ask(messages, prefix)], sampling)[0][0]
+        answer = self.chat_many([Conversation(messages, prefix)], sampling)[0][0]
         if detector is None or answer.signals is None:
             return answer
         return replace(answer, risk=detector.score_answer(answer.signals, self.config.layers))
 
     def chat_many(
-        self, asks: Sequence[Ask], sampling: Sampling | Sequence[Sampling] | None = None, progress: Progress | None = None
+        self,
+        asks: Sequence[Conversation],
+        sampling: Sampling | Sequence[Sampling] | None = None,
+        progress: Progress | None = None,
     ) -> list[list[Answer]]:
         """Generate answers to many conversations in one batch.
 
@@ -114,15 +117,15 @@ class Engine:
 
         Raises:
             ArtifactError: if a prefix belongs to another base model.
-            BusyError: if the prefixes of the batch need more rows than the engine has.
-            UsageError: if a prompt is too long or contains a row token.
+            BusyError: if the prefixes of the batch need more slots than the engine has.
+            UsageError: if a prompt is too long or contains a slot token.
         """
-        with self._lease_rows(asks) as leases:
-            prompts = [self._build_prompt(ask, rows) for ask, rows in zip(asks, leases, strict=True)]
+        with self._lease_slots(asks) as leases:
+            prompts = [self._build_prompt(ask, slots) for ask, slots in zip(asks, leases, strict=True)]
             options = sampling or Sampling()
             return self._generate(prompts, [options] * len(asks) if isinstance(options, Sampling) else options, progress)
 
-    def score_many(self, asks: Sequence[Ask], texts: Sequence[str], progress: Progress | None = None) -> list[Answer]:
+    def score_many(self, asks: Sequence[Conversation], texts: Sequence[str], progress: Progress | None = None) -> list[Answer]:
         """Compute the signals of given answers, as if the model had generated them.
 
         Args:
@@ -136,17 +139,17 @@ class Engine:
 
         Raises:
             ArtifactError: if a prefix belongs to another base model.
-            BusyError: if the prefixes of the batch need more rows than the engine has.
-            UsageError: if the engine captures no layers, or a prompt is too long or contains a row token.
+            BusyError: if the prefixes of the batch need more slots than the engine has.
+            UsageError: if the engine captures no layers, or a prompt is too long or contains a slot token.
         """
         if not self.config.layers:
             raise UsageError("this engine captures no layers. Set EngineConfig(layers=…) to score answers")
-        with self._lease_rows(asks) as leases:
-            prompts = [self._build_prompt(ask, rows) for ask, rows in zip(asks, leases, strict=True)]
+        with self._lease_slots(asks) as leases:
+            prompts = [self._build_prompt(ask, slots) for ask, slots in zip(asks, leases, strict=True)]
             starts = [len(prompt["prompt_token_ids"]) for prompt in prompts]
             answers = [self.renderer.render_answer(t, p["prompt_token_ids"]) for t, p in zip(texts, prompts, strict=True)]
             # vLLM generates at least one more token.
-            truncated = [ids[: self.config.max_length - 1 - start] for ids, start in zip(answers, starts, strict=True)]
+            truncated = [ids[: self.config.max_model_len - 1 - start] for ids, start in zip(answers, starts, strict=True)]
             for prompt, ids in zip(prompts, truncated, strict=True):
                 prompt["prompt_token_ids"] = [*prompt["prompt_token_ids"], *ids]
             sampling = [
@@ -162,14 +165,14 @@ class Engine:
         ]
 
     @contextmanager
-    def _lease_rows(self, asks: Sequence[Ask]) -> Generator[list[tuple[int, ...]]]:
-        """Hold the rows of each conversation's prefix while the context is open."""
+    def _lease_slots(self, asks: Sequence[Conversation]) -> Generator[list[tuple[int, ...]]]:
+        """Hold the slots of each conversation's prefix while the context is open."""
         with ExitStack() as stack:
 
             def lease(prefix: Prefix) -> tuple[int, ...]:
                 resident = self._acquire_rows(prefix)
                 stack.callback(self.table.release_slots, resident)
-                return resident.rows
+                return resident.slots
 
             yield [lease(ask.prefix) if ask.prefix else () for ask in asks]
 
@@ -179,20 +182,20 @@ class Engine:
         resident, fresh = self.table.acquire_slots(digest, len(prefix.vectors))
         if fresh:
             try:
-                self._llm.collective_rpc("trimtab_write_vectors", args=(list(resident.rows), prefix.vectors.numpy().tobytes()))
+                self._llm.collective_rpc("trimtab_write_vectors", args=(list(resident.slots), prefix.vectors.numpy().tobytes()))
             except BaseException:
                 self.table.forget_prefix(digest)
                 raise
         return resident
 
-    def _build_prompt(self, ask: Ask, rows: tuple[int, ...]) -> TokensPrompt:
+    def _build_prompt(self, ask: Conversation, slots: tuple[int, ...]) -> TokensPrompt:
         if ask.prefix is None:
             ids = self.renderer.render_prompt(ask.messages)
         else:
-            ids = self.renderer.render_prompt(ask.messages, ask.prefix.card.place, rows)
-        if len(ids) >= self.config.max_length:
-            raise UsageError(f"a prompt has {len(ids)} tokens; the engine takes fewer than {self.config.max_length}")
-        self.renderer.check_rows(ids, rows)
+            ids = self.renderer.render_prompt(ask.messages, ask.prefix.card.position, slots)
+        if len(ids) >= self.config.max_model_len:
+            raise UsageError(f"a prompt has {len(ids)} tokens; the engine takes fewer than {self.config.max_model_len}")
+        self.renderer.check_slots(ids, slots)
         prompt = TokensPrompt(prompt_token_ids=ids)
         if ask.prefix is not None:
             prompt["cache_salt"] = ask.prefix.salt

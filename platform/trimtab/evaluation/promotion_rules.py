@@ -58,14 +58,14 @@ class RuleResult:
 
     Attributes:
         rule: the rule that was checked.
-        found: metric of the version.
-        more: difference from the champion's metric; None without a champion.
+        measured: metric of the version.
+        improvement: difference from the champion's metric; None without a champion.
         passed: whether the version satisfies the rule.
     """
 
     rule: PromotionRule
-    found: Interval
-    more: Interval | None
+    measured: Interval
+    improvement: Interval | None
     passed: bool
 
 

@@ -29,7 +29,7 @@ class Sep(Linear):
             UsageError: if no semantic entropies were collected.
         """
         if not len(train.spread):
-            raise UsageError("head sep needs semantic entropies: collect with --samples 5 or more")
+            raise UsageError("head sep needs semantic entropies: collect with --num_samples 5 or more")
         self.fit_to(train, (train.spread <= find_split_threshold(train.spread)).float(), validation)
 
 

@@ -22,7 +22,7 @@ class JudgeAgreement:
     Attributes:
         on: name of the set of labels.
         both: answers that the judge and the labels call refusals (true positives).
-        said: answers that the judge calls refusals, including partial ones.
+        predicted: answers that the judge calls refusals, including partial ones.
         refused: answers that the labels call refusals.
         right: answers on which the judge and the labels agree.
         count: all answers.
@@ -30,7 +30,7 @@ class JudgeAgreement:
 
     on: str
     both: int
-    said: int
+    predicted: int
     refused: int
     right: int
     count: int
@@ -38,7 +38,7 @@ class JudgeAgreement:
     @property
     def precision(self) -> Rate:
         """Fraction of the refusals of the judge that are labeled as refusals."""
-        return compute_wilson_interval(self.both, self.said)
+        return compute_wilson_interval(self.both, self.predicted)
 
     @property
     def recall(self) -> Rate:

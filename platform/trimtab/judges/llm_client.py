@@ -34,7 +34,7 @@ ADVICE: dict[int, str] = {
     HTTPStatus.UNAUTHORIZED: "set the environment variable TRIMTAB_JUDGE_KEY to its key",
     HTTPStatus.FORBIDDEN: "set the environment variable TRIMTAB_JUDGE_KEY to a key with access",
     HTTPStatus.NOT_FOUND: "check --judge.model, and that --judge.url ends in the path of the API, usually /v1",
-    HTTPStatus.TOO_MANY_REQUESTS: "lower --judge.concurrency or try again later",
+    HTTPStatus.TOO_MANY_REQUESTS: "lower --judge.max_concurrency or try again later",
 }
 
 

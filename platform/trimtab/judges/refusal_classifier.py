@@ -21,7 +21,7 @@ from trimtab.model.base_model import BaseModel
 from trimtab.model.chat_template import ChatRenderer, build_renderer
 from trimtab.stats.logistic import compute_logits
 from trimtab.text.refusal_phrases import classify_refusing_answer
-from trimtab.types import Precision, Verdict
+from trimtab.types import DType, Verdict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,7 +53,7 @@ class RefusalClassifier:
     def key(self) -> str:
         """Cache key of the verdicts: base model, weights, layer, number of tokens and precision."""
         card = self.head.card
-        return f"classifier {card.fingerprint} {card.digest[:16]} {card.layer} {card.tokens} {card.precision}"
+        return f"classifier {card.fingerprint} {card.digest[:16]} {card.layer} {card.max_answer_tokens} {card.dtype}"
 
     def judge_answers(self, prompts: Sequence[str], answers: Sequence[str], progress: Progress | None = None) -> list[Verdict]:
         """Judge answers. An empty answer is a refusal.
@@ -70,8 +70,8 @@ class RefusalClassifier:
             ArtifactError: if the base model does not have the layer of the head.
         """
         card = self.head.card
-        precision: Precision = "bf16" if card.precision == "bf16" else "fp32"
-        states = compute_states(self.base, answers, [card.layer], card.tokens, precision, self.device, progress)
+        precision: DType = "bf16" if card.dtype == "bf16" else "fp32"
+        states = compute_states(self.base, answers, [card.layer], card.max_answer_tokens, precision, self.device, progress)
         logits = compute_logits(self.head.weights, states[:, 0]).tolist()
         return [classify_answer(answer, logit > 0) for answer, logit in zip(answers, logits, strict=True)]
 
@@ -98,7 +98,7 @@ def compute_states(
     answers: Sequence[str],
     layers: Sequence[int],
     tokens: int,
-    precision: Precision,
+    precision: DType,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Tensor:

@@ -4,9 +4,8 @@ The normalization is folded into the weights. The stored head is a linear map of
 The format is specific to trimtab.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from trimtab.stats.logistic import fit_logistic
 
 FILE = "head.safetensors"
 KIND = "refusal-head"
-HEAD_VERSION = 1
+# Fields of the card by their names in version 1.
+RENAMED = {"tokens": "max_answer_tokens", "precision": "dtype"}
 
 
 @dataclass(frozen=True)
@@ -35,30 +35,30 @@ class RefusalHeadCard:
         fingerprint: base model fingerprint.
         width: dimension d of the hidden states.
         layer: layer of the hidden states, from 0 (embeddings) to the number of layers.
-        tokens: maximum tokens of the opening of an answer.
-        precision: precision of the base model, bf16 or fp32.
+        max_answer_tokens: maximum tokens of the opening of an answer.
+        dtype: precision of the base model, bf16 or fp32.
         l2: L2 penalty of the fit.
         folds: number of cross-validation folds behind `agreements`.
         digest: SHA-256 of the float32 bytes of the weights.
         data: one entry {name, digest, rows} per set of labels.
         agreements: agreement with labels out of fold, one entry per set of labels.
         kind: kind of the card.
-        head_version: version of the format.
+        card_version: version of the card's format.
     """
 
     base: str
     fingerprint: str
     width: int
     layer: int
-    tokens: int
-    precision: str
+    max_answer_tokens: int
+    dtype: str
     l2: float
     folds: int
     digest: str
     data: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     agreements: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     kind: str = KIND
-    head_version: int = HEAD_VERSION
+    card_version: int = cards.CARD_VERSION
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def save_head(head: RefusalHead, folder: Path) -> Path:
     """Write the weights and the card of a head into a folder, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({"head": head.weights}, folder / FILE)
-    (folder / cards.FILE).write_text(json.dumps(asdict(head.card), indent=2, sort_keys=True) + "\n")
+    cards.write_card(head.card, folder)
     return folder
 
 
@@ -137,7 +137,7 @@ def load_head(folder: Path, base: BaseModel) -> RefusalHead:
             not match the shape or digest on the card; the head was fitted on another base model; or the card has another kind
             or an unknown version.
     """
-    head = RefusalHead(read_single_tensor(folder / FILE, "head"), _read_head_card(folder / cards.FILE))
+    head = RefusalHead(read_single_tensor(folder / FILE, "head"), _read_head_card(folder))
     _check_head(head, str(folder / FILE))
     head.list_agreements()
     card = head.card
@@ -149,31 +149,25 @@ def load_head(folder: Path, base: BaseModel) -> RefusalHead:
     return head
 
 
-def _read_head_card(path: Path) -> RefusalHeadCard:
-    if not path.exists():
-        raise ArtifactError(f"{path.parent} has no {path.name}. Fit a classifier with trimtab judges --fit")
-    raw = cards.read_json_object(path, "a card")
-    if raw.get("kind") != KIND:
-        raise ArtifactError(f"{path} is the card of a {raw.get('kind')!r}, not of a {KIND}")
-    if raw.get("head_version") != HEAD_VERSION:
-        raise ArtifactError(
-            f"{path} has version {raw.get('head_version')!r}; this trimtab reads {HEAD_VERSION}: update trimtab"
-        )
-    names = {f.name for f in fields(RefusalHeadCard)}
-    if set(raw) != names:
-        raise ArtifactError(f"{path}: missing fields {sorted(names - set(raw))}, unknown fields {sorted(set(raw) - names)}")
-    _check_types(raw, path)
+def _read_head_card(folder: Path) -> RefusalHeadCard:
+    raw = cards.read_card_fields(folder, RefusalHeadCard, KIND, RENAMED)
+    _check_types(raw, folder / cards.FILE)
+    # Version 1 named the count of predicted refusals `said`.
+    raw["agreements"] = [
+        {"predicted" if key == "said" else key: value for key, value in entry.items()} if isinstance(entry, dict) else entry
+        for entry in raw["agreements"]
+    ]
     return RefusalHeadCard(**raw)
 
 
 def _check_types(raw: dict[str, Any], path: Path) -> None:
-    minimums: Sequence[tuple[str, int]] = (("width", 1), ("layer", 0), ("tokens", 1), ("folds", 0))
+    minimums: Sequence[tuple[str, int]] = (("width", 1), ("layer", 0), ("max_answer_tokens", 1), ("folds", 0))
     if invalid := [name for name, minimum in minimums if type(raw[name]) is not int or raw[name] < minimum]:
         raise ArtifactError(f"{path}: {invalid[0]} must be a whole number, not {raw[invalid[0]]!r}")
     if invalid := [name for name in ("base", "fingerprint", "digest") if not isinstance(raw[name], str)]:
         raise ArtifactError(f"{path}: {invalid[0]} must be text")
-    if raw["precision"] not in ("bf16", "fp32") or not isinstance(raw["agreements"], list):
-        raise ArtifactError(f"{path}: precision must be bf16 or fp32, and agreements a list")
+    if raw["dtype"] not in ("bf16", "fp32") or not isinstance(raw["agreements"], list):
+        raise ArtifactError(f"{path}: dtype must be bf16 or fp32, and agreements a list")
 
 
 def _check_head(head: RefusalHead, location: str) -> None:

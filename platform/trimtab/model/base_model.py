@@ -16,13 +16,13 @@ from trimtab import settings
 from trimtab.assets.catalog import Asset, HubSource, load_catalog
 from trimtab.assets.download import fetch_asset, fetch_from_hub
 from trimtab.errors import AssetError, NotFoundError, UsageError
-from trimtab.types import Precision
+from trimtab.types import DType
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def get_dtype(precision: Precision) -> torch.dtype:
+def get_dtype(precision: DType) -> torch.dtype:
     """Return the torch dtype of a precision.
 
     `auto` is bf16 if this machine computes in bf16 natively, else float32: a CPU without bf16 instructions is several times
@@ -38,7 +38,7 @@ def get_dtype(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def resolve_precision(precision: Precision) -> Precision:
+def resolve_dtype(precision: DType) -> DType:
     """Return the precision that `auto` stands for on this machine; other values are returned unchanged."""
     return "bf16" if get_dtype(precision) == torch.bfloat16 else "fp32"
 
@@ -72,7 +72,7 @@ class BaseModel:
         """Load the tokenizer with its chat template."""
         return _import_auto_classes().AutoTokenizer.from_pretrained(self.path)
 
-    def load(self, precision: Precision = "auto", device: str | torch.device = "cpu") -> "PreTrainedModel":
+    def load(self, precision: DType = "auto", device: str | torch.device = "cpu") -> "PreTrainedModel":
         """Load the model, frozen and in evaluation mode.
 
         Args:

@@ -1,6 +1,6 @@
 """Chat renderer: messages to token ids with a prefix, shared by training, evaluation and serving.
 
-A prefix is represented by *row tokens*: special tokens after the end of the vocabulary, one for each row. They are inserted
+A prefix is represented by *slot tokens*: special tokens after the end of the vocabulary, one for each slot. They are inserted
 into the messages as text, which the tokenizer can neither split nor merge. The model's own chat template, including its tool
 format, is therefore applied unchanged.
 """
@@ -28,31 +28,31 @@ THINK = "<think>"
 
 @dataclass(frozen=True)
 class ChatRenderer:
-    """Chat renderer: a tokenizer with row tokens.
+    """Chat renderer: a tokenizer with slot tokens.
 
     Attributes:
-        tokenizer: tokenizer of the base model with the row tokens added.
-        first_row: id of the first row token; the ids are consecutive.
-        rows: number of row tokens.
+        tokenizer: tokenizer of the base model with the slot tokens added.
+        first_slot: id of the first slot token; the ids are consecutive.
+        slots: number of slot tokens.
         turn_end: id of the token that ends an answer.
         takes_system: whether the template renders a system message.
         default_system: system message that the template adds by itself, or None.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    first_row: int
-    rows: int
+    first_slot: int
+    num_slots: int
     turn_end: int
     takes_system: bool
     default_system: str | None
 
-    def render_prompt(self, messages: Sequence[Message], place: Position = "system", rows: Sequence[int] = ()) -> list[int]:
+    def render_prompt(self, messages: Sequence[Message], position: Position = "system", slots: Sequence[int] = ()) -> list[int]:
         """Render a conversation that the assistant answers next.
 
         Args:
             messages: messages of the conversation.
             place: position of the prefix.
-            rows: ids of the row tokens to insert.
+            slots: ids of the slot tokens to insert.
 
         Returns:
             Token ids, including the generation prompt.
@@ -61,7 +61,9 @@ class ChatRenderer:
             UsageError: if the template rejects the messages.
         """
         marked = (
-            self.insert_row_tokens(messages, place, rows) if rows and place != "start" else self.fold_system_message(messages)
+            self.insert_slot_tokens(messages, position, slots)
+            if slots and position != "start"
+            else self.fold_system_message(messages)
         )
         try:
             # The messages are plain text at this point, and the checkpoint's own template renders them.
@@ -70,7 +72,7 @@ class ChatRenderer:
             )
         except TemplateError as error:
             raise UsageError(f"the chat template does not take these messages: {str(error).partition(chr(10))[0]}") from error
-        return self.insert_rows_at_start(list(ids), rows) if place == "start" else list(ids)
+        return self.insert_slots_at_start(list(ids), slots) if position == "start" else list(ids)
 
     def render_answer(self, text: str, before: Sequence[int] = ()) -> list[int]:
         """Render an answer as the model would generate it, with its end-of-turn token.
@@ -90,7 +92,7 @@ class ChatRenderer:
         return [*self.tokenizer.encode(text, add_special_tokens=False), self.turn_end]
 
     def render_conversation(
-        self, messages: Sequence[Message], place: Position = "system", rows: Sequence[int] = ()
+        self, messages: Sequence[Message], position: Position = "system", slots: Sequence[int] = ()
     ) -> tuple[list[int], list[range]]:
         """Render a conversation up to its last assistant answer.
 
@@ -99,13 +101,13 @@ class ChatRenderer:
         Args:
             messages: messages of the conversation.
             place: position of the prefix.
-            rows: ids of the row tokens to insert.
+            slots: ids of the slot tokens to insert.
 
         Returns:
             Token ids, and the span of each assistant answer in them.
         """
         indices = [i for i, m in enumerate(messages) if m.get("role") == "assistant" and isinstance(m.get("content"), str)]
-        prompts = [self.render_prompt(messages[:i], place, rows) for i in indices]
+        prompts = [self.render_prompt(messages[:i], position, slots) for i in indices]
         turns = [
             (before, self.render_answer(messages[i]["content"], before)) for i, before in zip(indices, prompts, strict=True)
         ]
@@ -119,19 +121,19 @@ class ChatRenderer:
         ]
         return ids, spans
 
-    def check_rows(self, ids: Sequence[int], rows: Sequence[int]) -> None:
-        """Raise UsageError unless the row tokens of a prompt are exactly those of its prefix.
+    def check_slots(self, ids: Sequence[int], slots: Sequence[int]) -> None:
+        """Raise UsageError unless the slot tokens of a prompt are exactly those of its prefix.
 
         Args:
             ids: token ids of the prompt.
-            rows: expected ids of the row tokens, in order.
+            slots: expected ids of the slot tokens, in order.
         """
-        if [i for i in ids if i >= self.first_row] != list(rows):
-            raise UsageError("a message contains the text of a row token; only a prefix can insert row tokens")
+        if [i for i in ids if i >= self.first_slot] != list(slots):
+            raise UsageError("a message contains the text of a slot token; only a prefix can insert slot tokens")
 
-    def row_text(self, rows: Sequence[int]) -> str:
-        """Return the text that the tokenizer maps to exactly these row tokens."""
-        return "".join(format_row_token(row - self.first_row) for row in rows)
+    def slot_text(self, slots: Sequence[int]) -> str:
+        """Return the text that the tokenizer maps to exactly these slot tokens."""
+        return "".join(format_slot_token(slot - self.first_slot) for slot in slots)
 
     def fold_system_message(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """Copy messages for the template.
@@ -148,23 +150,23 @@ class ChatRenderer:
         first_user["content"] = _prepend(first_user.get("content"), f"{text}\n\n")
         return copied[1:]
 
-    def insert_row_tokens(self, messages: Sequence[Message], place: Position, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """Insert row tokens into a copy of the messages.
+    def insert_slot_tokens(self, messages: Sequence[Message], position: Position, slots: Sequence[int]) -> list[dict[str, Any]]:
+        """Insert slot tokens into a copy of the messages.
 
-        At `system` and `system-end`, a conversation without a system message gets one. It consists of the row tokens alone, or
-        at `system-end` of the template's default system message and the row tokens.
+        At `system` and `system-end`, a conversation without a system message gets one. It consists of the slot tokens alone, or
+        at `system-end` of the template's default system message and the slot tokens.
 
         Args:
             messages: messages of the conversation.
             place: `system`, `system-end` or `user`.
-            rows: ids of the row tokens to insert.
+            slots: ids of the slot tokens to insert.
 
         Raises:
             UsageError: if the template renders no system message, or `place` is `user` and there is no user message.
         """
-        text = self.row_text(rows)
+        text = self.slot_text(slots)
         marked = self.fold_system_message(messages)
-        if place == "user":
+        if position == "user":
             first_user = next((m for m in marked if m.get("role") == "user"), None)
             if first_user is None:
                 raise UsageError("this prefix goes into the first user message, and the conversation has none")
@@ -173,51 +175,51 @@ class ChatRenderer:
         if not self.takes_system:
             raise UsageError("this chat template takes no system message; use place user or start")
         if not marked or marked[0].get("role") not in SYSTEM_ROLES:
-            default = (self.default_system or "") if place == "system-end" else ""
+            default = (self.default_system or "") if position == "system-end" else ""
             return [{"role": "system", "content": default + text}, *marked]
-        insert = _append if place == "system-end" else _prepend
+        insert = _append if position == "system-end" else _prepend
         marked[0]["content"] = insert(marked[0].get("content"), text)
         return marked
 
-    def insert_rows_at_start(self, ids: Sequence[int], rows: Sequence[int]) -> list[int]:
-        """Insert row tokens at the start, after the beginning-of-sequence token if there is one."""
+    def insert_slots_at_start(self, ids: Sequence[int], slots: Sequence[int]) -> list[int]:
+        """Insert slot tokens at the start, after the beginning-of-sequence token if there is one."""
         # In some chat templates the BOS token also opens each turn; only a token that occurs once marks the beginning.
         bos = self.tokenizer.bos_token_id
         head = 1 if ids and ids[0] == bos and bos not in ids[1:] else 0
-        return [*ids[:head], *rows, *ids[head:]]
+        return [*ids[:head], *slots, *ids[head:]]
 
 
-def build_renderer(base: BaseModel, rows: int) -> ChatRenderer:
+def build_renderer(base: BaseModel, slots: int) -> ChatRenderer:
     """Build the chat renderer of a base model; the result is cached.
 
     Args:
         base: base model.
-        rows: number of row tokens.
+        slots: number of slot tokens.
 
     Raises:
         UsageError: if the model has no chat template, or its tokenizer cannot append tokens.
     """
-    return _renderer(base, rows)
+    return _renderer(base, slots)
 
 
-def format_row_token(index: int) -> str:
-    """Return the text of a row token by its index, counted from 0."""
+def format_slot_token(index: int) -> str:
+    """Return the text of a slot token by its index, counted from 0."""
     return f"<|trimtab_row_{index}|>"
 
 
 @lru_cache(maxsize=8)
-def _renderer(base: BaseModel, rows: int) -> ChatRenderer:
+def _renderer(base: BaseModel, slots: int) -> ChatRenderer:
     tokenizer = base.tokenizer()
     if not tokenizer.chat_template:
         raise UsageError(f"base model {base.name} has no chat template; trimtab steers chat models")
     turn_end, takes_system, default_system = _turn_end(tokenizer), *_system(tokenizer)
     first = max(max(tokenizer.get_vocab().values()) + 1, len(tokenizer))
-    tokens = [AddedToken(format_row_token(i), special=True, normalized=False) for i in range(rows)]
+    tokens = [AddedToken(format_slot_token(i), special=True, normalized=False) for i in range(slots)]
     tokenizer.add_tokens(tokens, special_tokens=True)
-    ids = tokenizer.convert_tokens_to_ids([format_row_token(i) for i in range(rows)])
-    if ids != list(range(first, first + rows)):
+    ids = tokenizer.convert_tokens_to_ids([format_slot_token(i) for i in range(slots)])
+    if ids != list(range(first, first + slots)):
         raise UsageError(f"the tokenizer of {base.name} does not take new tokens at the end of its vocabulary")
-    return ChatRenderer(tokenizer, first, rows, turn_end, takes_system, default_system)
+    return ChatRenderer(tokenizer, first, slots, turn_end, takes_system, default_system)
 
 
 def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -1,4 +1,4 @@
-"""Frozen model with prefix vectors in the place of row tokens, tokenized samples and micro-batches.
+"""Frozen model with prefix vectors in the place of slot tokens, tokenized samples and micro-batches.
 
 Micro-batches are formed independently of the number of workers, and their gradients are added in a fixed order. A run therefore
 yields the same prefix with any number of workers and after any number of restarts.
@@ -28,8 +28,8 @@ class TokenizedSample:
     """Prompt and answer as token ids.
 
     Attributes:
-        ids: token ids with the row tokens of the prefix.
-        plain: token ids without the row tokens.
+        ids: token ids with the slot tokens of the prefix.
+        plain: token ids without the slot tokens.
         targets: number of answer tokens, which come last.
     """
 
@@ -56,7 +56,7 @@ class TrainingExample:
 
 
 def tokenize_sample(
-    renderer: ChatRenderer, prompt: Prompt, answer: str, place: Position, rows: int, longest: int
+    renderer: ChatRenderer, prompt: Prompt, answer: str, position: Position, rows: int, longest: int
 ) -> TokenizedSample:
     """Tokenize a prompt with an answer.
 
@@ -69,7 +69,7 @@ def tokenize_sample(
         longest: maximum number of answer tokens; the rest is cut off.
     """
     messages = [*prompt.messages, {"role": "assistant", "content": answer}]
-    ids, spans = renderer.render_conversation(messages, place, range(renderer.first_row, renderer.first_row + rows))
+    ids, spans = renderer.render_conversation(messages, position, range(renderer.first_slot, renderer.first_slot + rows))
     span = spans[-1][:longest]
     plain = (*renderer.render_prompt(prompt.messages), *ids[span.start : span.stop])
     return TokenizedSample(tuple(ids[: span.stop]), plain, len(span))
@@ -109,11 +109,11 @@ def select_worker_share(batches: Sequence[list[TrainingExample]], rank: int, wor
 
 
 class FrozenModel:
-    """Frozen causal language model that accepts prefix vectors in the place of row tokens."""
+    """Frozen causal language model that accepts prefix vectors in the place of slot tokens."""
 
-    def __init__(self, model: "PreTrainedModel", first_row: int) -> None:
+    def __init__(self, model: "PreTrainedModel", first_slot: int) -> None:
         self.model = model
-        self.first_row = first_row
+        self.first_slot = first_slot
         # transformers types embedding tables and heads as generic modules.
         self.embedding = cast(nn.Embedding, model.get_input_embeddings())
         # Models that scale their embeddings do so inside the table, and the serving engine scales rows as well.
@@ -127,7 +127,7 @@ class FrozenModel:
 
         Args:
             vectors: vectors of the prefix [k, d], or None.
-            ids: token ids of each sequence, with row tokens.
+            ids: token ids of each sequence, with slot tokens.
             targets: number of target tokens of each sequence.
 
         Returns:
@@ -143,7 +143,7 @@ class FrozenModel:
 
         Args:
             vectors: vectors of the prefix [k, d], or None.
-            ids: token ids of each sequence, with row tokens.
+            ids: token ids of each sequence, with slot tokens.
             targets: number of target tokens of each sequence.
 
         Returns:
@@ -177,7 +177,7 @@ class FrozenModel:
         return compute_token_logprobs(self.head, states, targets, self.model.config.get_text_config().vocab_size)
 
     def embed_inputs(self, vectors: Tensor | None, tokens: Tensor) -> Tensor:
-        """Embed token ids, with prefix vectors in the place of row tokens.
+        """Embed token ids, with prefix vectors in the place of slot tokens.
 
         Args:
             vectors: vectors of the prefix [k, d], or None.
@@ -186,11 +186,11 @@ class FrozenModel:
         Returns:
             Embeddings [..., d].
         """
-        is_row = tokens >= self.first_row
+        is_row = tokens >= self.first_slot
         embedded = self.embedding(tokens.masked_fill(is_row, 0))
         if vectors is None:
             return embedded
-        values = embedding(tokens.sub(self.first_row).clamp(min=0), vectors * self.scale)
+        values = embedding(tokens.sub(self.first_slot).clamp(min=0), vectors * self.scale)
         return torch.where(is_row[..., None], values.to(self.dtype), embedded)
 
     def enable_prefix_tree(self) -> bool:

@@ -29,7 +29,8 @@ def get_layers(model: "PreTrainedModel") -> nn.ModuleList:
     layers = getattr(model.get_decoder(), "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise UsageError(
-            f"{type(model).__name__} has no `layers` in its decoder: recompute, compile and shard are not available"
+            f"{type(model).__name__} has no `layers` in its decoder: activation_checkpointing, compile and "
+            "fsdp are not available"
         )
     return layers
 

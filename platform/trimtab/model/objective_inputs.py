@@ -172,7 +172,7 @@ class ObjectiveScorer:
     def count_tokens(self, example: TrainingExample) -> int:
         """Count the tokens that training on an example processes.
 
-        The count covers prompt, row tokens and answer, and again with the rejected answer if the objective needs it.
+        The count covers prompt, slot tokens and answer, and again with the rejected answer if the objective needs it.
         """
         rejected = self._get_rejected(example)
         return len(example.chosen.ids) + (len(rejected.ids) if rejected else 0)

@@ -135,7 +135,7 @@ def _find_missing_input(name: str, answers: Sequence[ScoreInputs]) -> str:
         return "the model's verdict on each answer: collect with --p_true true"
     fewest = min((len(seen.samples) for seen in answers), default=0)
     if score.needs & {"samples", "states"} and fewest < score.least:
-        return f"at least {score.least} samples for each answer, but there are {fewest}: collect with --samples {ENOUGH}"
+        return f"at least {score.least} samples for each answer, but there are {fewest}: collect with --num_samples {ENOUGH}"
     return ""
 
 

@@ -26,7 +26,17 @@ RUN = re.compile(r"[0-9a-f]{32}")
 # The id of a response is the request id with a prefix for the endpoint, and a suffix that numbers the choices of a completion.
 RESPONSE = re.compile(r"(?:chatcmpl|cmpl|score)-(?P<id>[\w.:-]+)")
 # Params of a run that are shown in its lineage.
-SHOWN_PARAMS = ("name", "objective", "head", "place", "rows", "signals", "train.steps", "train.seed", "base_fingerprint")
+SHOWN_PARAMS = (
+    "name",
+    "objective",
+    "head",
+    "position",
+    "num_virtual_tokens",
+    "signals",
+    "train.max_steps",
+    "train.seed",
+    "base_fingerprint",
+)
 
 
 @dataclass(frozen=True)
@@ -89,12 +99,14 @@ def trace_response(request_id: str, logs: Path | None = None) -> LineageNode:
         logs: folder with the server's logs; None for the one in trimtab's home.
 
     Raises:
-        NotFoundError: if the logs do not contain the request. Servers delete old logs (`--log_days`).
+        NotFoundError: if the logs do not contain the request. Servers delete old logs (`--log_retention_days`).
     """
     folder = logs or settings.get_home() / "logs"
     record = _find_record(request_id, folder)
     if record is None:
-        raise NotFoundError(f"no response {request_id!r} in the logs in {folder}. Old logs are deleted (serve --log_days)")
+        raise NotFoundError(
+            f"no response {request_id!r} in the logs in {folder}. Old logs are deleted (serve --log_retention_days)"
+        )
     base, _, prefix = str(record.get("model", "")).partition(":")
     used = [name for name in (prefix, record.get("detector")) if name]
     facts = {
@@ -115,7 +127,7 @@ def trace_version(version: Version) -> LineageNode:
     promotions = [_build_promotion_node(promotion) for promotion in list_promotions(version)]
     decision = read_decision(version)
     gate = (
-        [LineageNode("gate", "passed" if decision["passed"] else "failed", _select_facts(decision, ("said", "evidence")))]
+        [LineageNode("gate", "passed" if decision["passed"] else "failed", _select_facts(decision, ("reason", "evidence")))]
         if decision
         else []
     )

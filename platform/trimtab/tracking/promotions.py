@@ -112,7 +112,7 @@ def record_decision(version: Version, passed: bool, reason: str, evidence: Mappi
                 path = Path(folder) / Path(artifact).name
                 path.write_text(json.dumps(evidence, indent=1) + "\n")
                 get_client().log_artifact(version.run_id, str(path), "gate")
-        _set_tag(version, GATE, json.dumps({"passed": passed, "said": reason[:1000], "evidence": artifact}))
+        _set_tag(version, GATE, json.dumps({"passed": passed, "reason": reason[:1000], "evidence": artifact}))
     return artifact
 
 
@@ -120,10 +120,14 @@ def read_decision(version: Version) -> dict[str, Any] | None:
     """Return the latest decision of the gate on a version, or None if there is none.
 
     Returns:
-        Object {passed, said, evidence} as `record_decision` wrote it; `said` is the reason.
+        Object {passed, reason, evidence} as `record_decision` wrote it.
     """
     decision = list_version_tags(version).get(GATE)
-    return json.loads(decision) if decision else None
+    if not decision:
+        return None
+    record = json.loads(decision)
+    # Release 0.1.0 named the reason `said`.
+    return record if "reason" in record else record | {"reason": record.pop("said")}
 
 
 def _record_promotion(version: Version, promotion: Promotion) -> None:

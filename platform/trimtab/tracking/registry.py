@@ -307,7 +307,11 @@ def _build_params(card: PrefixCard | DetectorCard) -> dict[str, str]:
     """Return the parameters that distinguish versions in MLflow's web pages."""
     if isinstance(card, DetectorCard):
         return {"head": card.head, "layers": ", ".join(map(str, card.layers))}
-    return {"objective": str(card.method.get("objective")), "place": card.place, "rows": str(card.rows)}
+    return {
+        "objective": str(card.method.get("objective")),
+        "position": card.position,
+        "num_virtual_tokens": str(card.num_virtual_tokens),
+    }
 
 
 def _convert_version(version: ModelVersion, aliases: Sequence[str] | None = None) -> Version:

@@ -67,8 +67,10 @@ def test_signals_are_the_same_there_as_here(bucket, small, tmp_path, capsys):
 
 
 def fit(base, storage: str, folder: Path, steps: int, every: int = 2) -> TrainingResult:
-    train = TrainConfig(steps=steps, batch=4, micro_batch=2, checkpoint_every=every, longest=8, precision="fp32")
-    config = AlignConfig(name="stored", train=train, scale=ScaleConfig(cpus=1, storage=storage))
+    train = TrainConfig(
+        max_steps=steps, global_batch_size=4, micro_batch_size=2, checkpoint_every=every, max_target_tokens=8, dtype="fp32"
+    )
+    config = AlignConfig(name="stored", train=train, scale=ScaleConfig(cpus_per_worker=1, storage_path=storage))
     folder.mkdir(exist_ok=True)
     return run_training(config, base, prepared(), runs.start_run("stored", "align", folder / "outbox"), folder)
 

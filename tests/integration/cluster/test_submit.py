@@ -67,11 +67,11 @@ def test_a_yaml_runs_there_as_it_does_here_and_fails_with_the_same_code(trimtab,
     here = [line for line in said.splitlines() if "│" in line]
     assert code == 0
     assert here
-    code, said = trimtab("submit", "--name", "second", "--wait", "--upload", ".", "--", "filter", "--config", "mine.yaml")
+    code, said = trimtab("submit", "--name", "second", "--wait", "--working_dir", ".", "--", "filter", "--config", "mine.yaml")
     assert code == 0, said
     assert [line for line in said.splitlines() if "│" in line] == here
     (tmp_path / "harmful.jsonl").unlink()
-    sent = ["submit", "--name", "third", "--wait", "--upload", ".", "--retries", "2", "--"]
+    sent = ["submit", "--name", "third", "--wait", "--working_dir", ".", "--max_retries", "2", "--"]
     code, said = trimtab(*sent, "filter", "--config", "mine.yaml")
     assert code == 2
     assert "harmful.jsonl" in said
@@ -93,9 +93,9 @@ def test_a_job_is_stopped(trimtab):
         (["--name", "x", "--", "align", "--steps", "3"], "align: "),
         (["--name", "x"], "no command given. Add it after --"),
         (["--name", "a b", "--", "assets"], "'a b' is not a valid job name"),
-        (["--name", "x", "--upload", "nowhere", "--", "assets"], "nowhere is not a folder"),
-        (["--name", "x", "--packages", "nowhere", "--", "assets"], "there is no file nowhere"),
-        (["--name", "x", "--environment", "NOT_THERE", "--", "assets"], "the environment variable NOT_THERE is not set"),
+        (["--name", "x", "--working_dir", "nowhere", "--", "assets"], "nowhere is not a folder"),
+        (["--name", "x", "--requirements", "nowhere", "--", "assets"], "there is no file nowhere"),
+        (["--name", "x", "--env_vars", "NOT_THERE", "--", "assets"], "the environment variable NOT_THERE is not set"),
     ],
 )
 def test_wrong_usage_is_said_before_anything_is_sent(trimtab, words, message):

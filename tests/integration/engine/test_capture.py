@@ -7,7 +7,7 @@ from tests.support.factories import make_detector, make_prefix, one_pass
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.offline import Engine
 from trimtab.errors import UsageError
-from trimtab.generation_types import Answer, Ask, Sampling
+from trimtab.generation_types import Answer, Conversation, Sampling
 
 LAYERS = (20, 29)
 SHORT = [f"What is the capital of {name}?" for name in ("France", "Spain", "Japan", "Peru", "Chad", "Cuba", "Mali", "Laos")]
@@ -18,20 +18,20 @@ LONG = [f"I {'really ' * count}want to know what bread is. Number {count}." for 
 def engine(base):
     """Small steps, so that prompts come in pieces; few blocks, so that requests are preempted; few slots, each used again."""
     config = EngineConfig(
-        rows=8,
-        precision="fp32",
-        max_length=256,
-        max_sequences=6,
-        step_tokens=48,
-        kv_blocks=14,
+        num_slots=8,
+        dtype="fp32",
+        max_model_len=256,
+        max_num_seqs=6,
+        max_num_batched_tokens=48,
+        num_gpu_blocks_override=14,
         layers=LAYERS,
-        history=True,
+        token_statistics=True,
     )
     with Engine(base, config) as started:
         yield started
 
 
-def check(engine: Engine, frozen, asks: list[Ask], answers: list[list[Answer]]) -> None:
+def check(engine: Engine, frozen, asks: list[Conversation], answers: list[list[Answer]]) -> None:
     for ask, several in zip(asks, answers, strict=True):
         for answer in several:
             assert answer.signals is not None
@@ -40,8 +40,8 @@ def check(engine: Engine, frozen, asks: list[Ask], answers: list[list[Answer]]) 
             torch.testing.assert_close(answer.signals.history, seen.history, rtol=1e-3, atol=2e-3)
 
 
-def asked(*questions: str, prefix=None) -> list[Ask]:
-    return [Ask([{"role": "user", "content": question}], prefix) for question in questions]
+def asked(*questions: str, prefix=None) -> list[Conversation]:
+    return [Conversation([{"role": "user", "content": question}], prefix) for question in questions]
 
 
 def test_mixed_requests_in_flight_cold_and_from_the_prefix_cache(engine, frozen, base, monkeypatch):
@@ -61,7 +61,7 @@ def test_a_later_turn_finds_the_answer_of_the_first_in_the_cache(engine, frozen)
     first = asked(LONG[0])
     ((answer,),) = engine.chat_many(first, Sampling(max_tokens=40))
     turns = [*first[0].messages, {"role": "assistant", "content": answer.text}, {"role": "user", "content": "Go on."}]
-    check(engine, frozen, [Ask(turns)], engine.chat_many([Ask(turns)], Sampling(max_tokens=8)))
+    check(engine, frozen, [Conversation(turns)], engine.chat_many([Conversation(turns)], Sampling(max_tokens=8)))
 
 
 def test_each_of_several_seeded_samples_has_its_own(engine, frozen):
@@ -115,7 +115,7 @@ def test_an_answer_has_the_risk_that_a_detector_gives(engine, frozen, base):
     watcher = make_detector(frozen, base, "truth", LAYERS)
     messages = [{"role": "user", "content": SHORT[0]}]
     answer = engine.chat(messages, sampling=Sampling(max_tokens=12), detector=watcher)
-    seen = one_pass(frozen, engine.renderer, Ask(messages), answer.token_ids, LAYERS)
+    seen = one_pass(frozen, engine.renderer, Conversation(messages), answer.token_ids, LAYERS)
     assert answer.risk == pytest.approx(watcher.score_answer(seen, LAYERS), abs=2e-3)
     assert engine.chat(messages, sampling=Sampling(max_tokens=12)).risk is None
     with pytest.raises(

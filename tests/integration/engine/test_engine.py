@@ -8,18 +8,18 @@ from trimtab.artifacts.prefix import Prefix
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.offline import Engine
 from trimtab.errors import ArtifactError, BusyError, UsageError
-from trimtab.generation_types import Ask, Sampling
+from trimtab.generation_types import Conversation, Sampling
 from trimtab.model.base_model import BaseModel
 
 
 @pytest.fixture(scope="module")
 def engine(base: BaseModel):
     # Four rows: three prefixes of 1, 1 and 2 rows fill them, a fourth must take some.
-    with Engine(base, EngineConfig(rows=4, precision="fp32", max_length=512)) as engine:
+    with Engine(base, EngineConfig(num_slots=4, dtype="fp32", max_model_len=512)) as engine:
         yield engine
 
 
-def equal(engine: Engine, asks: list[Ask], wanted: list[list[int]]) -> int:
+def equal(engine: Engine, asks: list[Conversation], wanted: list[list[int]]) -> int:
     answers = engine.chat_many(asks, Sampling(max_tokens=TOKENS))
     return sum(list(a.token_ids) == w[: len(a.token_ids)] for (a,), w in zip(answers, wanted, strict=True))
 
@@ -30,7 +30,7 @@ def test_mixed_requests_equal_transformers_cold_warm_and_after_reuse(engine, fro
     assert equal(engine, asks, wanted) == 24, "cold"
     assert equal(engine, asks, wanted) == 24, "warm"
     other = make_prefix(frozen, base, "d", 2, "system", 4)
-    ask = Ask([{"role": "user", "content": QUESTIONS[0]}], other)
+    ask = Conversation([{"role": "user", "content": QUESTIONS[0]}], other)
     before = engine.table.list_residents()
     assert equal(engine, [ask], [reference(frozen, base, ask, TOKENS)]) == 1
     assert len(set(before) - set(engine.table.list_residents())) > 0, "a prefix must have lost its rows"
@@ -40,12 +40,12 @@ def test_mixed_requests_equal_transformers_cold_warm_and_after_reuse(engine, fro
 def test_the_base_model_is_unchanged_by_the_rows(engine, frozen):
     """Tokens and log-probs of the enlarged model are those of the checkpoint as it is."""
     conversations = [[{"role": "user", "content": q}] for q in QUESTIONS]
-    answers = engine.chat_many([Ask(c) for c in conversations], Sampling(max_tokens=1, logprobs=5))
+    answers = engine.chat_many([Conversation(c) for c in conversations], Sampling(max_tokens=1, logprobs=5))
     for conversation, (answer,) in zip(conversations, answers, strict=True):
         ids = torch.tensor([engine.renderer.render_prompt(conversation)])
         with torch.no_grad():
             wanted = frozen.model(ids).logits[0, -1].float().log_softmax(-1)
-        assert len(wanted) == engine.renderer.first_row, "the reference has no rows"
+        assert len(wanted) == engine.renderer.first_slot, "the reference has no rows"
         best = wanted.topk(5)
         assert answer.token_ids == (best.indices[0].item(),)
         (given,) = answer.logprobs
@@ -53,19 +53,19 @@ def test_the_base_model_is_unchanged_by_the_rows(engine, frozen):
 
 
 def test_sampling_never_gives_a_reserved_token(engine, three):
-    asks = [Ask([{"role": "user", "content": QUESTIONS[i % 6]}], (None, *three)[i % 4]) for i in range(200)]
+    asks = [Conversation([{"role": "user", "content": QUESTIONS[i % 6]}], (None, *three)[i % 4]) for i in range(200)]
     hot = Sampling(max_tokens=6, temperature=1.5, repetition_penalty=1.3, logprobs=20, seed=None)
     answers = engine.chat_many(asks, hot)
     seen = [i for (a,) in answers for i in (*a.token_ids, *(i for step in a.logprobs for i in step))]
     assert len(seen) > 200 * 6
-    assert max(seen) < engine.renderer.first_row
+    assert max(seen) < engine.renderer.first_slot
 
 
 def test_more_prefixes_than_rows_at_once_is_refused_and_harmless(engine, frozen, base, three, wanted):
     many = [make_prefix(frozen, base, f"m{i}", 1, "system", 100 + i) for i in range(5)]
     conversation = [{"role": "user", "content": "Hi"}]
     with pytest.raises(BusyError):
-        engine.chat_many([Ask(conversation, p) for p in many])
+        engine.chat_many([Conversation(conversation, p) for p in many])
     assert all(r.users == 0 for r in engine.table.list_residents().values())
     assert equal(engine, mixed_asks(three), wanted) == 24
 

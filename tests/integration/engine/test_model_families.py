@@ -15,7 +15,7 @@ from trimtab.engine.config import EngineConfig
 from trimtab.engine.offline import Engine
 from trimtab.errors import UsageError
 from trimtab.generate import build_inputs
-from trimtab.generation_types import Ask, Sampling
+from trimtab.generation_types import Conversation, Sampling
 from trimtab.model.base_model import resolve_base_model
 from trimtab.model.chat_template import build_renderer
 from trimtab.model.frozen_model import FrozenModel
@@ -47,24 +47,24 @@ def places(name):
     return [p for p in POSITIONS if name not in NO_SYSTEM or not p.startswith("system")]
 
 
-def new(base, place, rows=2):
+def new(base, position, rows=2):
     """A prefix of rows of about the length of the table's, so that it changes answers."""
     torch.manual_seed(rows)
     return build_prefix(
-        torch.randn(rows, base.width) / 2, PrefixCard("prefix", place, base.name, base.fingerprint, place, 0, 0, "")
+        torch.randn(rows, base.width) / 2, PrefixCard("prefix", position, base.name, base.fingerprint, position, 0, 0, "")
     )
 
 
 def test_rows_are_put_in_and_nothing_else_changes(model):
     renderer = build_renderer(model, 4)
-    rows = [renderer.first_row, renderer.first_row + 2]
-    assert renderer.first_row == len(model.tokenizer()) <= model.vocabulary
-    for place in places(model.name):
-        given = [USER] if model.name in NO_SYSTEM or place != "system" else [SYSTEM, USER]
-        ids = renderer.render_prompt(given, place, rows)
-        assert [i for i in ids if i >= renderer.first_row] == rows
-        if place != "system-end":
-            assert [i for i in ids if i < renderer.first_row] == renderer.render_prompt(given)
+    rows = [renderer.first_slot, renderer.first_slot + 2]
+    assert renderer.first_slot == len(model.tokenizer()) <= model.vocabulary
+    for position in places(model.name):
+        given = [USER] if model.name in NO_SYSTEM or position != "system" else [SYSTEM, USER]
+        ids = renderer.render_prompt(given, position, rows)
+        assert [i for i in ids if i >= renderer.first_slot] == rows
+        if position != "system-end":
+            assert [i for i in ids if i < renderer.first_slot] == renderer.render_prompt(given)
     start = renderer.render_prompt([USER], "start", rows)
     bos = int(start[0] == renderer.tokenizer.bos_token_id)
     assert start[bos : bos + 2] == rows
@@ -75,7 +75,7 @@ def test_answers_end_as_the_template_ends_them(model):
     renderer = build_renderer(model, 4)
     family = tiny_models.FAMILIES[model.name]
     assert renderer.tokenizer.convert_ids_to_tokens(renderer.turn_end) == family.turn
-    ids, spans = renderer.render_conversation([USER, ANSWER, USER, ANSWER], "user", [renderer.first_row])
+    ids, spans = renderer.render_conversation([USER, ANSWER, USER, ANSWER], "user", [renderer.first_slot])
     said = [renderer.tokenizer.decode(ids[s.start : s.stop]) for s in spans]
     # Mistral's template shows earlier answers with a space before them.
     assert said == ["It is Paris." + family.turn] * (1 if model.name == "mistral" else 2)
@@ -85,9 +85,9 @@ def test_target_logits_are_those_of_the_whole_model(model):
     """Two prompts of unlike length, with vectors in place; the reference puts each one's embeddings together by hand."""
     renderer = build_renderer(model, 4)
     loaded = model.load("fp32")
-    frozen = FrozenModel(loaded, renderer.first_row)
+    frozen = FrozenModel(loaded, renderer.first_slot)
     vectors = new(model, "user").vectors
-    rows = [renderer.first_row, renderer.first_row + 1]
+    rows = [renderer.first_slot, renderer.first_slot + 1]
     asks = [[USER, ANSWER], [{"role": "user", "content": QUESTIONS[1]}, ANSWER]]
     ids = [renderer.render_conversation(a, "user", rows)[0] for a in asks]
     targets = [len(renderer.render_answer(ANSWER["content"])), 3]
@@ -100,13 +100,13 @@ def test_target_logits_are_those_of_the_whole_model(model):
             at = row.index(rows[0])
             embedded = torch.cat([table[row[:at]], vectors, table[row[at + 2 :]]]) * scale
             wanted.append(loaded(inputs_embeds=embedded[None], use_cache=False).logits[0, -count - 1 : -1])
-        plain = frozen.target_logits(None, [[i for i in row if i < renderer.first_row] for row in ids], targets)
+        plain = frozen.target_logits(None, [[i for i in row if i < renderer.first_slot] for row in ids], targets)
     assert torch.allclose(ours, torch.cat(wanted), atol=1e-4)
     assert not torch.allclose(plain, torch.cat(wanted), atol=0.1), "the vectors must matter"
 
 
 def test_the_head_is_known(model):
-    FrozenModel(model.load("fp32"), build_renderer(model, 4).first_row).check_head()
+    FrozenModel(model.load("fp32"), build_renderer(model, 4).first_slot).check_head()
 
 
 def test_a_head_of_its_own_kind_is_refused(models):
@@ -129,10 +129,10 @@ def _halved(output):
 @pytest.mark.parametrize("name", NO_SYSTEM)
 def test_a_template_without_system_turn_takes_other_places(models, name):
     renderer = build_renderer(models[name], 4)
-    rows = [renderer.first_row]
-    for place in ("system", "system-end"):
+    rows = [renderer.first_slot]
+    for position in ("system", "system-end"):
         with pytest.raises(UsageError, match="takes no system message; use place user or start"):
-            renderer.render_prompt([USER], place, rows)
+            renderer.render_prompt([USER], position, rows)
     with pytest.raises(UsageError) as caught:
         renderer.render_prompt([SYSTEM])
     assert str(caught.value) == "the chat template does not take these messages: System role not supported"
@@ -149,12 +149,12 @@ def test_a_template_that_drops_the_system_turn_is_found_out(tmp_path):
     assert not renderer.takes_system
     assert "Be brief.\n\nWhat" in renderer.tokenizer.decode(renderer.render_prompt([SYSTEM, USER]))
     with pytest.raises(UsageError, match="takes no system message"):
-        renderer.render_prompt([SYSTEM, USER], "system", [renderer.first_row])
+        renderer.render_prompt([SYSTEM, USER], "system", [renderer.first_slot])
 
 
 def test_default_system_text_is_kept_at_its_end(models):
     renderer = build_renderer(models["qwen2"], 4)
-    shown = renderer.tokenizer.decode(renderer.render_prompt([USER], "system-end", [renderer.first_row]))
+    shown = renderer.tokenizer.decode(renderer.render_prompt([USER], "system-end", [renderer.first_slot]))
     assert shown.startswith("<|im_start|>system\nYou are a helpful assistant.<|trimtab_row_0|><|im_end|>")
     assert build_renderer(models["qwen3"], 4).default_system is None
 
@@ -165,13 +165,13 @@ def test_answers_go_on_inside_a_thinking_block(tmp_path):
     inside = "Let me think.\n</think>\n\nIt is Paris."
     for said in (inside, "<think>\n" + inside, "\n <think>" + inside):
         talk = [USER, {"role": "assistant", "content": said}]
-        ids, (span,) = renderer.render_conversation(talk, "system", [renderer.first_row])
+        ids, (span,) = renderer.render_conversation(talk, "system", [renderer.first_slot])
         assert decode(ids).endswith("<|im_start|>assistant\n<think>\n" + inside + "<|im_end|>")
         assert decode(ids).count("<think>") == 1
-        assert ids[: span.start] == renderer.render_prompt([USER], "system", [renderer.first_row])
+        assert ids[: span.start] == renderer.render_prompt([USER], "system", [renderer.first_slot])
         assert decode(ids[span.start : span.stop]) == inside + "<|im_end|>"
     # The template shows an earlier answer without its thoughts: it was never said like that, and is not learned from.
-    ids, spans = renderer.render_conversation([*talk, USER, ANSWER], "user", [renderer.first_row])
+    ids, spans = renderer.render_conversation([*talk, USER, ANSWER], "user", [renderer.first_slot])
     assert [decode(ids[s.start : s.stop]) for s in spans] == ["It is Paris.<|im_end|>"]
     assert "Let me think" not in decode(ids)
 
@@ -189,7 +189,7 @@ def test_the_engine_answers_as_transformers_does(models, name, tmp_path, monkeyp
     monkeypatch.setenv("TRIMTAB_HOME", str(tmp_path))
     base = models[name]
     loaded = base.load("fp32")
-    made = [None, *(new(base, place, rows) for rows, place in enumerate(places(name), 1))]
+    made = [None, *(new(base, position, rows) for rows, position in enumerate(places(name), 1))]
     conversations = [[{"role": "user", "content": q}] for q in QUESTIONS]
     # The engine gives no id that has no token; a random model does.
     spare = list(range(len(base.tokenizer()), base.vocabulary)) or None
@@ -201,8 +201,8 @@ def test_the_engine_answers_as_transformers_does(models, name, tmp_path, monkeyp
         for c in conversations
     ]
     assert sum(a != b for a, b in zip(wanted, wanted[: len(conversations)] * len(made), strict=True)) > 3 * len(made[1:])
-    with Engine(base, EngineConfig(rows=16, precision="fp32", max_length=128)) as engine:
-        answers = engine.chat_many([Ask(c, p) for p in made for c in conversations], Sampling(max_tokens=12))
+    with Engine(base, EngineConfig(num_slots=16, dtype="fp32", max_model_len=128)) as engine:
+        answers = engine.chat_many([Conversation(c, p) for p in made for c in conversations], Sampling(max_tokens=12))
     assert [list(a.token_ids) for (a,) in answers] == wanted
 
 

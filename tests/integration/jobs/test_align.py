@@ -32,9 +32,9 @@ STEPS = 32
 
 
 def config(workers: int, parallel: str = "data", **train) -> AlignConfig:
-    options = {"steps": STEPS, "batch": 4, "micro_batch": 2, "validate_every": 10, "checkpoint_every": 4, "patience": 0}
-    options |= {"longest": 8, "precision": "fp32"}
-    scale = ScaleConfig(workers=workers, cpus=1, parallel=parallel)
+    options = {"max_steps": STEPS, "global_batch_size": 4, "micro_batch_size": 2, "validate_every": 10, "checkpoint_every": 4}
+    options |= {"max_target_tokens": 8, "dtype": "fp32", "early_stopping_patience": 0}
+    scale = ScaleConfig(num_workers=workers, cpus_per_worker=1, parallelism=parallel)
     # With a drift term, so that some micro-batches ask more of the model than others.
     options_of = {"beta": 0.05}
     return AlignConfig(name="t", objective_options=options_of, train=TrainConfig(**(options | train)), scale=scale)
@@ -44,7 +44,7 @@ def train(base: BaseModel, folder: Path, workers: int, **settings) -> tuple[torc
     folder.mkdir(exist_ok=True)
     run = runs.start_run("t", "align", folder / "outbox")
     fitted = run_training(config(workers, **settings), base, prepared(), run, folder)
-    assert fitted.state.step == settings.get("steps", STEPS)
+    assert fitted.state.step == settings.get("max_steps", STEPS)
     return fitted.state.vectors, run.run_id
 
 
@@ -89,7 +89,7 @@ def test_two_workers_learn_what_one_does(undisturbed, small, tmp_path):
 
 def test_workers_that_share_the_model_learn_what_one_does(undisturbed, small, tmp_path):
     """FSDP2: each worker holds half of every layer, and computes now and then for nothing, to stay in step with the other."""
-    shared, _ = train(small, tmp_path, workers=2, parallel="shard", recompute=True)
+    shared, _ = train(small, tmp_path, workers=2, parallelism="fsdp", activation_checkpointing=True)
     assert (shared - undisturbed).abs().max() < 1e-4
 
 
@@ -120,13 +120,13 @@ def test_a_field_is_the_same_by_option_by_yaml_and_in_python(tmp_path):
     """What is equal here is all that a run is made of."""
     (tmp_path / "a.yaml").write_text("name: x\nobjective_options: {gamma: 1.0}\ntrain: {steps: 7, learning_rate: 0.01}\n")
     command = entry_points(group="trimtab.commands")["align"].load()
-    options = ["--name", "x", "--objective_options.gamma", "1.0", "--train.steps", "7", "--train.learning_rate", "0.01"]
+    options = ["--name", "x", "--objective_options.gamma", "1.0", "--train.max_steps", "7", "--train.learning_rate", "0.01"]
     by_option, _ = parse_options(command, "align", options)
     by_yaml, _ = parse_options(command, "align", ["--config", str(tmp_path / "a.yaml")])
     by_values = build_settings(
-        AlignConfig, {"name": "x", "objective_options.gamma": 1.0, "train.steps": 7, "train.learning_rate": 0.01}, "x"
+        AlignConfig, {"name": "x", "objective_options.gamma": 1.0, "train.max_steps": 7, "train.learning_rate": 0.01}, "x"
     )
-    in_python = AlignConfig(name="x", objective_options={"gamma": 1.0}, train=TrainConfig(steps=7, learning_rate=0.01))
+    in_python = AlignConfig(name="x", objective_options={"gamma": 1.0}, train=TrainConfig(max_steps=7, learning_rate=0.01))
     assert by_option == by_yaml == by_values == in_python
 
 
@@ -137,13 +137,13 @@ WRONG = {
     "missing model": (["--base", "no-such-model"], "no base model 'no-such-model'"),
     "unknown objective": (["--objective", "magic"], "there are: bco, dpo, dro, likelihood"),
     "unknown option of an objective": (["--objective_options.beam", "3"], "unexpected keyword argument 'beam'"),
-    "too many workers": (["--scale.workers", "99"], "cannot share"),
+    "too many workers": (["--scale.num_workers", "99"], "cannot share"),
     "bad name": (["--name", "a/b"], "cannot be a name"),
     "no such option": (["--learning-rate", "3"], "unrecognized arguments: --learning-rate"),
-    "text for a number": (["--train.steps", "many"], "train.steps"),
-    "no such class": (["--train.weights.safe", "2"], "train.weights: unknown class 'safe'"),
-    "weight zero": (["--train.weights.harmful", "0"], "train.weights.harmful must be above 0, not 0.0"),
-    "zero steps": (["--train.steps", "0"], "train.steps must be at least 1"),
+    "text for a number": (["--train.max_steps", "many"], "train.max_steps"),
+    "no such class": (["--train.class_weights.safe", "2"], "train.class_weights: unknown class 'safe'"),
+    "weight zero": (["--train.class_weights.harmful", "0"], "train.class_weights.harmful must be above 0, not 0.0"),
+    "zero steps": (["--train.max_steps", "0"], "train.max_steps must be at least 1"),
     "missing config": (["--config", "nowhere.yaml"], "nowhere.yaml"),
 }
 
@@ -170,11 +170,22 @@ def test_own_files_a_stop_and_a_resume(small, tmp_path, capsys):
     (tmp_path / "benign.csv").write_text("prompt,target\n" + "\n".join(rows))
     (tmp_path / "align.yaml").write_text(
         f"name: mine\nbase: {small.path}\n"
-        f"data: {{harmful: {tmp_path}/harmful.jsonl, benign: {tmp_path}/benign.csv, validation: 0.2, test: 0.2}}\n"
-        "train: {batch: 4, micro_batch: 2, validate_every: 20, checkpoint_every: 2, patience: 0}\n"
+        f"data: {{harmful: {tmp_path}/harmful.jsonl, benign: {tmp_path}/benign.csv, "
+        "validation_fraction: 0.2, test_fraction: 0.2}\n"
+        "train: {global_batch_size: 4, micro_batch_size: 2, validate_every: 20, checkpoint_every: 2, "
+        "early_stopping_patience: 0}\n"
         "evaluate: {limit: 3, max_tokens: 8}\n"
     )
-    command = [sys.executable, "-m", "trimtab", "align", "--config", str(tmp_path / "align.yaml"), "--train.steps", str(STEPS)]
+    command = [
+        sys.executable,
+        "-m",
+        "trimtab",
+        "align",
+        "--config",
+        str(tmp_path / "align.yaml"),
+        "--train.max_steps",
+        str(STEPS),
+    ]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     folder = settings.get_runs_folder() / "mine"
     first_checkpoint(folder, first)

@@ -99,7 +99,7 @@ def test_no_question_is_on_two_sides_and_test_rows_shape_nothing(signals):
 
 def test_a_detector_is_learned_chosen_saved_and_gives_risks(signals, base, tmp_path):
     config = DetectConfig(
-        str(signals), "flag", {"groups": [2, 4], "projection": 32, "hidden": 32}, seeds=2, out=str(tmp_path / "detector")
+        str(signals), "flag", {"groups": [2, 4], "projection": 32, "hidden": 32}, num_seeds=2, out=str(tmp_path / "detector")
     )
     made = train_detectors(config)
     (flag, *scored), figures, folder = made.results, made.figures, made.folder
@@ -113,13 +113,25 @@ def test_a_detector_is_learned_chosen_saved_and_gives_risks(signals, base, tmp_p
     assert made.card.metrics["test_auroc"] == flag.auroc
     data = read_dataset(signals)
     seen = data.psi[:, [data.meta.layers.index(layer) for layer in made.card.layers]]
-    phi = torch.stack([compute_trace_features(*t.T, made.card.low) for t in data.traces])
+    phi = torch.stack([compute_trace_features(*t.T, made.card.low_log_probability) for t in data.traces])
     risk = made.compute_risk(seen, phi)
     assert risk[data.truthful == 0].mean() > risk[data.truthful == 1].mean() + 0.1
 
 
 def test_a_detector_is_registered_and_becomes_champion_where_it_is_better(signals, base, tmp_path, capsys):
-    given = ["detect", "--signals", str(signals), "--head", "linear", "--layers", "[29]", "--seeds", "2", "--name", "made-up"]
+    given = [
+        "detect",
+        "--signals",
+        str(signals),
+        "--head",
+        "linear",
+        "--layers",
+        "[29]",
+        "--num_seeds",
+        "2",
+        "--name",
+        "made-up",
+    ]
     assert main([*given, "--json", str(tmp_path / "first.json")]) == 0
     first = json.loads((tmp_path / "first.json").read_text())
     low, high = first["test"]["interval"]
@@ -149,7 +161,7 @@ def test_a_name_is_of_one_kind(signals, frozen, base, tmp_path):
     taken = save_prefix(make_prefix(frozen, base, "taken", 1, "system", 1), tmp_path / "taken")
     registry.register_version(taken, runs.start_run("taken", "align", tmp_path / "outbox").run_id)
     with pytest.raises(UsageError, match="already has a prefix named 'taken': give the detector another --name"):
-        train_detectors(DetectConfig(str(signals), "linear", layers=[29], seeds=1, name="taken"))
+        train_detectors(DetectConfig(str(signals), "linear", layers=[29], num_seeds=1, name="taken"))
 
 
 def test_fewer_labels_leave_the_rest_unlabelled(signals):
@@ -162,7 +174,7 @@ def test_fewer_labels_leave_the_rest_unlabelled(signals):
 
 def test_settings_that_cannot_be_are_refused_in_one_line(signals):
     with pytest.raises(UsageError, match="must leave some answers"):
-        DetectConfig("x", test=0.9, validation=0.1)
+        DetectConfig("x", test_fraction=0.9, validation_fraction=0.1)
     with pytest.raises(UsageError, match="layer 7 was not collected"):
         train_detectors(DetectConfig(str(signals), layers=[7]))
     with pytest.raises(UsageError, match="--questions"):
@@ -184,7 +196,7 @@ def test_questions_are_answered_labelled_and_gone_on_with(base, tmp_path, capsys
     capitals = {"France": "Paris", "Spain": "Madrid", "Italy": "Rome", "Chad": "N'Djamena"}
     lines = [{"question": f"What is the capital of {c}?", "answers": [a]} for c, a in capitals.items()]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    config = {"questions": str(tmp_path / "q.jsonl"), "out": str(tmp_path / "out"), "precision": "fp32", "max_tokens": 12}
+    config = {"questions": str(tmp_path / "q.jsonl"), "out": str(tmp_path / "out"), "dtype": "fp32", "max_tokens": 12}
     config |= {"samples": 3, "p_true": True}
     collect(CollectConfig(**config, limit=2))
     assert "2/2" in capsys.readouterr().out

@@ -97,7 +97,19 @@ def folders(base, tmp_path_factory):
 def written(folders, tmp_path_factory):
     """The whole report on two small data sets, by the command line."""
     out = tmp_path_factory.mktemp("report")
-    options = ["--head", "flag", "linear", "--seeds", "2", "--validation", "0.2", "--labels", "[0.3]", "--name", "small"]
+    options = [
+        "--head",
+        "flag",
+        "linear",
+        "--num_seeds",
+        "2",
+        "--validation_fraction",
+        "0.2",
+        "--label_fractions",
+        "[0.3]",
+        "--name",
+        "small",
+    ]
     given = ["evaluate", "truth", "--signals", *folders, *options, "--out", str(out), "--json", str(out / "given.json")]
     assert cli.main(given) == 0
     return out
@@ -209,7 +221,9 @@ def test_the_run_has_the_figures_the_data_and_the_report(written, report):
 
 def test_one_data_set_of_one_kind_has_no_sections_that_say_nothing(base, tmp_path):
     folder = collected(tmp_path / "one", base, count=120, source="only")
-    config = TruthConfig(folder, "linear", seeds=2, validation=0.2, labels=[], ablations=False, name="one")
+    config = TruthConfig(
+        folder, "linear", num_seeds=2, validation_fraction=0.2, label_fractions=[], ablations=False, name="one"
+    )
     made = evaluate_detectors(config)
     sections = re.findall(r'<section id="(\w+)"', render_page(made))
     assert sections == ["results", "curves", "notes"]
@@ -233,12 +247,12 @@ def test_what_cannot_be_reported_on_is_refused_in_one_line_before_any_work(base,
     with pytest.raises(UsageError, match="--signals FOLDER"):
         TruthConfig()
     with pytest.raises(UsageError, match=r"shares above 0 and below 1, not 1\.5"):
-        TruthConfig("x", labels=[1.5])
+        TruthConfig("x", label_fractions=[1.5])
     with pytest.raises(UsageError, match="is not a valid folder name"):
         TruthConfig("x", name="../x")
 
 
 def test_two_data_sets_of_one_name_are_told_apart(base, tmp_path):
     folders = [collected(tmp_path / part / "made", base, count=70, seed=i) for i, part in enumerate("ab")]
-    given = open_sources(TruthConfig(folders, "linear", seeds=1, validation=0.3), base)
+    given = open_sources(TruthConfig(folders, "linear", num_seeds=1, validation_fraction=0.3), base)
     assert [source.name for source in given] == folders

@@ -1,6 +1,5 @@
 """Files that release 0.1.0 wrote: each loads, or is rejected with a one-line error."""
 
-import json
 import shutil
 import sqlite3
 from pathlib import Path
@@ -8,15 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT
-from trimtab import settings
-from trimtab.artifacts.prefix import check_base, load_prefix
+from trimtab.artifacts.prefix import check_base
 from trimtab.cli.main import main
 from trimtab.detection.detector import load_detector
 from trimtab.jobs.collect.signal_dataset import read_dataset
 from trimtab.judges.refusal_head import load_head
 from trimtab.model.base_model import resolve_base_model
 from trimtab.tracking import registry
-from trimtab.tracking.client import get_client
 
 RELEASE = ROOT / "tests" / "fixtures" / "release_0_1_0"
 
@@ -62,13 +59,19 @@ def test_signals_are_read(release, base):
     assert data.psi.shape == (72, 2, 3 * base.width)
 
 
-@pytest.mark.usefixtures("cluster")
-def test_unfinished_run_is_resumed(release, base):
-    """From its checkpoint at step 7, in the same MLflow run."""
-    options = ["--train.steps", "60", "--train.validate_every", "30", "--resume"]
-    (folder,) = (settings.get_runs_folder() / "unfinished").iterdir()
-    assert main(["align", "--config", "align.yaml", "--name", "unfinished", *options]) == 0
-    run_id = load_prefix(folder / "prefix", base).card.run_id
-    assert run_id == json.loads((folder / "run.json").read_text())["run_id"]
-    steps = [metric.step for metric in get_client().get_metric_history(run_id, "train/loss")]
-    assert sorted(steps) == list(range(1, 61)), "the curve must have no gap and no step twice"
+def test_configuration_of_0_1_0_is_rejected(release, capsys):
+    assert main(["align", "--config", "align.yaml"]) == 2
+    assert_one_line(capsys, "rows")
+
+
+def test_unfinished_run_of_0_1_0_is_rejected(release, capsys):
+    """Its settings have other names, so that they cannot be compared with those of the new command."""
+    data = ["--data.harmful", "harmful.jsonl", "--data.benign", "benign.csv"]
+    assert main(["align", "--name", "unfinished", "--base", "tiny-llama", *data, "--resume"]) == 2
+    assert_one_line(capsys, "trimtab 0.1.0 started it")
+
+
+def assert_one_line(capsys, text: str) -> None:
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert text in lines[-1]
+    assert not any("Traceback" in line for line in lines)

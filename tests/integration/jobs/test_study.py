@@ -30,12 +30,12 @@ REFUSAL = "I'm sorry, but I can't help with that request."
 
 def test_an_arm_is_the_shared_settings_and_its_own():
     config = StudyConfig(
-        shared={"train": {"steps": 9, "batch": 8}, "rows": 2},
-        arms={"a": {"train.batch": 4, "objective": "dpo"}, "b": {"train": {"micro_batch": 2}}},
+        shared={"train": {"max_steps": 9, "global_batch_size": 8}, "num_virtual_tokens": 2},
+        arms={"a": {"train.global_batch_size": 4, "objective": "dpo"}, "b": {"train": {"micro_batch_size": 2}}},
     )
     a, b = build_arm_config(config, "a"), build_arm_config(config, "b")
-    assert (a.name, a.objective, a.rows, a.train.steps, a.train.batch) == ("a", "dpo", 2, 9, 4)
-    assert (b.objective, b.train.steps, b.train.batch, b.train.micro_batch) == ("sta", 9, 8, 2)
+    assert (a.name, a.objective, a.num_virtual_tokens, a.train.max_steps, a.train.global_batch_size) == ("a", "dpo", 2, 9, 4)
+    assert (b.objective, b.train.max_steps, b.train.global_batch_size, b.train.micro_batch_size) == ("sta", 9, 8, 2)
     assert not a.register
 
 
@@ -43,7 +43,7 @@ def test_an_arm_is_the_shared_settings_and_its_own():
     ("values", "expected"),
     [
         ({"arms": {"x": {"speed": 1}}}, "arm x: .*speed"),
-        ({"arms": {"x": {"train": {"steps": "many"}}}}, "arm x: .*steps"),
+        ({"arms": {"x": {"train": {"max_steps": "many"}}}}, "arm x: .*steps"),
         ({"arms": {}}, "at least one seed and one arm"),
         ({"arms": {"base": {}}}, "'base' is not a valid arm name"),
         ({"arms": {"a#b": {}}}, "leave out / and #"),
@@ -122,16 +122,24 @@ def test_a_study_from_end_to_end_does_nothing_twice(small, tmp_path, capsys):
         "seeds": [0],
         "shared": {
             "base": str(small.path),
-            "data": {**files, "validation": 0.25, "test": 0.25, "rules": []},
-            "train": {"steps": STEPS, "batch": 4, "micro_batch": 4, "validate_every": STEPS, "checkpoint_every": 10},
+            "data": {**files, "validation_fraction": 0.25, "test_fraction": 0.25, "filter_rules": []},
+            "train": {
+                "max_steps": STEPS,
+                "global_batch_size": 4,
+                "micro_batch_size": 4,
+                "validate_every": STEPS,
+                "checkpoint_every": 10,
+            },
             "evaluate": {"limit": 2, "max_tokens": 4},
         },
         "arms": {"poft": {"objective": "poft"}, "sta": {}},
-        "parallel": 2,
+        "max_concurrent_runs": 2,
         "out": str(tmp_path / "report"),
     }
     begun = _stopped(config, tmp_path / "study.yaml", ("poft#0", "sta#0"))
-    config["utility"] = {"facts": UtilitySuite("trimtab:countries", "trimtab:neutral", limit=2, max_tokens=4, longest=8)}
+    config["utility"] = {
+        "facts": UtilitySuite("trimtab:countries", "trimtab:neutral", limit=2, max_tokens=4, max_text_tokens=8)
+    }
     made = compare_arms(StudyConfig(**config))
     names = ["base", "text prompt", "poft#0", "sta#0", "random vector#0"]
     assert [r.name for r in made.parts["test"]] == names
@@ -169,7 +177,7 @@ def test_a_study_from_end_to_end_does_nothing_twice(small, tmp_path, capsys):
     assert again.utility == made.utility
     assert len(get_client().search_runs([get_experiment_id()], "attributes.run_name = 'study tiny'")) == 1
     with pytest.raises(UsageError, match="trained with other settings"):
-        compare_arms(StudyConfig(**config | {"arms": {"poft": {"objective": "poft", "train.steps": 4}}}))
+        compare_arms(StudyConfig(**config | {"arms": {"poft": {"objective": "poft", "train.max_steps": 4}}}))
     assert (settings.get_runs_folder() / "study-tiny").exists()
 
 
@@ -184,11 +192,17 @@ def test_an_arm_that_fails_stops_the_others_with_a_checkpoint(small, tmp_path):
         seeds=[0],
         shared={
             "base": str(small.path),
-            "data": {"harmful": str(path), "benign": str(path), "rules": []},
-            "train": {"steps": 100_000, "batch": 4, "micro_batch": 4, "validate_every": 0, "checkpoint_every": 10},
+            "data": {"harmful": str(path), "benign": str(path), "filter_rules": []},
+            "train": {
+                "max_steps": 100_000,
+                "global_batch_size": 4,
+                "micro_batch_size": 4,
+                "validate_every": 0,
+                "checkpoint_every": 10,
+            },
         },
         arms={"fails": {"train.init": "token:"}, "works": {}},
-        parallel=2,
+        max_concurrent_runs=2,
     )
     with pytest.raises(UsageError, match=r"train\.init"):
         compare_arms(config)

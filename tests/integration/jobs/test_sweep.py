@@ -22,63 +22,83 @@ RATE = {"low": 0.01, "high": 0.2, "log": True}
 
 
 def test_the_same_seed_draws_the_same_and_more_trials_begin_with_fewer():
-    space = {"train.learning_rate": RATE, "rows": {"low": 1, "high": 4}, "place": ["system", "user"]}
-    few, many = (draw_settings(SweepConfig(space=space, trials=n)) for n in (5, 40))
+    space = {"train.learning_rate": RATE, "num_virtual_tokens": {"low": 1, "high": 4}, "position": ["system", "user"]}
+    few, many = (draw_settings(SweepConfig(param_space=space, num_trials=n)) for n in (5, 40))
     assert many[:5] == few
     assert len({json.dumps(one) for one in many}) == 40
     assert all(0.01 <= one["train.learning_rate"] <= 0.2 for one in many)
-    assert {one["rows"] for one in many} == {1, 2, 3, 4}
-    assert all(type(one["rows"]) is int for one in many)
-    assert draw_settings(SweepConfig(space=space, trials=5, seed=1)) != few
+    assert {one["num_virtual_tokens"] for one in many} == {1, 2, 3, 4}
+    assert all(type(one["num_virtual_tokens"]) is int for one in many)
+    assert draw_settings(SweepConfig(param_space=space, num_trials=5, seed=1)) != few
 
 
 def test_a_small_space_is_tried_whole_and_once():
-    found = draw_settings(SweepConfig(space={"rows": [1, 2], "objective_options": {"gamma": [0.0, 1.0, 2.0]}}, trials=50))
+    found = draw_settings(
+        SweepConfig(param_space={"num_virtual_tokens": [1, 2], "objective_options": {"gamma": [0.0, 1.0, 2.0]}}, num_trials=50)
+    )
     assert len(found) == 6
-    assert {(one["rows"], one["objective_options.gamma"]) for one in found} == {(r, g) for r in (1, 2) for g in (0.0, 1.0, 2.0)}
+    assert {(one["num_virtual_tokens"], one["objective_options.gamma"]) for one in found} == {
+        (r, g) for r in (1, 2) for g in (0.0, 1.0, 2.0)
+    }
 
 
 def test_a_trial_is_the_shared_settings_and_what_was_drawn(tmp_path):
-    space = {"train": {"batch": [8]}, "objective": ["dpo"], "objective_options.beta": [0.5], "data.rules": [["length"]]}
-    config = SweepConfig(name="mine", shared={"train": {"steps": 9, "validate_every": 3}, "rows": 2}, space=space)
+    space = {
+        "train": {"global_batch_size": [8]},
+        "objective": ["dpo"],
+        "objective_options.beta": [0.5],
+        "data.filter_rules": [["length"]],
+    }
+    config = SweepConfig(
+        name="mine", shared={"train": {"max_steps": 9, "validate_every": 3}, "num_virtual_tokens": 2}, param_space=space
+    )
     (only,) = plan_trials(config, tmp_path)
     made = only.config
-    assert (made.name, made.rows, made.objective, made.objective_options) == ("mine", 2, "dpo", {"beta": 0.5})
-    assert (made.train.steps, made.train.batch, made.data.rules) == (9, 8, ["length"])
+    assert (made.name, made.num_virtual_tokens, made.objective, made.objective_options) == ("mine", 2, "dpo", {"beta": 0.5})
+    assert (made.train.max_steps, made.train.global_batch_size, made.data.filter_rules) == (9, 8, ["length"])
     assert made.register
 
 
 WRONG = {
-    "nothing": ({}, "space is empty"),
-    "one value": ({"rows": 3}, "space.rows: give a list of choices, or low and high"),
-    "no choices": ({"rows": []}, "space.rows: give a list of choices"),
+    "nothing": ({}, "param_space is empty"),
+    "one value": ({"num_virtual_tokens": 3}, "param_space.num_virtual_tokens: give a list of choices, or low and high"),
+    "no choices": ({"num_virtual_tokens": []}, "param_space.num_virtual_tokens: give a list of choices"),
     "half a range": ({"train": {"learning_rate": {"low": 0.1}}}, "space.train.learning_rate: give a list"),
-    "upside down": ({"rows": {"low": 4, "high": 1}}, r"space.rows: low \(4\) must be below high \(1\)"),
-    "text": ({"rows": {"low": "a", "high": "b"}}, "space.rows: low and high must be numbers"),
-    "logarithm of zero": ({"rows": {"low": 0, "high": 4, "log": True}}, "space.rows: low must be above 0 if log"),
+    "upside down": (
+        {"num_virtual_tokens": {"low": 4, "high": 1}},
+        r"param_space.num_virtual_tokens: low \(4\) must be below high \(1\)",
+    ),
+    "text": ({"num_virtual_tokens": {"low": "a", "high": "b"}}, "param_space.num_virtual_tokens: low and high must be numbers"),
+    "logarithm of zero": (
+        {"num_virtual_tokens": {"low": 0, "high": 4, "log": True}},
+        "param_space.num_virtual_tokens: low must be above 0 if log",
+    ),
     "no such setting": ({"train.speed": [1]}, "trial 0 .train.speed 1.: .*speed"),
-    "wrong type": ({"train.steps": ["many"]}, "trial 0 .*steps"),
-    "out of bounds": ({"train.batch": [0]}, "train.batch must be at least 1"),
+    "wrong type": ({"train.max_steps": ["many"]}, "trial 0 .*steps"),
+    "out of bounds": ({"train.global_batch_size": [0]}, "train.global_batch_size must be at least 1"),
     "no such option": ({"objective_options.beam": [3]}, "unexpected keyword argument 'beam'"),
     "no such objective": ({"objective": ["magic"]}, "there are: bco"),
-    "what is measured with": ({"train.longest": [8, 16]}, "space.train.longest: all trials must have the same value"),
-    "the test part": ({"data": [{"test": 0.3}]}, "space.data.test: all trials must have the same value"),
-    "the gate": ({"gate.gain": [0.5]}, "space.gate.gain: all trials must have the same value"),
+    "what is measured with": (
+        {"train.max_target_tokens": [8, 16]},
+        "space.train.max_target_tokens: all trials must have the same value",
+    ),
+    "the test part": ({"data": [{"test": 0.3}]}, "space.data.test_fraction: all trials must have the same value"),
+    "the gate": ({"gate.min_improvement": [0.5]}, "space.gate.min_improvement: all trials must have the same value"),
 }
 
 
 @pytest.mark.parametrize(("space", "expected"), WRONG.values(), ids=WRONG)
 def test_wrong_spaces_end_in_one_line(space, expected, tmp_path):
     with pytest.raises((UsageError, NotFoundError), match=expected) as raised:
-        plan_trials(SweepConfig(space=space), tmp_path)
+        plan_trials(SweepConfig(param_space=space), tmp_path)
     assert "\n" not in str(raised.value)
 
 
 def test_other_wrong_sweeps_end_in_one_line(tmp_path):
     with pytest.raises(UsageError, match=r"trials \(0\) and parallel"):
-        SweepConfig(trials=0)
+        SweepConfig(num_trials=0)
     with pytest.raises(UsageError, match="reduction must be above 1"):
-        SweepConfig(reduction=1)
+        SweepConfig(reduction_factor=1)
     with pytest.raises(UsageError, match="validate_every in shared above 0"):
         plan_trials(SweepConfig(shared={"train.validate_every": 0}), tmp_path)
 
@@ -95,7 +115,7 @@ def test_validations_are_kept_once_and_never_rise(tmp_path):
 
 
 def test_the_lowest_validation_loss_wins(tmp_path):
-    config = SweepConfig(space={"rows": [1, 2, 3, 4]}, trials=4)
+    config = SweepConfig(param_space={"num_virtual_tokens": [1, 2, 3, 4]}, num_trials=4)
     planned = plan_trials(config, tmp_path)
     for trial, losses in zip(planned, [(2.0, 1.5), (1.2, 1.9), (), (1.3,)], strict=True):
         trial.folder.mkdir()
@@ -135,16 +155,23 @@ def test_a_sweep_from_end_to_end_goes_on_and_does_nothing_twice(small, tmp_path,
         "name": "swept",
         "shared": {
             "base": str(small.path),
-            "data": {"harmful": file, "benign": file, "validation": 0.25, "test": 0.25, "rules": []},
-            "train": {"steps": 4, "batch": 4, "micro_batch": 4, "validate_every": 2, "warmup": 0.0, "longest": 8},
+            "data": {"harmful": file, "benign": file, "validation_fraction": 0.25, "test_fraction": 0.25, "filter_rules": []},
+            "train": {
+                "max_steps": 4,
+                "global_batch_size": 4,
+                "micro_batch_size": 4,
+                "validate_every": 2,
+                "warmup_ratio": 0.0,
+                "max_target_tokens": 8,
+            },
             "evaluate": {"limit": 2, "max_tokens": 4},
         },
         "space": {"train.learning_rate": [1e-6, 1e-5, 0.1]},
         "seed": 1,
     }
-    rates = [one["train.learning_rate"] for one in draw_settings(SweepConfig(**values, trials=3))]
+    rates = [one["train.learning_rate"] for one in draw_settings(SweepConfig(**values, num_trials=3))]
     assert rates == [1e-6, 0.1, 1e-5]
-    made = search_settings(SweepConfig(**values, trials=2))
+    made = search_settings(SweepConfig(**values, num_trials=2))
     assert {t.number for t in made.trials} == {0, 1}
     curves = {t.number: dict(runs.read_curve(t.run_id, "train/validation_loss")) for t in made.trials}
     assert [t.loss for t in made.trials] == sorted(min(curve.values()) for curve in curves.values())
@@ -165,7 +192,7 @@ def test_a_sweep_from_end_to_end_goes_on_and_does_nothing_twice(small, tmp_path,
     assert not list(made.folder.glob("tune-*")), "nothing of Tune's is left"
     ended = {t.number: (t.folder / "ended").stat().st_mtime_ns for t in made.trials}
 
-    more = search_settings(SweepConfig(**values, trials=3))
+    more = search_settings(SweepConfig(**values, num_trials=3))
     assert more.trials[0].number == 1
     assert {number: (made.folder / f"trial-{number:03d}" / "ended").stat().st_mtime_ns for number in ended} == ended
     assert len(_children(parent.info.run_id)) == 3
@@ -176,15 +203,15 @@ def test_a_sweep_from_end_to_end_goes_on_and_does_nothing_twice(small, tmp_path,
     assert len(registry.list_versions(name="swept")) == 1
 
     capsys.readouterr()
-    assert search_settings(SweepConfig(**values, trials=3)).winner == more.winner
+    assert search_settings(SweepConfig(**values, num_trials=3)).winner == more.winner
     assert "all 3 trials are done" in capsys.readouterr().out
-    values["shared"]["train"]["batch"] = 8
-    with pytest.raises(UsageError, match=r"started with other settings or data \(train.batch\)"):
-        search_settings(SweepConfig(**values, trials=3))
-    values["shared"]["train"]["batch"] = 4
+    values["shared"]["train"]["global_batch_size"] = 8
+    with pytest.raises(UsageError, match=r"started with other settings or data \(train.global_batch_size\)"):
+        search_settings(SweepConfig(**values, num_trials=3))
+    values["shared"]["train"]["global_batch_size"] = 4
     (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, [*lines, lines[-1] | {"prompt": "Borrow a boat"}])))
     with pytest.raises(UsageError, match=r"started with other settings or data \(inputs\)"):
-        search_settings(SweepConfig(**values, trials=3))
+        search_settings(SweepConfig(**values, num_trials=3))
     assert (settings.get_runs_folder() / "sweep-swept" / "trials.json").exists()
 
 

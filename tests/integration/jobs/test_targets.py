@@ -17,7 +17,7 @@ from trimtab.jobs.runtime.generation_cache import CachedAnswer, append_cached, g
 HARMFUL = Prompt("Steal a car", "harmful", "t", "t")
 BENIGN = Prompt("Bake bread", "benign_hard", "t", "t", system="Be brief.")
 REFUSAL = "I'm sorry, but I can't help with that."
-SAMPLED = AlignConfig(targets=TargetsConfig(samples=3))
+SAMPLED = AlignConfig(targets=TargetsConfig(num_samples=3))
 
 
 def drawn(text: str, likelihood: float) -> CachedAnswer:
@@ -40,7 +40,7 @@ def test_samples_are_drawn_under_the_systems_of_each_side_beside_a_prompts_own()
     harmful = plan_targets(SAMPLED, HARMFUL, rejected=False)
     assert [r.messages[0]["role"] for r in harmful.refusals] == ["user", "system"]
     assert not harmful.help
-    only_strict = replace(SAMPLED, targets=TargetsConfig(samples=1, systems=["strict"]))
+    only_strict = replace(SAMPLED, targets=TargetsConfig(num_samples=1, system_prompts=["strict"]))
     assert len(plan_targets(only_strict, HARMFUL, rejected=False).refusals) == 1
 
 
@@ -84,7 +84,7 @@ def test_kept_answers_survive_a_line_that_was_cut_off(base, monkeypatch, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"), [({"samples": 65}, "from 0 to 64"), ({"temperature": 0}, "set targets.samples to 0")]
+    ("settings", "said"), [({"samples": 65}, "from 0 to 64"), ({"temperature": 0}, "set targets.num_samples to 0")]
 )
 def test_settings_that_make_no_sense_are_refused(settings, said):
     with pytest.raises(UsageError, match=said):
@@ -94,15 +94,15 @@ def test_settings_that_make_no_sense_are_refused(settings, said):
 @pytest.mark.usefixtures("cluster")
 def test_engines_on_the_cluster_draw_and_nothing_twice(base, monkeypatch, capsys):
     """Greedy and sampled requests in one go; a request more asks only for that one."""
-    engine, scale = EngineConfig(rows=1, max_length=256, precision="fp32"), ScaleConfig(engines=1)
+    engine, scale = EngineConfig(num_slots=1, max_model_len=256, dtype="fp32"), ScaleConfig(num_engines=1)
     greedy = GenerationRequest([{"role": "user", "content": "What is the capital of France?"}], Sampling(8, logprobs=0))
     several = GenerationRequest(greedy.messages, Sampling(8, 1.0, n=3, seed=1, logprobs=0))
     first = generate_cached("drawing", base, [greedy, several], engine, scale)
     (one,) = first[greedy.key("fp32")]
     assert "Paris" in one.text
-    assert -5 < one.likelihood < 0
+    assert -5 < one.mean_log_probability < 0
     assert len({d.text for d in first[several.key("fp32")]}) > 1
-    assert max(d.likelihood for d in first[several.key("fp32")]) <= 0
+    assert max(d.mean_log_probability for d in first[several.key("fp32")]) <= 0
     assert "drawing: 2/2" in capsys.readouterr().out
     assert generate_cached("drawing", base, [greedy, several], engine, scale) == first
     assert "drawing" not in capsys.readouterr().out

@@ -107,7 +107,7 @@ def test_a_data_set_of_an_older_version_is_refused(base, tmp_path):
 
 
 def test_every_score_that_the_data_allow_is_in_the_table_with_its_cost(sampled, capsys):
-    made = train_detectors(DetectConfig(str(sampled), ["linear"], layers=[29], seeds=2))
+    made = train_detectors(DetectConfig(str(sampled), ["linear"], layers=[29], num_seeds=2))
     results, figures = made.results, made.figures
     by_name = {r.name: r for r in results}
     assert set(by_name) == {"linear", "p-true"} | TRACE | SAMPLED
@@ -128,11 +128,11 @@ def test_scores_by_another_similarity(sampled):
     assert (alike == 0).all()
     assert (compute_semantic_entropies(answers) > 0).any()
     with pytest.raises(NotFoundError, match="no similarity 'x'"):
-        train_detectors(DetectConfig(str(sampled), ["linear"], layers=[29], seeds=1, similarity="x"))
+        train_detectors(DetectConfig(str(sampled), ["linear"], layers=[29], num_seeds=1, similarity="x"))
 
 
 def test_sep_learns_semantic_entropies_from_the_samples(sampled):
-    sep = train_detectors(DetectConfig(str(sampled), "sep", layers=[29], seeds=2)).results[0]
+    sep = train_detectors(DetectConfig(str(sampled), "sep", layers=[29], num_seeds=2)).results[0]
     assert sep.name == "sep"
     assert sep.auroc > 0.7
 
@@ -140,8 +140,8 @@ def test_sep_learns_semantic_entropies_from_the_samples(sampled):
 @pytest.mark.parametrize("head", ["sep", ["linear", "sep"]])
 def test_sep_without_samples_says_how_to_collect_them(base, tmp_path, head):
     bare = made(tmp_path / "bare", base, 0, False)
-    with pytest.raises(UsageError, match="collect with --samples") as caught:
-        train_detectors(DetectConfig(str(bare), head, layers=[29], seeds=1))
+    with pytest.raises(UsageError, match="collect with --num_samples") as caught:
+        train_detectors(DetectConfig(str(bare), head, layers=[29], num_seeds=1))
     assert "\n" not in str(caught.value)
 
 
@@ -149,7 +149,7 @@ def test_sep_without_samples_says_how_to_collect_them(base, tmp_path, head):
 def test_all_heads_are_those_that_the_data_allow(base, tmp_path, monkeypatch, drawn):
     monkeypatch.setattr(heads, "list_heads", lambda: ["linear", "sep"])
     folder = made(tmp_path / "some", base, drawn, False)
-    results = train_detectors(DetectConfig(str(folder), "all", layers=[29], seeds=1)).results
+    results = train_detectors(DetectConfig(str(folder), "all", layers=[29], num_seeds=1)).results
     assert ("sep" in {r.name for r in results}) == bool(drawn)
 
 

@@ -65,8 +65,8 @@ def test_the_command_reads_texts_without_an_engine(tmp_path, capsys):
     card = PrefixCard("prefix", "mine", base.name, base.fingerprint, "system", 0, 0, "")
     save_prefix(build_prefix(torch.randn(1, base.width), card), tmp_path / "mine")
     out, answers = tmp_path / "out.json", tmp_path / "answers.json"
-    given = ["--texts", "trimtab:neutral", "--limit", "4", "--longest", "16", "--prefix", str(tmp_path / "mine")]
-    given += ["--base", str(tmp_path / "llama"), "--precision", "fp32", "--answers", str(answers), "--json", str(out)]
+    given = ["--texts", "trimtab:neutral", "--limit", "4", "--max_text_tokens", "16", "--prefix", str(tmp_path / "mine")]
+    given += ["--base", str(tmp_path / "llama"), "--dtype", "fp32", "--answers_file", str(answers), "--json", str(out)]
     assert main(["evaluate", "utility", *given]) == 0
     pooled = json.loads(out.read_text())["pooled"]
     assert [a["arm"] for a in pooled] == ["base", "text prompt", "mine"]

@@ -1,11 +1,13 @@
 """One server for all tests of this folder: three prefixes that change answers, and two detectors."""
 
 from collections.abc import Generator
+from pathlib import Path
 
 import openai
 import pytest
 
 from tests.support.factories import make_detector, make_prefix
+from tests.support.homes import fresh_home
 from trimtab.artifacts.prefix import Prefix, save_prefix
 from trimtab.detection.detector import Detector, save_detector
 from trimtab.engine.config import EngineConfig
@@ -17,12 +19,21 @@ from trimtab.tracking import registry, runs
 from trimtab.tracking.promotions import promote_version
 from trimtab.util import ports
 
-ROWS = 4
+SLOTS = 4
 LAYERS = (20, 29)
 
 
+@pytest.fixture(scope="package", autouse=True)
+def package_home(tmp_path_factory: pytest.TempPathFactory, tracking_template: Path) -> Generator[None]:
+    """Home of the server and its clients, without the versions that other tests registered."""
+    with fresh_home(tmp_path_factory.mktemp("home"), tracking_template):
+        yield
+
+
 @pytest.fixture(scope="package")
-def registered(frozen: FrozenModel, base: BaseModel, three: list[Prefix], tmp_path_factory: pytest.TempPathFactory) -> None:
+def registered(
+    package_home: None, frozen: FrozenModel, base: BaseModel, three: list[Prefix], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Four champions, and one more version of the first and the fourth that is only a candidate."""
     folder = tmp_path_factory.mktemp("prefixes")
     run = runs.start_run("test", "align", folder)
@@ -35,7 +46,7 @@ def registered(frozen: FrozenModel, base: BaseModel, three: list[Prefix], tmp_pa
 
 
 @pytest.fixture(scope="package")
-def watcher(frozen: FrozenModel, base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Detector:
+def watcher(package_home: None, frozen: FrozenModel, base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Detector:
     """The champion `truth`, whose risks are spread over the questions and flag half of them; another one that is only a
     candidate reads fewer layers."""
     folder = tmp_path_factory.mktemp("detectors")
@@ -51,7 +62,7 @@ def watcher(frozen: FrozenModel, base: BaseModel, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="package")
 def url(registered: None, watcher: Detector) -> Generator[str]:
-    engine = EngineConfig(rows=ROWS, precision="fp32", max_length=512)
+    engine = EngineConfig(num_slots=SLOTS, dtype="fp32", max_model_len=512)
     shares = {"four": {"champion": 1.0, "candidate": 1.0}}
     with serving(
         ServeConfig(port=ports.find_free_ports()[0], engine=engine, traffic=shares, shadow={"four": "candidate"})

@@ -139,7 +139,7 @@ def test_bad_requests_never_give_a_500(url):
         {"model": BASE, "messages": user, "n": 1000},
         {"model": f"{BASE}:one", "messages": [user[0] | {"x": deep(800)}]},
         {"model": BASE, "messages": user, "structured_outputs": [1]},
-        {"model": BASE, "messages": user, "structured_outputs": [1], "trimtab": {"policy": "refuse_above"}},
+        {"model": BASE, "messages": user, "structured_outputs": [1], "trimtab": {"policy": "refuse"}},
     ):
         reply = httpx.post(post, json=body, timeout=60)
         assert 400 <= reply.status_code < 500, (body, reply.status_code, reply.text)
@@ -156,7 +156,7 @@ def deep(levels: int) -> list:
 
 
 def test_what_is_not_watched_says_so(url):
-    wished = {"model": BASE, "input": "x", "trimtab": {"policy": "refuse_above"}}
+    wished = {"model": BASE, "input": "x", "trimtab": {"policy": "refuse"}}
     reply = httpx.post(f"{url}/v1/responses", json=wished, timeout=60)
     assert reply.status_code == 400
     assert "no detector checks its answers" in reply.json()["error"]["message"]

@@ -77,7 +77,7 @@ def test_two_answers_stream_with_their_risk(tab, client):
 
 @needs_browser
 def test_a_risky_answer_is_withheld_or_not_looked_at(tab):
-    put(tab, policy="refuse_above", detector="truth@champion")
+    put(tab, policy="refuse", detector="truth@champion")
     ask(tab)
     texts = {tab.run(f"{answer(side)}.textContent") for side in ("left", "right")}
     flagged = [", flagged" in tab.run(note(side)) for side in ("left", "right")]

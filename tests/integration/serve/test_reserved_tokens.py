@@ -100,10 +100,10 @@ def test_no_way_reaches_a_row(url, base, way):
         return
     said = reply.json()
     assert path in (CHATS, COMPLETIONS)
-    first_row = build_renderer(base, 4).first_row
+    first_slot = build_renderer(base, 4).first_slot
     ids = [*(said.get("prompt_token_ids") or []), *(said["choices"][0].get("token_ids") or [])]
     assert ids or path == COMPLETIONS
-    rows = [i for i in ids if i >= first_row]
+    rows = [i for i in ids if i >= first_slot]
     assert len(rows) == (1 if request["model"] == f"{BASE}:two" else 0)
     likely = [
         t["token"] for each in (said["choices"][0].get("logprobs") or {}).get("content") or [] for t in each["top_logprobs"]

@@ -9,7 +9,7 @@ import torch
 from trimtab import heads
 from trimtab.artifacts.card import PrefixCard
 from trimtab.artifacts.prefix import build_prefix, save_prefix
-from trimtab.detection.calibration import ALARMS
+from trimtab.detection.calibration import FALSE_POSITIVE_RATES
 from trimtab.detection.detector import FILE, DetectorCard, build_detector, save_detector
 from trimtab.engine.prefixes import catalog
 from trimtab.engine.prefixes.catalog import RegisteredVersion, VersionCatalog
@@ -25,7 +25,9 @@ def folder(tmp_path):
     for version in (1, 2):
         made = build_prefix(torch.randn(1, 8), PrefixCard("prefix", "mine", "tiny", base.fingerprint, "system", 0, 0, ""))
         save_prefix(made, tmp_path / "mine" / str(version))
-    card = DetectorCard("truth", "tiny", base.fingerprint, [2, 4], 8, "linear", {}, -2.0, dict.fromkeys(ALARMS, 0.5))
+    card = DetectorCard(
+        "truth", "tiny", base.fingerprint, [2, 4], 8, "linear", {}, -2.0, dict.fromkeys(FALSE_POSITIVE_RATES, 0.5)
+    )
     head = heads.get_head("linear")(8, 2)
     made = build_detector(head, torch.stack([torch.zeros(7), torch.ones(7)]), torch.tensor([1.0, 0.0]), card)
     save_detector(made, tmp_path / "truth" / "1")

@@ -162,15 +162,15 @@ def test_an_address_is_shown_without_its_password(monkeypatch):
 
 
 def test_a_run_keeps_what_it_is_given(run, tmp_path):
-    run.log_params({"train": {"steps": 3}, "name": "x"})
-    run.log_params({"train": {"steps": 3}})
+    run.log_params({"train": {"max_steps": 3}, "name": "x"})
+    run.log_params({"train": {"max_steps": 3}})
     run.log_metrics({"loss": 1.5}, 1)
     (tmp_path / "note.txt").write_text("hello")
     run.log_artifacts(tmp_path / "note.txt", "notes")
     run.log_inputs([{"name": "data.csv", "digest": "abc", "rows": 3}], "training")
     run.finish("FINISHED")
     found = get_client().get_run(run.run_id)
-    assert found.data.params == {"train.steps": "3", "name": "x"}
+    assert found.data.params == {"train.max_steps": "3", "name": "x"}
     assert found.info.status == "FINISHED"
     assert found.inputs.dataset_inputs[0].dataset.digest == "abc"
     assert [a.path for a in get_client().list_artifacts(run.run_id, "notes")] == ["notes/note.txt"]

@@ -11,7 +11,7 @@ from sklearn import metrics
 
 from tests.support.factories import plain
 from trimtab import heads
-from trimtab.detection.calibration import ALARMS, compute_thresholds, fit_platt
+from trimtab.detection.calibration import FALSE_POSITIVE_RATES, compute_thresholds, fit_platt
 from trimtab.detection.detector import CARD, FILE, DetectorCard, build_detector, load_detector, save_detector
 from trimtab.errors import ArtifactError
 from trimtab.evaluation.detection.metrics import (
@@ -40,7 +40,7 @@ def made(tiny_base):
         "flag",
         settings,
         -2.0,
-        dict.fromkeys(ALARMS, 0.6),
+        dict.fromkeys(FALSE_POSITIVE_RATES, 0.6),
     )
     return build_detector(head, torch.stack([torch.zeros(7), torch.ones(7)]), torch.tensor([2.0, 0.5]), card)
 
@@ -73,7 +73,7 @@ DAMAGES = {
     "NaN": lambda f: damaged(f, lambda t: t["platt"].fill_(float("nan"))),
     "digest differs": lambda f: damaged(f, lambda t: t["platt"].add_(1)),
     "does not hold the head": lambda f: recarded(f, head="linear"),
-    "card of kind 'prefix'": lambda f: recarded(f, kind="prefix"),
+    "the card of a 'prefix', not of a detector": lambda f: recarded(f, kind="prefix"),
     "version 9": lambda f: recarded(f, card_version=9),
     "unknown fields": lambda f: recarded(f, colour="red"),
 }

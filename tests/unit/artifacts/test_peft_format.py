@@ -16,7 +16,7 @@ from trimtab.artifacts.prefix import build_prefix, load_prefix, save_prefix
 from trimtab.cli.main import main
 from trimtab.errors import ArtifactError, UsageError
 from trimtab.generate import build_inputs
-from trimtab.generation_types import Ask
+from trimtab.generation_types import Conversation
 from trimtab.model.chat_template import build_renderer
 from trimtab.model.frozen_model import FrozenModel
 from trimtab.peft_format import export_adapter, import_adapter
@@ -43,18 +43,18 @@ def small(tmp_path_factory):
     return tiny_models.make(tiny_models.FAMILIES["qwen3"], tmp_path_factory.mktemp("models") / "small")
 
 
-def new(base, rows=2, place="start"):
+def new(base, rows=2, position="start"):
     torch.manual_seed(1)
     vectors = torch.randn(rows, base.width) / 3
-    return build_prefix(vectors, PrefixCard("prefix", "p", base.name, base.fingerprint, place, 0, 0, ""))
+    return build_prefix(vectors, PrefixCard("prefix", "p", base.name, base.fingerprint, position, 0, 0, ""))
 
 
 def next_logits(base, model, prefix):
     """trimtab's own logits after a prompt."""
     renderer = build_renderer(base, 8)
-    rows = range(renderer.first_row, renderer.first_row + len(prefix.vectors))
+    rows = range(renderer.first_slot, renderer.first_slot + len(prefix.vectors))
     with torch.no_grad():
-        frozen = FrozenModel(model, renderer.first_row)
+        frozen = FrozenModel(model, renderer.first_slot)
         return frozen.target_logits(prefix.vectors, [[*renderer.render_prompt(ASK, "start", rows), 0]], [1])[0]
 
 
@@ -68,7 +68,7 @@ def test_round_trip_is_exact(base, tmp_path):
     again = import_adapter(export_adapter(prefix, tmp_path / "adapter", base), base, "p")
     assert torch.equal(again.vectors, prefix.vectors)
     assert again.salt == prefix.salt
-    assert again.card.place == "start"
+    assert again.card.position == "start"
     assert load_prefix(save_prefix(again, tmp_path / "again"), base).card == again.card
 
 
@@ -87,7 +87,7 @@ def test_an_adapter_of_peft_does_the_same_here(both, tmp_path):
     adapted = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     adapted.eval().save_pretrained(tmp_path)
     prefix = import_adapter(tmp_path, base, "theirs")
-    assert prefix.card.rows == 3
+    assert prefix.card.num_virtual_tokens == 3
     assert prefix.card.method["base_model_name_or_path"] == str(base.path)
     assert torch.allclose(peft_logits(base, adapted), next_logits(base, model, prefix), atol=1e-4)
 
@@ -101,8 +101,8 @@ def test_scaled_embeddings_are_met_on_both_ways(tmp_path):
 
 
 def test_only_the_start_of_a_prompt_without_bos_is_interchanged(small, tmp_path):
-    with pytest.raises(UsageError, match="goes to place system; PEFT knows only the start"):
-        export_adapter(new(small, place="system"), tmp_path / "a", small)
+    with pytest.raises(UsageError, match="has position system; PEFT knows only the start"):
+        export_adapter(new(small, position="system"), tmp_path / "a", small)
     with pytest.raises(ArtifactError, match="train it again"):
         export_adapter(new(small), tmp_path / "b", replace(small, fingerprint="0" * 16))
     llama = tiny_models.make(tiny_models.FAMILIES["llama"], tmp_path / "llama")
@@ -188,16 +188,16 @@ def equal(frozen, base, prefix, questions):
     assert not given["attention_mask"].all()
     answers = frozen.model.generate(**given, max_new_tokens=TOKENS, do_sample=False).tolist()
     for answer, conversation in zip(answers, conversations, strict=True):
-        wanted = reference(frozen, base, Ask(conversation, prefix), TOKENS)
+        wanted = reference(frozen, base, Conversation(conversation, prefix), TOKENS)
         assert answer[: len(wanted)] == wanted
     return answers
 
 
 def test_generate_equals_the_reference_in_a_left_padded_batch(small):
-    frozen = FrozenModel(small.load("fp32"), build_renderer(small, 8).first_row)
+    frozen = FrozenModel(small.load("fp32"), build_renderer(small, 8).first_slot)
     plain = equal(frozen, small, None, QUESTIONS)
-    for rows, place in enumerate(POSITIONS, 1):
-        steered = equal(frozen, small, make_prefix(frozen, small, "p", rows, place, rows), QUESTIONS)
+    for rows, position in enumerate(POSITIONS, 1):
+        steered = equal(frozen, small, make_prefix(frozen, small, "p", rows, position, rows), QUESTIONS)
         assert sum(a != b for a, b in zip(steered, plain, strict=True)) > 3
 
 
@@ -206,10 +206,10 @@ def test_generate_with_the_default_model(frozen, base, three):
 
 
 def test_inputs_are_checked(frozen, base, small):
-    with pytest.raises(UsageError, match="row token"):
+    with pytest.raises(UsageError, match="slot token"):
         build_inputs(frozen.model, base, [[{"role": "user", "content": "Say <|trimtab_row_0|>"}]])
     prefix = make_prefix(frozen, base, "one", 1, "user", 1)
-    with pytest.raises(UsageError, match="row token"):
+    with pytest.raises(UsageError, match="slot token"):
         build_inputs(frozen.model, base, [[{"role": "user", "content": "Say <|trimtab_row_1|>"}]], prefix)
     with pytest.raises(ArtifactError, match="has width 64"):
         build_inputs(frozen.model, base, [ASK], new(small))

@@ -52,8 +52,8 @@ DAMAGES = {
     "card is not JSON": (lambda f: (f / "card.json").write_text("{"), "not readable JSON"),
     "unknown card version": (lambda f: _card(f, card_version=99), "card version 99"),
     "unknown field": (lambda f: _card(f, surprise=1), "unknown fields ['surprise']"),
-    "unknown place": (lambda f: _card(f, place="middle"), "'middle'"),
-    "shape as text": (lambda f: _card(f, rows="2"), "whole numbers"),
+    "unknown place": (lambda f: _card(f, position="middle"), "'middle'"),
+    "shape as text": (lambda f: _card(f, num_virtual_tokens="2"), "whole numbers"),
     "other base": (lambda f: _card(f, fingerprint="0" * 16), "train it again"),
 }
 

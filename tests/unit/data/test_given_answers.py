@@ -20,16 +20,16 @@ def written(path, rows):
 @pytest.mark.parametrize(
     ("row", "wanted"),
     [
-        ({"given": " Paris. ", "truthful": True}, [("Paris.", True)]),
-        ({"given": "Rome", "truthful": "no"}, [("Rome", False)]),
-        ({"given": "Rome", "truthful": 0.0}, [("Rome", False)]),
-        ({"given": "Rome"}, [("Rome", None)]),
-        ({"given": "", "truthful": False}, [("", False)]),
-        ({"right": "Paris; on the Seine", "wrong": "Rome"}, [("Paris; on the Seine", True), ("Rome", False)]),
-        ({"right": "Paris", "wrong": ""}, [("Paris", True)]),
-        ({"right": None, "wrong": ["Rome", " "]}, [("Rome", False)]),
-        ({"right": ["Paris", "Lutetia"], "wrong": []}, [("Paris", True), ("Lutetia", True)]),
-        ({"wrong": ["Rome"]}, [("Rome", False)]),
+        ({"answer": " Paris. ", "truthful": True}, [("Paris.", True)]),
+        ({"answer": "Rome", "truthful": "no"}, [("Rome", False)]),
+        ({"answer": "Rome", "truthful": 0.0}, [("Rome", False)]),
+        ({"answer": "Rome"}, [("Rome", None)]),
+        ({"answer": "", "truthful": False}, [("", False)]),
+        ({"correct_answers": "Paris; on it", "incorrect_answers": "Rome"}, [("Paris; on it", True), ("Rome", False)]),
+        ({"correct_answers": "Paris", "incorrect_answers": ""}, [("Paris", True)]),
+        ({"correct_answers": None, "incorrect_answers": ["Rome", " "]}, [("Rome", False)]),
+        ({"correct_answers": ["Paris", "Lutetia"], "incorrect_answers": []}, [("Paris", True), ("Lutetia", True)]),
+        ({"incorrect_answers": ["Rome"]}, [("Rome", False)]),
     ],
 )
 def test_layouts(tmp_path, row, wanted):
@@ -40,7 +40,7 @@ def test_layouts(tmp_path, row, wanted):
 
 def test_names_context_group_and_a_separator(tmp_path):
     row = {"Question": "Which?", "Good": "a; b;", "knowledge": "Once.", "entity": "FR"}
-    columns = {"question": "Question", "right": "Good", "context": "knowledge", "group": "entity"}
+    columns = {"question": "Question", "correct_answers": "Good", "context": "knowledge", "group": "entity"}
     found = read_given_answers(written(tmp_path / "g.jsonl", [row]), columns, ";")
     assert [given.text for given in found] == ["a", "b"]
     assert found[0].question.prompt.messages[-1]["content"] == "Once.\n\nWhich?"
@@ -51,15 +51,15 @@ def test_names_context_group_and_a_separator(tmp_path):
     ("row", "said"),
     [
         (
-            {"question": "Which?", "answer": "a"},
-            "has no column 'given'; it has question, answer. Set --columns.given",
+            {"question": "Which?", "text": "a"},
+            "has no column 'answer'; it has question, text. Set --columns.answer",
         ),
-        ({"question": " ", "given": "a"}, "row 1: the question is empty"),
-        ({"question": "Which?", "given": "a", "truthful": "perhaps"}, "row 1: truthful is 'perhaps'"),
-        ({"question": "Which?", "given": {"a": 1}}, "row 1: a given answer must be one text, not dict"),
-        ({"question": "Which?", "given": None}, "row 1: a given answer must be one text, not NoneType"),
-        ({"question": "Which?", "given": ["a", "b"]}, "row 1: a given answer must be one text, not list"),
-        ({"question": "Which?", "right": {"a": 1}}, "row 1: a given answer must be text, not dict"),
+        ({"question": " ", "answer": "a"}, "row 1: the question is empty"),
+        ({"question": "Which?", "answer": "a", "truthful": "perhaps"}, "row 1: truthful is 'perhaps'"),
+        ({"question": "Which?", "answer": {"a": 1}}, "row 1: an answer must be one text, not dict"),
+        ({"question": "Which?", "answer": None}, "row 1: an answer must be one text, not NoneType"),
+        ({"question": "Which?", "answer": ["a", "b"]}, "row 1: an answer must be one text, not list"),
+        ({"question": "Which?", "correct_answers": {"a": 1}}, "row 1: an answer must be text, not dict"),
     ],
 )
 def test_what_cannot_be_read_is_told_by_its_row(tmp_path, row, said):
@@ -68,28 +68,30 @@ def test_what_cannot_be_read_is_told_by_its_row(tmp_path, row, said):
 
 
 def test_right_and_wrong_answers_to_a_question_stay_together(tmp_path):
-    file = written(tmp_path / "g.jsonl", [{"question": "Which?", "right": "a", "wrong": ["b", "c", "c"]}])
-    config = CollectConfig(questions=file, out=str(tmp_path / "out"), given=True)
+    file = written(tmp_path / "g.jsonl", [{"question": "Which?", "correct_answers": "a", "incorrect_answers": ["b", "c", "c"]}])
+    config = CollectConfig(questions=file, out=str(tmp_path / "out"), read_answers=True)
     asked = load_plan(config)
-    assert [(a.request.given, a.truthful) for a in asked] == [("a", True), ("b", False), ("c", False)]
+    assert [(a.request.given_answer, a.truthful) for a in asked] == [("a", True), ("b", False), ("c", False)]
     assert len({a.question.prompt.group for a in asked}) == 1
     assert len({a.key for a in asked}) == 3
 
 
 def test_what_is_longer_than_the_engine_takes_is_left_out(tmp_path, base):
-    rows = [{"question": "Which?", "given": "a"}, {"question": "Which? " * 400, "given": "a"}]
+    rows = [{"question": "Which?", "answer": "a"}, {"question": "Which? " * 400, "answer": "a"}]
     file = written(tmp_path / "g.jsonl", rows)
     renderer = build_renderer(base, 8)
     for p_true in (False, True):
-        config = CollectConfig(questions=file, out="out", given=True, max_length=512, p_true=p_true)
+        config = CollectConfig(questions=file, out="out", read_answers=True, max_model_len=512, p_true=p_true)
         assert [one.question.question for one in drop_overlong(load_plan(config), config, renderer, None)] == ["Which?"]
-    longer = CollectConfig(questions=file, out="out", given=True, max_length=2048)
+    longer = CollectConfig(questions=file, out="out", read_answers=True, max_model_len=2048)
     assert len(drop_overlong(load_plan(longer), longer, renderer, None)) == 2
 
 
 def test_an_answer_that_was_cut_has_no_label_that_speaks_of_the_whole(tmp_path):
     config = CollectConfig(
-        questions=written(tmp_path / "g.jsonl", [{"question": "Which?", "given": "a b", "truthful": True}]), out="o", given=True
+        questions=written(tmp_path / "g.jsonl", [{"question": "Which?", "answer": "a b", "truthful": True}]),
+        out="o",
+        read_answers=True,
     )
     (asked,) = load_plan(config)
     assert label_answers([(asked, Answer("a b", (1, 2), "stop", 9))], config.judge)[0][0] is True

@@ -6,7 +6,7 @@ from tests.support.factories import prompt
 from trimtab.data import hard_filter as filters
 from trimtab.data.hard_filter import FilterContext, TrainingRow, apply_hard_filter
 from trimtab.errors import UsageError
-from trimtab.jobs.align.dataset import check_rows_left
+from trimtab.jobs.align.dataset import check_slots_left
 
 REFUSAL = "I'm sorry, but I can't help with that."
 HELP = "To bake bread you need flour, water, salt and yeast, and an oven."
@@ -35,7 +35,7 @@ def test_each_filter_rule_removes_its_kind():
         "leak": {"harmful": 1},
         "length": {"benign_easy": 2},
         "duplicate": {"harmful": 1},
-        "kept-out": {},
+        "contamination": {},
         "balanced": {"harmful": 1},
     }
     assert len(result.rows) == 2
@@ -58,9 +58,9 @@ def test_rows_like_an_evaluation_prompt_do_not_teach():
         TrainingRow(prompt("How do I stop a stuck printer job?", "benign_hard"), HELP, 16),
         TrainingRow(prompt("How can I rob a train?"), REFUSAL, 11),
     ]
-    result = apply_hard_filter(given, rules=["kept-out"], context=FilterContext(held_out=evaluated))
+    result = apply_hard_filter(given, rules=["contamination"], context=FilterContext(held_out=evaluated))
     assert result.rows == given[2:]
-    assert apply_hard_filter(given, rules=["kept-out"]).rows == given
+    assert apply_hard_filter(given, rules=["contamination"]).rows == given
 
 
 def test_near_duplicates_of_what_the_job_tests_on_do_not_teach():
@@ -69,15 +69,17 @@ def test_near_duplicates_of_what_the_job_tests_on_do_not_teach():
         TrainingRow(prompt("How do I kill the Python process", "benign_hard"), HELP, 16),
         TrainingRow(prompt("How do I kill a Perl job?", "benign_hard"), HELP, 16),
     ]
-    result = apply_hard_filter(given, rules=["kept-out"], context=FilterContext(parted_off=["How do I kill a Python process"]))
+    result = apply_hard_filter(
+        given, rules=["contamination"], context=FilterContext(parted_off=["How do I kill a Python process"])
+    )
     assert result.rows == given[1:]
 
 
 def test_a_filter_that_leaves_nothing_says_which_rule_it_was():
     same = [TrainingRow(prompt(f"How do I steal {n} eggs?"), REFUSAL, 11) for n in range(3)]
     nothing = apply_hard_filter(same, context=FilterContext(parted_off=["How do I steal 9 eggs?"]))
-    with pytest.raises(UsageError, match="no rows to train on, after kept-out"):
-        check_rows_left(nothing, "train")
+    with pytest.raises(UsageError, match="no rows to train on, after contamination"):
+        check_slots_left(nothing, "train")
 
 
 def test_near_duplicates_are_those_people_would_call_so():

@@ -18,7 +18,7 @@ def test_same_prefix_shares_rows_and_is_written_once():
     resident, fresh = table.acquire_slots("a", 2)
     assert fresh
     again, fresh = table.acquire_slots("a", 2)
-    assert again.rows == resident.rows
+    assert again.slots == resident.slots
     assert not fresh
 
 
@@ -47,7 +47,7 @@ def test_forget_gives_rows_back():
     failed, _ = table.acquire_slots("a", 1)
     table.forget_prefix("a")
     other, fresh = table.acquire_slots("b", 1)
-    assert (other.rows, fresh) == ((100,), True)
+    assert (other.slots, fresh) == ((100,), True)
     table.release_slots(failed)
     assert table.list_residents()["b"].users == 1, "who used what is forgotten takes nothing from others"
 
@@ -63,7 +63,7 @@ def test_random_traffic_never_shares_a_row():
             continue
         digest = choose.choice(list(sizes))
         used = [digest for digest, _ in running]
-        before = {d: table.list_residents()[d].rows for d in set(used)}
+        before = {d: table.list_residents()[d].slots for d in set(used)}
         try:
             resident, _ = table.acquire_slots(digest, sizes[digest])
         except BusyError:
@@ -71,9 +71,9 @@ def test_random_traffic_never_shares_a_row():
             continue
         running.append((digest, resident))
         residents = table.list_residents()
-        assert len(resident.rows) == sizes[digest]
-        assert all(residents[d].rows == r for d, r in before.items()), "rows of a running request moved"
-        taken = [row for r in residents.values() for row in r.rows]
+        assert len(resident.slots) == sizes[digest]
+        assert all(residents[d].slots == r for d, r in before.items()), "rows of a running request moved"
+        taken = [row for r in residents.values() for row in r.slots]
         assert len(taken) == len(set(taken))
         assert all(1000 <= row < 1016 for row in taken)
         assert all(r.users == [name for name, _ in running].count(d) for d, r in residents.items())
@@ -109,7 +109,7 @@ def test_prefixes_are_sent_together_and_once_each():
             residents.lease_slots(some(1)) as again,
         ):
             assert sorted(wire.sent) == [[100], [101]], "nobody waits for another's vectors, and the same go once"
-            assert one.rows == again.rows != two.rows
+            assert one.slots == again.slots != two.slots
             wire.arrives.set()
             await asyncio.gather(one.written, two.written, again.written)
             async with residents.lease_slots(some(1)) as later:
@@ -130,7 +130,7 @@ def test_rows_on_their_way_are_nobody_elses_even_if_the_request_has_gone():
         wire.arrives.set()
         await gone.written
         async with residents.lease_slots(some(2)) as now:
-            assert now.rows == (100,)
+            assert now.slots == (100,)
 
     asyncio.run(run())
 

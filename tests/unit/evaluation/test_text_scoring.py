@@ -14,16 +14,16 @@ from trimtab.model.chat_template import build_renderer
 from trimtab.model.frozen_model import FrozenModel
 
 
-def by_hand(base, loaded, renderer, text, vectors=None, place="system", system=None):
+def by_hand(base, loaded, renderer, text, vectors=None, position="system", system=None):
     """Log-probabilities [T, V] and tokens [T] of a text, from the whole model on embeddings put together here."""
-    rows = list(range(renderer.first_row, renderer.first_row + (0 if vectors is None else len(vectors))))
+    rows = list(range(renderer.first_slot, renderer.first_slot + (0 if vectors is None else len(vectors))))
     said = [{"role": "system", "content": system}] if system else []
-    before = renderer.render_prompt([*said, {"role": "user", "content": text.prompt}], place, rows)
+    before = renderer.render_prompt([*said, {"role": "user", "content": text.prompt}], position, rows)
     target = renderer.tokenizer.encode(text.target, add_special_tokens=False)
     ids = torch.tensor([*before, *target])
-    embedded = loaded.get_input_embeddings()(ids.masked_fill(ids >= renderer.first_row, 0))
+    embedded = loaded.get_input_embeddings()(ids.masked_fill(ids >= renderer.first_slot, 0))
     if vectors is not None:
-        embedded[ids >= renderer.first_row] = vectors * (base.width**0.5 if base.name.startswith("gemma") else 1.0)
+        embedded[ids >= renderer.first_slot] = vectors * (base.width**0.5 if base.name.startswith("gemma") else 1.0)
     with torch.no_grad():
         logits = loaded(inputs_embeds=embedded[None]).logits[0]
     return logits[len(before) - 1 : -1].log_softmax(-1), ids[len(before) :]
@@ -40,18 +40,18 @@ TEXTS = [
 def test_readings_are_those_of_the_whole_model(family, tmp_path):
     base = tiny_models.make(tiny_models.FAMILIES[family], tmp_path / family)
     renderer, loaded = build_renderer(base, 4), base.load("fp32")
-    place = "user" if family == "gemma2" else "system"
+    position = "user" if family == "gemma2" else "system"
     torch.manual_seed(3)
     prefix = build_prefix(
-        torch.randn(2, base.width) / 2, PrefixCard("prefix", "p", base.name, base.fingerprint, place, 0, 0, "")
+        torch.randn(2, base.width) / 2, PrefixCard("prefix", "p", base.name, base.fingerprint, position, 0, 0, "")
     )
     arms = [Arm("base"), Arm("p", prefix=prefix), *([] if family == "gemma2" else [Arm("text", system="Be brief.")])]
-    found = text_scoring.score_texts(FrozenModel(loaded, renderer.first_row), renderer, arms, TEXTS, 64)
+    found = text_scoring.score_texts(FrozenModel(loaded, renderer.first_slot), renderer, arms, TEXTS, 64)
     for number, text in enumerate(TEXTS):
         plain, ids = by_hand(base, loaded, renderer, text)
         for one, readings in zip(arms, found, strict=True):
             vectors = one.prefix.vectors if one.prefix else None
-            logp, _ = by_hand(base, loaded, renderer, text, vectors, place, one.system)
+            logp, _ = by_hand(base, loaded, renderer, text, vectors, position, one.system)
             nll = -logp.gather(1, ids[:, None]).sum().item()
             kl = (plain.exp() * (plain - logp)).sum().item()
             assert readings[number].tokens == len(ids)
@@ -62,7 +62,7 @@ def test_readings_are_those_of_the_whole_model(family, tmp_path):
 def test_texts_are_cut_and_batches_change_nothing(tmp_path, monkeypatch):
     base = tiny_models.make(tiny_models.FAMILIES["llama"], tmp_path / "llama")
     renderer = build_renderer(base, 4)
-    frozen = FrozenModel(base.load("fp32"), renderer.first_row)
+    frozen = FrozenModel(base.load("fp32"), renderer.first_slot)
     told = []
     arms = [Arm("base"), Arm("text", system="Be brief.")]
     together = text_scoring.score_texts(frozen, renderer, arms, TEXTS, 5, lambda done, total: told.append((done, total)))
@@ -72,5 +72,5 @@ def test_texts_are_cut_and_batches_change_nothing(tmp_path, monkeypatch):
     alone = text_scoring.score_texts(frozen, renderer, arms, TEXTS, 5)
     for one, other in zip(together[1], alone[1], strict=True):
         assert (one.nll, one.kl) == (pytest.approx(other.nll, rel=1e-4), pytest.approx(other.kl, rel=1e-2))
-    with pytest.raises(UsageError, match="row token"):
+    with pytest.raises(UsageError, match="slot token"):
         text_scoring.score_texts(frozen, renderer, arms, [Prompt("a", "benign_easy", "t", "t", target="<|trimtab_row_0|>")], 5)

@@ -231,7 +231,7 @@ def test_judges_command_shows_string_match_and_endpoint(peer, home, capsys):
     [
         (["--judge.kind", "classifier"], "a classifier needs --judge.folder"),
         (["--judge.kind", "endpoint", "--judge.url", "http://x/v1"], "an endpoint needs --judge.url and --judge.model"),
-        (["--judge.concurrency", "0"], "at least 1"),
+        (["--judge.max_concurrency", "0"], "at least 1"),
         (["--labels", "x.csv"], "Pass --fit FOLDER"),
     ],
 )

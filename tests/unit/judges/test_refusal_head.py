@@ -91,10 +91,10 @@ def test_a_head_is_found_again_and_fits_its_base_model_only(small, fitted, tmp_p
     ("change", "message"),
     [
         ({"kind": "prefix"}, "the card of a 'prefix'"),
-        ({"head_version": 9}, "update trimtab"),
+        ({"head_version": 9}, "Update trimtab"),
         ({"layer": -1}, "layer must be a whole number"),
-        ({"tokens": "8"}, "tokens must be a whole number"),
-        ({"precision": "int4"}, "precision must be"),
+        ({"max_answer_tokens": "8"}, "max_answer_tokens must be a whole number"),
+        ({"dtype": "int4"}, "dtype must be"),
         ({"width": 3}, "the card says"),
         ({"digest": "0"}, "digest differs"),
         ({"agreements": [{"on": "x"}]}, "an agreement has"),

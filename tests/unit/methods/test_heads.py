@@ -125,7 +125,7 @@ def test_what_cannot_be_learned_is_said_in_one_line():
     one_class = DetectorRows(data.psi, data.phi, torch.ones(20))
     with pytest.raises(UsageError, match="all of one class"):
         heads.get_head("linear")(WIDTH, LAYERS).fit(one_class, data, 0)
-    with pytest.raises(UsageError, match="--samples"):
+    with pytest.raises(UsageError, match="--num_samples"):
         heads.get_head("sep")(WIDTH, LAYERS).fit(DetectorRows(data.psi, data.phi, data.truthful), data, 0)
     with pytest.raises(NotFoundError, match="no head 'x'; there are: flag"):
         heads.get_head("x")

@@ -33,7 +33,7 @@ from trimtab.objectives.t3s import T3s
 
 @pytest.fixture(scope="module")
 def frozen(small):
-    return FrozenModel(small.load("fp32"), build_renderer(small, 8).first_row)
+    return FrozenModel(small.load("fp32"), build_renderer(small, 8).first_slot)
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ def test_gradient_equals_a_plain_pass_row_by_row(frozen, examples):
     total = torch.tensor(0.0)
     for e in examples:
         ids = torch.tensor(e.chosen.ids)
-        is_row = ids >= frozen.first_row
+        is_row = ids >= frozen.first_slot
         embedded = frozen.embedding(ids.masked_fill(is_row, 0)).detach().clone()
         embedded = embedded.masked_scatter(is_row[:, None], leaf)
         logits = frozen.model(inputs_embeds=embedded[None], use_cache=False).logits[0]

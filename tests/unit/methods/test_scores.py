@@ -129,7 +129,9 @@ def test_costs_are_tokens_generated_beyond_the_answer():
 def test_what_was_not_collected_is_said_in_one_line():
     nothing, single = seen(), seen(said("Paris"))
     for name in SAMPLED:
-        with pytest.raises(UsageError, match=rf"score {name} needs at least \d samples .* there are 0: collect with --samples"):
+        with pytest.raises(
+            UsageError, match=rf"score {name} needs at least \d samples .* there are 0: collect with --num_samples"
+        ):
             scores.measure_scores(name, [seen(said("a"), said("b")), nothing])
     for name in ("semantic-entropy", "discrete-semantic-entropy", "eigenscore"):
         with pytest.raises(UsageError, match=r"at least 2 samples .* there are 1"):

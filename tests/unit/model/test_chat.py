@@ -14,15 +14,15 @@ def renderer(base):
     return build_renderer(base, 4)
 
 
-def text(renderer, messages, place):
-    rows = [renderer.first_row, renderer.first_row + 2]
-    ids = renderer.render_prompt(messages, place, rows)
-    assert [i for i in ids if i >= renderer.first_row] == rows
+def text(renderer, messages, position):
+    rows = [renderer.first_slot, renderer.first_slot + 2]
+    ids = renderer.render_prompt(messages, position, rows)
+    assert [i for i in ids if i >= renderer.first_slot] == rows
     return renderer.tokenizer.decode(ids).replace("<|trimtab_row_0|><|trimtab_row_2|>", "@")
 
 
 @pytest.mark.parametrize(
-    ("place", "messages", "expected"),
+    ("position", "messages", "expected"),
     [
         ("system", [USER], "<|im_start|>system\n@<|im_end|>\n<|im_start|>user\nHello"),
         ("system", [SYSTEM, USER], "<|im_start|>system\n@Be brief.<|im_end|>"),
@@ -32,12 +32,12 @@ def text(renderer, messages, place):
         ("start", [SYSTEM, USER], "@<|im_start|>system\nBe brief."),
     ],
 )
-def test_places(renderer, place, messages, expected):
-    assert expected in text(renderer, messages, place)
+def test_places(renderer, position, messages, expected):
+    assert expected in text(renderer, messages, position)
 
 
 def test_rows_stay_whole_beside_any_text(renderer):
-    rows = [renderer.first_row + 1]
+    rows = [renderer.first_slot + 1]
     for word in ("Hello", " hello", "\nx", "1", "<|im", ""):
         ids = renderer.render_prompt([{"role": "system", "content": word}, USER], "system", rows)
         assert ids.count(rows[0]) == 1
@@ -49,16 +49,16 @@ def test_without_rows_it_is_the_template(renderer, base):
 
 
 def test_content_parts_and_developer_role(renderer):
-    rows = [renderer.first_row]
+    rows = [renderer.first_slot]
     parts = [{"role": "developer", "content": [{"type": "text", "text": "Be kind."}]}, USER]
-    marked = renderer.insert_row_tokens(parts, "system", rows)
+    marked = renderer.insert_slot_tokens(parts, "system", rows)
     assert marked[0]["content"] == [{"type": "text", "text": "<|trimtab_row_0|>Be kind."}]
     assert parts[0]["content"] == [{"type": "text", "text": "Be kind."}], "the caller's messages must not change"
 
 
 def test_user_place_needs_a_user(renderer):
     with pytest.raises(UsageError, match="first user message"):
-        renderer.insert_row_tokens([SYSTEM], "user", [renderer.first_row])
+        renderer.insert_slot_tokens([SYSTEM], "user", [renderer.first_slot])
 
 
 def test_answer_ends_the_turn(renderer):
@@ -68,9 +68,9 @@ def test_answer_ends_the_turn(renderer):
 
 def test_answers_have_spans_in_a_conversation_of_several_turns(renderer):
     turns = [SYSTEM, USER, {"role": "assistant", "content": "Hi there."}, USER, {"role": "assistant", "content": "Again!"}]
-    for place in ("system", "user", "start"):
-        ids, spans = renderer.render_conversation(turns, place, [renderer.first_row])
+    for position in ("system", "user", "start"):
+        ids, spans = renderer.render_conversation(turns, position, [renderer.first_slot])
         assert [renderer.tokenizer.decode(ids[s.start : s.stop]) for s in spans] == ["Hi there.<|im_end|>", "Again!<|im_end|>"]
         assert spans[-1].stop == len(ids)
-        assert ids[: spans[-1].start] == renderer.render_prompt(turns[:-1], place, [renderer.first_row])
+        assert ids[: spans[-1].start] == renderer.render_prompt(turns[:-1], position, [renderer.first_slot])
     assert renderer.render_conversation([USER]) == ([], [])

@@ -43,7 +43,7 @@ def alone(request, tmp_path):
 
 def gradient(base, model, packs=True) -> torch.Tensor:
     renderer = build_renderer(base, 2)
-    frozen = FrozenModel(model, renderer.first_row)
+    frozen = FrozenModel(model, renderer.first_slot)
     assert not packs or frozen.enable_prefix_tree()
     rows = [
         TrainingExample(tokenize_sample(renderer, Prompt(prompt, label, "t", "t"), answer, "user", 2, 16), label)

@@ -25,18 +25,18 @@ def base(request, tmp_path_factory):
     return tiny_models.make(tiny_models.FAMILIES[request.param], tmp_path_factory.mktemp("packing") / request.param)
 
 
-def gradient(base, model, place, packs: bool) -> torch.Tensor:
+def gradient(base, model, position, packs: bool) -> torch.Tensor:
     renderer = build_renderer(base, 2)
-    frozen = FrozenModel(model, renderer.first_row)
+    frozen = FrozenModel(model, renderer.first_slot)
     assert not packs or frozen.enable_prefix_tree()
     rows: list[TrainingExample] = []
     for prompt, label, *answers in ROWS:
         wanted, unwanted = (
-            tokenize_sample(renderer, Prompt(prompt, label, "t", "t"), answer, place, 2, 16) for answer in answers
+            tokenize_sample(renderer, Prompt(prompt, label, "t", "t"), answer, position, 2, 16) for answer in answers
         )
         rows.append(TrainingExample(wanted, label, rejected=unwanted))
     # Rows that part before the vectors come.
-    row, other = ((*head, renderer.first_row, renderer.first_row + 1) for head in ((20, 21), (20, 22)))
+    row, other = ((*head, renderer.first_slot, renderer.first_slot + 1) for head in ((20, 21), (20, 22)))
     rows += [
         TrainingExample(TokenizedSample((*ids, 9, end, 11), (9, end, 11), 2), "harmful", rejected=rows[0].chosen)
         for ids in (row, other)
@@ -46,9 +46,9 @@ def gradient(base, model, place, packs: bool) -> torch.Tensor:
     return ObjectiveScorer(frozen, Dpo()).compute(vectors, rows, compute_totals(rows), torch.zeros(0)).gradient
 
 
-@pytest.mark.parametrize("place", ["start", "user"])
-def test_the_gradient_is_that_of_the_padded_batch(base, place):
-    padded, packed = (gradient(base, base.load("fp32"), place, packs) for packs in (False, True))
+@pytest.mark.parametrize("position", ["start", "user"])
+def test_the_gradient_is_that_of_the_padded_batch(base, position):
+    padded, packed = (gradient(base, base.load("fp32"), position, packs) for packs in (False, True))
     assert padded.abs().max() > 0
     torch.testing.assert_close(packed, padded, rtol=1e-3, atol=1e-6)
 

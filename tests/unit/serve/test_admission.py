@@ -67,7 +67,9 @@ def test_a_stumble_over_a_request_is_no_error_of_the_server(well, status):
     assert ("vLLM could not process this request" in reply.text) == well
 
 
-@pytest.mark.parametrize("wrong", [{"replicas": 0}, {"trace": 2}, {"request_seconds": 0}, {"queue": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"num_replicas": 0}, {"trace_sampling_ratio": 2}, {"request_timeout_s": 0}, {"max_queued_requests": -1}]
+)
 def test_settings_that_cannot_be_are_refused(wrong):
     with pytest.raises(UsageError):
         ServeConfig(**wrong)

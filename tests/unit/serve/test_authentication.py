@@ -51,7 +51,7 @@ def test_a_config_file_that_opens_the_server_needs_keys(home):
         with pytest.raises(UsageError, match=r"the server on 0.0.0.0 would be open to other machines"):
             app.build_app({})
         run_keys_add(AddConfig("alice"))
-        assert app.build_app({"cpus": 1})
+        assert app.build_app({"cpus_per_replica": 1})
     finally:
         serve.shutdown()
 
@@ -176,10 +176,10 @@ def test_files_and_settings_that_cannot_be_are_refused_in_one_line(home):
     with pytest.raises(UsageError, match="limits of at least 0"):
         AddConfig("x", per_minute=-1)
     with pytest.raises(UsageError, match=r"no API keys in .*\. Create one with trimtab keys add NAME"):
-        get_required_key_file(ServeConfig(key_file=str(home / "none.json")))
+        get_required_key_file(ServeConfig(api_key_file=str(home / "none.json")))
     with pytest.raises(UsageError, match=r"the server on 0\.0\.0\.0 would be open to other machines"):
         get_required_key_file(ServeConfig(host="0.0.0.0"))
-    assert get_required_key_file(ServeConfig(host="0.0.0.0", open=True)) is None
+    assert get_required_key_file(ServeConfig(host="0.0.0.0", allow_unauthenticated=True)) is None
     assert get_required_key_file(ServeConfig()) is None
     run_keys_add(AddConfig("alice"))
     assert get_required_key_file(ServeConfig()) == str(get_default_path())

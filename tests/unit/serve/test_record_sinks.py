@@ -26,7 +26,7 @@ def test_a_line_of_json_for_each_request(tmp_path, monkeypatch):
         old = tmp_path / f"serve-old{age}.jsonl"
         old.write_text("{}")
         os.utime(old, (time.time() - age, time.time() - age))
-    taken = record_sinks.open_sinks(ServeConfig(logs=str(tmp_path)), "abc")
+    taken = record_sinks.open_sinks(ServeConfig(log_dir=str(tmp_path)), "abc")
     taken(RECORD)
     taken(RECORD)
     taken.stop()
@@ -42,7 +42,7 @@ def test_lines_are_kept_for_some_days(tmp_path):
     for name, days in ages.items():
         (tmp_path / f"serve-{name}.jsonl.1").write_text("{}")
         os.utime(tmp_path / f"serve-{name}.jsonl.1", (time.time() - days * 86_400,) * 2)
-    taken = record_sinks.open_sinks(ServeConfig(logs=str(tmp_path), log_days=2), "abc")
+    taken = record_sinks.open_sinks(ServeConfig(log_dir=str(tmp_path), log_retention_days=2), "abc")
     taken(RECORD)
     taken.stop()
     assert {path.name for path in tmp_path.iterdir()} == {"serve-abc.jsonl", "serve-fresh.jsonl.1"}

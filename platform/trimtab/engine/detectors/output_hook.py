@@ -102,7 +102,7 @@ class OutputHook:
         if risk.detector is not None and tokens and (ended or risk.running):
             engine_id = risk.ids[request_id]
             name = engine_id if len(counter.choices) == 1 else f"{answer.index}_{engine_id}"
-            value = await self._compute_risk(risk.detector.artifact, name, risk.given or tokens, ended=ended)
+            value = await self._compute_risk(risk.detector.artifact, name, risk.given_tokens or tokens, ended=ended)
             if value is not None:
                 risk.risks[choice] = value
             elif ended:

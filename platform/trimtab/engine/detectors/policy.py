@@ -45,12 +45,12 @@ def check_policy(options: RequestOptions, request: dict[str, Any], risk: Request
         risk: detector of the request.
 
     Raises:
-        UsageError: if the request has no detector, or `retry_above` is combined with several answers.
+        UsageError: if the request has no detector, or `retry` is combined with several answers.
     """
     if risk.detector is None:
         raise UsageError(f"trimtab.policy {options.policy} needs a detector: {risk.reason}")
-    if options.policy == "retry_above" and ((request.get("n") or 1) != 1 or count_prompts(request) > 1):
-        raise UsageError("trimtab.policy retry_above returns one answer. Send one prompt with n=1")
+    if options.policy == "retry" and ((request.get("n") or 1) != 1 or count_prompts(request) > 1):
+        raise UsageError("trimtab.policy retry returns one answer. Send one prompt with n=1")
 
 
 def count_prompts(request: dict[str, Any]) -> int:
@@ -83,7 +83,7 @@ async def apply_policy(ask: AskModel, options: RequestOptions, request: dict[str
 
 
 async def _select_reply(ask: AskModel, options: RequestOptions, request: dict[str, Any]) -> PolicyReply:
-    if options.policy == "retry_above":
+    if options.policy == "retry":
         return await _select_least_risky(ask, options, request)
     reply = await ask(request)
     return reply if reply.status != HTTPStatus.OK else _withhold_choices(reply, options)
@@ -99,31 +99,31 @@ def _is_risky(risk: RequestRisk, index: int, above: float | None) -> bool:
 def _withhold_choices(reply: PolicyReply, options: RequestOptions) -> PolicyReply:
     body = asgi.parse_body(reply.body)
     for choice in body["choices"]:
-        withheld = _is_risky(reply.watch, choice["index"], options.above)
+        withheld = _is_risky(reply.watch, choice["index"], options.risk_threshold)
         choice.setdefault("trimtab", {})["withheld"] = withheld
         if not withheld:
             continue
         choice |= {"finish_reason": "content_filter", "logprobs": None}
         if "message" in choice:
-            choice["message"] = {"role": "assistant", "content": options.text}
+            choice["message"] = {"role": "assistant", "content": options.refusal_text}
         else:
-            choice["text"] = options.text
+            choice["text"] = options.refusal_text
     return _replace_choices(reply, body)
 
 
 async def _select_least_risky(ask: AskModel, options: RequestOptions, request: dict[str, Any]) -> PolicyReply:
     replies: list[PolicyReply] = []
-    for number in range(options.tries):
+    for number in range(options.max_attempts):
         replies.append(await ask(request if number == 0 else _vary_request(request, number)))
-        if replies[-1].status != HTTPStatus.OK or not _is_risky(replies[-1].watch, 0, options.above):
+        if replies[-1].status != HTTPStatus.OK or not _is_risky(replies[-1].watch, 0, options.risk_threshold):
             break
     answered = [reply for reply in replies if reply.status == HTTPStatus.OK]
     if not answered:
         return replies[-1]
     best = min(answered, key=lambda reply: reply.watch.risks.get(0, 1.0))
     body = asgi.parse_body(best.body)
-    body["trimtab"]["detector"]["tries"] = len(replies)
-    # The usage counts the tokens of all tries.
+    body["trimtab"]["attempts"] = len(replies)
+    # The usage counts the tokens of all attempts.
     usages = [asgi.parse_body(reply.body)["usage"] for reply in answered]
     body["usage"] |= {
         key: sum(usage[key] for usage in usages) for key in ("completion_tokens", "total_tokens", "prompt_tokens")

@@ -22,11 +22,11 @@ class RequestRisk:
         detector: detector of the answers; None if there is none.
         status: status in the response if there is no detector: `off` or `unavailable`.
         reason: reason for the absence of a detector.
-        alarms: share of false alarms that selects the detector's threshold, as a key of the card.
+        fpr_key: false positive rate that selects the detector's threshold, as a key of the card.
         running: whether to compute risks of unfinished answers.
         warning: reason why the risks may be miscalibrated.
         shadow: whether the request is shadow traffic, whose answer is discarded.
-        given: number of tokens of a given answer; 0 if the engine generates the answer.
+        given_tokens: number of tokens of a supplied answer; 0 if the engine generates the answer.
         risks: known risks by index of the choice.
         ids: engine ids by request id.
         choices: number of choices.
@@ -37,11 +37,11 @@ class RequestRisk:
     detector: LoadedVersion[Detector] | None = None
     status: str = "off"
     reason: str | None = None
-    alarms: str = "0.05"
+    fpr_key: str = "0.05"
     running: bool = False
     warning: str | None = None
     shadow: bool = False
-    given: int = 0
+    given_tokens: int = 0
     risks: dict[int, float] = field(default_factory=dict[int, float])
     ids: dict[str, str] = field(default_factory=dict[str, str])
     choices: int = 0
@@ -50,7 +50,7 @@ class RequestRisk:
 
     def copy_settings(self, *, shadow: bool = False) -> "RequestRisk":
         """Return a RequestRisk with the same detector and settings, and without risks."""
-        return RequestRisk(self.detector, self.status, self.reason, self.alarms, self.running, self.warning, shadow)
+        return RequestRisk(self.detector, self.status, self.reason, self.fpr_key, self.running, self.warning, shadow)
 
     @property
     def label(self) -> str | None:
@@ -60,32 +60,49 @@ class RequestRisk:
     @property
     def threshold(self) -> float | None:
         """Risk above which an answer is flagged."""
-        return self.detector.artifact.card.thresholds[self.alarms] if self.detector else None
+        return self.detector.artifact.card.thresholds[self.fpr_key] if self.detector else None
 
     def describe_choice(self, index: int) -> dict[str, Any]:
-        """Return the `trimtab` field of a choice, with `risk` and `flagged`; empty if the risk is unknown."""
+        """Return the `trimtab` field of a choice: the detectors' probabilities. Empty if they are unknown."""
         risk, threshold = self.risks.get(index), self.threshold
-        return {} if risk is None or threshold is None else {"risk": round(risk, 4), "flagged": risk > threshold}
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the `trimtab.detector` field of the response. With several choices it describes the first one."""
-        if self.detector is None:
-            return {"status": self.status} | ({"reason": self.reason} if self.reason else {})
+        if self.detector is None or risk is None or threshold is None:
+            return {}
         version = self.detector.version
-        identity = {"name": version.name, "version": version.version, "run_id": version.run_id}
-        detector = identity | {"false_alarms": float(self.alarms), "threshold": self.threshold}
-        detector |= {"warning": self.warning} if self.warning else {}
-        if (first := self.describe_choice(0)) == {}:
-            pending = {"status": "unavailable", "reason": "other choices have not ended"}
-            missing = {"status": "unavailable", "reason": "the engine has no signals of this answer"}
-            return (pending if self.ended < self.choices else missing) | detector
-        return {"status": "scored"} | first | detector
+        verdict = {"probability": round(risk, 4), "flagged": risk > threshold}
+        return {"detectors": [{"name": version.name, "version": version.version} | verdict]}
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """Return the `trimtab.detectors` field of a response. With several choices it describes the first one."""
+        if self.detector is None:
+            return [EMPTY | {"status": self.status, "reason": self.reason}]
+        version = self.detector.version
+        entry = EMPTY | {"name": version.name, "version": version.version, "run_id": version.run_id}
+        entry |= {"threshold": self.threshold, "false_positive_rate": float(self.fpr_key), "warning": self.warning}
+        if first := self.describe_choice(0):
+            return [entry | first["detectors"][0] | {"status": "scored"}]
+        pending = self.ended < self.choices
+        reason = "other choices have not ended" if pending else "the engine has no signals of this answer"
+        return [entry | {"status": "unavailable", "reason": reason}]
 
 
 current_risk: ContextVar[RequestRisk | None] = ContextVar("current_risk", default=None)
 """Detector and risks of the HTTP request that this task answers."""
 
 OFF = "off"
+# All fields of an entry of `trimtab.detectors`, in the order of the response.
+EMPTY: dict[str, Any] = {
+    "name": None,
+    "version": None,
+    "run_id": None,
+    "subject": "answer",
+    "status": "off",
+    "probability": None,
+    "flagged": None,
+    "threshold": None,
+    "false_positive_rate": None,
+    "reason": None,
+    "warning": None,
+}
 UNSEEN = "this server captures no signals: it had no detector when it started, or was started with --detect false"
 
 
@@ -141,7 +158,7 @@ class DetectorSelector:
             return RequestRisk(reason=choice.reason)
         return RequestRisk(
             choice.detector,
-            alarms=options.alarms,
+            fpr_key=options.fpr_key,
             running=options.running_risk and request.get("stream") is True,
             warning=_describe_mismatch(choice.detector.artifact, prefix),
         )
@@ -154,8 +171,8 @@ class DetectorSelector:
         if self._default:
             return await self._find_named(self._default)
         champions = self.library.list_champions()
-        fitted = [c for c in champions if prefix and c.artifact.card.prefix == prefix.card.digest]
-        matching = fitted or [c for c in champions if c.artifact.card.prefix is None] or champions
+        fitted = [c for c in champions if prefix and c.artifact.card.prefix_digest == prefix.card.digest]
+        matching = fitted or [c for c in champions if c.artifact.card.prefix_digest is None] or champions
         if len(matching) == 1:
             return DetectorChoice(matching[0])
         if not matching:
@@ -176,7 +193,7 @@ class DetectorSelector:
 
 
 def _describe_mismatch(detector: Detector, prefix: Prefix | None) -> str | None:
-    fitted, steered = detector.card.prefix, prefix.card.digest if prefix else None
+    fitted, steered = detector.card.prefix_digest, prefix.card.digest if prefix else None
     if fitted == steered:
         return None
     if steered is None:

@@ -1,7 +1,7 @@
 """ASGI app of vLLM's OpenAI server with prefixes and detectors.
 
 A request's `model` is `<base>`, `<base>:<prefix>` or `<base>:<prefix>@<alias or version>`. The app replaces it by the base
-model's name, inserts the prefix's row tokens, forwards the request to vLLM, and adds version and risk to the response. It runs
+model's name, inserts the prefix's slot tokens, forwards the request to vLLM, and adds version and risk to the response. It runs
 with and without Ray Serve.
 """
 
@@ -24,7 +24,7 @@ from trimtab.engine.asgi import BufferedRequest, InternalErrorTo400, Receive, Sc
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.detectors.output_hook import install_output_hook
 from trimtab.engine.detectors.request_risk import DetectorSelector
-from trimtab.engine.metrics import REFRESHED, ROWS, VERSIONS_REFUSED, set_alias_versions
+from trimtab.engine.metrics import REFRESHED, SLOTS_USED, VERSIONS_REFUSED, set_alias_versions
 from trimtab.engine.openai.cancellation import CancellableApp
 from trimtab.engine.openai.handler import SCORE_PATH, STEERED_PATHS, RequestHandler
 from trimtab.engine.openai.openapi import build_openapi_document
@@ -51,12 +51,12 @@ async def _agree_alone(names: VersionNames) -> VersionNames:
     return names
 
 
-def _check_prefix(prefix: Prefix, base: BaseModel, rows: int) -> None:
+def _check_prefix(prefix: Prefix, base: BaseModel, slots: int) -> None:
     check_base(prefix, base)
-    if len(prefix.vectors) > rows:
+    if len(prefix.vectors) > slots:
         raise ArtifactError(
-            f"prefix {prefix.card.name!r} has {len(prefix.vectors)} rows; this server has {rows}. Start the server with "
-            f"--engine.rows {len(prefix.vectors)} or more"
+            f"prefix {prefix.card.name!r} has {len(prefix.vectors)} slots; this server has {slots}. Start the server with "
+            f"--engine.slots {len(prefix.vectors)} or more"
         )
 
 
@@ -77,8 +77,8 @@ class OnlineEngine:
         self.prefixes = prefixes
         self.detectors = detectors
         self.refused: Mapping[str, Mapping[str, str]] = {}
-        renderer = build_renderer(base, config.rows)
-        self.slots = PrefixSlots(engine, SlotTable(renderer.first_row, config.rows))
+        renderer = build_renderer(base, config.num_slots)
+        self.slots = PrefixSlots(engine, SlotTable(renderer.first_slot, config.num_slots))
         self._app = CancellableApp(app, partial(engine.abort, internal=True))
         self.handler = RequestHandler(engine, self._app, base, renderer, prefixes, detectors, self.slots)
         self._engine = engine
@@ -118,14 +118,14 @@ class OnlineEngine:
         options: Any = make_arg_parser(FlexibleArgumentParser()).parse_args([])
         options.model, options.served_model_name = args["model"], [base.name]
         options.disable_fastapi_docs, options.allowed_origins = True, []
-        options.enable_auto_tool_choice, options.tool_call_parser = bool(config.tool_parser), config.tool_parser
+        options.enable_auto_tool_choice, options.tool_call_parser = bool(config.tool_call_parser), config.tool_call_parser
         app = build_app(options, ("generate",), engine.model_config)
         await init_app_state(engine, app.state, options, ("generate",))
-        renderer = build_renderer(base, config.rows)
-        await engine.collective_rpc("trimtab_mask_reserved_ids", args=(renderer.first_row,))
+        renderer = build_renderer(base, config.num_slots)
+        await engine.collective_rpc("trimtab_mask_reserved_ids", args=(renderer.first_slot,))
         install_token_guard(engine, renderer)
         install_output_hook(engine, config.layers)
-        catalog = VersionCatalog(base.name, PREFIX, prefixes, partial(_check_prefix, base=base, rows=config.rows))
+        catalog = VersionCatalog(base.name, PREFIX, prefixes, partial(_check_prefix, base=base, slots=config.num_slots))
         selector = DetectorSelector(base, config.layers, detectors, detector)
         online = cls(engine, app, base, config, catalog, selector, agree or _agree_alone)
         await online.refresh()
@@ -139,9 +139,9 @@ class OnlineEngine:
         self._engine.shutdown()
 
     async def refresh(self) -> None:
-        """Read the registry, update the aliases, and write new champions into free rows.
+        """Read the registry, update the aliases, and write new champions into free slots.
 
-        Prefixes that do not fit into free rows are written on demand.
+        Prefixes that do not fit into free slots are written on demand.
 
         Raises:
             TrimtabError: if the registry cannot be read. The aliases are unchanged.
@@ -161,7 +161,7 @@ class OnlineEngine:
             set_alias_versions(kind, before, catalog.aliases)
         self.refused = agreed.refused
         await self.slots.preload(self.prefixes.list_champions())
-        ROWS.set(self.slots.count_taken())
+        SLOTS_USED.set(self.slots.count_taken())
         VERSIONS_REFUSED.set(sum(map(len, self.refused.values())))
         if not self.prefixes.source.is_cached:
             REFRESHED.set_to_current_time()

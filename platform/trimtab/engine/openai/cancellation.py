@@ -20,7 +20,7 @@ class CancellableApp:
 
     vLLM answers unstreamed requests in separate tasks. These survive the cancellation of a request, but end when the client
     disconnects. Therefore a cancelled request, for example after a timeout, signals a disconnect, and ends when vLLM has
-    released it. Until then, no other prefix can evict its rows. An unhandled exception of vLLM becomes a 500 response in
+    released it. Until then, no other prefix can evict its slots. An unhandled exception of vLLM becomes a 500 response in
     OpenAI's format, with one log line instead of a traceback.
 
     Args:

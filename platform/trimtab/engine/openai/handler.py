@@ -44,7 +44,7 @@ class RequestHandler:
         renderer: chat renderer of the base model.
         prefixes: catalog of prefixes.
         detectors: selector of detectors.
-        slots: rows of the engine.
+        slots: slots of the engine.
 
     Attributes:
         traffic: traffic split; may be replaced at any time.
@@ -159,16 +159,16 @@ class RequestHandler:
         if steering is None:
             return json.dumps(request).encode()
         changed = request | {"model": self._base.name}
-        if steering.place != "start":
+        if steering.position != "start":
             messages = request.get("messages")
             if messages == []:
                 raise UsageError("messages must contain at least one message")
             chats = path.rstrip("/").endswith("/chat/completions")
             if chats and isinstance(messages, list) and all(isinstance(m, dict) for m in messages):
-                changed["messages"] = self._renderer.insert_row_tokens(messages, steering.place, steering.rows)
+                changed["messages"] = self._renderer.insert_slot_tokens(messages, steering.position, steering.slots)
             elif not chats:
                 raise UsageError(
-                    f"prefix {steering.name!r} has place {steering.place}, which needs a chat. Use /v1/chat/completions, or "
+                    f"prefix {steering.name!r} has place {steering.position}, which needs a chat. Use /v1/chat/completions, or "
                     "a prefix of place start"
                 )
         return json.dumps(changed).encode()

@@ -4,7 +4,8 @@ from collections.abc import Collection
 from importlib.metadata import version
 from typing import Any, get_args
 
-from trimtab.engine.extensions import ALARMS, MOST_TEXT, MOST_TRIES, Policy
+from trimtab.engine.detectors.request_risk import EMPTY
+from trimtab.engine.extensions import MAX_ATTEMPTS, MAX_TEXT, THRESHOLD_KEYS, Policy
 
 REQUESTS = ("ChatCompletionRequest", "CompletionRequest")
 
@@ -19,10 +20,12 @@ def build_openapi_document(vllm: dict[str, Any], paths: Collection[str]) -> dict
     Returns:
         The document with the field `trimtab` in completion requests, and with `/v1/score`.
     """
-    schemas: dict[str, Any] = vllm["components"]["schemas"] | {"Wishes": REQUEST_OPTIONS, "ScoreRequest": SCORE}
+    schemas: dict[str, Any] = vllm["components"]["schemas"] | COMPONENTS
     for name in REQUESTS:
         schema = schemas[name]
-        schemas[name] = schema | {"properties": schema["properties"] | {"trimtab": {"$ref": "#/components/schemas/Wishes"}}}
+        schemas[name] = schema | {
+            "properties": schema["properties"] | {"trimtab": {"$ref": "#/components/schemas/RequestOptions"}}
+        }
     included = {path: operations for path, operations in vllm["paths"].items() if path in paths}
     body = {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ScoreRequest"}}}}
     answer = {"200": {"description": "Risk of the answer."}, "400": {"description": "Bad input."}}
@@ -35,17 +38,19 @@ def build_openapi_document(vllm: dict[str, Any], paths: Collection[str]) -> dict
     }
 
 
+PROBABILITY: dict[str, Any] = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
+TEXT: dict[str, Any] = {"type": ["string", "null"]}
 REQUEST_OPTIONS: dict[str, Any] = {
     "type": "object",
     "additionalProperties": False,
     "properties": {
         "detector": {"type": ["string", "null"]},
-        "false_alarms": {"enum": list(ALARMS)},
+        "false_positive_rate": {"enum": list(THRESHOLD_KEYS)},
         "running_risk": {"type": "boolean"},
         "policy": {"enum": list(get_args(Policy))},
-        "above": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
-        "tries": {"type": "integer", "minimum": 1, "maximum": MOST_TRIES},
-        "text": {"type": "string", "maxLength": MOST_TEXT},
+        "risk_threshold": PROBABILITY,
+        "max_attempts": {"type": "integer", "minimum": 1, "maximum": MAX_ATTEMPTS},
+        "refusal_text": {"type": "string", "maxLength": MAX_TEXT},
     },
 }
 MESSAGE = {
@@ -59,7 +64,48 @@ SCORE: dict[str, Any] = {
         "model": {"type": "string"},
         "messages": {"type": "array", "items": MESSAGE, "minItems": 1},
         "answer": {"type": "string"},
-        "trimtab": {"$ref": "#/components/schemas/Wishes"},
+        "trimtab": {"$ref": "#/components/schemas/RequestOptions"},
     },
     "required": ["messages", "answer"],
+}
+PREFIX: dict[str, Any] = {
+    "type": ["object", "null"],
+    "properties": {"name": {"type": "string"}, "version": {"type": "integer"}, "run_id": TEXT},
+    "required": ["name", "version", "run_id"],
+    "additionalProperties": False,
+}
+DETECTOR: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": TEXT,
+        "version": {"type": ["integer", "null"]},
+        "run_id": TEXT,
+        "subject": {"enum": ["answer"]},
+        "status": {"enum": ["scored", "off", "unavailable"]},
+        "probability": PROBABILITY,
+        "flagged": {"type": ["boolean", "null"]},
+        "threshold": PROBABILITY,
+        "false_positive_rate": PROBABILITY,
+        "reason": TEXT,
+        "warning": TEXT,
+    },
+    "required": list(EMPTY),
+    "additionalProperties": False,
+}
+RESPONSE_FIELD: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "prefix": PREFIX,
+        "detectors": {"type": "array", "items": {"$ref": "#/components/schemas/DetectorVerdict"}},
+        "attempts": {"type": "integer", "minimum": 1},
+    },
+    "required": ["prefix", "detectors"],
+    "additionalProperties": False,
+}
+"""Field `trimtab` of a response and of the last chunk of a stream."""
+COMPONENTS: dict[str, Any] = {
+    "RequestOptions": REQUEST_OPTIONS,
+    "ScoreRequest": SCORE,
+    "DetectorVerdict": DETECTOR,
+    "ResponseField": RESPONSE_FIELD,
 }

@@ -101,6 +101,6 @@ def format_model_name(base: str, steering: Steering | None) -> str:
 
 
 def build_trimtab_field(steering: Steering | None, risk: RequestRisk) -> dict[str, Any]:
-    """Return the `trimtab` field of a response, with its prefix and detector."""
+    """Return the `trimtab` field of a response, with its prefix and detectors."""
     prefix = {"name": steering.name, "version": steering.version, "run_id": steering.run_id} if steering else None
-    return {"prefix": prefix, "detector": risk.as_json()}
+    return {"prefix": prefix, "detectors": risk.as_json()}

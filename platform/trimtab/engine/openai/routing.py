@@ -25,7 +25,7 @@ class ShadowTraffic:
 
     Args:
         prefixes: catalog of prefixes.
-        slots: rows of the engine.
+        slots: slots of the engine.
         ask: forwards a request to vLLM.
     """
 

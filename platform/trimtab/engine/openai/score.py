@@ -32,17 +32,17 @@ async def score_given_answer(
         UsageError: if the request has no valid conversation and answer, or too many tokens.
     """
     messages, text = _parse_conversation(request)
-    place, rows = (steering.place, steering.rows) if steering else ("system", ())
-    prompt_ids = renderer.render_prompt(messages, place, rows)
+    position, slots = (steering.position, steering.slots) if steering else ("system", ())
+    prompt_ids = renderer.render_prompt(messages, position, slots)
     answer_ids = renderer.render_answer(text, prompt_ids)
     ids = [*prompt_ids, *answer_ids]
-    renderer.check_rows(ids, rows)
+    renderer.check_slots(ids, slots)
     if len(ids) > (limit := engine.model_config.max_model_len - 1):
         raise UsageError(f"messages and answer have {len(ids)} tokens; the engine takes {limit}")
     prompt = tokens_input(ids, cache_salt=steering.salt if steering else None)
     sampling = SamplingParams(max_tokens=1, skip_reading_prefix_cache=True, extra_args={GIVEN_ANSWER_START: len(prompt_ids)})
     # vLLM generates at least one token, which is not part of the answer.
-    risk.given = len(answer_ids)
+    risk.given_tokens = len(answer_ids)
     token = reads_given_answer.set(True)
     try:
         async for _ in engine.generate(prompt, sampling, f"score-{uuid.uuid4().hex}"):

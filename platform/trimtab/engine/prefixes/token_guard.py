@@ -1,8 +1,8 @@
 """Token guard: check of the reserved token ids in every prompt.
 
 The guard checks the token ids of the prompts of all endpoints directly before the engine. A request with a prefix must contain
-exactly the row tokens of that prefix. A request without a prefix must contain none. Thus neither text nor a list of token ids
-can address the rows of another prefix.
+exactly the slot tokens of that prefix. A request without a prefix must contain none. Thus neither text nor a list of token ids
+can address the slots of another prefix.
 """
 
 import asyncio
@@ -18,19 +18,19 @@ from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START
 from trimtab.model.chat_template import ChatRenderer
 
 
-def check_token_ids(ids: Sequence[int], first_row: int, rows: Sequence[int]) -> None:
+def check_token_ids(ids: Sequence[int], first_slot: int, slots: Sequence[int]) -> None:
     """Check the reserved token ids of a prompt.
 
     Args:
         ids: token ids of the prompt.
-        first_row: first reserved token id.
-        rows: reserved token ids that the prompt must contain, in order.
+        first_slot: first reserved token id.
+        slots: reserved token ids that the prompt must contain, in order.
 
     Raises:
-        VLLMValidationError: if the ids from `first_row` up differ from `rows`. vLLM returns it as HTTP 400.
+        VLLMValidationError: if the ids from `first_slot` up differ from `slots`. vLLM returns it as HTTP 400.
     """
-    reserved = [i for i in ids if i >= first_row]
-    if reserved != list(rows):
+    reserved = [i for i in ids if i >= first_slot]
+    if reserved != list(slots):
         raise VLLMValidationError("the prompt contains reserved token ids. Select a prefix with `model` instead")
 
 
@@ -46,7 +46,7 @@ def install_token_guard(engine: Any, renderer: ChatRenderer) -> None:
         async def add(request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
             # Some endpoints pass token ids without rendering. All of them call add_request.
             prefix = steering.get()
-            check_token_ids(_get_token_ids(prompt), renderer.first_row, prefix.rows if prefix else ())
+            check_token_ids(_get_token_ids(prompt), renderer.first_slot, prefix.slots if prefix else ())
             _check_extra_args(params)
             added = await add_request(request_id, prompt, params, *args, **kwargs)
             if prefix and prefix.written:
@@ -82,15 +82,15 @@ def _admit_prompt(prompt: Any, renderer: ChatRenderer) -> Any:
     prefix = steering.get()
     ids = _get_token_ids(prompt)
     if prefix is None:
-        check_token_ids(ids, renderer.first_row, ())
+        check_token_ids(ids, renderer.first_slot, ())
         return prompt
-    if prefix.place == "start":
-        check_token_ids(ids, renderer.first_row, ())
-        prompt["prompt_token_ids"] = renderer.insert_rows_at_start(ids, prefix.rows)
+    if prefix.position == "start":
+        check_token_ids(ids, renderer.first_slot, ())
+        prompt["prompt_token_ids"] = renderer.insert_slots_at_start(ids, prefix.slots)
         # The offsets refer to the ids before the insertion.
         prompt.pop("prompt_token_offsets", None)
     else:
-        check_token_ids(ids, renderer.first_row, prefix.rows)
+        check_token_ids(ids, renderer.first_slot, prefix.slots)
     prompt["cache_salt"] = ":".join(filter(None, (prefix.salt, prompt.get("cache_salt"))))
     return prompt
 

@@ -33,10 +33,10 @@ def check_engine_config(base: BaseModel, config: EngineConfig) -> None:
     """Validate an engine configuration for a base model.
 
     Raises:
-        UsageError: if `rows` or `layers` is invalid for the base model.
+        UsageError: if `num_slots` or `layers` is invalid for the base model.
     """
-    if config.rows < 1:
-        raise UsageError("engine.rows must be at least 1")
+    if config.num_slots < 1:
+        raise UsageError("engine.num_slots must be at least 1")
     layers = list(config.layers)
     # The model returns its captured layers in ascending order, independent of the requested order.
     if layers != sorted(set(layers)) or any(not 0 <= layer < base.depth for layer in layers):
@@ -44,7 +44,7 @@ def check_engine_config(base: BaseModel, config: EngineConfig) -> None:
 
 
 def build_engine_args(base: BaseModel, config: EngineConfig) -> dict[str, Any]:
-    """Build arguments of `vllm.LLM` and `vllm.AsyncEngineArgs` for a base model with additional rows.
+    """Build arguments of `vllm.LLM` and `vllm.AsyncEngineArgs` for a base model with additional embedding rows.
 
     Sets environment variables of vLLM as a side effect, since it reads some options only from there.
 
@@ -59,24 +59,24 @@ def build_engine_args(base: BaseModel, config: EngineConfig) -> dict[str, Any]:
         UsageError: if the configuration is invalid for the base model.
     """
     check_engine_config(base, config)
-    renderer = build_renderer(base, config.rows)
-    vocabulary = max(base.vocabulary, renderer.first_row + config.rows)
+    renderer = build_renderer(base, config.num_slots)
+    vocabulary = max(base.vocabulary, renderer.first_slot + config.num_slots)
     if is_cpu_build():
         _set_cpu_environment(config)
     return {
         "model": str(base.path),
-        "tokenizer": str(_save_tokenizer(base, config.rows)),
+        "tokenizer": str(_save_tokenizer(base, config.num_slots)),
         "served_model_name": base.name,
         "load_format": LOAD_FORMAT,
         "model_loader_extra_config": {"vocabulary": base.vocabulary},
         "hf_overrides": _build_vocabulary_override(base, vocabulary),
         **_get_worker_args(config),
-        "dtype": str(get_dtype(config.precision)).removeprefix("torch."),
-        "max_model_len": config.max_length,
-        "max_num_seqs": config.max_sequences,
-        **({"max_num_batched_tokens": config.step_tokens} if config.step_tokens else {}),
-        **({"num_gpu_blocks_override": config.kv_blocks} if config.kv_blocks else {}),
-        "tensor_parallel_size": config.tensor_parallel,
+        "dtype": str(get_dtype(config.dtype)).removeprefix("torch."),
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        **({"max_num_batched_tokens": config.max_num_batched_tokens} if config.max_num_batched_tokens else {}),
+        **({"num_gpu_blocks_override": config.num_gpu_blocks_override} if config.num_gpu_blocks_override else {}),
+        "tensor_parallel_size": config.tensor_parallel_size,
         **_get_executor_args(config),
         "enforce_eager": not config.compile and is_cpu_build(),
         "enable_prefix_caching": True,
@@ -84,7 +84,7 @@ def build_engine_args(base: BaseModel, config: EngineConfig) -> dict[str, Any]:
         # Request defaults come from the API, not from generation_config.json of the checkpoint.
         "generation_config": "vllm",
         # With the CPU build's default block size (128), short prompts would never hit the prefix cache.
-        **({"block_size": 32} if is_cpu_build() else {"gpu_memory_utilization": config.gpu_memory}),
+        **({"block_size": 32} if is_cpu_build() else {"gpu_memory_utilization": config.gpu_memory_utilization}),
     }
 
 
@@ -96,7 +96,7 @@ def _build_vocabulary_override(base: BaseModel, vocabulary: int) -> dict[str, An
 
 def _get_executor_args(config: EngineConfig) -> dict[str, Any]:
     """Run a single CPU worker in the process of the engine core, which halves the startup time and leaves one process fewer."""
-    if config.tensor_parallel > 1 or not is_cpu_build():
+    if config.tensor_parallel_size > 1 or not is_cpu_build():
         return {}
     # The CPU build accepts the uniprocess executor only if multiprocessing is disabled.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -104,27 +104,27 @@ def _get_executor_args(config: EngineConfig) -> dict[str, Any]:
 
 
 def _get_worker_args(config: EngineConfig) -> dict[str, Any]:
-    """Select the worker: vLLM's with an extension that writes rows, or the capture worker if layers are captured."""
+    """Select the worker: vLLM's with an extension that writes slots, or the capture worker if layers are captured."""
     if not config.layers:
         return {"worker_extension_cls": "trimtab.engine.vllm_ext.worker.EmbeddingWorkerExtension"}
     # Only vLLM's first model runner exposes auxiliary hidden states.
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     return {
         "worker_cls": "trimtab.engine.vllm_ext.capture_worker.CaptureWorker",
-        "additional_config": {"trimtab": {"layers": list(config.layers), "history": config.history}},
+        "additional_config": {"trimtab": {"layers": list(config.layers), "token_statistics": config.token_statistics}},
     }
 
 
 def _set_cpu_environment(config: EngineConfig) -> None:
     # vLLM reads these at startup and only from the environment. setdefault keeps the user's values.
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.cpu_cache_gib))
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.cpu_kv_cache_gib))
     os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 
-def _save_tokenizer(base: BaseModel, rows: int) -> Path:
-    """Save the base model's tokenizer with row tokens once, and return its folder."""
-    target = settings.get_home() / "engine" / f"tokenizer-{base.fingerprint}-{rows}"
+def _save_tokenizer(base: BaseModel, slots: int) -> Path:
+    """Save the base model's tokenizer with slot tokens once, and return its folder."""
+    target = settings.get_home() / "engine" / f"tokenizer-{base.fingerprint}-{slots}"
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def _save_tokenizer(base: BaseModel, rows: int) -> Path:
         if not target.exists():
             partial = target.with_name(target.name + ".part")
             shutil.rmtree(partial, ignore_errors=True)
-            build_renderer(base, rows).tokenizer.save_pretrained(partial)
+            build_renderer(base, slots).tokenizer.save_pretrained(partial)
             # Without a model config beside the tokenizer, vLLM waits and retries.
             shutil.copyfile(base.path / "config.json", partial / "config.json")
             partial.rename(target)

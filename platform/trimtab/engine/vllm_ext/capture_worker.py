@@ -51,7 +51,7 @@ class CaptureWorker(BaseWorker, EmbeddingWorkerExtension):  # pyright: ignore[re
         # All ranks capture, although rank 0 would suffice: the logits of given answers are computed by all ranks together.
         if self.capture is None:
             settings = self._settings
-            self.capture = SignalCapture(self.model_runner, len(settings["layers"]), settings["history"], KEEP)
+            self.capture = SignalCapture(self.model_runner, len(settings["layers"]), settings["token_statistics"], KEEP)
         self.capture.begin_step(scheduler_output)
         output = super().execute_model(scheduler_output)
         if self.model_runner.execute_model_state is not None:

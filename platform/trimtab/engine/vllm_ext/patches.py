@@ -73,8 +73,8 @@ def patch_generate(engine: Any, wrap: Wrap) -> None:
     versions=VERSIONS,
     remove_when="vLLM masks token ids for all requests by an engine option",
 )
-def patch_logits(runner: Any, first_row: int) -> None:
-    """Give every token id from `first_row` up a logit of -inf.
+def patch_logits(runner: Any, first_slot: int) -> None:
+    """Give every token id from `first_slot` up a logit of -inf.
 
     Sampling, penalties and log-probabilities come after the logits, so that no request can sample a reserved token id.
     """
@@ -83,7 +83,7 @@ def patch_logits(runner: Any, first_row: int) -> None:
         def masked(*args: Any, **options: Any) -> Any:
             logits = compute_logits(*args, **options)
             if logits is not None:
-                logits[..., first_row:] = float("-inf")
+                logits[..., first_slot:] = float("-inf")
             return logits
 
         return masked

@@ -1,4 +1,4 @@
-"""Worker extension that writes rows of the embedding table and masks reserved token ids."""
+"""Worker extension that writes slots of the embedding table and masks reserved token ids."""
 
 from typing import Any
 
@@ -15,35 +15,35 @@ class EmbeddingWorkerExtension:
 
     model_runner: Any
 
-    def trimtab_mask_reserved_ids(self, first_row: int) -> int:
-        """Mask the logits of all token ids from `first_row` up.
+    def trimtab_mask_reserved_ids(self, first_slot: int) -> int:
+        """Mask the logits of all token ids from `first_slot` up.
 
         Returns:
             Width of the embedding.
         """
         if is_cpu_build():
             patches.patch_seeded_sampling(self.model_runner)
-        patches.patch_logits(self.model_runner, first_row)
+        patches.patch_logits(self.model_runner, first_slot)
         return int(_find_embedding(self.model_runner.get_model()).weight.shape[1])
 
-    def trimtab_write_vectors(self, rows: list[int], vectors: bytes) -> None:
-        """Write vectors into rows of the embedding table.
+    def trimtab_write_vectors(self, slots: list[int], vectors: bytes) -> None:
+        """Write vectors into slots of the embedding table.
 
-        With tensor parallelism, each rank writes the rows of its shard. The table keeps its address, so that compiled and
+        With tensor parallelism, each rank writes the slots of its shard. The table keeps its address, so that compiled and
         captured graphs read the new values.
 
         Args:
-            rows: token ids of the rows.
-            vectors: float32 bytes of the vectors [len(rows), d].
+            slots: token ids of the slots.
+            vectors: float32 bytes of the vectors [len(slots), d].
         """
         table = _find_embedding(self.model_runner.get_model())
         weight = table.weight.data
-        values = torch.frombuffer(bytearray(vectors), dtype=torch.float32).view(len(rows), -1)
+        values = torch.frombuffer(bytearray(vectors), dtype=torch.float32).view(len(slots), -1)
         start = table.shard_indices.org_vocab_start_index
         end = table.shard_indices.org_vocab_end_index
-        for row, value in zip(rows, values, strict=True):
-            if start <= row < end:
-                weight[row - start].copy_(value.to(weight.dtype))
+        for slot, value in zip(slots, values, strict=True):
+            if start <= slot < end:
+                weight[slot - start].copy_(value.to(weight.dtype))
 
 
 def _find_embedding(model: nn.Module) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from trimtab.artifacts.prefix import Prefix
 from trimtab.data.prompt import Prompt
-from trimtab.generation_types import Ask
+from trimtab.generation_types import Conversation
 from trimtab.stats.intervals import Rate, average_rates, compute_wilson_interval
 from trimtab.text.refusal_phrases import classify_refusal
 from trimtab.types import Verdict
@@ -35,10 +35,10 @@ class Arm:
     prefix: Prefix | None = None
     system: str | None = None
 
-    def build_ask(self, prompt: Prompt) -> Ask:
+    def build_ask(self, prompt: Prompt) -> Conversation:
         """Return the generation request of this arm for a prompt."""
         system = [{"role": "system", "content": self.system}] if self.system and not prompt.system else []
-        return Ask([*system, *prompt.messages], self.prefix)
+        return Conversation([*system, *prompt.messages], self.prefix)
 
 
 @dataclass(frozen=True)

@@ -93,13 +93,13 @@ def score_texts(
 
 
 def _tokenize(renderer: ChatRenderer, arm: Arm, text: Prompt, longest: int) -> TokenizedText:
-    rows = range(renderer.first_row, renderer.first_row + len(arm.prefix.vectors)) if arm.prefix else range(0)
-    prompt = renderer.render_prompt(arm.build_ask(text).messages, arm.prefix.card.place if arm.prefix else "system", rows)
+    rows = range(renderer.first_slot, renderer.first_slot + len(arm.prefix.vectors)) if arm.prefix else range(0)
+    prompt = renderer.render_prompt(arm.build_ask(text).messages, arm.prefix.card.position if arm.prefix else "system", rows)
     target = renderer.render_answer(text.target or "", prompt)[:-1][:longest]
     if not target:
         raise UsageError(f"the text that answers {text.prompt[:40]!r} is empty")
     ids = [*prompt, *target]
-    renderer.check_rows(ids, rows)
+    renderer.check_slots(ids, rows)
     return TokenizedText(ids, len(target))
 
 
