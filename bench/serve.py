@@ -104,9 +104,9 @@ def made(base: BaseModel, folder: Path, quick: bool) -> list[Server]:
 
 def watched(base: BaseModel, folder: Path) -> None:
     """A detector of the default settings in the same folder."""
-    settings, limits = {"groups": 8}, dict.fromkeys(FALSE_POSITIVE_RATES, 0.5)
-    card = DetectorCard("truth", base.name, base.fingerprint, list(LAYERS), base.width, "flag", settings, -2.0, limits)
-    head = heads.get_head("flag")(base.width, len(LAYERS), **settings)
+    head_options, limits = {"groups": 8}, dict.fromkeys(FALSE_POSITIVE_RATES, 0.5)
+    card = DetectorCard("truth", base.name, base.fingerprint, list(LAYERS), base.width, "flag", head_options, -2.0, limits)
+    head = heads.get_head("flag")(base.width, len(LAYERS), **head_options)
     spread = torch.stack([torch.zeros(7), torch.ones(7)])
     save_detector(build_detector(head, spread, torch.tensor([0.01, 0.0]), card), folder / "truth" / "1")
     (folder / "truth" / "aliases.json").write_text('{"champion": 1}')

@@ -2,7 +2,7 @@
 
 python bench/stress.py [--quick] [--json FILE]
 
-Four things are done to it. A thousand prefixes go through 256 rows, and a sample of the answers is compared with those of
+Four things are done to it. A thousand prefixes go through 256 slots, and a sample of the answers is compared with those of
 transformers. A hundred streams are left in the middle. Ten times as many clients as it has room for ask without a pause. A
 second replica comes when there is much to do, and goes when there is little, under load all the time.
 """
@@ -31,7 +31,7 @@ from trimtab.data.questions import read_questions
 from trimtab.generate import build_inputs
 from trimtab.model.base_model import BaseModel, resolve_base_model
 
-PREFIXES, ROWS, CHECKED, TOKENS = 1000, 256, 200, 12
+PREFIXES, SLOTS, CHECKED, TOKENS = 1000, 256, 200, 12
 STREAMS, IDLE_SECONDS = 100, 2.0
 ROOM, TIMES, OVERLOAD_SECONDS, WELL_SECONDS = 32, 10, 120.0, 10.0
 GROWTH = 1.1
@@ -51,7 +51,7 @@ def main() -> None:
     lines: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         made = servers.random_prefixes(base, Path(name), PREFIXES // share, strength=4.0)
-        sizes = ["--engine.num_slots", str(ROWS // share), "--engine.max_model_len", "512", "--registry", name]
+        sizes = ["--engine.num_slots", str(SLOTS // share), "--engine.max_model_len", "512", "--registry", name]
         # So that all streams run when their clients leave.
         wide = ["--engine.max_num_seqs", str(STREAMS + 28)]
         room = ["--max_ongoing_requests", str(ROOM // 2), "--max_queued_requests", str(ROOM - ROOM // 2)]

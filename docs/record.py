@@ -39,7 +39,7 @@ def record(page: Path) -> bool:
     with tempfile.TemporaryDirectory(prefix="tt-") as folder:
         home = Path(folder) / "home"
         home.mkdir()
-        settings.lend(home)
+        settings.link_downloads(home)
         with subprocess.Popen(
             ["bash", "-e"],
             cwd=folder,

@@ -49,7 +49,9 @@ class ApiKey:
 
 @dataclass(frozen=True)
 class AddConfig:
-    """Create an API key; the key is shown once, and only its hash is stored.
+    """Create an API key, which is shown once.
+
+    Only its hash is stored.
 
     Args:
         name: name of the key's owner.
@@ -72,7 +74,7 @@ class AddConfig:
 
 @dataclass(frozen=True)
 class ListConfig:
-    """List API keys without their tokens, which are not stored.
+    """List the API keys and their limits.
 
     Args:
         file: key file; by default the one in trimtab's home.
@@ -83,7 +85,9 @@ class ListConfig:
 
 @dataclass(frozen=True)
 class RemoveConfig:
-    """Remove an API key; running servers that use the file reject it from then on.
+    """Remove an API key.
+
+    Running servers that use the file reject it from then on.
 
     Args:
         name: name of the key's owner.

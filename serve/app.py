@@ -15,7 +15,7 @@ from trimtab.ray_patches import patch_replica_address
 from trimtab.serve.api_keys import get_required_key_file
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.registry.coordinator import VersionCoordinator
-from trimtab.serve.replica import Replica, get_asgi_app
+from trimtab.serve.replica import Replica
 
 # Additional requests beyond the admission limits: pages, metrics, and requests that the middleware rejects.
 SPARE = 256
@@ -52,7 +52,7 @@ def build_application(config: ServeConfig, base: BaseModel, cpus: float) -> Any:
     """
     most = max(config.num_replicas, config.max_replicas)
     deployment: Any = serve.deployment(
-        serve.ingress(get_asgi_app)(Replica),
+        serve.ingress()(Replica),
         name="engine",
         ray_actor_options={"num_cpus": cpus, "num_gpus": config.gpus_per_replica},
         # The admission middleware rejects excess requests with an OpenAI-style error before this limit is reached.

@@ -13,7 +13,7 @@ HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """Serve a base model and the champions of its prefixes over the OpenAI API.
+    """Serve a base model and its prefixes over the OpenAI API.
 
     Args:
         base: base model: catalog name, folder, or Hugging Face id.

@@ -1,12 +1,9 @@
-"""Ray Serve replica: one online engine with its middleware, behind Serve's HTTP proxy.
-
-Serve pickles a deployment class by value, so the ASGI app is a function of this module, which each replica imports.
-"""
+"""Ray Serve replica: one online engine with its middleware, behind Serve's HTTP proxy."""
 
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
@@ -16,8 +13,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
 
 from trimtab.engine import asgi
-from trimtab.engine.asgi import App, Headers, Message, Receive, Scope, Send
+from trimtab.engine.asgi import App, Message, Receive, Scope, Send
 from trimtab.engine.openai.routing import TrafficSplit
+from trimtab.engine.request_context import RequestContext
 from trimtab.errors import UsageError
 from trimtab.model.base_model import BaseModel, resolve_on_node
 from trimtab.ray_patches import patch_replica_address
@@ -34,63 +32,13 @@ log = logging.getLogger(__name__)
 
 METRICS = "/metrics"
 LOOK_SECONDS = 0.1
+# Longer than the process takes to notice that its engine has died.
+HOLD_SECONDS = 5.0
 TEXT = (b"content-type", CONTENT_TYPE_LATEST.encode())
-
-_engine: list[Any] = []
-_middleware: list[App] = []
-_peers: list[CoordinatorClient] = []
-_sinks: list[RecordSinks] = []
-_pages: dict[str, tuple[Headers, bytes]] = {}
-
-
-async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve a request: the static page, or the engine behind the middleware. This is the ASGI app of the replica."""
-    if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and (page := _pages.get(scope["path"] or "/")):
-        headers, body = page
-        await asgi.send_response(send, 200, headers, body if scope["method"] == "GET" else b"")
-        return
-    await _middleware[0](scope, receive, _suppress_error_when_dead(send))
-
-
-def _suppress_error_when_dead(send: Send) -> Send:
-    """Return a `send` that withholds errors of a dead engine: this process exits, and HAProxy retries on another replica."""
-
-    async def hold(message: Message) -> None:
-        is_error = message["type"] == "http.response.start" and message["status"] >= HTTPStatus.INTERNAL_SERVER_ERROR
-        if is_error and _engine and not _engine[0].is_healthy():
-            await asyncio.Event().wait()
-        await send(message)
-
-    return hold
-
-
-def get_asgi_app() -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-    """Return the ASGI app; Serve calls this in each replica."""
-    return app
-
-
-async def answer_request(scope: Scope, receive: Receive, send: Send) -> None:
-    """Forward a request to the engine; answer `/metrics` for all replicas if there are several."""
-    if _peers and scope["type"] == "http" and scope["method"] == "GET" and scope["path"].rstrip("/") == METRICS:
-        body = await asyncio.to_thread(_peers[0].metrics)
-        await asgi.send_response(send, 200, asgi.set_content_length([TEXT], body), body)
-        return
-    await _engine[0](scope, receive, send)
-
-
-async def _exit_when_engine_dies() -> None:
-    """Exit the process when its engine has died, so that Serve replaces the replica and HAProxy uses the others at once.
-
-    With health checks alone, a replica that fails every request quickly would look like the least loaded one.
-    """
-    while _engine and _engine[0].is_healthy():
-        await asyncio.sleep(LOOK_SECONDS)
-    if _engine:
-        os._exit(1)
 
 
 class Replica:
-    """Deployment class that starts and stops the engine and answers health checks.
+    """Deployment class: starts and stops the engine, serves requests and answers health checks.
 
     Args:
         base: base model.
@@ -102,30 +50,46 @@ class Replica:
         # Imported lazily: the process that deploys the replicas need not import vLLM.
         from trimtab.engine.openai.app import OnlineEngine
 
+        # Serve calls `__del__` also if the start fails.
+        self._engine: OnlineEngine | None = None
+        self._peers: CoordinatorClient | None = None
+        self._sinks: RecordSinks | None = None
         patch_replica_address()
         local = resolve_on_node(base)
-        _pages.update(await asyncio.to_thread(load_page))
+        self._pages = await asyncio.to_thread(load_page)
         prefixes, detectors = open_sources(local, config.registry)
         replica = serve.get_replica_context().replica_id.unique_id
         if coordinator is not None:
-            _peers[:] = [CoordinatorClient(coordinator, replica)]
+            self._peers = CoordinatorClient(coordinator, replica)
         layers = config.engine.layers
         if config.detect and not layers:
-            live = await _peers[0].get_agreed_versions("detector") if _peers else {}
+            live = await self._peers.get_agreed_versions("detector") if self._peers else {}
             layers = await asyncio.to_thread(find_detector_layers, detectors, live)
         engine = replace(config.engine, layers=layers, token_statistics=bool(layers))
-        _sinks[:] = [await asyncio.to_thread(open_sinks, config, replica)]
-        agree = _peers[0].agree if _peers else None
-        _engine[:] = [await OnlineEngine.start(local, engine, prefixes, detectors, config.detector, agree)]
-        middleware: App = AdmissionMiddleware(
-            answer_request,
-            config.max_ongoing_requests + config.max_queued_requests,
-            config.request_timeout_s,
-            config.stream_timeout_s,
-        )
-        middleware = AuthenticationMiddleware(middleware, Path(config.api_key_file)) if config.api_key_file else middleware
-        _middleware[:] = [AccessLogMiddleware(middleware, _sinks[0], with_text=config.log_text)]
-        self._watch = asyncio.create_task(_exit_when_engine_dies())
+        self._sinks = await asyncio.to_thread(open_sinks, config, replica)
+        agree = self._peers.agree if self._peers else None
+        self._engine = await OnlineEngine.start(local, engine, prefixes, detectors, config.detector, agree)
+        self._middleware = self._build_middleware(config, self._sinks)
+        self._watch = asyncio.create_task(self._exit_when_engine_dies(self._engine.is_healthy))
+
+    def __serve_build_asgi_app__(self) -> App:
+        """Return the ASGI app of the replica; Serve calls this after the start."""
+
+        # A function: uvicorn, which Serve uses, takes a bound method for an app of ASGI version 2.
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await self.serve_request(scope, receive, send)
+
+        return app
+
+    async def serve_request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request: the static page, or the engine behind the middleware."""
+        if scope["type"] == "http":
+            if scope["method"] in ("GET", "HEAD") and (page := self._pages.get(scope["path"] or "/")):
+                headers, body = page
+                await asgi.send_response(send, 200, headers, body if scope["method"] == "GET" else b"")
+                return
+            RequestContext.get(scope, receive, send).on_start(self._hold_error_when_dead)
+        await self._middleware(scope, receive, send)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Update the traffic split without a restart; Serve calls this after the start and when `user_config` changes.
@@ -136,18 +100,57 @@ class Replica:
             user_config: values of `traffic` and `shadow`.
         """
         try:
-            _engine[0].handler.traffic = TrafficSplit(user_config.get("traffic", {}), user_config.get("shadow", {}))
+            split = TrafficSplit(user_config.get("traffic", {}), user_config.get("shadow", {}))
         except (UsageError, TypeError, AttributeError) as error:
             log.error("invalid user_config, traffic split unchanged: %s", error)
+            return
+        if self._engine is not None:
+            self._engine.handler.traffic = split
 
     async def check_health(self) -> None:
         """Raise an error if the engine has died, so that Serve replaces the replica."""
-        await _engine[0].check_health()
+        if self._engine is not None:
+            await self._engine.check_health()
 
     async def __del__(self) -> None:
-        if _engine:
-            await _engine.pop().stop()
-        if _peers:
-            await _peers.pop().leave()
-        if _sinks:
-            await asyncio.to_thread(_sinks.pop().stop)
+        # Without an engine, the task that watches it must not end the process.
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.stop()
+        if self._peers is not None:
+            await self._peers.leave()
+        if self._sinks is not None:
+            await asyncio.to_thread(self._sinks.stop)
+
+    def _build_middleware(self, config: ServeConfig, sinks: RecordSinks) -> App:
+        most = config.max_ongoing_requests + config.max_queued_requests
+        app: App = AdmissionMiddleware(self._answer_request, most, config.request_timeout_s, config.stream_timeout_s)
+        if config.api_key_file:
+            app = AuthenticationMiddleware(app, Path(config.api_key_file))
+        return AccessLogMiddleware(app, sinks, with_text=config.log_text)
+
+    async def _answer_request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forward a request to the engine; answer `/metrics` for all replicas if there are several."""
+        is_metrics = scope["type"] == "http" and scope["method"] == "GET" and scope["path"].rstrip("/") == METRICS
+        if self._peers is not None and is_metrics:
+            body = await asyncio.to_thread(self._peers.metrics)
+            await asgi.send_response(send, 200, asgi.set_content_length([TEXT], body), body)
+        elif self._engine is not None:
+            await self._engine(scope, receive, send)
+
+    async def _hold_error_when_dead(self, start: Message) -> None:
+        """Withhold an error of a dead engine: this process exits, and HAProxy retries the request on another replica."""
+        is_error = start["status"] >= HTTPStatus.INTERNAL_SERVER_ERROR
+        if is_error and self._engine is not None and not self._engine.is_healthy():
+            await asyncio.sleep(HOLD_SECONDS)
+
+    async def _exit_when_engine_dies(self, is_healthy: Callable[[], bool]) -> None:
+        """Exit the process when its engine has died, so that Serve replaces the replica and HAProxy uses the others at once.
+
+        With health checks alone, a replica that fails every request quickly would look like the least loaded one.
+        """
+        while is_healthy():
+            await asyncio.sleep(LOOK_SECONDS)
+        if self._engine is not None:
+            # Not sys.exit: Serve would catch it, and threads of the dead engine could keep the process alive.
+            os._exit(1)

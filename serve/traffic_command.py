@@ -19,7 +19,9 @@ Totals = dict[tuple[str, str, str], dict[str, float]]
 
 @dataclass(frozen=True)
 class TrafficConfig:
-    """Show requests, latency and mean risk of each version since the start of the server.
+    """Show requests, latency and mean risk of each version of a prefix.
+
+    The totals start with the server.
 
     Args:
         url: URL of the server.

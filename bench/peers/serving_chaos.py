@@ -26,7 +26,7 @@ from trimtab.tracking.client import get_client
 from trimtab.tracking.promotions import promote_version
 from trimtab.tracking.runs import TrackedRun
 
-NAME, TOKENS, ROWS, REPLICAS = "kept", 16, 8, 2
+NAME, TOKENS, SLOTS, REPLICAS = "kept", 16, 8, 2
 REPLICA = "ServeReplica:trimtab:engine"
 # Where Serve's replicas listen for its HAProxy.
 REPLICA_PORTS = range(30_000, 31_001)
@@ -97,7 +97,7 @@ def chaos(base_name: str, count: int, only: str | None) -> list[dict[str, Any]]:
         (made,) = servers.random_prefixes(base, folder / "made", 1, strength=4.0)
         prefix = build_prefix(made.vectors, replace(made.card, name=NAME))
         promote_version(registry.register_version(save_prefix(prefix, folder / "kept"), run.run_id), "first")
-        sizes = f"--num_replicas {REPLICAS} --engine.num_slots {ROWS} --engine.max_model_len 512".split()
+        sizes = f"--num_replicas {REPLICAS} --engine.num_slots {SLOTS} --engine.max_model_len 512".split()
         sizes += ["--engine.cpu_kv_cache_gib", "1"]
         with servers.running(Server("trimtab", servers.trimtab(base.name, *sizes, "--detect", "false"))) as up:
             right = answers(up.url, f"{base.name}:{NAME}", TEXTS, TOKENS)

@@ -206,7 +206,7 @@ class GateConfig:
 
 @dataclass(frozen=True)
 class AlignConfig:
-    """Train a prefix on a frozen base model.
+    """Train a prefix on a frozen base model, evaluate it and register it.
 
     Args:
         name: name of the prefix in the registry.
@@ -258,3 +258,8 @@ class AlignConfig:
         excluded = ("scale", "resume", "register", "gate", "evaluate")
         included = {key: value for key, value in asdict(self).items() if key not in excluded}
         return included | {"storage_path": self.scale.storage_path}
+
+
+@dataclass(frozen=True)
+class FilterConfig(AlignConfig):
+    """Show the rows that the hard filter keeps, without training."""

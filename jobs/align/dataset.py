@@ -111,8 +111,8 @@ def prepare_dataset(config: AlignConfig, base: BaseModel, raw: RawDataset) -> Pr
         f"hard filter: {count} -> {len(filtered.rows)} rows; form alone predicts the class with balanced accuracy "
         f"{form_before:.2f} -> {form_after:.2f}"
     )
-    check_slots_left(filtered, "train")
-    check_slots_left(filtered_validation, "validate")
+    check_rows_left(filtered, "train")
+    check_rows_left(filtered_validation, "validate")
     return PreparedDataset(filtered.rows, validation, parts, filtered, (form_before, form_after), raw.inputs)
 
 
@@ -180,7 +180,7 @@ def list_removed_rows(prepared: PreparedDataset) -> list[dict[str, str]]:
     return [{"rule": rule, **_row_as_json(row)} for rule, row in prepared.filtered.removed]
 
 
-def check_slots_left(filtered: FilterResult, what: str) -> None:
+def check_rows_left(filtered: FilterResult, what: str) -> None:
     """Raise UsageError if the hard filter removed all rows.
 
     Args:

@@ -25,15 +25,13 @@ from trimtab.jobs.align.controller_side import CURVES, MlflowCallback, run_worke
 from trimtab.jobs.align.dataset import PreparedDataset
 from trimtab.jobs.align.state import TrainState, load_state, should_stop_early
 from trimtab.jobs.align.worker import TrainingWork
-from trimtab.jobs.runtime.cluster import unwrap_ray_error
+from trimtab.jobs.runtime.cluster import POLL_SECONDS, unwrap_ray_error
 from trimtab.jobs.runtime.config import ScaleConfig
 from trimtab.jobs.runtime.control_actor import format_actor_name, get_or_create_actor
 from trimtab.model.base_model import BaseModel
 from trimtab.ray_connection import check_resources, find_missing_resources, get_max_node_cores
 from trimtab.tracking import runs
 from trimtab.tracking.runs import TrackedRun
-
-POLL_SECONDS = 0.5
 
 
 class StopSignal:

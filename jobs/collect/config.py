@@ -12,7 +12,7 @@ MOST_SAMPLES = 100
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """Collect answers with labels and signals, the training data of detectors: generate answers or read given ones.
+    """Generate or read answers and store the model's signals, the training data of detectors.
 
     Args:
         questions: sources of questions with reference answers: files, trimtab:NAME, or Hugging Face datasets.

@@ -158,7 +158,7 @@ def begin_dataset(folder: Folder, meta: DatasetMetadata) -> set[str]:
             return set()
         existing = _meta(folder)
         if different := [name for name, value in vars(meta).items() if vars(existing)[name] != value]:
-            raise UsageError(f"{folder} was collected with another {different[0]}. Pass another --out, or the same settings")
+            raise UsageError(f"{folder} was collected with different {different[0]}. Pass another --out, or the same settings")
         return {key for part in _parts(folder) for key in _table(part, meta, ["key"])["key"].to_pylist()}
 
 

@@ -9,7 +9,7 @@ from trimtab.types import DEFAULT_BASE
 
 @dataclass(frozen=True)
 class DetectConfig:
-    """Train detectors on collected signals, select models on validation, and report on test.
+    """Train detectors on collected signals, select on validation and report on test data.
 
     Args:
         signals: folder of a data set that `trimtab collect` wrote.

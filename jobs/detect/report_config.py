@@ -9,7 +9,7 @@ from trimtab.types import DEFAULT_BASE
 
 @dataclass(frozen=True)
 class TruthConfig:
-    """Report on detectors of made-up answers: every head and training-free score on every data set.
+    """Evaluate detectors of made-up answers: every head and score on every data set.
 
     Args:
         signals: folders that `trimtab collect` wrote, of one base model; several folders add a transfer matrix.

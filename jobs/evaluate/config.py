@@ -39,7 +39,7 @@ class UtilitySuite:
 
 @dataclass(frozen=True)
 class UtilityConfig(UtilitySuite):
-    """Measure the utility of prefixes.
+    """Measure accuracy, perplexity and KL drift of the base model, a text prompt and prefixes.
 
     Args:
         prefix: prefixes to measure: champion (all champions), NAME, NAME@VERSION, or a folder; several as a list.
@@ -62,7 +62,7 @@ class UtilityConfig(UtilitySuite):
 
 @dataclass(frozen=True)
 class SafetyConfig:
-    """Measure refusal and compliance of prefixes on prompts.
+    """Measure refusal and compliance of the base model, a text prompt and prefixes on any prompt files.
 
     Args:
         data: sources of prompts, harmful and benign: files, trimtab:NAME, or Hugging Face datasets.

@@ -134,11 +134,7 @@ def measure_utility(
     Returns:
         Measured arms of each suite, in the order of `arms`.
     """
-    answer_caches = {
-        name: ArmCache(folder, base.fingerprint, [q.prompt for q in suite.questions], suite.max_tokens, precision)
-        for name, suite in suites.items()
-        if suite.questions
-    }
+    answer_caches = open_answer_caches(base, suites, precision, folder)
     text_caches = {
         name: ArmCache(folder, base.fingerprint, suite.texts, suite.longest, precision)
         for name, suite in suites.items()
@@ -154,6 +150,17 @@ def measure_utility(
         return MeasuredArm(arm.name, marks, scores or [])
 
     return {name: [build_measured_arm(name, arm) for arm in arms] for name in suites}
+
+
+def open_answer_caches(
+    base: BaseModel, suites: Mapping[str, LoadedSuite], precision: DType, folder: Path
+) -> dict[str, ArmCache]:
+    """Return the cache of the answers to the questions of each suite that has questions; arguments as in `measure_utility`."""
+    return {
+        name: ArmCache(folder, base.fingerprint, [q.prompt for q in suite.questions], suite.max_tokens, precision)
+        for name, suite in suites.items()
+        if suite.questions
+    }
 
 
 def _score_missing_texts(

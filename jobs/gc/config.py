@@ -7,7 +7,7 @@ from trimtab.errors import UsageError
 
 @dataclass(frozen=True)
 class GcConfig:
-    """Show and remove unused files in trimtab's home.
+    """List and remove unreferenced files.
 
     Args:
         remove: remove the files; without it they are only listed.

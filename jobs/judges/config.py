@@ -38,7 +38,7 @@ class JudgeConfig:
 
 @dataclass(frozen=True)
 class JudgesConfig:
-    """Measure judges against human labels, and fit the classifier.
+    """Measure judges against human labels, and fit a classifier.
 
     Args:
         fit: fit a classifier and save it to this folder.

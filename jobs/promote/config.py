@@ -9,7 +9,7 @@ from trimtab.types import DEFAULT_BASE, DType
 
 @dataclass(frozen=True)
 class PromoteConfig:
-    """Promote a version to champion if it passes the gate.
+    """Make a version the champion if it passes the gate.
 
     Args:
         name: name of the prefix or detector.

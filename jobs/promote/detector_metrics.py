@@ -29,17 +29,7 @@ from trimtab.util.remote_paths import open_folder
 def measure_detector(
     config: PromoteConfig, base: BaseModel, rules: Sequence[PromotionRule], version: Version, champion: Version | None
 ) -> Mapping[PromotionRule, MeasuredMetrics]:
-    """Measure the metrics of rules on sets of signals.
-
-    Args:
-        config: configuration of the promotion.
-        base: base model.
-        rules: rules that name a set.
-        version: version of a detector.
-        champion: current champion; None if there is none.
-
-    Returns:
-        For each rule, the metric of the version, and its difference to the champion's; None without a champion.
+    """Measure the metrics of rules on sets of signals. Arguments and return value are those of `measure_prefix`.
 
     Raises:
         UsageError: if a rule cannot be checked.

@@ -14,6 +14,7 @@ from trimtab.errors import JobError, TrimtabError, as_no_space_error
 from trimtab.jobs.runtime.control_actor import get_or_create_actor
 from trimtab.ray_connection import check_resources, connect_to_ray, find_missing_resources
 
+# Interval at which drivers look for results, progress and Ctrl-C.
 POLL_SECONDS = 0.5
 
 

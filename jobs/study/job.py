@@ -66,6 +66,11 @@ class StudySession:
     standing: JudgeStanding
     folder: Path
 
+    @property
+    def first(self) -> AlignConfig:
+        """Settings of the first arm, which set the base model, the evaluation and the data of the report."""
+        return next(iter(self.plans.values()))
+
 
 def compare_arms(config: StudyConfig) -> StudyReport:
     """Train and evaluate the missing arms and write the report.
@@ -120,15 +125,14 @@ def run_study(config: StudyConfig) -> dict[str, Any]:
 
 
 def _train_and_compare(session: StudySession, prepared: Mapping[str, PreparedDataset], parent: runs.TrackedRun) -> StudyReport:
-    config, plans, base, folder = session.config, session.plans, session.base, session.folder
-    first = next(iter(plans.values()))
+    config, plans, base, folder, first = session.config, session.plans, session.base, session.folder, session.first
     # Seed by seed, so that an interrupted study has trained all arms equally far.
     arms = [ArmRun(_with_seed(plans[name], seed), prepared[name], folder) for seed in config.seeds for name in config.arms]
     trained = train_arms(arms, base, parent.run_id, config.max_concurrent_runs)
     prefixes = {name: t.prefix for name, t in trained.items()} | build_baselines(
         config, first, base, prepared[first.name], folder
     )
-    answered = _answer_all(first, base, prefixes, _read_prompt_parts(config, first, prepared[first.name]), folder / "judged")
+    answered = _answer_all(session, prefixes, _read_prompt_parts(config, first, prepared[first.name]))
     results = apply_judge(answered, session.judge, first.scale.gpus_per_worker)
     report = _build_report(config, first, base, prepared[first.name], trained, results, session.standing)
     if not session.suites:
@@ -179,13 +183,17 @@ def _read_prompt_parts(config: StudyConfig, first: AlignConfig, prepared: Prepar
 
 
 def _answer_all(
-    first: AlignConfig, base: BaseModel, prefixes: Mapping[str, Prefix], parts: Mapping[str, list[Prompt]], folder: Path
+    session: StudySession, prefixes: Mapping[str, Prefix], parts: Mapping[str, list[Prompt]]
 ) -> dict[str, list[ArmResult]]:
-    """Return the results of all arms on all parts; one engine generates the answers that are not cached."""
-    arms = build_standard_arms(prefixes)
-    tokens, precision = first.evaluate.max_tokens, first.train.dtype
-    caches = {part: ArmCache(folder, base.fingerprint, prompts, tokens, precision) for part, prompts in parts.items()}
-    generate_missing(TITLE, base, arms, list(caches.values()), first.scale.gpus_per_worker)
+    """Return the results of all arms on all parts.
+
+    One engine generates the answers that are not cached, also those to the questions of the utility suites.
+    """
+    first, base, arms = session.first, session.base, build_standard_arms(prefixes)
+    tokens, dtype, folder = first.evaluate.max_tokens, first.train.dtype, session.folder / "judged"
+    caches = {part: ArmCache(folder, base.fingerprint, prompts, tokens, dtype) for part, prompts in parts.items()}
+    questions = utility.open_answer_caches(base, session.suites, dtype, session.folder / "utility")
+    generate_missing(TITLE, base, arms, [*caches.values(), *questions.values()], first.scale.gpus_per_worker)
     return {
         part: [judge_answers(arm, cache.prompts, cache.read_answers(arm) or []) for arm in arms]
         for part, cache in caches.items()

@@ -10,7 +10,9 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
 
 @dataclass(frozen=True, kw_only=True)
 class SubmitConfig:
-    """Submit a trimtab command to a Ray cluster: trimtab submit --name NAME -- COMMAND [options].
+    """Submit a trimtab command to a Ray cluster.
+
+    Usage: trimtab submit --name NAME -- COMMAND [options].
 
     Args:
         command: command to run and its options, without `trimtab`; given after `--`.
@@ -63,15 +65,24 @@ class JobsConfig:
 
 
 @dataclass(frozen=True)
-class JobConfig:
-    """Settings that select one job of a cluster.
+class StopConfig:
+    """Stop a job.
 
     Args:
         name: name of the job.
         address: URL of the cluster's dashboard, such as http://localhost:8265; by default RAY_API_SERVER_ADDRESS.
-        follow: follow the log until the job ends, and end with its exit code.
     """
 
     name: str
     address: str | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True)
+class LogsConfig(StopConfig):
+    """Print the log of a job.
+
+    Args:
+        follow: follow the log until the job ends, and end with its exit code.
+    """
+
     follow: bool = field(default=False, kw_only=True)

@@ -26,8 +26,10 @@ from trimtab.cli import main
 from trimtab.cli.console import console, print_line
 from trimtab.errors import InterruptedByUserError, JobError, NotFoundError, UsageError
 from trimtab.jobs.runtime.config import as_source_list
-from trimtab.jobs.submit.config import JobConfig, JobsConfig, SubmitConfig
+from trimtab.jobs.submit.config import JobsConfig, LogsConfig, StopConfig, SubmitConfig
+from trimtab.util.environment import set_variables
 
+# Longer than that of drivers: each poll is an HTTP request to the dashboard.
 POLL_SECONDS = 1.0
 ADDRESS = "RAY_API_SERVER_ADDRESS"
 
@@ -103,7 +105,7 @@ def run_jobs_list(config: JobsConfig) -> list[dict[str, Any]]:
     return [asdict(job) for job in jobs]
 
 
-def run_jobs_logs(config: JobConfig) -> dict[str, Any]:
+def run_jobs_logs(config: LogsConfig) -> dict[str, Any]:
     """Run `trimtab jobs logs`: print the log of a job, with `follow` until the job ends.
 
     Returns:
@@ -121,7 +123,7 @@ def run_jobs_logs(config: JobConfig) -> dict[str, Any]:
     return asdict(job)
 
 
-def run_jobs_stop(config: JobConfig) -> dict[str, Any]:
+def run_jobs_stop(config: StopConfig) -> dict[str, Any]:
     """Run `trimtab jobs stop`: stop a job and wait until it has ended.
 
     Returns:
@@ -193,10 +195,10 @@ def _client(address: str | None) -> Generator[JobSubmissionClient]:
         raise UsageError(f"no cluster given. Use --address http://HEAD:8265, or set {ADDRESS}")
     # The client logs every closed connection.
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
-    # In Ray, this variable takes precedence over the address argument.
-    os.environ[ADDRESS] = url
     try:
-        yield JobSubmissionClient(url)
+        # In Ray, this variable takes precedence over the address argument.
+        with set_variables({ADDRESS: url}):
+            yield JobSubmissionClient(url)
     except AuthenticationError as error:
         raise JobError(
             f"authentication failed at {url}. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the token of the cluster"

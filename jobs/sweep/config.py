@@ -14,7 +14,9 @@ DRAWS = 100
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Search settings of `trimtab align` by validation loss and register the best prefix; ASHA stops poor trials early.
+    """Search settings of `trimtab align` and register the best prefix.
+
+    Trials are compared by validation loss, and ASHA stops poor ones early.
 
     Args:
         name: name of the prefix; a second call with the same name resumes the sweep.

@@ -119,7 +119,9 @@ def plan_trials(config: SweepConfig, folder: Path) -> list[Trial]:
         values = shared | runs.flatten_settings(chosen)
         trial_config = _build_trial_config(values, f"trial {number} ({_format_settings(chosen)})")
         if different := [key for key, value in _select_common(trial_config).items() if value != common.get(key)]:
-            raise UsageError(f"space.{different[0]}: all trials must have the same value to be comparable. Set it in shared")
+            raise UsageError(
+                f"param_space.{different[0]}: all trials must have the same value to be comparable. Set it in shared"
+            )
         check_config(trial_config)
         trials.append(Trial(number, chosen, trial_config, folder / f"trial-{number:03d}"))
     return trials

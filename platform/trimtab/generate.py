@@ -40,7 +40,7 @@ def build_inputs(
 
     Raises:
         ArtifactError: if the prefix was made for another base model.
-        UsageError: if a message contains the text of a row token.
+        UsageError: if a message contains the text of a slot token.
     """
     renderer = build_renderer(base, MAX_ROWS)
     if prefix is None:

@@ -1,6 +1,8 @@
 """Loading of prefixes and detectors by folder or registry name."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from trimtab.artifacts import prefix as prefixes
 from trimtab.artifacts.prefix import Prefix
@@ -12,6 +14,8 @@ from trimtab.tracking import registry
 from trimtab.tracking.registry import Version
 from trimtab.types import DEFAULT_BASE
 from trimtab.util.identifiers import split_reference
+
+ArtifactT = TypeVar("ArtifactT")
 
 
 def find_prefixes(spec: str, base: BaseModel) -> dict[str, Prefix]:
@@ -49,25 +53,20 @@ def load_prefix(path_or_name: str | Path, base: str = DEFAULT_BASE) -> Prefix:
         ArtifactError: if the files in the folder are damaged, unsafe or incompatible.
         NotFoundError: if the name does not exist.
     """
-    if Path(path_or_name).is_dir():
-        return prefixes.load_prefix(Path(path_or_name))
-    return registry.load_prefix(_find_version(path_or_name, base))
+    return _load(path_or_name, base, prefixes.load_prefix, registry.load_prefix)
 
 
 def load_detector(path_or_name: str | Path, base: str = DEFAULT_BASE) -> Detector:
-    """Load a detector from a folder or from the registry.
+    """Load a detector from a folder or from the registry. Arguments and errors are those of `load_prefix`."""
+    return _load(path_or_name, base, detectors.load_detector, registry.load_detector)
 
-    Args:
-        path_or_name: folder, or a registry name: NAME (its champion), NAME@alias or NAME@version.
-        base: base model whose registry entries are searched.
 
-    Raises:
-        ArtifactError: if the files in the folder are damaged, unsafe or incompatible.
-        NotFoundError: if the name does not exist.
-    """
+def _load(
+    path_or_name: str | Path, base: str, read_folder: Callable[[Path], ArtifactT], load_version: Callable[[Version], ArtifactT]
+) -> ArtifactT:
     if Path(path_or_name).is_dir():
-        return detectors.load_detector(Path(path_or_name))
-    return registry.load_detector(_find_version(path_or_name, base))
+        return read_folder(Path(path_or_name))
+    return load_version(_find_version(path_or_name, base))
 
 
 def _find_version(name: str | Path, base: str) -> Version:

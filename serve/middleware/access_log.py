@@ -11,12 +11,13 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from trimtab.engine.asgi import NOTES, App, Message, Receive, Scope, Send, set_header
+from trimtab.engine.asgi import App, Message, Receive, Scope, Send, set_header
+from trimtab.engine.request_context import RequestContext
 
 REQUEST_ID = b"x-request-id"
 FIT = re.compile(r"[\w.:-]{1,64}")
 # Maximum size of the recorded request body (bytes).
-MOST_TEXT = 32_768
+MAX_TEXT = 32_768
 
 
 @dataclass(frozen=True)
@@ -84,33 +85,22 @@ class AccessLogMiddleware:
         headers = dict(scope["headers"])
         client_id = headers.get(REQUEST_ID, b"").decode("latin-1")
         request_id = client_id if FIT.fullmatch(client_id) else uuid.uuid4().hex
-        scope = {**scope, "headers": set_header(scope["headers"], REQUEST_ID, request_id.encode()), NOTES: {}}
-        began, clock = time.time_ns(), time.perf_counter()
-        status, first, body = 0, None, b""
+        context = RequestContext.get(scope, receive, send)
 
-        async def receive_and_record() -> Message:
-            nonlocal body
-            message = await receive()
-            if self._with_text and message["type"] == "http.request" and len(body) < MOST_TEXT:
-                body += message.get("body", b"")
-            return message
+        async def add_request_id(message: Message) -> None:
+            message["headers"] = set_header(message["headers"], REQUEST_ID, request_id.encode())
 
-        async def send_and_record(message: Message) -> None:
-            nonlocal status, first
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = set_header(message["headers"], REQUEST_ID, request_id.encode())
-            elif first is None and message.get("body"):
-                first = round(time.perf_counter() - clock, 4)
-            await send(message)
-
+        context.on_start(add_request_id)
+        scope = {**scope, "headers": set_header(scope["headers"], REQUEST_ID, request_id.encode())}
+        began = time.time_ns()
         try:
-            await self._app(scope, receive_and_record, send_and_record)
+            await self._app(scope, receive, send)
         finally:
-            text = body[:MOST_TEXT].decode(errors="replace") if self._with_text else None
-            notes = {key: value for key, value in scope[NOTES].items() if value is not None}
+            text = context.body[:MAX_TEXT].decode(errors="replace") if self._with_text else None
+            notes = {key: value for key, value in context.notes.items() if value is not None}
             parent = headers.get(b"traceparent", b"").decode("latin-1") or None
-            self._sink(AccessRecord(request_id, scope["path"], status, began, time.time_ns(), first, notes, text, parent))
+            path, first, ended = scope["path"], context.first_byte_seconds, time.time_ns()
+            self._sink(AccessRecord(request_id, path, context.status, began, ended, first, notes, text, parent))
 
 
 def format_record(record: AccessRecord) -> str:

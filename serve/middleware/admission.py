@@ -5,6 +5,7 @@ from typing import Any
 
 from trimtab.engine import asgi
 from trimtab.engine.asgi import App, Message, Receive, Scope, Send
+from trimtab.engine.request_context import RequestContext
 from trimtab.errors import BusyError
 
 
@@ -30,40 +31,34 @@ class AdmissionMiddleware:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
+        context = RequestContext.get(scope, receive, send)
         if self._running >= self._most:
             message = f"{self._running} requests are already running or queued at this replica. Try again later"
-            await asgi.send_error(send, BusyError(message))
+            await asgi.send_error(context.send, BusyError(message))
             return
         self._running += 1
         try:
-            await self._run_with_timeout(scope, receive, send)
+            await self._run_with_timeout(context, scope, receive, send)
         finally:
             self._running -= 1
 
-    async def _run_with_timeout(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = streams = False
-        limit = self._request_seconds
+    async def _run_with_timeout(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
+        async def extend_for_stream(message: Message) -> None:
+            if context.streams:
+                clock.reschedule(asyncio.get_running_loop().time() + self._stream_seconds)
 
-        async def send_and_extend(message: Message) -> None:
-            nonlocal started, streams, limit
-            if message["type"] == "http.response.start":
-                started = True
-                streams = asgi.is_event_stream(message)
-                if streams:
-                    limit = self._stream_seconds
-                    clock.reschedule(asyncio.get_running_loop().time() + limit)
-            await send(message)
-
+        context.on_start(extend_for_stream)
         try:
             async with asyncio.timeout(self._request_seconds) as clock:
-                await self._app(scope, receive, send_and_extend)
+                await self._app(scope, receive, send)
         except TimeoutError:
-            await _send_timeout(send, limit, started=started, streams=streams)
+            await _send_timeout(context, self._stream_seconds if context.streams else self._request_seconds)
 
 
-async def _send_timeout(send: Send, limit: float, *, started: bool, streams: bool) -> None:
+async def _send_timeout(context: RequestContext, limit: float) -> None:
     error: dict[str, Any] = asgi.build_error_body(504, f"request timed out: it took longer than the limit of {limit:g} seconds")
-    if not started:
-        await asgi.send_json(send, 504, error)
-    elif streams:
-        await send({"type": "http.response.body", "body": b"data: " + asgi.dump_json(error) + b"\n\n", "more_body": False})
+    if not context.status:
+        await asgi.send_json(context.send, 504, error)
+    elif context.streams:
+        event = b"data: " + asgi.dump_json(error) + b"\n\n"
+        await context.send({"type": "http.response.body", "body": event, "more_body": False})

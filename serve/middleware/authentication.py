@@ -15,7 +15,8 @@ from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 
 from trimtab.engine import asgi
-from trimtab.engine.asgi import App, BufferedRequest, Receive, Scope, Send
+from trimtab.engine.asgi import App, Receive, Scope, Send
+from trimtab.engine.request_context import RequestContext
 from trimtab.errors import TrimtabError, UsageError
 from trimtab.serve.api_keys import ANY, ApiKey, hash_key, read_keys
 from trimtab.serve.static_page import ABOUT, NAMES
@@ -51,50 +52,49 @@ class AuthenticationMiddleware:
         if scope["type"] != "http" or (scope["path"].rstrip("/") or "/") in OPEN:
             await self._app(scope, receive, send)
             return
+        context = RequestContext.get(scope, receive, send)
         key = await self._find_key(scope)
         if key is None:
             message = "API key missing or invalid. Send it as Authorization: Bearer KEY"
-            await _reject(send, 401, message, b"www-authenticate", b"Bearer")
+            await _reject(context, 401, message, b"www-authenticate", b"Bearer")
             return
         if key.concurrent and self._running[key.name] >= key.concurrent:
             message = f"too many concurrent requests of key {key.name}: the limit is {key.concurrent}"
-            await _reject(send, 429, message, b"retry-after", b"1")
+            await _reject(context, 429, message, b"retry-after", b"1")
             return
-        asgi.annotate_request(scope, key=key.name)
+        context.notes["key"] = key.name
         # Count before the first await, so that concurrent requests cannot pass the check together.
         self._running[key.name] += 1
         try:
-            await self._check_rate(key, scope, receive, send)
+            if await self._allows_rate(key, context) and await self._allows_model(key, context, scope["method"]):
+                await self._app(scope, receive, send)
         finally:
             self._running[key.name] -= 1
 
-    async def _check_rate(self, key: ApiKey, scope: Scope, receive: Receive, send: Send) -> None:
-        if key.per_minute and not await self._limiter.hit(limit := RateLimitItemPerMinute(key.per_minute), key.name):
-            wait = (await self._limiter.get_window_stats(limit, key.name)).reset_time - time.time()
-            seconds = str(max(1, math.ceil(wait))).encode()
-            message = f"rate limit of key {key.name} reached: {key.per_minute} requests per minute"
-            await _reject(send, 429, message, b"retry-after", seconds)
-            return
-        await self._check_model(key, scope, receive, send)
+    async def _allows_rate(self, key: ApiKey, context: RequestContext) -> bool:
+        if not key.per_minute or await self._limiter.hit(limit := RateLimitItemPerMinute(key.per_minute), key.name):
+            return True
+        wait = (await self._limiter.get_window_stats(limit, key.name)).reset_time - time.time()
+        seconds = str(max(1, math.ceil(wait))).encode()
+        message = f"rate limit of key {key.name} reached: {key.per_minute} requests per minute"
+        await _reject(context, 429, message, b"retry-after", seconds)
+        return False
 
-    async def _check_model(self, key: ApiKey, scope: Scope, receive: Receive, send: Send) -> None:
-        if key.models == [ANY] or scope["method"] != "POST":
-            await self._app(scope, receive, send)
-            return
+    async def _allows_model(self, key: ApiKey, context: RequestContext, method: str) -> bool:
+        if key.models == [ANY] or method != "POST":
+            return True
         try:
-            body = await asgi.read_body(receive)
-            if body is None:
-                return
-            model = asgi.parse_body(body).get("model")
+            if (request := await context.read_json()) is None:
+                return False
         except UsageError as error:
-            await asgi.send_error(send, error)
-            return
-        if not isinstance(model, str) or not any(fnmatchcase(model, pattern) for pattern in key.models):
-            requested = json.dumps(model) if isinstance(model, str) else "a request without a model name"
-            await _reject(send, 403, f"key {key.name} allows {', '.join(key.models)}, not {requested[:200]}")
-            return
-        replayed = BufferedRequest(scope, receive, body)
-        await self._app(replayed.scope, replayed.receive, send)
+            await asgi.send_error(context.send, error)
+            return False
+        model = request.get("model")
+        if isinstance(model, str) and any(fnmatchcase(model, pattern) for pattern in key.models):
+            return True
+        requested = json.dumps(model) if isinstance(model, str) else "a request without a model name"
+        await _reject(context, 403, f"key {key.name} allows {', '.join(key.models)}, not {requested[:200]}")
+        return False
 
     async def _find_key(self, scope: Scope) -> ApiKey | None:
         await self._refresh()
@@ -116,6 +116,6 @@ class AuthenticationMiddleware:
             return
 
 
-async def _reject(send: Send, status: int, message: str, name: bytes = b"", value: bytes = b"") -> None:
+async def _reject(context: RequestContext, status: int, message: str, name: bytes = b"", value: bytes = b"") -> None:
     headers = [(name, value)] if name else []
-    await asgi.send_json(send, status, asgi.build_error_body(HTTPStatus(status), message), headers)
+    await asgi.send_json(context.send, status, asgi.build_error_body(HTTPStatus(status), message), headers)

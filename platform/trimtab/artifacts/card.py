@@ -11,6 +11,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from trimtab.errors import ArtifactError
+from trimtab.model.base_model import BaseModel
 from trimtab.types import POSITIONS, Position
 from trimtab.util.atomic_files import write_atomic
 
@@ -23,6 +24,25 @@ class Card(Protocol):
     """Dataclass whose fields are those of a card."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+class BaseModelCard(Protocol):
+    """Card of an artifact that belongs to one base model."""
+
+    @property
+    def base(self) -> str:
+        """Name of the base model."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Base model fingerprint."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Width of the base model."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -114,6 +134,25 @@ def read_card_fields(folder: Path, card_class: type[Card], kind: str, renamed: M
     if missing or unknown:
         raise ArtifactError(f"{path}: missing fields {missing}, unknown fields {unknown}")
     return raw
+
+
+def check_base_model(card: BaseModelCard, base: BaseModel, what: str, remedy: str) -> None:
+    """Check that an artifact was made for exactly this base model (width and fingerprint).
+
+    Args:
+        card: card of the artifact.
+        base: base model to use the artifact with.
+        what: artifact in the error message, such as "prefix 'safety'".
+        remedy: what the user can do, as a sentence without its period.
+
+    Raises:
+        ArtifactError: if the artifact was made for another base model.
+    """
+    if (card.width, card.fingerprint) != (base.width, base.fingerprint):
+        raise ArtifactError(
+            f"{what} does not match {base.name} (width {base.width}, {base.fingerprint}): "
+            f"it was made for base model {card.base} (width {card.width}, {card.fingerprint}). {remedy}"
+        )
 
 
 def read_json_object(path: Path, what: str) -> dict[str, Any]:

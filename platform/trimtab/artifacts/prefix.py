@@ -1,6 +1,7 @@
 """Prefix artifact: learned vectors (safetensors) and their card (JSON), validated on every load."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trimtab.artifacts.card import PrefixCard, read_card, read_tensors, write_card
+from trimtab.artifacts.card import PrefixCard, check_base_model, read_card, read_tensors, write_card
 from trimtab.errors import ArtifactError
 from trimtab.model.base_model import BaseModel
 from trimtab.types import MAX_ROWS
@@ -106,27 +107,33 @@ def read_single_tensor(path: Path, name: str) -> Tensor:
 
 def check_base(prefix: Prefix, base: BaseModel) -> None:
     """Raise ArtifactError unless the prefix was trained for exactly this base model (width and fingerprint)."""
-    card = prefix.card
-    if card.width != base.width:
-        raise ArtifactError(f"prefix {card.name!r} has width {card.width}, but base model {base.name} has width {base.width}")
-    if card.fingerprint != base.fingerprint:
-        raise ArtifactError(
-            f"prefix {card.name!r} was made for base model {card.base} ({card.fingerprint}), not for {base.name} "
-            f"({base.fingerprint}): train it again on this base model"
-        )
+    check_base_model(prefix.card, base, f"prefix {prefix.card.name!r}", "Train it again on this base model")
+
+
+def check_tensor(tensor: Tensor, shape: Sequence[int], digest: str, what: str) -> None:
+    """Check the tensor of an artifact against its card.
+
+    Args:
+        tensor: tensor to check.
+        shape: shape on the card.
+        digest: digest on the card.
+        what: noun in the plural for error messages, such as "file: the vectors".
+
+    Raises:
+        ArtifactError: if the tensor is not float32, contains NaN or infinity, or has another shape or digest.
+    """
+    if tensor.dtype != torch.float32 or tuple(tensor.shape) != tuple(shape):
+        raise ArtifactError(f"{what} are {tensor.dtype} {list(tensor.shape)}, but the card says torch.float32 {list(shape)}")
+    if not torch.isfinite(tensor).all():
+        raise ArtifactError(f"{what} contain NaN or infinity")
+    if compute_digest(tensor) != digest:
+        raise ArtifactError(f"{what} are not those of the card (digest differs)")
 
 
 def _check_prefix(prefix: Prefix, where: str) -> None:
     vectors, card = prefix.vectors, prefix.card
-    if vectors.ndim != 2 or vectors.dtype != torch.float32:
-        raise ArtifactError(f"{where}: vectors must be float32 [k, d], not {vectors.dtype} {list(vectors.shape)}")
-    if not 1 <= vectors.shape[0] <= MAX_ROWS:
-        raise ArtifactError(f"{where}: {vectors.shape[0]} rows, but a prefix has 1 to {MAX_ROWS}")
-    if tuple(vectors.shape) != (card.num_virtual_tokens, card.width):
-        raise ArtifactError(
-            f"{where}: vectors are {list(vectors.shape)}, but the card says {[card.num_virtual_tokens, card.width]}"
-        )
-    if not torch.isfinite(vectors).all():
-        raise ArtifactError(f"{where}: the vectors contain NaN or infinity")
-    if compute_digest(vectors) != card.digest:
-        raise ArtifactError(f"{where}: the vectors are not those of the card (digest differs)")
+    if vectors.ndim != 2:
+        raise ArtifactError(f"{where}: the vectors must be float32 [k, d], not {vectors.dtype} {list(vectors.shape)}")
+    if not 1 <= len(vectors) <= MAX_ROWS:
+        raise ArtifactError(f"{where}: {len(vectors)} rows, but a prefix has 1 to {MAX_ROWS}")
+    check_tensor(vectors, (card.num_virtual_tokens, card.width), card.digest, f"{where}: the vectors")

@@ -35,7 +35,7 @@ class ListConfig:
 
 @dataclass(frozen=True)
 class VersionConfig:
-    """Print the card of a version of a prefix or detector.
+    """Print the card of a version.
 
     Args:
         name: name of the prefix or detector.
@@ -63,18 +63,18 @@ class RollbackConfig:
 
 @dataclass(frozen=True)
 class LineageConfig:
-    """Trace a response, a version or a run to its data, code and base model, with its promotions.
+    """Trace a response, a version or a run to its data, code and base model.
 
     Args:
         what: id of a response, a request or a run; or NAME, NAME@ALIAS or NAME@VERSION of a prefix or detector.
         base: base model of the prefix or detector.
-        logs: folder of the server's logs, in which responses are looked up; if omitted, the logs folder in TRIMTAB_HOME.
+        log_dir: folder of the server's logs, in which responses are looked up; if omitted, the logs folder in TRIMTAB_HOME.
         html: write the lineage as an HTML page to this file.
     """
 
     what: str
     base: str = DEFAULT_BASE
-    logs: str | None = None
+    log_dir: str | None = None
     html: str | None = None
 
 
@@ -126,23 +126,13 @@ class SyncConfig:
     """Send entries to MLflow that an outage delayed."""
 
 
-ASSETS = Command(
-    "List models and data sets that can be fetched by name.", AssetsConfig, "trimtab.cli.assets_command:run_assets"
-)
-DEMO = Command(
-    "Train, serve and query a prefix and a detector on this machine in minutes.", DemoConfig, "trimtab.cli.demo:run_demo"
-)
-EXPORT = Command("Convert a prefix to a PEFT prompt-tuning adapter.", ExportConfig, "trimtab.peft_format:run_export")
-IMPORT = Command("Convert a PEFT prompt-tuning adapter to a prefix.", ImportConfig, "trimtab.peft_format:run_import")
-LINEAGE = Command(
-    "Trace a response, a version or a run to its data, code and base model.",
-    LineageConfig,
-    "trimtab.tracking.commands:run_lineage",
-)
-LIST = Command("List the prefixes and detectors in the registry.", ListConfig, "trimtab.tracking.commands:list_versions")
-SHOW = Command("Print the card of a version.", VersionConfig, "trimtab.tracking.commands:show_version")
-ROLLBACK = Command(
-    "Make the previous champion the champion again.", RollbackConfig, "trimtab.tracking.commands:rollback_champion"
-)
-SYNC = Command("Send entries to MLflow that an outage delayed.", SyncConfig, "trimtab.tracking.commands:sync_outboxes")
-UI = Command("Open MLflow's web pages on the store that trimtab uses.", UiConfig, "trimtab.tracking.ui:run_ui")
+ASSETS = Command(AssetsConfig, "trimtab.cli.assets_command:run_assets")
+DEMO = Command(DemoConfig, "trimtab.cli.demo:run_demo")
+EXPORT = Command(ExportConfig, "trimtab.peft_format:run_export")
+IMPORT = Command(ImportConfig, "trimtab.peft_format:run_import")
+LINEAGE = Command(LineageConfig, "trimtab.tracking.commands:run_lineage")
+LIST = Command(ListConfig, "trimtab.tracking.commands:list_versions")
+SHOW = Command(VersionConfig, "trimtab.tracking.commands:show_version")
+ROLLBACK = Command(RollbackConfig, "trimtab.tracking.commands:rollback_champion")
+SYNC = Command(SyncConfig, "trimtab.tracking.commands:sync_outboxes")
+UI = Command(UiConfig, "trimtab.tracking.ui:run_ui")

@@ -110,7 +110,7 @@ def _run_detect(config: DemoConfig) -> dict[str, Any]:
         detect_options = {
             "signals": signals,
             "head": '["flag", "linear", "saplma", "mlp"]',
-            "seeds": 3,
+            "num_seeds": 3,
             "name": f"{config.name}-truth",
         }
         _run_command(["detect", *_format_options(detect_options), "--json", str(output)])

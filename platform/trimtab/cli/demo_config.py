@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Train, evaluate, register, serve and query a prefix and a detector on this machine.
+    """Train, serve and query a prefix and a detector on this machine in minutes.
 
     Args:
         name: name of the prefix.

@@ -28,13 +28,11 @@ class Command:
     """Command of the command line.
 
     Attributes:
-        about: one-line description for `--help`.
-        settings: dataclass of the options.
+        settings: dataclass of the options. The first line of its docstring describes the command.
         run: function that runs the command, as `module:function`. It is imported when the command runs, takes the settings, and
             returns the content of the `--json` file or None.
     """
 
-    about: str
     settings: type
     run: str
 
@@ -131,7 +129,8 @@ def parse_options(command: Command, name: str, arguments: list[str]) -> tuple[An
     from trimtab.cli.console import HAS_WIDTH
 
     formatter: Any = DefaultHelpFormatter if HAS_WIDTH else partial(DefaultHelpFormatter, width=WIDTH)
-    parser = ArgumentParser(prog=f"trimtab {name}", description=command.about, exit_on_error=False, formatter_class=formatter)
+    about, _, _ = (command.settings.__doc__ or "").partition("\n")
+    parser = ArgumentParser(prog=f"trimtab {name}", description=about, exit_on_error=False, formatter_class=formatter)
     parser.add_argument("--config", action="config", help="YAML file with these settings; later options override it")
     parser.add_argument("--json", type=str | None, default=None, metavar="FILE", help="write the result to this file")
     parser.add_class_arguments(command.settings, as_group=False, as_positional=True)
@@ -139,7 +138,7 @@ def parse_options(command: Command, name: str, arguments: list[str]) -> tuple[An
         if flag.startswith("--config=") or (flag == "--config" and following):
             _check_config_file(Path(flag.partition("=")[2] or following))
     try:
-        parsed = parser.parse_args(_expand_flags(command.settings, arguments))
+        parsed = parser.parse_args(_expand_options(command.settings, arguments))
         values = parser.instantiate_classes(parsed)
     except ArgumentError as error:
         raise UsageError(f"{name}: {_format_parser_error(error)} (trimtab {name} --help)") from error
@@ -197,44 +196,42 @@ def _nest_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _expand_flags(settings_class: type, arguments: list[str]) -> list[str]:
+def _expand_options(settings_class: type, arguments: list[str]) -> list[str]:
     """Expand the short forms of options to the forms of the parser.
 
-    `--resume` becomes `--resume=true`, `--signals A B` a list, and the arguments after `--` the value of `--command`.
+    `--resume` becomes `--resume=true`, `--signals A B` a list, and the arguments after `--` the value of `--command`. The
+    parser has no short forms for fields of a dataclass: with `nargs="+"` a list option would reject a single value in YAML.
     """
-    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    command = ["--command", json.dumps(arguments[len(options) + 1 :])] if len(options) < len(arguments) else []
-    expanded = [*_join_lists(settings_class, options), *command]
-    flags = {f"--{f.name}" for f in fields(settings_class) if "bool" in str(f.type)}
-    following = [*expanded, "--"][1:]
-    return [
-        f"{word}=true" if word in flags and after.startswith("--") else word
-        for word, after in zip(expanded, following, strict=True)
-    ]
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    types = dict(_list_option_types(settings_class))
+    starts = [index for index, word in enumerate(arguments[:end]) if word.startswith("--")]
+    expanded: list[str] = []
+    for start, stop in pairwise(sorted({0, *starts, end})):
+        option, *values = arguments[start:stop]
+        kind = types.get(option, "")
+        if "bool" in kind and not values:
+            expanded.append(f"{option}=true")
+        elif kind.startswith(("list[", "tuple[")) and values:
+            expanded += [option, _format_list(values, kind)]
+        else:
+            expanded += [option, *values]
+    return expanded + (["--command", json.dumps(arguments[end + 1 :])] if end < len(arguments) else [])
 
 
-def _join_lists(settings_class: type, arguments: list[str]) -> list[str]:
-    """Join the values of each list option into one JSON list."""
-    list_options = set(_find_list_options(settings_class))
-    joined: list[str] = []
-    index = 0
-    while index < len(arguments):
-        word, index = arguments[index], index + 1
-        joined.append(word)
-        if word in list_options:
-            end = next((i for i in range(index, len(arguments)) if arguments[i].startswith("--")), len(arguments))
-            joined += [json.dumps(arguments[index:end])] if end - index > 1 else arguments[index:end]
-            index = end
-    return joined
+def _format_list(values: list[str], kind: str) -> str:
+    """Format the values of a list option as YAML. One value stays as it is if it is a list, or if the type allows text."""
+    if len(values) == 1 and (values[0].startswith("[") or kind.endswith("| str")):
+        return values[0]
+    return json.dumps(values) if "list[str]" in kind else f"[{', '.join(values)}]"
 
 
-def _find_list_options(settings_class: type, path: str = "--") -> Iterator[str]:
-    """Yield the options that take a list of names, including those of nested settings."""
+def _list_option_types(settings_class: type, path: str = "--") -> Iterator[tuple[str, str]]:
+    """Yield each option, including those of nested settings, with its type as text."""
     for f in fields(settings_class):
         if isinstance(f.type, type) and is_dataclass(f.type):
-            yield from _find_list_options(f.type, f"{path}{f.name}.")
-        elif "list[str]" in str(f.type):
-            yield f"{path}{f.name}"
+            yield from _list_option_types(f.type, f"{path}{f.name}.")
+        else:
+            yield f"{path}{f.name}", str(f.type)
 
 
 def _format_parser_error(error: Exception) -> str:
@@ -250,11 +247,11 @@ def _format_overview(commands: dict[str, EntryPoint]) -> str:
     return "\n".join([*lines, "", "docs: README.md and docs/"])
 
 
-# Repeated here because loading a command to read its description imports its module.
+# Repeated from the docstrings of the settings, because importing those of all commands takes seconds. A test compares them.
 ABOUT = {
-    "align": "train a prefix on a frozen model, evaluate it and register it",
+    "align": "train a prefix on a frozen base model, evaluate it and register it",
     "assets": "list models and data sets that can be fetched by name",
-    "collect": "answer questions and store the model's signals, to train detectors on",
+    "collect": "generate or read answers and store the model's signals, the training data of detectors",
     "demo": "train, serve and query a prefix and a detector on this machine in minutes",
     "detect": "train detectors on collected signals, select on validation and report on test data",
     "evaluate-safety": "measure refusal and compliance of the base model, a text prompt and prefixes on any prompt files",
@@ -277,8 +274,8 @@ ABOUT = {
     "rollback": "make the previous champion the champion again",
     "serve": "serve a base model and its prefixes over the OpenAI API",
     "show": "print the card of a version",
+    "study": "compare training methods of a prefix over several seeds and write one report",
     "submit": "submit a trimtab command to a Ray cluster",
-    "study": "compare training methods of a prefix over several seeds in one report",
     "sweep": "search settings of `trimtab align` and register the best prefix",
     "sync": "send entries to MLflow that an outage delayed",
     "traffic": "show requests, latency and mean risk of each version of a prefix",

@@ -62,6 +62,9 @@ def read_all_given_answers(
 def _parse_row(row: Row, number: int, source: str, names: Mapping[str, str], separator: str | None) -> Iterator[GivenAnswer]:
     location = f"{source}, row {number}"
     question = build_question(row, number, source, names)
+    lists = [name for name in (names["correct_answers"], names["incorrect_answers"]) if row.get(name) is not None]
+    if names["answer"] in row and lists:
+        raise UsageError(f"{location} has both {names['answer']} and {lists[0]}. Rename one with --columns")
     if names["answer"] in row:
         text = row[names["answer"]]
         if not isinstance(text, str):

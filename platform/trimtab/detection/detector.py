@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trimtab import heads
-from trimtab.artifacts.card import CARD_VERSION, read_card_fields, read_tensors, write_card
+from trimtab.artifacts.card import CARD_VERSION, check_base_model, read_card_fields, read_tensors, write_card
 from trimtab.artifacts.card import FILE as CARD
 from trimtab.detection import calibration
 from trimtab.detection.calibration import FALSE_POSITIVE_RATES
@@ -124,15 +124,6 @@ class Detector:
             psi[None], compute_trace_features(logp, entropy, margin, self.card.low_log_probability)[None]
         ).item()
 
-    def flagged(self, risk: Tensor, rate: str = "0.05") -> Tensor:
-        """Return whether risks [N] exceed the threshold of a false positive rate.
-
-        Args:
-            risk: risks [N].
-            rate: false positive rate, one of `FALSE_POSITIVE_RATES`.
-        """
-        return risk > self.card.thresholds[rate]
-
 
 def normalize_features(phi: Tensor, normalizer: Tensor) -> Tensor:
     """Standardize trace features; without this, the token count would dominate.
@@ -201,11 +192,7 @@ def load_detector(folder: Path, base: BaseModel | None = None) -> Detector:
 
 def check_base(card: DetectorCard, base: BaseModel) -> None:
     """Raise ArtifactError unless the detector was made for exactly this base model."""
-    if (card.width, card.fingerprint) != (base.width, base.fingerprint):
-        raise ArtifactError(
-            f"detector {card.name!r} reads base model {card.base} ({card.fingerprint}), not {base.name} ({base.fingerprint}): "
-            "collect signals and train a detector on this base model"
-        )
+    check_base_model(card, base, f"detector {card.name!r}", "Collect signals and train a detector on this base model")
 
 
 def _collect_tensors(head: Head, normalizer: Tensor, calibration: Tensor) -> dict[str, Tensor]:

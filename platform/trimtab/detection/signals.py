@@ -1,14 +1,13 @@
 """Signals of the frozen model while it reads a prompt and generates an answer.
 
-The module implements one definition in two forms, on whole tensors and token by token, for collection, training and serving
-(METHODS 2 and 3; it follows the paper unless stated otherwise).
+The module implements psi in two forms, on whole tensors and token by token, and phi on whole tensors, for collection, training
+and serving (METHODS 2 and 3; it follows the paper unless stated otherwise).
 
 An answer of m tokens, including its end-of-turn token, has m states: those that its tokens were generated from. The first one
 is the prompt's last state. The state of the last token is excluded, as no engine computes it (trimtab's choice).
 Log-probability, entropy and margin refer to the model's own distribution, before temperature and penalties.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -113,7 +112,7 @@ def compute_trace_features(logp: Tensor, entropy: Tensor, margin: Tensor, low: f
 
 
 class SignalAccumulator:
-    """Accumulator of signals for many concurrent requests, in memory that is independent of the answer lengths.
+    """Accumulator of psi for many concurrent requests, in memory that is independent of the answer lengths.
 
     States can arrive in any split and order of requests. Results stay on `device` until they are requested. The last tokens of
     an answer can be taken back (fewer than `RECENT`), because engines generate a few tokens before they detect a stop.
@@ -122,29 +121,19 @@ class SignalAccumulator:
         slots: number of concurrent requests.
         layers: number of captured layers.
         width: width of the base model.
-        lows: thresholds tau_l [n] of the detectors.
         device: device of the accumulator.
     """
 
-    def __init__(
-        self, slots: int, layers: int, width: int, lows: Sequence[float] = (), device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, slots: int, layers: int, width: int, device: torch.device | str = "cpu") -> None:
         self.prompt, self.answer = torch.zeros(2, slots, layers, width, device=device)
         self.prompt_tokens, self.tokens = torch.zeros(2, slots, dtype=torch.long, device=device)
-        # Sums of logp, squared logp, entropy and margin.
-        self.sums = torch.zeros(slots, 4, dtype=torch.float64, device=device)
-        self.lows = torch.tensor(list(lows), device=device)
-        self.below = torch.zeros(slots, len(lows), dtype=torch.long, device=device)
-        # Ring buffers of the last RECENT tokens: states, summands of `sums`, and the running minimum of logp.
+        # Ring buffer of the states of the last RECENT tokens.
         self.states = torch.zeros(slots, RECENT, layers, width, device=device)
-        self.addends = torch.zeros(slots, RECENT, 4, dtype=torch.float64, device=device)
-        self.lowest = torch.full((slots, RECENT), float("inf"), device=device)
 
     def clear(self, slots: Tensor) -> None:
         """Reset the given slots [n]."""
-        for buffer in (self.prompt, self.answer, self.prompt_tokens, self.tokens, self.sums, self.below):
+        for buffer in (self.prompt, self.answer, self.prompt_tokens, self.tokens):
             buffer[slots] = 0
-        self.lowest[slots] = float("inf")
 
     def read(self, slots: Tensor, states: Tensor) -> None:
         """Add the states of prompt tokens.
@@ -166,22 +155,16 @@ class SignalAccumulator:
         self.prompt.index_add_(0, slots, sums)
         self.prompt_tokens.index_add_(0, slots, tokens)
 
-    def write(self, slots: Tensor, states: Tensor, reading: TokenStatistics) -> None:
+    def write(self, slots: Tensor, states: Tensor) -> None:
         """Add one answer token for each of N requests.
 
         Args:
             slots: slot of each request [N]; a slot can occur once only.
             states: states [N, L, d] that the tokens were generated from.
-            reading: statistics of the tokens.
         """
-        states, logp = states.float(), reading.logp.double()
-        index, previous = self.tokens[slots] % RECENT, (self.tokens[slots] - 1) % RECENT
-        self.states[slots, index] = states
-        self.addends[slots, index] = torch.stack([logp, logp.square(), reading.entropy, reading.margin], 1).double()
-        self.lowest[slots, index] = torch.minimum(self.lowest[slots, previous], reading.logp)
+        states = states.float()
+        self.states[slots, self.tokens[slots] % RECENT] = states
         self.answer.index_add_(0, slots, states)
-        self.sums.index_add_(0, slots, self.addends[slots, index])
-        self.below.index_add_(0, slots, (reading.logp[:, None] < self.lows).long())
         self.tokens.index_add_(0, slots, torch.ones_like(slots))
 
     def take_back(self, slot: int, tokens: int) -> None:
@@ -200,17 +183,14 @@ class SignalAccumulator:
             raise ValueError(f"cannot take back {tokens} tokens: the number must be from 0 to {RECENT - 1}")
         indices = (int(self.tokens[slot]) - 1 - torch.arange(tokens, device=self.tokens.device)) % RECENT
         self.answer[slot] -= self.states[slot, indices].sum(0)
-        self.sums[slot] -= self.addends[slot, indices].sum(0)
-        self.below[slot] -= (self.addends[slot, indices, :1] < self.lows).sum(0)
         self.tokens[slot] -= tokens
 
     def taken(self, slot: int) -> "SignalAccumulator":
         """Return a copy of one slot as an accumulator with a single slot on the host."""
         layers, width = self.prompt.shape[1:]
-        copy = SignalAccumulator(1, layers, width, self.lows.tolist())
+        copy = SignalAccumulator(1, layers, width)
         for name, buffer in vars(copy).items():
-            if name != "lows":
-                buffer.copy_(getattr(self, name)[slot : slot + 1])
+            buffer.copy_(getattr(self, name)[slot : slot + 1])
         return copy
 
     def geometry(self, slots: Tensor) -> Tensor:
@@ -218,17 +198,3 @@ class SignalAccumulator:
         answer = self.answer[slots] / self.tokens[slots, None, None]
         end = self.states[slots, (self.tokens[slots] - 1) % RECENT]
         return concatenate_states(end, answer, self.prompt[slots] / self.prompt_tokens[slots, None, None])
-
-    def trace(self, slots: Tensor, low: int = 0) -> Tensor:
-        """Compute phi [n, 7] of the answers so far.
-
-        Args:
-            slots: slots of the requests [n].
-            low: index of the threshold tau_l in `lows`.
-        """
-        tokens = self.tokens[slots].double()
-        mean = self.sums[slots] / tokens[:, None]
-        spread = (mean[:, 1] - mean[:, 0].square()).clamp(min=0).sqrt()
-        lowest = self.lowest[slots, (self.tokens[slots] - 1) % RECENT]
-        share = self.below[slots, low] / tokens
-        return torch.stack([mean[:, 0], lowest, spread, mean[:, 2], mean[:, 3], share, tokens], 1).float()

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from http import HTTPStatus
 from typing import Any
@@ -16,12 +15,9 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
-log = logging.getLogger(__name__)
-
 MAX_BODY = 8 << 20
 UPLOAD_SECONDS = 60.0
 SURROGATES = (rb"\ud", rb"\uD")
-NOTES = "trimtab.notes"
 TYPES = {
     400: "BadRequestError",
     401: "AuthenticationError",
@@ -33,16 +29,6 @@ TYPES = {
     503: "ServiceUnavailableError",
     504: "TimeoutError",
 }
-
-
-def annotate_request(scope: Scope, **notes: Any) -> None:
-    """Attach notes to a request's scope, for the access log.
-
-    Args:
-        scope: ASGI scope of the request; changed in place.
-        **notes: fields of the log record.
-    """
-    scope.setdefault(NOTES, {}).update(notes)
 
 
 class BufferedRequest:
@@ -72,20 +58,6 @@ def is_event_stream(start: Message) -> bool:
     return dict(start["headers"]).get(b"content-type", b"").startswith(b"text/event-stream")
 
 
-class StatusRecorder:
-    """A `send` that records the status of the response. `status` is 0 before the response starts."""
-
-    def __init__(self, send: Send) -> None:
-        self.status = 0
-        self._send = send
-
-    async def __call__(self, message: Message) -> None:
-        """Process one ASGI message."""
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-        await self._send(message)
-
-
 class ResponseBuffer:
     """A `send` that buffers a complete response instead of sending it."""
 
@@ -100,47 +72,6 @@ class ResponseBuffer:
             self.status, self.headers = message["status"], list(message["headers"])
         elif message["type"] == "http.response.body":
             self.body += message.get("body", b"")
-
-
-class InternalErrorTo400:
-    """A `send` that replaces status 500 by 400 while the engine is healthy.
-
-    vLLM answers some malformed requests with 500. With a healthy engine, the cause is the request.
-
-    Args:
-        send: `send` of the client.
-        is_healthy: whether the engine is healthy.
-    """
-
-    def __init__(self, send: Send, is_healthy: Callable[[], bool]) -> None:
-        self._send = send
-        self._is_healthy = is_healthy
-        self._failed: ResponseBuffer | None = None
-
-    async def __call__(self, message: Message) -> None:
-        """Process one ASGI message of the wrapped app."""
-        starts = message["type"] == "http.response.start"
-        if starts and message["status"] == HTTPStatus.INTERNAL_SERVER_ERROR and self._is_healthy():
-            self._failed = ResponseBuffer()
-        if self._failed is None:
-            await self._send(message)
-            return
-        await self._failed(message)
-        if message["type"] == "http.response.body" and not message.get("more_body"):
-            # Without vLLM's message, which may quote the request.
-            log.warning("vLLM returned status 500 for a request that it could not process")
-            await send_json(
-                self._send,
-                400,
-                build_error_body(400, f"vLLM could not process this request: {_get_error_message(self._failed.body)}"),
-            )
-
-
-def _get_error_message(body: bytes) -> str:
-    try:
-        return str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return "no reason given"
 
 
 async def read_body(receive: Receive) -> bytes | None:

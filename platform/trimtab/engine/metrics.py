@@ -38,12 +38,16 @@ RISKS = [step / 20 for step in range(1, 21)]
 RISK_LABELS = (*PREFIX_LABELS, "detector", "detector_version")
 RISK = Histogram("trimtab_risk", "Risk that an answer is made up, from 0 to 1.", RISK_LABELS, buckets=RISKS)
 UNCHECKED = Counter("trimtab_unchecked", "Answers without a risk from a detector.", (*PREFIX_LABELS, "status"))
-SLOTS_USED = Gauge("trimtab_slots_used", "Rows that hold prefixes.")
+SLOTS_USED = Gauge("trimtab_slots_used", "Slots that hold prefixes.")
 REFRESHED = Gauge("trimtab_registry_read_seconds", "Time of the last read of the registry, in seconds since 1970.")
 ALIAS = ("kind", "name", "alias")
 ALIAS_VERSION = Gauge("trimtab_alias_version", "Version that an alias resolves to.", ALIAS)
 ALIAS_MOVED = Gauge("trimtab_alias_moved_seconds", "Time when this replica last moved the alias, in seconds since 1970.", ALIAS)
 VERSIONS_REFUSED = Gauge("trimtab_versions_refused", "Versions with an alias that could not be loaded.")
+MALFORMED_REQUESTS = Counter(
+    "trimtab_malformed_requests", "Requests that vLLM could not parse, by error type; answered with status 400.", ("error",)
+)
+INTERNAL_ERRORS = Counter("trimtab_internal_errors", "Errors of vLLM, by type; answered with status 500.", ("error",))
 UNRECORDED = Counter("trimtab_records_lost", "Requests that were written to neither log nor trace.")
 
 
@@ -91,3 +95,18 @@ def set_alias_versions(kind: str, before: AliasVersions, after: AliasVersions) -
         if before.get(key) != version:
             ALIAS_VERSION.labels(kind, *key).set(version)
             ALIAS_MOVED.labels(kind, *key).set_to_current_time()
+
+
+def remove_version_series(kind: str, name: str, version: int) -> None:
+    """Remove the metric series of a version that is no longer in memory, so that their number stays bounded.
+
+    Args:
+        kind: `prefix` or `detector`.
+        name: name of the prefix or detector.
+        version: version number.
+    """
+    if kind == "detector":
+        RISK.remove_by_labels({"detector": name, "detector_version": str(version)})
+        return
+    for metric in (REQUESTS, TOKENS, FIRST, NEXT, RISK, UNCHECKED):
+        metric.remove_by_labels({"prefix": name, "version": str(version)})

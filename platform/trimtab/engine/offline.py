@@ -7,7 +7,6 @@ Example:
 """
 
 import io
-import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -24,6 +23,7 @@ from trimtab.engine.config import EngineConfig
 from trimtab.engine.detectors.signal_client import decode_signals
 from trimtab.engine.prefixes.slots import ResidentPrefix, SlotTable
 from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START, build_engine_args
+from trimtab.engine.vllm_ext.environment import engine_environment
 from trimtab.errors import UsageError
 from trimtab.generation_types import Answer, Conversation, Progress, Sampling, Signals
 from trimtab.model.base_model import BaseModel, resolve_base_model
@@ -47,10 +47,9 @@ class Engine:
         self.base = resolve_base_model(model) if isinstance(model, str) else model
         self.renderer = build_renderer(self.base, self.config.num_slots)
         self.table = SlotTable(self.renderer.first_slot, self.config.num_slots)
-        if self.config.tensor_parallel_size == 1:
-            # Run the engine core in this process: startup takes a fifth of the time, and no process can be orphaned.
-            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        self._llm = LLM(**build_engine_args(self.base, self.config), disable_log_stats=True)
+        args = build_engine_args(self.base, self.config)
+        with engine_environment(self.config):
+            self._llm = LLM(**args, disable_log_stats=True)
         self._llm.collective_rpc("trimtab_mask_reserved_ids", args=(self.renderer.first_slot,))
 
     def __enter__(self) -> Self:
@@ -156,12 +155,11 @@ class Engine:
                 SamplingParams(max_tokens=1, skip_reading_prefix_cache=True, extra_args={GIVEN_ANSWER_START: start})
                 for start in starts
             ]
-            outputs = self._llm.generate(prompts, sampling, use_tqdm=_build_progress_bar(progress) if progress else False)
-            lengths = {output.request_id: len(ids) for output, ids in zip(outputs, truncated, strict=True)}
-            signals = self._fetch_signals(lengths)
+            requests = [request for request, _ in self._run(prompts, sampling, progress)]
+            signals = self._fetch_signals({request: len(ids) for request, ids in zip(requests, truncated, strict=True)})
         return [
-            Answer(text, tuple(ids), "stop" if ids == complete else "length", start, (), signals.get(output.request_id))
-            for text, ids, complete, start, output in zip(texts, truncated, answers, starts, outputs, strict=True)
+            Answer(text, tuple(ids), "stop" if ids == complete else "length", start, (), signals.get(request))
+            for text, ids, complete, start, request in zip(texts, truncated, answers, starts, requests, strict=True)
         ]
 
     @contextmanager
@@ -204,9 +202,8 @@ class Engine:
     def _generate(
         self, prompts: list[TokensPrompt], sampling: Sequence[Sampling], progress: Progress | None
     ) -> list[list[Answer]]:
-        bar = _build_progress_bar(progress) if progress else False
-        outputs = self._llm.generate(prompts, [SamplingParams(**asdict(s)) for s in sampling], use_tqdm=bar)
-        lengths = {_get_engine_id(output, o): len(o.token_ids) for output in outputs for o in output.outputs}
+        outputs = self._run(prompts, [SamplingParams(**asdict(s)) for s in sampling], progress)
+        lengths = {_get_engine_id(request, output, o): len(o.token_ids) for request, output in outputs for o in output.outputs}
         signals = self._fetch_signals(lengths) if self.config.layers else {}
         return [
             [
@@ -216,12 +213,21 @@ class Engine:
                     o.finish_reason or "length",
                     len(output.prompt_token_ids or ()),
                     tuple({i: entry.logprob for i, entry in step.items()} for step in (o.logprobs or ())),
-                    signals.get(_get_engine_id(output, o)),
+                    signals.get(_get_engine_id(request, output, o)),
                 )
                 for o in output.outputs
             ]
-            for output in outputs
+            for request, output in outputs
         ]
+
+    def _run(
+        self, prompts: list[TokensPrompt], sampling: Sequence[SamplingParams], progress: Progress | None
+    ) -> list[tuple[str, RequestOutput]]:
+        """Run requests. Return the engine id and the output of each, in the order of `prompts`."""
+        bar = _build_progress_bar(progress) if progress else False
+        # `LLM.generate` does the same, but discards the engine ids.
+        requests = self._llm.enqueue(prompts, sampling, use_tqdm=bar)
+        return list(zip(requests, self._llm.wait_for_completion(RequestOutput, use_tqdm=bar), strict=True))
 
     def _fetch_signals(self, lengths: Mapping[str, int]) -> dict[str, Signals]:
         """Fetch the signals of finished answers by engine id; `lengths` are their numbers of tokens."""
@@ -231,9 +237,9 @@ class Engine:
         return {request: signals for request, signals in zip(lengths, records, strict=True) if signals is not None}
 
 
-def _get_engine_id(output: RequestOutput, answer: CompletionOutput) -> str:
-    """Return the engine id of one answer of a request, without the suffix that vLLM appends."""
-    return output.request_id if len(output.outputs) == 1 else f"{answer.index}_{output.request_id}"
+def _get_engine_id(request: str, output: RequestOutput, answer: CompletionOutput) -> str:
+    """Return the engine id of one answer of a request: vLLM runs several answers as child requests."""
+    return request if len(output.outputs) == 1 else f"{answer.index}_{request}"
 
 
 def _build_progress_bar(progress: Progress) -> Callable[..., Any]:

@@ -56,7 +56,12 @@ class DetectorRows:
     @property
     def end(self) -> Tensor:
         """Last states [N, d] at the highest layer."""
-        return self.psi[:, -1, : self.psi.shape[-1] // 3]
+        return get_end_states(self.psi)
+
+
+def get_end_states(psi: Tensor) -> Tensor:
+    """Return the last states [N, d] at the highest layer from psi [N, L, 3d]."""
+    return psi[:, -1, : psi.shape[-1] // 3]
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,21 @@ class Head(nn.Module, ABC):
             seed: seed of the training.
         """
         run_gradient_descent(self, train.labelled, validation, seed)
+
+
+class EndStateMlp(Head):
+    """Base class of heads that classify only the last state at the highest given layer.
+
+    Attributes:
+        network: module that maps last states [N, d] to scores [N, 1].
+    """
+
+    joint = False
+    network: nn.Module
+
+    def forward(self, psi: Tensor, phi: Tensor) -> Tensor:
+        """Compute the scores [N] from psi [N, L, 3d]; phi is not used."""
+        return self.network(get_end_states(psi))[:, 0]
 
 
 class BestWeights:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from trimtab.heads import DetectorRows, Head, compute_auroc, register, run_gradient_descent
+from trimtab.heads import DetectorRows, EndStateMlp, compute_auroc, register, run_gradient_descent
 
 # Candidate ranks of the subspace and shares of made-up answers; the best ones on validation are kept [paper].
 RANKS, SHARES = range(1, 11), (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -12,7 +12,7 @@ FIRST = 4
 
 
 @register("haloscope")
-class Haloscope(Head):
+class Haloscope(EndStateMlp):
     """MLP on h_end at the highest given layer, trained on pseudo-labels [paper].
 
     zeta_i = (1/k) sum_j sigma_j <h_i - mean, v_j>^2 over the first k singular vectors. Answers on one side of a threshold of
@@ -25,18 +25,13 @@ class Haloscope(Head):
         hidden: width of the hidden layer.
     """
 
-    joint, taught = False, False
+    taught = False
 
     def __init__(self, width: int, layers: int, hidden: int = 1024) -> None:
         super().__init__()
-        self.width = width
         self.network = nn.Sequential(
             nn.LayerNorm(width, elementwise_affine=False), nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1)
         )
-
-    def forward(self, psi: Tensor, phi: Tensor) -> Tensor:
-        """Compute the scores [N] from psi [N, L, 3d]; phi is not used."""
-        return self.network(psi[:, -1, : self.width])[:, 0]
 
     def fit(self, train: DetectorRows, validation: DetectorRows, seed: int) -> None:
         """Derive pseudo-labels from the states of all training rows, and train the MLP on them.

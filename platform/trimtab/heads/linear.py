@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from trimtab.heads import DetectorRows, Head, check_both_classes, compute_auroc, register
+from trimtab.heads import DetectorRows, Head, check_both_classes, compute_auroc, get_end_states, register
 from trimtab.stats.logistic import compute_logits, fit_logistic
 
 # Candidate penalties; the best one on validation is kept.
@@ -23,12 +23,11 @@ class Linear(Head):
 
     def __init__(self, width: int, layers: int) -> None:
         super().__init__()
-        self.width = width
         self.score = nn.Linear(width, 1)
 
     def forward(self, psi: Tensor, phi: Tensor) -> Tensor:
         """Compute the scores [N] from psi [N, L, 3d]; phi is not used."""
-        return self.score(psi[:, -1, : self.width])[:, 0]
+        return self.score(get_end_states(psi))[:, 0]
 
     def fit(self, train: DetectorRows, validation: DetectorRows, seed: int) -> None:
         """Fit the labeled rows with each penalty, and keep the one with the best AUROC on validation."""

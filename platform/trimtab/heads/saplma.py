@@ -1,12 +1,12 @@
 """SAPLMA (Azaria and Mitchell 2023): an MLP on the last token's state of one layer."""
 
-from torch import Tensor, nn
+from torch import nn
 
-from trimtab.heads import Head, register
+from trimtab.heads import EndStateMlp, register
 
 
 @register("saplma")
-class Saplma(Head):
+class Saplma(EndStateMlp):
     """MLP with ReLU layers of 256, 128 and 64 on h_end at the highest given layer, and a logistic output [paper].
 
     Args:
@@ -14,11 +14,8 @@ class Saplma(Head):
         layers: not used; all heads take the same arguments.
     """
 
-    joint = False
-
     def __init__(self, width: int, layers: int) -> None:
         super().__init__()
-        self.width = width
         self.network = nn.Sequential(
             nn.LayerNorm(width, elementwise_affine=False),
             nn.Linear(width, 256),
@@ -29,7 +26,3 @@ class Saplma(Head):
             nn.ReLU(),
             nn.Linear(64, 1),
         )
-
-    def forward(self, psi: Tensor, phi: Tensor) -> Tensor:
-        """Compute the scores [N] from psi [N, L, 3d]; phi is not used."""
-        return self.network(psi[:, -1, : self.width])[:, 0]

@@ -36,14 +36,7 @@ class LlmRefusalJudge(LlmClient):
         return self.rubric_digest(RUBRIC, SCHEMA, MAX_CHARACTERS)
 
     def judge_answers(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-        """Judge answers.
-
-        Args:
-            prompts: prompts, in the order of the answers.
-            answers: one answer per prompt.
-
-        Returns:
-            One verdict per answer.
+        """Return one verdict per answer, with a request for each; see `Judge`.
 
         Raises:
             JobError: if a request fails or its reply is not a verdict.

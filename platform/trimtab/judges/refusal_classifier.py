@@ -18,6 +18,7 @@ from trimtab.errors import ArtifactError
 from trimtab.generation_types import Progress
 from trimtab.judges.refusal_head import RefusalHead
 from trimtab.model.base_model import BaseModel
+from trimtab.model.batching import build_batches
 from trimtab.model.chat_template import ChatRenderer, build_renderer
 from trimtab.stats.logistic import compute_logits
 from trimtab.text.refusal_phrases import classify_refusing_answer
@@ -144,14 +145,9 @@ def _render(renderer: ChatRenderer, prompt_ids: Sequence[int], answer: str, toke
 
 
 def _build_batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Group indices into batches of similar lengths, longest first, each of at most BATCH tokens including padding."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= BATCH:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
+    """Group indices into batches of at most BATCH tokens including padding, the longest rows first."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    return build_batches(order, lambda batch: lengths[batch[0]] * len(batch) <= BATCH)
 
 
 @torch.inference_mode()

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from trimtab.artifacts import card as cards
-from trimtab.artifacts.prefix import compute_digest, read_single_tensor
+from trimtab.artifacts.prefix import check_tensor, compute_digest, read_single_tensor
 from trimtab.errors import ArtifactError, UsageError
 from trimtab.judges.human_agreement import JudgeAgreement, parse_agreement
 from trimtab.model.base_model import BaseModel
@@ -140,12 +139,7 @@ def load_head(folder: Path, base: BaseModel) -> RefusalHead:
     head = RefusalHead(read_single_tensor(folder / FILE, "head"), _read_head_card(folder))
     _check_head(head, str(folder / FILE))
     head.list_agreements()
-    card = head.card
-    if (card.fingerprint, card.width) != (base.fingerprint, base.width):
-        raise ArtifactError(
-            f"the classifier in {folder} was fitted on base model {card.base} ({card.fingerprint}), not on {base.name} "
-            f"({base.fingerprint}): fit another one with trimtab judges --fit"
-        )
+    cards.check_base_model(head.card, base, f"the classifier in {folder}", "Fit another one with trimtab judges --fit")
     return head
 
 
@@ -171,12 +165,4 @@ def _check_types(raw: dict[str, Any], path: Path) -> None:
 
 
 def _check_head(head: RefusalHead, location: str) -> None:
-    weights, card = head.weights, head.card
-    if weights.dtype != torch.float32 or tuple(weights.shape) != (card.width + 1,):
-        raise ArtifactError(
-            f"{location}: the head is {weights.dtype} {list(weights.shape)}, but the card says float32 {[card.width + 1]}"
-        )
-    if not torch.isfinite(weights).all():
-        raise ArtifactError(f"{location}: the head contains NaN or infinity")
-    if compute_digest(weights) != card.digest:
-        raise ArtifactError(f"{location}: the head does not match its card (digest differs)")
+    check_tensor(head.weights, (head.card.width + 1,), head.card.digest, f"{location}: the weights")

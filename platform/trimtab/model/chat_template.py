@@ -33,7 +33,7 @@ class ChatRenderer:
     Attributes:
         tokenizer: tokenizer of the base model with the slot tokens added.
         first_slot: id of the first slot token; the ids are consecutive.
-        slots: number of slot tokens.
+        num_slots: number of slot tokens.
         turn_end: id of the token that ends an answer.
         takes_system: whether the template renders a system message.
         default_system: system message that the template adds by itself, or None.
@@ -51,7 +51,7 @@ class ChatRenderer:
 
         Args:
             messages: messages of the conversation.
-            place: position of the prefix.
+            position: position of the prefix.
             slots: ids of the slot tokens to insert.
 
         Returns:
@@ -100,7 +100,7 @@ class ChatRenderer:
 
         Args:
             messages: messages of the conversation.
-            place: position of the prefix.
+            position: position of the prefix.
             slots: ids of the slot tokens to insert.
 
         Returns:
@@ -158,11 +158,11 @@ class ChatRenderer:
 
         Args:
             messages: messages of the conversation.
-            place: `system`, `system-end` or `user`.
+            position: `system`, `system-end` or `user`.
             slots: ids of the slot tokens to insert.
 
         Raises:
-            UsageError: if the template renders no system message, or `place` is `user` and there is no user message.
+            UsageError: if the template renders no system message, or `position` is `user` and there is no user message.
         """
         text = self.slot_text(slots)
         marked = self.fold_system_message(messages)
@@ -173,7 +173,7 @@ class ChatRenderer:
             first_user["content"] = _prepend(first_user.get("content"), text)
             return marked
         if not self.takes_system:
-            raise UsageError("this chat template takes no system message; use place user or start")
+            raise UsageError("this chat template takes no system message; use position user or start")
         if not marked or marked[0].get("role") not in SYSTEM_ROLES:
             default = (self.default_system or "") if position == "system-end" else ""
             return [{"role": "system", "content": default + text}, *marked]
@@ -204,7 +204,7 @@ def build_renderer(base: BaseModel, slots: int) -> ChatRenderer:
 
 def format_slot_token(index: int) -> str:
     """Return the text of a slot token by its index, counted from 0."""
-    return f"<|trimtab_row_{index}|>"
+    return f"<|trimtab_slot_{index}|>"
 
 
 @lru_cache(maxsize=8)

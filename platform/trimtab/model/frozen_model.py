@@ -64,7 +64,7 @@ def tokenize_sample(
         renderer: chat renderer of the base model.
         prompt: prompt of the sample.
         answer: answer text.
-        place: position of the prefix.
+        position: position of the prefix.
         rows: number of rows of the prefix.
         longest: maximum number of answer tokens; the rest is cut off.
     """

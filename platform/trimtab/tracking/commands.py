@@ -28,7 +28,7 @@ def run_lineage(config: LineageConfig) -> dict[str, Any]:
     Returns:
         Lineage as nested objects {kind, title, facts, of}.
     """
-    node = trace_lineage(config.what, config.base, Path(config.logs) if config.logs else None)
+    node = trace_lineage(config.what, config.base, Path(config.log_dir) if config.log_dir else None)
     console.print(build_tree(node))
     if config.html:
         Path(config.html).write_text(render_template("lineage.html.jinja", title=f"Lineage of {config.what}", node=node))

@@ -34,6 +34,10 @@ SHOWN_PARAMS = (
     "num_virtual_tokens",
     "signals",
     "train.max_steps",
+    # Names in runs of release 0.1.0.
+    "place",
+    "rows",
+    "train.steps",
     "train.seed",
     "base_fingerprint",
 )
@@ -60,21 +64,21 @@ class LineageNode:
         return {"kind": self.kind, "title": self.title, "facts": dict(self.facts), "of": [node.as_json() for node in self.of]}
 
 
-def trace_lineage(what: str, base: str, logs: Path | None = None) -> LineageNode:
+def trace_lineage(what: str, base: str, log_dir: Path | None = None) -> LineageNode:
     """Trace the lineage of an object.
 
     Args:
         what: id of a response, a request or a run; or NAME, NAME@ALIAS or NAME@VERSION of a prefix or detector.
         base: base model of the prefix or detector.
-        logs: folder with the server's logs; None for the one in trimtab's home.
+        log_dir: folder with the server's logs; None for the one in trimtab's home.
 
     Raises:
         NotFoundError: if there is no such object. The message names the searched logs or registry.
     """
     if match := RESPONSE.fullmatch(what):
-        return trace_response(match["id"], logs)
+        return trace_response(match["id"], log_dir)
     if RUN.fullmatch(what):
-        return _trace_run_or_request(what, logs)
+        return _trace_run_or_request(what, log_dir)
     name, ref = split_reference(what)
     if ref:
         return trace_version(registry.find_version(base, name, ref))
@@ -85,23 +89,23 @@ def trace_lineage(what: str, base: str, logs: Path | None = None) -> LineageNode
         if any(v.name == name for v in registry.list_versions(base)):
             return trace_version(registry.find_version(base, name, registry.CANDIDATE))
         try:
-            return trace_response(what, logs)
+            return trace_response(what, log_dir)
         except NotFoundError:
             pass
         raise
 
 
-def trace_response(request_id: str, logs: Path | None = None) -> LineageNode:
+def trace_response(request_id: str, log_dir: Path | None = None) -> LineageNode:
     """Trace the lineage of a response through the server's logs.
 
     Args:
         request_id: id of the request.
-        logs: folder with the server's logs; None for the one in trimtab's home.
+        log_dir: folder with the server's logs; None for the one in trimtab's home.
 
     Raises:
         NotFoundError: if the logs do not contain the request. Servers delete old logs (`--log_retention_days`).
     """
-    folder = logs or settings.get_home() / "logs"
+    folder = log_dir or settings.get_home() / "logs"
     record = _find_record(request_id, folder)
     if record is None:
         raise NotFoundError(
@@ -157,12 +161,12 @@ def trace_run(run_id: str) -> LineageNode:
     return LineageNode("run", f"{tags.get('trimtab.kind', 'run')} {run.info.run_name} {run_id}", facts, sources)
 
 
-def _trace_run_or_request(what: str, logs: Path | None) -> LineageNode:
+def _trace_run_or_request(what: str, log_dir: Path | None) -> LineageNode:
     """Trace a run, with the versions that it registered, or a request: their ids have the same form."""
     try:
         node = trace_run(what)
     except NotFoundError:
-        return trace_response(what, logs)
+        return trace_response(what, log_dir)
     with wrap_tracking_errors(f"find the versions of run {what}"):
         versions = get_client().search_model_versions(f"run_id = '{what}'")
     names = ", ".join(f"{v.name.removeprefix('trimtab.')}@{v.version}" for v in versions)

@@ -224,17 +224,7 @@ def load_prefix(version: Version, base: BaseModel | None = None) -> Prefix:
 
 
 def load_detector(version: Version, base: BaseModel | None = None) -> Detector:
-    """Download and read the detector of a version.
-
-    Args:
-        version: version to load.
-        base: base model that the detector must match, if given.
-
-    Raises:
-        NotFoundError: if the version is not a detector.
-        ArtifactError: if the detector is invalid or was made for another base model.
-        TrackingError: if MLflow cannot be reached and the version was not downloaded before.
-    """
+    """Download and read the detector of a version. Arguments and errors are those of `load_prefix`."""
     return detectors.load_detector(_fetch_artifacts(version, "detector"), base)
 
 

@@ -1,4 +1,4 @@
-"""Identifiers: keys that are hashed from content, and references to registered versions."""
+"""Identifiers: keys that are hashed from content, references to registered versions, and names for other systems."""
 
 import hashlib
 
@@ -28,3 +28,13 @@ def split_reference(reference: str) -> tuple[str, str | None]:
     """
     name, _, version = reference.partition("@")
     return name, version or None
+
+
+def sanitize_name(name: str, allowed: str = "/-_. ") -> str:
+    """Replace characters that another system does not allow in names with hyphens.
+
+    Args:
+        name: name to sanitize.
+        allowed: allowed characters besides letters and digits; by default those of MLflow metrics.
+    """
+    return "".join(c if c.isalnum() or c in allowed else "-" for c in name)

@@ -2,9 +2,10 @@
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from trimtab.errors import IncompatibleLibraryError
@@ -69,10 +70,30 @@ class PatchRegister:
             patch = self.patches[name]
             for symbol in patch.symbols:
                 if reason := _find_change(symbol):
-                    raise IncompatibleLibraryError(
-                        f"{name}: {symbol.path} of {self.library} {self._get_version()} {reason}. "
-                        f"Install {self.library} {patch.versions}"
-                    )
+                    raise self._build_error(name, symbol.path, reason, patch.versions)
+
+    def check_attributes(self, user: str, owner: Any, paths: Iterable[str], versions: str) -> None:
+        """Check that an object of the library has attributes that exist on instances only, not on their class.
+
+        Args:
+            user: component that reads the attributes.
+            owner: object of the library.
+            paths: attributes to check, each as a dotted path from the object.
+            versions: versions of the library that have the attributes.
+
+        Raises:
+            IncompatibleLibraryError: if an attribute is missing.
+        """
+        for path in paths:
+            try:
+                attrgetter(path)(owner)
+            except AttributeError:
+                raise self._build_error(user, f"{type(owner).__name__}.{path}", "does not exist", versions) from None
+
+    def _build_error(self, user: str, path: str, reason: str, versions: str) -> IncompatibleLibraryError:
+        return IncompatibleLibraryError(
+            f"{user}: {path} of {self.library} {self._get_version()} {reason}. Install {self.library} {versions}"
+        )
 
     def _get_version(self) -> str:
         for package in self._packages:

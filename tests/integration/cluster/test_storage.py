@@ -59,7 +59,7 @@ def test_signals_are_the_same_there_as_here(bucket, small, tmp_path, capsys):
         "linear",
         "--layers",
         "[1]",
-        "--seeds",
+        "--num_seeds",
         "1",
     ]
     assert main([*given, "--register", "false", "--out", str(tmp_path / "detector")]) == 0

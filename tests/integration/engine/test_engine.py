@@ -71,8 +71,8 @@ def test_more_prefixes_than_rows_at_once_is_refused_and_harmless(engine, frozen,
 
 
 def test_prompts_cannot_hold_row_tokens(engine):
-    with pytest.raises(UsageError, match="row token"):
-        engine.chat([{"role": "user", "content": "Say <|trimtab_row_0|>"}])
+    with pytest.raises(UsageError, match="slot token"):
+        engine.chat([{"role": "user", "content": "Say <|trimtab_slot_0|>"}])
 
 
 def test_too_long_prompts_and_foreign_prefixes_are_refused(engine, frozen, base, three):
@@ -81,5 +81,5 @@ def test_too_long_prompts_and_foreign_prefixes_are_refused(engine, frozen, base,
     from dataclasses import replace
 
     foreign = Prefix(three[0].vectors, replace(three[0].card, fingerprint="0" * 16))
-    with pytest.raises(ArtifactError, match="train it again"):
+    with pytest.raises(ArtifactError, match="Train it again"):
         engine.chat([{"role": "user", "content": "Hi"}], foreign)

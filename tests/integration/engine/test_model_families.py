@@ -141,7 +141,7 @@ def test_a_template_without_system_turn_takes_other_places(models, name):
         [USER | {"content": f"Be brief.\n\n{USER['content']}"}]
     )
     shown = renderer.tokenizer.decode(renderer.render_prompt([USER], "user", rows))
-    assert "<start_of_turn>user\n<|trimtab_row_0|>What" in shown
+    assert "<start_of_turn>user\n<|trimtab_slot_0|>What" in shown
 
 
 def test_a_template_that_drops_the_system_turn_is_found_out(tmp_path):
@@ -155,7 +155,7 @@ def test_a_template_that_drops_the_system_turn_is_found_out(tmp_path):
 def test_default_system_text_is_kept_at_its_end(models):
     renderer = build_renderer(models["qwen2"], 4)
     shown = renderer.tokenizer.decode(renderer.render_prompt([USER], "system-end", [renderer.first_slot]))
-    assert shown.startswith("<|im_start|>system\nYou are a helpful assistant.<|trimtab_row_0|><|im_end|>")
+    assert shown.startswith("<|im_start|>system\nYou are a helpful assistant.<|trimtab_slot_0|><|im_end|>")
     assert build_renderer(models["qwen3"], 4).default_system is None
 
 

@@ -31,10 +31,10 @@ from trimtab.tracking.client import get_client
 STEPS = 32
 
 
-def config(workers: int, parallel: str = "data", **train) -> AlignConfig:
+def config(workers: int, parallelism: str = "data", **train) -> AlignConfig:
     options = {"max_steps": STEPS, "global_batch_size": 4, "micro_batch_size": 2, "validate_every": 10, "checkpoint_every": 4}
     options |= {"max_target_tokens": 8, "dtype": "fp32", "early_stopping_patience": 0}
-    scale = ScaleConfig(num_workers=workers, cpus_per_worker=1, parallelism=parallel)
+    scale = ScaleConfig(num_workers=workers, cpus_per_worker=1, parallelism=parallelism)
     # With a drift term, so that some micro-batches ask more of the model than others.
     options_of = {"beta": 0.05}
     return AlignConfig(name="t", objective_options=options_of, train=TrainConfig(**(options | train)), scale=scale)
@@ -60,7 +60,7 @@ def curve(run_id: str) -> dict[int, float]:
 
 
 def test_loss_falls_and_every_step_is_in_mlflow(cluster, base, tmp_path):
-    _, run_id = train(base, tmp_path, workers=1, steps=12, validate_every=6)
+    _, run_id = train(base, tmp_path, workers=1, max_steps=12, validate_every=6)
     losses = curve(run_id)
     assert sorted(losses) == list(range(1, 13))
     assert losses[12] < losses[1]
@@ -73,7 +73,7 @@ def test_base_model_without_prefix_tree_batching_is_reported(cluster, small, tmp
     shutil.copytree(small.path, tmp_path / "conv")
     path = tmp_path / "conv" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"layer_types": ["full_attention", "conv"]}))
-    _, run_id = train(resolve_base_model(str(tmp_path / "conv")), tmp_path / "run", workers=1, steps=4, validate_every=0)
+    _, run_id = train(resolve_base_model(str(tmp_path / "conv")), tmp_path / "run", workers=1, max_steps=4, validate_every=0)
     assert get_client().get_run(run_id).data.tags["trimtab.prefix_tree"] == "unavailable"
     assert capsys.readouterr().out.count("prefix-tree batching is not available") <= 1
 
@@ -118,7 +118,7 @@ def test_a_killed_worker_changes_nothing(undisturbed, small, tmp_path):
 
 def test_a_field_is_the_same_by_option_by_yaml_and_in_python(tmp_path):
     """What is equal here is all that a run is made of."""
-    (tmp_path / "a.yaml").write_text("name: x\nobjective_options: {gamma: 1.0}\ntrain: {steps: 7, learning_rate: 0.01}\n")
+    (tmp_path / "a.yaml").write_text("name: x\nobjective_options: {gamma: 1.0}\ntrain: {max_steps: 7, learning_rate: 0.01}\n")
     command = entry_points(group="trimtab.commands")["align"].load()
     options = ["--name", "x", "--objective_options.gamma", "1.0", "--train.max_steps", "7", "--train.learning_rate", "0.01"]
     by_option, _ = parse_options(command, "align", options)

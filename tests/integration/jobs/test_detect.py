@@ -197,7 +197,7 @@ def test_questions_are_answered_labelled_and_gone_on_with(base, tmp_path, capsys
     lines = [{"question": f"What is the capital of {c}?", "answers": [a]} for c, a in capitals.items()]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
     config = {"questions": str(tmp_path / "q.jsonl"), "out": str(tmp_path / "out"), "dtype": "fp32", "max_tokens": 12}
-    config |= {"samples": 3, "p_true": True}
+    config |= {"num_samples": 3, "p_true": True}
     collect(CollectConfig(**config, limit=2))
     assert "2/2" in capsys.readouterr().out
     collect(CollectConfig(**config))
@@ -216,6 +216,6 @@ def test_questions_are_answered_labelled_and_gone_on_with(base, tmp_path, capsys
     assert {"p-true", "eigenscore", "semantic-entropy"} < set(scores.list_computable(build_score_inputs(data)))
     collect(CollectConfig(**config))
     assert "answers with signals" not in capsys.readouterr().out
-    for changed in ({"max_tokens": 13}, {"samples": 4}, {"temperature": 0.5}, {"p_true": False}):
-        with pytest.raises(UsageError, match="another asked"):
+    for changed in ({"max_tokens": 13}, {"num_samples": 4}, {"temperature": 0.5}, {"p_true": False}):
+        with pytest.raises(UsageError, match="different settings"):
             collect(CollectConfig(**config | changed))

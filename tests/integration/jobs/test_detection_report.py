@@ -246,7 +246,7 @@ def test_what_cannot_be_reported_on_is_refused_in_one_line_before_any_work(base,
         evaluate_detectors(TruthConfig(str(tmp_path)))
     with pytest.raises(UsageError, match="--signals FOLDER"):
         TruthConfig()
-    with pytest.raises(UsageError, match=r"shares above 0 and below 1, not 1\.5"):
+    with pytest.raises(UsageError, match=r"label_fractions must be above 0 and below 1, not 1\.5"):
         TruthConfig("x", label_fractions=[1.5])
     with pytest.raises(UsageError, match="is not a valid folder name"):
         TruthConfig("x", name="../x")

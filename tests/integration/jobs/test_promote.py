@@ -40,7 +40,7 @@ def config(folder, rules):
 
 
 @pytest.mark.parametrize(
-    ("rule", "found", "more", "passed"),
+    ("rule", "measured", "improvement", "passed"),
     [
         (PromotionRule("auroc", at_least=0.7), Interval(0.8, 0.71, 0.9), None, True),
         (PromotionRule("auroc", at_least=0.7), Interval(0.8, 0.69, 0.9), None, False),
@@ -110,7 +110,7 @@ def test_detectors_read_answers_that_they_have_not_learned_from(base, tmp_path, 
     assert main(given) == 0
     out = json.loads((tmp_path / "out.json").read_text())
     assert (out["champion"], out["before"], out["forced"]) == (2, 1, False)
-    assert out["rules"][0]["found"]["low"] < out["rules"][0]["found"]["value"] < out["rules"][0]["found"]["high"]
+    assert out["rules"][0]["measured"]["low"] < out["rules"][0]["measured"]["value"] < out["rules"][0]["measured"]["high"]
     kept = list_promotions(version)[-1].evidence
     evidence = json.loads(
         mlflow.artifacts.load_text(f"runs:/{run.run_id}/{kept}")  # pyright: ignore[reportPrivateImportUsage]
@@ -135,7 +135,7 @@ def test_a_prefix_and_its_champion_answer_the_same_prompts(cluster, made, base, 
     assert registry.find_version(base.name, "gated").version == second.version
     out = json.loads((tmp_path / "out.json").read_text())
     assert out["before"] == first.version
-    assert [rule["more"] is not None for rule in out["rules"]] == [True, True]
+    assert [rule["improvement"] is not None for rule in out["rules"]] == [True, True]
     assert settings.get_tracking_uri().startswith("sqlite:")
 
 

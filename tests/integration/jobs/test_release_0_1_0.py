@@ -61,7 +61,7 @@ def test_signals_are_read(release, base):
 
 def test_configuration_of_0_1_0_is_rejected(release, capsys):
     assert main(["align", "--config", "align.yaml"]) == 2
-    assert_one_line(capsys, "rows")
+    assert_one_line(capsys, "does not accept option")
 
 
 def test_unfinished_run_of_0_1_0_is_rejected(release, capsys):

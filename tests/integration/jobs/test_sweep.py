@@ -63,7 +63,7 @@ WRONG = {
     "nothing": ({}, "param_space is empty"),
     "one value": ({"num_virtual_tokens": 3}, "param_space.num_virtual_tokens: give a list of choices, or low and high"),
     "no choices": ({"num_virtual_tokens": []}, "param_space.num_virtual_tokens: give a list of choices"),
-    "half a range": ({"train": {"learning_rate": {"low": 0.1}}}, "space.train.learning_rate: give a list"),
+    "half a range": ({"train": {"learning_rate": {"low": 0.1}}}, "param_space.train.learning_rate: give a list"),
     "upside down": (
         {"num_virtual_tokens": {"low": 4, "high": 1}},
         r"param_space.num_virtual_tokens: low \(4\) must be below high \(1\)",
@@ -80,10 +80,13 @@ WRONG = {
     "no such objective": ({"objective": ["magic"]}, "there are: bco"),
     "what is measured with": (
         {"train.max_target_tokens": [8, 16]},
-        "space.train.max_target_tokens: all trials must have the same value",
+        "param_space.train.max_target_tokens: all trials must have the same value",
     ),
-    "the test part": ({"data": [{"test": 0.3}]}, "space.data.test_fraction: all trials must have the same value"),
-    "the gate": ({"gate.min_improvement": [0.5]}, "space.gate.min_improvement: all trials must have the same value"),
+    "the test part": (
+        {"data": [{"test_fraction": 0.3}]},
+        "param_space.data.test_fraction: all trials must have the same value",
+    ),
+    "the gate": ({"gate.min_improvement": [0.5]}, "param_space.gate.min_improvement: all trials must have the same value"),
 }
 
 
@@ -95,9 +98,9 @@ def test_wrong_spaces_end_in_one_line(space, expected, tmp_path):
 
 
 def test_other_wrong_sweeps_end_in_one_line(tmp_path):
-    with pytest.raises(UsageError, match=r"trials \(0\) and parallel"):
+    with pytest.raises(UsageError, match=r"num_trials \(0\) and max_concurrent_trials"):
         SweepConfig(num_trials=0)
-    with pytest.raises(UsageError, match="reduction must be above 1"):
+    with pytest.raises(UsageError, match="reduction_factor must be above 1"):
         SweepConfig(reduction_factor=1)
     with pytest.raises(UsageError, match="validate_every in shared above 0"):
         plan_trials(SweepConfig(shared={"train.validate_every": 0}), tmp_path)
@@ -166,7 +169,7 @@ def test_a_sweep_from_end_to_end_goes_on_and_does_nothing_twice(small, tmp_path,
             },
             "evaluate": {"limit": 2, "max_tokens": 4},
         },
-        "space": {"train.learning_rate": [1e-6, 1e-5, 0.1]},
+        "param_space": {"train.learning_rate": [1e-6, 1e-5, 0.1]},
         "seed": 1,
     }
     rates = [one["train.learning_rate"] for one in draw_settings(SweepConfig(**values, num_trials=3))]

@@ -84,7 +84,7 @@ def test_kept_answers_survive_a_line_that_was_cut_off(base, monkeypatch, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"), [({"samples": 65}, "from 0 to 64"), ({"temperature": 0}, "set targets.num_samples to 0")]
+    ("settings", "said"), [({"num_samples": 65}, "from 0 to 64"), ({"temperature": 0}, "set targets.num_samples to 0")]
 )
 def test_settings_that_make_no_sense_are_refused(settings, said):
     with pytest.raises(UsageError, match=said):

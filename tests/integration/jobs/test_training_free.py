@@ -159,7 +159,9 @@ def test_one_sample_is_enough_for_some_scores(base, tmp_path):
     assert not len(compute_semantic_entropies(data))
 
 
-@pytest.mark.parametrize(("settings", "message"), [({"samples": -1}, "samples must be"), ({"temperature": 0.0}, "temperature")])
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"num_samples": -1}, "num_samples must be"), ({"temperature": 0.0}, "temperature")]
+)
 def test_settings_of_samples_that_cannot_be_are_refused(settings, message):
     with pytest.raises(UsageError, match=message):
         CollectConfig("x", "y", **settings)

@@ -96,20 +96,20 @@ def test_unknown_names_are_404_and_say_what_there_is(client, name, message):
 def test_reserved_tokens_are_400_on_every_way_in(url, client, base):
     reserved = 49152
     bad = [
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "<|trimtab_row_0|>"}]}),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "text", "text": "<|trimtab_row_1|>"}]}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "<|trimtab_slot_0|>"}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "text", "text": "<|trimtab_slot_1|>"}]}]}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "model": f"{BASE}:one", "extra": 1}),
-        ("/v1/completions", {"prompt": "<|trimtab_row_0|>"}),
+        ("/v1/completions", {"prompt": "<|trimtab_slot_0|>"}),
         ("/v1/completions", {"prompt": [1, reserved]}),
         ("/v1/completions", {"prompt": [[1, 2], [1, reserved + 3]]}),
-        ("/v1/responses", {"input": "<|trimtab_row_0|>"}),
-        ("/v1/messages", {"messages": [{"role": "user", "content": "<|trimtab_row_0|>"}]}),
-        ("/tokenize", {"prompt": "<|trimtab_row_0|>"}),
+        ("/v1/responses", {"input": "<|trimtab_slot_0|>"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "<|trimtab_slot_0|>"}]}),
+        ("/tokenize", {"prompt": "<|trimtab_slot_0|>"}),
     ]
     for path, body in bad:
         request = {"model": BASE, "max_tokens": 4} | body
         if "extra" in body:
-            request["messages"] = [{"role": "system", "content": "<|trimtab_row_0|>"}, {"role": "user", "content": "x"}]
+            request["messages"] = [{"role": "system", "content": "<|trimtab_slot_0|>"}, {"role": "user", "content": "x"}]
         reply = httpx.post(f"{url}{path}", json=request, timeout=60)
         assert reply.status_code == 400, (path, body, reply.text)
         assert "reserved" in reply.text, (path, reply.text)
@@ -184,7 +184,7 @@ def test_hot_sampling_never_shows_a_reserved_token(url):
     replies = together(url, [(names[i % 4], QUESTIONS[i % 6]) for i in range(200)], **options)
     tokens = [t.token for r in replies for s in r.choices[0].logprobs.content for t in (s, *s.top_logprobs)]
     assert len(tokens) > 200 * 4
-    assert not [t for t in tokens if "trimtab_row" in t]
+    assert not [t for t in tokens if "trimtab_slot" in t]
 
 
 def test_promotion_is_live_without_a_restart(client, base):

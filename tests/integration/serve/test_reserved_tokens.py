@@ -10,7 +10,7 @@ from trimtab.model.chat_template import build_renderer
 
 CHATS, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESERVED = 49152
-ROW = "<|trimtab_row_0|>"
+ROW = "<|trimtab_slot_0|>"
 USER = [{"role": "user", "content": "Say it."}]
 CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": f'{{"x": "{ROW}"}}'}}
 TOOL = {
@@ -60,9 +60,9 @@ WAYS = {
     "score, the answer": ("/v1/score", {"messages": USER, "answer": ROW}),
     "look-alikes": (
         CHATS,
-        {"messages": [{"role": "user", "content": "\uff1c|trimtab_row_0|\uff1e \uff1c\uff5ctrimtab_row_0\uff5c>"}]},
+        {"messages": [{"role": "user", "content": "\uff1c|trimtab_slot_0|\uff1e \uff1c\uff5ctrimtab_slot_0\uff5c>"}]},
     ),
-    "a zero-width space": (CHATS, {"messages": [{"role": "user", "content": "<|trimtab_row\u200b_0|>"}]}),
+    "a zero-width space": (CHATS, {"messages": [{"role": "user", "content": "<|trimtab_slot\u200b_0|>"}]}),
     "another's prefix": (CHATS, {"model": f"{BASE}:two", "messages": [{"role": "user", "content": ROW}]}),
     "bias": (CHATS, {"messages": USER, "logit_bias": {str(RESERVED): 100}}),
     "allowed tokens": (CHATS, {"messages": USER, "allowed_token_ids": [RESERVED]}),
@@ -108,7 +108,7 @@ def test_no_way_reaches_a_row(url, base, way):
     likely = [
         t["token"] for each in (said["choices"][0].get("logprobs") or {}).get("content") or [] for t in each["top_logprobs"]
     ]
-    assert not [token for token in likely if "trimtab_row" in token]
+    assert not [token for token in likely if "trimtab_slot" in token]
 
 
 def test_the_engine_answers_as_before(url):

@@ -227,7 +227,7 @@ def test_given_answers_are_scored(url, client, base, expected):
         ({"answer": None}, "answer must be the text"),
         ({"messages": []}, "messages must be a list of at least one message"),
         ({"messages": [{"role": "user"}]}, "must have a role and a content that are strings"),
-        ({"answer": "<|trimtab_row_0|>"}, "slot token"),
+        ({"answer": "<|trimtab_slot_0|>"}, "slot token"),
         ({"answer": "word " * 600}, "tokens; the engine takes 511"),
         ({"model": "gpt-4"}, "no model 'gpt-4'; this server has smollm2-135m and its prefixes"),
     ],

@@ -79,6 +79,31 @@ def test_a_damaged_version_that_was_mended_is_read_again_after_a_while(folder, m
     assert ("truth@1" in held.refused) == (not taken)
 
 
+def test_unused_versions_without_an_alias_leave_memory_and_load_again(folder, monkeypatch):
+    prefixes, _ = open_sources(BaseModel("tiny", folder, "0123456789abcdef", 8, 100, 6), str(folder))
+    loaded: list[int] = []
+    load = type(prefixes).load
+
+    def load_and_note(source, version):
+        loaded.append(version.version)
+        return load(source, version)
+
+    monkeypatch.setattr(type(prefixes), "load", load_and_note)
+    versions = VersionCatalog("tiny", "prefix", prefixes, lambda part: None)
+
+    async def run() -> None:
+        (folder / "mine" / "aliases.json").write_text(json.dumps({"champion": 1}))
+        await versions.set_aliases(await versions.refresh())
+        await versions.find("mine", "2")
+        assert versions.evict_unused() == [], "version 2 has just been requested"
+        monkeypatch.setattr(catalog, "IDLE_SECONDS", -1.0)
+        assert [version.version for version in versions.evict_unused()] == [2], "version 1 is champion"
+        assert (await versions.find("mine", "2")).version.version == 2
+
+    asyncio.run(run())
+    assert loaded == [1, 2, 2]
+
+
 def test_what_must_not_be_used_is_told(folder, caplog):
     base = BaseModel("tiny", folder, "0123456789abcdef", 8, 100, 6)
     held, watching = open_sources(base, str(folder))

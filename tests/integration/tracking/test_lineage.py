@@ -65,7 +65,7 @@ def test_an_answer_leads_back_to_data_code_and_who_promoted_what(served, base, t
     assert prefix["facts"]["aliases"] == "candidate, champion"
     assert kinds(prefix) == ["prefix", "champion", "gate", "run", "data", "code"]
     promoted, gate, run = prefix["of"]
-    assert promoted["facts"]["because"] == gate["facts"]["said"] == "balanced 0.70"
+    assert promoted["facts"]["because"] == gate["facts"]["reason"] == "balanced 0.70"
     assert promoted["facts"]["by"]
     assert run["facts"]["objective"] == "sta"
     assert run["facts"]["base_fingerprint"] == base.fingerprint

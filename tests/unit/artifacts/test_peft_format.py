@@ -103,7 +103,7 @@ def test_scaled_embeddings_are_met_on_both_ways(tmp_path):
 def test_only_the_start_of_a_prompt_without_bos_is_interchanged(small, tmp_path):
     with pytest.raises(UsageError, match="has position system; PEFT knows only the start"):
         export_adapter(new(small, position="system"), tmp_path / "a", small)
-    with pytest.raises(ArtifactError, match="train it again"):
+    with pytest.raises(ArtifactError, match="Train it again"):
         export_adapter(new(small), tmp_path / "b", replace(small, fingerprint="0" * 16))
     llama = tiny_models.make(tiny_models.FAMILIES["llama"], tmp_path / "llama")
     with pytest.raises(UsageError, match="begin with a BOS token: PEFT puts vectors before it"):
@@ -207,9 +207,9 @@ def test_generate_with_the_default_model(frozen, base, three):
 
 def test_inputs_are_checked(frozen, base, small):
     with pytest.raises(UsageError, match="slot token"):
-        build_inputs(frozen.model, base, [[{"role": "user", "content": "Say <|trimtab_row_0|>"}]])
+        build_inputs(frozen.model, base, [[{"role": "user", "content": "Say <|trimtab_slot_0|>"}]])
     prefix = make_prefix(frozen, base, "one", 1, "user", 1)
     with pytest.raises(UsageError, match="slot token"):
-        build_inputs(frozen.model, base, [[{"role": "user", "content": "Say <|trimtab_row_1|>"}]], prefix)
-    with pytest.raises(ArtifactError, match="has width 64"):
+        build_inputs(frozen.model, base, [[{"role": "user", "content": "Say <|trimtab_slot_1|>"}]], prefix)
+    with pytest.raises(ArtifactError, match=r"made for base model .* \(width 64, "):
         build_inputs(frozen.model, base, [ASK], new(small))

@@ -54,7 +54,7 @@ DAMAGES = {
     "unknown field": (lambda f: _card(f, surprise=1), "unknown fields ['surprise']"),
     "unknown place": (lambda f: _card(f, position="middle"), "'middle'"),
     "shape as text": (lambda f: _card(f, num_virtual_tokens="2"), "whole numbers"),
-    "other base": (lambda f: _card(f, fingerprint="0" * 16), "train it again"),
+    "other base": (lambda f: _card(f, fingerprint="0" * 16), "Train it again"),
 }
 
 
@@ -69,7 +69,7 @@ def test_damage_is_refused_in_one_line(folder, base, name):
 
 
 def test_width_of_another_base(folder, base):
-    with pytest.raises(ArtifactError, match="has width 576"):
+    with pytest.raises(ArtifactError, match=r"made for base model .* \(width 576, "):
         load_prefix(folder, replace(base, width=4096))
 
 

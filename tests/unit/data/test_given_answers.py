@@ -55,6 +55,7 @@ def test_names_context_group_and_a_separator(tmp_path):
             "has no column 'answer'; it has question, text. Set --columns.answer",
         ),
         ({"question": " ", "answer": "a"}, "row 1: the question is empty"),
+        ({"question": "Which?", "answer": "a", "correct_answers": "b"}, "row 1 has both answer and correct_answers"),
         ({"question": "Which?", "answer": "a", "truthful": "perhaps"}, "row 1: truthful is 'perhaps'"),
         ({"question": "Which?", "answer": {"a": 1}}, "row 1: an answer must be one text, not dict"),
         ({"question": "Which?", "answer": None}, "row 1: an answer must be one text, not NoneType"),

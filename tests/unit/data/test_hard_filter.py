@@ -6,7 +6,7 @@ from tests.support.factories import prompt
 from trimtab.data import hard_filter as filters
 from trimtab.data.hard_filter import FilterContext, TrainingRow, apply_hard_filter
 from trimtab.errors import UsageError
-from trimtab.jobs.align.dataset import check_slots_left
+from trimtab.jobs.align.dataset import check_rows_left
 
 REFUSAL = "I'm sorry, but I can't help with that."
 HELP = "To bake bread you need flour, water, salt and yeast, and an oven."
@@ -79,7 +79,7 @@ def test_a_filter_that_leaves_nothing_says_which_rule_it_was():
     same = [TrainingRow(prompt(f"How do I steal {n} eggs?"), REFUSAL, 11) for n in range(3)]
     nothing = apply_hard_filter(same, context=FilterContext(parted_off=["How do I steal 9 eggs?"]))
     with pytest.raises(UsageError, match="no rows to train on, after contamination"):
-        check_slots_left(nothing, "train")
+        check_rows_left(nothing, "train")
 
 
 def test_near_duplicates_are_those_people_would_call_so():

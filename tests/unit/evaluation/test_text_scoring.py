@@ -73,4 +73,4 @@ def test_texts_are_cut_and_batches_change_nothing(tmp_path, monkeypatch):
     for one, other in zip(together[1], alone[1], strict=True):
         assert (one.nll, one.kl) == (pytest.approx(other.nll, rel=1e-4), pytest.approx(other.kl, rel=1e-2))
     with pytest.raises(UsageError, match="slot token"):
-        text_scoring.score_texts(frozen, renderer, arms, [Prompt("a", "benign_easy", "t", "t", target="<|trimtab_row_0|>")], 5)
+        text_scoring.score_texts(frozen, renderer, arms, [Prompt("a", "benign_easy", "t", "t", target="<|trimtab_slot_0|>")], 5)

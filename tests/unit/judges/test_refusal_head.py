@@ -72,7 +72,7 @@ def test_only_the_opening_is_read(small):
 
 
 def test_text_of_row_tokens_stays_text(small):
-    seen = refusal_classifier.compute_states(small, ["<|trimtab_row_1|> Sure"], [2], 4, "fp32")
+    seen = refusal_classifier.compute_states(small, ["<|trimtab_slot_1|> Sure"], [2], 4, "fp32")
     assert torch.isfinite(seen).all()
 
 
@@ -83,7 +83,7 @@ def test_a_head_is_found_again_and_fits_its_base_model_only(small, fitted, tmp_p
     assert found.card == fitted.card
     assert torch.equal(found.weights, fitted.weights)
     assert RefusalClassifier(found, small).key == RefusalClassifier(fitted, small).key
-    with pytest.raises(ArtifactError, match=r"was fitted on base model qwen3 .* not on other .*trimtab judges --fit"):
+    with pytest.raises(ArtifactError, match=r"does not match other .* made for base model qwen3 .*trimtab judges --fit"):
         load_head(tmp_path, replace(small, name="other", fingerprint="0" * 16))
 
 

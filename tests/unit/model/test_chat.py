@@ -18,7 +18,7 @@ def text(renderer, messages, position):
     rows = [renderer.first_slot, renderer.first_slot + 2]
     ids = renderer.render_prompt(messages, position, rows)
     assert [i for i in ids if i >= renderer.first_slot] == rows
-    return renderer.tokenizer.decode(ids).replace("<|trimtab_row_0|><|trimtab_row_2|>", "@")
+    return renderer.tokenizer.decode(ids).replace("<|trimtab_slot_0|><|trimtab_slot_2|>", "@")
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_content_parts_and_developer_role(renderer):
     rows = [renderer.first_slot]
     parts = [{"role": "developer", "content": [{"type": "text", "text": "Be kind."}]}, USER]
     marked = renderer.insert_slot_tokens(parts, "system", rows)
-    assert marked[0]["content"] == [{"type": "text", "text": "<|trimtab_row_0|>Be kind."}]
+    assert marked[0]["content"] == [{"type": "text", "text": "<|trimtab_slot_0|>Be kind."}]
     assert parts[0]["content"] == [{"type": "text", "text": "Be kind."}], "the caller's messages must not change"
 
 

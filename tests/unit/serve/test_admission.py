@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.asgi_client import asked
 from trimtab.engine import asgi
+from trimtab.engine.request_context import RequestContext
 from trimtab.errors import UsageError
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.middleware.admission import AdmissionMiddleware
@@ -15,14 +16,16 @@ from trimtab.serve.middleware.admission import AdmissionMiddleware
 async def slow(scope, receive, send):
     """The server inside: answers, or streams for ever, after its door is opened."""
     if scope["path"] == "/stream":
+        send = RequestContext.get(scope, receive, send).send
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
         await send({"type": "http.response.body", "body": b"data: {}\n\n", "more_body": True})
         await asyncio.Event().wait()
     if scope["path"] == "/never":
         await asyncio.Event().wait()
-    asgi.annotate_request(scope, model="m@1", risk=0.5, detector=None)
+    context = RequestContext.get(scope, receive, send)
+    context.notes |= {"model": "m@1", "risk": 0.5, "detector": None}
     await asyncio.sleep(0)
-    await asgi.send_json(send, 200, {"read": len(await asgi.read_body(receive) or b"")})
+    await asgi.send_json(context.send, 200, {"read": len(await context.read_body() or b"")})
 
 
 def test_too_many_requests_are_told_to_come_again():
@@ -53,18 +56,6 @@ def test_what_takes_too_long_is_ended_and_makes_room():
     assert pieces[0] == "data: {}"
     assert json.loads(pieces[1].removeprefix("data: "))["error"]["type"] == "TimeoutError"
     assert good.status_code == 200
-
-
-@pytest.mark.parametrize(("well", "status"), [(True, 400), (False, 500)])
-def test_a_stumble_over_a_request_is_no_error_of_the_server(well, status):
-    async def stumbling(scope, receive, send):
-        said = asgi.build_error_body(500, "'list' object has no attribute 'get'")
-        await asgi.send_json(asgi.InternalErrorTo400(send, lambda: well), 500, said)
-
-    (reply,) = asked(stumbling, ("/", {}))
-    assert reply.status_code == status
-    assert "'list' object has no attribute 'get'" in reply.json()["error"]["message"]
-    assert ("vLLM could not process this request" in reply.text) == well
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from ray import serve
 
 from trimtab.cli.main import main
 from trimtab.engine import asgi
+from trimtab.engine.request_context import RequestContext
 from trimtab.errors import ArtifactError, NotFoundError, UsageError
 from trimtab.serve import app
 from trimtab.serve.api_keys import (
@@ -29,10 +30,11 @@ from trimtab.util import ports
 
 async def echo(scope, receive, send):
     """The server inside: answers with the body it got, after a moment where it is asked to wait."""
-    body = await asgi.read_body(receive)
+    context = RequestContext.get(scope, receive, send)
+    body = await context.read_body()
     if scope["path"] == "/slow":
         await waiting.wait()
-    await asgi.send_json(send, 200, {"path": scope["path"], "body": body.decode()})
+    await asgi.send_json(context.send, 200, {"path": scope["path"], "body": body.decode()})
 
 
 waiting = asyncio.Event()

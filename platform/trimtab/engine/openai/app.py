@@ -20,18 +20,21 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from trimtab.artifacts.prefix import Prefix, check_base
 from trimtab.detection.detector import Detector
 from trimtab.engine import asgi
-from trimtab.engine.asgi import BufferedRequest, InternalErrorTo400, Receive, Scope, Send
+from trimtab.engine.asgi import BufferedRequest, Receive, Scope, Send
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.detectors.output_hook import install_output_hook
 from trimtab.engine.detectors.request_risk import DetectorSelector
-from trimtab.engine.metrics import REFRESHED, SLOTS_USED, VERSIONS_REFUSED, set_alias_versions
+from trimtab.engine.metrics import REFRESHED, SLOTS_USED, VERSIONS_REFUSED, remove_version_series, set_alias_versions
 from trimtab.engine.openai.cancellation import CancellableApp
 from trimtab.engine.openai.handler import SCORE_PATH, STEERED_PATHS, RequestHandler
+from trimtab.engine.openai.malformed import install_malformed_handlers
 from trimtab.engine.openai.openapi import build_openapi_document
 from trimtab.engine.prefixes.catalog import ArtifactSource, VersionCatalog, VersionNames
 from trimtab.engine.prefixes.slots import PrefixSlots, SlotTable
 from trimtab.engine.prefixes.token_guard import install_token_guard
+from trimtab.engine.request_context import RequestContext
 from trimtab.engine.vllm_ext.args import build_engine_args
+from trimtab.engine.vllm_ext.environment import engine_environment
 from trimtab.errors import ArtifactError, TrimtabError, UsageError
 from trimtab.model.base_model import BaseModel
 from trimtab.model.chat_template import build_renderer
@@ -55,8 +58,8 @@ def _check_prefix(prefix: Prefix, base: BaseModel, slots: int) -> None:
     check_base(prefix, base)
     if len(prefix.vectors) > slots:
         raise ArtifactError(
-            f"prefix {prefix.card.name!r} has {len(prefix.vectors)} slots; this server has {slots}. Start the server with "
-            f"--engine.slots {len(prefix.vectors)} or more"
+            f"prefix {prefix.card.name!r} has {len(prefix.vectors)} vectors; this server has {slots} slots. Start "
+            f"the server with --engine.num_slots {len(prefix.vectors)} or more"
         )
 
 
@@ -114,12 +117,14 @@ class OnlineEngine:
             TrimtabError: if the registry cannot be read, or the configuration is invalid.
         """
         args = build_engine_args(base, config)
-        engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(**args))
+        with engine_environment(config):
+            engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(**args))
         options: Any = make_arg_parser(FlexibleArgumentParser()).parse_args([])
         options.model, options.served_model_name = args["model"], [base.name]
         options.disable_fastapi_docs, options.allowed_origins = True, []
         options.enable_auto_tool_choice, options.tool_call_parser = bool(config.tool_call_parser), config.tool_call_parser
         app = build_app(options, ("generate",), engine.model_config)
+        install_malformed_handlers(app)
         await init_app_state(engine, app.state, options, ("generate",))
         renderer = build_renderer(base, config.num_slots)
         await engine.collective_rpc("trimtab_mask_reserved_ids", args=(renderer.first_slot,))
@@ -159,6 +164,8 @@ class OnlineEngine:
             before = catalog.aliases
             await catalog.set_aliases(agreed.aliases[kind])
             set_alias_versions(kind, before, catalog.aliases)
+            for version in catalog.evict_unused():
+                remove_version_series(kind, version.name, version.version)
         self.refused = agreed.refused
         await self.slots.preload(self.prefixes.list_champions())
         SLOTS_USED.set(self.slots.count_taken())
@@ -198,37 +205,37 @@ class OnlineEngine:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        context = RequestContext.get(scope, receive, send)
         path, method = scope["path"].rstrip("/") or "/", scope["method"]
         if path == "/v1/models" and method == "GET":
-            await asgi.send_json(send, 200, self._describe_models())
+            await asgi.send_json(context.send, 200, self._describe_models())
         elif path == OPENAPI and method == "GET":
-            await asgi.send_json(
-                send, 200, build_openapi_document(self._openapi(), (*FORWARDED_PATHS, *STEERED_PATHS, "/v1/models"))
-            )
+            document = build_openapi_document(self._openapi(), (*FORWARDED_PATHS, *STEERED_PATHS, "/v1/models"))
+            await asgi.send_json(context.send, 200, document)
         elif path in (*STEERED_PATHS, SCORE_PATH) and method == "POST":
-            await self.handler(scope, receive, InternalErrorTo400(send, self.is_healthy))
+            await self.handler(scope, receive, send)
         elif path in (*FORWARDED_PATHS, *STEERED_PATHS, "/v1/models"):
-            await self._forward(scope, receive, InternalErrorTo400(send, self.is_healthy))
+            await self._forward(scope, context)
         else:
-            await asgi.send_json(send, 404, asgi.build_error_body(404, f"there is no {method} {path} on this server"))
+            await asgi.send_json(context.send, 404, asgi.build_error_body(404, f"there is no {method} {path} on this server"))
 
-    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _forward(self, scope: Scope, context: RequestContext) -> None:
         """Forward a request that trimtab does not change to vLLM, with a bounded body and without a `trimtab` field."""
         if scope["method"] != "POST":
-            await self._app(scope, receive, send)
+            await self._app(scope, context.receive, context.send)
             return
         try:
-            if (body := await asgi.read_body(receive)) is None:
+            if (body := await context.read_body()) is None:
                 return
-            if body and "trimtab" in asgi.parse_body(body):
+            if body and "trimtab" in (await context.read_json() or {}):
                 raise UsageError(
                     f"{scope['path']} accepts no trimtab field: no detector checks its answers. Use {STEERED_PATHS[0]}"
                 )
         except TrimtabError as error:
-            await asgi.send_error(send, error)
+            await asgi.send_error(context.send, error)
             return
-        replayed = BufferedRequest(scope, receive, body)
-        await self._app(replayed.scope, replayed.receive, send)
+        replayed = BufferedRequest(scope, context.receive, body)
+        await self._app(replayed.scope, replayed.receive, context.send)
 
     def _describe_models(self) -> dict[str, Any]:
         """Build the OpenAI list of models: the base model with its detectors, and each prefix with its aliases."""

@@ -8,6 +8,7 @@ from contextlib import suppress
 from trimtab.engine import asgi
 from trimtab.engine.asgi import App, Message, Receive, Scope, Send
 from trimtab.engine.detectors.request_risk import current_risk
+from trimtab.engine.metrics import INTERNAL_ERRORS
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class CancellableApp:
             if channel.started and not channel.ended:
                 raise
             log.warning("vLLM raised %s for a request", type(error).__name__)
+            INTERNAL_ERRORS.labels(type(error).__name__).inc()
             if not channel.started:
                 await asgi.send_json(send, 500, asgi.build_error_body(500, "no reason given"))
         finally:

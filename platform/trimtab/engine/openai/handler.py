@@ -5,9 +5,10 @@ from contextlib import suppress
 from typing import Any
 
 from trimtab.artifacts.prefix import Prefix
-from trimtab.engine import asgi, context
+from trimtab.engine import asgi
 from trimtab.engine.asgi import App, BufferedRequest, Receive, ResponseBuffer, Scope, Send
 from trimtab.engine.context import Steering
+from trimtab.engine.context import steering as steering_variable
 from trimtab.engine.detectors.policy import PolicyReply, apply_policy, check_policy, count_prompts
 from trimtab.engine.detectors.request_risk import DetectorSelector, RequestRisk, current_risk
 from trimtab.engine.extensions import parse_options
@@ -17,6 +18,7 @@ from trimtab.engine.openai.routing import ShadowTraffic, TrafficSplit
 from trimtab.engine.openai.score import score_given_answer
 from trimtab.engine.prefixes.catalog import LoadedVersion, VersionCatalog
 from trimtab.engine.prefixes.slots import PrefixSlots
+from trimtab.engine.request_context import RequestContext
 from trimtab.errors import NotFoundError, TrimtabError, UsageError
 from trimtab.model.base_model import BaseModel
 from trimtab.model.chat_template import ChatRenderer
@@ -32,6 +34,11 @@ def _check_answer_count(request: dict[str, Any]) -> None:
     count = request.get("n")
     if isinstance(count, int | None) and (count or 1) * count_prompts(request) > MAX_ANSWERS:
         raise UsageError(f"a request may ask for at most {MAX_ANSWERS} answers: n times the number of prompts")
+
+
+def describe_risk(risk: RequestRisk) -> dict[str, Any]:
+    """Return the fields of the access log's record about the answers of a request."""
+    return {"tokens": risk.tokens, "detector": risk.label, "risk": risk.risks.get(0)}
 
 
 class RequestHandler:
@@ -73,57 +80,58 @@ class RequestHandler:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
         steering: Steering | None = None
-        send = recorder = asgi.StatusRecorder(send)
+        context = RequestContext.get(scope, receive, send)
         try:
-            body = await asgi.read_body(receive)
-            if body is None:
+            parsed = await context.read_json()
+            if parsed is None:
                 return
-            request = asgi.parse_body(body)
-            options = parse_options(request.pop("trimtab", None))
+            request = {key: value for key, value in parsed.items() if key != "trimtab"}
+            options = parse_options(parsed.get("trimtab"))
             _check_answer_count(request)
             loaded = await self._find_prefix(request, scope["path"])
             risk = await self._detectors.select_detector(options, loaded and loaded.artifact, request)
             async with self._slots.lease_slots(loaded) as steering:
-                asgi.annotate_request(scope, model=format_model_name(self._base.name, steering))
+                context.notes["model"] = format_model_name(self._base.name, steering)
                 if scope["path"].rstrip("/") == SCORE_PATH:
-                    await self._answer_score_request(request, steering, risk, send)
+                    await self._answer_score_request(request, steering, risk, context.send)
                 elif options.policy == "annotate":
                     if steering and (alias := self.traffic.shadow.get(steering.name)):
                         self._shadows.start(request, steering.name, alias, risk, scope)
-                    await self._forward(request, steering, risk, scope, receive, send)
+                    await self._forward(request, steering, risk, scope, context.receive, context.send)
+                    context.notes |= describe_risk(risk)
                 else:
                     check_policy(options, request, risk)
 
                     async def ask(changed: dict[str, Any]) -> PolicyReply:
                         response, new_risk = ResponseBuffer(), risk.copy_settings()
-                        await self._forward(changed, steering, new_risk, scope, receive, response)
+                        await self._forward(changed, steering, new_risk, scope, context.receive, response)
+                        context.notes |= describe_risk(new_risk)
                         return PolicyReply(response.status, response.headers, response.body, new_risk)
 
                     reply = await apply_policy(ask, options, request)
-                    await asgi.send_response(send, reply.status, reply.headers, reply.body)
+                    await asgi.send_response(context.send, reply.status, reply.headers, reply.body)
         except TrimtabError as error:
-            await asgi.send_error(send, error)
+            await asgi.send_error(context.send, error)
         except RecursionError:
-            await asgi.send_error(send, UsageError("the request is nested too deeply"))
+            await asgi.send_error(context.send, UsageError("the request is nested too deeply"))
         finally:
-            REQUESTS.labels(*request_labels(steering), str(recorder.status)).inc()
+            REQUESTS.labels(*request_labels(steering), str(context.status)).inc()
 
     async def _forward(
         self, request: dict[str, Any], steering: Steering | None, risk: RequestRisk, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Forward a request to vLLM with its prefix and detector."""
         replayed = BufferedRequest(scope, receive, self._rewrite_request(request, steering, scope["path"]))
-        context.steering.set(steering)
+        steering_variable.set(steering)
         current_risk.set(risk)
         await self._app(replayed.scope, replayed.receive, ResponseRewriter(send, self._base.name, steering, risk))
-        asgi.annotate_request(scope, tokens=risk.tokens, detector=risk.label, risk=risk.risks.get(0))
 
     async def _answer_score_request(
         self, request: dict[str, Any], steering: Steering | None, risk: RequestRisk, send: Send
     ) -> None:
         tokens = 0
         if risk.detector is not None:
-            context.steering.set(steering)
+            steering_variable.set(steering)
             current_risk.set(risk)
             tokens = await score_given_answer(self._engine, self._renderer, request, steering, risk)
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
@@ -168,7 +176,7 @@ class RequestHandler:
                 changed["messages"] = self._renderer.insert_slot_tokens(messages, steering.position, steering.slots)
             elif not chats:
                 raise UsageError(
-                    f"prefix {steering.name!r} has place {steering.position}, which needs a chat. Use /v1/chat/completions, or "
-                    "a prefix of place start"
+                    f"prefix {steering.name!r} has position {steering.position}, which needs a chat. Use "
+                    "/v1/chat/completions, or a prefix of position start"
                 )
         return json.dumps(changed).encode()

@@ -7,6 +7,7 @@ from typing import Any, get_args
 from trimtab.engine.detectors.request_risk import EMPTY
 from trimtab.engine.extensions import MAX_ATTEMPTS, MAX_TEXT, THRESHOLD_KEYS, Policy
 
+COMPLETION_PATHS = ("/v1/chat/completions", "/v1/completions")
 REQUESTS = ("ChatCompletionRequest", "CompletionRequest")
 
 
@@ -20,6 +21,8 @@ def build_openapi_document(vllm: dict[str, Any], paths: Collection[str]) -> dict
     Returns:
         The document with the field `trimtab` in completion requests, and with `/v1/score`.
     """
+    response = {"type": "object", "properties": {"trimtab": {"$ref": "#/components/schemas/ResponseField"}}}
+    answered = {"description": "OpenAI's response with a trimtab field.", "content": {"application/json": {"schema": response}}}
     schemas: dict[str, Any] = vllm["components"]["schemas"] | COMPONENTS
     for name in REQUESTS:
         schema = schemas[name]
@@ -27,8 +30,11 @@ def build_openapi_document(vllm: dict[str, Any], paths: Collection[str]) -> dict
             "properties": schema["properties"] | {"trimtab": {"$ref": "#/components/schemas/RequestOptions"}}
         }
     included = {path: operations for path, operations in vllm["paths"].items() if path in paths}
+    for path in COMPLETION_PATHS:
+        post = included[path]["post"]
+        included[path] = included[path] | {"post": post | {"responses": post["responses"] | {"200": answered}}}
     body = {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ScoreRequest"}}}}
-    answer = {"200": {"description": "Risk of the answer."}, "400": {"description": "Bad input."}}
+    answer = {"200": answered | {"description": "Risk of the answer."}, "400": {"description": "Bad input."}}
     included["/v1/score"] = {"post": {"summary": "Risk of a given answer", "requestBody": body, "responses": answer}}
     return {
         "openapi": vllm["openapi"],

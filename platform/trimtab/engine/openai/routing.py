@@ -57,8 +57,7 @@ class ShadowTraffic:
         with suppress(TrimtabError):
             async with self._slots.lease_slots(await self._prefixes.find(name, alias)) as steering:
                 try:
-                    # Separate notes, so that the shadow does not change the log record of the request.
-                    await self._ask(request, steering, risk, {**scope, asgi.NOTES: {}}, _receive_nothing, response)
+                    await self._ask(request, steering, risk, scope, _receive_nothing, response)
                 finally:
                     REQUESTS.labels(*request_labels(steering, shadow=risk.shadow), str(response.status)).inc()
 

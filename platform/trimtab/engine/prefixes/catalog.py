@@ -17,6 +17,8 @@ from trimtab.errors import ArtifactError, NotFoundError, TrimtabError
 DEFAULT = "champion"
 # Time until a refused version is loaded again: versions are immutable, but damaged files can be repaired.
 RETRY_SECONDS = 30.0
+# Time without a request after which a version without an alias is removed from memory.
+IDLE_SECONDS = 600.0
 # Version numbers. Longer digit strings are aliases.
 NUMBER = re.compile(r"[0-9]{1,9}")
 
@@ -108,6 +110,7 @@ class VersionCatalog(Generic[ArtifactT]):
         default_factory=dict[tuple[str, int], LoadedVersion[ArtifactT]]
     )
     _retry_at: dict[str, float] = field(default_factory=dict[str, float])
+    _used_at: dict[tuple[str, int], float] = field(default_factory=dict[tuple[str, int], float])
 
     async def refresh(self) -> AliasVersions:
         """Read the registry and load every version with an alias.
@@ -169,11 +172,26 @@ class VersionCatalog(Generic[ArtifactT]):
         number = int(ref) if NUMBER.fullmatch(ref) else self._aliases.get((name, ref))
         if number is None:
             raise NotFoundError(self._build_missing_error(name, ref))
+        self._used_at[name, number] = time.monotonic()
         if loaded := self._loaded.get((name, number)):
             return loaded
         if (version := self._registered.get((name, number))) is None:
             raise NotFoundError(self._build_missing_error(name, ref))
         return await self._load(version)
+
+    def evict_unused(self) -> list[RegisteredVersion]:
+        """Remove the versions from memory that no alias refers to and that had no request for `IDLE_SECONDS`.
+
+        A later request loads such a version again.
+
+        Returns:
+            The removed versions.
+        """
+        referenced = {(name, version) for (name, _), version in self._aliases.items()}
+        oldest = time.monotonic() - IDLE_SECONDS
+        idle = [key for key in self._loaded.keys() - referenced if self._used_at.get(key, 0.0) < oldest]
+        self._used_at = {key: used for key, used in self._used_at.items() if key in self._loaded and key not in idle}
+        return [self._loaded.pop(key).version for key in idle]
 
     @property
     def aliases(self) -> AliasVersions:
@@ -194,10 +212,13 @@ class VersionCatalog(Generic[ArtifactT]):
 
     async def _try_load(self, version: RegisteredVersion, label: str) -> None:
         """Load a version, or raise its previous ArtifactError again within `RETRY_SECONDS`."""
-        if (reason := self.refused.get(label)) and time.monotonic() < self._retry_at[label]:
+        if (reason := self.refused.get(label)) and time.monotonic() < self._retry_at.get(label, 0.0):
             raise ArtifactError(reason)
-        self._retry_at[label] = time.monotonic() + RETRY_SECONDS
-        await self._load(version)
+        try:
+            await self._load(version)
+        except ArtifactError:
+            self._retry_at[label] = time.monotonic() + RETRY_SECONDS
+            raise
 
     async def _load(self, version: RegisteredVersion) -> LoadedVersion[ArtifactT]:
         key = (version.name, version.version)

@@ -78,7 +78,7 @@ def _check_extra_args(params: Any) -> None:
 
 
 def _admit_prompt(prompt: Any, renderer: ChatRenderer) -> Any:
-    """Check a rendered prompt; insert a prefix of place `start`, and add the prefix's salt to the cache salt."""
+    """Check a rendered prompt; insert a prefix at position `start`, and add the prefix's salt to the cache salt."""
     prefix = steering.get()
     ids = _get_token_ids(prompt)
     if prefix is None:

@@ -1,7 +1,6 @@
 """Conversion of an engine configuration to arguments of vLLM."""
 
 import json
-import os
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,7 +45,7 @@ def check_engine_config(base: BaseModel, config: EngineConfig) -> None:
 def build_engine_args(base: BaseModel, config: EngineConfig) -> dict[str, Any]:
     """Build arguments of `vllm.LLM` and `vllm.AsyncEngineArgs` for a base model with additional embedding rows.
 
-    Sets environment variables of vLLM as a side effect, since it reads some options only from there.
+    vLLM reads further options only from the environment. Start the engine within `environment.engine_environment`.
 
     Args:
         base: base model.
@@ -61,8 +60,6 @@ def build_engine_args(base: BaseModel, config: EngineConfig) -> dict[str, Any]:
     check_engine_config(base, config)
     renderer = build_renderer(base, config.num_slots)
     vocabulary = max(base.vocabulary, renderer.first_slot + config.num_slots)
-    if is_cpu_build():
-        _set_cpu_environment(config)
     return {
         "model": str(base.path),
         "tokenizer": str(_save_tokenizer(base, config.num_slots)),
@@ -98,8 +95,6 @@ def _get_executor_args(config: EngineConfig) -> dict[str, Any]:
     """Run a single CPU worker in the process of the engine core, which halves the startup time and leaves one process fewer."""
     if config.tensor_parallel_size > 1 or not is_cpu_build():
         return {}
-    # The CPU build accepts the uniprocess executor only if multiprocessing is disabled.
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     return {"distributed_executor_backend": "uni"}
 
 
@@ -107,24 +102,15 @@ def _get_worker_args(config: EngineConfig) -> dict[str, Any]:
     """Select the worker: vLLM's with an extension that writes slots, or the capture worker if layers are captured."""
     if not config.layers:
         return {"worker_extension_cls": "trimtab.engine.vllm_ext.worker.EmbeddingWorkerExtension"}
-    # Only vLLM's first model runner exposes auxiliary hidden states.
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     return {
         "worker_cls": "trimtab.engine.vllm_ext.capture_worker.CaptureWorker",
         "additional_config": {"trimtab": {"layers": list(config.layers), "token_statistics": config.token_statistics}},
     }
 
 
-def _set_cpu_environment(config: EngineConfig) -> None:
-    # vLLM reads these at startup and only from the environment. setdefault keeps the user's values.
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.cpu_kv_cache_gib))
-    os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-
-
 def _save_tokenizer(base: BaseModel, slots: int) -> Path:
     """Save the base model's tokenizer with slot tokens once, and return its folder."""
-    target = settings.get_home() / "engine" / f"tokenizer-{base.fingerprint}-{slots}"
+    target = settings.get_home() / "engine" / f"tokenizer-{base.fingerprint}-{slots}-slots"
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

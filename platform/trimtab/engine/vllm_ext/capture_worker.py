@@ -4,7 +4,8 @@ from typing import Any
 
 from trimtab.engine.vllm_ext import patches
 from trimtab.engine.vllm_ext.args import is_cpu_build
-from trimtab.engine.vllm_ext.capture import SignalCapture, find_full_attention_group
+from trimtab.engine.vllm_ext.capture import SignalCapture
+from trimtab.engine.vllm_ext.runner import ModelRunnerV1Adapter, check_runner, find_full_attention_group
 from trimtab.engine.vllm_ext.worker import EmbeddingWorkerExtension
 
 if is_cpu_build():
@@ -17,7 +18,7 @@ KEEP = 1024
 
 
 class CaptureWorker(BaseWorker, EmbeddingWorkerExtension):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
-    """vLLM worker with a `SignalCapture`, configured by `layers` and `history` in `additional_config["trimtab"]`."""
+    """vLLM worker with a `SignalCapture`, configured by `layers` and `token_statistics` in `additional_config["trimtab"]`."""
 
     capture: SignalCapture | None = None
 
@@ -25,44 +26,41 @@ class CaptureWorker(BaseWorker, EmbeddingWorkerExtension):  # pyright: ignore[re
         """Load the model and enable auxiliary hidden states. Layer k is `hidden_states[k]` of transformers.
 
         Raises:
+            IncompatibleLibraryError: if vLLM's model runner has changed.
             ValueError: if the model class does not expose hidden states.
         """
         patches.REGISTER.check("patch_sampling")
+        check_runner(self.model_runner)
         super().load_model(**options)
-        model = self.model_runner.get_model()
-        if not hasattr(model, "set_aux_hidden_state_layers"):
-            raise ValueError(
-                f"vLLM's {type(model).__name__} exposes no auxiliary hidden states. Detectors do not support this model"
-            )
-        model.set_aux_hidden_state_layers(tuple(self._settings["layers"]))
-        self.model_runner.use_aux_hidden_state_outputs = True
+        ModelRunnerV1Adapter(self.model_runner).capture_layers(self._settings["layers"])
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         """Allocate the KV cache.
 
         Raises:
+            IncompatibleLibraryError: if vLLM's model runner has changed.
             ValueError: if no layer has full attention, so that prompt sums cannot be cached.
         """
         find_full_attention_group(kv_cache_config)
         super().initialize_from_config(kv_cache_config)
+        check_runner(self.model_runner, allocated=True)
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """Run one step and accumulate its signals."""
         # All ranks capture, although rank 0 would suffice: the logits of given answers are computed by all ranks together.
         if self.capture is None:
-            settings = self._settings
-            self.capture = SignalCapture(self.model_runner, len(settings["layers"]), settings["token_statistics"], KEEP)
+            settings, runner = self._settings, ModelRunnerV1Adapter(self.model_runner)
+            self.capture = SignalCapture(runner, len(settings["layers"]), settings["token_statistics"], KEEP)
         self.capture.begin_step(scheduler_output)
         output = super().execute_model(scheduler_output)
-        if self.model_runner.execute_model_state is not None:
-            self.capture.accumulate_step()
+        self.capture.accumulate_step()
         return output
 
     def trimtab_fetch_signals(self, queries: list[tuple[str, int, bool]]) -> list[dict[str, Any] | None] | None:
         """Return the signals of requests.
 
         Args:
-            queries: id, number of answer tokens, and whether the answer has ended, of each request.
+            queries: engine id, number of answer tokens, and whether the answer has ended, of each request.
 
         Returns:
             One record per request: `psi` [L, 3d] and `history` [m, 3] as float32 bytes, and `prompt_tokens`. A record is None

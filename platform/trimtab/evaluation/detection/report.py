@@ -25,6 +25,7 @@ from trimtab.evaluation.detection.pooling import (
 )
 from trimtab.evaluation.rendering import plain
 from trimtab.stats.intervals import Interval
+from trimtab.util.identifiers import sanitize_name
 
 SCHEMA = 1
 OURS = "flag"
@@ -222,7 +223,7 @@ def get_logged_metrics(report: DetectionReport) -> dict[str, float]:
         if section == "results" and isfinite(metric.value)
     }
     metrics |= {f"truth/{s.name}/{s.compared.name}/against {s.compared.rival}": s.compared.auroc.value for s in report.sets}
-    return {"".join(c if c.isalnum() or c in "/-_. " else "-" for c in name): value for name, value in metrics.items()}
+    return {sanitize_name(name): value for name, value in metrics.items()}
 
 
 def _list_metrics(report: DetectionReport) -> Iterator[tuple[str, str, str, str, str, Interval, int | str]]:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from trimtab.evaluation.utility.metrics import MeasuredArm, UtilityMetrics, compute_metrics
 from trimtab.stats.intervals import Estimate, Rate
+from trimtab.util.identifiers import sanitize_name
 
 # Metrics on questions and on texts: column title and number format by metric name.
 ANSWERING = {"accuracy": ("accuracy", ".2f"), "change": ("against base", "+.2f"), "abstained": ("no answer", ".2f")}
@@ -99,7 +100,7 @@ def metrics_as_csv(suites: Mapping[str, Sequence[MeasuredArm]]) -> str:
 def get_logged_metrics(suites: Mapping[str, Sequence[MeasuredArm]]) -> dict[str, float]:
     """Return the finite metrics to log to MLflow, named `utility/SUITE/ARM/METRIC`."""
     return {
-        _sanitize_name(f"utility/{suite}/{arm.arm}/{name}"): metric.value
+        sanitize_name(f"utility/{suite}/{arm.arm}/{name}"): metric.value
         for suite, measured in suites.items()
         for arm in compute_metrics(measured)
         for name, metric in compute_all_metrics(arm).items()
@@ -136,8 +137,3 @@ def _measured_arm_as_json(measured: MeasuredArm) -> dict[str, Any]:
     if measured.readings:
         entry["texts"] = [asdict(reading) for reading in measured.readings]
     return entry
-
-
-def _sanitize_name(name: str) -> str:
-    """Replace characters that MLflow does not allow in metric names."""
-    return "".join(c if c.isalnum() or c in "/-_. " else "-" for c in name)

@@ -3,7 +3,7 @@
 Each text is scored by teacher forcing, as the assistant's answer to its prompt.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from trimtab.data.prompt import Prompt
 from trimtab.errors import UsageError
 from trimtab.evaluation.safety.results import Arm
 from trimtab.generation_types import Progress
+from trimtab.model.batching import build_batches
 from trimtab.model.chat_template import ChatRenderer
 from trimtab.model.frozen_model import FrozenModel
 
@@ -103,18 +104,12 @@ def _tokenize(renderer: ChatRenderer, arm: Arm, text: Prompt, longest: int) -> T
     return TokenizedText(ids, len(target))
 
 
-def _build_batches(texts: Sequence[TokenizedText], vocabulary: int) -> Iterator[list[int]]:
-    """Yield batches of indices of texts, sorted by length, within the limits NUMBERS and TEXTS."""
-    batch: list[int] = []
-    tokens = 0
-    for i in sorted(range(len(texts)), key=lambda i: len(texts[i].ids)):
-        tokens += texts[i].targets
-        if batch and (tokens * vocabulary > NUMBERS or len(batch) == TEXTS):
-            yield batch
-            batch, tokens = [], texts[i].targets
-        batch.append(i)
-    if batch:
-        yield batch
+def _build_batches(texts: Sequence[TokenizedText], vocabulary: int) -> list[list[int]]:
+    """Group indices of texts into batches within the limits NUMBERS and TEXTS, the shortest texts first."""
+    return build_batches(
+        sorted(range(len(texts)), key=lambda i: len(texts[i].ids)),
+        lambda batch: len(batch) <= TEXTS and sum(texts[i].targets for i in batch) * vocabulary <= NUMBERS,
+    )
 
 
 @torch.no_grad()
