@@ -54,8 +54,8 @@ def config(folder, rules):
         (PromotionRule("auroc", at_least=0.0), Interval(nan, nan, nan), None, False),
     ],
 )
-def test_a_rule_is_held_by_the_whole_interval(rule, found, more, passed):
-    assert check_rule(rule, found, more).passed is passed
+def test_a_rule_is_held_by_the_whole_interval(rule, measured, improvement, passed):
+    assert check_rule(rule, measured, improvement).passed is passed
 
 
 def test_a_rule_that_says_nothing_is_refused():
