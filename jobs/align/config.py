@@ -3,6 +3,7 @@
 Each field is a command-line option, a YAML key and an entry of `--help`.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import inf
 from typing import Any, Literal
@@ -29,6 +30,26 @@ REFUSAL = "I'm sorry, but I can't help with that request."
 
 # Runs that are compared must agree on these fields: with another split, one run trains on the test prompts of the other.
 PARTED_BY = ("validation_fraction", "test_fraction", "seed")
+
+
+# Settings of training that count something.
+AT_LEAST_ONE = ("max_steps", "global_batch_size", "micro_batch_size", "checkpoint_every", "max_target_tokens")
+
+
+def check_ranges(section: str, config: object, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Raise UsageError if a setting is out of its range.
+
+    Args:
+        section: name of the settings, for the message.
+        config: dataclass or mapping with the settings.
+        ranges: lowest and highest value by name; infinity for no limit.
+    """
+    values = config if isinstance(config, Mapping) else vars(config)
+    for name, (low, high) in ranges.items():
+        # Negated, so that NaN is rejected as well.
+        if not low <= values[name] <= high or values[name] == inf:
+            limits = f"at least {low:g}" if high == inf else f"from {low:g} to {high:g}"
+            raise UsageError(f"{section}.{name} must be {limits}, not {values[name]}")
 
 
 @dataclass(frozen=True)
@@ -68,6 +89,7 @@ class DataConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_ranges("data", self, {"system_prompt_fraction": (0, 1), "limit": (0, inf)})
         if not (
             0 <= self.test_fraction < 0.9
             and 0 < self.validation_fraction < 0.9
@@ -155,17 +177,16 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "global_batch_size", "micro_batch_size", "checkpoint_every", "max_target_tokens"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"train.{name} must be at least 1, not {getattr(self, name)}")
+        check_ranges("train", self, dict.fromkeys(AT_LEAST_ONE, (1, inf)))
+        ranges = {"validate_every": (0, inf), "early_stopping_patience": (0, inf), "warmup_ratio": (0, 1)}
+        check_ranges("train", self, ranges)
         if self.validation_rows < 2:
             raise UsageError(f"train.validation_rows must be at least 2, one of each side, not {self.validation_rows}")
         if not 0 < self.learning_rate < 100:
-            raise UsageError(f"train.learning_rate must be above 0, not {self.learning_rate}")
-        if not 0 <= self.warmup_ratio <= 1 or self.max_grad_norm <= 0:
-            raise UsageError(
-                "train.warmup_ratio must be from 0 to 1 (a fraction of the steps), and train.max_grad_norm above 0"
-            )
+            raise UsageError(f"train.learning_rate must be above 0 and below 100, not {self.learning_rate}")
+        if not 0 < self.max_grad_norm < inf:
+            raise UsageError(f"train.max_grad_norm must be above 0, not {self.max_grad_norm}")
+        check_ranges("train.class_proportions", self.class_proportions, dict.fromkeys(self.class_proportions, (0, inf)))
         for name in ("class_proportions", "class_weights"):
             if unknown := getattr(self, name).keys() - set(LABELS):
                 raise UsageError(f"train.{name}: unknown class {min(unknown)!r}. Known classes: {', '.join(LABELS)}")
@@ -190,6 +211,9 @@ class EvaluateConfig:
     limit: int = 120
     max_tokens: int = 24
 
+    def __post_init__(self) -> None:
+        check_ranges("evaluate", self, {"limit": (0, inf), "max_tokens": (1, inf)})
+
 
 @dataclass(frozen=True)
 class GateConfig:
@@ -202,6 +226,9 @@ class GateConfig:
 
     min_improvement: float = 0.0
     min_compliance: float = 0.8
+
+    def __post_init__(self) -> None:
+        check_ranges("gate", self, {"min_improvement": (-1, 1), "min_compliance": (0, 1)})
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from ray.train import Checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trimtab.errors import UsageError
+from trimtab.errors import JobError, UsageError
 from trimtab.jobs.align.config import AlignConfig, TrainConfig
 from trimtab.model.chat_template import ChatRenderer
 from trimtab.model.frozen_model import FrozenModel
@@ -19,6 +19,8 @@ from trimtab.objectives import Objective
 STATE, VECTORS = "state.json", "state.safetensors"
 # Decay rates of the moments of AdamW, and the term that keeps its denominator above 0.
 BETAS, EPSILON = (0.9, 0.999), 1e-8
+# Version of the checkpoint; 0.1.0 wrote none, with the same content.
+FORMAT = 1
 NUMBERS = ("step", "best_step", "worse", "seconds", "tokens", "memory_gib", "history")
 
 
@@ -145,7 +147,7 @@ def save_state(state: TrainState, folder: Path, run_id: str | None) -> None:
         tensors["anchor"] = state.anchor
     save_file(tensors, folder / VECTORS)
     # JSON has no infinity.
-    numbers = {"best_loss": state.best_loss if state.best_step else None, "run_id": run_id}
+    numbers = {"format": FORMAT, "best_loss": state.best_loss if state.best_step else None, "run_id": run_id}
     numbers |= {name: getattr(state, name) for name in NUMBERS}
     (folder / STATE).write_text(json.dumps(numbers))
 
@@ -156,10 +158,15 @@ def load_state(checkpoint: Checkpoint) -> TrainState:
     Raises:
         FileNotFoundError: if a file is missing.
         KeyError, ValueError, SafetensorError: if a file is truncated or invalid.
+        JobError: if another version of trimtab wrote the checkpoint in another format.
     """
     with checkpoint.as_directory() as folder:
         tensors = load_file(Path(folder) / VECTORS)
         numbers = json.loads((Path(folder) / STATE).read_text())
+    if numbers.get("format", FORMAT) != FORMAT:
+        raise JobError(
+            f"checkpoint {checkpoint.path} has format {numbers['format']}, but this trimtab reads {FORMAT}. Update trimtab"
+        )
     return TrainState(
         tensors["vectors"],
         {"first": tensors["first"], "second": tensors["second"]},

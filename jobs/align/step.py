@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from trimtab.data.hard_filter import TrainingRow
+from trimtab.errors import JobError
 from trimtab.jobs.align.config import AlignConfig
 from trimtab.model.base_model import BaseModel
 from trimtab.model.chat_template import ChatRenderer
@@ -170,3 +171,23 @@ class ReductionTable:
 
     def _split_columns(self, values: Tensor) -> dict[str, Tensor]:
         return dict(zip(self._sizes, values.split(list(self._sizes.values()), dim=-1), strict=True))
+
+
+def check_finite(loss: Tensor, gradient: Tensor, step: int) -> None:
+    """Check the sums of a step before the update, which would make the vectors NaN for good.
+
+    All workers have the same sums, so that all of them end.
+
+    Args:
+        loss: loss of the batch.
+        gradient: gradient of the loss, [k, d].
+        step: number of the step, for the message.
+
+    Raises:
+        JobError: if the loss or the gradient is NaN or infinite.
+    """
+    if not loss.isfinite().all() or not gradient.isfinite().all():
+        raise JobError(
+            f"training failed: the loss or its gradient is not finite at step {step}. Lower train.learning_rate or set "
+            "train.dtype to fp32"
+        )

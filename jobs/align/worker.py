@@ -34,6 +34,7 @@ from trimtab.jobs.align.step import (
     PER_CLASS,
     ReductionTable,
     build_example,
+    check_finite,
     class_means,
     fit_objective,
     load_model,
@@ -199,6 +200,7 @@ class TrainingLoop:
         sums = self._reduce(table)
         state.running = self.scorer.objective.track(state.running, sums["observed"].float())
         gradient = sums["gradient"].float().view_as(state.vectors)
+        check_finite(sums["loss"], gradient, state.step + 1)
         rate = compute_learning_rate(settings.learning_rate, settings.warmup_ratio, state.step, settings.max_steps)
         update_vectors(state, gradient, rate, settings.max_grad_norm)
         seconds = [
@@ -206,6 +208,7 @@ class TrainingLoop:
             for rank in range(self.workers)
         ]
         losses = {"loss": sums["loss"].item(), **class_means(sums)}
+        losses |= {"gradient_norm": gradient.norm().item(), "learning_rate": rate}
         tokens = sum(self.scorer.count_tokens(example) for example in batch)
         return StepOutput(losses, max(seconds), tokens, table.get_column("memory").max().item(), bool(sums["stop"] > 0))
 

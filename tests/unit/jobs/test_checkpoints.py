@@ -51,6 +51,14 @@ def test_a_list_of_ray_train_that_was_cut_is_removed(storage, tmp_path, said, st
     assert path.exists() == stays
 
 
+def test_checkpoint_of_a_later_version_ends_in_one_line(storage, tmp_path):
+    """It must not be passed over: training would start again at step 0."""
+    path = tmp_path / "train" / "checkpoint_10" / STATE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 9}))
+    with pytest.raises(JobError, match=r"has format 9, but this trimtab reads 1\. Update trimtab"):
+        find_newest_stored(storage)
+
+
 def test_no_run_yet_is_no_checkpoint(tmp_path):
     assert find_newest_stored(CheckpointStorage(str(tmp_path), None)) is None
 

@@ -1,8 +1,11 @@
-"""Update of the training state."""
+"""Update of the training state, and the check before it."""
 
+import pytest
 import torch
 
+from trimtab.errors import JobError
 from trimtab.jobs.align.state import TrainState, update_vectors
+from trimtab.jobs.align.step import check_finite
 
 
 def test_update_equals_adamw_of_torch():
@@ -21,3 +24,12 @@ def test_update_equals_adamw_of_torch():
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
         assert torch.equal(state.vectors, parameter)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_ends_training(wrong):
+    good = torch.ones(2, 3)
+    check_finite(torch.tensor(1.0), good, 7)
+    for loss, gradient in ((torch.tensor(wrong), good), (torch.tensor(1.0), torch.full((2, 3), wrong))):
+        with pytest.raises(JobError, match=r"not finite at step 7\. Lower train\.learning_rate"):
+            check_finite(loss, gradient, 7)

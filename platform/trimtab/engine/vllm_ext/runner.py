@@ -4,6 +4,7 @@ The signal capture and the patches read a model runner only through a `RunnerAda
 patches.py.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -94,6 +95,7 @@ class RunnerAdapter(Protocol):
     max_length: int
     width: int
 
+    @abstractmethod
     def capture_layers(self, layers: Sequence[int]) -> None:
         """Make the forward pass return the hidden states of layers. Called after the model is loaded.
 
@@ -105,26 +107,32 @@ class RunnerAdapter(Protocol):
         """
         ...
 
+    @abstractmethod
     def get_block_table(self) -> BlockTable:
         """Return the block table of the first group of full-attention layers. Called after the KV cache is allocated."""
         ...
 
+    @abstractmethod
     def count_blocks(self) -> int:
         """Return the number of blocks that the block table can refer to. Called after the KV cache is allocated."""
         ...
 
+    @abstractmethod
     def get_step(self) -> RunnerStep | None:
         """Return the step that awaits sampling; None at other times."""
         ...
 
+    @abstractmethod
     def get_discarded(self) -> NDArray[np.bool_]:
         """Return whether the next token of each request in the batch is sampled only to be discarded [n], as in mid-prompt."""
         ...
 
+    @abstractmethod
     def get_generators(self) -> dict[int, torch.Generator]:
         """Return the random generators of the requests with a seed, by index in the batch. Changes take effect."""
         ...
 
+    @abstractmethod
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
         """Compute the logits [N, V] of states [N, d]."""
         ...

@@ -253,6 +253,8 @@ def estimate_difference(
     total, value = torch.zeros(resamples), 0.0
     for side in sides:
         prompts = [i for i, j in enumerate(answers) if j.harmful == side]
+        if not prompts:
+            raise UsageError(f"arms cannot be compared: there are no {'harmful' if side else 'benign'} prompts. Add some")
         counts = draw_case_counts(len(prompts), resamples, generator)
         for (sign, seeds), drawn_seeds in zip(signed, seed_draws, strict=True):
             table = build_correctness_matrix(seeds, prompts).float()
