@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test check bench docs serve release audit clean
+.PHONY: help setup lock demo test test-failures check bench docs serve release audit clean
 
 BIN := .venv/bin
 READY := .venv/.trimtab-ready
@@ -9,7 +9,7 @@ LINKED := rm -rf .venv/linked && mkdir -p .venv/linked/trimtab && \
 	ln -s $(CURDIR)/platform/trimtab/* $(CURDIR)/jobs $(CURDIR)/serve .venv/linked/trimtab/
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Make .venv from the pinned lists in locks/
 	@sh locks/setup.sh
@@ -26,6 +26,9 @@ demo: $(READY) ## The whole story on this machine, in minutes
 
 test: $(READY) ## Run the tests; ARGS='-k prefix' goes to pytest
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-failures: $(READY) ## Kill processes, fill disks, fuzz longer; ARGS goes to pytest
+	@TRIMTAB_FUZZ=60 $(BIN)/python -m pytest tests/failure tests/integration/serve/test_fuzz.py $(ARGS)
 
 check: $(READY) ## Style, format, types and import contracts
 	@echo "ruff: style" && $(BIN)/ruff check .

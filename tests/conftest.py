@@ -12,6 +12,8 @@ from tests.support.homes import fresh_home
 from tests.support.object_store import ObjectStore
 from trimtab import settings
 
+pytest_plugins = ["tests.support.starts.plugin"]
+
 # Before anything reads them: tests keep their runs and registry apart from the user's.
 _home = Path(tempfile.mkdtemp(prefix="trimtab-tests-"))
 settings.link_downloads(_home)
@@ -25,13 +27,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Fixtures that start a cluster, an engine or a server.
-STARTS = {"cluster", "nodes", "address", "engine", "url", "server"}
+STARTS = {"cluster", "nodes", "address", "engine", "url", "server", "undisturbed"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test for which more is started is slow without saying so."""
+    """Mark the tests that start a service, and all failure tests, as slow."""
     for item in items:
-        if STARTS.intersection(getattr(item, "fixturenames", ())):
+        if STARTS.intersection(getattr(item, "fixturenames", ())) or "failure" in item.path.parts:
             item.add_marker(pytest.mark.slow)
 
 
@@ -81,6 +83,15 @@ def small(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def undisturbed(cluster, small, tmp_path_factory):
+    """Vectors that one worker learns when nothing disturbs it: the reference of other numbers of workers and of failures."""
+    from tests.support.align_runs import train
+
+    vectors, _ = train(small, tmp_path_factory.mktemp("undisturbed"), workers=1)
+    return vectors
+
+
+@pytest.fixture(scope="session")
 def object_store() -> Generator[ObjectStore]:
     """S3 server. It starts before Ray, whose workers take its address from their environment."""
     server = ObjectStore()
@@ -102,6 +113,18 @@ def cluster(object_store) -> Generator[None]:
     assert connect_to_ray(None, object_store.environment)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def bucket(cluster, object_store) -> Generator[str]:
+    """S3 bucket that this process and Ray's workers reach."""
+    import boto3
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in object_store.environment.items():
+            patch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="trimtab-tests")
+        yield "s3://trimtab-tests"
 
 
 @pytest.fixture(scope="session")

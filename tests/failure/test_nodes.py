@@ -99,7 +99,7 @@ def test_a_study_on_the_cluster_gives_the_table_of_one_process(nodes, small, fil
         config["out"] = str(tmp_path / name)
         config["shared"] = {
             "base": str(small.path),
-            "data": {kind: str(files / f"{kind}.jsonl") for kind in ("harmful", "benign")} | {"rules": []},
+            "data": {kind: str(files / f"{kind}.jsonl") for kind in ("harmful", "benign")} | {"filter_rules": []},
             "train": {"max_steps": 10, "global_batch_size": 6, "micro_batch_size": 2, "validate_every": 5, "dtype": "fp32"},
             "evaluate": {"limit": 4, "max_tokens": 8},
             "scale": {"num_workers": workers, "cpus_per_worker": 1},

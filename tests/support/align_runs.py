@@ -1,13 +1,24 @@
-"""What tests of learning share: a few rows, the options of a short job, and its first checkpoint."""
+"""Short training runs: rows, options, training in this process, checkpoints and curves."""
 
 import subprocess
 import time
 from pathlib import Path
 
+import torch
+
 from tests.support.prompt_rows import BENIGN, HARMFUL, REFUSAL
 from trimtab.data.hard_filter import FilterResult, TrainingRow
 from trimtab.data.prompt import Prompt
+from trimtab.jobs.align.config import AlignConfig, TrainConfig
 from trimtab.jobs.align.dataset import PreparedDataset
+from trimtab.jobs.align.driver import TrainingResult, run_training
+from trimtab.jobs.runtime.config import ScaleConfig
+from trimtab.model.base_model import BaseModel
+from trimtab.tracking import runs
+from trimtab.tracking.client import get_client
+
+# Steps of a training run in the test process.
+SHORT_STEPS = 32
 
 STEPS, WAIT_SECONDS = 80, 300
 OPTIONS = (
@@ -34,3 +45,35 @@ def first_checkpoint(folder: Path, process: subprocess.Popen) -> None:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def build_config(workers: int, parallelism: str = "data", **train) -> AlignConfig:
+    """Settings of a short run in the test process, with a drift term, so that micro-batches differ in cost."""
+    options = {"max_steps": SHORT_STEPS, "global_batch_size": 4, "micro_batch_size": 2, "validate_every": 10}
+    options |= {"checkpoint_every": 4, "max_target_tokens": 8, "dtype": "fp32", "early_stopping_patience": 0}
+    scale = ScaleConfig(num_workers=workers, cpus_per_worker=1, parallelism=parallelism)
+    return AlignConfig(name="t", objective_options={"beta": 0.05}, train=TrainConfig(**(options | train)), scale=scale)
+
+
+def train(base: BaseModel, folder: Path, workers: int, **settings) -> tuple[torch.Tensor, str]:
+    """Train in the test process; return the vectors and the id of the MLflow run."""
+    folder.mkdir(exist_ok=True)
+    run = runs.start_run("t", "align", folder / "outbox")
+    result = run_training(build_config(workers, **settings), base, prepared(), run, folder)
+    assert result.state.step == settings.get("max_steps", SHORT_STEPS)
+    return result.state.vectors, run.run_id
+
+
+def train_stored(base: BaseModel, storage: str, folder: Path, steps: int, every: int = 2) -> TrainingResult:
+    """Train with checkpoints in a storage folder."""
+    settings = TrainConfig(
+        max_steps=steps, global_batch_size=4, micro_batch_size=2, checkpoint_every=every, max_target_tokens=8, dtype="fp32"
+    )
+    config = AlignConfig(name="stored", train=settings, scale=ScaleConfig(cpus_per_worker=1, storage_path=storage))
+    folder.mkdir(exist_ok=True)
+    return run_training(config, base, prepared(), runs.start_run("stored", "align", folder / "outbox"), folder)
+
+
+def read_loss_curve(run_id: str) -> dict[int, float]:
+    """Return the training loss of a run by step."""
+    return {m.step: m.value for m in get_client().get_metric_history(run_id, "train/loss")}

@@ -9,7 +9,7 @@ import torch
 
 from trimtab import heads
 from trimtab.artifacts.card import PrefixCard
-from trimtab.artifacts.prefix import Prefix, build_prefix
+from trimtab.artifacts.prefix import Prefix, build_prefix, save_prefix
 from trimtab.data.prompt import Prompt
 from trimtab.detection.calibration import FALSE_POSITIVE_RATES
 from trimtab.detection.detector import Detector, DetectorCard, build_detector
@@ -171,3 +171,10 @@ def _signals(number: int, width: int, generator: torch.Generator, seed: int) -> 
 def plain(figure: Metric, risk: np.ndarray, made_up: np.ndarray) -> float:
     """A figure of risks with every answer once."""
     return float(figure(risk, made_up, np.ones((1, len(risk)), dtype=int))[0])
+
+
+def save_random_prefix(base: BaseModel, name: str, seed: int, folder: Path) -> Path:
+    """Save a prefix with random vectors, and return its folder."""
+    vectors = torch.randn(1, base.width, generator=torch.Generator().manual_seed(seed))
+    card = PrefixCard("prefix", name, base.name, base.fingerprint, "system", 0, 0, "", metrics={"test_balanced": 0.7})
+    return save_prefix(build_prefix(vectors, card), folder / f"{name}{seed}")

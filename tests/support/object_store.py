@@ -1,5 +1,6 @@
 """S3 server on loopback that tests can stop and start."""
 
+import boto3
 from moto.server import ThreadedMotoServer
 
 from trimtab.util import ports
@@ -23,3 +24,9 @@ class ObjectStore:
 
     def stop(self) -> None:
         self._server.stop()
+
+
+def list_keys() -> list[str]:
+    """Return the keys in the test bucket, with the server and credentials of the environment."""
+    objects = boto3.client("s3").list_objects_v2(Bucket="trimtab-tests").get("Contents", [])
+    return [entry["Key"] for entry in objects]

@@ -1,0 +1,1 @@
+"""Count of the expensive services that a test run starts."""

@@ -1,0 +1,80 @@
+"""Import hooks that record the start of each expensive service, in every Python process of a test run.
+
+Python imports this module at its start, because the plugin in `tests/support/starts/plugin.py` puts this folder into
+PYTHONPATH.
+Without the variable of the plugin it does nothing.
+"""
+
+import functools
+import json
+import os
+import sys
+import time
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+LOG = os.environ.get("TRIMTAB_TEST_STARTS")
+# Kind of the start by module and function.
+FUNCTIONS = {
+    "ray._private.node": [("ray", "Node.start_head_processes")],
+    "vllm.v1.engine.core": [("engine", "EngineCore.__init__")],
+    "ray.train.v2.api.data_parallel_trainer": [("fit", "DataParallelTrainer.fit")],
+    "trimtab.serve.server": [("server", "_deploy")],
+    "mlflow.server": [("mlflow", "_run_server")],
+}
+
+
+def record_start(kind: str, seconds: float) -> None:
+    """Append a start to the log: one write, so that lines of several processes do not mix."""
+    line = json.dumps({"kind": kind, "seconds": seconds, "at": time.time()}) + "\n"
+    file = os.open(str(LOG), os.O_WRONLY | os.O_APPEND)
+    os.write(file, line.encode())
+    os.close(file)
+
+
+def wrap(kind: str, function: Any) -> Any:
+    """Return a function that records its calls."""
+
+    @functools.wraps(function)
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        began = time.monotonic()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            record_start(kind, round(time.monotonic() - began, 2))
+
+    return recorded
+
+
+class RecordingLoader(Loader):
+    """Loader that wraps functions of a module after its import."""
+
+    def __init__(self, loader: Any, name: str) -> None:
+        self._loader = loader
+        self._name = name
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        for kind, path in FUNCTIONS[self._name]:
+            *owners, function = path.split(".")
+            owner = functools.reduce(getattr, owners, module)
+            setattr(owner, function, wrap(kind, getattr(owner, function)))
+
+
+class RecordingFinder(MetaPathFinder):
+    """Finder of the modules whose functions are recorded."""
+
+    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name not in FUNCTIONS or (spec := PathFinder.find_spec(name, path, target)) is None:
+            return None
+        spec.loader = RecordingLoader(spec.loader, name)
+        return spec
+
+
+if LOG:
+    sys.meta_path.insert(0, RecordingFinder())
