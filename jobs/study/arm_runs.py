@@ -29,6 +29,7 @@ from trimtab.jobs.align.driver import (
 from trimtab.jobs.runtime.run_state import RunRecord, check_run_version, create_or_resume_run, read_run_record
 from trimtab.model.base_model import BaseModel
 from trimtab.tracking import runs
+from trimtab.util.identifiers import sanitize_name
 
 STOPPED = "stopped with a checkpoint. Run the same command to resume"
 
@@ -55,7 +56,7 @@ class ArmRun:
     @property
     def folder(self) -> Path:
         """Folder of the checkpoints, the run record and the trained prefix."""
-        return self.study / "".join(c if c.isalnum() or c in "#-_." else "-" for c in self.key)
+        return self.study / sanitize_name(self.key, "#-_.")
 
     @property
     def record(self) -> RunRecord | None:
