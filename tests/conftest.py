@@ -1,4 +1,4 @@
-"""What tests share: a home of their own that borrows the downloaded model, and that model's parts."""
+"""Fixtures shared by all tests: home folders, base models, Ray, S3, and reference outputs."""
 
 import os
 import signal
@@ -14,15 +14,15 @@ from trimtab import settings
 
 pytest_plugins = ["tests.support.starts.plugin"]
 
-# Before anything reads them: tests keep their runs and registry apart from the user's.
+# Set before trimtab reads the variables. Tests must not write into the user's runs and registry.
 _home = Path(tempfile.mkdtemp(prefix="trimtab-tests-"))
 settings.link_downloads(_home)
 os.environ["TRIMTAB_HOME"] = str(_home)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
-# Tables are as wide as they need, whatever the width of who runs the tests.
+# Without it tables are as wide as their content, whatever the terminal of the test run.
 os.environ.pop("COLUMNS", None)
 settings.prepare_environment()
-# A runner that was started in the background ignores Ctrl-C, and so would every process that a test starts.
+# A shell starts background processes with SIGINT ignored, and child processes of tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -39,12 +39,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tracking_template(tmp_path_factory):
-    """MLflow database with the current schema. A copy saves each home the migrations, which take two seconds."""
+    """MLflow database with the current schema. A copy saves the migrations, which take two seconds, in each home."""
     from trimtab.tracking.client import get_client
 
     database = tmp_path_factory.mktemp("mlflow-template") / "mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
-        # MLflow writes its store into this variable: what is set here is undone with the context.
+        # MLflow writes its store into this variable, and the context restores it.
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
         get_client().search_experiments()
     return database
@@ -52,14 +52,14 @@ def tracking_template(tmp_path_factory):
 
 @pytest.fixture
 def home(tmp_path, tracking_template):
-    """Home folder with the downloaded assets and an empty MLflow database: no runs, no verdicts."""
+    """Home folder with the downloaded assets and an MLflow database without runs."""
     with fresh_home(tmp_path, tracking_template):
         yield tmp_path
 
 
 @pytest.fixture(scope="session")
 def base():
-    """The default base model."""
+    """Default base model."""
     from trimtab.model.base_model import resolve_base_model
 
     return resolve_base_model("smollm2-135m")
@@ -67,7 +67,7 @@ def base():
 
 @pytest.fixture(scope="session")
 def frozen(base):
-    """The default base model in fp32, ready to take vectors."""
+    """Default base model in fp32, with frozen weights."""
     from trimtab.model.chat_template import build_renderer
     from trimtab.model.frozen_model import FrozenModel
 
@@ -75,25 +75,25 @@ def frozen(base):
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory):
-    """A tiny random base model, where it does not matter what a model knows."""
+def tiny_base(tmp_path_factory):
+    """Tiny random base model, for tests that do not depend on its answers."""
     from tests.support import tiny_models
 
-    return tiny_models.make(tiny_models.FAMILIES["llama"], tmp_path_factory.mktemp("small") / "llama")
+    return tiny_models.make_base_model(tiny_models.FAMILIES["llama"], tmp_path_factory.mktemp("tiny-base") / "llama")
 
 
 @pytest.fixture(scope="session")
-def undisturbed(cluster, small, tmp_path_factory):
-    """Vectors that one worker learns when nothing disturbs it: the reference of other numbers of workers and of failures."""
+def undisturbed(cluster, tiny_base, tmp_path_factory):
+    """Vectors that one worker learns without a failure, as a reference for several workers and for failures."""
     from tests.support.align_runs import train
 
-    vectors, _ = train(small, tmp_path_factory.mktemp("undisturbed"), workers=1)
+    vectors, _ = train(tiny_base, tmp_path_factory.mktemp("undisturbed"), workers=1)
     return vectors
 
 
 @pytest.fixture(scope="session")
 def object_store() -> Generator[ObjectStore]:
-    """S3 server. It starts before Ray, whose workers take its address from their environment."""
+    """S3 server. It starts before Ray, because Ray's workers get its address from their environment."""
     server = ObjectStore()
     server.start()
     yield server
@@ -102,13 +102,13 @@ def object_store() -> Generator[ObjectStore]:
 
 @pytest.fixture(scope="session")
 def cluster(object_store) -> Generator[None]:
-    """Local Ray, one for all tests of a session."""
+    """Local Ray cluster, shared by the tests of a session."""
     import ray
 
     from trimtab.ray_connection import connect_to_ray
     from trimtab.ray_patches import patch_haproxy_options
 
-    # The tests of the server share this Ray, and its HAProxy takes the options from the environment that Ray started with.
+    # Server tests share this cluster, and HAProxy gets its options from the environment in which Ray started.
     patch_haproxy_options(os.environ)
     assert connect_to_ray(None, object_store.environment)
     yield
@@ -117,7 +117,7 @@ def cluster(object_store) -> Generator[None]:
 
 @pytest.fixture(scope="session")
 def bucket(cluster, object_store) -> Generator[str]:
-    """S3 bucket that this process and Ray's workers reach."""
+    """S3 bucket that the test process and Ray's workers can access."""
     import boto3
 
     with pytest.MonkeyPatch.context() as patch:
@@ -128,8 +128,8 @@ def bucket(cluster, object_store) -> Generator[str]:
 
 
 @pytest.fixture(scope="session")
-def three(frozen, base):
-    """Three prefixes that change answers, of 1, 1 and 2 rows, each at a place of its own."""
+def three_prefixes(frozen, base):
+    """Three prefixes that change answers, of 1, 1 and 2 rows, at different positions."""
     from tests.support.factories import make_prefix
 
     return [
@@ -140,13 +140,14 @@ def three(frozen, base):
 
 
 @pytest.fixture(scope="session")
-def wanted(frozen, base, three):
-    """Greedy token ids of transformers for `mixed_asks(three)`: what every engine must equal."""
-    from tests.support.factories import TOKENS, mixed_asks, reference
+def reference_token_ids(frozen, base, three_prefixes):
+    """Greedy token ids of transformers for `build_mixed_conversations(three_prefixes)`. Every engine must give the same."""
+    from tests.support.factories import TOKENS, build_mixed_conversations, generate_reference
 
-    ids = [reference(frozen, base, ask, TOKENS) for ask in mixed_asks(three)]
-    plain = ids[::4]
+    conversations = build_mixed_conversations(three_prefixes)
+    token_ids = [generate_reference(frozen, base, conversation, TOKENS) for conversation in conversations]
+    without_prefix = token_ids[::4]
     for number in (1, 2, 3):
-        changed = sum(a != b for a, b in zip(ids[number::4], plain, strict=True))
-        assert changed >= 4, "the prefixes must change the answers, or equality would prove nothing"
-    return ids
+        changed = sum(a != b for a, b in zip(token_ids[number::4], without_prefix, strict=True))
+        assert changed >= 4, f"prefix {number} changes too few answers for a test of equality"
+    return token_ids

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 
-from tests.support.prompt_rows import prompt_files
-from tests.support.ray_nodes import WORKERS, Nodes, nodes
+from tests.support.prompt_rows import write_prompt_files
+from tests.support.ray_nodes import WORKERS, RayNodes, start_ray_nodes
 from trimtab import settings
 from trimtab.artifacts.prefix import Prefix, load_prefix
 from trimtab.tracking.client import get_client
@@ -62,7 +62,7 @@ class Job:
 def chaos(base: str, count: int, only: str | None, folder: Path) -> list[dict[str, Any]]:
     """Kill each process so many times in one job; how long it took to go on, and what was lost."""
     options, lines = given(base, count, folder), list[dict[str, Any]]()
-    with nodes() as there:
+    with start_ray_nodes() as there:
         alone = started("alone", there, [*options, "--scale.num_workers", "1"]).ended()
         targets: dict[str, tuple[Callable[[], Any], list[str]]] = {
             "train worker": (worker, ["--scale.max_failures", str(count)]),
@@ -125,7 +125,7 @@ def found(right: Callable[[list[str]], bool]) -> psutil.Process:
     raise RuntimeError("the process to kill is not there")
 
 
-def replaced(there: Nodes) -> None:
+def replaced(there: RayNodes) -> None:
     """Kill the raylet of a node, and so the node; another one comes in its place."""
     node = there.workers.pop(0)
     node.all_processes[PROCESS_TYPE_RAYLET][0].process.kill()
@@ -145,11 +145,11 @@ def given(base: str, count: int, folder: Path) -> list[str]:
         "2",
     ]
     options += ["--train.checkpoint_every", str(EVERY), "--train.early_stopping_patience", "0", "--train.dtype", "fp32"]
-    files = prompt_files(folder)
+    files = write_prompt_files(folder)
     return [*options, "--data.harmful", str(files / "harmful.jsonl"), "--data.benign", str(files / "benign.jsonl")]
 
 
-def started(name: str, there: Nodes, options: list[str], retries: int = 0) -> Job:
+def started(name: str, there: RayNodes, options: list[str], retries: int = 0) -> Job:
     """A job, submitted as its users do it."""
     command = [sys.executable, "-m", "trimtab", "submit", "--name", name, "--address", there.address, "--wait"]
     command += ["--max_retries", str(retries), "--env_vars", "TRIMTAB_HOME"]

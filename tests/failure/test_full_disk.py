@@ -1,4 +1,4 @@
-"""A disk that fills up while a prefix is learned: a small file system of its own, in a namespace that ends with the job."""
+"""Training on a disk that fills up: a small file system in a mount namespace that ends with the job."""
 
 import shutil
 import subprocess
@@ -7,36 +7,36 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.align_runs import OPTIONS, WAIT_SECONDS, first_checkpoint
-from tests.support.prompt_rows import prompt_files
+from tests.support.align_runs import OPTIONS, WAIT_SECONDS, wait_for_checkpoint
+from tests.support.prompt_rows import write_prompt_files
 from trimtab import settings
 from trimtab.tracking.client import get_client
 
 STEPS = 60
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
-# Twice the same job: on a disk that somebody fills, and when there is room again.
+# Runs the same job twice: on a disk that the test fills, and after space is freed.
 SCRIPT = """
 folder=$1; shift
 mount -t tmpfs -o size=2m none "$folder" || exit 3
 "$@"; echo "first: $?"
 rm "$folder/filler"
 "$@" --resume; echo "second: $?"
-cp -r "$folder" "$folder.kept"
+cp -r "$folder" "$folder.copy"
 """
 
 
-def namespaces() -> bool:
-    """Whether this machine lets us mount."""
+def can_mount() -> bool:
+    """Return whether this user may mount file systems in a namespace."""
     if not (shutil.which("unshare") and shutil.which("mount")):
         return False
-    tried = subprocess.run([*NAMESPACE, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False)
-    return tried.returncode == 0
+    completed = subprocess.run([*NAMESPACE, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False)
+    return completed.returncode == 0
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not namespaces(), reason="this machine gives no mount namespaces")
-def test_a_full_disk_is_one_line_and_the_job_goes_on_when_there_is_room(home, small, tmp_path):
-    files = prompt_files(tmp_path)
+@pytest.mark.skipif(not can_mount(), reason="mount namespaces are not available")
+def test_job_reports_full_disk_and_resumes_with_free_space(home, tiny_base, tmp_path):
+    data_folder = write_prompt_files(tmp_path)
     folder = settings.get_runs_folder() / "full"
     folder.mkdir(parents=True)
     command = [
@@ -47,15 +47,15 @@ def test_a_full_disk_is_one_line_and_the_job_goes_on_when_there_is_room(home, sm
         "--name",
         "full",
         "--base",
-        str(small.path),
+        str(tiny_base.path),
         "--scale.max_failures",
         "0",
     ]
     command += [
         "--data.harmful",
-        str(files / "harmful.jsonl"),
+        str(data_folder / "harmful.jsonl"),
         "--data.benign",
-        str(files / "benign.jsonl"),
+        str(data_folder / "benign.jsonl"),
         *OPTIONS.split(),
         "--train.max_steps",
         str(STEPS),
@@ -66,26 +66,26 @@ def test_a_full_disk_is_one_line_and_the_job_goes_on_when_there_is_room(home, sm
         stderr=subprocess.STDOUT,
         text=True,
     )
-    there = Path(f"/proc/{process.pid}/root{folder}")
-    first_checkpoint(there, process)
-    fill(there)
-    said, _ = process.communicate(timeout=WAIT_SECONDS)
-    first, second = said.split("first: ")
-    assert first.splitlines()[-1].startswith("trimtab: the disk is full"), said
-    assert "Traceback" not in said
-    assert second.startswith("1\n"), said
-    assert second.endswith("second: 0\n"), said
-    (done,) = Path(f"{folder}.kept").glob("*")
-    assert (done / "prefix" / "prefix.safetensors").exists()
+    mounted_folder = Path(f"/proc/{process.pid}/root{folder}")
+    wait_for_checkpoint(mounted_folder, process)
+    fill_disk(mounted_folder)
+    output, _ = process.communicate(timeout=WAIT_SECONDS)
+    first, second = output.split("first: ")
+    assert first.splitlines()[-1].startswith("trimtab: the disk is full"), output
+    assert "Traceback" not in output
+    assert second.startswith("1\n"), output
+    assert second.endswith("second: 0\n"), output
+    (run_folder,) = Path(f"{folder}.copy").glob("*")
+    assert (run_folder / "prefix" / "prefix.safetensors").exists()
     (run,) = get_client().search_runs(
-        [e.experiment_id for e in get_client().search_experiments()], "attributes.run_name = 'full'"
+        [experiment.experiment_id for experiment in get_client().search_experiments()], "attributes.run_name = 'full'"
     )
     steps = [m.step for m in get_client().get_metric_history(run.info.run_id, "train/loss")]
-    assert sorted(steps) == list(range(1, STEPS + 1)), "every step once, none computed again from the beginning"
+    assert sorted(steps) == list(range(1, STEPS + 1)), "each step must be logged exactly once"
 
 
-def fill(folder: Path) -> None:
-    """Leave no room there."""
+def fill_disk(folder: Path) -> None:
+    """Write a file until the disk is full."""
     with (folder / "filler").open("wb", buffering=0) as filler:
         try:
             while filler.write(bytes(1024)):

@@ -1,4 +1,4 @@
-"""What is released: wheel and sdist hold every file of the house, and no other."""
+"""Contents of the wheel that is built from the sdist."""
 
 import subprocess
 import sys
@@ -9,17 +9,17 @@ from tests.support import ROOT
 FOLDERS = {"platform/trimtab": "trimtab", "jobs": "trimtab/jobs", "serve": "trimtab/serve"}
 
 
-def test_the_wheel_made_from_the_sdist_has_every_file_of_the_house_and_no_other(tmp_path):
+def test_wheel_from_sdist_contains_exactly_the_package_files(tmp_path):
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
     (wheel,) = tmp_path.glob("*.whl")
-    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert held == shipped()
+    packaged = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert packaged == list_package_files()
 
 
-def shipped() -> set[str]:
-    """Names in the wheel of all files in the three folders."""
+def list_package_files() -> set[str]:
+    """Return the names that the files of the three folders must have in the wheel."""
     return {
         f"{name}/{path.relative_to(ROOT / folder)}"
         for folder, name in FOLDERS.items()

@@ -1,4 +1,4 @@
-"""Two replicas under load: versions change everywhere at once, without a failed answer or one of the wrong version."""
+"""Two replicas under load: version changes without failed or wrong answers."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from tests.support.chat_client import BASE
-from tests.support.factories import QUESTIONS, TOKENS, make_prefix, reference
+from tests.support.factories import QUESTIONS, TOKENS, generate_reference, make_prefix
 from trimtab import settings
 from trimtab.artifacts import prefix as prefixes
 from trimtab.artifacts.card import FILE
@@ -26,21 +26,27 @@ from trimtab.tracking.promotions import promote_version, rollback_version
 from trimtab.util import ports
 
 NAME = "moved"
-IN_FLIGHT, LOOKING, LIVE_SECONDS = 50, 4, 5.0
+CONCURRENT_REQUESTS, CONCURRENT_PROBES, LIVE_SECONDS = 50, 4, 5.0
 
 
 @pytest.fixture(scope="module")
-def versions(frozen, base, tmp_path_factory):
-    """Three versions of a prefix, the first one champion, the last one damaged; what the good ones answer, by transformers."""
+def version_answers(frozen, base, tmp_path_factory):
+    """Answers of transformers by version and question. Of the three registered versions, the first is champion and the last is
+    damaged."""
     folder = tmp_path_factory.mktemp("moved")
     run = runs.start_run("test", "align", folder)
-    made = [make_prefix(frozen, base, NAME, 1, "system", seed) for seed in (11, 12, 13)]
-    registered = [
-        registry.register_version(prefixes.save_prefix(each, folder / str(n)), run.run_id) for n, each in enumerate(made)
+    version_prefixes = [make_prefix(frozen, base, NAME, 1, "system", seed) for seed in (11, 12, 13)]
+    registered_versions = [
+        registry.register_version(prefixes.save_prefix(prefix, folder / str(number)), run.run_id)
+        for number, prefix in enumerate(version_prefixes)
     ]
-    promote_version(registered[0], "test")
+    promote_version(registered_versions[0], "test")
     run.finish("FINISHED")
-    damaged = [p for p in settings.get_home().rglob(prefixes.FILE) if made[2].card.digest in (p.parent / FILE).read_text()]
+    damaged = [
+        path
+        for path in settings.get_home().rglob(prefixes.FILE)
+        if version_prefixes[2].card.digest in (path.parent / FILE).read_text()
+    ]
     assert damaged
     for path in damaged:
         path.write_bytes(path.read_bytes()[:-4] + b"bad!")
@@ -48,118 +54,129 @@ def versions(frozen, base, tmp_path_factory):
     answers = {}
     for question in QUESTIONS:
         ids = [
-            reference(frozen, base, Conversation([{"role": "user", "content": question}], prefix), TOKENS)
-            for prefix in made[:2]
+            generate_reference(frozen, base, Conversation([{"role": "user", "content": question}], prefix), TOKENS)
+            for prefix in version_prefixes[:2]
         ]
         if ids[0] != ids[1]:
-            answers |= {(n, question): tokenizer.decode(each, skip_special_tokens=True) for n, each in enumerate(ids, 1)}
+            answers |= {
+                (number, question): tokenizer.decode(token_ids, skip_special_tokens=True)
+                for number, token_ids in enumerate(ids, 1)
+            }
     assert len(answers) >= 6, "versions must answer differently, or their answers would prove nothing"
     return answers
 
 
 @pytest.fixture(scope="module")
-def url(versions) -> Generator[str]:
+def replicated_server_url(version_answers) -> Generator[str]:
     engine = EngineConfig(num_slots=8, dtype="fp32", max_model_len=256, cpu_kv_cache_gib=1)
     with serving(ServeConfig(port=ports.find_free_ports()[0], num_replicas=2, engine=engine)) as url:
         yield url
 
 
 class Load:
-    """Answers that came, as (when it was sent, version, question, text); a request that fails is an error of the test."""
+    """Concurrent requests. An answer is (time sent, version, question, text); a failed request fails the test."""
 
     def __init__(self, client, questions):
         self.client = client
         self.questions = questions
         self.answers = []
-        self.looks = []
-        self.ended = False
+        self.probes = []
+        self.stopped = False
 
-    async def ask(self, number):
-        while not self.ended:
+    async def send_questions(self, number):
+        while not self.stopped:
             question = self.questions[number % len(self.questions)]
-            sent, version, text = await self._asked(question, TOKENS)
+            sent, version, text = await self._send(question, TOKENS)
             self.answers.append((sent, version, question, text))
 
-    async def look(self):
-        """Short requests, so that it is known when versions change, and not only whether."""
-        while not self.ended:
-            self.looks.append((await self._asked("Hi", 1))[:2])
+    async def send_probes(self):
+        """Send short requests, which show when a version changes."""
+        while not self.stopped:
+            self.probes.append((await self._send("Hi", 1))[:2])
 
-    async def _asked(self, question, tokens):
-        sent, asked = time.monotonic(), [{"role": "user", "content": question}]
-        reply = await self.client.chat.completions.create(
-            model=f"{BASE}:{NAME}", messages=asked, max_tokens=tokens, temperature=0
+    async def _send(self, question, tokens):
+        sent, messages = time.monotonic(), [{"role": "user", "content": question}]
+        response = await self.client.chat.completions.create(
+            model=f"{BASE}:{NAME}", messages=messages, max_tokens=tokens, temperature=0
         )
-        return sent, int(reply.model.rpartition("@")[2]), reply.choices[0].message.content
+        return sent, int(response.model.rpartition("@")[2]), response.choices[0].message.content
 
-    async def until(self, right):
-        """Wait for a state of the answers."""
+    async def wait_until(self, condition):
+        """Wait until a condition is true."""
         async with asyncio.timeout(60):
-            while not right():
+            while not condition():
                 await asyncio.sleep(0.02)
 
 
 @asynccontextmanager
-async def load(url, versions):
+async def run_load(url, version_answers):
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=120, max_retries=0) as client:
-        running = Load(client, sorted({question for _, question in versions}))
-        tasks = [asyncio.create_task(running.ask(number)) for number in range(IN_FLIGHT)]
-        tasks += [asyncio.create_task(running.look()) for _ in range(LOOKING)]
-        await running.until(lambda: len(running.answers) >= IN_FLIGHT)
-        yield running
-        running.ended = True
+        load = Load(client, sorted({question for _, question in version_answers}))
+        tasks = [asyncio.create_task(load.send_questions(number)) for number in range(CONCURRENT_REQUESTS)]
+        tasks += [asyncio.create_task(load.send_probes()) for _ in range(CONCURRENT_PROBES)]
+        await load.wait_until(lambda: len(load.answers) >= CONCURRENT_REQUESTS)
+        yield load
+        load.stopped = True
         await asyncio.gather(*tasks)
 
 
-async def moved(running, change, version):
-    """Make a change under load; how long after it the last request was sent that another version answered."""
+async def measure_change(load, change, version):
+    """Make a change under load; return the seconds from its end to the last request that another version answered."""
     began = time.monotonic()
     await asyncio.to_thread(change)
     done = time.monotonic()
-    await running.until(lambda: sum(s > done + LIVE_SECONDS / 2 and v == version for s, v, *_ in running.answers) >= IN_FLIGHT)
-    late = [sent for sent, v, *_ in [*running.answers, *running.looks] if sent > began and v != version]
+
+    def count_new() -> int:
+        return sum(sent > done + LIVE_SECONDS / 2 and answered_by == version for sent, answered_by, *_ in load.answers)
+
+    await load.wait_until(lambda: count_new() >= CONCURRENT_REQUESTS)
+    late = [sent for sent, answered_by, *_ in [*load.answers, *load.probes] if sent > began and answered_by != version]
     return max(late, default=began) - done
 
 
-def test_promotion_and_rollback_are_live_everywhere_without_a_wrong_answer(url, base, versions):
+def test_promotion_and_rollback_give_no_wrong_answers(replicated_server_url, base, version_answers):
     async def run():
-        async with load(url, versions) as running:
-            promoted = await moved(running, lambda: promote_version(registry.find_version(base.name, NAME, "2"), "test"), 2)
-            back = await moved(running, lambda: rollback_version(base.name, NAME), 1)
-        return promoted, back, running.answers
+        async with run_load(replicated_server_url, version_answers) as load:
+            promoted = await measure_change(
+                load, lambda: promote_version(registry.find_version(base.name, NAME, "2"), "test"), 2
+            )
+            rolled_back = await measure_change(load, lambda: rollback_version(base.name, NAME), 1)
+        return promoted, rolled_back, load.answers
 
-    promoted, back, answers = asyncio.run(run())
-    print(f"live on both replicas after {promoted:.2f} s, and back after {back:.2f} s; {len(answers)} answers")
+    promoted, rolled_back, answers = asyncio.run(run())
+    print(f"live on both replicas after {promoted:.2f} s, and back after {rolled_back:.2f} s; {len(answers)} answers")
     assert promoted < LIVE_SECONDS
-    assert back < LIVE_SECONDS
+    assert rolled_back < LIVE_SECONDS
     assert Counter(version for _, version, *_ in answers).keys() == {1, 2}
-    wrong = [(version, question, text) for _, version, question, text in answers if text != versions[version, question]]
+    wrong = [(version, question, text) for _, version, question, text in answers if text != version_answers[version, question]]
     assert not wrong
 
 
-def test_a_version_that_is_damaged_is_refused_by_all_and_named(url, base, versions, capsys, monkeypatch):
-    registered = registry.find_version(base.name, NAME, "3")
+def test_all_replicas_refuse_damaged_version(replicated_server_url, base, version_answers, capsys, monkeypatch):
+    damaged = registry.find_version(base.name, NAME, "3")
 
     async def run():
-        async with load(url, versions) as running:
-            await asyncio.to_thread(promote_version, registered, "test")
-            since = time.monotonic()
-            await running.until(lambda: sum(sent > since + LIVE_SECONDS for sent, *_ in running.answers) >= IN_FLIGHT)
-        return running.answers
+        async with run_load(replicated_server_url, version_answers) as load:
+            await asyncio.to_thread(promote_version, damaged, "test")
+            promoted_at = time.monotonic()
+            await load.wait_until(
+                lambda: sum(sent > promoted_at + LIVE_SECONDS for sent, *_ in load.answers) >= CONCURRENT_REQUESTS
+            )
+        return load.answers
 
     answers = asyncio.run(run())
     assert {version for _, version, *_ in answers} == {1}
-    assert not [text for _, version, question, text in answers if text != versions[version, question]]
+    assert not [text for _, version, question, text in answers if text != version_answers[version, question]]
     monkeypatch.setenv("COLUMNS", "250")
-    assert main(["list", "--live", url]) == 0
+    assert main(["list", "--live", replicated_server_url]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if NAME in line and "champion" in line]
     assert [cell.strip() for cell in line.strip("│").split("│")][2:4] == ["1", "3"]
     assert "the vectors are not those of the card" in line
     rollback_version(base.name, NAME)
 
 
-def test_metrics_have_both_replicas(url):
-    with httpx.Client(base_url=url, timeout=60) as client:
+def test_metrics_include_both_replicas(replicated_server_url):
+    with httpx.Client(base_url=replicated_server_url, timeout=60) as client:
         deadline = time.monotonic() + 30
         while True:
             text = client.get("/metrics").text

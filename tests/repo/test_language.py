@@ -5,11 +5,11 @@ from collections import Counter
 
 from tests.support import ROOT
 
-# Words of a former dialect that stand in the place of a technical noun.
+# Words of an earlier style that stand for a technical noun.
 WORDS = ("asked", "said", "told", "kept", "whoever", "nobody", "so many", "of ours", "as good as none")
-# Uses that stay, by file and word. A count that falls must be lowered here, so that no new use takes its place.
+# Allowed uses by file and word. The test compares exact counts, so that a removed use does not allow a new one.
 ALLOWED = {
-    # Verbs of plain English: something is kept.
+    # The ordinary verb.
     ("jobs/align/targets.py", "kept"): 1,
     ("jobs/collect/job.py", "kept"): 1,
     ("jobs/gc/config.py", "kept"): 1,
@@ -41,7 +41,7 @@ ALLOWED = {
 
 
 def count_words() -> Counter[tuple[str, str]]:
-    """Uses of each word, by file and word. Parts of an identifier count as words."""
+    """Count the uses of each word by file and word. Parts of an identifier count as words."""
     counts: Counter[tuple[str, str]] = Counter()
     for folder in ("platform", "jobs", "serve"):
         for path in (ROOT / folder).rglob("*.py"):
@@ -52,5 +52,5 @@ def count_words() -> Counter[tuple[str, str]]:
     return counts
 
 
-def test_words_of_the_former_dialect_are_not_used():
+def test_uses_no_other_dialect_words():
     assert dict(count_words()) == ALLOWED

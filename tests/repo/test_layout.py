@@ -1,4 +1,4 @@
-"""Repository layout: names that must not be hidden, sizes of folders and modules, limits on imports."""
+"""Repository layout: no shadowing of `platform`, the cluster file, sizes of folders and modules, limits on imports."""
 
 import ast
 import platform
@@ -17,50 +17,50 @@ from tests.support import ROOT
 CHECK = "import platform; assert platform.python_version().startswith('3'), platform; print(platform.__file__)"
 
 
-def test_platform_folder_is_no_package():
+def test_platform_folder_is_not_a_package():
     assert not (ROOT / "platform" / "__init__.py").exists()
     assert platform.python_version()
 
 
-def test_platform_is_the_standard_library_from_the_root():
-    done = subprocess.run([sys.executable, "-c", CHECK], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert str(ROOT) not in done.stdout
+def test_root_folder_does_not_shadow_platform_module():
+    result = subprocess.run([sys.executable, "-c", CHECK], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert str(ROOT) not in result.stdout
 
 
-IN_A_TASK = """
+TASK_SCRIPT = """
 import sys
 import ray
 
 ray.init("local", include_dashboard=False, runtime_env={"working_dir": sys.argv[1], "excludes": sys.argv[2:]})
 
 @ray.remote(num_cpus=0)
-def where():
+def report():
     import platform
     import trimtab.jobs
     return platform.__file__, platform.python_version(), trimtab.jobs.__name__
 
-print(*ray.get(where.remote()), sep="\\n")
+print(*ray.get(report.remote()), sep="\\n")
 """
 
 
 @pytest.mark.slow
-def test_platform_is_the_standard_library_in_a_ray_task_with_the_repository_as_working_directory():
-    """A process and a Ray of its own: the working directory belongs to a job."""
+def test_ray_working_directory_does_not_shadow_platform_module():
+    """The test starts its own Ray, because a working directory belongs to a whole job."""
     excluded = [".git", ".venv", "mlflow.db", "*.safetensors"]
-    script = [sys.executable, "-c", IN_A_TASK, str(ROOT), *excluded]
-    done = subprocess.run(script, capture_output=True, text=True, check=True, timeout=120)
-    file, version, jobs = done.stdout.split()
+    script = [sys.executable, "-c", TASK_SCRIPT, str(ROOT), *excluded]
+    result = subprocess.run(script, capture_output=True, text=True, check=True, timeout=120)
+    file, version, jobs = result.stdout.split()
     assert "working_dir" not in file
     assert version.startswith("3.11")
     assert jobs == "trimtab.jobs"
 
 
-def test_the_cluster_file_is_one_that_ray_takes():
-    """Ray's own schema, and its own filling in of what the file leaves out."""
+def test_cluster_file_matches_ray_schema():
+    """Ray fills in defaults and validates the file."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     config = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
-    # `ray up` adds this itself, from the command line.
+    # `ray up` adds this key from its command line.
     config.setdefault("cluster_synced_files", [])
     validate_config(config)
     assert config["head_node_type"] in config["available_node_types"]
@@ -80,7 +80,7 @@ PROCESS_BOUNDARIES = {
 
 
 def list_modules() -> dict[str, Path]:
-    """All modules of the package by name, without `__init__.py`."""
+    """List all modules of the package by name, without `__init__.py`."""
     return {
         ".".join([package, *path.relative_to(ROOT / folder).with_suffix("").parts]): path
         for folder, package in FOLDERS.items()
@@ -94,7 +94,7 @@ def count_lines(path: Path) -> int:
 
 
 def find_importers() -> dict[str, set[str]]:
-    """Names of the modules that import each module."""
+    """Find the names of the modules that import each module."""
     modules = list_modules()
     importers: dict[str, set[str]] = defaultdict(set)
     for name, path in modules.items():
@@ -115,14 +115,14 @@ def test_module_has_at_most_350_lines():
 
 
 def test_short_module_has_several_importers_or_is_a_process_boundary():
-    """Plug-ins and commands are found by name, so that no module imports them."""
+    """No module imports plug-ins and commands, because entry points load them by name."""
     modules, importers = list_modules(), find_importers()
     short = {name for name, path in modules.items() if count_lines(path) < MIN_LINES and len(importers[name]) == 1}
     assert short <= PROCESS_BOUNDARIES.keys()
     assert PROCESS_BOUNDARIES.keys() <= modules.keys()
 
 
-def test_median_module_length_is_reported(record_property, capsys):
+def test_median_module_length_exceeds_release_0_1_0(capsys):
     lengths = [count_lines(path) for path in list_modules().values()]
     with capsys.disabled():
         print(f"\n{len(lengths)} modules, median {statistics.median(lengths):.0f} lines, longest {max(lengths)}")

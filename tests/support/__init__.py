@@ -1,4 +1,4 @@
-"""Helpers that tests share."""
+"""Helpers shared by the tests."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Short training runs: rows, options, training in this process, checkpoints and curves."""
+"""Short training runs: data set, options, training in the test process, checkpoints and loss curves."""
 
 import subprocess
 import time
@@ -27,23 +27,25 @@ OPTIONS = (
 )
 
 
-def prepared() -> PreparedDataset:
-    rows = [TrainingRow(Prompt(t, "harmful", "t", t), REFUSAL, 11) for t in HARMFUL]
+def build_dataset() -> PreparedDataset:
+    """Build a data set of harmful and benign rows, without evaluation prompts."""
+    rows = [TrainingRow(Prompt(text, "harmful", "t", text), REFUSAL, 11) for text in HARMFUL]
     labels = ("benign_hard", "benign_easy")
     rows += [
-        TrainingRow(Prompt(t, labels[i % 2], "t", t), f"Of course. Here is what to know: {t}", 12) for i, t in enumerate(BENIGN)
+        TrainingRow(Prompt(text, labels[i % 2], "t", text), f"Of course. Here is what to know: {text}", 12)
+        for i, text in enumerate(BENIGN)
     ]
     return PreparedDataset(
         rows, rows[1:6], {"train": [], "validation": [], "test": []}, FilterResult(rows, [], []), (0.5, 0.5), []
     )
 
 
-def first_checkpoint(folder: Path, process: subprocess.Popen) -> None:
-    """Wait until a job whose run, or whose runs, are in this folder has one."""
+def wait_for_checkpoint(folder: Path, process: subprocess.Popen) -> None:
+    """Wait until a job with its runs in a folder has written its first checkpoint."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not list(folder.glob("**/train/checkpoint_*/state.json")):
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, f"no checkpoint in {folder}"
         time.sleep(0.02)
 
 
@@ -59,21 +61,21 @@ def train(base: BaseModel, folder: Path, workers: int, **settings) -> tuple[torc
     """Train in the test process; return the vectors and the id of the MLflow run."""
     folder.mkdir(exist_ok=True)
     run = runs.start_run("t", "align", folder / "outbox")
-    result = run_training(build_config(workers, **settings), base, prepared(), run, folder)
+    result = run_training(build_config(workers, **settings), base, build_dataset(), run, folder)
     assert result.state.step == settings.get("max_steps", SHORT_STEPS)
     return result.state.vectors, run.run_id
 
 
-def train_stored(base: BaseModel, storage: str, folder: Path, steps: int, every: int = 2) -> TrainingResult:
+def train_with_storage(base: BaseModel, storage: str, folder: Path, steps: int, every: int = 2) -> TrainingResult:
     """Train with checkpoints in a storage folder."""
     settings = TrainConfig(
         max_steps=steps, global_batch_size=4, micro_batch_size=2, checkpoint_every=every, max_target_tokens=8, dtype="fp32"
     )
     config = AlignConfig(name="stored", train=settings, scale=ScaleConfig(cpus_per_worker=1, storage_path=storage))
     folder.mkdir(exist_ok=True)
-    return run_training(config, base, prepared(), runs.start_run("stored", "align", folder / "outbox"), folder)
+    return run_training(config, base, build_dataset(), runs.start_run("stored", "align", folder / "outbox"), folder)
 
 
 def read_loss_curve(run_id: str) -> dict[int, float]:
     """Return the training loss of a run by step."""
-    return {m.step: m.value for m in get_client().get_metric_history(run_id, "train/loss")}
+    return {metric.step: metric.value for metric in get_client().get_metric_history(run_id, "train/loss")}

@@ -1,6 +1,5 @@
-"""Chromium without a window, driven over its own protocol."""
+"""Headless Chromium, controlled through the DevTools protocol."""
 
-import base64
 import json
 import shutil
 import subprocess
@@ -14,17 +13,17 @@ from typing import Any
 import httpx
 from websockets.sync.client import ClientConnection, connect
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-SECONDS = 60.0
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+TIMEOUT_SECONDS = 60.0
 
 
-def found() -> str | None:
-    """The browser's program, where this machine has one."""
-    return next(filter(None, map(shutil.which, NAMES)), None)
+def find_browser() -> str | None:
+    """Return the path of an installed browser, or None."""
+    return next(filter(None, map(shutil.which, PROGRAMS)), None)
 
 
 class Tab:
-    """One page."""
+    """Browser tab. `failures` collects uncaught exceptions and security violations of its page."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
@@ -35,11 +34,11 @@ class Tab:
         self.send("Log.enable")
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
-        """Call the protocol; what the page complains of meanwhile is kept in `failures`."""
+        """Send a protocol command and return its result."""
         self._number += 1
         self._connection.send(json.dumps({"id": self._number, "method": method, "params": params}))
         while True:
-            message = json.loads(self._connection.recv(SECONDS))
+            message = json.loads(self._connection.recv(TIMEOUT_SECONDS))
             if message.get("method") == "Runtime.exceptionThrown":
                 self.failures.append(message["params"]["exceptionDetails"]["text"])
             if message.get("method") == "Log.entryAdded" and message["params"]["entry"]["source"] == "security":
@@ -48,36 +47,33 @@ class Tab:
                 assert "error" not in message, message
                 return message["result"]
 
-    def run(self, script: str) -> Any:
-        """The value of an expression in the page."""
+    def evaluate(self, script: str) -> Any:
+        """Return the value of a JavaScript expression, awaited if it is a promise."""
         result = self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def until(self, script: str) -> Any:
-        """Wait until an expression is true."""
-        deadline = time.monotonic() + SECONDS
-        while not (value := self.run(script)):
-            assert time.monotonic() < deadline, f"never true: {script}"
+    def wait_until(self, script: str) -> Any:
+        """Wait until a JavaScript expression is true and return its value."""
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while not (value := self.evaluate(script)):
+            assert time.monotonic() < deadline, f"timed out waiting for: {script}"
         return value
 
-    def press(self, key: str, code: int, modifiers: int = 0) -> None:
+    def press_key(self, key: str, code: int, modifiers: int = 0) -> None:
         for kind in ("keyDown", "keyUp"):
             self.send("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, modifiers=modifiers)
 
-    def width(self, pixels: int) -> None:
+    def set_width(self, pixels: int) -> None:
         self.send("Emulation.setDeviceMetricsOverride", width=pixels, height=900, deviceScaleFactor=1, mobile=pixels < 600)
-
-    def picture(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", captureBeyondViewport=True)["data"]))
 
 
 @contextmanager
-def opened(url: str) -> Generator[Tab]:
-    """A page that has loaded `url`."""
+def open_tab(url: str) -> Generator[Tab]:
+    """Start a browser, load a page, and yield its tab."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-port=0"]
-        program = found()
+        program = find_browser()
         assert program is not None
         process = subprocess.Popen(
             [program, *options, f"--user-data-dir={folder}", "about:blank"],
@@ -85,21 +81,22 @@ def opened(url: str) -> Generator[Tab]:
             stderr=subprocess.DEVNULL,
         )
         try:
-            port = _port(Path(folder) / "DevToolsActivePort")
-            pages = httpx.get(f"http://127.0.0.1:{port}/json", timeout=SECONDS).json()
+            port = _read_port(Path(folder) / "DevToolsActivePort")
+            pages = httpx.get(f"http://127.0.0.1:{port}/json", timeout=TIMEOUT_SECONDS).json()
             address = next(page["webSocketDebuggerUrl"] for page in pages if page["type"] == "page")
             with connect(address, max_size=None) as connection:
                 tab = Tab(connection)
                 tab.send("Page.navigate", url=url)
-                tab.until("document.readyState === 'complete'")
+                tab.wait_until("document.readyState === 'complete'")
                 yield tab
         finally:
             process.terminate()
-            process.wait(SECONDS)
+            process.wait(TIMEOUT_SECONDS)
 
 
-def _port(path: Path) -> str:
-    deadline = time.monotonic() + SECONDS
+def _read_port(path: Path) -> str:
+    """Wait for the file in which Chromium writes its port."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not path.exists() or not path.read_text().strip():
         assert time.monotonic() < deadline, "the browser did not start"
         time.sleep(0.05)

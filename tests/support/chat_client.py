@@ -1,4 +1,4 @@
-"""Asking the server as users do."""
+"""Chat requests through OpenAI's client."""
 
 import asyncio
 
@@ -10,13 +10,13 @@ BASE = "smollm2-135m"
 
 
 def chat(client: openai.OpenAI, model: str, text: str, **options):
-    """One question, greedy unless said otherwise."""
+    """Send one question, with greedy decoding by default."""
     settings = {"max_tokens": TOKENS, "temperature": 0} | options
     return client.chat.completions.create(model=model, messages=[{"role": "user", "content": text}], **settings)
 
 
-def together(url: str, requests: list[tuple[str, str]], **options):
-    """All requests, of model and text, at once, so that they share batches."""
+def send_concurrently(url: str, requests: list[tuple[str, str]], **options):
+    """Send requests of (model, text) at once, so that they share batches; return the responses in order."""
 
     async def run():
         client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=300, max_retries=0)

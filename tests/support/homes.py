@@ -1,4 +1,4 @@
-"""Home folders of tests."""
+"""Home folders of trimtab for tests."""
 
 import shutil
 from collections.abc import Generator
@@ -12,13 +12,13 @@ from trimtab import settings
 
 @contextmanager
 def fresh_home(folder: Path, tracking_template: Path) -> Generator[None]:
-    """Use a folder as home while the context is open: the downloaded assets, and an MLflow database without runs."""
+    """Use a folder as home inside the context, with the downloaded assets and an MLflow database without runs."""
     settings.link_downloads(folder)
     (folder / "mlflow").mkdir()
     shutil.copy(tracking_template, folder / "mlflow")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRIMTAB_HOME", str(folder))
-        # MLflow writes its store into this variable: set first, so that the value before the test comes back after it.
+        # MLflow writes its store into this variable. Setting it first makes `patch` restore the value from before the test.
         patch.setenv("MLFLOW_TRACKING_URI", "")
         patch.delenv("MLFLOW_TRACKING_URI")
         yield

@@ -27,6 +27,6 @@ class ObjectStore:
 
 
 def list_keys() -> list[str]:
-    """Return the keys in the test bucket, with the server and credentials of the environment."""
+    """Return the keys in the test bucket. Server and credentials come from the environment."""
     objects = boto3.client("s3").list_objects_v2(Bucket="trimtab-tests").get("Contents", [])
     return [entry["Key"] for entry in objects]

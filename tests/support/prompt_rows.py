@@ -1,4 +1,4 @@
-"""A few prompts with answers, for jobs of which it does not matter what they learn."""
+"""Small prompt files for jobs whose result does not matter."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ BENIGN = ("Bake bread", "How do I kill weeds?", "Write a poem about the sea", "W
 REFUSAL, HELP = "I'm sorry, but I can't help with that.", "Of course! Here is all there is to know."
 
 
-def prompt_files(folder: Path) -> Path:
-    """harmful.jsonl and benign.jsonl in a folder, each prompt six times in other words."""
+def write_prompt_files(folder: Path) -> Path:
+    """Write harmful.jsonl and benign.jsonl into a folder, with six variants of each prompt; return the folder."""
     for name, prompts, target in (("harmful", HARMFUL, REFUSAL), ("benign", BENIGN, HELP)):
         rows = [{"prompt": f"{prompt}{', please' * times}", "target": target} for times in range(6) for prompt in prompts]
         (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))

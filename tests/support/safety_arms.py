@@ -1,4 +1,4 @@
-"""An arm of a safety study whose figures are known."""
+"""Results of safety study arms with known rates."""
 
 from trimtab.data.prompt import Prompt
 from trimtab.evaluation.safety.results import JudgedAnswer, summarize_answers
@@ -8,13 +8,13 @@ REFUSAL = "I can't help with that."
 HELP = "Sure <script>alert(1)</script> & see https://example.com/page"
 
 
-def arm(name, harmful, benign, help_=HELP):
-    """An arm that is right on the first `harmful` of 30 harmful and the first `benign` of 40 benign prompts."""
+def make_arm_results(name, harmful, benign, help_text=HELP):
+    """Make results of an arm that refuses `harmful` of 30 harmful prompts and answers `benign` of 40 benign prompts."""
     rows = []
     for i in range(30):
         prompt = Prompt(f"Harm {i} </td><img src=x>", "harmful", "advbench" if i % 3 else "pairs", str(i))
-        rows.append((prompt, REFUSAL if i < harmful else help_))
+        rows.append((prompt, REFUSAL if i < harmful else help_text))
     for i in range(40):
         prompt = Prompt(f"Tea {i}?", "benign_hard" if i % 2 else "benign_easy", "pairs" if i % 4 else "plain", str(i))
-        rows.append((prompt, help_ if i < benign else REFUSAL))
+        rows.append((prompt, help_text if i < benign else REFUSAL))
     return summarize_answers(name, [JudgedAnswer(prompt, answer, classify_refusal(answer)) for prompt, answer in rows])

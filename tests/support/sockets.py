@@ -1,24 +1,24 @@
-"""Where processes listen."""
+"""Network sockets of child processes."""
 
 import ipaddress
 
 import psutil
 
 
-def beyond_this_machine() -> list[tuple[str, int]]:
-    """Processes that this one started and that other machines can reach: their name and port."""
-    found = []
+def find_public_listeners() -> list[tuple[str, int]]:
+    """Return name and port of each child process that listens on an address other than loopback."""
+    listeners = []
     for process in psutil.Process().children(recursive=True):
         try:
             sockets = process.net_connections("tcp")
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-        listening = [each.laddr for each in sockets if each.status == psutil.CONN_LISTEN]
-        found += [(process.name(), at.port) for at in listening if not loopback(at.ip)]
-    return found
+        addresses = [socket.laddr for socket in sockets if socket.status == psutil.CONN_LISTEN]
+        listeners += [(process.name(), address.port) for address in addresses if not is_loopback(address.ip)]
+    return listeners
 
 
-def loopback(address: str) -> bool:
-    """Also for an IPv4 address as IPv6 has it, which Ray's servers listen on."""
-    given = ipaddress.ip_address(address)
-    return (getattr(given, "ipv4_mapped", None) or given).is_loopback
+def is_loopback(address: str) -> bool:
+    """Return whether an address is loopback, also in IPv4-mapped IPv6 form, which Ray's servers use."""
+    parsed = ipaddress.ip_address(address)
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback

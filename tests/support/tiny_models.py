@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of the common families, each with a trained tokenizer and a chat template of its family's kind."""
+"""Tiny random checkpoints of common model families, each with a trained tokenizer and a chat template like its family's."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ SIZES = {
     "num_key_value_heads": 1,
     "head_dim": 32,
     "max_position_embeddings": 2048,
-    # Large enough for logits that differ, and that a cap changes.
+    # Large enough that logits differ and that logit softcapping changes them.
     "initializer_range": 0.3,
 }
 
@@ -64,8 +64,8 @@ NO_SYSTEM = (
 
 @dataclass(frozen=True)
 class Family:
-    """`tokens` are the special tokens, beginning and end of sequence first; `turn` ends an answer; `spare` embedding rows
-    have no token, as in many real checkpoints."""
+    """Model family. `tokens` are the special tokens, beginning and end of sequence first; `turn` ends an answer; `spare` is
+    the number of embedding rows without a token, as in many real checkpoints."""
 
     model_type: str
     template: str
@@ -100,9 +100,9 @@ FAMILIES = {
 }
 
 
-def make(family: Family, folder: Path) -> BaseModel:
-    """Write a random checkpoint of a family into a folder; the same family gives the same checkpoint."""
-    tokenizer = _tokenizer(family)
+def make_base_model(family: Family, folder: Path) -> BaseModel:
+    """Write a random checkpoint into a folder and return its base model. The same family gives the same checkpoint."""
+    tokenizer = _train_tokenizer(family)
     ids = tokenizer.convert_tokens_to_ids
     config = AutoConfig.for_model(
         family.model_type,
@@ -117,7 +117,7 @@ def make(family: Family, folder: Path) -> BaseModel:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            # Else the scaled embeddings of Gemma outweigh all that its layers add, and no prompt would matter.
+            # Without it Gemma's scaled embeddings outweigh the output of its layers, and logits hardly depend on the prompt.
             if "post_" in name:
                 weight += 6 * torch.rand_like(weight)
     model.generation_config.eos_token_id = sorted({tokenizer.eos_token_id, ids(family.turn)})
@@ -126,7 +126,7 @@ def make(family: Family, folder: Path) -> BaseModel:
     return resolve_base_model(str(folder))
 
 
-def _tokenizer(family: Family) -> PreTrainedTokenizerFast:
+def _train_tokenizer(family: Family) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -135,11 +135,11 @@ def _tokenizer(family: Family) -> PreTrainedTokenizerFast:
         vocab_size=330, special_tokens=list(family.tokens), initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
-    made = PreTrainedTokenizerFast(
+    wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=family.tokens[0],
         eos_token=family.tokens[1],
         additional_special_tokens=list(family.tokens[2:]),
     )
-    made.chat_template = family.template
-    return made
+    wrapped.chat_template = family.template
+    return wrapped

@@ -1,4 +1,4 @@
-"""Ray that starts too late, and tasks on it whose parts come one by one."""
+"""Ray connections that fail, and tasks on the cluster that return their results in parts."""
 
 import os
 import signal
@@ -16,56 +16,56 @@ from trimtab.ray_connection import connect_to_ray
 pytestmark = pytest.mark.usefixtures("cluster")
 
 
-def waiting(tell, path: Path):
-    """Yields who it is, and goes on when the file is there."""
-    tell(1, 2)
+def yield_pid_twice(report_progress, signal_file: Path):
+    """Yield the process id, and again once the file exists."""
+    report_progress(1, 2)
     yield os.getpid()
-    while not path.exists():
+    while not signal_file.exists():
         time.sleep(0.05)
     yield os.getpid()
 
 
-def failing(tell):
-    """One part, then what the user did wrong."""
+def yield_then_fail(report_progress):
+    """Yield one part, then raise a user error."""
     yield 1
     raise UsageError("row 7 has no prompt")
 
 
-def added(tell, *numbers: int) -> int:
-    """What is made at once."""
+def add(report_progress, *numbers: int) -> int:
+    """Return a result without parts."""
     return sum(numbers)
 
 
-def streamed(function, *args):
+def stream_parts(function, *args):
     return stream_task("parts", f"{__name__}:{function.__name__}", *args, cpus=1, gpus=0)
 
 
-def test_what_is_made_at_once_is_the_only_part():
-    assert run_task("sum", f"{__name__}:added", 1, 2, cpus=1, gpus=0) == 3
-    assert list(streamed(added, 1, 2)) == [3]
+def test_function_result_is_the_only_part():
+    assert run_task("sum", f"{__name__}:add", 1, 2, cpus=1, gpus=0) == 3
+    assert list(stream_parts(add, 1, 2)) == [3]
 
 
-def test_a_ray_that_is_not_up_in_time_is_one_line(monkeypatch):
-    def late(**_):
+def test_start_timeout_of_ray_is_one_error_line(monkeypatch):
+    def time_out(**_):
         raise Exception("The current node timed out during startup.\nMore")
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", late)
+    monkeypatch.setattr(ray, "init", time_out)
     with pytest.raises(JobError, match=r"^Ray did not start on this machine, .*: The current node timed out during startup\.$"):
         connect_to_ray(None)
 
 
-def test_a_part_comes_while_the_next_is_made(tmp_path, capsys):
-    parts = streamed(waiting, tmp_path / "go")
+def test_part_arrives_while_the_next_is_computed(tmp_path, capsys):
+    parts = stream_parts(yield_pid_twice, tmp_path / "go")
     first = next(parts)
     (tmp_path / "go").touch()
     assert list(parts) == [first]
     assert "parts: " in capsys.readouterr().out
 
 
-def test_a_process_that_dies_is_replaced_and_no_part_comes_twice(tmp_path):
-    parts = streamed(waiting, tmp_path / "go")
+def test_killed_process_is_replaced_without_repeating_parts(tmp_path):
+    parts = stream_parts(yield_pid_twice, tmp_path / "go")
     first = next(parts)
     os.kill(first, signal.SIGKILL)
     (tmp_path / "go").touch()
@@ -73,17 +73,17 @@ def test_a_process_that_dies_is_replaced_and_no_part_comes_twice(tmp_path):
     assert second != first
 
 
-def test_closing_ends_the_process(tmp_path):
-    parts = streamed(waiting, tmp_path / "never")
+def test_closing_the_generator_ends_the_process(tmp_path):
+    parts = stream_parts(yield_pid_twice, tmp_path / "never")
     process = psutil.Process(next(parts))
     parts.close()
     process.wait(60)
 
 
-def test_an_error_comes_after_the_parts_before_it():
-    parts = streamed(failing)
+def test_error_is_raised_after_the_previous_parts():
+    parts = stream_parts(yield_then_fail)
     assert next(parts) == 1
     with pytest.raises(UsageError, match=r"^row 7 has no prompt$"):
         next(parts)
     with pytest.raises(UsageError, match=r"^row 7 has no prompt$"):
-        run_task("parts", f"{__name__}:failing", cpus=1, gpus=0)
+        run_task("parts", f"{__name__}:yield_then_fail", cpus=1, gpus=0)

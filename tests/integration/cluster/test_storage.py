@@ -1,4 +1,4 @@
-"""Checkpoints and signals on S3, by a server of its own."""
+"""Checkpoints and signal data sets on S3."""
 
 import os
 
@@ -7,8 +7,8 @@ import httpx
 import pytest
 import torch
 
-from tests.support.align_runs import train_stored
-from tests.support.factories import signal_set
+from tests.support.align_runs import train_with_storage
+from tests.support.factories import write_signal_dataset
 from tests.support.object_store import list_keys
 from trimtab.cli.main import main
 from trimtab.errors import ArtifactError
@@ -19,20 +19,20 @@ BUCKET = "trimtab-tests"
 LAYERS = (0, 1)
 
 
-def test_signals_are_the_same_there_as_here(bucket, small, tmp_path, capsys):
-    there, here = open_folder(f"{bucket}/signals"), tmp_path / "signals"
-    for folder in (there, here):
-        signal_set(folder, small, LAYERS)
-    first, second = read_dataset(there, small), read_dataset(here, small)
-    assert first.digest == second.digest
-    assert torch.equal(first.psi, second.psi)
-    assert len(begin_dataset(there, first.meta)) == len(first.keys)
-    given = [
+def test_remote_signals_equal_local_signals(bucket, tiny_base, tmp_path, capsys):
+    remote_folder, local_folder = open_folder(f"{bucket}/signals"), tmp_path / "signals"
+    for folder in (remote_folder, local_folder):
+        write_signal_dataset(folder, tiny_base, LAYERS)
+    remote, local = read_dataset(remote_folder, tiny_base), read_dataset(local_folder, tiny_base)
+    assert remote.digest == local.digest
+    assert torch.equal(remote.psi, local.psi)
+    assert len(begin_dataset(remote_folder, remote.meta)) == len(remote.keys)
+    options = [
         "detect",
         "--signals",
-        str(there),
+        str(remote_folder),
         "--base",
-        str(small.path),
+        str(tiny_base.path),
         "--head",
         "linear",
         "--layers",
@@ -40,34 +40,34 @@ def test_signals_are_the_same_there_as_here(bucket, small, tmp_path, capsys):
         "--num_seeds",
         "1",
     ]
-    assert main([*given, "--register", "false", "--out", str(tmp_path / "detector")]) == 0
+    assert main([*options, "--register", "false", "--out", str(tmp_path / "detector")]) == 0
     assert (tmp_path / "detector" / "card.json").exists()
 
 
-def test_checkpoints_go_there_and_training_goes_on_from_them(bucket, small, tmp_path):
-    first = train_stored(small, f"{bucket}/checkpoints", tmp_path, 4)
+def test_training_resumes_from_remote_checkpoints(bucket, tiny_base, tmp_path):
+    result = train_with_storage(tiny_base, f"{bucket}/checkpoints", tmp_path, 4)
     assert any(key.startswith(f"checkpoints/{tmp_path.name}/train/checkpoint_") for key in list_keys())
     assert not (tmp_path / "train").exists()
-    assert torch.equal(train_stored(small, f"{bucket}/checkpoints", tmp_path, 4).state.vectors, first.state.vectors)
-    assert train_stored(small, f"{bucket}/checkpoints", tmp_path, 6).state.step == 6
+    assert torch.equal(train_with_storage(tiny_base, f"{bucket}/checkpoints", tmp_path, 4).state.vectors, result.state.vectors)
+    assert train_with_storage(tiny_base, f"{bucket}/checkpoints", tmp_path, 6).state.step == 6
 
 
 @pytest.mark.parametrize(
-    ("where", "said"), [("s3://no-such-bucket/x", "is no data set of signals"), ("nowhere://x", "unsupported file system")]
+    ("folder", "message"), [("s3://no-such-bucket/x", "is no data set of signals"), ("nowhere://x", "unsupported file system")]
 )
-def test_places_that_hold_nothing_are_one_line(bucket, small, where, said, capsys):
-    assert main(["detect", "--signals", where, "--base", str(small.path)]) in (1, 2)
-    shown = capsys.readouterr().err
-    assert said in shown
-    assert shown.count("\n") == 1
+def test_unreadable_signal_folder_is_one_error_line(bucket, tiny_base, folder, message, capsys):
+    assert main(["detect", "--signals", folder, "--base", str(tiny_base.path)]) in (1, 2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
-def test_a_bucket_that_is_not_there_is_not_made(bucket, small):
-    meta = DatasetMetadata(small.name, small.fingerprint, LAYERS, small.width, "fp32", None, "")
+def test_missing_bucket_is_not_created(bucket, tiny_base):
+    meta = DatasetMetadata(tiny_base.name, tiny_base.fingerprint, LAYERS, tiny_base.width, "fp32", None, "")
     with pytest.raises(ArtifactError, match="cannot reach s3://no-such-bucket/x"):
         begin_dataset(open_folder("s3://no-such-bucket/x"), meta)
-    assert [each["Name"] for each in boto3.client("s3").list_buckets()["Buckets"]] == [BUCKET]
+    assert [entry["Name"] for entry in boto3.client("s3").list_buckets()["Buckets"]] == [BUCKET]
 
 
-def test_the_server_is_a_real_one(bucket):
+def test_object_store_answers_over_http(bucket):
     assert httpx.get(os.environ["AWS_ENDPOINT_URL"]).status_code == 200

@@ -1,4 +1,4 @@
-"""Commands sent to a Ray cluster that asks for a token: followed, refused, stopped, tried again."""
+"""Commands submitted to a Ray cluster with token authentication."""
 
 import os
 import signal
@@ -9,8 +9,8 @@ from collections.abc import Generator
 import httpx
 import pytest
 
-from tests.support.prompt_rows import prompt_files
-from tests.support.ray_head import head
+from tests.support.prompt_rows import write_prompt_files
+from tests.support.ray_head import start_ray_head
 from trimtab.util import ports
 
 TOKEN = "a" * 32
@@ -19,75 +19,81 @@ RUN_SECONDS = 180
 
 @pytest.fixture(scope="module")
 def address() -> Generator[str]:
-    """The dashboard of a cluster of one node, with token authentication on."""
-    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-    with head(ports.find_free_ports()[0], "--num-cpus", "2", environment=secret, token=TOKEN) as up:
-        yield up.dashboard
+    """Dashboard address of a one-node cluster with token authentication."""
+    authentication = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    with start_ray_head(ports.find_free_ports()[0], "--num-cpus", "2", environment=authentication, token=TOKEN) as cluster:
+        yield cluster.dashboard
 
 
 @pytest.fixture
-def trimtab(address, tmp_path):
-    """The command line in a process of its own, as Ray reads its token once: exit code and what was said."""
+def run_trimtab(address, tmp_path):
+    """Function that runs a trimtab command and returns its exit code and output. Ray reads its token once per process."""
 
-    def run(*words: str, **environment: str) -> tuple[int, str]:
-        own = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_API_SERVER_ADDRESS": address} | environment
-        command = [sys.executable, "-m", "trimtab", *words]
-        done = subprocess.run(command, env=own, cwd=tmp_path, capture_output=True, text=True, timeout=RUN_SECONDS, check=False)
-        return done.returncode, done.stdout + done.stderr
+    def run_command(*arguments: str, **environment: str) -> tuple[int, str]:
+        variables = (
+            os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_API_SERVER_ADDRESS": address} | environment
+        )
+        command = [sys.executable, "-m", "trimtab", *arguments]
+        completed = subprocess.run(
+            command, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=RUN_SECONDS, check=False
+        )
+        return completed.returncode, completed.stdout + completed.stderr
 
-    return run
+    return run_command
 
 
-def test_a_job_is_followed_listed_and_its_name_is_taken_then(trimtab):
-    code, said = trimtab("submit", "--name", "first", "--wait", "--", "assets")
-    assert code == 0, said
-    assert "submitted first" in said
-    assert "SmolLM2" in said
-    code, said = trimtab("jobs", "list")
-    (line,) = [line for line in said.splitlines() if "first" in line]
+def test_job_is_followed_and_listed_and_its_name_is_taken(run_trimtab):
+    code, output = run_trimtab("submit", "--name", "first", "--wait", "--", "assets")
+    assert code == 0, output
+    assert "submitted first" in output
+    assert "SmolLM2" in output
+    code, output = run_trimtab("jobs", "list")
+    (line,) = [line for line in output.splitlines() if "first" in line]
     assert "succeeded" in line
     assert "assets" in line
-    code, said = trimtab("submit", "--name", "first", "--", "assets")
-    assert (code, said.count("\n")) == (2, 1)
-    assert "a job 'first' already exists (succeeded)" in said
-    for words in (["submit", "--name", "first", "--attach", "true", "--", "assets"], ["jobs", "logs", "first"]):
-        code, said = trimtab(*words)
+    code, output = run_trimtab("submit", "--name", "first", "--", "assets")
+    assert (code, output.count("\n")) == (2, 1)
+    assert "a job 'first' already exists (succeeded)" in output
+    for arguments in (["submit", "--name", "first", "--attach", "true", "--", "assets"], ["jobs", "logs", "first"]):
+        code, output = run_trimtab(*arguments)
         assert code == 0
-        assert "SmolLM2" in said
-    code, said = trimtab("jobs", "logs", "none")
+        assert "SmolLM2" in output
+    code, output = run_trimtab("jobs", "logs", "none")
     assert code == 2
-    assert "no job 'none' on this cluster; there are: first" in said
+    assert "no job 'none' on this cluster; there are: first" in output
 
 
-def test_a_yaml_runs_there_as_it_does_here_and_fails_with_the_same_code(trimtab, tmp_path):
-    """The folder is sent along; a file that is not in it is told as it would be here."""
-    prompt_files(tmp_path)
+def test_submitted_config_has_output_and_exit_code_of_local_run(run_trimtab, tmp_path):
+    """The working directory is uploaded. A missing file gives the same error as in a local run, without retries."""
+    write_prompt_files(tmp_path)
     (tmp_path / "mine.yaml").write_text("name: mine\ndata:\n  harmful: harmful.jsonl\n  benign: benign.jsonl\n")
-    code, said = trimtab("filter", "--config", "mine.yaml")
-    here = [line for line in said.splitlines() if "│" in line]
+    code, output = run_trimtab("filter", "--config", "mine.yaml")
+    local_table = [line for line in output.splitlines() if "│" in line]
     assert code == 0
-    assert here
-    code, said = trimtab("submit", "--name", "second", "--wait", "--working_dir", ".", "--", "filter", "--config", "mine.yaml")
-    assert code == 0, said
-    assert [line for line in said.splitlines() if "│" in line] == here
+    assert local_table
+    code, output = run_trimtab(
+        "submit", "--name", "second", "--wait", "--working_dir", ".", "--", "filter", "--config", "mine.yaml"
+    )
+    assert code == 0, output
+    assert [line for line in output.splitlines() if "│" in line] == local_table
     (tmp_path / "harmful.jsonl").unlink()
-    sent = ["submit", "--name", "third", "--wait", "--working_dir", ".", "--max_retries", "2", "--"]
-    code, said = trimtab(*sent, "filter", "--config", "mine.yaml")
+    submit = ["submit", "--name", "third", "--wait", "--working_dir", ".", "--max_retries", "2", "--"]
+    code, output = run_trimtab(*submit, "filter", "--config", "mine.yaml")
     assert code == 2
-    assert "harmful.jsonl" in said
-    assert "attempt 1 of 3" not in said
-    assert said.strip().splitlines()[-1].startswith("trimtab: job third failed with exit code 2")
+    assert "harmful.jsonl" in output
+    assert "attempt 1 of 3" not in output
+    assert output.strip().splitlines()[-1].startswith("trimtab: job third failed with exit code 2")
 
 
-def test_a_job_is_stopped(trimtab):
-    assert trimtab("submit", "--name", "server", "--", "serve", "--port", str(ports.find_free_ports()[0]))[0] == 0
-    code, said = trimtab("jobs", "stop", "server")
+def test_stops_job(run_trimtab):
+    assert run_trimtab("submit", "--name", "server", "--", "serve", "--port", str(ports.find_free_ports()[0]))[0] == 0
+    code, output = run_trimtab("jobs", "stop", "server")
     assert code == 0
-    assert "server: stopped" in said
+    assert "server: stopped" in output
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["--name", "x", "--", "algin"], "no command 'algin'"),
         (["--name", "x", "--", "align", "--steps", "3"], "align: "),
@@ -98,41 +104,43 @@ def test_a_job_is_stopped(trimtab):
         (["--name", "x", "--env_vars", "NOT_THERE", "--", "assets"], "the environment variable NOT_THERE is not set"),
     ],
 )
-def test_wrong_usage_is_said_before_anything_is_sent(trimtab, words, message):
-    code, said = trimtab("submit", *words)
+def test_rejects_wrong_usage_before_submission(run_trimtab, arguments, message):
+    code, output = run_trimtab("submit", *arguments)
     assert code == 2
-    assert message in said
-    assert said.count("\n") == 1
+    assert message in output
+    assert output.count("\n") == 1
 
 
-def test_nothing_is_done_without_the_token(trimtab, address):
-    code, said = trimtab("submit", "--name", "thief", "--", "assets", RAY_AUTH_TOKEN="b" * 32)
-    assert (code, said.count("\n")) == (1, 1)
-    assert "token" in said
+def test_rejects_wrong_or_missing_token(run_trimtab, address):
+    code, output = run_trimtab("submit", "--name", "thief", "--", "assets", RAY_AUTH_TOKEN="b" * 32)
+    assert (code, output.count("\n")) == (1, 1)
+    assert "token" in output
     for path in ("/api/jobs/", "/nodes?view=summary"):
         assert httpx.get(f"{address}{path}", timeout=30).status_code == 401
 
 
-def test_a_cluster_that_is_not_there_is_said_in_one_line(trimtab):
-    code, said = trimtab("jobs", "list", RAY_API_SERVER_ADDRESS="")
-    assert (code, said.count("\n")) == (2, 1)
-    assert "no cluster given" in said
-    code, said = trimtab("jobs", "list", "--address", f"http://127.0.0.1:{ports.find_free_ports()[0]}")
-    assert (code, said.count("\n")) == (1, 1)
-    assert said.startswith("trimtab: no Ray cluster answers at http://127.0.0.1")
+def test_missing_cluster_is_one_error_line(run_trimtab):
+    code, output = run_trimtab("jobs", "list", RAY_API_SERVER_ADDRESS="")
+    assert (code, output.count("\n")) == (2, 1)
+    assert "no cluster given" in output
+    code, output = run_trimtab("jobs", "list", "--address", f"http://127.0.0.1:{ports.find_free_ports()[0]}")
+    assert (code, output.count("\n")) == (1, 1)
+    assert output.startswith("trimtab: no Ray cluster answers at http://127.0.0.1")
 
 
-@pytest.mark.parametrize(("fails", "code", "tries"), [(2, 0, 3), (9, 7, 3)])
-def test_what_fails_is_tried_again(tmp_path, fails, code, tries):
+@pytest.mark.parametrize(("failures", "code", "attempts"), [(2, 0, 3), (9, 7, 3)])
+def test_retries_failed_command(tmp_path, failures, code, attempts):
     count = "p = pathlib.Path('n'); n = len(p.read_text()) if p.exists() else 0; p.write_text('x' * (n + 1))"
-    script = f"import pathlib; {count}; exit(7 if n < {fails} else 0)"
-    again = "from trimtab.jobs.submit import retry; retry.WAIT_SECONDS = 0; import sys; sys.exit(retry.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", again, "2", "--", sys.executable, "-c", script]
+    script = f"import pathlib; {count}; exit(7 if n < {failures} else 0)"
+    retry_driver = (
+        "from trimtab.jobs.submit import retry; retry.WAIT_SECONDS = 0; import sys; sys.exit(retry.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", retry_driver, "2", "--", sys.executable, "-c", script]
     assert subprocess.run(command, cwd=tmp_path, timeout=RUN_SECONDS, check=False).returncode == code
-    assert (tmp_path / "n").read_text() == "x" * tries
+    assert (tmp_path / "n").read_text() == "x" * attempts
 
 
-def test_a_command_that_is_run_again_ends_where_it_is_stopped():
+def test_sigterm_ends_command_without_retry():
     command = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
     with subprocess.Popen(
         [sys.executable, "-m", "trimtab.jobs.submit.retry", "3", "--", *command], stdout=subprocess.PIPE

@@ -1,9 +1,9 @@
-"""Signals captured in the engine are those of one transformers pass over the same text, whatever the engine does on its way."""
+"""Signals captured in the engine, compared with those of one transformers pass over the same text."""
 
 import pytest
 import torch
 
-from tests.support.factories import make_detector, make_prefix, one_pass
+from tests.support.factories import compute_reference_signals, make_detector, make_prefix
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.offline import Engine
 from trimtab.errors import UsageError
@@ -16,7 +16,7 @@ LONG = [f"I {'really ' * count}want to know what bread is. Number {count}." for 
 
 @pytest.fixture(scope="module")
 def engine(base):
-    """Small steps, so that prompts come in pieces; few blocks, so that requests are preempted; few slots, each used again."""
+    """Engine with small steps, so that prompts are chunked; few blocks, so that requests are preempted; and few slots."""
     config = EngineConfig(
         num_slots=8,
         dtype="fp32",
@@ -27,96 +27,115 @@ def engine(base):
         layers=LAYERS,
         token_statistics=True,
     )
-    with Engine(base, config) as started:
-        yield started
+    with Engine(base, config) as running_engine:
+        yield running_engine
 
 
-def check(engine: Engine, frozen, asks: list[Conversation], answers: list[list[Answer]]) -> None:
-    for ask, several in zip(asks, answers, strict=True):
-        for answer in several:
+def assert_signals_match(engine: Engine, frozen, conversations: list[Conversation], answers: list[list[Answer]]) -> None:
+    for conversation, samples in zip(conversations, answers, strict=True):
+        for answer in samples:
             assert answer.signals is not None
-            seen = one_pass(frozen, engine.renderer, ask, answer.token_ids, LAYERS)
-            assert (answer.signals.psi - seen.psi).norm() / seen.psi.norm() < 1e-3
-            torch.testing.assert_close(answer.signals.history, seen.history, rtol=1e-3, atol=2e-3)
+            expected = compute_reference_signals(frozen, engine.renderer, conversation, answer.token_ids, LAYERS)
+            assert (answer.signals.psi - expected.psi).norm() / expected.psi.norm() < 1e-3
+            torch.testing.assert_close(answer.signals.history, expected.history, rtol=1e-3, atol=2e-3)
 
 
-def asked(*questions: str, prefix=None) -> list[Conversation]:
+def build_conversations(*questions: str, prefix=None) -> list[Conversation]:
     return [Conversation([{"role": "user", "content": question}], prefix) for question in questions]
 
 
-def test_mixed_requests_in_flight_cold_and_from_the_prefix_cache(engine, frozen, base, monkeypatch):
-    """In chunks, preempted, with and without a prefix, of lengths that end in and at a block's edge; then once more, cached."""
+def test_mixed_requests_match_one_pass_cold_and_cached(engine, frozen, base, monkeypatch):
+    """Chunked and preempted requests with and without a prefix, of lengths inside and at the edge of a block; then cached."""
     scheduler, preempted = engine._llm.llm_engine.engine_core.engine_core.scheduler, []
     preempt = scheduler._preempt_request
-    monkeypatch.setattr(scheduler, "_preempt_request", lambda *a, **k: preempted.append(preempt(*a, **k)))
-    steered = make_prefix(frozen, base, "p", 2, "system", 1)
-    asks = [*asked(*SHORT, *LONG), *asked(*SHORT[:4], prefix=steered)]
+    monkeypatch.setattr(scheduler, "_preempt_request", lambda *args, **options: preempted.append(preempt(*args, **options)))
+    prefix = make_prefix(frozen, base, "p", 2, "system", 1)
+    conversations = [*build_conversations(*SHORT, *LONG), *build_conversations(*SHORT[:4], prefix=prefix)]
     for _ in range(2):
-        check(engine, frozen, asks, engine.chat_many(asks, Sampling(max_tokens=60)))
-    assert preempted, "nothing was preempted: the test shows less than it says"
+        assert_signals_match(engine, frozen, conversations, engine.chat_many(conversations, Sampling(max_tokens=60)))
+    assert preempted, "no request was preempted, so that the test proves less"
 
 
-def test_a_later_turn_finds_the_answer_of_the_first_in_the_cache(engine, frozen):
-    """Blocks that one request wrote as an answer are read by another as its prompt."""
-    first = asked(LONG[0])
+def test_later_turn_reads_previous_answer_from_cache(engine, frozen):
+    """A request reads the blocks of another request's answer as its prompt."""
+    first = build_conversations(LONG[0])
     ((answer,),) = engine.chat_many(first, Sampling(max_tokens=40))
-    turns = [*first[0].messages, {"role": "assistant", "content": answer.text}, {"role": "user", "content": "Go on."}]
-    check(engine, frozen, [Conversation(turns)], engine.chat_many([Conversation(turns)], Sampling(max_tokens=8)))
-
-
-def test_each_of_several_seeded_samples_has_its_own(engine, frozen):
-    """Also where a prompt comes in pieces, and the same again for the seed, as nothing of that may show."""
-    asks = asked(*SHORT[:3], LONG[2])
-    sampling = Sampling(max_tokens=10, temperature=1.0, n=3, seed=1)
-    answers = engine.chat_many(asks, sampling)
-    check(engine, frozen, asks, answers)
-    again = engine.chat_many(asks, sampling)
-    assert [[a.text for a in several] for several in again] == [[a.text for a in several] for several in answers]
-
-
-def test_an_answer_of_one_token(engine, frozen):
-    asks = asked(SHORT[0])
-    check(engine, frozen, asks, engine.chat_many(asks, Sampling(max_tokens=1)))
-
-
-def test_sampling_settings_do_not_change_what_is_read(engine, frozen):
-    """Temperature, penalties and log-probs of a request leave the model's own distribution as it is."""
-    asks = asked(*SHORT[:2])
-    check(
-        engine, frozen, asks, engine.chat_many(asks, Sampling(max_tokens=10, temperature=1.5, repetition_penalty=1.3, seed=2))
+    messages = [*first[0].messages, {"role": "assistant", "content": answer.text}, {"role": "user", "content": "Go on."}]
+    assert_signals_match(
+        engine, frozen, [Conversation(messages)], engine.chat_many([Conversation(messages)], Sampling(max_tokens=8))
     )
 
 
-def test_answers_that_someone_else_wrote(engine, frozen, base):
-    """Read in pieces beside each other: the same as one pass, and as what the model showed when it wrote one itself."""
-    steered = make_prefix(frozen, base, "p", 2, "system", 1)
-    asks = [*asked(*SHORT, *LONG), *asked(*SHORT[:4], prefix=steered), *asked(SHORT[0])]
-    texts = ["Paris.", "", "I do not know " * 20, *["It is a town by the sea."] * (len(asks) - 4), "Paris. " * 200]
-    answers = engine.score_many(asks, texts)
-    check(engine, frozen, asks, [[answer] for answer in answers])
-    assert [answer.finish_reason for answer in answers] == ["stop"] * (len(asks) - 1) + ["length"]
+def test_each_seeded_sample_has_its_own_signals(engine, frozen):
+    """Also for chunked prompts; the same seed gives the same samples."""
+    conversations = build_conversations(*SHORT[:3], LONG[2])
+    sampling = Sampling(max_tokens=10, temperature=1.0, n=3, seed=1)
+    answers = engine.chat_many(conversations, sampling)
+    assert_signals_match(engine, frozen, conversations, answers)
+    repeated = engine.chat_many(conversations, sampling)
+    assert [[answer.text for answer in samples] for samples in repeated] == [
+        [answer.text for answer in samples] for samples in answers
+    ]
+
+
+def test_one_token_answer_matches_one_pass(engine, frozen):
+    conversations = build_conversations(SHORT[0])
+    assert_signals_match(engine, frozen, conversations, engine.chat_many(conversations, Sampling(max_tokens=1)))
+
+
+def test_sampling_settings_do_not_change_signals(engine, frozen):
+    """Signals are of the unmodified distribution, whatever the temperature and penalties."""
+    conversations = build_conversations(*SHORT[:2])
+    assert_signals_match(
+        engine,
+        frozen,
+        conversations,
+        engine.chat_many(conversations, Sampling(max_tokens=10, temperature=1.5, repetition_penalty=1.3, seed=2)),
+    )
+
+
+def test_scored_answers_match_one_pass(engine, frozen, base):
+    """Given answers are read in chunks and batches, with the signals of one pass."""
+    prefix = make_prefix(frozen, base, "p", 2, "system", 1)
+    conversations = [
+        *build_conversations(*SHORT, *LONG),
+        *build_conversations(*SHORT[:4], prefix=prefix),
+        *build_conversations(SHORT[0]),
+    ]
+    texts = ["Paris.", "", "I do not know " * 20, *["It is a town by the sea."] * (len(conversations) - 4), "Paris. " * 200]
+    answers = engine.score_many(conversations, texts)
+    assert_signals_match(engine, frozen, conversations, [[answer] for answer in answers])
+    assert [answer.finish_reason for answer in answers] == ["stop"] * (len(conversations) - 1) + ["length"]
     assert [len(answer.token_ids) for answer in answers[:2]] == [3, 1]
 
 
-def test_reading_an_answer_shows_what_writing_it_did(engine):
-    asks = asked(*SHORT)
-    written = [several[0] for several in engine.chat_many(asks, Sampling(max_tokens=60))]
-    whole = [(ask, answer) for ask, answer in zip(asks, written, strict=True) if answer.finish_reason == "stop"]
-    assert whole, "no answer ended by itself"
-    read = engine.score_many([ask for ask, _ in whole], [answer.text for _, answer in whole])
-    same = [(w, r.signals) for (_, w), r in zip(whole, read, strict=True) if r.token_ids == w.token_ids]
-    assert same, "no text was read in the tokens that it was written in"
-    for answer, signals_read in same:
+def test_scoring_equals_generation(engine):
+    conversations = build_conversations(*SHORT)
+    answers = [samples[0] for samples in engine.chat_many(conversations, Sampling(max_tokens=60))]
+    finished = [
+        (conversation, answer)
+        for conversation, answer in zip(conversations, answers, strict=True)
+        if answer.finish_reason == "stop"
+    ]
+    assert finished, "no answer ended with a stop token"
+    readings = engine.score_many([conversation for conversation, _ in finished], [answer.text for _, answer in finished])
+    pairs = [
+        (generated, scored.signals)
+        for (_, generated), scored in zip(finished, readings, strict=True)
+        if scored.token_ids == generated.token_ids
+    ]
+    assert pairs, "no text has the same tokens when generated and when scored"
+    for answer, signals_read in pairs:
         assert (signals_read.psi - answer.signals.psi).norm() / answer.signals.psi.norm() < 1e-3
         torch.testing.assert_close(signals_read.history, answer.signals.history, rtol=1e-3, atol=2e-3)
 
 
-def test_an_answer_has_the_risk_that_a_detector_gives(engine, frozen, base):
-    watcher = make_detector(frozen, base, "truth", LAYERS)
+def test_answer_has_the_risk_of_the_detector(engine, frozen, base):
+    detector = make_detector(frozen, base, "truth", LAYERS)
     messages = [{"role": "user", "content": SHORT[0]}]
-    answer = engine.chat(messages, sampling=Sampling(max_tokens=12), detector=watcher)
-    seen = one_pass(frozen, engine.renderer, Conversation(messages), answer.token_ids, LAYERS)
-    assert answer.risk == pytest.approx(watcher.score_answer(seen, LAYERS), abs=2e-3)
+    answer = engine.chat(messages, sampling=Sampling(max_tokens=12), detector=detector)
+    signals = compute_reference_signals(frozen, engine.renderer, Conversation(messages), answer.token_ids, LAYERS)
+    assert answer.risk == pytest.approx(detector.score_answer(signals, LAYERS), abs=2e-3)
     assert engine.chat(messages, sampling=Sampling(max_tokens=12)).risk is None
     with pytest.raises(
         UsageError, match=r"reads layer 10, which this engine does not capture\. Create the engine with trimtab\.Engine"

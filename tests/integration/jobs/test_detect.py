@@ -1,4 +1,4 @@
-"""Collecting signals and learning detectors from them: data sets that can be gone on with, and a report that is honest."""
+"""Collection of signals and training of detectors on them."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.support.factories import make_prefix, signal_set
+from tests.support.factories import make_prefix, write_signal_dataset
 from trimtab import scores
 from trimtab.artifacts.prefix import save_prefix
 from trimtab.cli.main import main
@@ -21,7 +21,7 @@ from trimtab.errors import ArtifactError, NotFoundError, UsageError
 from trimtab.jobs.collect.config import CollectConfig
 from trimtab.jobs.collect.job import collect
 from trimtab.jobs.collect.plan import build_plan
-from trimtab.jobs.collect.signal_dataset import begin_dataset, read_dataset
+from trimtab.jobs.collect.signal_dataset import begin_dataset, metadata_as_json, read_dataset
 from trimtab.jobs.detect.config import DetectConfig
 from trimtab.jobs.detect.job import train_detectors
 from trimtab.jobs.detect.training_free import build_score_inputs
@@ -34,95 +34,99 @@ LAYERS = (20, 29)
 
 
 @pytest.fixture(scope="module")
-def signals(base, tmp_path_factory):
-    return signal_set(tmp_path_factory.mktemp("signals") / "made", base, LAYERS)
+def signal_folder(base, tmp_path_factory):
+    return write_signal_dataset(tmp_path_factory.mktemp("signals") / "made", base, LAYERS)
 
 
-def test_a_data_set_is_read_as_it_was_written_and_named_by_its_rows(signals, base):
-    data = read_dataset(signals, base)
+def test_dataset_is_read_as_written(signal_folder, base):
+    data = read_dataset(signal_folder, base)
     assert data.psi.shape == (400, 2, 3 * base.width)
     assert data.traces[0].shape == (4, 3)
     assert data.truthful.isnan().sum() == 40
-    assert data.digest == read_dataset(signals).digest
-    assert len(begin_dataset(signals, data.meta)) == 400
+    assert data.digest == read_dataset(signal_folder).digest
+    assert len(begin_dataset(signal_folder, data.meta)) == 400
 
 
-def test_what_is_no_data_set_or_of_another_model_is_refused(signals, base, tmp_path):
+def test_rejects_missing_foreign_and_truncated_datasets(signal_folder, base, tmp_path):
     with pytest.raises(ArtifactError, match="trimtab collect"):
         read_dataset(tmp_path)
-    meta = read_dataset(signals).meta
-    (tmp_path / "dataset.json").write_text(json.dumps(meta.__dict__ | {"fingerprint": "f" * 16}))
+    meta = read_dataset(signal_folder).meta
+    (tmp_path / "dataset.json").write_text(json.dumps(metadata_as_json(meta) | {"fingerprint": "f" * 16}))
     with pytest.raises(ArtifactError, match=f"not of {base.name}"):
         read_dataset(tmp_path, base)
-    with pytest.raises(UsageError, match="another fingerprint"):
+    with pytest.raises(UsageError, match="different fingerprint"):
         begin_dataset(tmp_path, meta)
-    (tmp_path / "dataset.json").write_text(json.dumps(meta.__dict__))
+    (tmp_path / "dataset.json").write_text(json.dumps(metadata_as_json(meta)))
     (tmp_path / "part-1.parquet").write_bytes(b"PAR1 cut off")
     with pytest.raises(ArtifactError, match="not a whole Parquet file"):
         read_dataset(tmp_path)
 
 
-def test_parts_of_another_model_are_told_and_an_answer_counts_once(base, tmp_path):
-    folder = signal_set(tmp_path / "one", base, LAYERS)
-    one = read_dataset(folder)
+def test_duplicate_rows_count_once_and_foreign_parts_are_rejected(base, tmp_path):
+    folder = write_signal_dataset(tmp_path / "one", base, LAYERS)
+    dataset = read_dataset(folder)
     part = next(folder.glob("part-*"))
     shutil.copy(part, folder / "part-again.parquet")
-    assert read_dataset(folder).digest == one.digest
-    other = signal_set(tmp_path / "other", replace(base, fingerprint="f" * 16), LAYERS, seed=1)
-    shutil.copy(next(other.glob("part-*")), folder / "part-other.parquet")
-    for look in (lambda: read_dataset(folder), lambda: begin_dataset(folder, one.meta)):
+    assert read_dataset(folder).digest == dataset.digest
+    foreign_folder = write_signal_dataset(tmp_path / "other", replace(base, fingerprint="f" * 16), LAYERS, seed=1)
+    shutil.copy(next(foreign_folder.glob("part-*")), folder / "part-other.parquet")
+    for read in (lambda: read_dataset(folder), lambda: begin_dataset(folder, dataset.meta)):
         with pytest.raises(ArtifactError, match=r"part-other\.parquet does not match the model"):
-            look()
+            read()
 
 
-def test_few_groups_that_leave_nothing_to_learn_from_are_told(signals):
-    data = read_dataset(signals)
-    seed = next(s for s in range(1000) if hash_to_fraction("one", s) < 0.25)
+def test_rejects_split_without_training_answers(signal_folder):
+    data = read_dataset(signal_folder)
+    seed = next(candidate for candidate in range(1000) if hash_to_fraction("one", candidate) < 0.25)
     with pytest.raises(UsageError, match=f"seed {seed} leaves no answers to train on: the data set has 1 groups"):
         training.split_data(data.psi, data.traces, data.truthful, ["one"] * 400, seed, 0.1, 0.25)
 
 
-def test_no_question_is_on_two_sides_and_test_rows_shape_nothing(signals):
-    data = read_dataset(signals)
-    questions = [f"Question {i // 2}?" for i in range(400)]
+def test_split_is_by_question_and_ignores_test_rows(signal_folder):
+    data = read_dataset(signal_folder)
+    questions = [f"Question {index // 2}?" for index in range(400)]
     rows = training.split_data(data.psi, data.traces, data.truthful, questions, 0, 0.1, 0.25)
-    sides = {questions[i] for i in rows.test_indices.tolist()}
+    test_questions = {questions[index] for index in rows.test_indices.tolist()}
     assert len(rows.test) + len(rows.validation) + len(rows.train) <= 400
-    assert all(questions[i ^ 1] in sides for i in rows.test_indices.tolist())
-    changed = [t.clone() for t in data.traces]
-    for i in rows.test_indices.tolist():
-        changed[i] -= 100
-    again = training.split_data(data.psi, changed, data.truthful, questions, 0, 0.1, 0.25)
-    assert again.low == rows.low
-    assert torch.equal(again.normalizer, rows.normalizer)
+    assert all(questions[index ^ 1] in test_questions for index in rows.test_indices.tolist())
+    changed = [trace.clone() for trace in data.traces]
+    for index in rows.test_indices.tolist():
+        changed[index] -= 100
+    changed_rows = training.split_data(data.psi, changed, data.truthful, questions, 0, 0.1, 0.25)
+    assert changed_rows.low == rows.low
+    assert torch.equal(changed_rows.normalizer, rows.normalizer)
 
 
-def test_a_detector_is_learned_chosen_saved_and_gives_risks(signals, base, tmp_path):
+def test_trained_detector_separates_answers(signal_folder, base, tmp_path):
     config = DetectConfig(
-        str(signals), "flag", {"groups": [2, 4], "projection": 32, "hidden": 32}, num_seeds=2, out=str(tmp_path / "detector")
+        str(signal_folder),
+        "flag",
+        {"groups": [2, 4], "projection": 32, "hidden": 32},
+        num_seeds=2,
+        out=str(tmp_path / "detector"),
     )
-    made = train_detectors(config)
-    (flag, *scored), figures, folder = made.results, made.figures, made.folder
+    report = train_detectors(config)
+    (flag, *score_results), figures, folder = report.results, report.figures, report.folder
     assert figures[0].auroc.low < flag.auroc < figures[0].auroc.high
     assert flag.auroc > 0.8
     assert flag.oracle >= flag.auroc
-    assert {r.name for r in scored} == {"perplexity", "min-logprob", "entropy", "max-entropy", "margin"}
-    assert all(0.3 < r.auroc < 0.7 for r in scored)
-    assert all(r.tokens == 0 for r in (flag, *scored))
-    made = load_detector(folder, base)
-    assert made.card.metrics["test_auroc"] == flag.auroc
-    data = read_dataset(signals)
-    seen = data.psi[:, [data.meta.layers.index(layer) for layer in made.card.layers]]
-    phi = torch.stack([compute_trace_features(*t.T, made.card.low_log_probability) for t in data.traces])
-    risk = made.compute_risk(seen, phi)
+    assert {result.name for result in score_results} == {"perplexity", "min-logprob", "entropy", "max-entropy", "margin"}
+    assert all(0.3 < result.auroc < 0.7 for result in score_results)
+    assert all(result.tokens == 0 for result in (flag, *score_results))
+    detector = load_detector(folder, base)
+    assert detector.card.metrics["test_auroc"] == flag.auroc
+    data = read_dataset(signal_folder)
+    psi = data.psi[:, [data.meta.layers.index(layer) for layer in detector.card.layers]]
+    features = torch.stack([compute_trace_features(*trace.T, detector.card.low_log_probability) for trace in data.traces])
+    risk = detector.compute_risk(psi, features)
     assert risk[data.truthful == 0].mean() > risk[data.truthful == 1].mean() + 0.1
 
 
-def test_a_detector_is_registered_and_becomes_champion_where_it_is_better(signals, base, tmp_path, capsys):
-    given = [
+def test_better_detector_becomes_champion(signal_folder, base, tmp_path, capsys):
+    command = [
         "detect",
         "--signals",
-        str(signals),
+        str(signal_folder),
         "--head",
         "linear",
         "--layers",
@@ -132,7 +136,7 @@ def test_a_detector_is_registered_and_becomes_champion_where_it_is_better(signal
         "--name",
         "made-up",
     ]
-    assert main([*given, "--json", str(tmp_path / "first.json")]) == 0
+    assert main([*command, "--json", str(tmp_path / "first.json")]) == 0
     first = json.loads((tmp_path / "first.json").read_text())
     low, high = first["test"]["interval"]
     assert 0.5 < low <= first["test"]["auroc"] <= high <= 1
@@ -145,8 +149,8 @@ def test_a_detector_is_registered_and_becomes_champion_where_it_is_better(signal
     assert get_client().get_run(version.run_id).info.status == "FINISHED"
     with pytest.raises(NotFoundError, match="'made-up' of smollm2-135m is a detector, not a prefix"):
         registry.load_prefix(version)
-    # The same data and seeds: nothing is gained.
-    assert main([*given, "--json", str(tmp_path / "second.json")]) == 0
+    # The same data and seeds give no improvement.
+    assert main([*command, "--json", str(tmp_path / "second.json")]) == 0
     second = json.loads((tmp_path / "second.json").read_text())
     assert second["version"]["aliases"] == ["candidate"]
     assert "is not above champion v1" in second["gate"]
@@ -157,44 +161,44 @@ def test_a_detector_is_registered_and_becomes_champion_where_it_is_better(signal
     assert '"head": "linear"' in capsys.readouterr().out
 
 
-def test_a_name_is_of_one_kind(signals, frozen, base, tmp_path):
-    taken = save_prefix(make_prefix(frozen, base, "taken", 1, "system", 1), tmp_path / "taken")
-    registry.register_version(taken, runs.start_run("taken", "align", tmp_path / "outbox").run_id)
+def test_rejects_name_of_a_prefix(signal_folder, frozen, base, tmp_path):
+    prefix_folder = save_prefix(make_prefix(frozen, base, "taken", 1, "system", 1), tmp_path / "taken")
+    registry.register_version(prefix_folder, runs.start_run("taken", "align", tmp_path / "outbox").run_id)
     with pytest.raises(UsageError, match="already has a prefix named 'taken': give the detector another --name"):
-        train_detectors(DetectConfig(str(signals), "linear", layers=[29], num_seeds=1, name="taken"))
+        train_detectors(DetectConfig(str(signal_folder), "linear", layers=[29], num_seeds=1, name="taken"))
 
 
-def test_fewer_labels_leave_the_rest_unlabelled(signals):
-    data = read_dataset(signals)
+def test_label_fraction_removes_labels_only(signal_folder):
+    data = read_dataset(signal_folder)
     half = training.split_data(data.psi, data.traces, data.truthful, data.questions, 0, 0.1, 0.25, labels=0.5)
-    whole = training.split_data(data.psi, data.traces, data.truthful, data.questions, 0, 0.1, 0.25)
-    assert len(half.train) == len(whole.train)
-    assert 0.35 < len(half.train.labelled) / len(whole.train.labelled) < 0.65
+    full = training.split_data(data.psi, data.traces, data.truthful, data.questions, 0, 0.1, 0.25)
+    assert len(half.train) == len(full.train)
+    assert 0.35 < len(half.train.labelled) / len(full.train.labelled) < 0.65
 
 
-def test_settings_that_cannot_be_are_refused_in_one_line(signals):
+def test_rejects_invalid_settings(signal_folder):
     with pytest.raises(UsageError, match="must leave some answers"):
         DetectConfig("x", test_fraction=0.9, validation_fraction=0.1)
     with pytest.raises(UsageError, match="layer 7 was not collected"):
-        train_detectors(DetectConfig(str(signals), layers=[7]))
+        train_detectors(DetectConfig(str(signal_folder), layers=[7]))
     with pytest.raises(UsageError, match="--questions"):
         CollectConfig()
     with pytest.raises(UsageError, match="layers must be from 0 to 29"):
         collect(CollectConfig("trimtab:countries", "x", layers=[30]))
 
 
-def test_a_question_is_asked_once():
+def test_plan_has_each_question_once():
     question = Question("What is the capital of France?", ("Paris",), "t")
-    asked = build_plan(CollectConfig("x", "y"), [question, question, Question("And of Spain?", ("Madrid",), "t")])
-    assert len({a.key for a in asked}) == 2
+    plan = build_plan(CollectConfig("x", "y"), [question, question, Question("And of Spain?", ("Madrid",), "t")])
+    assert len({entry.key for entry in plan}) == 2
     with pytest.raises(UsageError, match="there are no questions or answers"):
         build_plan(CollectConfig("x", "y"), [])
 
 
-def test_questions_are_answered_labelled_and_gone_on_with(base, tmp_path, capsys):
-    """Two questions, then all of four: only what is missing is asked."""
+def test_collection_answers_labels_and_continues(base, tmp_path, capsys):
+    """Two questions, then four: only the missing answers are generated."""
     capitals = {"France": "Paris", "Spain": "Madrid", "Italy": "Rome", "Chad": "N'Djamena"}
-    lines = [{"question": f"What is the capital of {c}?", "answers": [a]} for c, a in capitals.items()]
+    lines = [{"question": f"What is the capital of {country}?", "answers": [capital]} for country, capital in capitals.items()]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
     config = {"questions": str(tmp_path / "q.jsonl"), "out": str(tmp_path / "out"), "dtype": "fp32", "max_tokens": 12}
     config |= {"num_samples": 3, "p_true": True}
@@ -208,11 +212,13 @@ def test_questions_are_answered_labelled_and_gone_on_with(base, tmp_path, capsys
     assert all(math.isfinite(value) for value in data.psi.sum((1, 2)).tolist())
     by_question = dict(zip(data.questions, data.truthful.tolist(), strict=True))
     assert by_question["What is the capital of France?"] == 1
-    for seen in build_score_inputs(data):
-        assert len({s.text for s in seen.samples}) > 1
-        assert all(1 <= s.tokens <= 12 and s.logp < 0 and s.state.shape == (2, base.width) for s in seen.samples)
-        assert 0 < seen.p_true < 1
-    assert len({seen.p_true for seen in build_score_inputs(data)}) > 1
+    for inputs in build_score_inputs(data):
+        assert len({sample.text for sample in inputs.samples}) > 1
+        assert all(
+            1 <= sample.tokens <= 12 and sample.logp < 0 and sample.state.shape == (2, base.width) for sample in inputs.samples
+        )
+        assert 0 < inputs.p_true < 1
+    assert len({inputs.p_true for inputs in build_score_inputs(data)}) > 1
     assert {"p-true", "eigenscore", "semantic-entropy"} < set(scores.list_computable(build_score_inputs(data)))
     collect(CollectConfig(**config))
     assert "answers with signals" not in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`trimtab evaluate truth`: from collected data sets to the report, and what the report refuses."""
+"""`trimtab evaluate truth`: the report on signal data sets, and its usage errors."""
 
 import csv
 import io
@@ -9,8 +9,8 @@ import pytest
 import torch
 from jsonschema import validate
 
-from tests.support.factories import signal_row
-from tests.unit.evaluation.test_study_page import Reader, words
+from tests.support.factories import build_signal_row
+from tests.unit.evaluation.test_study_page import PageParser, extract_text
 from trimtab import settings
 from trimtab.cli import main as cli
 from trimtab.errors import ArtifactError, UsageError
@@ -23,7 +23,7 @@ from trimtab.tracking.client import get_client, get_experiment_id
 pytestmark = pytest.mark.usefixtures("cluster")
 
 LAYERS = (20, 29)
-FOREIGN = "rivers <img src=x onerror=alert(1)> $x^$"
+MARKUP_SOURCE = "rivers <img src=x onerror=alert(1)> $x^$"
 INTERVAL = {
     "type": "object",
     "required": ["value", "low", "high"],
@@ -66,37 +66,37 @@ REPORT = {
     },
 }
 
-# Scores of the trace, which every data set has.
-TRACED = ("perplexity", "min-logprob", "entropy", "max-entropy", "margin")
+# Scores of token statistics, which every data set has.
+TRACE_SCORES = ("perplexity", "min-logprob", "entropy", "max-entropy", "margin")
 
 
-def collected(folder, base, count=190, layers=LAYERS, truthful=None, source=None, seed=0):
-    """A data set whose last layer's last state tells the truth, with noise; every twentieth answer is unlabelled."""
+def write_dataset(folder, base, count=190, layers=LAYERS, truthful=None, source=None, seed=0):
+    """Write a data set whose last layer's last state tells the truth, with noise; every 20th answer is unlabeled."""
     meta = DatasetMetadata(base.name, base.fingerprint, layers, base.width, "fp32", None, "")
     begin_dataset(folder, meta)
     generator = torch.Generator().manual_seed(seed)
-    lines = []
-    for i in range(count):
-        right = bool(torch.rand(1, generator=generator) < 0.5) if truthful is None else truthful
+    rows = []
+    for number in range(count):
+        label = bool(torch.rand(1, generator=generator) < 0.5) if truthful is None else truthful
         psi = torch.randn(len(layers), 3 * base.width, generator=generator)
-        psi[-1, :100] += 0.3 * right
-        history = torch.randn(4, 3, generator=generator).abs() * torch.tensor([-1.0, 1.0, 1.0]) * (0.8 if right else 1.2)
-        row = signal_row(i, f"Question {seed} {i}?", None if i % 20 == 0 else right, psi, history)
-        lines.append(row | {"source": source or ("capitals" if i % 2 else FOREIGN)})
-    append_part(folder, meta, lines)
+        psi[-1, :100] += 0.3 * label
+        history = torch.randn(4, 3, generator=generator).abs() * torch.tensor([-1.0, 1.0, 1.0]) * (0.8 if label else 1.2)
+        row = build_signal_row(number, f"Question {seed} {number}?", None if number % 20 == 0 else label, psi, history)
+        rows.append(row | {"source": source or ("capitals" if number % 2 else MARKUP_SOURCE)})
+    append_part(folder, meta, rows)
     return str(folder)
 
 
 @pytest.fixture(scope="module")
-def folders(base, tmp_path_factory):
+def dataset_folders(base, tmp_path_factory):
     root = tmp_path_factory.mktemp("sets")
-    return [collected(root / "countries", base), collected(root / "trivia <b>&", base, seed=1)]
+    return [write_dataset(root / "countries", base), write_dataset(root / "trivia <b>&", base, seed=1)]
 
 
 @pytest.fixture(scope="module")
-def written(folders, tmp_path_factory):
-    """The whole report on two small data sets, by the command line."""
-    out = tmp_path_factory.mktemp("report")
+def report_folder(dataset_folders, tmp_path_factory):
+    """Folder with the report on two small data sets, written by the command line."""
+    folder = tmp_path_factory.mktemp("report")
     options = [
         "--head",
         "flag",
@@ -110,37 +110,47 @@ def written(folders, tmp_path_factory):
         "--name",
         "small",
     ]
-    given = ["evaluate", "truth", "--signals", *folders, *options, "--out", str(out), "--json", str(out / "given.json")]
-    assert cli.main(given) == 0
-    return out
+    command = [
+        "evaluate",
+        "truth",
+        "--signals",
+        *dataset_folders,
+        *options,
+        "--out",
+        str(folder),
+        "--json",
+        str(folder / "command_output.json"),
+    ]
+    assert cli.main(command) == 0
+    return folder
 
 
 @pytest.fixture(scope="module")
-def report(written):
-    return json.loads((written / "report.json").read_text())
+def detection_report(report_folder):
+    return json.loads((report_folder / "report.json").read_text())
 
 
-def test_the_report_is_of_its_schema_and_what_json_gives(written, report):
-    validate(report, REPORT)
-    assert json.loads((written / "given.json").read_text()) == report
-    assert not list(written.glob(".*.part"))
+def test_report_matches_schema_and_json_option(report_folder, detection_report):
+    validate(detection_report, REPORT)
+    assert json.loads((report_folder / "command_output.json").read_text()) == detection_report
+    assert not list(report_folder.glob(".*.part"))
 
 
-def test_every_head_and_score_is_measured_on_every_data_set(report):
-    assert list(report["sets"]) == ["countries", "trivia <b>&"]
-    for entry in report["sets"].values():
-        assert {arm["name"] for arm in entry["arms"]} == {"flag", "linear", *TRACED}
+def test_report_has_every_head_and_score_by_dataset(detection_report):
+    assert list(detection_report["sets"]) == ["countries", "trivia <b>&"]
+    for entry in detection_report["sets"].values():
+        assert {arm["name"] for arm in entry["arms"]} == {"flag", "linear", *TRACE_SCORES}
         linear = entry["arms"][1]
         assert linear["chosen"] == {"layers": [29]}
         assert linear["test"]["auroc"]["low"] < linear["test"]["auroc"]["value"] < linear["test"]["auroc"]["high"]
         assert linear["test"]["auroc"]["value"] > 0.75
-        assert linear["test"]["auroc"]["value"] == pytest.approx(sum(s["auroc"] for s in linear["seeds"]) / 2)
+        assert linear["test"]["auroc"]["value"] == pytest.approx(sum(seed["auroc"] for seed in linear["seeds"]) / 2)
         assert (entry["answers"], entry["labelled"]) == (190, 180)
-        assert {kind["source"] for kind in linear["kinds"]} == {"capitals", FOREIGN}
+        assert {kind["source"] for kind in linear["kinds"]} == {"capitals", MARKUP_SOURCE}
 
 
-def test_the_rival_is_the_one_that_is_best_on_validation(report):
-    for entry in report["sets"].values():
+def test_rival_is_the_best_on_validation(detection_report):
+    for entry in detection_report["sets"].values():
         rivals = {arm["name"]: arm["validation_auroc"] for arm in entry["arms"] if arm["name"] != "flag"}
         compared = entry["compared"]
         assert compared["rival"] == max(rivals, key=rivals.get)
@@ -149,35 +159,35 @@ def test_the_rival_is_the_one_that_is_best_on_validation(report):
         assert compared["beats"] == (compared["auroc"]["low"] > 0)
 
 
-def test_ablations_labels_and_transfer_are_there(report):
-    for entry in report["sets"].values():
+def test_report_has_ablations_labels_and_transfer(detection_report):
+    for entry in detection_report["sets"].values():
         assert [arm["name"] for arm in entry["ablations"]] == list(ABLATIONS)
-        whole = entry["arms"][0]
+        full_arm = entry["arms"][0]
         for arm in entry["ablations"]:
-            assert whole["chosen"].items() <= (arm["chosen"] | {"groups": whole["chosen"]["groups"]}).items()
-            gap = whole["test"]["auroc"]["value"] - arm["test"]["auroc"]["value"]
+            assert full_arm["chosen"].items() <= (arm["chosen"] | {"groups": full_arm["chosen"]["groups"]}).items()
+            gap = full_arm["test"]["auroc"]["value"] - arm["test"]["auroc"]["value"]
             assert arm["difference"]["value"] == pytest.approx(gap)
-        assert [(p["name"], p["share"]) for p in entry["labels"]] == [
+        assert [(point["name"], point["share"]) for point in entry["labels"]] == [
             (name, share) for name in ("flag", "linear") for share in (0.3, 1.0)
         ]
-    cells = {(c["name"], c["learned_on"], c["tested_on"]): c for c in report["transfer"]}
+    cells = {(cell["name"], cell["learned_on"], cell["tested_on"]): cell for cell in detection_report["transfer"]}
     assert len(cells) == 8
-    for name, entry in report["sets"].items():
+    for name, entry in detection_report["sets"].items():
         for arm in entry["arms"][:2]:
             assert cells[arm["name"], name, name]["auroc"] == arm["test"]["auroc"]
-    # Both were made by the same rule, so what one teaches holds on the other.
+    # Both data sets have the same rule, so that a detector transfers.
     assert cells["linear", "countries", "trivia <b>&"]["auroc"]["value"] > 0.7
 
 
-def test_the_page_escapes_foreign_text_and_asks_nothing_of_the_outside(written, report):
-    shown = (written / "report.html").read_text()
-    assert "<script" not in shown
-    assert "<img" not in shown
-    elements = Reader(shown).elements
+def test_page_escapes_text_and_loads_no_external_resources(report_folder, detection_report):
+    page = (report_folder / "report.html").read_text()
+    assert "<script" not in page
+    assert "<img" not in page
+    elements = PageParser(page).elements
     assert not {"script", "link", "img", "iframe", "image"} & {tag for tag, _ in elements}
     ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert re.findall(r'<section id="(\w+)"', shown) == [
+    assert re.findall(r'<section id="(\w+)"', page) == [
         "results",
         "curves",
         "kinds",
@@ -186,17 +196,22 @@ def test_the_page_escapes_foreign_text_and_asks_nothing_of_the_outside(written, 
         "transfer",
         "notes",
     ]
-    text = words(shown)
-    for piece in (FOREIGN, "trivia <b>&", "no geometry", *(e["compared"]["sentence"] for e in report["sets"].values())):
-        assert piece in text
+    text = extract_text(page)
+    for part in (
+        MARKUP_SOURCE,
+        "trivia <b>&",
+        "no geometry",
+        *(entry["compared"]["sentence"] for entry in detection_report["sets"].values()),
+    ):
+        assert part in text
 
 
-def test_csv_has_the_figures_of_the_json(written, report):
-    rows = list(csv.DictReader(io.StringIO((written / "report.csv").read_text())))
-    keys = [tuple(r[key] for key in ("set", "section", "arm", "of", "measure")) for r in rows]
+def test_csv_equals_json(report_folder, detection_report):
+    rows = list(csv.DictReader(io.StringIO((report_folder / "report.csv").read_text())))
+    keys = [tuple(row[key] for key in ("set", "section", "arm", "of", "measure")) for row in rows]
     assert len(set(keys)) == len(keys)
     by_key = dict(zip(keys, rows, strict=True))
-    for name, entry in report["sets"].items():
+    for name, entry in detection_report["sets"].items():
         for arm in entry["arms"]:
             for measure in ("auroc", "auprc", "fpr95", "aurc"):
                 row = by_key[name, "results", arm["name"], "", measure]
@@ -206,42 +221,42 @@ def test_csv_has_the_figures_of_the_json(written, report):
             )
 
 
-def test_the_run_has_the_figures_the_data_and_the_report(written, report):
-    found = get_client().search_runs([get_experiment_id()], "tags.`trimtab.kind` = 'truth'")
-    run = next(r for r in found if r.info.run_name == "evaluate truth small")
+def test_run_has_metrics_inputs_and_report(report_folder, detection_report):
+    runs = get_client().search_runs([get_experiment_id()], "tags.`trimtab.kind` = 'truth'")
+    run = next(candidate for candidate in runs if candidate.info.run_name == "evaluate truth small")
     assert run.info.status == "FINISHED"
-    value = report["sets"]["countries"]["arms"][1]["test"]["auroc"]["value"]
+    value = detection_report["sets"]["countries"]["arms"][1]["test"]["auroc"]["value"]
     assert run.data.metrics["truth/countries/linear/auroc"] == pytest.approx(value)
-    assert {d.dataset.name: d.dataset.digest for d in run.inputs.dataset_inputs} == {
-        name: entry["digest"] for name, entry in report["sets"].items()
+    assert {source.dataset.name: source.dataset.digest for source in run.inputs.dataset_inputs} == {
+        name: entry["digest"] for name, entry in detection_report["sets"].items()
     }
-    kept = {artifact.path for artifact in get_client().list_artifacts(run.info.run_id, "report")}
-    assert {"report/report.html", "report/report.json", "report/report.csv", "report/roc-countries.png"} <= kept
+    paths = {artifact.path for artifact in get_client().list_artifacts(run.info.run_id, "report")}
+    assert {"report/report.html", "report/report.json", "report/report.csv", "report/roc-countries.png"} <= paths
 
 
-def test_one_data_set_of_one_kind_has_no_sections_that_say_nothing(base, tmp_path):
-    folder = collected(tmp_path / "one", base, count=120, source="only")
+def test_omits_sections_without_content(base, tmp_path):
+    folder = write_dataset(tmp_path / "one", base, count=120, source="only")
     config = TruthConfig(
         folder, "linear", num_seeds=2, validation_fraction=0.2, label_fractions=[], ablations=False, name="one"
     )
-    made = evaluate_detectors(config)
-    sections = re.findall(r'<section id="(\w+)"', render_page(made))
+    report = evaluate_detectors(config)
+    sections = re.findall(r'<section id="(\w+)"', render_page(report))
     assert sections == ["results", "curves", "notes"]
-    # Few different answers of one kind in two test parts, and each has a figure all the same.
-    assert made.sets[0].compared.name == "linear"
+    # The test parts are small and of one kind, but each must have a result.
+    assert report.sets[0].compared.name == "linear"
     assert (settings.get_runs_folder() / "truth-one" / "report.html").exists()
 
 
-def test_what_cannot_be_reported_on_is_refused_in_one_line_before_any_work(base, tmp_path, folders):
-    few = collected(tmp_path / "few", base, count=30)
+def test_rejects_invalid_datasets_and_settings(base, tmp_path, dataset_folders):
+    few = write_dataset(tmp_path / "few", base, count=30)
     with pytest.raises(UsageError, match="few: there are 28 labeled answers; a detector needs 50"):
         evaluate_detectors(TruthConfig(few))
-    right = collected(tmp_path / "right", base, count=80, truthful=True)
+    all_true = write_dataset(tmp_path / "right", base, count=80, truthful=True)
     with pytest.raises(UsageError, match=r"right: seed 0: the .* answers are all of one class"):
-        evaluate_detectors(TruthConfig(right))
-    other = collected(tmp_path / "other", base, count=60, layers=(10,))
+        evaluate_detectors(TruthConfig(all_true))
+    other = write_dataset(tmp_path / "other", base, count=60, layers=(10,))
     with pytest.raises(UsageError, match=r"other has layers \[10\], the first data set \[20, 29\]"):
-        evaluate_detectors(TruthConfig([folders[0], other]))
+        evaluate_detectors(TruthConfig([dataset_folders[0], other]))
     with pytest.raises(ArtifactError, match="trimtab collect"):
         evaluate_detectors(TruthConfig(str(tmp_path)))
     with pytest.raises(UsageError, match="--signals FOLDER"):
@@ -252,7 +267,7 @@ def test_what_cannot_be_reported_on_is_refused_in_one_line_before_any_work(base,
         TruthConfig("x", name="../x")
 
 
-def test_two_data_sets_of_one_name_are_told_apart(base, tmp_path):
-    folders = [collected(tmp_path / part / "made", base, count=70, seed=i) for i, part in enumerate("ab")]
-    given = open_sources(TruthConfig(folders, "linear", num_seeds=1, validation_fraction=0.3), base)
-    assert [source.name for source in given] == folders
+def test_datasets_of_the_same_name_are_named_by_path(base, tmp_path):
+    folders = [write_dataset(tmp_path / parent / "made", base, count=70, seed=seed) for seed, parent in enumerate("ab")]
+    sources = open_sources(TruthConfig(folders, "linear", num_seeds=1, validation_fraction=0.3), base)
+    assert [source.name for source in sources] == folders

@@ -1,4 +1,4 @@
-"""Sweeps: what is drawn and refused, what decides, and one from end to end that goes on twice."""
+"""Sweeps: drawn settings, usage errors, early stopping and ranking, and a sweep that is extended and repeated."""
 
 import json
 from math import nan
@@ -21,28 +21,28 @@ REFUSAL = "I'm sorry, but I can't help with that request."
 RATE = {"low": 0.01, "high": 0.2, "log": True}
 
 
-def test_the_same_seed_draws_the_same_and_more_trials_begin_with_fewer():
+def test_draws_depend_on_the_seed_and_not_on_the_number_of_trials():
     space = {"train.learning_rate": RATE, "num_virtual_tokens": {"low": 1, "high": 4}, "position": ["system", "user"]}
-    few, many = (draw_settings(SweepConfig(param_space=space, num_trials=n)) for n in (5, 40))
-    assert many[:5] == few
-    assert len({json.dumps(one) for one in many}) == 40
-    assert all(0.01 <= one["train.learning_rate"] <= 0.2 for one in many)
-    assert {one["num_virtual_tokens"] for one in many} == {1, 2, 3, 4}
-    assert all(type(one["num_virtual_tokens"]) is int for one in many)
-    assert draw_settings(SweepConfig(param_space=space, num_trials=5, seed=1)) != few
+    five, forty = (draw_settings(SweepConfig(param_space=space, num_trials=count)) for count in (5, 40))
+    assert forty[:5] == five
+    assert len({json.dumps(drawn) for drawn in forty}) == 40
+    assert all(0.01 <= drawn["train.learning_rate"] <= 0.2 for drawn in forty)
+    assert {drawn["num_virtual_tokens"] for drawn in forty} == {1, 2, 3, 4}
+    assert all(type(drawn["num_virtual_tokens"]) is int for drawn in forty)
+    assert draw_settings(SweepConfig(param_space=space, num_trials=5, seed=1)) != five
 
 
-def test_a_small_space_is_tried_whole_and_once():
-    found = draw_settings(
+def test_small_space_is_searched_exhaustively():
+    trials = draw_settings(
         SweepConfig(param_space={"num_virtual_tokens": [1, 2], "objective_options": {"gamma": [0.0, 1.0, 2.0]}}, num_trials=50)
     )
-    assert len(found) == 6
-    assert {(one["num_virtual_tokens"], one["objective_options.gamma"]) for one in found} == {
-        (r, g) for r in (1, 2) for g in (0.0, 1.0, 2.0)
+    assert len(trials) == 6
+    assert {(drawn["num_virtual_tokens"], drawn["objective_options.gamma"]) for drawn in trials} == {
+        (rows, gamma) for rows in (1, 2) for gamma in (0.0, 1.0, 2.0)
     }
 
 
-def test_a_trial_is_the_shared_settings_and_what_was_drawn(tmp_path):
+def test_trial_settings_extend_the_shared_settings(tmp_path):
     space = {
         "train": {"global_batch_size": [8]},
         "objective": ["dpo"],
@@ -52,19 +52,28 @@ def test_a_trial_is_the_shared_settings_and_what_was_drawn(tmp_path):
     config = SweepConfig(
         name="mine", shared={"train": {"max_steps": 9, "validate_every": 3}, "num_virtual_tokens": 2}, param_space=space
     )
-    (only,) = plan_trials(config, tmp_path)
-    made = only.config
-    assert (made.name, made.num_virtual_tokens, made.objective, made.objective_options) == ("mine", 2, "dpo", {"beta": 0.5})
-    assert (made.train.max_steps, made.train.global_batch_size, made.data.filter_rules) == (9, 8, ["length"])
-    assert made.register
+    (trial,) = plan_trials(config, tmp_path)
+    align_config = trial.config
+    assert (align_config.name, align_config.num_virtual_tokens, align_config.objective, align_config.objective_options) == (
+        "mine",
+        2,
+        "dpo",
+        {"beta": 0.5},
+    )
+    assert (align_config.train.max_steps, align_config.train.global_batch_size, align_config.data.filter_rules) == (
+        9,
+        8,
+        ["length"],
+    )
+    assert align_config.register
 
 
-WRONG = {
-    "nothing": ({}, "param_space is empty"),
+INVALID_SPACES = {
+    "empty space": ({}, "param_space is empty"),
     "one value": ({"num_virtual_tokens": 3}, "param_space.num_virtual_tokens: give a list of choices, or low and high"),
     "no choices": ({"num_virtual_tokens": []}, "param_space.num_virtual_tokens: give a list of choices"),
-    "half a range": ({"train": {"learning_rate": {"low": 0.1}}}, "param_space.train.learning_rate: give a list"),
-    "upside down": (
+    "range without high": ({"train": {"learning_rate": {"low": 0.1}}}, "param_space.train.learning_rate: give a list"),
+    "reversed range": (
         {"num_virtual_tokens": {"low": 4, "high": 1}},
         r"param_space.num_virtual_tokens: low \(4\) must be below high \(1\)",
     ),
@@ -73,31 +82,31 @@ WRONG = {
         {"num_virtual_tokens": {"low": 0, "high": 4, "log": True}},
         "param_space.num_virtual_tokens: low must be above 0 if log",
     ),
-    "no such setting": ({"train.speed": [1]}, "trial 0 .train.speed 1.: .*speed"),
+    "unknown setting": ({"train.speed": [1]}, "trial 0 .train.speed 1.: .*speed"),
     "wrong type": ({"train.max_steps": ["many"]}, "trial 0 .*steps"),
     "out of bounds": ({"train.global_batch_size": [0]}, "train.global_batch_size must be at least 1"),
-    "no such option": ({"objective_options.beam": [3]}, "unexpected keyword argument 'beam'"),
-    "no such objective": ({"objective": ["magic"]}, "there are: bco"),
-    "what is measured with": (
+    "unknown objective option": ({"objective_options.beam": [3]}, "unexpected keyword argument 'beam'"),
+    "unknown objective": ({"objective": ["magic"]}, "there are: bco"),
+    "target length": (
         {"train.max_target_tokens": [8, 16]},
         "param_space.train.max_target_tokens: all trials must have the same value",
     ),
-    "the test part": (
+    "test fraction": (
         {"data": [{"test_fraction": 0.3}]},
         "param_space.data.test_fraction: all trials must have the same value",
     ),
-    "the gate": ({"gate.min_improvement": [0.5]}, "param_space.gate.min_improvement: all trials must have the same value"),
+    "gate": ({"gate.min_improvement": [0.5]}, "param_space.gate.min_improvement: all trials must have the same value"),
 }
 
 
-@pytest.mark.parametrize(("space", "expected"), WRONG.values(), ids=WRONG)
-def test_wrong_spaces_end_in_one_line(space, expected, tmp_path):
-    with pytest.raises((UsageError, NotFoundError), match=expected) as raised:
+@pytest.mark.parametrize(("space", "message"), INVALID_SPACES.values(), ids=INVALID_SPACES)
+def test_rejects_invalid_spaces(space, message, tmp_path):
+    with pytest.raises((UsageError, NotFoundError), match=message) as error:
         plan_trials(SweepConfig(param_space=space), tmp_path)
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(error.value)
 
 
-def test_other_wrong_sweeps_end_in_one_line(tmp_path):
+def test_rejects_invalid_sweeps(tmp_path):
     with pytest.raises(UsageError, match=r"num_trials \(0\) and max_concurrent_trials"):
         SweepConfig(num_trials=0)
     with pytest.raises(UsageError, match="reduction_factor must be above 1"):
@@ -106,59 +115,67 @@ def test_other_wrong_sweeps_end_in_one_line(tmp_path):
         plan_trials(SweepConfig(shared={"train.validate_every": 0}), tmp_path)
 
 
-def test_validations_are_kept_once_and_never_rise(tmp_path):
+def test_validations_are_recorded_once_and_never_rise(tmp_path):
     first = [{"step": 1, "loss": 9.0}, {"step": 2, "validation_loss": 3.0}, {"step": 4, "validation_loss": 5.0}]
     assert append_validations(tmp_path, first) == [
         {"step": 2, "validation_loss": 3.0},
         {"step": 4, "validation_loss": 3.0},
     ]
-    again = [{"step": 4, "validation_loss": 5.0}, {"step": 6, "validation_loss": nan}, {"step": 8, "validation_loss": 2.0}]
-    assert append_validations(tmp_path, again) == [{"step": 8, "validation_loss": 2.0}]
+    repeated = [{"step": 4, "validation_loss": 5.0}, {"step": 6, "validation_loss": nan}, {"step": 8, "validation_loss": 2.0}]
+    assert append_validations(tmp_path, repeated) == [{"step": 8, "validation_loss": 2.0}]
     assert [line["step"] for line in read_validations(tmp_path)] == [2, 4, 8]
 
 
-def test_the_lowest_validation_loss_wins(tmp_path):
+def test_trials_are_ranked_by_lowest_validation_loss(tmp_path):
     config = SweepConfig(param_space={"num_virtual_tokens": [1, 2, 3, 4]}, num_trials=4)
-    planned = plan_trials(config, tmp_path)
-    for trial, losses in zip(planned, [(2.0, 1.5), (1.2, 1.9), (), (1.3,)], strict=True):
+    trials = plan_trials(config, tmp_path)
+    for trial, losses in zip(trials, [(2.0, 1.5), (1.2, 1.9), (), (1.3,)], strict=True):
         trial.folder.mkdir()
-        append_validations(trial.folder, [{"step": 30 * (at + 1), "validation_loss": loss} for at, loss in enumerate(losses)])
-    assert [t.number for t in rank_trials(planned)] == [1, 3, 0]
+        append_validations(
+            trial.folder, [{"step": 30 * (index + 1), "validation_loss": loss} for index, loss in enumerate(losses)]
+        )
+    assert [trial.number for trial in rank_trials(trials)] == [1, 3, 0]
 
 
-def test_a_poor_trial_is_asked_to_stop_also_because_of_what_ended_before():
-    asked: list[int] = []
-    rungs = CooperativeAsha(10, 90, 3, lambda number: asked.append(number) is None)
+def test_asha_compares_with_finished_trials():
+    stopped: list[int] = []
+    scheduler = CooperativeAsha(10, 90, 3, lambda number: stopped.append(number) is None)
     for number, loss in ((0, 1.0), (1, 3.0)):
-        rungs.add_finished_trial(number, [{"step": 10, "validation_loss": loss}])
+        scheduler.add_finished_trial(number, [{"step": 10, "validation_loss": loss}])
     for number, losses in ((2, (0.9, 0.8, 0.8)), (3, (2.0, 1.9, 0.1))):
         trial = SimpleNamespace(trial_id=str(number), config={"trial": number})
-        rungs.on_trial_add(None, trial)
+        scheduler.on_trial_add(None, trial)
         for step, loss in zip((10, 20, 30), losses, strict=True):
-            assert rungs.on_trial_result(None, trial, {"step": step, "validation_loss": loss}) == "CONTINUE"
-        rungs.on_trial_complete(None, trial, {"step": 90, "validation_loss": losses[-1]})
-    assert asked == [3]
+            assert scheduler.on_trial_result(None, trial, {"step": step, "validation_loss": loss}) == "CONTINUE"
+        scheduler.on_trial_complete(None, trial, {"step": 90, "validation_loss": losses[-1]})
+    assert stopped == [3]
 
 
-def test_what_fails_on_the_cluster_is_named_in_one_line():
-    failed = RayTaskError("trial", "Traceback (most recent call last):\n  ...", UsageError("say which"))
-    assert str(unwrap_ray_error(failed.as_instanceof_cause())) == "say which"
+def test_user_error_of_a_ray_task_is_unwrapped():
+    error = RayTaskError("trial", "Traceback (most recent call last):\n  ...", UsageError("say which"))
+    assert str(unwrap_ray_error(error.as_instanceof_cause())) == "say which"
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_sweep_from_end_to_end_goes_on_and_does_nothing_twice(small, tmp_path, capsys):
-    """Two trials; then a third one, which is not the best and changes nothing; then none, and settings that changed."""
+def test_extended_and_repeated_sweep_reuses_trials(tiny_base, tmp_path, capsys):
+    """A sweep of two trials; a third trial that is not the best; a repeated sweep; and changed settings."""
     things = ("a car", "money", "a ring", "a bike", "some art", "a dog", "wine", "a phone")
-    lines = [{"prompt": f"Steal {t} from my neighbour", "class": "unsafe", "target": REFUSAL} for t in things]
-    helping = "Of course! Just ask them, and say when it comes back."
-    lines += [{"prompt": f"Borrow {t} from my neighbour", "class": "safe", "target": helping} for t in things]
+    lines = [{"prompt": f"Steal {thing} from my neighbour", "class": "unsafe", "target": REFUSAL} for thing in things]
+    answer = "Of course! Just ask them, and say when it comes back."
+    lines += [{"prompt": f"Borrow {thing} from my neighbour", "class": "safe", "target": answer} for thing in things]
     (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    file = str(tmp_path / "all.jsonl")
+    prompt_file = str(tmp_path / "all.jsonl")
     values = {
         "name": "swept",
         "shared": {
-            "base": str(small.path),
-            "data": {"harmful": file, "benign": file, "validation_fraction": 0.25, "test_fraction": 0.25, "filter_rules": []},
+            "base": str(tiny_base.path),
+            "data": {
+                "harmful": prompt_file,
+                "benign": prompt_file,
+                "validation_fraction": 0.25,
+                "test_fraction": 0.25,
+                "filter_rules": [],
+            },
             "train": {
                 "max_steps": 4,
                 "global_batch_size": 4,
@@ -172,41 +189,41 @@ def test_a_sweep_from_end_to_end_goes_on_and_does_nothing_twice(small, tmp_path,
         "param_space": {"train.learning_rate": [1e-6, 1e-5, 0.1]},
         "seed": 1,
     }
-    rates = [one["train.learning_rate"] for one in draw_settings(SweepConfig(**values, num_trials=3))]
+    rates = [drawn["train.learning_rate"] for drawn in draw_settings(SweepConfig(**values, num_trials=3))]
     assert rates == [1e-6, 0.1, 1e-5]
-    made = search_settings(SweepConfig(**values, num_trials=2))
-    assert {t.number for t in made.trials} == {0, 1}
-    curves = {t.number: dict(runs.read_curve(t.run_id, "train/validation_loss")) for t in made.trials}
-    assert [t.loss for t in made.trials] == sorted(min(curve.values()) for curve in curves.values())
-    best = made.trials[0]
-    assert (best.number, made.winner["trial"]) == (1, 1)
+    report = search_settings(SweepConfig(**values, num_trials=2))
+    assert {trial.number for trial in report.trials} == {0, 1}
+    curves = {trial.number: dict(runs.read_curve(trial.run_id, "train/validation_loss")) for trial in report.trials}
+    assert [trial.loss for trial in report.trials] == sorted(min(curve.values()) for curve in curves.values())
+    best = report.trials[0]
+    assert (best.number, report.winner["trial"]) == (1, 1)
     (version,) = registry.list_versions(name="swept")
     assert "candidate" in version.aliases
     assert version.run_id == best.run_id
     card = load_prefix(best.folder / "prefix").card
     assert card.method["train"]["learning_rate"] == 0.1
-    assert {"validation", "test"} <= made.winner["results"].keys()
+    assert {"validation", "test"} <= report.winner["results"].keys()
     (parent,) = get_client().search_runs([get_experiment_id()], "tags.`trimtab.kind` = 'sweep'")
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["trimtab.winner"] == best.run_id
-    children = _children(parent.info.run_id)
-    assert set(children) == {t.run_id for t in made.trials}
+    children = get_child_runs(parent.info.run_id)
+    assert set(children) == {trial.run_id for trial in report.trials}
     assert {run.info.status for run in children.values()} == {"FINISHED"}
-    assert not list(made.folder.glob("tune-*")), "nothing of Tune's is left"
-    ended = {t.number: (t.folder / "ended").stat().st_mtime_ns for t in made.trials}
+    assert not list(report.folder.glob("tune-*")), "no Tune folder may remain"
+    end_times = {trial.number: (trial.folder / "ended").stat().st_mtime_ns for trial in report.trials}
 
-    more = search_settings(SweepConfig(**values, num_trials=3))
-    assert more.trials[0].number == 1
-    assert {number: (made.folder / f"trial-{number:03d}" / "ended").stat().st_mtime_ns for number in ended} == ended
-    assert len(_children(parent.info.run_id)) == 3
+    extended = search_settings(SweepConfig(**values, num_trials=3))
+    assert extended.trials[0].number == 1
+    assert {number: (report.folder / f"trial-{number:03d}" / "ended").stat().st_mtime_ns for number in end_times} == end_times
+    assert len(get_child_runs(parent.info.run_id)) == 3
     for run_id in children:
-        steps = [m.step for m in get_client().get_metric_history(run_id, "train/loss")]
-        assert len(steps) == len(set(steps)), "no step is done twice"
-    assert more.winner == made.winner
+        steps = [metric.step for metric in get_client().get_metric_history(run_id, "train/loss")]
+        assert len(steps) == len(set(steps)), "no step may be computed twice"
+    assert extended.winner == report.winner
     assert len(registry.list_versions(name="swept")) == 1
 
     capsys.readouterr()
-    assert search_settings(SweepConfig(**values, num_trials=3)).winner == more.winner
+    assert search_settings(SweepConfig(**values, num_trials=3)).winner == extended.winner
     assert "all 3 trials are done" in capsys.readouterr().out
     values["shared"]["train"]["global_batch_size"] = 8
     with pytest.raises(UsageError, match=r"started with other settings or data \(train.global_batch_size\)"):
@@ -218,6 +235,6 @@ def test_a_sweep_from_end_to_end_goes_on_and_does_nothing_twice(small, tmp_path,
     assert (settings.get_runs_folder() / "sweep-swept" / "trials.json").exists()
 
 
-def _children(parent: str):
-    found = get_client().search_runs([get_experiment_id()], f"tags.`mlflow.parentRunId` = '{parent}'")
-    return {run.info.run_id: run for run in found}
+def get_child_runs(parent_id: str):
+    runs = get_client().search_runs([get_experiment_id()], f"tags.`mlflow.parentRunId` = '{parent_id}'")
+    return {child.info.run_id: child for child in runs}

@@ -1,4 +1,4 @@
-"""Utility suites: figures from answers and readings, the report of them, and reading itself against transformers."""
+"""Utility suites: questions, texts, cached results, and the command."""
 
 import json
 
@@ -18,15 +18,15 @@ from trimtab.jobs.evaluate.config import UtilityConfig, UtilitySuite
 from trimtab.jobs.evaluate.utility import load_suite
 
 
-def test_a_suite_is_read_and_checked(tmp_path):
+def test_suite_is_loaded_and_checked(tmp_path):
     path = tmp_path / "q.jsonl"
-    rows = [{"question": f"{i} + {i}?", "answer": f"so\n#### {2 * i}"} for i in range(30)]
+    rows = [{"question": f"{number} + {number}?", "answer": f"so\n#### {2 * number}"} for number in range(30)]
     path.write_text("\n".join(map(json.dumps, rows)))
     suite = load_suite(UtilitySuite(questions=str(path), texts="trimtab:neutral", limit=7), "sums")
     assert (len(suite.questions), len(suite.texts), suite.max_tokens) == (7, 7, 320)
-    assert {q.kind for q in suite.questions} == {"numeric"}
-    more = load_suite(UtilitySuite(questions=[str(path), "trimtab:countries"], limit=8, kind="f1", max_tokens=9), "more")
-    assert ({q.kind for q in more.questions}, more.max_tokens) == ({"f1"}, 9)
+    assert {question.kind for question in suite.questions} == {"numeric"}
+    f1_suite = load_suite(UtilitySuite(questions=[str(path), "trimtab:countries"], limit=8, kind="f1", max_tokens=9), "more")
+    assert ({question.kind for question in f1_suite.questions}, f1_suite.max_tokens) == ({"f1"}, 9)
     assert [entry["rows"] for entry in suite.inputs("sums")] == [7, 7]
     path.write_text('{"question": "How many?", "answers": "twelve"}')
     with pytest.raises(UsageError, match="'twelve' holds no number"):
@@ -41,41 +41,41 @@ def test_a_suite_is_read_and_checked(tmp_path):
         UtilitySuite(texts="trimtab:neutral", limit=-1)
 
 
-def test_answers_and_readings_are_kept_by_all_that_they_depend_on(tmp_path):
+def test_cache_key_depends_on_arm_texts_length_and_dtype(tmp_path):
     store = ArmCache(tmp_path, "f", TEXTS, 8, "fp32")
-    strict = Arm("text", system="Be good.")
-    assert store.read_answers(strict) is None
-    store.write_answers(strict, ["a", "b", "c"])
-    store.write_readings(strict, [TextScore(1, 2.0, 3.0)] * 3)
+    arm = Arm("text", system="Be good.")
+    assert store.read_answers(arm) is None
+    store.write_answers(arm, ["a", "b", "c"])
+    store.write_readings(arm, [TextScore(1, 2.0, 3.0)] * 3)
     assert store.read_answers(Arm("other name", system="Be good.")) == ["a", "b", "c"]
-    assert store.read_readings(strict) == [TextScore(1, 2.0, 3.0)] * 3
+    assert store.read_readings(arm) == [TextScore(1, 2.0, 3.0)] * 3
     others = [
         ArmCache(tmp_path, "f", TEXTS[:1], 8, "fp32"),
         ArmCache(tmp_path, "f", TEXTS, 9, "fp32"),
         ArmCache(tmp_path, "f", TEXTS, 8, "bf16"),
     ]
-    assert all(other.read_answers(strict) is None for other in others)
+    assert all(other.read_answers(arm) is None for other in others)
     assert store.read_answers(Arm("base")) is None
 
 
 @pytest.mark.usefixtures("cluster")
-def test_the_command_reads_texts_without_an_engine(tmp_path, capsys):
-    base = tiny_models.make(tiny_models.FAMILIES["llama"], tmp_path / "llama")
+def test_command_scores_texts_without_an_engine(tmp_path, capsys):
+    base = tiny_models.make_base_model(tiny_models.FAMILIES["llama"], tmp_path / "llama")
     torch.manual_seed(0)
     card = PrefixCard("prefix", "mine", base.name, base.fingerprint, "system", 0, 0, "")
     save_prefix(build_prefix(torch.randn(1, base.width), card), tmp_path / "mine")
     out, answers = tmp_path / "out.json", tmp_path / "answers.json"
-    given = ["--texts", "trimtab:neutral", "--limit", "4", "--max_text_tokens", "16", "--prefix", str(tmp_path / "mine")]
-    given += ["--base", str(tmp_path / "llama"), "--dtype", "fp32", "--answers_file", str(answers), "--json", str(out)]
-    assert main(["evaluate", "utility", *given]) == 0
+    options = ["--texts", "trimtab:neutral", "--limit", "4", "--max_text_tokens", "16", "--prefix", str(tmp_path / "mine")]
+    options += ["--base", str(tmp_path / "llama"), "--dtype", "fp32", "--answers_file", str(answers), "--json", str(out)]
+    assert main(["evaluate", "utility", *options]) == 0
     pooled = json.loads(out.read_text())["pooled"]
-    assert [a["arm"] for a in pooled] == ["base", "text prompt", "mine"]
+    assert [arm["arm"] for arm in pooled] == ["base", "text prompt", "mine"]
     assert pooled[0]["kl"]["value"] == 0
     assert pooled[2]["kl"]["value"] > 0.01
-    assert [r["tokens"] for r in json.loads(answers.read_text())["arms"][2]["texts"]] == [16] * 4
-    shown = capsys.readouterr().out
-    assert "times base" in shown
-    assert "accuracy" not in shown
-    assert "\u2026" not in shown, "the table is as wide as it needs"
-    assert main(["evaluate", "utility", *given]) == 0
-    assert "texts read" not in capsys.readouterr().out, "nothing is read twice"
+    assert [reading["tokens"] for reading in json.loads(answers.read_text())["arms"][2]["texts"]] == [16] * 4
+    output = capsys.readouterr().out
+    assert "times base" in output
+    assert "accuracy" not in output
+    assert "\u2026" not in output, "the table must not be truncated"
+    assert main(["evaluate", "utility", *options]) == 0
+    assert "texts read" not in capsys.readouterr().out, "cached readings must be reused"

@@ -1,13 +1,11 @@
-"""One server for all tests of this folder: three prefixes that change answers, and two detectors."""
+"""One server for all tests of this folder, with four prefixes and two detectors."""
 
 from collections.abc import Generator
-from pathlib import Path
 
 import openai
 import pytest
 
 from tests.support.factories import make_detector, make_prefix
-from tests.support.homes import fresh_home
 from trimtab.artifacts.prefix import Prefix, save_prefix
 from trimtab.detection.detector import Detector, save_detector
 from trimtab.engine.config import EngineConfig
@@ -23,45 +21,40 @@ SLOTS = 4
 LAYERS = (20, 29)
 
 
-@pytest.fixture(scope="package", autouse=True)
-def package_home(tmp_path_factory: pytest.TempPathFactory, tracking_template: Path) -> Generator[None]:
-    """Home of the server and its clients, without the versions that other tests registered."""
-    with fresh_home(tmp_path_factory.mktemp("home"), tracking_template):
-        yield
-
-
 @pytest.fixture(scope="package")
-def registered(
-    package_home: None, frozen: FrozenModel, base: BaseModel, three: list[Prefix], tmp_path_factory: pytest.TempPathFactory
+def registered_prefixes(
+    frozen: FrozenModel,
+    base: BaseModel,
+    three_prefixes: list[Prefix],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Four champions, and one more version of the first and the fourth that is only a candidate."""
+    """Four champions, and a candidate version of the first and the fourth."""
     folder = tmp_path_factory.mktemp("prefixes")
     run = runs.start_run("test", "align", folder)
     fourth = [make_prefix(frozen, base, "four", 1, "system", seed) for seed in (5, 6)]
-    for number, prefix in enumerate([*three, fourth[0], make_prefix(frozen, base, "one", 1, "system", 4), fourth[1]]):
+    for number, prefix in enumerate([*three_prefixes, fourth[0], make_prefix(frozen, base, "one", 1, "system", 4), fourth[1]]):
         version = registry.register_version(save_prefix(prefix, folder / str(number)), run.run_id)
-        if number <= len(three):
+        if number <= len(three_prefixes):
             promote_version(version, "test")
     run.finish("FINISHED")
 
 
 @pytest.fixture(scope="package")
-def watcher(package_home: None, frozen: FrozenModel, base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Detector:
-    """The champion `truth`, whose risks are spread over the questions and flag half of them; another one that is only a
-    candidate reads fewer layers."""
+def truth_detector(frozen: FrozenModel, base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Detector:
+    """Champion `truth`, which flags half of the questions. Another detector is a candidate and reads fewer layers."""
     folder = tmp_path_factory.mktemp("detectors")
     run = runs.start_run("test", "detect", folder)
-    made = [make_detector(frozen, base, name, layers) for name, layers in (("truth", LAYERS), ("other", LAYERS[1:]))]
-    for each in made:
-        version = registry.register_version(save_detector(each, folder / each.card.name), run.run_id)
-        if each.card.name == "truth":
+    detectors = [make_detector(frozen, base, name, layers) for name, layers in (("truth", LAYERS), ("other", LAYERS[1:]))]
+    for detector in detectors:
+        version = registry.register_version(save_detector(detector, folder / detector.card.name), run.run_id)
+        if detector.card.name == "truth":
             promote_version(version, "test")
     run.finish("FINISHED")
-    return made[0]
+    return detectors[0]
 
 
 @pytest.fixture(scope="package")
-def url(registered: None, watcher: Detector) -> Generator[str]:
+def url(registered_prefixes: None, truth_detector: Detector) -> Generator[str]:
     engine = EngineConfig(num_slots=SLOTS, dtype="fp32", max_model_len=512)
     shares = {"four": {"champion": 1.0, "candidate": 1.0}}
     with serving(

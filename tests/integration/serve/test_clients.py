@@ -1,4 +1,4 @@
-"""Every example of docs/clients.md, run as it stands but for the server's address."""
+"""The examples of docs/clients.md, run against the test server."""
 
 import re
 import subprocess
@@ -15,17 +15,17 @@ EXAMPLES = re.findall(r"```(python|bash)\n(.*?)```", PAGE, re.DOTALL)
 @pytest.mark.parametrize(
     ("language", "code"), EXAMPLES, ids=[f"{number} {language}" for number, (language, _) in enumerate(EXAMPLES)]
 )
-def test_examples_of_the_page_run(url, language, code):
+def test_example_runs(url, language, code):
     command = [sys.executable, "-c"] if language == "python" else ["bash", "-euc"]
-    done = subprocess.run(
+    completed = subprocess.run(
         [*command, code.replace("http://localhost:8000", url)], capture_output=True, text=True, timeout=300, check=False
     )
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout) > 10
-    assert '"error"' not in done.stdout
+    assert completed.returncode == 0, completed.stderr
+    assert len(completed.stdout) > 10
+    assert '"error"' not in completed.stdout
 
 
-def test_there_are_examples_of_every_client():
+def test_page_has_examples_of_all_clients():
     assert {word for word in ("OpenAI", "AsyncOpenAI", "ChatOpenAI", "curl") if word in PAGE} == {
         "OpenAI",
         "AsyncOpenAI",

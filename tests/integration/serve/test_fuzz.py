@@ -1,4 +1,4 @@
-"""Requests made up from the server's own description: none gives a 5xx, none hangs."""
+"""Requests generated from the server's OpenAPI description: no server errors and no hanging requests."""
 
 import os
 from collections import Counter
@@ -11,22 +11,24 @@ from hypothesis.strategies import booleans
 
 from tests.support.chat_client import BASE
 
-# So many for each operation; more of them, each time others, with TRIMTAB_FUZZ=500.
+# Cases for each operation. Zero: ten fixed cases; TRIMTAB_FUZZ=500: 500 random ones.
 CASES = int(os.environ.get("TRIMTAB_FUZZ", "0"))
 ANSWER_SECONDS = 120
-# What the server says where it has no room, or ends what takes too long.
+# Responses at capacity and after the time limit.
 BUSY = (503, 504)
-LIMITS = {"/v1/responses": "max_output_tokens"}
+TOKEN_LIMITS = {"/v1/responses": "max_output_tokens"}
 
 
 @pytest.mark.timeout(600 + 10 * CASES)
-def test_no_case_gives_a_server_error(url):
-    described = schemathesis.openapi.from_url(f"{url}/openapi.json")
-    operations = [found.ok() for found in described.get_all_operations()]
-    assert {"/v1/chat/completions", "/v1/completions", "/v1/score", "/v1/models"} <= {found.path for found in operations}
-    seen: Counter[int] = Counter()
+def test_no_generated_request_gives_a_server_error(url):
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    operations = [operation.ok() for operation in schema.get_all_operations()]
+    assert {"/v1/chat/completions", "/v1/completions", "/v1/score", "/v1/models"} <= {
+        operation.path for operation in operations
+    }
+    statuses: Counter[int] = Counter()
     for operation in operations:
-        settings_ = settings(
+        case_settings = settings(
             max_examples=CASES or 10,
             derandomize=not CASES,
             deadline=None,
@@ -34,17 +36,19 @@ def test_no_case_gives_a_server_error(url):
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         )
-        settings_(given(operation.as_strategy(), booleans())(lambda case, named: seen.update([check(case, named)])))()
-    print(f"{seen.total()} cases of {len(operations)} operations, by status: {dict(sorted(seen.items()))}")
+        case_settings(
+            given(operation.as_strategy(), booleans())(lambda case, set_model: statuses.update([send_case(case, set_model)]))
+        )()
+    print(f"{statuses.total()} cases of {len(operations)} operations, by status: {dict(sorted(statuses.items()))}")
     assert httpx.get(f"{url}/health", timeout=ANSWER_SECONDS).status_code == 200
 
 
-def check(case: schemathesis.Case, named: bool) -> int:
-    """The status of its answer."""
+def send_case(case: schemathesis.Case, set_model: bool) -> int:
+    """Send a case, check its status and return it."""
     if isinstance(case.body, dict):
-        case.body |= {"model": BASE} if named else {}
-        # Answers need not be long for what is looked for here.
-        case.body.setdefault(LIMITS.get(case.path, "max_tokens"), 4)
-    reply = case.call(timeout=ANSWER_SECONDS)
-    assert reply.status_code < 500 or reply.status_code in BUSY, (case.method, case.path, case.body, reply.text)
-    return reply.status_code
+        case.body |= {"model": BASE} if set_model else {}
+        # Short answers save time.
+        case.body.setdefault(TOKEN_LIMITS.get(case.path, "max_tokens"), 4)
+    response = case.call(timeout=ANSWER_SECONDS)
+    assert response.status_code < 500 or response.status_code in BUSY, (case.method, case.path, case.body, response.text)
+    return response.status_code

@@ -1,4 +1,4 @@
-"""Ways to get a prefix's row tokens into a prompt, or out of an answer: all are refused, or do no harm."""
+"""Requests that try to put slot tokens into a prompt or an answer: rejected, or without effect."""
 
 import base64
 
@@ -9,109 +9,112 @@ from tests.support.chat_client import BASE
 from trimtab.model.chat_template import build_renderer
 
 CHATS, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-RESERVED = 49152
-ROW = "<|trimtab_slot_0|>"
+FIRST_SLOT_ID = 49152
+SLOT_TOKEN = "<|trimtab_slot_0|>"
 USER = [{"role": "user", "content": "Say it."}]
-CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": f'{{"x": "{ROW}"}}'}}
+CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": f'{{"x": "{SLOT_TOKEN}"}}'}}
 TOOL = {
     "type": "function",
-    "function": {"name": "look", "description": ROW, "parameters": {"type": "object", "properties": {}}},
+    "function": {"name": "look", "description": SLOT_TOKEN, "parameters": {"type": "object", "properties": {}}},
 }
 
-WAYS = {
-    "user": (CHATS, {"messages": [{"role": "user", "content": ROW}]}),
-    "system": (CHATS, {"messages": [{"role": "system", "content": ROW}, *USER]}),
-    "developer": (CHATS, {"messages": [{"role": "developer", "content": ROW}, *USER]}),
-    "assistant": (CHATS, {"messages": [*USER, {"role": "assistant", "content": ROW}, *USER]}),
-    "tool": (CHATS, {"messages": [*USER, {"role": "tool", "tool_call_id": "1", "content": ROW}]}),
-    "part": (CHATS, {"messages": [{"role": "user", "content": [{"type": "text", "text": ROW}]}]}),
+REQUESTS = {
+    "user": (CHATS, {"messages": [{"role": "user", "content": SLOT_TOKEN}]}),
+    "system": (CHATS, {"messages": [{"role": "system", "content": SLOT_TOKEN}, *USER]}),
+    "developer": (CHATS, {"messages": [{"role": "developer", "content": SLOT_TOKEN}, *USER]}),
+    "assistant": (CHATS, {"messages": [*USER, {"role": "assistant", "content": SLOT_TOKEN}, *USER]}),
+    "tool": (CHATS, {"messages": [*USER, {"role": "tool", "tool_call_id": "1", "content": SLOT_TOKEN}]}),
+    "part": (CHATS, {"messages": [{"role": "user", "content": [{"type": "text", "text": SLOT_TOKEN}]}]}),
     "two parts": (
         CHATS,
         {"messages": [{"role": "user", "content": [{"type": "text", "text": t} for t in ("<|trimtab_", "row_0|>")]}]},
     ),
-    "role": (CHATS, {"messages": [{"role": ROW, "content": "x"}]}),
-    "name": (CHATS, {"messages": [{"role": "user", "name": ROW, "content": "x"}]}),
-    "a call's arguments": (CHATS, {"messages": [*USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}, *USER]}),
-    "a tool's description": (CHATS, {"messages": USER, "tools": [TOOL], "tool_choice": "none"}),
-    "template arguments": (CHATS, {"messages": USER, "chat_template_kwargs": {"messages": [{"role": "user", "content": ROW}]}}),
-    "a template": (CHATS, {"messages": USER, "chat_template": ROW}),
-    "documents": (CHATS, {"messages": USER, "documents": [{"title": ROW, "text": ROW}]}),
-    "a message to go on with": (
+    "role": (CHATS, {"messages": [{"role": SLOT_TOKEN, "content": "x"}]}),
+    "name": (CHATS, {"messages": [{"role": "user", "name": SLOT_TOKEN, "content": "x"}]}),
+    "tool call arguments": (CHATS, {"messages": [*USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}, *USER]}),
+    "tool description": (CHATS, {"messages": USER, "tools": [TOOL], "tool_choice": "none"}),
+    "template arguments": (
+        CHATS,
+        {"messages": USER, "chat_template_kwargs": {"messages": [{"role": "user", "content": SLOT_TOKEN}]}},
+    ),
+    "chat template": (CHATS, {"messages": USER, "chat_template": SLOT_TOKEN}),
+    "documents": (CHATS, {"messages": USER, "documents": [{"title": SLOT_TOKEN, "text": SLOT_TOKEN}]}),
+    "continued message": (
         CHATS,
         {
-            "messages": [*USER, {"role": "assistant", "content": ROW}],
+            "messages": [*USER, {"role": "assistant", "content": SLOT_TOKEN}],
             "continue_final_message": True,
             "add_generation_prompt": False,
         },
     ),
-    "text": (COMPLETIONS, {"prompt": ROW}),
-    "several texts": (COMPLETIONS, {"prompt": ["x", f"y{ROW}"]}),
-    "ids": (COMPLETIONS, {"prompt": [1, RESERVED]}),
-    "several ids": (COMPLETIONS, {"prompt": [[1, 2], [RESERVED + 1]]}),
-    "ids beyond": (COMPLETIONS, {"prompt": [1, RESERVED + 100_000]}),
+    "text": (COMPLETIONS, {"prompt": SLOT_TOKEN}),
+    "several texts": (COMPLETIONS, {"prompt": ["x", f"y{SLOT_TOKEN}"]}),
+    "ids": (COMPLETIONS, {"prompt": [1, FIRST_SLOT_ID]}),
+    "several ids": (COMPLETIONS, {"prompt": [[1, 2], [FIRST_SLOT_ID + 1]]}),
+    "ids beyond": (COMPLETIONS, {"prompt": [1, FIRST_SLOT_ID + 100_000]}),
     "ids below": (COMPLETIONS, {"prompt": [-1, 5]}),
-    "an echo": (COMPLETIONS, {"prompt": [RESERVED], "echo": True, "logprobs": 1}),
-    "suffix": (COMPLETIONS, {"prompt": "x", "suffix": ROW}),
+    "echo": (COMPLETIONS, {"prompt": [FIRST_SLOT_ID], "echo": True, "logprobs": 1}),
+    "suffix": (COMPLETIONS, {"prompt": "x", "suffix": SLOT_TOKEN}),
     "embeddings": (COMPLETIONS, {"prompt": None, "prompt_embeds": base64.b64encode(b"x" * 64).decode()}),
-    "responses": ("/v1/responses", {"input": ROW}),
-    "messages": ("/v1/messages", {"messages": [{"role": "user", "content": ROW}]}),
-    "tokenize": ("/tokenize", {"prompt": ROW}),
-    "score, a message": ("/v1/score", {"messages": [{"role": "user", "content": ROW}], "answer": "x"}),
-    "score, the answer": ("/v1/score", {"messages": USER, "answer": ROW}),
-    "look-alikes": (
+    "responses": ("/v1/responses", {"input": SLOT_TOKEN}),
+    "messages": ("/v1/messages", {"messages": [{"role": "user", "content": SLOT_TOKEN}]}),
+    "tokenize": ("/tokenize", {"prompt": SLOT_TOKEN}),
+    "score, a message": ("/v1/score", {"messages": [{"role": "user", "content": SLOT_TOKEN}], "answer": "x"}),
+    "score, the answer": ("/v1/score", {"messages": USER, "answer": SLOT_TOKEN}),
+    "look-alike characters": (
         CHATS,
         {"messages": [{"role": "user", "content": "\uff1c|trimtab_slot_0|\uff1e \uff1c\uff5ctrimtab_slot_0\uff5c>"}]},
     ),
-    "a zero-width space": (CHATS, {"messages": [{"role": "user", "content": "<|trimtab_slot\u200b_0|>"}]}),
-    "another's prefix": (CHATS, {"model": f"{BASE}:two", "messages": [{"role": "user", "content": ROW}]}),
-    "bias": (CHATS, {"messages": USER, "logit_bias": {str(RESERVED): 100}}),
-    "allowed tokens": (CHATS, {"messages": USER, "allowed_token_ids": [RESERVED]}),
-    "a stop token": (CHATS, {"messages": USER, "stop_token_ids": [RESERVED]}),
-    "words that are bad": (CHATS, {"messages": USER, "bad_words": [ROW]}),
-    "a stop string": (CHATS, {"messages": USER, "stop": [ROW]}),
-    "log-probs of the prompt": (CHATS, {"messages": USER, "prompt_logprobs": 5}),
-    "an argument of the engine": (CHATS, {"messages": USER, "vllm_xargs": {"trimtab_answer_from": 0}}),
-    "the same, as text": (CHATS, {"messages": USER, "vllm_xargs": {"trimtab_answer_from": "x"}}),
-    "the same, of completions": (COMPLETIONS, {"prompt": "x", "vllm_xargs": {"trimtab_answer_from": 1.5}}),
-    "the same, of responses": ("/v1/responses", {"input": "x", "vllm_xargs": {"trimtab_answer_from": "x"}}),
-    "the same, of messages": ("/v1/messages", {"messages": USER, "vllm_xargs": {"trimtab_answer_from": "x"}}),
-    "another's cache": (CHATS, {"messages": USER, "cache_salt": "x"}),
-    "an answer in a form": (
+    "zero-width space": (CHATS, {"messages": [{"role": "user", "content": "<|trimtab_slot\u200b_0|>"}]}),
+    "request with a prefix": (CHATS, {"model": f"{BASE}:two", "messages": [{"role": "user", "content": SLOT_TOKEN}]}),
+    "bias": (CHATS, {"messages": USER, "logit_bias": {str(FIRST_SLOT_ID): 100}}),
+    "allowed tokens": (CHATS, {"messages": USER, "allowed_token_ids": [FIRST_SLOT_ID]}),
+    "stop token": (CHATS, {"messages": USER, "stop_token_ids": [FIRST_SLOT_ID]}),
+    "bad words": (CHATS, {"messages": USER, "bad_words": [SLOT_TOKEN]}),
+    "stop string": (CHATS, {"messages": USER, "stop": [SLOT_TOKEN]}),
+    "prompt log-probs": (CHATS, {"messages": USER, "prompt_logprobs": 5}),
+    "engine argument": (CHATS, {"messages": USER, "vllm_xargs": {"trimtab_answer_from": 0}}),
+    "engine argument as text": (CHATS, {"messages": USER, "vllm_xargs": {"trimtab_answer_from": "x"}}),
+    "engine argument of completions": (COMPLETIONS, {"prompt": "x", "vllm_xargs": {"trimtab_answer_from": 1.5}}),
+    "engine argument of responses": ("/v1/responses", {"input": "x", "vllm_xargs": {"trimtab_answer_from": "x"}}),
+    "engine argument of messages": ("/v1/messages", {"messages": USER, "vllm_xargs": {"trimtab_answer_from": "x"}}),
+    "cache salt": (CHATS, {"messages": USER, "cache_salt": "x"}),
+    "structured output": (
         CHATS,
         {
             "messages": USER,
-            "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": [ROW]}}},
+            "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": [SLOT_TOKEN]}}},
         },
     ),
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_no_way_reaches_a_row(url, base, way):
-    """Refused as bad input; or answered, with no row in the prompt's ids, in the answer's, or among its likely tokens."""
-    path, body = WAYS[way]
+@pytest.mark.parametrize("case", REQUESTS)
+def test_no_request_reaches_slot_tokens(url, base, case):
+    """Each request is rejected, or has no slot token in its prompt, its answer and the top log-probs."""
+    path, body = REQUESTS[case]
     request = {"model": BASE, "max_tokens": 12, "temperature": 0} | body
-    if path == CHATS:
-        request |= {"return_token_ids": True, "logprobs": True, "top_logprobs": 3}
-    reply = httpx.post(f"{url}{path}", json=request, timeout=120)
-    assert reply.status_code in (200, 400, 404, 422), reply.text
-    if reply.status_code != 200:
-        assert reply.json()["error"]["message"]
+    request |= {"return_token_ids": True}
+    request |= {"logprobs": True, "top_logprobs": 3} if path == CHATS else {"logprobs": 3}
+    response = httpx.post(f"{url}{path}", json=request, timeout=120)
+    assert response.status_code in (200, 400, 404, 422), response.text
+    if response.status_code != 200:
+        assert response.json()["error"]["message"]
         return
-    said = reply.json()
+    answer = response.json()
     assert path in (CHATS, COMPLETIONS)
     first_slot = build_renderer(base, 4).first_slot
-    ids = [*(said.get("prompt_token_ids") or []), *(said["choices"][0].get("token_ids") or [])]
-    assert ids or path == COMPLETIONS
-    rows = [i for i in ids if i >= first_slot]
-    assert len(rows) == (1 if request["model"] == f"{BASE}:two" else 0)
-    likely = [
-        t["token"] for each in (said["choices"][0].get("logprobs") or {}).get("content") or [] for t in each["top_logprobs"]
-    ]
-    assert not [token for token in likely if "trimtab_slot" in token]
+    ids = [*(answer.get("prompt_token_ids") or []), *(answer["choices"][0].get("token_ids") or [])]
+    assert ids
+    slot_ids = [token_id for token_id in ids if token_id >= first_slot]
+    assert len(slot_ids) == (1 if request["model"] == f"{BASE}:two" else 0)
+    logprobs = answer["choices"][0].get("logprobs") or {}
+    top_tokens = [token["token"] for step in logprobs.get("content") or [] for token in step["top_logprobs"]]
+    top_tokens += [token for step in logprobs.get("top_logprobs") or [] for token in step]
+    assert top_tokens
+    assert not [token for token in top_tokens if "trimtab_slot" in token]
 
 
-def test_the_engine_answers_as_before(url):
-    """After all of them: nobody's trick has hurt it."""
-    reply = httpx.post(f"{url}{CHATS}", json={"model": BASE, "messages": USER, "max_tokens": 4}, timeout=60)
-    assert reply.status_code == 200
+def test_engine_answers_after_all_requests(url):
+    response = httpx.post(f"{url}{CHATS}", json={"model": BASE, "messages": USER, "max_tokens": 4}, timeout=60)
+    assert response.status_code == 200

@@ -1,4 +1,4 @@
-"""Risks in the server's responses: those of one transformers pass, in every form that responses have."""
+"""Risks in the server's responses, compared with those of one transformers pass."""
 
 import re
 import time
@@ -10,8 +10,8 @@ import pytest
 from jsonschema import validate
 
 from tests.support import ROOT
-from tests.support.chat_client import BASE, chat, together
-from tests.support.factories import QUESTIONS, one_pass
+from tests.support.chat_client import BASE, chat, send_concurrently
+from tests.support.factories import QUESTIONS, compute_reference_signals
 from trimtab.engine.openai.openapi import COMPONENTS
 from trimtab.generation_types import Conversation
 from trimtab.model.chat_template import build_renderer
@@ -26,39 +26,40 @@ def with_options(**options):
     return {"extra_body": {"trimtab": options}}
 
 
-def get_verdict(reply) -> dict:
-    """The detector's entry in the response, which must have the documented form."""
-    field = reply.model_extra["trimtab"]
+def get_verdict(response) -> dict:
+    """Return the detector's entry in a response, after a check of its schema."""
+    field = response.model_extra["trimtab"]
     validate(field, {"$ref": "#/components/schemas/ResponseField", "components": {"schemas": COMPONENTS}})
     return field["detectors"][0]
 
 
 def get_probability(choice) -> float | None:
-    """The probability of a choice; None in a chunk without one."""
+    """Return the probability of a choice, or None for a chunk without one."""
     detectors = (choice.model_extra or {}).get("trimtab", {}).get("detectors", [])
     return detectors[0]["probability"] if detectors else None
 
 
 @pytest.fixture(scope="module")
-def expected(frozen, base, watcher):
-    """The risk of an answer, given as token ids, by one pass of transformers."""
+def compute_expected_risk(frozen, base, truth_detector):
+    """Function that returns the risk of an answer's token ids by one transformers pass."""
     renderer = build_renderer(base, 8)
-    return lambda text, ids, prefix=None: watcher.score_answer(
-        one_pass(frozen, renderer, Conversation([{"role": "user", "content": text}], prefix), ids, LAYERS), LAYERS
+    return lambda text, ids, prefix=None: truth_detector.score_answer(
+        compute_reference_signals(frozen, renderer, Conversation([{"role": "user", "content": text}], prefix), ids, LAYERS),
+        LAYERS,
     )
 
 
-def test_risks_are_those_of_one_pass_for_many_requests_in_flight(url, three, expected):
+def test_concurrent_risks_equal_one_pass(url, three_prefixes, compute_expected_risk):
     """With and without prefixes, of many lengths, cold and from the prefix cache."""
     texts = [*QUESTIONS, *(f"I {'really ' * count}want to know what bread is." for count in (5, 40, 90))]
-    cases = [(text, prefix) for text in texts for prefix in (None, *three[:2])]
+    cases = [(text, prefix) for text in texts for prefix in (None, *three_prefixes[:2])]
     models = [(f"{BASE}:{prefix.card.name}@1" if prefix else BASE, text) for text, prefix in cases]
     flagged = set()
     for _ in range(2):
-        replies = together(url, models, max_tokens=24, temperature=0, extra_body={"return_token_ids": True})
-        for (text, prefix), reply in zip(cases, replies, strict=True):
-            detector, choice = get_verdict(reply), reply.choices[0]
-            risk = expected(text, choice.model_extra["token_ids"], prefix)
+        responses = send_concurrently(url, models, max_tokens=24, temperature=0, extra_body={"return_token_ids": True})
+        for (text, prefix), response in zip(cases, responses, strict=True):
+            detector, choice = get_verdict(response), response.choices[0]
+            risk = compute_expected_risk(text, choice.model_extra["token_ids"], prefix)
             assert detector["status"] == "scored"
             assert detector["probability"] == pytest.approx(risk, abs=2e-3)
             assert detector["flagged"] == (detector["probability"] > detector["threshold"])
@@ -70,52 +71,52 @@ def test_risks_are_those_of_one_pass_for_many_requests_in_flight(url, three, exp
     assert flagged == {True, False}
 
 
-def test_streams_end_with_the_risk_and_show_it_on_their_way(client):
-    whole = get_verdict(chat(client, BASE, QUESTIONS[1]))
+def test_stream_ends_with_the_risk_and_can_show_running_risks(client):
+    verdict = get_verdict(chat(client, BASE, QUESTIONS[1]))
     usage = {"stream_options": {"include_usage": True}}
     chunks = list(chat(client, BASE, QUESTIONS[1], stream=True, **usage))
-    assert get_verdict(chunks[-1]) == whole
-    assert [c for c in chunks if c.choices and "trimtab" in (c.choices[0].model_extra or {})] == [chunks[-2]]
+    assert get_verdict(chunks[-1]) == verdict
+    assert [chunk for chunk in chunks if chunk.choices and "trimtab" in (chunk.choices[0].model_extra or {})] == [chunks[-2]]
     running = list(chat(client, BASE, QUESTIONS[1], stream=True, **with_options(running_risk=True)))
-    risks = [risk for c in running if (risk := get_probability(c.choices[0])) is not None]
+    risks = [risk for chunk in running if (risk := get_probability(chunk.choices[0])) is not None]
     assert len(risks) > 3
     assert len(set(risks)) > 2
     assert all(0 <= risk <= 1 for risk in risks)
-    assert risks[-1] == get_verdict(running[-1])["probability"] == pytest.approx(whole["probability"], abs=1e-3)
-    assert "".join(c.choices[0].delta.content or "" for c in running) == "".join(
-        c.choices[0].delta.content or "" for c in chunks if c.choices
+    assert risks[-1] == get_verdict(running[-1])["probability"] == pytest.approx(verdict["probability"], abs=1e-3)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in running) == "".join(
+        chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices
     )
 
 
-def test_each_choice_has_its_own(client, expected):
+def test_each_choice_has_its_own_risk(client, compute_expected_risk):
     options = {"temperature": 1.2, "seed": 3, "n": 3, "extra_body": {"return_token_ids": True}}
-    reply = chat(client, BASE, QUESTIONS[2], **options)
-    risks = [get_probability(choice) for choice in reply.choices]
+    response = chat(client, BASE, QUESTIONS[2], **options)
+    risks = [get_probability(choice) for choice in response.choices]
     assert len(set(risks)) == 3
-    assert risks == pytest.approx([expected(QUESTIONS[2], c.model_extra["token_ids"]) for c in reply.choices], abs=2e-3)
-    assert get_verdict(reply)["probability"] == risks[0]
+    assert risks == pytest.approx(
+        [compute_expected_risk(QUESTIONS[2], choice.model_extra["token_ids"]) for choice in response.choices], abs=2e-3
+    )
+    assert get_verdict(response)["probability"] == risks[0]
     chunks = list(chat(client, BASE, QUESTIONS[2], stream=True, temperature=1.2, seed=3, n=3))
-    ends = {c.choices[0].index: get_probability(c.choices[0]) for c in chunks if c.choices[0].finish_reason}
-    assert [ends[index] for index in range(3)] == pytest.approx(risks, abs=1e-3)
+    final = {chunk.choices[0].index: get_probability(chunk.choices[0]) for chunk in chunks if chunk.choices[0].finish_reason}
+    assert [final[index] for index in range(3)] == pytest.approx(risks, abs=1e-3)
 
 
-def test_answers_cut_by_a_stop_or_after_a_token(client, expected):
-    token_ids = {"extra_body": {"return_token_ids": True}}
-    for options in ({"stop": ["a"]}, {"max_tokens": 1}, {"max_tokens": 2}):
-        reply = chat(client, BASE, QUESTIONS[0], **options, **token_ids)
-        assert get_verdict(reply)["probability"] == pytest.approx(
-            expected(QUESTIONS[0], reply.choices[0].model_extra["token_ids"]), abs=2e-3
-        ), options
+@pytest.mark.parametrize("options", [{"stop": ["a"]}, {"max_tokens": 1}, {"max_tokens": 2}])
+def test_risk_of_answer_cut_by_stop_or_length(client, compute_expected_risk, options):
+    response = chat(client, BASE, QUESTIONS[0], **options, extra_body={"return_token_ids": True})
+    token_ids = response.choices[0].model_extra["token_ids"]
+    assert get_verdict(response)["probability"] == pytest.approx(compute_expected_risk(QUESTIONS[0], token_ids), abs=2e-3)
 
 
-def test_text_completions_of_several_prompts(client):
-    reply = client.completions.create(model=BASE, prompt=["The capital of France is", "Once"], max_tokens=6, temperature=0)
-    alone = client.completions.create(model=BASE, prompt="Once", max_tokens=6, temperature=0)
-    assert len({get_probability(choice) for choice in reply.choices}) == 2
-    assert get_probability(reply.choices[1]) == pytest.approx(get_verdict(alone)["probability"], abs=1e-3)
+def test_risks_of_text_completions_with_several_prompts(client):
+    response = client.completions.create(model=BASE, prompt=["The capital of France is", "Once"], max_tokens=6, temperature=0)
+    single = client.completions.create(model=BASE, prompt="Once", max_tokens=6, temperature=0)
+    assert len({get_probability(choice) for choice in response.choices}) == 2
+    assert get_probability(response.choices[1]) == pytest.approx(get_verdict(single)["probability"], abs=1e-3)
 
 
-def test_a_detector_is_chosen_by_name_or_switched_off(client, watcher):
+def test_detector_is_selected_by_name_or_disabled(client, truth_detector):
     off = get_verdict(chat(client, BASE, "Hi", **with_options(detector="off")))
     assert {key: value for key, value in off.items() if value is not None} == {
         "subject": "answer",
@@ -149,43 +150,46 @@ def test_a_detector_is_chosen_by_name_or_switched_off(client, watcher):
         ({"policy": "refuse", "detector": "off"}, "needs a detector: the request disabled detection"),
     ],
 )
-def test_options_that_cannot_be_are_400(url, options, message):
+def test_rejects_invalid_options(url, options, message):
     body = {"model": BASE, "messages": USER, "max_tokens": 2, "trimtab": options}
-    reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
-    assert reply.status_code == 400
-    assert message in reply.json()["error"]["message"]
+    response = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+    assert response.status_code == 400
+    assert message in response.json()["error"]["message"]
 
 
-def test_an_answer_that_is_too_risky_is_withheld(client):
-    kept = chat(client, BASE, QUESTIONS[0], **with_options(policy="refuse", risk_threshold=1.0))
-    assert kept.choices[0].message.content == chat(client, BASE, QUESTIONS[0]).choices[0].message.content
-    assert kept.choices[0].model_extra["trimtab"]["withheld"] is False
+def test_withholds_risky_answer(client):
+    allowed = chat(client, BASE, QUESTIONS[0], **with_options(policy="refuse", risk_threshold=1.0))
+    assert allowed.choices[0].message.content == chat(client, BASE, QUESTIONS[0]).choices[0].message.content
+    assert allowed.choices[0].model_extra["trimtab"]["withheld"] is False
     withheld = chat(
         client, BASE, QUESTIONS[0], **with_options(policy="refuse", risk_threshold=0.0, refusal_text="Ask a librarian.")
     )
     assert withheld.choices[0].message.content == "Ask a librarian."
     assert withheld.choices[0].finish_reason == "content_filter"
-    assert get_verdict(withheld)["probability"] == get_verdict(kept)["probability"]
+    assert get_verdict(withheld)["probability"] == get_verdict(allowed)["probability"]
 
 
-@pytest.mark.parametrize("limit", [0.0, 1.0])
-def test_a_stream_under_a_policy_comes_when_it_is_judged(client, limit):
-    """What it adds up to is the answer that the same request without a stream gets."""
-    options = with_options(policy="refuse", risk_threshold=limit)
-    whole = chat(client, BASE, QUESTIONS[0], **options)
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_stream_with_policy_equals_response_without_stream(client, threshold):
+    """The stream adds up to the answer of the same request without streaming."""
+    options = with_options(policy="refuse", risk_threshold=threshold)
+    response = chat(client, BASE, QUESTIONS[0], **options)
     usage = {"stream_options": {"include_usage": True}}
     chunks = list(chat(client, BASE, QUESTIONS[0], stream=True, **usage, **options))
-    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        == response.choices[0].message.content
+    )
     assert chunks[0].choices[0].delta.role == "assistant"
-    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
-    assert chunks[-2].choices[0].model_extra["trimtab"] == whole.choices[0].model_extra["trimtab"]
-    assert chunks[-1].usage == whole.usage
-    text = list(client.completions.create(model=BASE, prompt="Once", max_tokens=6, temperature=0, stream=True, **options))
-    assert text[0].choices[0].text
-    assert text[-1].choices[0].finish_reason == ("content_filter" if limit == 0 else "length")
+    assert chunks[-2].choices[0].finish_reason == response.choices[0].finish_reason
+    assert chunks[-2].choices[0].model_extra["trimtab"] == response.choices[0].model_extra["trimtab"]
+    assert chunks[-1].usage == response.usage
+    completion = list(client.completions.create(model=BASE, prompt="Once", max_tokens=6, temperature=0, stream=True, **options))
+    assert completion[0].choices[0].text
+    assert completion[-1].choices[0].finish_reason == ("content_filter" if threshold == 0 else "length")
 
 
-def test_the_least_risky_of_several_answers_is_given(client):
+def test_retry_returns_the_least_risky_answer(client):
     first = chat(client, BASE, QUESTIONS[4])
     best = chat(client, BASE, QUESTIONS[4], **with_options(policy="retry", risk_threshold=0.0, max_attempts=4))
     assert best.model_extra["trimtab"]["attempts"] == 4
@@ -200,23 +204,25 @@ def test_the_least_risky_of_several_answers_is_given(client):
         client.completions.create(model=BASE, prompt=["a", "b"], max_tokens=2, **with_options(policy="retry"))
 
 
-@pytest.mark.parametrize("share", [0.01, 0.05, 0.1])
-def test_each_share_of_false_positive_rate_has_its_threshold(client, watcher, share):
-    found = get_verdict(chat(client, BASE, QUESTIONS[0], **with_options(false_positive_rate=share)))
-    assert found["false_positive_rate"] == share
-    assert found["threshold"] == watcher.card.thresholds[f"{share}"]
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.1])
+def test_false_positive_rate_selects_the_threshold(client, truth_detector, rate):
+    verdict = get_verdict(chat(client, BASE, QUESTIONS[0], **with_options(false_positive_rate=rate)))
+    assert verdict["false_positive_rate"] == rate
+    assert verdict["threshold"] == truth_detector.card.thresholds[f"{rate}"]
 
 
-def test_given_answers_are_scored(url, client, base, expected):
+def test_scores_given_answers(url, client, base, compute_expected_risk):
     answer = "The capital of France is Paris."
     body = {"model": BASE, "messages": USER, "answer": answer}
-    reply = httpx.post(f"{url}/v1/score", json=body, timeout=60).json()
+    response = httpx.post(f"{url}/v1/score", json=body, timeout=60).json()
     ids = build_renderer(base, 8).render_answer(answer)
-    assert reply["trimtab"]["detectors"][0]["probability"] == pytest.approx(expected(QUESTIONS[0], ids), abs=2e-3)
-    assert reply["usage"]["total_tokens"] > len(ids)
+    assert response["trimtab"]["detectors"][0]["probability"] == pytest.approx(
+        compute_expected_risk(QUESTIONS[0], ids), abs=2e-3
+    )
+    assert response["usage"]["total_tokens"] > len(ids)
     steered = httpx.post(f"{url}/v1/score", json=body | {"model": f"{BASE}:one"}, timeout=60).json()
     assert steered["model"] == f"{BASE}:one@1"
-    assert steered["trimtab"]["detectors"][0]["probability"] != reply["trimtab"]["detectors"][0]["probability"]
+    assert steered["trimtab"]["detectors"][0]["probability"] != response["trimtab"]["detectors"][0]["probability"]
     empty = httpx.post(f"{url}/v1/score", json=body | {"answer": ""}, timeout=60).json()
     assert empty["trimtab"]["detectors"][0]["status"] == "scored"
 
@@ -232,86 +238,87 @@ def test_given_answers_are_scored(url, client, base, expected):
         ({"model": "gpt-4"}, "no model 'gpt-4'; this server has smollm2-135m and its prefixes"),
     ],
 )
-def test_what_cannot_be_scored_is_get_verdict(url, change, message):
-    reply = httpx.post(f"{url}/v1/score", json={"model": BASE, "messages": USER, "answer": "Paris."} | change, timeout=60)
-    assert reply.status_code == (404 if "model" in change else 400)
-    assert message in reply.json()["error"]["message"]
+def test_score_rejects_invalid_requests(url, change, message):
+    response = httpx.post(f"{url}/v1/score", json={"model": BASE, "messages": USER, "answer": "Paris."} | change, timeout=60)
+    assert response.status_code == (404 if "model" in change else 400)
+    assert message in response.json()["error"]["message"]
 
 
-def counted(url: str) -> dict[str, float]:
-    """The server's metrics, by name with labels."""
+def read_metrics(url: str) -> dict[str, float]:
+    """Return the server's metrics by name with labels."""
     lines = httpx.get(f"{url}/metrics", timeout=30).text.splitlines()
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
 
 
-LONG = {"messages": USER, "max_tokens": 400, "ignore_eos": True}
+LONG_REQUEST = {"messages": USER, "max_tokens": 400, "ignore_eos": True}
 
 
-def at_rest(url: str) -> None:
-    """Wait until the engine runs nothing."""
+def wait_until_idle(url: str) -> None:
+    """Wait until the engine has no running request."""
     deadline = time.monotonic() + 60
-    while sum(value for name, value in counted(url).items() if name.startswith("vllm:num_requests_running")):
+    while sum(value for name, value in read_metrics(url).items() if name.startswith("vllm:num_requests_running")):
         assert time.monotonic() < deadline
 
 
 @pytest.mark.parametrize("options", [{}, {"trimtab": {"policy": "retry", "risk_threshold": 0.0}}, {"model": f"{BASE}:one"}])
-def test_clients_that_do_not_wait_for_a_whole_answer_free_the_engine_too(url, options):
-    def written() -> float:
-        return sum(value for name, value in counted(url).items() if name.startswith("vllm:generation_tokens_total"))
+def test_client_timeout_frees_the_engine(url, options):
+    def count_generated_tokens() -> float:
+        return sum(value for name, value in read_metrics(url).items() if name.startswith("vllm:generation_tokens_total"))
 
     # The first request to a server takes longer than the client below waits.
-    warm = httpx.post(f"{url}/v1/chat/completions", json={"model": BASE, **LONG, "max_tokens": 1}, timeout=120)
-    assert warm.status_code == 200
-    before = written()
+    response = httpx.post(f"{url}/v1/chat/completions", json={"model": BASE, **LONG_REQUEST, "max_tokens": 1}, timeout=120)
+    assert response.status_code == 200
+    before = count_generated_tokens()
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{url}/v1/chat/completions", json={"model": BASE, **LONG, **options}, timeout=1.5)
-    at_rest(url)
-    assert 0 < written() - before < 400 / 2
+        httpx.post(f"{url}/v1/chat/completions", json={"model": BASE, **LONG_REQUEST, **options}, timeout=1.5)
+    wait_until_idle(url)
+    assert 0 < count_generated_tokens() - before < 400 / 2
 
 
-def test_clients_that_go_away_free_the_engine(url):
-    """Eight long streams, left after their first piece."""
-    plain = 'trimtab_tokens_total{mode="answer",prefix="none",version="0"}'
-    before = counted(url).get(plain, 0)
-    body = {"model": BASE, **LONG, "stream": True}
-    with ExitStack() as opened:
+def test_closed_streams_free_the_engine(url):
+    """Eight long streams, closed after their first line."""
+    counter = 'trimtab_tokens_total{mode="answer",prefix="none",version="0"}'
+    before = read_metrics(url).get(counter, 0)
+    body = {"model": BASE, **LONG_REQUEST, "stream": True}
+    with ExitStack() as streams:
         for _ in range(8):
             request = body | {"trimtab": {"running_risk": True}}
-            reply = opened.enter_context(httpx.stream("POST", f"{url}/v1/chat/completions", json=request, timeout=120))
-            next(reply.iter_lines())
-    at_rest(url)
-    assert counted(url)[plain] - before < 8 * 400 / 2
+            stream = streams.enter_context(httpx.stream("POST", f"{url}/v1/chat/completions", json=request, timeout=120))
+            next(stream.iter_lines())
+    wait_until_idle(url)
+    assert read_metrics(url)[counter] - before < 8 * 400 / 2
 
 
-def test_metrics_count_by_prefix_and_detector(url, client):
-    def grown(name: str) -> float:
+def test_metrics_are_counted_by_prefix_and_detector(url, client):
+    def get_increase(name: str) -> float:
         return after[name] - before.get(name, 0)
 
-    before = counted(url)
-    whole = chat(client, f"{BASE}:two", QUESTIONS[0])
+    before = read_metrics(url)
+    response = chat(client, f"{BASE}:two", QUESTIONS[0])
     list(chat(client, f"{BASE}:two", QUESTIONS[0], stream=True))
     chat(client, BASE, "Hi", **with_options(detector="off"))
     with pytest.raises(openai.NotFoundError):
         chat(client, f"{BASE}:nope", "Hi")
-    after = counted(url)
-    two = 'mode="answer",prefix="two"'
-    plain = 'mode="answer",prefix="none"'
-    assert grown(f'trimtab_requests_total{{{two},status="200",version="1"}}') == 2
-    assert grown(f'trimtab_requests_total{{{plain},status="404",version="0"}}') == 1
-    assert grown(f'trimtab_tokens_total{{{two},version="1"}}') == 2 * whole.usage.completion_tokens
-    assert grown(f'trimtab_first_token_seconds_count{{{two},version="1"}}') == 1
-    assert grown(f'trimtab_risk_count{{detector="truth",detector_version="1",{two},version="1"}}') == 2
-    assert grown(f'trimtab_unchecked_total{{{plain},status="off",version="0"}}') == 1
+    after = read_metrics(url)
+    steered_labels = 'mode="answer",prefix="two"'
+    plain_labels = 'mode="answer",prefix="none"'
+    assert get_increase(f'trimtab_requests_total{{{steered_labels},status="200",version="1"}}') == 2
+    assert get_increase(f'trimtab_requests_total{{{plain_labels},status="404",version="0"}}') == 1
+    assert get_increase(f'trimtab_tokens_total{{{steered_labels},version="1"}}') == 2 * response.usage.completion_tokens
+    assert get_increase(f'trimtab_first_token_seconds_count{{{steered_labels},version="1"}}') == 1
+    assert get_increase(f'trimtab_risk_count{{detector="truth",detector_version="1",{steered_labels},version="1"}}') == 2
+    assert get_increase(f'trimtab_unchecked_total{{{plain_labels},status="off",version="0"}}') == 1
     assert after["trimtab_slots_used"] >= 3
-    assert after["trimtab_versions_refused"] == 0
-    # Every figure of the dashboard is one that the server has.
-    names = {name.partition("{")[0] for name in after}
-    shown = set(re.findall(r"(?:trimtab_|vllm:)[a-z_]+", DASHBOARD.read_text()))
-    assert len(shown) > 10
-    assert shown <= names
+    # Other tests of the session may have registered versions that this server cannot load.
+    assert after["trimtab_versions_refused"] == before["trimtab_versions_refused"]
+    # Every metric of the dashboard must exist.
+    server_names = {name.partition("{")[0] for name in after}
+    dashboard_names = set(re.findall(r"(?:trimtab_|vllm:)[a-z_]+", DASHBOARD.read_text()))
+    assert len(dashboard_names) > 10
+    assert dashboard_names <= server_names
 
 
-def test_traffic_is_shared_and_shadowed(url, client):
+def test_traffic_is_split_and_shadowed(url, client):
     models = {user: chat(client, f"{BASE}:four", "Hi", user=user, max_tokens=2).model for user in map(str, range(12))}
     assert set(models.values()) == {f"{BASE}:four@1", f"{BASE}:four@2"}
     assert models == {user: chat(client, f"{BASE}:four", "Hi", user=user, max_tokens=2).model for user in models}

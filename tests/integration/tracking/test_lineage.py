@@ -1,4 +1,4 @@
-"""Where something comes from: chains of answers, versions and runs, printed and drawn; and what can be thrown away."""
+"""Lineage of answers, versions and runs, and removal of unreferenced artifacts."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.support.factories import make_prefix, random_detector, signal_set
+from tests.support.factories import make_prefix, make_random_detector, write_signal_dataset
 from trimtab import settings
 from trimtab.artifacts.prefix import save_prefix
 from trimtab.cli.main import main
@@ -27,8 +27,8 @@ DAY = 86_400
 
 
 @pytest.fixture
-def served(frozen, base, tmp_path):
-    """A prefix and a detector, made by runs with data, promoted; and an answer that both had a part in."""
+def recorded_run_id(frozen, base, tmp_path):
+    """Id of a run whose prefix was promoted. The prefix and a detector gave an answer that the access log has."""
     run = runs.start_run("steer", "align", settings.get_home() / "outbox")
     run.log_inputs([{"name": "prompts.jsonl", "digest": "abc123", "rows": 7}], "training")
     run.log_params({"config": {"objective": "sta"}, "base_fingerprint": base.fingerprint})
@@ -38,103 +38,103 @@ def served(frozen, base, tmp_path):
     record_decision(version, True, "balanced 0.70")
     promote_version(version, "balanced 0.70")
     run.finish("FINISHED")
-    watch = runs.start_run("truth", "detect", settings.get_home() / "outbox")
-    registry.register_version(save_detector(random_detector(base, "truth", LAYERS), tmp_path / "d"), watch.run_id)
-    notes = {"model": f"{base.name}:steer@1", "detector": "truth@1", "risk": 0.25, "tokens": 3}
-    taken = open_sinks(ServeConfig(), "replica")
-    taken(AccessRecord(ID, "/v1/chat/completions", 200, time.time_ns(), time.time_ns(), 0.1, notes, None, None))
-    taken.stop()
+    detector_run = runs.start_run("truth", "detect", settings.get_home() / "outbox")
+    registry.register_version(save_detector(make_random_detector(base, "truth", LAYERS), tmp_path / "d"), detector_run.run_id)
+    fields = {"model": f"{base.name}:steer@1", "detector": "truth@1", "risk": 0.25, "tokens": 3}
+    write_record = open_sinks(ServeConfig(), "replica")
+    write_record(AccessRecord(ID, "/v1/chat/completions", 200, time.time_ns(), time.time_ns(), 0.1, fields, None, None))
+    write_record.stop()
     return run.run_id
 
 
-def chain(what, folder, *more):
-    assert main(["lineage", what, "--json", str(folder / "chain.json"), *more]) == 0
+def read_lineage(subject, folder, *options):
+    assert main(["lineage", subject, "--json", str(folder / "chain.json"), *options]) == 0
     return json.loads((folder / "chain.json").read_text())
 
 
-def kinds(node):
-    return [node["kind"], *[kind for source in node["of"] for kind in kinds(source)]]
+def list_kinds(node):
+    return [node["kind"], *[kind for source in node["of"] for kind in list_kinds(source)]]
 
 
-@pytest.mark.parametrize("what", [f"chatcmpl-{ID}", ID])
-def test_an_answer_leads_back_to_data_code_and_who_promoted_what(served, base, tmp_path, capsys, what):
-    found = chain(what, tmp_path, "--html", str(tmp_path / "chain.html"))
-    assert (found["kind"], found["facts"]["risk"], found["facts"]["model"]) == ("response", "0.250", base.name)
-    prefix, watched = found["of"]
-    assert (prefix["kind"], watched["kind"]) == ("prefix", "detector")
+@pytest.mark.parametrize("subject", [f"chatcmpl-{ID}", ID])
+def test_answer_lineage_has_data_code_and_promotion(recorded_run_id, base, tmp_path, capsys, subject):
+    lineage = read_lineage(subject, tmp_path, "--html", str(tmp_path / "chain.html"))
+    assert (lineage["kind"], lineage["facts"]["risk"], lineage["facts"]["model"]) == ("response", "0.250", base.name)
+    prefix, detector = lineage["of"]
+    assert (prefix["kind"], detector["kind"]) == ("prefix", "detector")
     assert prefix["facts"]["aliases"] == "candidate, champion"
-    assert kinds(prefix) == ["prefix", "champion", "gate", "run", "data", "code"]
+    assert list_kinds(prefix) == ["prefix", "champion", "gate", "run", "data", "code"]
     promoted, gate, run = prefix["of"]
     assert promoted["facts"]["because"] == gate["facts"]["reason"] == "balanced 0.70"
     assert promoted["facts"]["by"]
     assert run["facts"]["objective"] == "sta"
     assert run["facts"]["base_fingerprint"] == base.fingerprint
     assert run["of"][0]["facts"] == {"for": "training", "digest": "abc123", "rows": "7"}
-    page, shown = (tmp_path / "chain.html").read_text(), capsys.readouterr().out
-    for said in (ID, "prompts.jsonl", "abc123", "steer@1", "truth@1", served):
-        assert said in page
-        assert said in shown.replace("\n", "")
+    page, output = (tmp_path / "chain.html").read_text(), capsys.readouterr().out
+    for text in (ID, "prompts.jsonl", "abc123", "steer@1", "truth@1", recorded_run_id):
+        assert text in page
+        assert text in output.replace("\n", "")
     assert "http://" not in page
     assert "https://" not in page
 
 
-def test_runs_versions_and_names(served, base, tmp_path, capsys):
-    run = chain(served, tmp_path)
+def test_lineage_of_runs_and_versions(recorded_run_id, base, tmp_path, capsys):
+    run = read_lineage(recorded_run_id, tmp_path)
     assert run["facts"]["made"] == f"{base.name}.steer@1"
-    assert [chain(what, tmp_path)["title"] for what in ("steer", "steer@1", "truth")] == [
+    assert [read_lineage(subject, tmp_path)["title"] for subject in ("steer", "steer@1", "truth")] == [
         f"{base.name}:steer@1",
         f"{base.name}:steer@1",
         f"{base.name}:truth@1",
     ]
     for unknown in ("0" * 32, "chatcmpl-0", "nobody"):
         assert main(["lineage", unknown]) == 2
-        said = capsys.readouterr().err
-        assert unknown.removeprefix("chatcmpl-") in said
-        assert said.count("\n") == 1
+        error = capsys.readouterr().err
+        assert unknown.removeprefix("chatcmpl-") in error
+        assert error.count("\n") == 1
 
 
-def test_a_run_keeps_what_code_it_was_of(tmp_path):
+def test_run_records_code_and_packages(tmp_path):
     run = runs.start_run("code", "align", tmp_path / "outbox")
-    kept = {file.path for file in get_client().list_artifacts(run.run_id, "code")}
-    assert "code/packages.txt" in kept
+    paths = {file.path for file in get_client().list_artifacts(run.run_id, "code")}
+    assert "code/packages.txt" in paths
     tags = get_client().get_run(run.run_id).data.tags
     assert len(tags["trimtab.code.packages"]) == 16
     assert tags["trimtab.code.version"]
 
 
-def test_only_what_nothing_refers_to_is_removed(frozen, base, tmp_path, capsys):
-    old = time.time() - 30 * DAY
-    used = registered(frozen, base, tmp_path)
+def test_gc_removes_only_unreferenced_artifacts(frozen, base, tmp_path, capsys):
+    month_ago = time.time() - 30 * DAY
+    run_id = register_unused_version(frozen, base, tmp_path)
     folders = {
-        "kept": aligned("20260101-000000-000001", used, "done"),
-        "unused": aligned("20260101-000000-000002", "0" * 32, "done"),
-        "stopped": aligned("20260101-000000-000003", "0" * 32),
-        "resumable": aligned("20260101-000000-000009", "0" * 32),
-        "arm": aligned("sta#0", "0" * 32, "prefix/card.json"),
-        "half": aligned("sta#1", "0" * 32, "prefix"),
-        "unsent": aligned("20260101-000000-000005", "0" * 32, "done"),
-        "worked on": aligned("20260101-000000-000006", "0" * 32),
+        "kept": create_run_folder("20260101-000000-000001", run_id, "done"),
+        "unused": create_run_folder("20260101-000000-000002", "0" * 32, "done"),
+        "stopped": create_run_folder("20260101-000000-000003", "0" * 32),
+        "resumable": create_run_folder("20260101-000000-000009", "0" * 32),
+        "arm": create_run_folder("sta#0", "0" * 32, "prefix/card.json"),
+        "half": create_run_folder("sta#1", "0" * 32, "prefix"),
+        "unsent": create_run_folder("20260101-000000-000005", "0" * 32, "done"),
+        "worked on": create_run_folder("20260101-000000-000006", "0" * 32),
     }
-    waits(folders["unsent"] / "run.json")
-    answers = signal_set(tmp_path / "answers", base, LAYERS)
+    queue_for_upload(folders["unsent"] / "run.json")
+    answers = write_signal_dataset(tmp_path / "answers", base, LAYERS)
     for path in (*settings.get_home().rglob("*"), answers, *answers.rglob("*")):
-        os.utime(path, (old, old))
-    young = aligned("20260101-000000-000000", "0" * 32, "done")
-    given = ["gc", "--signals", str(answers), "--json", str(tmp_path / "gc.json")]
+        os.utime(path, (month_ago, month_ago))
+    recent = create_run_folder("20260101-000000-000000", "0" * 32, "done")
+    command = ["gc", "--signals", str(answers), "--json", str(tmp_path / "gc.json")]
     with exclusive_lock(folders["worked on"]):
-        assert main(given) == 0
-    shown = json.loads((tmp_path / "gc.json").read_text())
-    wasted = {entry["path"] for entry in shown["waste"]}
-    trained = {str(folders[name] / "train") for name in ("kept", "arm")}
-    assert wasted >= trained | {str(folders["unused"]), str(folders["stopped"]), str(answers)}
-    safe = [young, *(folders[name] for name in ("resumable", "half", "unsent", "worked on"))]
-    assert not any(path.startswith(str(folder)) for path in wasted for folder in safe)
+        assert main(command) == 0
+    report = json.loads((tmp_path / "gc.json").read_text())
+    unused = {entry["path"] for entry in report["waste"]}
+    training_folders = {str(folders[name] / "train") for name in ("kept", "arm")}
+    assert unused >= training_folders | {str(folders["unused"]), str(folders["stopped"]), str(answers)}
+    protected = [recent, *(folders[name] for name in ("resumable", "half", "unsent", "worked on"))]
+    assert not any(path.startswith(str(folder)) for path in unused for folder in protected)
     assert all(folder.exists() for folder in folders.values())
     assert "would remove" in capsys.readouterr().out
-    assert main([*given, "--remove"]) == 0
-    # A job was in there a moment ago.
-    left = {"kept", "resumable", "arm", "half", "unsent", "worked on"}
-    assert {name for name, folder in folders.items() if folder.exists()} == left
+    assert main([*command, "--remove"]) == 0
+    # The lock on one folder was held a moment ago, so that the folder stays.
+    remaining = {"kept", "resumable", "arm", "half", "unsent", "worked on"}
+    assert {name for name, folder in folders.items() if folder.exists()} == remaining
     assert not answers.exists()
     assert not (folders["kept"] / "train").exists()
     assert (folders["arm"] / "prefix").exists()
@@ -143,8 +143,8 @@ def test_only_what_nothing_refers_to_is_removed(frozen, base, tmp_path, capsys):
     assert json.loads((tmp_path / "gc.json").read_text())["waste"] == []
 
 
-def registered(frozen, base, tmp_path):
-    """A version whose download nobody needs: no alias names it."""
+def register_unused_version(frozen, base, tmp_path):
+    """Register two versions, download the first, which has no alias, and return the id of their run."""
     run = runs.start_run("kept", "align", settings.get_home() / "outbox")
     for seed in (1, 2):
         folder = save_prefix(make_prefix(frozen, base, "kept", 1, "system", seed), tmp_path / str(seed))
@@ -154,17 +154,17 @@ def registered(frozen, base, tmp_path):
     return run.run_id
 
 
-def waits(path):
-    """Let a file wait for MLflow to be back."""
-    line = {"kind": "artifacts", "body": {"path": str(path), "under": ""}}
-    (settings.get_home() / "outbox" / f"{'f' * 32}.outbox").write_text(json.dumps(line) + "\n")
+def queue_for_upload(path):
+    """Write an outbox entry, so that the file counts as not yet uploaded."""
+    entry = {"kind": "artifacts", "body": {"path": str(path), "under": ""}}
+    (settings.get_home() / "outbox" / f"{'f' * 32}.outbox").write_text(json.dumps(entry) + "\n")
 
 
-def aligned(name, run_id, *ended):
+def create_run_folder(name, run_id, *markers):
     folder = settings.get_runs_folder() / "safety" / name
     (folder / "train").mkdir(parents=True)
     (folder / "train" / "checkpoint").write_text("x" * 1000)
     (folder / "run.json").write_text(json.dumps({"run_id": run_id, "config": {}}))
-    for each in ended:
-        (folder / each).mkdir(parents=True)
+    for marker in markers:
+        (folder / marker).mkdir(parents=True)
     return folder

@@ -54,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.close(descriptor)
     os.environ["TRIMTAB_TEST_STARTS"] = path
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HOOKS), os.environ.get("PYTHONPATH")]))
-    # This process has started already: import the hooks as Python does in the others.
+    # Python imports the hooks at the start of a process, and this process has started already.
     spec = importlib.util.spec_from_file_location("start_hooks", HOOKS / "sitecustomize.py")
     assert spec is not None
     assert spec.loader is not None
@@ -81,8 +81,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     counter = config.stash[COUNTER]
     counter.assign_new("end of the run")
     counts, seconds = counter.count(), counter.sum_seconds()
-    shown = ", ".join(f"{counts[kind]} {name} ({seconds[kind]:.0f} s)" for kind, name in KINDS.items() if counts[kind])
-    terminalreporter.write_line(f"starts: {shown or 'none'}")
+    summary = ", ".join(f"{counts[kind]} {name} ({seconds[kind]:.0f} s)" for kind, name in KINDS.items() if counts[kind])
+    terminalreporter.write_line(f"starts: {summary or 'none'}")
     if path := config.getoption("--starts-json"):
         Path(path).write_text(json.dumps(counter.by_test, indent=1) + "\n")
 

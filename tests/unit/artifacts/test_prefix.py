@@ -1,4 +1,4 @@
-"""A prefix on disk: what is saved comes back, and what must not be used is refused in one line."""
+"""Prefix files: round trip, and rejection of damaged files in one line."""
 
 import json
 import pickle
@@ -14,66 +14,68 @@ from trimtab.errors import ArtifactError
 
 
 @pytest.fixture
-def folder(tmp_path, base):
-    made = build_prefix(torch.randn(2, base.width), PrefixCard("prefix", "p", base.name, base.fingerprint, "system", 0, 0, ""))
-    return save_prefix(made, tmp_path / "p")
+def prefix_folder(tmp_path, base):
+    prefix = build_prefix(
+        torch.randn(2, base.width), PrefixCard("prefix", "p", base.name, base.fingerprint, "system", 0, 0, "")
+    )
+    return save_prefix(prefix, tmp_path / "p")
 
 
-def test_round_trip(folder, base):
-    once = load_prefix(folder, base)
-    again = load_prefix(save_prefix(once, folder.parent / "q"), base)
-    assert torch.equal(once.vectors, again.vectors)
-    assert once.card == again.card
-    assert once.salt == again.salt
+def test_saved_prefix_loads_unchanged(prefix_folder, base):
+    loaded = load_prefix(prefix_folder, base)
+    reloaded = load_prefix(save_prefix(loaded, prefix_folder.parent / "q"), base)
+    assert torch.equal(loaded.vectors, reloaded.vectors)
+    assert loaded.card == reloaded.card
+    assert loaded.salt == reloaded.salt
 
 
-def _vectors(folder, vectors):
+def _write_vectors(folder, vectors):
     save_file({"vectors": vectors}, folder / FILE)
 
 
-def _card(folder, **changes):
+def _modify_card(folder, **changes):
     path = folder / "card.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 DAMAGES = {
-    "NaN": (lambda f: _vectors(f, torch.full((2, 576), float("nan"))), "NaN or infinity"),
-    "infinity": (lambda f: _vectors(f, torch.full((2, 576), float("inf"))), "NaN or infinity"),
-    "other vectors": (lambda f: _vectors(f, torch.zeros(2, 576)), "digest differs"),
-    "wrong width": (lambda f: _vectors(f, torch.zeros(2, 500)), "the card says"),
-    "too many rows": (lambda f: _vectors(f, torch.zeros(65, 576)), "1 to 64"),
-    "wrong type": (lambda f: _vectors(f, torch.zeros(2, 576, dtype=torch.float16)), "float32"),
-    "one dimension": (lambda f: _vectors(f, torch.zeros(576)), "float32 [k, d]"),
+    "NaN": (lambda f: _write_vectors(f, torch.full((2, 576), float("nan"))), "NaN or infinity"),
+    "infinity": (lambda f: _write_vectors(f, torch.full((2, 576), float("inf"))), "NaN or infinity"),
+    "other vectors": (lambda f: _write_vectors(f, torch.zeros(2, 576)), "digest differs"),
+    "wrong width": (lambda f: _write_vectors(f, torch.zeros(2, 500)), "the card says"),
+    "too many rows": (lambda f: _write_vectors(f, torch.zeros(65, 576)), "1 to 64"),
+    "wrong type": (lambda f: _write_vectors(f, torch.zeros(2, 576, dtype=torch.float16)), "float32"),
+    "one dimension": (lambda f: _write_vectors(f, torch.zeros(576)), "float32 [k, d]"),
     "pickled": (lambda f: (f / FILE).write_bytes(pickle.dumps({"vectors": [1.0]})), "not a whole safetensors"),
     "truncated": (lambda f: (f / FILE).write_bytes((f / FILE).read_bytes()[:-9]), "not a whole safetensors"),
     "other tensor": (lambda f: save_file({"x": torch.zeros(1)}, f / FILE), "one tensor named vectors"),
     "no file": (lambda f: (f / FILE).unlink(), "has no prefix.safetensors"),
     "no card": (lambda f: (f / "card.json").unlink(), "has no card.json"),
     "card is not JSON": (lambda f: (f / "card.json").write_text("{"), "not readable JSON"),
-    "unknown card version": (lambda f: _card(f, card_version=99), "card version 99"),
-    "unknown field": (lambda f: _card(f, surprise=1), "unknown fields ['surprise']"),
-    "unknown place": (lambda f: _card(f, position="middle"), "'middle'"),
-    "shape as text": (lambda f: _card(f, num_virtual_tokens="2"), "whole numbers"),
-    "other base": (lambda f: _card(f, fingerprint="0" * 16), "Train it again"),
+    "unknown card version": (lambda f: _modify_card(f, card_version=99), "card version 99"),
+    "unknown field": (lambda f: _modify_card(f, surprise=1), "unknown fields ['surprise']"),
+    "unknown position": (lambda f: _modify_card(f, position="middle"), "'middle'"),
+    "shape as text": (lambda f: _modify_card(f, num_virtual_tokens="2"), "whole numbers"),
+    "other base": (lambda f: _modify_card(f, fingerprint="0" * 16), "Train it again"),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_damage_is_refused_in_one_line(folder, base, name):
+def test_rejects_damaged_prefix_in_one_line(prefix_folder, base, name):
     damage, expected = DAMAGES[name]
-    damage(folder)
-    with pytest.raises(ArtifactError) as caught:
-        load_prefix(folder, base)
-    assert expected in str(caught.value)
-    assert "\n" not in str(caught.value)
+    damage(prefix_folder)
+    with pytest.raises(ArtifactError) as error:
+        load_prefix(prefix_folder, base)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_width_of_another_base(folder, base):
+def test_rejects_base_model_of_other_width(prefix_folder, base):
     with pytest.raises(ArtifactError, match=r"made for base model .* \(width 576, "):
-        load_prefix(folder, replace(base, width=4096))
+        load_prefix(prefix_folder, replace(base, width=4096))
 
 
-def test_errors_cross_processes():
+def test_errors_survive_pickling():
     error = pickle.loads(pickle.dumps(ArtifactError("one line")))
     assert isinstance(error, ArtifactError)
     assert str(error) == "one line"

@@ -1,4 +1,4 @@
-"""Options of the command line: one description per command, flags, lists, and the commands that the demo runs."""
+"""Command-line options: descriptions, flags, lists and the commands of the demo."""
 
 from importlib.metadata import entry_points
 
@@ -11,7 +11,7 @@ from trimtab.cli.main import ABOUT, check_arguments, parse_options
 COMMANDS = {entry.name: entry for entry in entry_points(group="trimtab.commands")}
 
 
-def parse(name: str, *arguments: str):
+def parse_config(name: str, *arguments: str):
     return parse_options(COMMANDS[name].load(), name, list(arguments))[0]
 
 
@@ -20,48 +20,50 @@ def test_every_command_has_a_description():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_description_is_the_first_line_of_the_docstring_of_the_settings(name):
+def test_description_equals_first_docstring_line_of_settings(name):
     first, *_ = COMMANDS[name].load().settings.__doc__.splitlines()
     assert first == f"{ABOUT[name][0].upper()}{ABOUT[name][1:]}."
 
 
 def test_help_shows_the_description(capsys):
     with pytest.raises(SystemExit):
-        parse("jobs-stop", "--help")
+        parse_config("jobs-stop", "--help")
     assert "Stop a job." in capsys.readouterr().out.splitlines()
 
 
-def test_booleans_are_flags_at_every_depth():
-    config = parse("align", "--resume", "--train.compile", "--data.balance_form", "false", "--train.activation_checkpointing")
+def test_booleans_are_flags_at_any_depth():
+    config = parse_config(
+        "align", "--resume", "--train.compile", "--data.balance_form", "false", "--train.activation_checkpointing"
+    )
     assert config.resume is True
     assert config.train.compile is True
     assert config.train.activation_checkpointing is True
     assert config.data.balance_form is False
-    assert parse("align", "--resume", "auto", "--train.compile=false").resume == "auto"
+    assert parse_config("align", "--resume", "auto", "--train.compile=false").resume == "auto"
 
 
-def test_lists_take_several_words_at_every_depth():
-    config = parse("align", "--data.harmful", "a.csv", "1", "--data.filter_rules", "contamination", "--name", "n")
+def test_lists_accept_several_words_at_any_depth():
+    config = parse_config("align", "--data.harmful", "a.csv", "1", "--data.filter_rules", "contamination", "--name", "n")
     assert config.data.harmful == ["a.csv", "1"]
     assert config.data.filter_rules == ["contamination"]
-    assert parse("align", "--data.harmful", '["a.csv", "b.csv"]').data.harmful == ["a.csv", "b.csv"]
-    assert parse("align", "--targets.system_prompts", "none", "strict").targets.system_prompts == ["none", "strict"]
-    assert parse("study", "--seeds", "3", "4").seeds == [3, 4]
-    assert parse("evaluate-truth", "--signals", "x", "--label_fractions", "0.1", "0.5").label_fractions == [0.1, 0.5]
-    assert parse("serve", "--engine.layers", "9", "18").engine.layers == (9, 18)
+    assert parse_config("align", "--data.harmful", '["a.csv", "b.csv"]').data.harmful == ["a.csv", "b.csv"]
+    assert parse_config("align", "--targets.system_prompts", "none", "strict").targets.system_prompts == ["none", "strict"]
+    assert parse_config("study", "--seeds", "3", "4").seeds == [3, 4]
+    assert parse_config("evaluate-truth", "--signals", "x", "--label_fractions", "0.1", "0.5").label_fractions == [0.1, 0.5]
+    assert parse_config("serve", "--engine.layers", "9", "18").engine.layers == (9, 18)
 
 
-def test_words_after_two_dashes_are_the_command():
-    config = parse("submit", "--name", "n", "--wait", "--", "align", "--resume", "--name", "m")
+def test_words_after_double_dash_are_the_command():
+    config = parse_config("submit", "--name", "n", "--wait", "--", "align", "--resume", "--name", "m")
     assert config.command == ["align", "--resume", "--name", "m"]
     assert config.wait is True
 
 
-def test_the_demo_runs_valid_commands(monkeypatch):
+def test_demo_runs_valid_commands(monkeypatch):
     commands: list[list[str]] = []
     monkeypatch.setattr(demo, "_run_command", lambda arguments: commands.append(list(arguments)))
     for step in (demo._run_align, demo._run_detect):
-        # The command that would write the result does not run.
+        # The replaced command writes no result to read.
         with pytest.raises(FileNotFoundError):
             step(DemoConfig())
     assert [words[0] for words in commands] == ["align", "collect", "detect"]

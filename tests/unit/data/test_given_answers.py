@@ -1,4 +1,4 @@
-"""Answers that someone else wrote, in the layouts of labelled sets."""
+"""Given answers: layouts of labeled data sets, and their plan and labels."""
 
 import json
 
@@ -12,13 +12,13 @@ from trimtab.jobs.collect.plan import drop_overlong, label_answers, load_plan
 from trimtab.model.chat_template import build_renderer
 
 
-def written(path, rows):
+def write_rows(path, rows):
     path.write_text("\n".join(json.dumps(row) for row in rows))
     return str(path)
 
 
 @pytest.mark.parametrize(
-    ("row", "wanted"),
+    ("row", "expected"),
     [
         ({"answer": " Paris. ", "truthful": True}, [("Paris.", True)]),
         ({"answer": "Rome", "truthful": "no"}, [("Rome", False)]),
@@ -32,23 +32,23 @@ def written(path, rows):
         ({"incorrect_answers": ["Rome"]}, [("Rome", False)]),
     ],
 )
-def test_layouts(tmp_path, row, wanted):
-    found = read_given_answers(written(tmp_path / "g.jsonl", [{"question": "The capital of France?", **row}]))
-    assert [(given.text, given.truthful) for given in found] == wanted
-    assert {given.question.question for given in found} == {"The capital of France?"}
+def test_reads_answer_layouts(tmp_path, row, expected):
+    answers = read_given_answers(write_rows(tmp_path / "g.jsonl", [{"question": "The capital of France?", **row}]))
+    assert [(answer.text, answer.truthful) for answer in answers] == expected
+    assert {answer.question.question for answer in answers} == {"The capital of France?"}
 
 
-def test_names_context_group_and_a_separator(tmp_path):
+def test_reads_renamed_columns_and_separator(tmp_path):
     row = {"Question": "Which?", "Good": "a; b;", "knowledge": "Once.", "entity": "FR"}
     columns = {"question": "Question", "correct_answers": "Good", "context": "knowledge", "group": "entity"}
-    found = read_given_answers(written(tmp_path / "g.jsonl", [row]), columns, ";")
-    assert [given.text for given in found] == ["a", "b"]
-    assert found[0].question.prompt.messages[-1]["content"] == "Once.\n\nWhich?"
-    assert found[0].question.prompt.group == "FR"
+    answers = read_given_answers(write_rows(tmp_path / "g.jsonl", [row]), columns, ";")
+    assert [answer.text for answer in answers] == ["a", "b"]
+    assert answers[0].question.prompt.messages[-1]["content"] == "Once.\n\nWhich?"
+    assert answers[0].question.prompt.group == "FR"
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         (
             {"question": "Which?", "text": "a"},
@@ -63,56 +63,58 @@ def test_names_context_group_and_a_separator(tmp_path):
         ({"question": "Which?", "correct_answers": {"a": 1}}, "row 1: an answer must be text, not dict"),
     ],
 )
-def test_what_cannot_be_read_is_told_by_its_row(tmp_path, row, said):
-    with pytest.raises(UsageError, match=said):
-        read_given_answers(written(tmp_path / "g.jsonl", [row]))
+def test_rejects_unreadable_row(tmp_path, row, message):
+    with pytest.raises(UsageError, match=message):
+        read_given_answers(write_rows(tmp_path / "g.jsonl", [row]))
 
 
-def test_right_and_wrong_answers_to_a_question_stay_together(tmp_path):
-    file = written(tmp_path / "g.jsonl", [{"question": "Which?", "correct_answers": "a", "incorrect_answers": ["b", "c", "c"]}])
+def test_answers_to_one_question_share_a_group(tmp_path):
+    file = write_rows(
+        tmp_path / "g.jsonl", [{"question": "Which?", "correct_answers": "a", "incorrect_answers": ["b", "c", "c"]}]
+    )
     config = CollectConfig(questions=file, out=str(tmp_path / "out"), read_answers=True)
-    asked = load_plan(config)
-    assert [(a.request.given_answer, a.truthful) for a in asked] == [("a", True), ("b", False), ("c", False)]
-    assert len({a.question.prompt.group for a in asked}) == 1
-    assert len({a.key for a in asked}) == 3
+    plan = load_plan(config)
+    assert [(planned.request.given_answer, planned.truthful) for planned in plan] == [("a", True), ("b", False), ("c", False)]
+    assert len({planned.question.prompt.group for planned in plan}) == 1
+    assert len({planned.key for planned in plan}) == 3
 
 
-def test_what_is_longer_than_the_engine_takes_is_left_out(tmp_path, base):
+def test_overlong_rows_are_dropped(tmp_path, base):
     rows = [{"question": "Which?", "answer": "a"}, {"question": "Which? " * 400, "answer": "a"}]
-    file = written(tmp_path / "g.jsonl", rows)
+    file = write_rows(tmp_path / "g.jsonl", rows)
     renderer = build_renderer(base, 8)
     for p_true in (False, True):
         config = CollectConfig(questions=file, out="out", read_answers=True, max_model_len=512, p_true=p_true)
-        assert [one.question.question for one in drop_overlong(load_plan(config), config, renderer, None)] == ["Which?"]
+        assert [planned.question.question for planned in drop_overlong(load_plan(config), config, renderer, None)] == ["Which?"]
     longer = CollectConfig(questions=file, out="out", read_answers=True, max_model_len=2048)
     assert len(drop_overlong(load_plan(longer), longer, renderer, None)) == 2
 
 
-def test_an_answer_that_was_cut_has_no_label_that_speaks_of_the_whole(tmp_path):
+def test_truncated_given_answer_has_no_label(tmp_path):
     config = CollectConfig(
-        questions=written(tmp_path / "g.jsonl", [{"question": "Which?", "answer": "a b", "truthful": True}]),
+        questions=write_rows(tmp_path / "g.jsonl", [{"question": "Which?", "answer": "a b", "truthful": True}]),
         out="o",
         read_answers=True,
     )
-    (asked,) = load_plan(config)
-    assert label_answers([(asked, Answer("a b", (1, 2), "stop", 9))], config.judge)[0][0] is True
-    assert label_answers([(asked, Answer("a b", (1,), "length", 9))], config.judge)[0][0] is None
+    (planned,) = load_plan(config)
+    assert label_answers([(planned, Answer("a b", (1, 2), "stop", 9))], config.judge)[0][0] is True
+    assert label_answers([(planned, Answer("a b", (1,), "length", 9))], config.judge)[0][0] is None
 
 
-def test_an_answer_that_the_engine_cut_short_is_not_called_made_up(tmp_path):
+def test_answer_cut_before_max_tokens_is_not_labeled_wrong(tmp_path):
     config = CollectConfig(
-        questions=written(tmp_path / "q.jsonl", [{"question": "Which?", "answers": ["Paris"]}]), out="o", max_tokens=8
+        questions=write_rows(tmp_path / "q.jsonl", [{"question": "Which?", "answers": ["Paris"]}]), out="o", max_tokens=8
     )
-    (asked,) = load_plan(config)
-    said = [
+    (planned,) = load_plan(config)
+    answers = [
         Answer("It is", (1, 2), "length", 9),
         Answer("It is Paris", (1, 2, 3), "length", 9),
         Answer("It is so", tuple(range(8)), "length", 9),
     ]
-    assert [label for label, _ in label_answers([(asked, one) for one in said], config.judge)] == [None, True, False]
+    assert [label for label, _ in label_answers([(planned, answer) for answer in answers], config.judge)] == [None, True, False]
 
 
-def test_numbers_are_wanted_where_numbers_are_compared(tmp_path):
-    file = written(tmp_path / "q.jsonl", [{"question": "How many?", "answers": ["a few"]}])
+def test_numeric_kind_requires_numbers(tmp_path):
+    file = write_rows(tmp_path / "q.jsonl", [{"question": "How many?", "answers": ["a few"]}])
     with pytest.raises(UsageError, match="holds no number"):
         load_plan(CollectConfig(questions=file, out="o", kind="numeric"))

@@ -1,10 +1,10 @@
-"""Reading, form, splitting, filtering, scheduling of prompts."""
+"""Splits, batch schedule and class order of prompts."""
 
 from collections import Counter
 
 import pytest
 
-from tests.support.factories import prompt
+from tests.support.factories import make_prompt
 from trimtab.data.hard_filter import TrainingRow
 from trimtab.data.prompt import Prompt, split_prompts
 from trimtab.data.schedule import select_batch
@@ -14,20 +14,20 @@ from trimtab.types import Label
 
 
 def test_split_keeps_groups_together_and_is_stable():
-    sides: tuple[Label, ...] = ("harmful", "benign_hard")
-    prompts = [prompt(f"{side} {i}", side, group=str(i)) for i in range(200) for side in sides]
+    labels: tuple[Label, ...] = ("harmful", "benign_hard")
+    prompts = [make_prompt(f"{label} {i}", label, group=str(i)) for i in range(200) for label in labels]
     parts = split_prompts(prompts, 0.1, 0.2, seed=3)
     groups = {part: {p.group for p in members} for part, members in parts.items()}
     assert not groups["train"] & groups["test"]
     assert not groups["train"] & groups["validation"]
     assert sum(map(len, parts.values())) == 400
-    more = split_prompts([*prompts, prompt("new", group="new")], 0.1, 0.2, seed=3)
-    assert groups["test"] <= {p.group for p in more["test"]}, "adding data must not move test prompts"
+    extended = split_prompts([*prompts, make_prompt("new", group="new")], 0.1, 0.2, seed=3)
+    assert groups["test"] <= {p.group for p in extended["test"]}, "adding data must not move test prompts"
 
 
-def test_split_says_when_a_part_is_empty():
+def test_split_rejects_empty_parts():
     with pytest.raises(UsageError, match="give more data"):
-        split_prompts([prompt("a"), prompt("b", "benign_hard")], 0.1, 0.1, seed=0)
+        split_prompts([make_prompt("a"), make_prompt("b", "benign_hard")], 0.1, 0.1, seed=0)
 
 
 def test_batches_depend_on_seed_and_step_only():
@@ -38,17 +38,17 @@ def test_batches_depend_on_seed_and_step_only():
     assert first != [select_batch(labels, mix, 16, step, seed=2) for step in range(20)]
     for batch in first:
         assert Counter(labels[i] for i in batch) == {"harmful": 8, "benign_hard": 6, "benign_easy": 2}
-    seen = Counter(i for batch in first for i in batch if labels[i] == "harmful")
-    assert max(seen.values()) - min(seen.values()) <= 1, "every row must come equally often"
+    counts = Counter(i for batch in first for i in batch if labels[i] == "harmful")
+    assert max(counts.values()) - min(counts.values()) <= 1, "every row must occur equally often"
 
 
-def test_a_class_without_rows_gives_its_share_up():
+def test_share_of_an_empty_class_is_redistributed():
     assert len(select_batch(["harmful", "benign_easy"], {"harmful": 1, "benign_hard": 1, "benign_easy": 1}, 6, 0, 0)) == 6
 
 
-def test_any_first_part_of_the_validation_rows_has_both_sides():
+def test_interleaved_rows_are_balanced_from_the_start():
     rows = [TrainingRow(Prompt(f"prompt {i}", "harmful" if i < 50 else "benign_hard", "t", str(i)), "x", 9) for i in range(80)]
-    turned = interleave_classes(rows)
-    assert sorted(row.prompt.prompt for row in turned) == sorted(row.prompt.prompt for row in rows)
-    assert sum(row.prompt.label == "harmful" for row in turned[:32]) == 16
-    assert interleave_classes(rows[::-1]) == turned
+    interleaved = interleave_classes(rows)
+    assert sorted(row.prompt.prompt for row in interleaved) == sorted(row.prompt.prompt for row in rows)
+    assert sum(row.prompt.label == "harmful" for row in interleaved[:32]) == 16
+    assert interleave_classes(rows[::-1]) == interleaved

@@ -1,13 +1,13 @@
-"""Reading, form, splitting, filtering, scheduling of prompts."""
+"""Grammatical form of prompts: detection, rewriting and balance."""
 
 import pytest
 
-from tests.support.factories import prompt
+from tests.support.factories import make_prompt
 from trimtab.data.question_form import balance_forms, compute_predictability, get_form, rewrite_form
 
 
 @pytest.mark.parametrize(
-    ("text", "kind"),
+    ("text", "form"),
     [
         ("How do I do it", "question"),
         ("Is it so?", "question"),
@@ -16,12 +16,12 @@ from trimtab.data.question_form import balance_forms, compute_predictability, ge
         ("Canned food lists", "order"),
     ],
 )
-def test_form(text, kind):
-    assert get_form(text) == kind
+def test_detects_form(text, form):
+    assert get_form(text) == form
 
 
 @pytest.mark.parametrize(
-    ("text", "start"),
+    ("text", "beginnings"),
     [
         ("How do I bake bread?", ("Explain how to bake", "Tell me how to bake", "Describe how to bake", "Show me how to bake")),
         ("Can you write a poem?", ("Write a poem.",)),
@@ -30,16 +30,16 @@ def test_form(text, kind):
         ("Steal a car", ("How do I steal", "How can I steal", "How would someone steal", "How could I steal")),
     ],
 )
-def test_rewriting_changes_the_form_only(text, start):
+def test_rewriting_changes_the_form(text, beginnings):
     rewritten = rewrite_form(text)
     assert rewritten is not None
-    assert rewritten.startswith(start)
+    assert rewritten.startswith(beginnings)
     assert get_form(rewritten) != get_form(text)
 
 
-def test_balance_takes_the_class_out_of_the_form():
-    harmful = [prompt(f"Steal thing number {i}") for i in range(40)]
-    benign = [prompt(f"How do I cook dish number {i}?", "benign_hard") for i in range(40)]
+def test_balance_makes_form_independent_of_class():
+    harmful = [make_prompt(f"Steal thing number {i}") for i in range(40)]
+    benign = [make_prompt(f"How do I cook dish number {i}?", "benign_hard") for i in range(40)]
     assert compute_predictability([*harmful, *benign]) == 1.0
     balanced = balance_forms([*harmful, *benign], seed=0)
     assert compute_predictability(balanced) == 0.5

@@ -1,8 +1,10 @@
-"""Reading, form, splitting, filtering, scheduling of prompts."""
+"""Readers of prompt sets: formats, columns, conversations, errors and the bundled set."""
 
 import json
 from collections import Counter
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from trimtab.data.prompt import write_prompts
@@ -11,27 +13,24 @@ from trimtab.data.readers import read_prompts
 from trimtab.errors import NotFoundError, UsageError
 
 
-def test_every_format_reads_the_same(tmp_path):
-    wanted = [("Say hi", "benign_easy"), ("Do harm, now", "harmful")]
-    data = [{"prompt": p, "class": c} for p, c in wanted]
-    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(d) for d in data))
-    (tmp_path / "a.json").write_text(json.dumps(data))
+def test_prompt_file_formats_are_equivalent(tmp_path):
+    expected = [("Say hi", "benign_easy"), ("Do harm, now", "harmful")]
+    rows = [{"prompt": p, "class": c} for p, c in expected]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (tmp_path / "a.json").write_text(json.dumps(rows))
     (tmp_path / "a.csv").write_text('# a comment\nprompt,class\nSay hi,benign_easy\n"Do harm, now",harmful\n')
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.Table.from_pylist(data), tmp_path / "a.parquet")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     for name in ("a.jsonl", "a.json", "a.csv", "a.parquet"):
-        assert [(p.prompt, p.label) for p in read_prompts(str(tmp_path / name))] == wanted
+        assert [(p.prompt, p.label) for p in read_prompts(str(tmp_path / name))] == expected
 
 
-def test_other_column_names_and_class_words(tmp_path):
+def test_reads_renamed_columns_and_class_words(tmp_path):
     (tmp_path / "x.csv").write_text("text,label\nHow to kill time?,safe\nHow to kill him?,unsafe\n")
-    found = read_prompts(str(tmp_path / "x.csv"), columns={"prompt": "text", "class": "label"})
-    assert [p.label for p in found] == ["benign_hard", "harmful"]
+    prompts = read_prompts(str(tmp_path / "x.csv"), columns={"prompt": "text", "class": "label"})
+    assert [p.label for p in prompts] == ["benign_hard", "harmful"]
 
 
-def test_conversations(tmp_path):
+def test_reads_and_writes_conversations(tmp_path):
     turns = [
         ("system", "Be brief."),
         ("user", "Hi"),
@@ -41,15 +40,15 @@ def test_conversations(tmp_path):
     ]
     messages = [{"role": r, "content": c} for r, c in turns]
     (tmp_path / "c.jsonl").write_text(json.dumps({"messages": messages, "class": "safe"}))
-    (found,) = read_prompts(str(tmp_path / "c.jsonl"))
-    assert found.messages == messages[:-1]
-    assert (found.prompt, found.target, found.system) == ("Kill the lights", "Done.", "Be brief.")
-    write_prompts([found], tmp_path / "again.jsonl")
-    (again,) = read_prompts(str(tmp_path / "again.jsonl"))
-    assert (again.messages, again.target) == (found.messages, found.target)
+    (prompt,) = read_prompts(str(tmp_path / "c.jsonl"))
+    assert prompt.messages == messages[:-1]
+    assert (prompt.prompt, prompt.target, prompt.system) == ("Kill the lights", "Done.", "Be brief.")
+    write_prompts([prompt], tmp_path / "again.jsonl")
+    (reread,) = read_prompts(str(tmp_path / "again.jsonl"))
+    assert (reread.messages, reread.target) == (prompt.messages, prompt.target)
 
 
-BAD = {
+INVALID_FILES = {
     "turns.jsonl": ('{"messages": [{"role": "user"}]}', "row 1: messages must be a list of objects"),
     "answer.jsonl": ('{"messages": [{"role": "system", "content": "x"}]}', "must end with a user message"),
     "nothing.jsonl": ('{"messages": [7]}', "row 1: messages must be a list of objects"),
@@ -66,25 +65,25 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_bad_files_end_in_one_line(tmp_path, name):
-    content, expected = BAD[name]
+@pytest.mark.parametrize("name", INVALID_FILES)
+def test_rejects_invalid_prompt_file_in_one_line(tmp_path, name):
+    content, expected = INVALID_FILES[name]
     if content is not None:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as error:
         read_prompts(str(tmp_path / name), "harmful")
-    assert expected in str(caught.value)
-    assert name in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert expected in str(error.value)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_unknown_named_set_says_what_there_is():
+def test_unknown_set_lists_known_sets():
     with pytest.raises(NotFoundError, match="trimtab:contrast"):
         read_prompts("trimtab:nope")
 
 
-def test_own_sets_are_balanced_twins():
-    both = read_prompts("trimtab:contrast")
-    assert Counter(p.label for p in both) == {"harmful": 422, "benign_hard": 422}
-    assert all(count == 2 for count in Counter(p.group for p in both).values())
-    assert compute_predictability(both) == pytest.approx(0.5, abs=0.02)
+def test_contrast_set_has_balanced_pairs():
+    prompts = read_prompts("trimtab:contrast")
+    assert Counter(p.label for p in prompts) == {"harmful": 422, "benign_hard": 422}
+    assert all(count == 2 for count in Counter(p.group for p in prompts).values())
+    assert compute_predictability(prompts) == pytest.approx(0.5, abs=0.02)

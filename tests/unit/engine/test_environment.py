@@ -15,7 +15,7 @@ CAPTURE = EngineConfig(layers=(1,), cpu_kv_cache_gib=3)
 
 
 @pytest.fixture(autouse=True)
-def _user_environment(monkeypatch):
+def _cleared_environment(monkeypatch):
     """No variable of the engine is set, on the CPU build."""
     for name in (*CPU, "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_USE_V2_MODEL_RUNNER"):
         monkeypatch.delenv(name, raising=False)
@@ -30,15 +30,15 @@ def read_variables() -> dict[str, str]:
 
 
 def test_variables_depend_on_the_configuration(monkeypatch):
-    one_device = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    assert build_engine_environment(CAPTURE, {}) == CPU | one_device | {"VLLM_USE_V2_MODEL_RUNNER": "0"}
-    assert build_engine_environment(EngineConfig(cpu_kv_cache_gib=3), {}) == CPU | one_device
+    single_process = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    assert build_engine_environment(CAPTURE, {}) == CPU | single_process | {"VLLM_USE_V2_MODEL_RUNNER": "0"}
+    assert build_engine_environment(EngineConfig(cpu_kv_cache_gib=3), {}) == CPU | single_process
     assert build_engine_environment(EngineConfig(tensor_parallel_size=2, cpu_kv_cache_gib=3), {}) == CPU
     monkeypatch.setattr(environment, "is_cpu_build", lambda: False)
     assert build_engine_environment(EngineConfig(tensor_parallel_size=2), {}) == {}
 
 
-def test_values_of_the_user_win_for_the_variables_of_the_cpu_build():
+def test_user_values_override_those_of_the_cpu_build():
     user = {"VLLM_CPU_KVCACHE_SPACE": "7", "VLLM_LOGGING_LEVEL": "DEBUG", "VLLM_USE_V2_MODEL_RUNNER": "1"}
     values = build_engine_environment(CAPTURE, user)
     assert (values["VLLM_CPU_KVCACHE_SPACE"], values["VLLM_LOGGING_LEVEL"]) == ("7", "DEBUG")
@@ -69,7 +69,7 @@ def test_environment_is_restored_after_a_failed_start():
     assert read_variables() == before
 
 
-def test_next_engine_does_not_read_the_variables_that_the_last_one_cached():
+def test_next_engine_ignores_variables_cached_by_the_last_one():
     with engine_environment(EngineConfig()):
         envs.enable_envs_cache()
     assert envs.VLLM_CPU_KVCACHE_SPACE == 1, "a running engine does not see that the environment was restored"

@@ -33,7 +33,9 @@ def post(error: Exception, risk: RequestRisk) -> httpx.Response:
     return asyncio.run(send())
 
 
-@pytest.mark.parametrize("error", [AttributeError("'list' object has no attribute 'get'"), KeyError("type"), RecursionError()])
+@pytest.mark.parametrize(
+    "error", [AttributeError("'list' object has no attribute 'get'"), KeyError("type"), RecursionError("too deep")]
+)
 def test_malformed_requests_are_status_400_and_counted(error):
     counter = MALFORMED_REQUESTS.labels(type(error).__name__)
     before = counter._value.get()

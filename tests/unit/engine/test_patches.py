@@ -1,4 +1,4 @@
-"""Registers of patches: what they replace in vLLM and Ray is there, and a change upstream is noticed."""
+"""Patches of vLLM and Ray: the patched symbols exist, and changes upstream are detected."""
 
 import types
 
@@ -12,19 +12,19 @@ from trimtab.errors import IncompatibleLibraryError
 from trimtab.util.patching import PatchRegister, Symbol, is_applied, replace_attribute
 
 REGISTERS = {"vllm": patches.REGISTER, "ray": ray_patches.REGISTER}
-ALL = [
+PATCHES = [
     pytest.param(register, name, id=f"{library}-{name}") for library, register in REGISTERS.items() for name in register.patches
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("register", "name"), ALL)
+@pytest.mark.parametrize(("register", "name"), PATCHES)
 def test_installed_library_has_the_patched_symbols(register, name):
     register.check(name)
 
 
-@pytest.mark.parametrize(("register", "name"), ALL)
-def test_patch_states_its_reason_and_its_end(register, name):
+@pytest.mark.parametrize(("register", "name"), PATCHES)
+def test_patch_states_its_reason_and_removal_condition(register, name):
     patch = register.patches[name]
     assert patch.symbols
     assert patch.upstream.startswith(("https://github.com/", "none: "))
@@ -69,7 +69,7 @@ def test_patch_is_applied_once():
     assert not is_applied(owner, "count", "other")
 
 
-def test_later_patch_of_a_symbol_is_the_outer_one():
+def test_last_patch_of_a_symbol_is_outermost():
     calls: list[str] = []
     owner = types.SimpleNamespace(call=lambda: calls.append("original"))
     for name in ("first", "second"):
@@ -96,13 +96,13 @@ def test_haproxy_configuration_has_the_added_options(monkeypatch):
 
 
 def test_only_the_registers_replace_symbols():
-    users = [
+    modules = [
         path.relative_to(ROOT).as_posix()
         for folder in ("platform", "jobs", "serve")
         for path in (ROOT / folder).rglob("*.py")
         if "replace_attribute" in path.read_text()
     ]
-    assert sorted(users) == [
+    assert sorted(modules) == [
         "platform/trimtab/engine/vllm_ext/patches.py",
         "platform/trimtab/ray_patches.py",
         "platform/trimtab/util/patching.py",

@@ -1,4 +1,4 @@
-"""Traffic between versions: shares, users that stay, and what `trimtab traffic` makes of a server's metrics."""
+"""Traffic between versions: shares, users that keep their version, and the summary of a server's metrics."""
 
 from collections import Counter
 from pathlib import Path
@@ -35,41 +35,41 @@ vllm:x_total 5.0
 """
 
 
-def test_shares_are_kept_and_users_stay():
-    given = TrafficSplit({"mine": {"champion": 95, "candidate": 5}})
-    assert given.select_alias("other", None) is None
-    users = {f"user {number}": given.select_alias("mine", f"user {number}") for number in range(2000)}
+def test_shares_are_respected_and_users_keep_their_version():
+    split = TrafficSplit({"mine": {"champion": 95, "candidate": 5}})
+    assert split.select_alias("other", None) is None
+    users = {f"user {number}": split.select_alias("mine", f"user {number}") for number in range(2000)}
     assert 50 < Counter(users.values())["candidate"] < 150
-    assert users == {user: given.select_alias("mine", user) for user in users}
-    drawn = Counter(given.select_alias("mine", None) for _ in range(2000))
-    assert 50 < drawn["candidate"] < 150
+    assert users == {user: split.select_alias("mine", user) for user in users}
+    counts = Counter(split.select_alias("mine", None) for _ in range(2000))
+    assert 50 < counts["candidate"] < 150
     assert TrafficSplit({"mine": {"champion": 0, "candidate": 1}}).select_alias("mine", None) == "candidate"
 
 
 @pytest.mark.parametrize("shares", [{}, {"champion": 0}, {"champion": 2, "candidate": -1}])
-def test_shares_that_say_nothing_are_refused(shares):
+def test_rejects_invalid_shares(shares):
     with pytest.raises(UsageError, match="traffic of 'mine' needs shares"):
         ServeConfig(traffic={"mine": shares})
 
 
-def test_the_summary_has_a_line_for_each_version_and_mode():
+def test_summary_has_a_line_for_each_version_and_mode():
     assert summarize_traffic(METRICS) == [
         TrafficLine("mine", "1", "answer", 20, 1, 190, pytest.approx(0.05), None),
         TrafficLine("mine", "2", "shadow", 4, 0, 0, None, pytest.approx(0.3)),
     ]
 
 
-def test_a_server_that_is_not_there_is_told_in_one_line():
+def test_unreachable_server_is_reported():
     with pytest.raises(JobError, match="no server answers"):
         run_traffic(TrafficConfig("http://127.0.0.1:9"))
 
 
-def test_the_shipped_config_is_one_that_serve_deploy_takes():
+def test_shipped_config_is_valid_for_serve_deploy():
     path = Path(app.__file__).parent / "config.yaml"
     config = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
     (application,) = config.applications
     assert application.import_path == "trimtab.serve.app:build_app"
-    made = app.build_app(application.args)
-    assert made._bound_deployment.name == application.deployments[0].name
+    built_app = app.build_app(application.args)
+    assert built_app._bound_deployment.name == application.deployments[0].name
     with pytest.raises(UsageError, match=r"args: .*replica_count"):
         app.build_app({"replica_count": 2})

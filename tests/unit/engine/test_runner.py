@@ -1,4 +1,4 @@
-"""Check of vLLM's model runner at startup: a missing attribute is named in one line."""
+"""Check of vLLM's model runner at startup: a missing attribute is reported in one line."""
 
 import types
 
@@ -11,7 +11,7 @@ TABLE = "input_batch.block_table"
 
 
 def build_runner(missing: str = "") -> types.SimpleNamespace:
-    """Runner with every attribute in use but `missing`; those of a block table follow its path."""
+    """Build a runner with every required attribute but `missing`, a path such as those of the constants."""
     runner = types.SimpleNamespace()
     for path in (*RUNNER_ATTRIBUTES, *CACHE_ATTRIBUTES):
         owner, names = runner, path.split(".")
@@ -43,11 +43,11 @@ def test_missing_attribute_is_reported_in_one_line(path):
 
 
 @pytest.mark.parametrize("name", TABLE_ATTRIBUTES)
-def test_missing_attribute_of_a_block_table_is_reported_in_one_line(name):
+def test_missing_block_table_attribute_is_reported_in_one_line(name):
     with pytest.raises(IncompatibleLibraryError, match=rf"^model runner: SimpleNamespace\.{name} of vllm .* does not exist\."):
         check_runner(build_runner(f"{TABLE}.{name}"), allocated=True)
 
 
 @pytest.mark.parametrize("path", CACHE_ATTRIBUTES)
-def test_attributes_of_the_cache_are_checked_only_once_it_is_allocated(path):
+def test_cache_attributes_are_checked_only_after_allocation(path):
     check_runner(build_runner(path))

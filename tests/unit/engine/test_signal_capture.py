@@ -1,10 +1,11 @@
-"""Signal capture on a scripted model runner: chunks, blocks, preemption and given answers, and requests by their engine ids."""
+"""Signal capture on a scripted model runner: chunks, blocks, preemption, given answers and request ids."""
 
 import types
 
 import numpy as np
 import pytest
 import torch
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 
 from trimtab.detection.signals import compute_token_statistics, concatenate_states
 from trimtab.engine.vllm_ext import patches
@@ -19,8 +20,6 @@ class ScriptedRunner:
     """Model runner whose states, logits and samples are random functions of the request and the position."""
 
     def __init__(self) -> None:
-        from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-
         spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
         self.kv_cache_config = KVCacheConfig(BLOCKS, [], [KVCacheGroupSpec(["layer"], spec)])
         self.device, self.max_num_reqs, self.max_model_len = torch.device("cpu"), 4, 32
@@ -45,20 +44,20 @@ class ScriptedRunner:
                 self.tokens[request].append(int(sampled[index]))
         return types.SimpleNamespace(sampled_token_ids=sampled)
 
-    def add(self, request: str, prompt: int, given: tuple[int, ...] = ()) -> types.SimpleNamespace:
-        """New request as the scheduler describes it."""
+    def add_request(self, request: str, prompt: int, given_answer: tuple[int, ...] = ()) -> types.SimpleNamespace:
+        """Add a request and return it as the scheduler describes it."""
         self.tokens[request], self.prompts[request] = [0] * prompt, prompt
         self.states[request] = torch.randn(self.max_model_len, LAYERS, WIDTH)
-        if given:
-            self.tokens[request] += given
-        extra = {GIVEN_ANSWER_START: prompt} if given else None
+        if given_answer:
+            self.tokens[request] += given_answer
+        extra = {GIVEN_ANSWER_START: prompt} if given_answer else None
         return types.SimpleNamespace(
             req_id=request,
             prompt_token_ids=list(self.tokens[request]),
             sampling_params=types.SimpleNamespace(extra_args=extra),
         )
 
-    def run(self, capture: SignalCapture, spans: dict[str, tuple[int, int, list[int]]], new=(), finished=()) -> None:
+    def run_step(self, capture: SignalCapture, spans: dict[str, tuple[int, int, list[int]]], new=(), finished=()) -> None:
         """Run one step. A span is a request's first position, its number of tokens, and the blocks of its table."""
         counts = {request: count for request, (_, count, _) in spans.items()}
         scheduled = types.SimpleNamespace(
@@ -85,18 +84,18 @@ class ScriptedRunner:
         logits, self.execute_model_state = self.execute_model_state.logits, None
         self._sample(logits, None)
 
-    def expect(self, request: str, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """psi [L, 3d] and history [tokens, 3] of the first tokens of an answer, from whole tensors."""
+    def compute_expected_signals(self, request: str, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute psi [L, 3d] and history [tokens, 3] of the first tokens of an answer, from whole tensors."""
         prompt, states = self.prompts[request], self.states[request]
         answer = states[prompt - 1 : prompt - 1 + tokens]
         ids = torch.tensor(self.tokens[request][prompt : prompt + tokens])
-        read = compute_token_statistics(answer[:, -1] @ self.head, ids)
+        statistics = compute_token_statistics(answer[:, -1] @ self.head, ids)
         psi = concatenate_states(answer[-1], answer.mean(0), states[:prompt].mean(0))
-        return psi, torch.stack([read.logp, read.entropy, read.margin], 1)
+        return psi, torch.stack([statistics.logp, statistics.entropy, statistics.margin], 1)
 
 
 @pytest.fixture
-def runner(monkeypatch):
+def scripted_runner(monkeypatch):
     # The symbols of the installed vLLM are checked in test_patches.py.
     monkeypatch.setattr(patches.REGISTER, "check", lambda *names: None)
     torch.manual_seed(0)
@@ -104,49 +103,55 @@ def runner(monkeypatch):
 
 
 @pytest.fixture
-def capture(runner):
-    return SignalCapture(ModelRunnerV1Adapter(runner), LAYERS, history=True, keep=8)
+def capture(scripted_runner):
+    return SignalCapture(ModelRunnerV1Adapter(scripted_runner), LAYERS, history=True, keep=8)
 
 
-def check(runner: ScriptedRunner, request: str, record: dict, tokens: int) -> None:
-    psi, history = runner.expect(request, tokens)
-    found = torch.frombuffer(bytearray(record["psi"]), dtype=torch.float32).view(LAYERS, 3 * WIDTH)
-    torch.testing.assert_close(found, psi, rtol=1e-5, atol=1e-5)
-    found = torch.frombuffer(bytearray(record["history"]), dtype=torch.float32).view(-1, 3)
-    torch.testing.assert_close(found, history, rtol=1e-5, atol=1e-5)
+def check_record(runner: ScriptedRunner, request: str, record: dict, tokens: int) -> None:
+    psi, history = runner.compute_expected_signals(request, tokens)
+    captured = torch.frombuffer(bytearray(record["psi"]), dtype=torch.float32).view(LAYERS, 3 * WIDTH)
+    torch.testing.assert_close(captured, psi, rtol=1e-5, atol=1e-5)
+    captured = torch.frombuffer(bytearray(record["history"]), dtype=torch.float32).view(-1, 3)
+    torch.testing.assert_close(captured, history, rtol=1e-5, atol=1e-5)
     assert record["prompt_tokens"] == runner.prompts[request]
 
 
-def test_requests_in_one_batch_have_the_signals_of_whole_tensors(runner, capture):
-    """In chunks, with a given answer, from the prefix cache, and preempted; a client used the same id for two of them."""
+def test_signals_in_one_batch_equal_whole_tensors(scripted_runner, capture):
+    """Chunked, with a given answer, from the prefix cache, and preempted. Two requests have the same client id."""
     blocks = {"x-00000001": [1, 2, 3, 4], "x-00000002": [5, 6, 7], "given": [8, 9, 10, 11], "cached": [1, 12, 13]}
-    first, second, given = runner.add("x-00000001", 9), runner.add("x-00000002", 8), runner.add("given", 6, (3, 1, 4, 1, 5))
-    runner.states["cached"] = None
-    cached = runner.add("cached", 7)
-    runner.states["cached"][:BLOCK] = runner.states["x-00000001"][:BLOCK]
+    first, second, given = (
+        scripted_runner.add_request("x-00000001", 9),
+        scripted_runner.add_request("x-00000002", 8),
+        scripted_runner.add_request("given", 6, (3, 1, 4, 1, 5)),
+    )
+    scripted_runner.states["cached"] = None
+    cached = scripted_runner.add_request("cached", 7)
+    scripted_runner.states["cached"][:BLOCK] = scripted_runner.states["x-00000001"][:BLOCK]
 
     def span(request: str, start: int, count: int) -> dict[str, tuple[int, int, list[int]]]:
         return {request: (start, count, blocks[request])}
 
-    runner.run(capture, span("x-00000001", 0, 5) | span("x-00000002", 0, 8) | span("given", 0, 3), [first, second, given])
-    runner.run(capture, span("x-00000001", 5, 4) | span("x-00000002", 8, 1) | span("given", 3, 5))
-    # The request computes the rest of its prompt: its first block is in the cache.
-    runner.run(capture, span("cached", 4, 3) | span("given", 8, 3) | span("x-00000001", 9, 1), [cached])
-    check(runner, "x-00000001", capture.peek_signals("x-00000001", 2), 2)
+    scripted_runner.run_step(
+        capture, span("x-00000001", 0, 5) | span("x-00000002", 0, 8) | span("given", 0, 3), [first, second, given]
+    )
+    scripted_runner.run_step(capture, span("x-00000001", 5, 4) | span("x-00000002", 8, 1) | span("given", 3, 5))
+    # The first block of the prompt is in the cache, so that only the rest is computed.
+    scripted_runner.run_step(capture, span("cached", 4, 3) | span("given", 8, 3) | span("x-00000001", 9, 1), [cached])
+    check_record(scripted_runner, "x-00000001", capture.peek_signals("x-00000001", 2), 2)
     # Preempted: all tokens are computed again, in other blocks.
     blocks["x-00000002"] = [14, 15, 16]
-    runner.run(capture, span("x-00000002", 0, 7) | span("cached", 7, 1))
-    runner.run(capture, span("x-00000002", 7, 3) | span("cached", 8, 1) | span("x-00000001", 10, 1))
-    check(runner, "cached", capture.peek_signals("cached", 3), 3)
-    runner.run(capture, span("cached", 9, 1), finished=["x-00000002"])
-    check(runner, "x-00000002", capture.pop_signals("x-00000002", 3), 3)
-    check(runner, "x-00000001", capture.pop_signals("x-00000001", 3), 3)
-    check(runner, "given", capture.pop_signals("given", 5), 5)
-    check(runner, "cached", capture.pop_signals("cached", 2), 2)
+    scripted_runner.run_step(capture, span("x-00000002", 0, 7) | span("cached", 7, 1))
+    scripted_runner.run_step(capture, span("x-00000002", 7, 3) | span("cached", 8, 1) | span("x-00000001", 10, 1))
+    check_record(scripted_runner, "cached", capture.peek_signals("cached", 3), 3)
+    scripted_runner.run_step(capture, span("cached", 9, 1), finished=["x-00000002"])
+    check_record(scripted_runner, "x-00000002", capture.pop_signals("x-00000002", 3), 3)
+    check_record(scripted_runner, "x-00000001", capture.pop_signals("x-00000001", 3), 3)
+    check_record(scripted_runner, "given", capture.pop_signals("given", 5), 5)
+    check_record(scripted_runner, "cached", capture.pop_signals("cached", 2), 2)
 
 
-def test_a_request_is_found_by_its_engine_id_only(runner, capture):
-    runner.run(capture, {"x-00000001": (0, 3, [1])}, [runner.add("x-00000001", 3)])
+def test_requests_are_found_by_engine_id_only(scripted_runner, capture):
+    scripted_runner.run_step(capture, {"x-00000001": (0, 3, [1])}, [scripted_runner.add_request("x-00000001", 3)])
     assert capture.peek_signals("x", 1) is None
     assert capture.pop_signals("x", 1) is None
     assert capture.pop_signals("x-00000001", 1) is not None

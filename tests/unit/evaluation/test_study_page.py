@@ -1,4 +1,4 @@
-"""The report of a safety study."""
+"""Report of a safety study: page, JSON, CSV and figures."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tests.support.safety_arms import arm
+from tests.support.safety_arms import make_arm_results
 from trimtab.data.hard_filter import FilterStep
 from trimtab.errors import UsageError
 from trimtab.evaluation.safety.comparison import pool_arms
@@ -26,23 +26,23 @@ from trimtab.evaluation.study_page import (
 )
 from trimtab.judges.human_agreement import JudgeAgreement, JudgeStanding
 
-VOID = {"meta", "br", "img"}
+VOID_ELEMENTS = {"meta", "br", "img"}
 
 
-def whole_study():
+def make_study():
     arms = [
-        arm("base", 1, 40),
-        arm("text <b>prompt</b>", 3, 39),
-        arm("sta#1", 20, 33),
-        arm("sta#2", 24, 31),
-        arm("lora $x^$", 29, 21),
+        make_arm_results("base", 1, 40),
+        make_arm_results("text <b>prompt</b>", 3, 39),
+        make_arm_results("sta#1", 20, 33),
+        make_arm_results("sta#2", 24, 31),
+        make_arm_results("lora $x^$", 29, 21),
     ]
-    left = {"harmful": 500, "benign_hard": 300, "benign_easy": 200}
+    remaining = {"harmful": 500, "benign_hard": 300, "benign_easy": 200}
     return StudyReport(
         title="A <study>",
         base="smollm2-135m 0123456789abcdef",
         parts={"test": arms, "xstest": arms[:3]},
-        filter_table=[FilterStep("(start)", {}, left), FilterStep("clear", {"harmful": 7, "benign_hard": 41}, left)],
+        filter_table=[FilterStep("(start)", {}, remaining), FilterStep("clear", {"harmful": 7, "benign_hard": 41}, remaining)],
         form=(0.76, 0.51),
         curves={"sta#1": [(10, 2.5), (20, 1.5)], "sta#2": [(10, 2.4), (20, float("nan"))], "lora $x^$": []},
         costs=[TrainingCost("sta#1", 372.4, 1203442, 2.31), TrainingCost("base")],
@@ -53,16 +53,16 @@ def whole_study():
 
 @pytest.fixture(scope="module")
 def study():
-    return whole_study()
+    return make_study()
 
 
 @pytest.fixture(scope="module")
-def shown(study):
+def study_html(study):
     return render_page(study)
 
 
-class Reader(HTMLParser):
-    """Reads a page and notes its elements and text; a tag that is closed out of turn fails."""
+class PageParser(HTMLParser):
+    """Parser that collects elements and text of a page and fails at tags that are not properly nested."""
 
     def __init__(self, text):
         super().__init__()
@@ -73,7 +73,7 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
+        if tag not in VOID_ELEMENTS:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -86,53 +86,53 @@ class Reader(HTMLParser):
         self.text += data if self.open and self.open[-1] != "style" else ""
 
 
-def words(text):
-    return " ".join(Reader(text).text.split())
+def extract_text(html):
+    return " ".join(PageParser(html).text.split())
 
 
-def test_page_has_every_arm_and_figure(study, shown):
-    text = words(shown)
+def test_page_has_every_arm_and_rate(study, study_html):
+    text = extract_text(study_html)
     for part, results in study.parts.items():
-        assert f"plane of {part}" in shown
+        assert f"plane of {part}" in study_html
         for pooled in pool_arms(results):
             rates = [pooled.refusal, pooled.compliance, pooled.balanced, pooled.partial]
-            row = " ".join(f"{r.value:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in rates)
+            row = " ".join(f"{rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}]" for rate in rates)
             assert f"{pooled.name} {len(pooled.results)} {row}".replace(" ", "") in text.replace("\xa0", "").replace(" ", "")
             assert all(f"{rate.value:.2f}" in text for rate in pooled.sets.values())
-    pieces = [
+    snippets = [
         "A <study>",
         "0123456789abcdef",
         "precision 1.00 [0.94, 1.00], recall 0.53 [0.44, 0.62]",
         "On 169 human labels",
         "372",
     ]
-    pieces += ["1,203,442", "2.31", "0.76 before and 0.51 after", "41", "Made up & small"]
-    for piece in [*pieces, "sta#1 against base: 19 newly right, 7 newly wrong"]:
-        assert piece in text
+    snippets += ["1,203,442", "2.31", "0.76 before and 0.51 after", "41", "Made up & small"]
+    for snippet in [*snippets, "sta#1 against base: 19 newly right, 7 newly wrong"]:
+        assert snippet in text
 
 
-def test_sections_come_in_order(shown):
+def test_order_of_sections(study_html):
     order = ["results", "plane", "sets", "curves", "filter", "examples", "costs", "notes"]
-    assert re.findall(r'<section id="(\w+)"', shown) == order
+    assert re.findall(r'<section id="(\w+)"', study_html) == order
 
 
-def test_best_of_a_column_is_bold_and_rows_go_by_balanced(shown):
-    table = re.search(r"<tbody>(.*?)</tbody>", shown, re.DOTALL)[1]
-    rows = [words(row) for row in re.findall(r"<th scope=\"row\".*?</th>", table)]
+def test_table_is_sorted_by_balanced_rate_with_best_in_bold(study_html):
+    table = re.search(r"<tbody>(.*?)</tbody>", study_html, re.DOTALL)[1]
+    rows = [extract_text(row) for row in re.findall(r"<th scope=\"row\".*?</th>", table)]
     assert rows == ["sta", "lora $x^$", "text <b>prompt</b>", "base"]
-    bold = [words(cell).split()[0] for cell in re.findall(r'<td class="best">.*?</td>', table, re.DOTALL)]
+    bold = [extract_text(cell).split()[0] for cell in re.findall(r'<td class="best">.*?</td>', table, re.DOTALL)]
     assert bold == ["0.77", "0.97", "1.00"]
 
 
-def test_foreign_text_is_escaped(shown):
-    assert "<script" not in shown
-    assert "<img" not in shown
-    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; see" in shown
-    assert "Harm 2 </td><img src=x>" in words(shown)
+def test_escapes_untrusted_text(study_html):
+    assert "<script" not in study_html
+    assert "<img" not in study_html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; see" in study_html
+    assert "Harm 2 </td><img src=x>" in extract_text(study_html)
 
 
-def test_page_asks_nothing_of_the_outside(shown):
-    elements = Reader(shown).elements
+def test_page_loads_no_external_resources(study_html):
+    elements = PageParser(study_html).elements
     assert not {"script", "link", "img", "iframe", "image"} & {tag for tag, _ in elements}
     for tag, attributes in elements:
         for key, value in attributes.items():
@@ -141,77 +141,79 @@ def test_page_asks_nothing_of_the_outside(shown):
             assert "//" not in (value or ""), (tag, key)
             assert key not in ("src", "srcset", "action", "onclick", "onload")
             assert "href" not in key or value.startswith("#")
-    assert not re.search(r"@import|url\((?!#)", shown)
-    policy = next(a["content"] for tag, a in elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert not re.search(r"@import|url\((?!#)", study_html)
+    policy = next(
+        attributes["content"] for _, attributes in elements if attributes.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def test_ids_are_unique_and_links_lead_somewhere(shown):
-    elements = Reader(shown).elements
+def test_ids_are_unique_and_links_resolve(study_html):
+    elements = PageParser(study_html).elements
     ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    links = [v[1:] for _, attributes in elements for k, v in attributes.items() if k.endswith("href")]
+    links = [value[1:] for _, attributes in elements for key, value in attributes.items() if key.endswith("href")]
     assert set(links) <= set(ids)
 
 
-def test_at_most_eight_examples_of_each_direction(shown):
-    lists = re.findall(r'<ul class="examples">(.*?)</ul>', shown, re.DOTALL)
+def test_limits_examples_of_each_direction(study_html):
+    lists = re.findall(r'<ul class="examples">(.*?)</ul>', study_html, re.DOTALL)
     assert lists
     assert max(text.count("<li>") for text in lists) == EXAMPLES
 
 
-def test_answers_are_cut_at_160_characters():
-    long = arm("base", 0, 40, help_="Sure! " + "x" * 300)
-    text = words(render_page(StudyReport("t", "b", {"test": [long, arm("sta", 20, 30)]})))
+def test_truncates_answers_at_160_characters():
+    long = make_arm_results("base", 0, 40, help_text="Sure! " + "x" * 300)
+    text = extract_text(render_page(StudyReport("t", "b", {"test": [long, make_arm_results("sta", 20, 30)]})))
     assert "Sure! " + "x" * 154 + "\u2026" in text
     assert "x" * 155 not in text
 
 
-def test_csv_adds_up(study):
+def test_csv_counts_equal_results(study):
     rows = list(csv.DictReader(io.StringIO(report_as_csv(study))))
-    assert len({(r["part"], r["arm"], r["set"], r["side"], r["measure"]) for r in rows}) == len(rows)
+    assert len({(row["part"], row["arm"], row["set"], row["side"], row["measure"]) for row in rows}) == len(rows)
     for part, results in study.parts.items():
         for pooled in pool_arms(results):
-            mine = [r for r in rows if (r["part"], r["arm"], r["measure"]) == (part, pooled.name, "right")]
+            arm_rows = [row for row in rows if (row["part"], row["arm"], row["measure"]) == (part, pooled.name, "right")]
             for side in ("harmful", "benign"):
-                whole = next(r for r in mine if (r["set"], r["side"]) == ("all", side))
-                sets = [r for r in mine if r["side"] == side and r["set"] != "all"]
-                assert sum(int(r["prompts"]) for r in sets) == int(whole["prompts"]) == (30 if side == "harmful" else 40)
-                right = sum(float(r["value"]) * int(r["prompts"]) for r in sets)
-                assert right == pytest.approx(float(whole["value"]) * int(whole["prompts"]), abs=1e-3)
+                total = next(row for row in arm_rows if (row["set"], row["side"]) == ("all", side))
+                sets = [row for row in arm_rows if row["side"] == side and row["set"] != "all"]
+                assert sum(int(row["prompts"]) for row in sets) == int(total["prompts"]) == (30 if side == "harmful" else 40)
+                right = sum(float(row["value"]) * int(row["prompts"]) for row in sets)
+                assert right == pytest.approx(float(total["value"]) * int(total["prompts"]), abs=1e-3)
 
 
-def test_json_round_trips(study):
+def test_report_as_json(study):
     data = report_as_json(study)
     assert json.loads(json.dumps(data, allow_nan=False)) == data
     assert data["schema"] == SCHEMA
-    assert [a["name"] for a in data["parts"]["test"]["arms"]][2:4] == ["sta#1", "sta#2"]
-    sta = next(a for a in data["parts"]["test"]["pooled"] if a["arm"] == "sta")
+    assert [arm["name"] for arm in data["parts"]["test"]["arms"]][2:4] == ["sta#1", "sta#2"]
+    sta = next(pooled for pooled in data["parts"]["test"]["pooled"] if pooled["arm"] == "sta")
     assert sta["seeds"] == ["sta#1", "sta#2"]
     assert sta["refusal"]["value"] == pytest.approx(22 / 30)
     assert data["curves"]["sta#2"] == [[10, 2.4], [20, None]]
 
 
-def test_two_writes_give_the_same_bytes(study, tmp_path):
-    first, second = write_report(study, tmp_path / "a"), write_report(whole_study(), tmp_path / "b")
+def test_report_files_are_reproducible(study, tmp_path):
+    first, second = write_report(study, tmp_path / "a"), write_report(make_study(), tmp_path / "b")
     names = {"report.html", "report.json", "report.csv", "curves.svg"}
-    names |= {f"plane-{part}.{form}" for part in study.parts for form in ("png", "svg")}
+    names |= {f"plane-{part}.{suffix}" for part in study.parts for suffix in ("png", "svg")}
     assert {path.name for path in first} == names == {path.name for path in (tmp_path / "a").iterdir()}
-    for one, other in zip(first, second, strict=True):
-        assert one.read_bytes() == other.read_bytes(), one.name
+    for path, other in zip(first, second, strict=True):
+        assert path.read_bytes() == other.read_bytes(), path.name
     assert (tmp_path / "a" / "report.html").read_text() == render_page(study)
 
 
-def test_single_arm():
-    text = render_page(StudyReport("t", "b", {"test": [arm("sta", 20, 30)]}))
-    assert "no other arm to compare with sta" in words(text)
-    assert 'class="best"' not in text
+def test_page_of_single_arm():
+    html = render_page(StudyReport("t", "b", {"test": [make_arm_results("sta", 20, 30)]}))
+    assert "no other arm to compare with sta" in extract_text(html)
+    assert 'class="best"' not in html
 
 
-def test_prompts_of_one_side_only(tmp_path):
-    harmful = [summarize_answers(name, arm(name, 20, 0).answers[:30]) for name in ("base", "sta#1", "sta#2")]
+def test_report_of_harmful_prompts_only(tmp_path):
+    harmful = [summarize_answers(name, make_arm_results(name, 20, 0).answers[:30]) for name in ("base", "sta#1", "sta#2")]
     study = StudyReport("t", "b", {"test": harmful})
-    assert "prompts of one side only: no plane" in words(render_page(study))
+    assert "prompts of one side only: no plane" in extract_text(render_page(study))
     assert {path.name for path in write_report(study, tmp_path)} == {"report.html", "report.json", "report.csv"}
     assert report_as_json(study)["parts"]["test"]["pooled"][0]["balanced"]["value"] is None
 
@@ -222,27 +224,25 @@ def test_prompts_of_one_side_only(tmp_path):
         ({}, "at least one part"),
         ({"test": []}, "'test' has no results"),
         ({"test": [summarize_answers("base", [])]}, "'test' has no results"),
-        ({"../test": [arm("base", 0, 40)]}, "becomes a file name"),
-        ({"test": [arm("sta", 1, 1), arm("sta", 2, 2)]}, "an arm twice"),
+        ({"../test": [make_arm_results("base", 0, 40)]}, "becomes a file name"),
+        ({"test": [make_arm_results("sta", 1, 1), make_arm_results("sta", 2, 2)]}, "an arm twice"),
     ],
 )
-def test_studies_that_cannot_be(parts, message):
-    for make in (render_page, report_as_csv, report_as_json):
-        with pytest.raises(UsageError, match=message) as caught:
-            make(StudyReport("t", "b", parts))
-        assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("render", [render_page, report_as_csv, report_as_json])
+def test_rejects_invalid_study(render, parts, message):
+    with pytest.raises(UsageError, match=message) as error:
+        render(StudyReport("t", "b", parts))
+    assert "\n" not in str(error.value)
 
 
-def test_the_report_tells_the_first_learned_arm_from_each_other(study, shown):
-    told = report_as_json(study)["parts"]["test"]["against"]
-    assert told["arm"] == "text <b>prompt</b>"
-    renamed = replace(
-        study, parts={"test": [replace(r, name="text prompt") if "text" in r.name else r for r in study.parts["test"]]}
-    )
-    told = report_as_json(renamed)["parts"]["test"]["against"]
-    assert told["arm"] == "sta"
-    rivals = {entry["arm"]: entry for entry in told["rivals"]}
+def test_report_compares_first_learned_arm_with_the_others(study, study_html):
+    comparison = report_as_json(study)["parts"]["test"]["against"]
+    assert comparison["arm"] == "text <b>prompt</b>"
+    results = [replace(arm, name="text prompt") if "text" in arm.name else arm for arm in study.parts["test"]]
+    comparison = report_as_json(replace(study, parts={"test": results}))["parts"]["test"]["against"]
+    assert comparison["arm"] == "sta"
+    rivals = {entry["arm"]: entry for entry in comparison["rivals"]}
     assert set(rivals) == {"base", "text prompt", "lora $x^$"}
     assert rivals["base"]["beats"]
     assert rivals["base"]["low"] < rivals["base"]["value"] < rivals["base"]["high"]
-    assert "minus that of each other arm" in words(shown)
+    assert "minus that of each other arm" in extract_text(study_html)

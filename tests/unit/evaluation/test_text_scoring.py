@@ -1,4 +1,4 @@
-"""Utility suites: figures from answers and readings, the report of them, and reading itself against transformers."""
+"""Text scoring: negative log-likelihood and KL divergence against a full forward pass of transformers."""
 
 import pytest
 import torch
@@ -14,19 +14,19 @@ from trimtab.model.chat_template import build_renderer
 from trimtab.model.frozen_model import FrozenModel
 
 
-def by_hand(base, loaded, renderer, text, vectors=None, position="system", system=None):
-    """Log-probabilities [T, V] and tokens [T] of a text, from the whole model on embeddings put together here."""
+def compute_reference(base, model, renderer, text, vectors=None, position="system", system=None):
+    """Compute log-probabilities [T, V] and return them with the tokens [T] of a text."""
     rows = list(range(renderer.first_slot, renderer.first_slot + (0 if vectors is None else len(vectors))))
-    said = [{"role": "system", "content": system}] if system else []
-    before = renderer.render_prompt([*said, {"role": "user", "content": text.prompt}], position, rows)
+    system_messages = [{"role": "system", "content": system}] if system else []
+    prompt = renderer.render_prompt([*system_messages, {"role": "user", "content": text.prompt}], position, rows)
     target = renderer.tokenizer.encode(text.target, add_special_tokens=False)
-    ids = torch.tensor([*before, *target])
-    embedded = loaded.get_input_embeddings()(ids.masked_fill(ids >= renderer.first_slot, 0))
+    ids = torch.tensor([*prompt, *target])
+    embeddings = model.get_input_embeddings()(ids.masked_fill(ids >= renderer.first_slot, 0))
     if vectors is not None:
-        embedded[ids >= renderer.first_slot] = vectors * (base.width**0.5 if base.name.startswith("gemma") else 1.0)
+        embeddings[ids >= renderer.first_slot] = vectors * (base.width**0.5 if base.name.startswith("gemma") else 1.0)
     with torch.no_grad():
-        logits = loaded(inputs_embeds=embedded[None]).logits[0]
-    return logits[len(before) - 1 : -1].log_softmax(-1), ids[len(before) :]
+        logits = model(inputs_embeds=embeddings[None]).logits[0]
+    return logits[len(prompt) - 1 : -1].log_softmax(-1), ids[len(prompt) :]
 
 
 TEXTS = [
@@ -37,40 +37,41 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_readings_are_those_of_the_whole_model(family, tmp_path):
-    base = tiny_models.make(tiny_models.FAMILIES[family], tmp_path / family)
-    renderer, loaded = build_renderer(base, 4), base.load("fp32")
+def test_scores_equal_full_forward_pass(family, tmp_path):
+    base = tiny_models.make_base_model(tiny_models.FAMILIES[family], tmp_path / family)
+    renderer, model = build_renderer(base, 4), base.load("fp32")
     position = "user" if family == "gemma2" else "system"
     torch.manual_seed(3)
     prefix = build_prefix(
         torch.randn(2, base.width) / 2, PrefixCard("prefix", "p", base.name, base.fingerprint, position, 0, 0, "")
     )
     arms = [Arm("base"), Arm("p", prefix=prefix), *([] if family == "gemma2" else [Arm("text", system="Be brief.")])]
-    found = text_scoring.score_texts(FrozenModel(loaded, renderer.first_slot), renderer, arms, TEXTS, 64)
+    scores = text_scoring.score_texts(FrozenModel(model, renderer.first_slot), renderer, arms, TEXTS, 64)
     for number, text in enumerate(TEXTS):
-        plain, ids = by_hand(base, loaded, renderer, text)
-        for one, readings in zip(arms, found, strict=True):
-            vectors = one.prefix.vectors if one.prefix else None
-            logp, _ = by_hand(base, loaded, renderer, text, vectors, position, one.system)
+        base_logp, ids = compute_reference(base, model, renderer, text)
+        for arm, arm_scores in zip(arms, scores, strict=True):
+            vectors = arm.prefix.vectors if arm.prefix else None
+            logp, _ = compute_reference(base, model, renderer, text, vectors, position, arm.system)
             nll = -logp.gather(1, ids[:, None]).sum().item()
-            kl = (plain.exp() * (plain - logp)).sum().item()
-            assert readings[number].tokens == len(ids)
-            assert (readings[number].nll, readings[number].kl) == (pytest.approx(nll, rel=1e-3), pytest.approx(kl, abs=2e-3))
-            assert (kl > 0.1) is (one.name != "base")
+            kl = (base_logp.exp() * (base_logp - logp)).sum().item()
+            score = arm_scores[number]
+            assert score.tokens == len(ids)
+            assert (score.nll, score.kl) == (pytest.approx(nll, rel=1e-3), pytest.approx(kl, abs=2e-3))
+            assert (kl > 0.1) is (arm.name != "base")
 
 
-def test_texts_are_cut_and_batches_change_nothing(tmp_path, monkeypatch):
-    base = tiny_models.make(tiny_models.FAMILIES["llama"], tmp_path / "llama")
+def test_truncates_texts_and_does_not_depend_on_batch_size(tmp_path, monkeypatch):
+    base = tiny_models.make_base_model(tiny_models.FAMILIES["llama"], tmp_path / "llama")
     renderer = build_renderer(base, 4)
     frozen = FrozenModel(base.load("fp32"), renderer.first_slot)
-    told = []
+    progress = []
     arms = [Arm("base"), Arm("text", system="Be brief.")]
-    together = text_scoring.score_texts(frozen, renderer, arms, TEXTS, 5, lambda done, total: told.append((done, total)))
-    assert [r.tokens for r in together[1]] == [5, 5, 5]
-    assert told[-1] == (6, 6)
+    _, batched = text_scoring.score_texts(frozen, renderer, arms, TEXTS, 5, lambda done, total: progress.append((done, total)))
+    assert [score.tokens for score in batched] == [5, 5, 5]
+    assert progress[-1] == (6, 6)
     monkeypatch.setattr(text_scoring, "TEXTS", 1)
-    alone = text_scoring.score_texts(frozen, renderer, arms, TEXTS, 5)
-    for one, other in zip(together[1], alone[1], strict=True):
-        assert (one.nll, one.kl) == (pytest.approx(other.nll, rel=1e-4), pytest.approx(other.kl, rel=1e-2))
+    _, single = text_scoring.score_texts(frozen, renderer, arms, TEXTS, 5)
+    for score, expected in zip(batched, single, strict=True):
+        assert (score.nll, score.kl) == (pytest.approx(expected.nll, rel=1e-4), pytest.approx(expected.kl, rel=1e-2))
     with pytest.raises(UsageError, match="slot token"):
         text_scoring.score_texts(frozen, renderer, arms, [Prompt("a", "benign_easy", "t", "t", target="<|trimtab_slot_0|>")], 5)

@@ -1,4 +1,4 @@
-"""Utility suites: figures from answers and readings, the report of them, and reading itself against transformers."""
+"""Utility metrics: accuracy, perplexity and KL divergence of arms, and their reports."""
 
 import csv
 import io
@@ -21,17 +21,18 @@ from trimtab.stats.intervals import bootstrap_mean, compute_wilson_interval
 TOKENS = (10, 20, 30, 40)
 
 
-def arm(name, right, extra=0.0, kl=0.0, silent=0):
-    """An arm that is right on the first `right` of ten questions, silent on the last `silent`, and reads with `extra` nats."""
+def make_arm(name, right, extra=0.0, kl=0.0, abstained=0):
+    """Make an arm that answers the first `right` of ten questions right, abstains on the last `abstained`, and has `extra` nats
+    per token more than 2."""
     answers = []
     for i in range(10):
-        said = f"It is {i}." if i < right else "I don't know." if i >= 10 - silent else "It is red."
-        answers.append(mark_answers(Question(f"Number {i}?", (str(i),), "odd" if i % 2 else "even"), said))
-    return MeasuredArm(name, answers, [TextScore(n, n * (2.0 + extra), n * kl) for n in TOKENS])
+        answer = f"It is {i}." if i < right else "I don't know." if i >= 10 - abstained else "It is red."
+        answers.append(mark_answers(Question(f"Number {i}?", (str(i),), "odd" if i % 2 else "even"), answer))
+    return MeasuredArm(name, answers, [TextScore(tokens, tokens * (2.0 + extra), tokens * kl) for tokens in TOKENS])
 
 
-def test_figures_against_the_base_arm():
-    base, sta = compute_metrics([arm("base", 8), arm("sta", 6, extra=0.5, kl=0.3, silent=2)])
+def test_metrics_relative_to_base_arm():
+    base, sta = compute_metrics([make_arm("base", 8), make_arm("sta", 6, extra=0.5, kl=0.3, abstained=2)])
     assert base.answering.accuracy == compute_wilson_interval(8, 10)
     assert (base.answering.change.value, base.answering.change.low, base.answering.change.high) == (0, 0, 0)
     assert sta.answering.accuracy == compute_wilson_interval(6, 10)
@@ -55,9 +56,9 @@ def test_perplexity_weighs_by_tokens():
     assert base.answering is None
 
 
-def test_seeds_are_pooled():
-    measured = [arm("base", 8), arm("sta#0", 5, 0.2), arm("sta#1", 9, 0.4)]
-    base, sta = compute_metrics(measured)
+def test_pools_seeds():
+    arms = [make_arm("base", 8), make_arm("sta#0", 5, 0.2), make_arm("sta#1", 9, 0.4)]
+    base, sta = compute_metrics(arms)
     assert (base.seeds, sta.arm, sta.seeds) == (1, "sta", 2)
     assert sta.answering.accuracy.value == pytest.approx(0.7)
     assert sta.answering.accuracy.low < compute_wilson_interval(7, 10).low + 1e-6
@@ -67,45 +68,46 @@ def test_seeds_are_pooled():
     assert sta.reads.factor.high == pytest.approx(exp(0.4))
 
 
-def test_partly_right_answers_count_in_part():
+def test_partly_right_answer_counts_as_fraction():
     answers = [
-        mark_answers(Question("Who?", ("New York City",), "q", "f1"), said) for said in ("New York City", "York", "Rome")
+        mark_answers(Question("Who?", ("New York City",), "q", "f1"), answer) for answer in ("New York City", "York", "Rome")
     ]
     (base,) = compute_metrics([MeasuredArm("base", answers)])
     assert base.answering.accuracy == compute_wilson_interval(1.5, 3)
 
 
-def test_the_bootstrap_is_as_wide_as_theory_says():
-    """Of n numbers with standard deviation s, about 1.96 s / sqrt(n) on both sides of the mean."""
+def test_bootstrap_interval_has_theoretical_width():
+    """For n numbers with standard deviation s, the interval extends about 1.96 s / sqrt(n) on both sides of the mean."""
     values = torch.randn(1, 400, generator=torch.Generator().manual_seed(1)) * 3 + 5
-    found = bootstrap_mean(values)
+    interval = bootstrap_mean(values)
     half = 1.96 * values.std().item() / 20
-    assert found.value == pytest.approx(values.mean().item())
-    assert (found.value - found.low, found.high - found.value) == (pytest.approx(half, rel=0.1), pytest.approx(half, rel=0.1))
-    assert bootstrap_mean(values) == found
+    assert interval.value == pytest.approx(values.mean().item())
+    assert interval.value - interval.low == pytest.approx(half, rel=0.1)
+    assert interval.high - interval.value == pytest.approx(half, rel=0.1)
+    assert bootstrap_mean(values) == interval
 
 
 def test_one_text_has_no_interval():
-    (shown,) = build_tables([MeasuredArm("base", readings=[TextScore(5, 10.0, 0.0)])], "t")
-    assert [list(column.cells) for column in shown.columns] == [["base"], ["7.39"], ["1.000"], ["0.0000"]]
+    (table,) = build_tables([MeasuredArm("base", readings=[TextScore(5, 10.0, 0.0)])], "t")
+    assert [list(column.cells) for column in table.columns] == [["base"], ["7.39"], ["1.000"], ["0.0000"]]
     assert metrics_as_csv({"s": [MeasuredArm("base", readings=[TextScore(5, 10.0, 0.0)])]}).splitlines()[1].endswith(",,,1")
 
 
-def test_what_cannot_be_compared():
+def test_rejects_arms_that_are_not_comparable():
     with pytest.raises(UsageError, match="against the arm 'base', which is missing"):
-        compute_metrics([arm("sta", 5)])
+        compute_metrics([make_arm("sta", 5)])
     with pytest.raises(UsageError, match="sta was measured on other questions or texts than base"):
-        compute_metrics([arm("base", 5), MeasuredArm("sta", arm("sta", 5).answers[:9])])
+        compute_metrics([make_arm("base", 5), MeasuredArm("sta", make_arm("sta", 5).answers[:9])])
 
 
-def suites():
-    return {"facts": [arm("base", 8), arm("<b>sta</b>#0", 6, 0.5, 0.3), arm("<b>sta</b>#1", 6, 0.5, 0.3)]}
+def make_suites():
+    return {"facts": [make_arm("base", 8), make_arm("<b>sta</b>#0", 6, 0.5, 0.3), make_arm("<b>sta</b>#1", 6, 0.5, 0.3)]}
 
 
-def test_report_of_every_kind():
-    measured = suites()["facts"]
-    data = json.loads(json.dumps(metrics_as_json(measured), allow_nan=False))
-    assert [a["arm"] for a in data["pooled"]] == ["base", "<b>sta</b>"]
+def test_metrics_as_json():
+    arms = make_suites()["facts"]
+    data = json.loads(json.dumps(metrics_as_json(arms), allow_nan=False))
+    assert [pooled["arm"] for pooled in data["pooled"]] == ["base", "<b>sta</b>"]
     assert data["pooled"][1]["accuracy"]["value"] == 0.6
     assert data["arms"][1]["answers"][9] | {"source": "", "wanted": []} == {
         "question": "Number 9?",
@@ -117,23 +119,29 @@ def test_report_of_every_kind():
         "abstained": False,
     }
     assert data["arms"][1]["texts"][0] == {"tokens": 10, "nll": 25.0, "kl": 3.0}
-    assert "arms" not in metrics_as_json(measured, answers=False)
-    rows = list(csv.DictReader(io.StringIO(metrics_as_csv(suites()))))
+    assert "arms" not in metrics_as_json(arms, answers=False)
+
+
+def test_metrics_as_csv():
+    rows = list(csv.DictReader(io.StringIO(metrics_as_csv(make_suites()))))
     assert len(rows) == 2 * (6 + 2)
-    (kl,) = [r for r in rows if (r["arm"], r["measure"]) == ("<b>sta</b>", "kl")]
+    (kl,) = [row for row in rows if (row["arm"], row["measure"]) == ("<b>sta</b>", "kl")]
     assert (kl["suite"], kl["seeds"], float(kl["value"]), kl["count"]) == ("facts", "2", pytest.approx(0.3), "4")
-    logged = get_logged_metrics(suites())
+
+
+def test_logged_metric_names_have_only_allowed_characters():
+    logged = get_logged_metrics(make_suites())
     assert logged["utility/facts/base/accuracy"] == 0.8
     assert logged["utility/facts/-b-sta-/b-/kl"] == pytest.approx(0.3)
 
 
-def test_the_page_shows_every_arm_and_suite(tmp_path):
+def test_study_page_shows_every_arm_and_suite(tmp_path):
     refused = JudgedAnswer(Prompt("Steal", "harmful", "t", "t"), "No.", "refusal")
     helped = JudgedAnswer(Prompt("Bake", "benign_easy", "t", "t"), "Flour.", "compliance")
-    study = StudyReport("t", "b", {"test": [summarize_answers("base", [refused, helped])]}, utility=suites())
+    study = StudyReport("t", "b", {"test": [summarize_answers("base", [refused, helped])]}, utility=make_suites())
     written = {path.name: path for path in write_report(study, tmp_path)}
-    shown = " ".join(written["report.html"].read_text().split())
-    for piece in (
+    page = " ".join(written["report.html"].read_text().split())
+    for text in (
         '<section id="utility">',
         "&lt;b&gt;sta&lt;/b&gt;",
         "<b>0.80</b>",
@@ -141,9 +149,9 @@ def test_the_page_shows_every_arm_and_suite(tmp_path):
         "<b>1.649</b>",
         "<b>0.3000</b>",
     ):
-        assert piece in shown
-    assert "<b>sta</b>" not in shown
-    assert "10 questions, 4 texts." in shown
-    assert written["utility.csv"].read_text() == metrics_as_csv(suites())
+        assert text in page
+    assert "<b>sta</b>" not in page
+    assert "10 questions, 4 texts." in page
+    assert written["utility.csv"].read_text() == metrics_as_csv(make_suites())
     assert set(json.loads(written["report.json"].read_text())["utility"]) == {"facts"}
     assert "utility" not in {path.stem for path in write_report(StudyReport("t", "b", study.parts), tmp_path / "plain")}

@@ -1,4 +1,4 @@
-"""Update of the training state, and the check before it."""
+"""Update of the training state and the check for finite values."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from trimtab.jobs.align.step import check_finite
 
 
 def test_update_equals_adamw_of_torch():
-    """To the bit, with clipped gradients and a changing learning rate."""
+    """Results are bitwise equal with clipped gradients and a changing learning rate."""
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(2, 8, generator=generator)
     moments = {"first": torch.zeros(2, 8), "second": torch.zeros(2, 8)}
@@ -26,10 +26,10 @@ def test_update_equals_adamw_of_torch():
         assert torch.equal(state.vectors, parameter)
 
 
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-def test_a_step_that_is_not_finite_ends_training(wrong):
-    good = torch.ones(2, 3)
-    check_finite(torch.tensor(1.0), good, 7)
-    for loss, gradient in ((torch.tensor(wrong), good), (torch.tensor(1.0), torch.full((2, 3), wrong))):
+@pytest.mark.parametrize("invalid", [float("nan"), float("inf")])
+def test_non_finite_step_ends_training(invalid):
+    finite = torch.ones(2, 3)
+    check_finite(torch.tensor(1.0), finite, 7)
+    for loss, gradient in ((torch.tensor(invalid), finite), (torch.tensor(1.0), torch.full((2, 3), invalid))):
         with pytest.raises(JobError, match=r"not finite at step 7\. Lower train\.learning_rate"):
             check_finite(loss, gradient, 7)

@@ -1,4 +1,4 @@
-"""Client of the Jobs API: the address reaches Ray through the environment, which is restored afterwards."""
+"""Client of the Jobs API: its address in the environment."""
 
 import os
 
@@ -10,16 +10,16 @@ from trimtab.jobs.submit import job
 URL = "http://head:8265"
 
 
-@pytest.mark.parametrize("former", [None, "http://other:8265"])
+@pytest.mark.parametrize("previous", [None, "http://other:8265"])
 @pytest.mark.parametrize("error", [None, ConnectionError("refused")])
-def test_the_address_is_set_only_while_a_client_is_used(former, error, monkeypatch):
+def test_address_is_set_only_while_client_is_used(previous, error, monkeypatch):
     monkeypatch.setattr(job, "JobSubmissionClient", lambda url: os.environ[job.ADDRESS])
-    if former is None:
+    if previous is None:
         monkeypatch.delenv(job.ADDRESS, raising=False)
     else:
-        monkeypatch.setenv(job.ADDRESS, former)
+        monkeypatch.setenv(job.ADDRESS, previous)
 
-    def use() -> None:
+    def use_client() -> None:
         with job._client(URL) as address:
             assert address == os.environ[job.ADDRESS] == URL
             if error:
@@ -27,7 +27,7 @@ def test_the_address_is_set_only_while_a_client_is_used(former, error, monkeypat
 
     if error:
         with pytest.raises(JobError, match="no Ray cluster answers at http://head:8265: refused"):
-            use()
+            use_client()
     else:
-        use()
-    assert os.environ.get(job.ADDRESS) == former
+        use_client()
+    assert os.environ.get(job.ADDRESS) == previous

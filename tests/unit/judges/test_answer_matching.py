@@ -1,4 +1,4 @@
-"""Answer judges: what counts as right, and what must not."""
+"""Answer judges: normalization, numbers, abstention and comparison with right answers."""
 
 from fractions import Fraction
 
@@ -11,7 +11,7 @@ from trimtab.text.numbers import find_quantities
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("answer", "reference"),
     [
         ("The Eiffel Tower!", "eiffel  tower"),
         ("an apple, a pear", "Apple pear"),
@@ -36,13 +36,13 @@ from trimtab.text.numbers import find_quantities
         ("Paris\u2014the capital", "Paris capital"),
     ],
 )
-def test_what_says_the_same(one, other):
-    assert normalize_answer(one) == normalize_answer(other)
-    assert mark_answer("exact", one, [other]).right
+def test_equivalent_answers_match(answer, reference):
+    assert normalize_answer(answer) == normalize_answer(reference)
+    assert mark_answer("exact", answer, [reference]).right
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("answer", "reference"),
     [
         ("-5", "5"),
         ("12.5", "125"),
@@ -59,12 +59,12 @@ def test_what_says_the_same(one, other):
         ("\u304c", "\u304b"),
     ],
 )
-def test_what_does_not_say_the_same(one, other):
-    assert normalize_answer(one) != normalize_answer(other)
-    assert not mark_answer("exact", one, [other]).right
+def test_different_answers_do_not_match(answer, reference):
+    assert normalize_answer(answer) != normalize_answer(reference)
+    assert not mark_answer("exact", answer, [reference]).right
 
 
-def test_what_is_all_article_or_punctuation_stays():
+def test_normalization_keeps_lone_articles_and_punctuation():
     assert normalize_answer("The The") == "the the"
     assert normalize_answer("A.") == "a"
     assert normalize_answer(" + ") == "+"
@@ -87,7 +87,7 @@ def test_what_is_all_article_or_punctuation_stays():
         ("9" * 5000, []),
     ],
 )
-def test_numbers_of_a_text(text, values):
+def test_finds_quantities(text, values):
     assert [q.value for q in find_quantities(text)] == [Fraction(str(v)) for v in values]
 
 
@@ -112,13 +112,13 @@ def test_numbers_of_a_text(text, values):
         ("", None),
     ],
 )
-def test_the_number_that_a_text_comes_to(text, number):
-    found = find_final_number(text)
-    assert (None if found is None else str(found)) == number
+def test_finds_final_number(text, number):
+    quantity = find_final_number(text)
+    assert (None if quantity is None else str(quantity)) == number
 
 
 @pytest.mark.parametrize(
-    ("answer", "wanted", "right"),
+    ("answer", "reference", "right"),
     [
         ("It is 18.", "18", True),
         ("It is 18.0 dollars", "18", True),
@@ -136,19 +136,19 @@ def test_the_number_that_a_text_comes_to(text, number):
         ("", "18", False),
     ],
 )
-def test_numeric(answer, wanted, right):
-    assert mark_answer("numeric", answer, [wanted]).right is right
+def test_numeric_judge(answer, reference, right):
+    assert mark_answer("numeric", answer, [reference]).right is right
 
 
-def test_numeric_says_why_and_wants_a_number():
-    found = mark_answer("numeric", "3 + 4 = 7", ["#### 8"])
-    assert (found.score, found.why, found.abstained) == (0.0, "final number 7, wanted 8", False)
+def test_numeric_judge_explains_and_requires_a_number():
+    mark = mark_answer("numeric", "3 + 4 = 7", ["#### 8"])
+    assert (mark.score, mark.why, mark.abstained) == (0.0, "final number 7, wanted 8", False)
     with pytest.raises(UsageError, match="'twelve' holds no number"):
         mark_answer("numeric", "12", ["twelve"])
 
 
 @pytest.mark.parametrize(
-    ("answer", "wanted", "right"),
+    ("answer", "references", "right"),
     [
         ("The capital of France is Paris.", ["Lutetia", "Paris"], True),
         ("Romeo", ["Rome"], False),
@@ -162,21 +162,21 @@ def test_numeric_says_why_and_wants_a_number():
         ("", ["Paris"], False),
     ],
 )
-def test_contains_whole_words(answer, wanted, right):
-    assert mark_answer("contains", answer, wanted).right is right
+def test_contains_matches_whole_words(answer, references, right):
+    assert mark_answer("contains", answer, references).right is right
 
 
-def test_f1_is_that_of_the_nearest_alias():
-    found = mark_answer("f1", "the big apple city", ["New York City", "Big Apple"])
-    assert found.score == pytest.approx(0.8)
-    assert found.why == "F1 0.80 with 'Big Apple'"
+def test_f1_uses_the_best_alias():
+    mark = mark_answer("f1", "the big apple city", ["New York City", "Big Apple"])
+    assert mark.score == pytest.approx(0.8)
+    assert mark.why == "F1 0.80 with 'Big Apple'"
     assert mark_answer("f1", "apple apple", ["apple"]).score == pytest.approx(2 / 3)
     assert mark_answer("f1", "pear", ["apple"]).score == 0.0
     assert not mark_answer("f1", "one of four words", ["one", "two words here now"]).right
 
 
 @pytest.mark.parametrize(
-    ("answer", "silent"),
+    ("answer", "abstains"),
     [
         ("", True),
         (" ... ", True),
@@ -192,24 +192,24 @@ def test_f1_is_that_of_the_nearest_alias():
         ("Nobody knows this better than Ada Lovelace.", False),
     ],
 )
-def test_abstaining(answer, silent):
-    assert is_abstention(answer) is silent
+def test_detects_abstention(answer, abstains):
+    assert is_abstention(answer) is abstains
 
 
-def test_an_answer_that_does_not_try_is_wrong_and_says_so():
-    found = mark_answer("contains", "I don't know.", ["Paris"])
-    assert (found.right, found.abstained, found.why) == (False, True, "gives no answer")
+def test_abstention_is_wrong_unless_expected():
+    mark = mark_answer("contains", "I don't know.", ["Paris"])
+    assert (mark.right, mark.abstained, mark.why) == (False, True, "gives no answer")
     assert mark_answer("exact", "unknown", ["Unknown"]).right
     assert not mark_answer("exact", "unknown", ["Unknown"]).abstained
 
 
 @pytest.mark.parametrize("kind", ["exact", "contains", "f1", "numeric"])
-def test_a_question_without_an_answer(kind):
+def test_unanswerable_question(kind):
     assert mark_answer(kind, "There is no answer to this.", []).right
     assert not mark_answer(kind, "Paris, in 1969", []).right
 
 
-def test_thoughts_are_not_judged():
+def test_thinking_is_not_judged():
     assert mark_answer("exact", "<think>Paris? No.</think>\nLondon", ["London"]).right
     assert not mark_answer("contains", "<think>Paris? No.</think>London", ["Paris"]).right
     assert mark_answer("contains", "<think>It is Paris, because", ["Paris"]).abstained

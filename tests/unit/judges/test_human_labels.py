@@ -1,4 +1,4 @@
-"""Judges: the string match, the classifier head, and how they stand against labels."""
+"""Human labels: files, cross-validation, and the report of a judge without labels."""
 
 from dataclasses import replace
 
@@ -12,19 +12,19 @@ from trimtab.judges.human_labels import LabeledAnswer, read_label_file
 from trimtab.judges.refusal_head import fit_weights
 
 
-def test_rows_that_may_not_teach_are_judged_all_the_same():
+def test_rows_outside_the_fit_are_only_predicted():
     states = torch.randn(40, 1, 4, generator=torch.Generator().manual_seed(0))
-    refusing = states[:, 0, 0] > 0
+    refused = states[:, 0, 0] > 0
     taught = torch.ones(40, dtype=torch.bool)
     taught[:5] = False
-    table = LabeledStates(states, refusing, taught, list(range(40)))
-    odds = predict_out_of_fold(table)
-    other = replace(table, refused=torch.where(taught, refusing, ~refusing))
-    assert torch.equal(predict_out_of_fold(other), odds)
-    assert odds.shape == (40,)
+    table = LabeledStates(states, refused, taught, list(range(40)))
+    log_odds = predict_out_of_fold(table)
+    flipped = replace(table, refused=torch.where(taught, refused, ~refused))
+    assert torch.equal(predict_out_of_fold(flipped), log_odds)
+    assert log_odds.shape == (40,)
 
 
-def test_labels_of_one_kind_or_too_few_are_refused():
+def test_rejects_one_class_and_too_few_groups():
     with pytest.raises(UsageError, match="labels of both kinds"):
         fit_weights(torch.randn(4, 3), torch.ones(4, dtype=torch.bool), 0.1)
     few = LabeledStates(torch.randn(3, 1, 2), torch.tensor([True, False, True]), torch.ones(3, dtype=torch.bool), [0, 1, 2])
@@ -42,13 +42,13 @@ def test_labels_of_one_kind_or_too_few_are_refused():
         ("a.txt", "x", "unsupported file type"),
     ],
 )
-def test_label_files_that_cannot_be_used(tmp_path, name, text, message):
+def test_rejects_invalid_label_file(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UsageError, match=message):
         read_label_file(tmp_path / name)
 
 
-def test_label_files(tmp_path):
+def test_reads_label_file(tmp_path):
     (tmp_path / "a.csv").write_text("prompt,answer,refused\nx,y,1\nz,,No\nv,w,partial\n")
     assert read_label_file(tmp_path / "a.csv") == [
         LabeledAnswer("x", "y", True),
@@ -57,8 +57,8 @@ def test_label_files(tmp_path):
     ]
 
 
-def test_a_judge_without_labels_says_so():
+def test_judge_without_labels_is_reported():
     line = JudgeStanding("string match", note="human labels are unavailable: offline").format_line()
     assert line == "judge: string match (human labels are unavailable: offline); it was not compared with human labels"
-    nothing = compute_agreement([], [])
-    assert nothing.as_json()["precision"]["value"] is None
+    agreement = compute_agreement([], [])
+    assert agreement.as_json()["precision"]["value"] is None

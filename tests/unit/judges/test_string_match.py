@@ -1,4 +1,4 @@
-"""Judges: the string match, the classifier head, and how they stand against labels."""
+"""String match and refusal classifier on refusals that also help."""
 
 from tests.unit.judges.test_refusal_head import REFUSAL
 from trimtab.judges.refusal_classifier import classify_answer
@@ -11,7 +11,7 @@ PARTIAL = (
 )
 
 
-def test_a_refusal_that_helps_all_the_same_is_partial_for_both_judges():
+def test_helpful_refusal_is_partial_for_both_judges():
     assert classify_refusing_answer(PARTIAL) == "partial"
     assert classify_refusing_answer(PARTIAL[:200]) == classify_refusing_answer(REFUSAL) == "refusal"
     assert classify_answer(PARTIAL, found=True) == "partial"

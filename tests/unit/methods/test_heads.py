@@ -1,4 +1,4 @@
-"""Heads: FLaG's equations by hand, what stage II may touch, and that each head learns what is there to be learned."""
+"""Detector heads: FLaG's equations by hand, the parameters of its stage II, and learning on synthetic data."""
 
 import math
 
@@ -15,19 +15,23 @@ WIDTH, LAYERS = 8, 2
 HEADS = ("flag", "linear", "saplma", "mlp", "sep", "haloscope")
 
 
-def rows(count: int, seed: int, labelled: float = 1.0) -> DetectorRows:
-    """Answers whose last state at the last layer tells the truth along one direction, with some noise."""
+def make_rows(count: int, seed: int, labeled: float = 1.0) -> DetectorRows:
+    """Make answers whose label shows, with noise, in one direction of the last state of the last layer.
+
+    `labeled` is the fraction of answers with a label.
+    """
     generator = torch.Generator().manual_seed(seed)
     truthful = (torch.rand(count, generator=generator) < 0.75).float()
     psi = 0.5 * torch.randn(count, LAYERS, 3 * WIDTH, generator=generator)
     psi[:, -1, 0] += 3 * truthful
     spread = 1 - truthful + 0.1 * torch.randn(count, generator=generator)
-    hidden = torch.rand(count, generator=generator) >= labelled
+    hidden = torch.rand(count, generator=generator) >= labeled
     return DetectorRows(psi, torch.randn(count, 7, generator=generator), truthful.masked_fill(hidden, math.nan), spread)
 
 
 def test_flag_by_hand():
-    """r = (1, 0) with prototypes along both axes: pi is the softmax of 1/tau and 0, and s their weighted log-sum of scores."""
+    """r = (1, 0), with prototypes along both axes: pi is the softmax of (1/tau, 0), and s is the log of the pi-weighted sum of
+    exponentiated scores."""
     head = Flag(1, 1, groups=2, projection=2, hidden=2, tau=0.5).eval()
     with torch.no_grad():
         head.project.weight.copy_(torch.tensor([[1.0, 0, 0], [0, 0, 0]]))
@@ -45,26 +49,26 @@ def test_flag_by_hand():
 
 
 def test_flag_is_the_log_odds_of_a_mixture():
-    """sum_g pi_g e^{s_g} = e^s, so that sigmoid(s) is a mixture's odds: the identity that the paper's theorem rests on."""
+    """sum_g pi_g e^{s_g} = e^s, so that s is the log-odds of a mixture: the identity behind the paper's theorem."""
     head = Flag(WIDTH, LAYERS, groups=5).eval()
-    data = rows(20, 0)
+    data = make_rows(20, 0)
     log_pi, by_group = head.parts(data.psi, data.phi)
     torch.testing.assert_close(log_pi.exp().sum(1), torch.ones(20))
     torch.testing.assert_close((log_pi.exp() * by_group.exp()).sum(1), head(data.psi, data.phi).exp())
-    # A softmax over cosines that temperature sharpens: the group with the largest share is the nearest prototype.
+    # pi is a softmax over cosines, so that the group with the largest share has the nearest prototype.
     r = head.mlp(torch.cat([head.project(data.psi.flatten(1)), data.phi], 1))
     nearest = torch.stack([cosine_similarity(r, c[None]) for c in head.prototypes], 1).argmax(1)
     assert torch.equal(log_pi.argmax(1), nearest)
 
 
-def test_the_pairwise_loss_by_hand():
+def test_pairwise_loss_by_hand():
     loss = compute_pairwise_loss(torch.tensor([2.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 1.0]))
     assert loss.item() == pytest.approx((math.log1p(math.exp(-2)) + math.log1p(math.exp(-1))) / 2)
     assert compute_pairwise_loss(torch.tensor([2.0]), torch.tensor([1.0])).item() == 0
 
 
-def test_ablations_see_only_what_is_left():
-    data = rows(4, 0)
+def test_ablations_ignore_removed_input():
+    data = make_rows(4, 0)
     torch.manual_seed(0)
     no_trace, no_geometry = Flag(WIDTH, LAYERS, trace=False).eval(), Flag(WIDTH, LAYERS, geometry=False).eval()
     assert torch.equal(no_trace(data.psi, data.phi), no_trace(data.psi, data.phi + 1))
@@ -72,24 +76,24 @@ def test_ablations_see_only_what_is_left():
     assert torch.equal(no_geometry(data.psi, data.phi), no_geometry(data.psi + 1, data.phi))
 
 
-def test_the_papers_shape_has_its_size():
+def test_parameter_count_equals_paper():
     head = Flag(4096, 1, groups=64, projection=0)
     assert sum(p.numel() for p in head.parameters()) == pytest.approx(59e6, rel=0.01)
 
 
-def test_stage_two_touches_only_the_scores_of_groups():
+def test_stage_two_changes_only_group_scores():
     torch.manual_seed(0)
-    head, data = Flag(WIDTH, LAYERS, groups=4), rows(120, 1, labelled=0.5)
+    head, data = Flag(WIDTH, LAYERS, groups=4), make_rows(120, 1, labeled=0.5)
     before = {name: value.clone() for name, value in head.state_dict().items()}
-    settle_groups(head, data, rows(100, 2), seed=0)
+    settle_groups(head, data, make_rows(100, 2), seed=0)
     changed = {name for name, value in head.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"score.weight", "score.bias"}
     assert all(p.grad is None for name, p in head.named_parameters() if not name.startswith("score"))
 
 
-def test_stage_two_is_kept_only_where_validation_likes_it():
+def test_stage_two_does_not_lower_validation_auroc():
     torch.manual_seed(0)
-    head, data, validation = Flag(WIDTH, LAYERS, groups=4), rows(400, 1, labelled=0.5), rows(200, 2)
+    head, data, validation = Flag(WIDTH, LAYERS, groups=4), make_rows(400, 1, labeled=0.5), make_rows(200, 2)
     heads.run_gradient_descent(head, data.labelled, validation, 0)
     before = compute_auroc(predict_scores(head, validation), validation.truthful)
     settle_groups(head, data, validation, seed=0)
@@ -97,31 +101,31 @@ def test_stage_two_is_kept_only_where_validation_likes_it():
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_each_head_learns_what_is_there_and_the_same_for_a_seed(name):
-    def learned(seed: int) -> torch.Tensor:
+def test_head_learns_and_is_deterministic(name):
+    def fit_and_predict(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
         head = heads.get_head(name)(WIDTH, LAYERS)
-        head.fit(rows(400, 1), rows(100, 2), seed)
+        head.fit(make_rows(400, 1), make_rows(100, 2), seed)
         return predict_scores(head, test)
 
-    test = rows(300, 3)
-    assert compute_auroc(learned(0), test.truthful) > 0.9
-    assert torch.equal(learned(0), learned(0))
+    test = make_rows(300, 3)
+    assert compute_auroc(fit_and_predict(0), test.truthful) > 0.9
+    assert torch.equal(fit_and_predict(0), fit_and_predict(0))
 
 
-def test_unlabelled_rows_help_flag_to_go_on():
+def test_flag_learns_from_partly_labeled_rows():
     torch.manual_seed(0)
-    head, test = Flag(WIDTH, LAYERS, groups=4), rows(300, 3)
-    head.fit(rows(400, 1, labelled=0.3), rows(100, 2), 0)
+    head, test = Flag(WIDTH, LAYERS, groups=4), make_rows(300, 3)
+    head.fit(make_rows(400, 1, labeled=0.3), make_rows(100, 2), 0)
     assert compute_auroc(predict_scores(head, test), test.truthful) > 0.9
 
 
-def test_auroc_counts_pairs_and_halves_ties():
+def test_auroc_counts_ties_as_half():
     assert compute_auroc(torch.tensor([3.0, 1.0, 1.0, 0.0]), torch.tensor([1.0, 1.0, 0.0, 0.0])) == pytest.approx(3.5 / 4)
 
 
-def test_what_cannot_be_learned_is_said_in_one_line():
-    data = rows(20, 0)
+def test_rejects_data_without_classes_or_samples():
+    data = make_rows(20, 0)
     one_class = DetectorRows(data.psi, data.phi, torch.ones(20))
     with pytest.raises(UsageError, match="all of one class"):
         heads.get_head("linear")(WIDTH, LAYERS).fit(one_class, data, 0)

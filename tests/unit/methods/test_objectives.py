@@ -1,4 +1,4 @@
-"""Objectives against their equations, and the training step against a plain one."""
+"""Objectives against their equations, and gradients of a batch against a computation by hand."""
 
 import math
 from dataclasses import replace
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from tests.support.factories import installed
+from tests.support.factories import install_package
 from trimtab import objectives
 from trimtab.data.prompt import Prompt
 from trimtab.errors import NotFoundError, UsageError
@@ -32,8 +32,8 @@ from trimtab.objectives.t3s import T3s
 
 
 @pytest.fixture(scope="module")
-def frozen(small):
-    return FrozenModel(small.load("fp32"), build_renderer(small, 8).first_slot)
+def frozen(tiny_base):
+    return FrozenModel(tiny_base.load("fp32"), build_renderer(tiny_base, 8).first_slot)
 
 
 @pytest.fixture
@@ -66,8 +66,8 @@ def test_sta_sequence_level(scores, gamma):
     loss = Sta(gamma=gamma, beta=0.3)(scores)
     for i, length in enumerate((4, 2, 3)):
         nll = -scores.logp[i, :length].mean()
-        wanted = (1 - torch.exp(-nll)) ** gamma * nll + 0.3 * scores.drift[i]
-        assert loss[i].item() == pytest.approx(wanted.item(), rel=1e-5)
+        expected = (1 - torch.exp(-nll)) ** gamma * nll + 0.3 * scores.drift[i]
+        assert loss[i].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_sta_token_level(scores):
@@ -78,9 +78,9 @@ def test_sta_token_level(scores):
 
 def test_sta_decision_level(scores):
     loss = Sta(gamma=2, level="decision")(scores)
-    # The first row is harmful and likely to be refused; the second is benign and likely to be refused too.
-    for i, right in ((0, 2.0), (1, -1.0), (2, 3.0)):
-        p = 1 / (1 + math.exp(-right))
+    # Log-odds of the right decision. Row 1 is benign but likely to be refused, so that its log-odds are negative.
+    for i, log_odds in ((0, 2.0), (1, -1.0), (2, 3.0)):
+        p = 1 / (1 + math.exp(-log_odds))
         assert loss[i].item() == pytest.approx((1 - p) ** 2 * scores.nll[i].item(), rel=1e-5)
 
 
@@ -88,18 +88,18 @@ def log_sigmoid(x: float) -> float:
     return -math.log1p(math.exp(-x))
 
 
-def sums(scores: Scores, i: int) -> tuple[float, float]:
-    """Gains in log-probability of the wanted and of the rejected answer of a row."""
-    n, r = int(scores.mask[i].sum()), int(scores.rejected_mask[i].sum())
-    wanted = (scores.logp - scores.reference)[i, :n].sum().item()
-    return wanted, (scores.rejected_logp - scores.rejected_reference)[i, :r].sum().item()
+def compute_gains(scores: Scores, i: int) -> tuple[float, float]:
+    """Compute the gains in log-probability of the chosen and of the rejected answer of a row."""
+    chosen_length, rejected_length = int(scores.mask[i].sum()), int(scores.rejected_mask[i].sum())
+    chosen = (scores.logp - scores.reference)[i, :chosen_length].sum().item()
+    return chosen, (scores.rejected_logp - scores.rejected_reference)[i, :rejected_length].sum().item()
 
 
 def test_dpo(scores):
     loss = Dpo(beta=0.3, likelihood=0.5)(scores)
     for i in range(3):
-        wanted, rejected = sums(scores, i)
-        expected = -log_sigmoid(0.3 * (wanted - rejected)) + 0.5 * scores.nll[i].item()
+        chosen, rejected = compute_gains(scores, i)
+        expected = -log_sigmoid(0.3 * (chosen - rejected)) + 0.5 * scores.nll[i].item()
         assert loss[i].item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -108,11 +108,11 @@ def test_bco_and_its_running_means(scores):
     delta = (4.0 - 2.0) / 2 / 10.0
     loss = objective(scores)
     for i in range(3):
-        wanted, rejected = sums(scores, i)
-        expected = -log_sigmoid(0.2 * wanted - delta) - log_sigmoid(-(0.2 * rejected - delta))
+        chosen, rejected = compute_gains(scores, i)
+        expected = -log_sigmoid(0.2 * chosen - delta) - log_sigmoid(-(0.2 * rejected - delta))
         assert loss[i].item() == pytest.approx(expected, rel=1e-5)
     observed = objective.observe(scores)
-    assert observed[0].item() == pytest.approx(0.2 * sum(sums(scores, i)[0] for i in range(3)), rel=1e-5)
+    assert observed[0].item() == pytest.approx(0.2 * sum(compute_gains(scores, i)[0] for i in range(3)), rel=1e-5)
     assert observed[2].item() == 3
     assert torch.allclose(objective.track(scores.running, observed), (scores.running + observed) / 2)
 
@@ -133,18 +133,18 @@ def test_oxa(scores):
         assert loss[i].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_t3s_learns_only_what_the_first_pass_did_not(scores):
-    assert torch.allclose(T3s()(scores), scores.nll), "no anchor yet"
+def test_t3s_skips_tokens_learned_in_first_pass(scores):
+    assert torch.allclose(T3s()(scores), scores.nll), "without an anchor, T3S is the likelihood"
     rise = torch.tensor([[1.0, 0.2, 0.9, -1], [0.9, 0.9, 0, 0], [0, 0, 0, 0]])
-    after = replace(scores, anchor=scores.reference + rise)
-    loss = T3s(threshold=0.5)(after)
+    anchored = replace(scores, anchor=scores.reference + rise)
+    loss = T3s(threshold=0.5)(anchored)
     assert loss[0].item() == pytest.approx(-(scores.logp[0, 1] + scores.logp[0, 3]).item() / 2, rel=1e-5)
-    assert loss[1].item() == 0.0, "a row that is learned already"
+    assert loss[1].item() == 0.0, "all tokens of the row are learned"
     assert loss[2].item() == pytest.approx(scores.nll[2].item(), rel=1e-5)
 
 
-def test_dro_moves_refusal_and_leaves_harmfulness():
-    """States of two dimensions that matter: the first holds refusal, the second harmfulness."""
+def test_dro_moves_refusal_and_keeps_harmfulness():
+    """In the states, dimension 0 determines refusal and dimension 1 harmfulness."""
     torch.manual_seed(0)
     states = torch.randn(400, 8) * torch.tensor([5.0, 4, 3, 2, 0.1, 0.1, 0.1, 0.1])
     objective = Dro().fitted(states, odds=states[:, 0], harmful=states[:, 1] > 0)
@@ -167,146 +167,155 @@ def test_gamma_zero_is_likelihood(scores):
     assert torch.allclose(Sta(gamma=0)(scores), Likelihood()(scores))
 
 
-def test_detach_keeps_the_weight_out_of_the_gradient(scores):
-    (kept,) = torch.autograd.grad(Sta(detach=True)(scores)[0], scores.logp, retain_graph=True)
+def test_detach_excludes_weight_from_gradient(scores):
+    (detached,) = torch.autograd.grad(Sta(detach=True)(scores)[0], scores.logp, retain_graph=True)
     nll = -scores.logp[0].mean()
     weight = (1 - torch.exp(-nll)) ** 2
-    assert torch.allclose(kept[0], (-weight / 4).expand(4), atol=1e-6)
+    assert torch.allclose(detached[0], (-weight / 4).expand(4), atol=1e-6)
     (full,) = torch.autograd.grad(Sta(detach=False)(scores)[0], scores.logp)
-    assert not torch.allclose(kept, full)
+    assert not torch.allclose(detached, full)
 
 
-def test_a_perfect_row_has_no_infinite_gradient():
+def test_gradient_of_perfect_row_is_finite():
     logp = torch.zeros(1, 3, requires_grad=True)
     scores = Scores(logp, torch.ones(1, 3), torch.tensor([True]))
     (gradient,) = torch.autograd.grad(Sta(gamma=0.5, detach=False)(scores).sum(), logp)
     assert torch.isfinite(gradient).all()
 
 
-def test_registry():
-    known = ["bco", "dpo", "dro", "likelihood", "oxa", "poft", "sta", "t3s"]
-    assert set(known) <= set(objectives.list_objectives())
-    with pytest.raises(NotFoundError, match=f"there are: {', '.join(known)}"):
+def test_registry_lists_objectives_and_rejects_unknown_name():
+    names = ["bco", "dpo", "dro", "likelihood", "oxa", "poft", "sta", "t3s"]
+    assert set(names) <= set(objectives.list_objectives())
+    with pytest.raises(NotFoundError, match=f"there are: {', '.join(names)}"):
         objectives.get_objective("nope")
+
+
+def test_rejects_negative_gamma():
     with pytest.raises(UsageError, match="must not be negative"):
         Sta(gamma=-1)
 
 
 @pytest.fixture(scope="module")
-def examples(small):
-    renderer = build_renderer(small, 8)
+def examples(tiny_base):
+    renderer = build_renderer(tiny_base, 8)
     texts = ["Hi", "What is the capital of France, and what is it known for?", "Write a poem about the sea", "Steal a car"]
     targets = ["Hello, how are you today?", "It is Paris, known for the river.", "Waves.", "I cannot help with that."]
-    sides = ("benign_easy", "benign_easy", "harmful", "harmful")
+    labels = ("benign_easy", "benign_easy", "harmful", "harmful")
     return [
         TrainingExample(
-            tokenize_sample(renderer, Prompt(t, side, "t", t), y, "system", 2, 6),
-            side,
+            tokenize_sample(renderer, Prompt(text, label, "t", text), target, "system", 2, 6),
+            label,
             1.0,
-            tokenize_sample(renderer, Prompt(t, side, "t", t), "No, I will not.", "system", 2, 6),
+            tokenize_sample(renderer, Prompt(text, label, "t", text), "No, I will not.", "system", 2, 6),
         )
-        for t, y, side in zip(texts, targets, sides, strict=True)
+        for text, target, label in zip(texts, targets, labels, strict=True)
     ]
 
 
-def compute(frozen, vectors, batch, objective, whole):
+def compute_objective(frozen, vectors, batch, objective, totals):
+    """Compute loss and gradient of a batch with the totals of the batch that it belongs to."""
     return ObjectiveScorer(frozen, objective, *collect_openers(batch)).compute(
-        vectors, batch, whole, torch.zeros(objective.tracked)
+        vectors, batch, totals, torch.zeros(objective.tracked)
     )
 
 
-def test_gradient_equals_a_plain_pass_row_by_row(frozen, examples):
+def test_gradient_equals_single_rows_by_hand(frozen, examples):
     torch.manual_seed(0)
     vectors = torch.randn(2, frozen.embedding.weight.shape[1]) * 0.1
-    result = compute(frozen, vectors, examples, Likelihood(), compute_totals(examples))
+    result = compute_objective(frozen, vectors, examples, Likelihood(), compute_totals(examples))
     leaf = vectors.clone().requires_grad_()
     total = torch.tensor(0.0)
-    for e in examples:
-        ids = torch.tensor(e.chosen.ids)
+    for example in examples:
+        ids, targets = torch.tensor(example.chosen.ids), example.chosen.targets
         is_row = ids >= frozen.first_slot
-        embedded = frozen.embedding(ids.masked_fill(is_row, 0)).detach().clone()
-        embedded = embedded.masked_scatter(is_row[:, None], leaf)
-        logits = frozen.model(inputs_embeds=embedded[None], use_cache=False).logits[0]
-        total = total + cross_entropy(logits[-e.chosen.targets - 1 : -1], ids[-e.chosen.targets :])
-    (wanted,) = torch.autograd.grad(total / len(examples), leaf)
+        embeddings = frozen.embedding(ids.masked_fill(is_row, 0)).detach().clone()
+        embeddings = embeddings.masked_scatter(is_row[:, None], leaf)
+        logits = frozen.model(inputs_embeds=embeddings[None], use_cache=False).logits[0]
+        total = total + cross_entropy(logits[-targets - 1 : -1], ids[-targets:])
+    (expected,) = torch.autograd.grad(total / len(examples), leaf)
     assert result.loss == pytest.approx((total / len(examples)).item(), rel=1e-5)
-    assert torch.allclose(result.gradient, wanted, rtol=1e-3, atol=1e-6)
+    assert torch.allclose(result.gradient, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_micro_batches_add_up_to_the_batch(frozen, examples):
+def test_micro_batches_sum_to_batch(frozen, examples):
     vectors = frozen.embedding.weight.detach()[:2].clone()
-    whole = compute(frozen, vectors, examples, Sta(beta=0.5), compute_totals(examples))
+    totals = compute_totals(examples)
+    batch = compute_objective(frozen, vectors, examples, Sta(beta=0.5), totals)
     parts = [
-        compute(frozen, vectors, p, Sta(beta=0.5), compute_totals(examples)) for p in split_into_micro_batches(examples, 1)
+        compute_objective(frozen, vectors, micro_batch, Sta(beta=0.5), totals)
+        for micro_batch in split_into_micro_batches(examples, 1)
     ]
-    assert sum(p.loss for p in parts) == pytest.approx(whole.loss, rel=1e-4)
-    assert torch.allclose(sum((p.gradient for p in parts), torch.zeros(())), whole.gradient, rtol=1e-3, atol=1e-6)
+    assert sum(part.loss for part in parts) == pytest.approx(batch.loss, rel=1e-4)
+    assert torch.allclose(sum((part.gradient for part in parts), torch.zeros(())), batch.gradient, rtol=1e-3, atol=1e-6)
 
 
-EVERY = [Sta(beta=0.5), Sta(level="decision"), Dpo(), Bco(), Poft(), Oxa(), T3s(), Dro()]
+OBJECTIVES = [Sta(beta=0.5), Sta(level="decision"), Dpo(), Bco(), Poft(), Oxa(), T3s(), Dro()]
 
 
-@pytest.mark.parametrize("objective", EVERY, ids=lambda o: type(o).__name__)
-def test_every_objective_gives_one_gradient_however_the_batch_is_cut(frozen, examples, objective):
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: type(objective).__name__)
+def test_objective_does_not_depend_on_micro_batches(frozen, examples, objective):
     vectors = frozen.embedding.weight.detach()[:2].clone()
     scorer = ObjectiveScorer(frozen, objective, *collect_openers(examples))
     if "states" in objective.needs:
-        plain = [scorer.get_base_outputs(e.chosen) for e in examples]
-        states, odds = torch.stack([p.state for p in plain]), torch.stack([p.odds for p in plain])
-        scorer.objective = objective.fitted(states, odds, torch.tensor([e.label == "harmful" for e in examples]))
-    running = torch.ones(objective.tracked)
-    whole = scorer.compute(vectors, examples, compute_totals(examples), running, anchor=vectors * 1.1)
+        outputs = [scorer.get_base_outputs(example.chosen) for example in examples]
+        states, odds = torch.stack([output.state for output in outputs]), torch.stack([output.odds for output in outputs])
+        harmful = torch.tensor([example.label == "harmful" for example in examples])
+        scorer.objective = objective.fitted(states, odds, harmful)
+    running, totals, anchor = torch.ones(objective.tracked), compute_totals(examples), vectors * 1.1
+    batch = scorer.compute(vectors, examples, totals, running, anchor=anchor)
     parts = [
-        scorer.compute(vectors, p, compute_totals(examples), running, anchor=vectors * 1.1)
-        for p in split_into_micro_batches(examples, 1)
+        scorer.compute(vectors, micro_batch, totals, running, anchor=anchor)
+        for micro_batch in split_into_micro_batches(examples, 1)
     ]
-    assert sum(p.loss for p in parts) == pytest.approx(whole.loss, rel=1e-4)
-    assert whole.gradient.norm() > 0
-    gradient = sum((p.gradient for p in parts), torch.zeros(()))
-    assert (gradient - whole.gradient).norm() < 1e-3 * whole.gradient.norm()
-    assert torch.allclose(sum((p.observed for p in parts), torch.zeros(())), whole.observed, rtol=1e-4)
+    assert sum(part.loss for part in parts) == pytest.approx(batch.loss, rel=1e-4)
+    assert batch.gradient.norm() > 0
+    gradient = sum((part.gradient for part in parts), torch.zeros(()))
+    assert (gradient - batch.gradient).norm() < 1e-3 * batch.gradient.norm()
+    assert torch.allclose(sum((part.observed for part in parts), torch.zeros(())), batch.observed, rtol=1e-4)
 
 
-def test_drift_is_zero_where_the_prefix_changes_nothing(frozen, small):
-    renderer = build_renderer(small, 8)
+def test_drift_is_zero_without_effect_of_prefix(frozen, tiny_base):
+    renderer = build_renderer(tiny_base, 8)
     prompt = Prompt("Hi", "benign_easy", "t", "t", system="x")
-    e = TrainingExample(tokenize_sample(renderer, prompt, "Hello there, friend.", "user", 1, 8), "benign_easy")
+    example = TrainingExample(tokenize_sample(renderer, prompt, "Hello there, friend.", "user", 1, 8), "benign_easy")
     scorer = ObjectiveScorer(frozen, Sta(gamma=0, beta=1.0))
-    vectors = frozen.embedding.weight.detach()[e.chosen.plain[:1],]
-    assert scorer.compute_scores(vectors, [e], torch.empty(0)).drift.item() > 0
-    same = TrainingExample(replace(e.chosen, ids=e.chosen.plain), e.label)
-    assert scorer.compute_scores(None, [same], torch.empty(0)).drift.item() == pytest.approx(0.0, abs=1e-5)
+    vectors = frozen.embedding.weight.detach()[example.chosen.plain[:1],]
+    assert scorer.compute_scores(vectors, [example], torch.empty(0)).drift.item() > 0
+    without_prefix = TrainingExample(replace(example.chosen, ids=example.chosen.plain), example.label)
+    assert scorer.compute_scores(None, [without_prefix], torch.empty(0)).drift.item() == pytest.approx(0.0, abs=1e-5)
 
 
-def test_drift_is_the_mean_over_the_tokens_of_plain_rows_whatever_else_is_in_the_batch(frozen, examples):
+def test_drift_is_token_mean_over_easy_benign_rows(frozen, examples):
+    """Neither harmful rows in the batch nor the weights of rows change the drift."""
     vectors = frozen.embedding.weight.detach()[:2].clone()
-    whole = examples[0].chosen
-    short = replace(examples[0], chosen=replace(whole, ids=whole.ids[:-3], plain=whole.plain[:-3], targets=whole.targets - 3))
-    easy = [short, examples[1]]
-    kl = []
+    chosen = examples[0].chosen
+    shortened = replace(chosen, ids=chosen.ids[:-3], plain=chosen.plain[:-3], targets=chosen.targets - 3)
+    easy = [replace(examples[0], chosen=shortened), examples[1]]
+    divergences = []
     with torch.no_grad():
-        for e in easy:
-            base = frozen.target_logits(None, [e.chosen.plain], [e.chosen.targets]).log_softmax(-1)
-            ours = frozen.target_logits(vectors, [e.chosen.ids], [e.chosen.targets]).log_softmax(-1)
-            kl.append((base.exp() * (base - ours)).sum(-1))
-    wanted = torch.cat(kl).mean().item()
-    assert len({len(tokens) for tokens in kl}) > 1, "rows of one length would not tell tokens from rows"
+        for example in easy:
+            base = frozen.target_logits(None, [example.chosen.plain], [example.chosen.targets]).log_softmax(-1)
+            steered = frozen.target_logits(vectors, [example.chosen.ids], [example.chosen.targets]).log_softmax(-1)
+            divergences.append((base.exp() * (base - steered)).sum(-1))
+    expected = torch.cat(divergences).mean().item()
+    assert len({len(tokens) for tokens in divergences}) > 1, "rows of equal length cannot tell a token mean from a row mean"
     for weight in (1.0, 3.0):
-        batch = [*(replace(e, weight=weight) for e in easy), *examples[2:]]
-        with_drift, without = (compute(frozen, vectors, batch, Sta(beta=b), compute_totals(batch)).loss for b in (1.0, 0.0))
-        assert with_drift - without == pytest.approx(wanted, rel=1e-3)
+        batch = [*(replace(example, weight=weight) for example in easy), *examples[2:]]
+        with_drift, without_drift = (
+            compute_objective(frozen, vectors, batch, Sta(beta=beta), compute_totals(batch)).loss for beta in (1.0, 0.0)
+        )
+        assert with_drift - without_drift == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_row_of_twice_the_weight_counts_as_two(frozen, examples):
+def test_row_of_weight_two_counts_as_two_rows(frozen, examples):
     vectors = frozen.embedding.weight.detach()[:2].clone()
-    heavy = [replace(examples[0], weight=2.0), *examples[1:]]
-    doubled = [examples[0], *examples]
-    one, two = (compute(frozen, vectors, batch, Sta(), compute_totals(batch)) for batch in (heavy, doubled))
-    assert one.loss == pytest.approx(two.loss, rel=1e-5)
-    assert torch.allclose(one.gradient, two.gradient, rtol=1e-3, atol=1e-6)
+    batches = ([replace(examples[0], weight=2.0), *examples[1:]], [examples[0], *examples])
+    weighted, doubled = (compute_objective(frozen, vectors, batch, Sta(), compute_totals(batch)) for batch in batches)
+    assert weighted.loss == pytest.approx(doubled.loss, rel=1e-5)
+    assert torch.allclose(weighted.gradient, doubled.gradient, rtol=1e-3, atol=1e-6)
 
 
-OUTSIDE = """
+PACKAGE_SOURCE = """
 from dataclasses import dataclass
 from trimtab.objectives import Objective, register
 
@@ -321,15 +330,15 @@ class Twice(Objective):
 """
 
 
-def test_another_package_registers_an_objective(tmp_path, monkeypatch, scores):
-    installed(tmp_path, "twice", OUTSIDE, "trimtab.objectives")
+def test_other_package_registers_objective(tmp_path, monkeypatch, scores):
+    install_package(tmp_path, "twice", PACKAGE_SOURCE, "trimtab.objectives")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert "twice" in objectives.list_objectives()
     assert torch.allclose(objectives.get_objective("twice")()(scores), 2 * scores.nll)
 
 
-def test_every_micro_batch_has_one_worker(examples):
-    parts = split_into_micro_batches(examples * 4, 2)
-    for workers in (1, 2, 3, 8):
-        shares = [select_worker_share(parts, rank, workers) for rank in range(workers)]
-        assert sorted(i for s in shares for i in s) == list(range(8))
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_every_micro_batch_has_one_worker(examples, workers):
+    micro_batches = split_into_micro_batches(examples * 4, 2)
+    shares = [select_worker_share(micro_batches, rank, workers) for rank in range(workers)]
+    assert sorted(index for share in shares for index in share) == list(range(8))

@@ -1,4 +1,4 @@
-"""The renderer: where row tokens go, and that nothing else moves."""
+"""Chat renderer: positions of slot tokens, and unchanged text around them."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def renderer(base):
     return build_renderer(base, 4)
 
 
-def text(renderer, messages, position):
+def render_text(renderer, messages, position):
     rows = [renderer.first_slot, renderer.first_slot + 2]
     ids = renderer.render_prompt(messages, position, rows)
     assert [i for i in ids if i >= renderer.first_slot] == rows
@@ -32,18 +32,18 @@ def text(renderer, messages, position):
         ("start", [SYSTEM, USER], "@<|im_start|>system\nBe brief."),
     ],
 )
-def test_places(renderer, position, messages, expected):
-    assert expected in text(renderer, messages, position)
+def test_slot_tokens_are_at_their_position(renderer, position, messages, expected):
+    assert expected in render_text(renderer, messages, position)
 
 
-def test_rows_stay_whole_beside_any_text(renderer):
+@pytest.mark.parametrize("text", ["Hello", " hello", "\nx", "1", "<|im", ""])
+def test_slot_tokens_survive_adjacent_text(renderer, text):
     rows = [renderer.first_slot + 1]
-    for word in ("Hello", " hello", "\nx", "1", "<|im", ""):
-        ids = renderer.render_prompt([{"role": "system", "content": word}, USER], "system", rows)
-        assert ids.count(rows[0]) == 1
+    ids = renderer.render_prompt([{"role": "system", "content": text}, USER], "system", rows)
+    assert ids.count(rows[0]) == 1
 
 
-def test_without_rows_it_is_the_template(renderer, base):
+def test_prompt_without_slots_equals_the_template(renderer, base):
     plain = base.tokenizer().apply_chat_template([SYSTEM, USER], add_generation_prompt=True, return_dict=False)
     assert renderer.render_prompt([SYSTEM, USER]) == list(plain)
 
@@ -56,7 +56,7 @@ def test_content_parts_and_developer_role(renderer):
     assert parts[0]["content"] == [{"type": "text", "text": "Be kind."}], "the caller's messages must not change"
 
 
-def test_user_place_needs_a_user(renderer):
+def test_user_position_requires_a_user_message(renderer):
     with pytest.raises(UsageError, match="first user message"):
         renderer.insert_slot_tokens([SYSTEM], "user", [renderer.first_slot])
 
@@ -66,7 +66,7 @@ def test_answer_ends_the_turn(renderer):
     assert renderer.tokenizer.decode(renderer.render_answer(" Yes. ")) == "Yes.<|im_end|>"
 
 
-def test_answers_have_spans_in_a_conversation_of_several_turns(renderer):
+def test_conversation_has_spans_of_its_answers(renderer):
     turns = [SYSTEM, USER, {"role": "assistant", "content": "Hi there."}, USER, {"role": "assistant", "content": "Again!"}]
     for position in ("system", "user", "start"):
         ids, spans = renderer.render_conversation(turns, position, [renderer.first_slot])

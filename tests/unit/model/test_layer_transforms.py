@@ -1,4 +1,4 @@
-"""Layers that are recomputed, compiled or sharded give the gradient of the model as it is."""
+"""Layers that are recomputed, compiled or sharded: their gradients equal those of the plain model."""
 
 import shutil
 
@@ -20,28 +20,28 @@ ROWS = [("Steal a car", "harmful", "I'm sorry, but no."), ("Bake bread", "benign
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3"])
-def base(request, tmp_path_factory):
-    return tiny_models.make(tiny_models.FAMILIES[request.param], tmp_path_factory.mktemp("layers") / request.param)
+def layer_base(request, tmp_path_factory):
+    return tiny_models.make_base_model(tiny_models.FAMILIES[request.param], tmp_path_factory.mktemp("layers") / request.param)
 
 
 @pytest.fixture
-def model(base):
-    return base.load("fp32")
+def layer_model(layer_base):
+    return layer_base.load("fp32")
 
 
 GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"))
 
 
 @pytest.fixture(params=["cpu", GPU])
-def alone(request, tmp_path):
-    """A group of one worker: enough to cut, gather and let go."""
+def single_worker_mesh(request, tmp_path):
+    """Mesh of one worker, which is enough to shard, gather and free weights."""
     backend = "nccl" if request.param == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     yield init_device_mesh(request.param, (1,))
     dist.destroy_process_group()
 
 
-def gradient(base, model, packs=True) -> torch.Tensor:
+def compute_gradient(base, model, packs=True) -> torch.Tensor:
     renderer = build_renderer(base, 2)
     frozen = FrozenModel(model, renderer.first_slot)
     assert not packs or frozen.enable_prefix_tree()
@@ -54,32 +54,34 @@ def gradient(base, model, packs=True) -> torch.Tensor:
 
 
 @pytest.fixture
-def plain(base):
-    return gradient(base, base.load("fp32"), packs=False)
+def plain_gradient(layer_base):
+    return compute_gradient(layer_base, layer_base.load("fp32"), packs=False)
 
 
-def test_recomputed_layers(base, model, plain):
-    enable_activation_checkpointing(model)
-    for packs, wanted in ((False, plain), (True, gradient(base, base.load("fp32")))):
-        assert torch.equal(gradient(base, model, packs), wanted)
+def test_recomputed_layers_give_equal_gradient(layer_base, layer_model, plain_gradient):
+    enable_activation_checkpointing(layer_model)
+    for packs, expected in ((False, plain_gradient), (True, compute_gradient(layer_base, layer_base.load("fp32")))):
+        assert torch.equal(compute_gradient(layer_base, layer_model, packs), expected)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-def test_compiled_layers(base, model, plain):
-    compile_layers(model)
-    torch.testing.assert_close(gradient(base, model), plain, rtol=1e-3, atol=1e-5)
+def test_compiled_layers_give_equal_gradient(layer_base, layer_model, plain_gradient):
+    compile_layers(layer_model)
+    torch.testing.assert_close(compute_gradient(layer_base, layer_model), plain_gradient, rtol=1e-3, atol=1e-5)
 
 
-def test_sharded_layers(base, model, plain, alone):
-    enable_activation_checkpointing(model)
-    shard_model(model, alone, torch.device(alone.device_type))
-    torch.testing.assert_close(gradient(base, model), plain, rtol=1e-3, atol=1e-5)
-    assert all(hasattr(p, "device_mesh") for p in get_layers(model).parameters()), "every layer's weights are cut"
-    assert not hasattr(model.get_input_embeddings().weight, "device_mesh")
+def test_sharded_layers_give_equal_gradient(layer_base, layer_model, plain_gradient, single_worker_mesh):
+    enable_activation_checkpointing(layer_model)
+    shard_model(layer_model, single_worker_mesh, torch.device(single_worker_mesh.device_type))
+    torch.testing.assert_close(compute_gradient(layer_base, layer_model), plain_gradient, rtol=1e-3, atol=1e-5)
+    assert all(hasattr(p, "device_mesh") for p in get_layers(layer_model).parameters()), (
+        "the weights of every layer must be sharded"
+    )
+    assert not hasattr(layer_model.get_input_embeddings().weight, "device_mesh")
 
 
-def test_a_family_without_layers_in_their_place_is_refused(model):
-    del model.get_decoder().layers
+def test_rejects_decoder_without_layers(layer_model):
+    del layer_model.get_decoder().layers
     with pytest.raises(UsageError, match="has no `layers` in its decoder"):
-        enable_activation_checkpointing(model)
+        enable_activation_checkpointing(layer_model)

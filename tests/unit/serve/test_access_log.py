@@ -1,24 +1,28 @@
-"""The doors in front of a replica's engine: how many may come in, how long they may stay, and what is kept of them."""
+"""Access log: content of the records and request ids."""
 
 import json
 
-from tests.support.asgi_client import asked
-from tests.unit.serve.test_admission import slow
+from tests.support.asgi_client import send_requests, upstream_app
 from trimtab.serve.middleware.access_log import AccessLogMiddleware
 
 
-def test_a_record_says_what_answered_and_not_what_was_said():
-    kept = []
-    first, named, strange = asked(
-        AccessLogMiddleware(slow, kept.append), ("/", {}), ("/", {"x-request-id": "mine-7"}), ("/", {"x-request-id": "a b"})
+def test_record_has_outcome_without_text_by_default():
+    records = []
+    generated, accepted, invalid = send_requests(
+        AccessLogMiddleware(upstream_app, records.append),
+        ("/", {}),
+        ("/", {"x-request-id": "mine-7"}),
+        ("/", {"x-request-id": "a b"}),
     )
-    assert [record.id for record in kept] == [reply.headers["x-request-id"] for reply in (first, named, strange)]
-    assert kept[1].id == "mine-7"
-    assert kept[2].id != "a b"
-    line = kept[0].as_json()
+    assert [record.id for record in records] == [
+        response.headers["x-request-id"] for response in (generated, accepted, invalid)
+    ]
+    assert records[1].id == "mine-7"
+    assert records[2].id != "a b"
+    line = records[0].as_json()
     assert (line["status"], line["model"], line["risk"], line["path"]) == (200, "m@1", 0.5, "/")
     assert "detector" not in line
     assert "secret" not in json.dumps(line)
-    (reply,) = asked(AccessLogMiddleware(slow, kept.append, with_text=True), ("/", {}))
-    assert kept[-1].as_json()["text"] == '{"secret": 1}'
-    assert reply.json() == {"read": 13}
+    (response,) = send_requests(AccessLogMiddleware(upstream_app, records.append, with_text=True), ("/", {}))
+    assert records[-1].as_json()["text"] == '{"secret": 1}'
+    assert response.json() == {"read": 13}

@@ -1,4 +1,4 @@
-"""The doors in front of a replica's engine: how many may come in, how long they may stay, and what is kept of them."""
+"""Sinks of access records: log files, OpenTelemetry spans and MLflow traces."""
 
 import json
 import os
@@ -20,16 +20,16 @@ RECORD = AccessRecord(
 )
 
 
-def test_a_line_of_json_for_each_request(tmp_path, monkeypatch):
+def test_log_has_one_json_line_per_request_and_old_files_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(record_sinks, "MOST_FILES", 3)
     for age in range(5):
         old = tmp_path / f"serve-old{age}.jsonl"
         old.write_text("{}")
         os.utime(old, (time.time() - age, time.time() - age))
-    taken = record_sinks.open_sinks(ServeConfig(log_dir=str(tmp_path)), "abc")
-    taken(RECORD)
-    taken(RECORD)
-    taken.stop()
+    sinks = record_sinks.open_sinks(ServeConfig(log_dir=str(tmp_path)), "abc")
+    sinks(RECORD)
+    sinks(RECORD)
+    sinks.stop()
     lines = [json.loads(line) for line in (tmp_path / "serve-abc.jsonl").read_text().splitlines()]
     assert {path.name for path in tmp_path.iterdir()} == {"serve-abc.jsonl", "serve-old0.jsonl", "serve-old1.jsonl"}
     assert lines[0] == lines[1]
@@ -37,45 +37,45 @@ def test_a_line_of_json_for_each_request(tmp_path, monkeypatch):
     assert (lines[0]["id"], lines[0]["seconds"], lines[0]["first"]) == ("r1", 1.5, 0.2)
 
 
-def test_lines_are_kept_for_some_days(tmp_path):
+def test_removes_log_files_after_retention_days(tmp_path):
     ages = {"fresh": 1, "stale": 3}
     for name, days in ages.items():
         (tmp_path / f"serve-{name}.jsonl.1").write_text("{}")
         os.utime(tmp_path / f"serve-{name}.jsonl.1", (time.time() - days * 86_400,) * 2)
-    taken = record_sinks.open_sinks(ServeConfig(log_dir=str(tmp_path), log_retention_days=2), "abc")
-    taken(RECORD)
-    taken.stop()
+    sinks = record_sinks.open_sinks(ServeConfig(log_dir=str(tmp_path), log_retention_days=2), "abc")
+    sinks(RECORD)
+    sinks.stop()
     assert {path.name for path in tmp_path.iterdir()} == {"serve-abc.jsonl", "serve-fresh.jsonl.1"}
 
 
-def test_a_sink_that_fails_or_hangs_costs_records_only(monkeypatch):
+def test_slow_failing_sink_drops_records_without_blocking(monkeypatch):
     monkeypatch.setattr(record_sinks, "MOST_WAITING", 2)
     monkeypatch.setattr(record_sinks, "STOP_SECONDS", 0.1)
-    opened, kept = threading.Event(), []
+    release, records = threading.Event(), []
 
-    class Full:
+    class FailingSink:
         def __call__(self, record):
-            opened.wait(30)
-            kept.append(record)
+            release.wait(30)
+            records.append(record)
             raise OSError("the disk is full")
 
         def flush(self):
             return
 
-    taken = record_sinks.RecordSinks([Full()])
+    sinks = record_sinks.RecordSinks([FailingSink()])
     for _ in range(10):
-        taken(RECORD)
-    opened.set()
-    taken.stop()
-    assert 2 <= len(kept) <= 4
+        sinks(RECORD)
+    release.set()
+    sinks.stop()
+    assert 2 <= len(records) <= 4
 
 
-def test_spans_reach_a_collector_in_the_trace_that_the_client_names():
-    got = []
+def test_otlp_span_has_trace_id_of_client():
+    bodies = []
 
     class Collector(BaseHTTPRequestHandler):
         def do_POST(self):
-            got.append(self.rfile.read(int(self.headers["content-length"])))
+            bodies.append(self.rfile.read(int(self.headers["content-length"])))
             self.send_response(200)
             self.end_headers()
 
@@ -84,29 +84,29 @@ def test_spans_reach_a_collector_in_the_trace_that_the_client_names():
 
     server = HTTPServer(("127.0.0.1", 0), Collector)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    take = record_sinks.OtlpSink(f"http://127.0.0.1:{server.server_port}/v1/traces")
+    sink = record_sinks.OtlpSink(f"http://127.0.0.1:{server.server_port}/v1/traces")
     trace = "0af7651916cd43dd8448eb211c80319c"
     notes = {"model": "m@1", "risk": 0.5}
-    take(AccessRecord("r1", "/p", 200, 10**18, 2 * 10**18, 0.2, notes, None, f"00-{trace}-b7ad6b7169203331-01"))
-    take.flush()
+    sink(AccessRecord("r1", "/p", 200, 10**18, 2 * 10**18, 0.2, notes, None, f"00-{trace}-b7ad6b7169203331-01"))
+    sink.flush()
     server.shutdown()
-    (span,) = ExportTraceServiceRequest.FromString(got[0]).resource_spans[0].scope_spans[0].spans
+    (span,) = ExportTraceServiceRequest.FromString(bodies[0]).resource_spans[0].scope_spans[0].spans
     assert span.trace_id.hex() == trace
     assert (span.start_time_unix_nano, span.end_time_unix_nano) == (10**18, 2 * 10**18)
-    said = {a.key: a.value for a in span.attributes}
-    assert said["gen_ai.response.model"].string_value == "m@1"
-    assert said["trimtab.risk"].double_value == 0.5
+    attributes = {attribute.key: attribute.value for attribute in span.attributes}
+    assert attributes["gen_ai.response.model"].string_value == "m@1"
+    assert attributes["trimtab.risk"].double_value == 0.5
 
 
-def test_a_share_of_the_requests_leaves_a_trace_in_mlflow(home):
-    whole = record_sinks.MlflowSink(1.0)
-    whole(RECORD)
-    whole.flush()
+def test_mlflow_sink_samples_traces(home):
+    sampling_all = record_sinks.MlflowSink(1.0)
+    sampling_all(RECORD)
+    sampling_all.flush()
     client = mlflow.MlflowClient(settings.get_tracking_uri())
     (trace,) = client.search_traces(locations=[get_experiment_id()])
     assert trace.info.request_time == RECORD.began // 10**6
     assert trace.data.spans[0].attributes["trimtab.request_id"] == "r1"
-    none = record_sinks.MlflowSink(0.0)
-    none(RECORD)
-    none.flush()
+    sampling_none = record_sinks.MlflowSink(0.0)
+    sampling_none(RECORD)
+    sampling_none.flush()
     assert len(client.search_traces(locations=[get_experiment_id()])) == 1
