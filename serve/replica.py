@@ -134,6 +134,7 @@ class Replica:
         is_metrics = scope["type"] == "http" and scope["method"] == "GET" and scope["path"].rstrip("/") == METRICS
         if self._peers is not None and is_metrics:
             body = await asyncio.to_thread(self._peers.metrics)
+            send = RequestContext.get(scope, receive, send).send
             await asgi.send_response(send, 200, asgi.set_content_length([TEXT], body), body)
         elif self._engine is not None:
             await self._engine(scope, receive, send)

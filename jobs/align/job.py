@@ -75,6 +75,7 @@ def align(config: AlignConfig) -> AlignResult:
     check_config(config)
     print_line(f"base model {config.base}, and the prompts (the first time they are downloaded)")
     base = resolve_base_model(config.base, config.revision)
+    registry.format_model_name(base.name, config.name)
     raw = read_raw_dataset(config, base)
     identity = build_run_identity(config, base, raw.inputs)
     folder = _choose_run_folder(config, identity)

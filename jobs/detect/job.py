@@ -68,6 +68,7 @@ def train_detectors(config: DetectConfig) -> DetectResult:
     """
     registry.format_model_name("base", config.name)
     base = resolve_base_model(config.base, config.revision)
+    registry.format_model_name(base.name, config.name)
     data = read_dataset(open_folder(config.signals), base)
     answers = build_score_inputs(data)
     entropies = compute_semantic_entropies(answers, config.similarity)

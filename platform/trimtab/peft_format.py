@@ -26,10 +26,12 @@ from trimtab.types import MAX_ROWS
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 TENSOR = "prompt_embeddings"
+# P-tuning saves the vectors that its encoder computes, in the same layout and for the same position.
+READABLE_TYPES = ("PROMPT_TUNING", "P_TUNING")
 
 
 def import_adapter(folder: Path, base: BaseModel, name: str) -> Prefix:
-    """Convert a PEFT prompt-tuning adapter to a prefix at position `start`.
+    """Convert a PEFT prompt-tuning or P-tuning adapter to a prefix at position `start`.
 
     An adapter does not record the weights that it was trained on, so that only its width is checked.
 
@@ -124,8 +126,8 @@ def _config(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{folder} has no {CONFIG}; a PEFT adapter is a folder with it and {WEIGHTS}")
     config = read_json_object(path, "the config of an adapter")
     kind, task = config.get("peft_type"), config.get("task_type")
-    if kind != "PROMPT_TUNING":
-        raise ArtifactError(f"{path}: peft_type {kind!r} is not supported; only PROMPT_TUNING is")
+    if kind not in READABLE_TYPES:
+        raise ArtifactError(f"{path}: peft_type {kind!r} is not supported. Supported types: {', '.join(READABLE_TYPES)}")
     if task not in ("CAUSAL_LM", None):
         raise ArtifactError(f"{path}: task_type {task!r} is not a causal language model")
     return config

@@ -14,6 +14,9 @@ from trimtab.ray_patches import patch_node_address
 
 LOCAL = "local"
 # The local machine is never preempted, so that Ray Train does not need a process that watches for preemption.
+# Characters that a path of a socket may have, and those that Ray adds to its temporary folder.
+MAX_SOCKET_PATH = 107
+RAY_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
 ON_ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
@@ -28,12 +31,15 @@ def connect_to_ray(address: str | None, environment: Mapping[str, str] | None = 
         True if this call connected, in which case the caller must call `ray.shutdown`; False if a connection existed.
 
     Raises:
+        UsageError: if the path of the temporary folder is too long for Ray's sockets.
         JobError: if the cluster is not reachable or the node does not start.
     """
     if ray.is_initialized():
         return False
     variables, target = settings.prepare_environment(), get_address(address)
-    variables |= ON_ONE_MACHINE if target == LOCAL else {}
+    if target == LOCAL:
+        _check_temporary_folder()
+        variables |= ON_ONE_MACHINE
     # This logger reports at each start that token authentication is enabled.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     try:
@@ -101,3 +107,13 @@ def find_missing_resources(cpus: float, gpus: float) -> str | None:
 def get_max_node_cores() -> float:
     """Return the CPU cores of the largest node, for work that runs alone; at least 1, as a head node may have none."""
     return max([1.0, *(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"])])
+
+
+def _check_temporary_folder() -> None:
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    folder, limit = os.environ.get(name, "/tmp"), MAX_SOCKET_PATH - len(RAY_SOCKET)
+    if len(folder.encode()) > limit:
+        raise UsageError(
+            f"Ray cannot start: {name} has {len(folder.encode())} characters, and its sockets leave room for {limit}. Set "
+            f"{name} to a shorter folder, such as /tmp"
+        )

@@ -1,5 +1,6 @@
 """Environment settings: folders, the MLflow store and defaults for the libraries."""
 
+import getpass
 import os
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -37,10 +38,29 @@ def get_tracking_uri() -> str:
     """Return the URI of the MLflow store: `MLFLOW_TRACKING_URI` if it is set, else a SQLite file in the home folder."""
     configured = os.environ.get("MLFLOW_TRACKING_URI")
     if configured:
-        return configured
+        return _make_absolute(configured)
     folder = get_home() / "mlflow"
     folder.mkdir(exist_ok=True)
     return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def _make_absolute(uri: str) -> str:
+    """Return the URI of an SQLite store with an absolute path, and any other URI as it is.
+
+    Ray starts processes in folders of their own, in which a relative path names another file.
+    """
+    scheme, separator, path = uri.partition(":///")
+    if separator and scheme.startswith("sqlite") and path and not path.startswith(("/", ":memory:")):
+        return f"{scheme}:///{Path(path).resolve()}"
+    return uri
+
+
+def get_user_name() -> str:
+    """Return the name of the user who runs this process, or the number of one without a name, as in many containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def get_shown_uri() -> str:
@@ -105,7 +125,11 @@ PASSED_ON = (
     "MLFLOW_TRACKING_URI",
     "HF_HOME",
     "HF_HUB_OFFLINE",
+    "NO_PROXY",
+    "no_proxy",
 )
+# Hosts of this machine, which no proxy can reach.
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def prepare_environment() -> dict[str, str]:
@@ -116,4 +140,19 @@ def prepare_environment() -> dict[str, str]:
     """
     for key, value in DEFAULTS.items():
         os.environ.setdefault(key, value)
+    _exclude_loopback_from_proxies()
+    # Libraries ask for the user's name as well, and raise KeyError without one.
+    os.environ.setdefault("USER", get_user_name())
+    if configured := os.environ.get("MLFLOW_TRACKING_URI"):
+        os.environ["MLFLOW_TRACKING_URI"] = _make_absolute(configured)
     return {key: os.environ[key] for key in PASSED_ON if key in os.environ}
+
+
+def _exclude_loopback_from_proxies() -> None:
+    """Add the loopback hosts to NO_PROXY if a proxy is set: servers of this machine are not behind it."""
+    names = [f"{scheme}_proxy" for scheme in ("http", "https", "all")]
+    if not any(os.environ.get(name) or os.environ.get(name.upper()) for name in names):
+        return
+    hosts = [host for name in ("NO_PROXY", "no_proxy") for host in os.environ.get(name, "").split(",") if host]
+    # Both spellings, because libraries differ in which one they read.
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(dict.fromkeys([*hosts, *LOOPBACK]))

@@ -168,7 +168,7 @@ def read_json_object(path: Path, what: str) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ArtifactError(f"{path} is too large for {what}: the limit is 1 MiB")
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:

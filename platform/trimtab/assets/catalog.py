@@ -85,7 +85,7 @@ def load_catalog() -> dict[str, Asset]:
 
 def _read_user_catalog(path: str) -> dict[str, Asset]:
     try:
-        entries = yaml.safe_load(Path(path).read_text()) or {}
+        entries = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"TRIMTAB_CATALOGUE {path} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(entries, dict):

@@ -152,7 +152,7 @@ def _check_config_file(path: Path) -> None:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {path} cannot be read ({getattr(error, 'strerror', None) or 'not a text file'})") from error
     except yaml.YAMLError as error:

@@ -4,11 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trimtab.data.files import Row, parse_list, read_rows, rename_columns
 from trimtab.data.questions import Question, build_question, get_column_name
-from trimtab.data.readers import Row, read_rows, rename_columns
 from trimtab.errors import UsageError
 
-FIELDS = ("question", "context", "kind", "source", "group", "answer", "truthful", "correct_answers", "incorrect_answers")
+LABELS = ("truthful", "hallucinated")
+FIELDS = ("question", "context", "kind", "source", "group", "answer", *LABELS, "correct_answers", "incorrect_answers")
+MEANINGS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,13 @@ def read_given_answers(
 ) -> list[GivenAnswer]:
     """Read the answers of one source.
 
-    A row has either one answer in `answer` and its label in `truthful` (true, false, or empty if unknown), or right
-    answers in `correct_answers` and wrong answers in `incorrect_answers`, each a text or a list of texts.
+    A row has either one answer in `answer`, with its label in `truthful` or, reversed, in `hallucinated` (true, false, or empty
+    if unknown); or right answers in `correct_answers` and wrong answers in `incorrect_answers`, each a text or a list of texts.
 
     Args:
         source: a file (.jsonl, .json, .csv, .parquet), `trimtab:NAME`, or a Hugging Face dataset `org/name[/config][:split]`.
-        columns: column names of the fields question, context, kind, source, group, answer, truthful, correct_answers and
-            incorrect_answers, if they differ from the field names.
+        columns: column names of the fields question, context, kind, source, group, answer, truthful, hallucinated,
+            correct_answers and incorrect_answers, if they differ from the field names.
         separator: separator of several answers within one text of `correct_answers` or `incorrect_answers`. Without it, a text
             is one answer.
 
@@ -47,9 +49,9 @@ def read_given_answers(
     Raises:
         UsageError: if a row is invalid; the message names the row and the remedy.
     """
-    names = rename_columns(FIELDS, columns)
-    rows = enumerate(read_rows(source), 1)
-    return [answer for number, row in rows for answer in _parse_row(row, number, source, names, separator)]
+    rows = read_rows(source)
+    names = rename_columns(FIELDS, columns, rows)
+    return [answer for number, row in enumerate(rows, 1) for answer in _parse_row(row, number, source, names, separator)]
 
 
 def read_all_given_answers(
@@ -72,7 +74,7 @@ def _parse_row(row: Row, number: int, source: str, names: Mapping[str, str], sep
                 f"{location}: an answer must be one text, not {type(text).__name__}. Use correct_answers and "
                 "incorrect_answers for several"
             )
-        yield GivenAnswer(question, text.strip(), _parse_truth(row.get(names["truthful"]), location))
+        yield GivenAnswer(question, text.strip(), _parse_label(row, names, location))
         return
     if names["correct_answers"] not in row and names["incorrect_answers"] not in row:
         # Raises an error that lists the columns.
@@ -83,9 +85,11 @@ def _parse_row(row: Row, number: int, source: str, names: Mapping[str, str], sep
 
 
 def _split_texts(value: Any, location: str, separator: str | None) -> list[str]:
-    """Return the answers in a field; None and NaN (an empty cell) and blank texts yield none."""
-    if value is None or value != value:
+    """Return the answers in a field; an absent value and blank texts yield none."""
+    if value is None:
         return []
+    if isinstance(value, str) and (values := parse_list(value, location)) is not None:
+        value = values
     parts = value if isinstance(value, list | tuple) else [value]
     if not all(isinstance(part, str) for part in parts):
         raise UsageError(f"{location}: an answer must be text, not {type(value).__name__}")
@@ -93,10 +97,14 @@ def _split_texts(value: Any, location: str, separator: str | None) -> list[str]:
     return [piece.strip() for piece in pieces if piece.strip()]
 
 
-def _parse_truth(value: Any, location: str) -> bool | None:
-    if value is None or value == "" or value != value:
-        return None
-    meanings = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if (truthful := meanings.get(str(value).strip().lower().removesuffix(".0"))) is None:
-        raise UsageError(f"{location}: truthful is {value!r}, but must be true, false, or empty if unknown")
-    return truthful
+def _parse_label(row: Row, names: Mapping[str, str], location: str) -> bool | None:
+    """Return whether the answer of a row is truthful; None if it is unlabeled."""
+    values = {field: row.get(names[field]) for field in LABELS}
+    present = {field: value for field, value in values.items() if value is not None and value != ""}
+    if len(present) > 1:
+        raise UsageError(f"{location} has both {' and '.join(names[field] for field in LABELS)}. Remove one of the columns")
+    for field, value in present.items():
+        if (meaning := MEANINGS.get(str(value).strip().lower().removesuffix(".0"))) is None:
+            raise UsageError(f"{location}: {names[field]} is {value!r}, but must be true, false, or empty if unknown")
+        return meaning if field == "truthful" else not meaning
+    return None

@@ -3,7 +3,6 @@
 It reads the same sources as the prompt reader (files, packaged sets, Hugging Face datasets) in the layouts of common QA sets.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.assets.catalog import load_catalog
+from trimtab.data.files import Row, parse_list, read_rows, rename_columns
 from trimtab.data.prompt import Prompt
 from trimtab.data.question_sets import SETS, read_question_set
-from trimtab.data.readers import Row, read_rows, rename_columns
 from trimtab.errors import NotFoundError, UsageError
 from trimtab.types import ANSWER_KINDS, AnswerKind
 
@@ -47,7 +46,8 @@ class Question:
     def prompt(self) -> Prompt:
         """The question as a benign prompt."""
         text = f"{self.context}\n\n{self.question}" if self.context else self.question
-        return Prompt(text, "benign_easy", self.source, self.group or self.question.lower())
+        group = self.question.lower() if self.group is None else self.group
+        return Prompt(text, "benign_easy", self.source, group)
 
 
 def read_questions(source: str, columns: Mapping[str, str] | None = None) -> list[Question]:
@@ -69,14 +69,13 @@ def read_questions(source: str, columns: Mapping[str, str] | None = None) -> lis
         UsageError: if a row is invalid; the message names the row and the remedy.
         NotFoundError: if `trimtab:NAME` is unknown.
     """
-    names = rename_columns(FIELDS, columns)
     name = source.removeprefix("trimtab:")
     if name != source and name in SETS:
-        return [_parse_question(row, number, source, names) for number, row in enumerate(read_question_set(name), 1)]
+        return _parse_questions(read_question_set(name), source, columns)
     if name != source and name not in load_catalog():
         available = ", ".join(f"trimtab:{n}" for n in SETS)
         raise NotFoundError(f"no question set {source}; there are: {available}")
-    return [_parse_question(row, number, source, names) for number, row in enumerate(read_rows(source), 1)]
+    return _parse_questions(read_rows(source), source, columns)
 
 
 def read_all_questions(sources: Sequence[str], columns: Mapping[str, str] | None = None) -> list[Question]:
@@ -84,14 +83,22 @@ def read_all_questions(sources: Sequence[str], columns: Mapping[str, str] | None
     return [question for source in sources for question in read_questions(source, columns)]
 
 
+def _parse_questions(rows: Sequence[Row], source: str, columns: Mapping[str, str] | None) -> list[Question]:
+    names = rename_columns(FIELDS, columns, rows)
+    if not any(names["answers"] in row for row in rows) and "answers" not in (columns or {}):
+        # Many data sets use the singular.
+        singular = rename_columns(FIELDS, {"answers": "answer", **(columns or {})}, rows)
+        names = singular if any(singular["answers"] in row for row in rows) else names
+    return [_parse_question(row, number, source, names) for number, row in enumerate(rows, 1)]
+
+
 def _parse_question(row: Row, number: int, source: str, names: Mapping[str, str]) -> Question:
     location = f"{source}, row {number}"
-    column = "answer" if names["answers"] == "answers" and "answers" not in row and "answer" in row else names["answers"]
-    value = row[get_column_name(row, source, "answers", column)]
+    value = row[get_column_name(row, source, "answers", names["answers"])]
     answers, implied_kind = _parse_aliases(value, location)
-    kind_name = row.get(names["kind"]) or implied_kind
+    kind_name = implied_kind if row.get(names["kind"]) is None else row[names["kind"]]
     kind: AnswerKind | None = next((k for k in ANSWER_KINDS if k == kind_name), None)
-    if kind_name and kind is None:
+    if kind_name is not None and kind is None:
         raise UsageError(f"{location}: kind {kind_name!r} must be one of {', '.join(ANSWER_KINDS)}")
     return build_question(row, number, source, names, answers, kind)
 
@@ -120,14 +127,14 @@ def build_question(
     text = row.get(get_column_name(row, source, "question", names["question"]))
     if not isinstance(text, str) or not text.strip():
         raise UsageError(f"{source}, row {number}: the question is empty or not text")
-    context, group = row.get(names["context"]), row.get(names["group"])
+    context, group, name = (row.get(names[field]) for field in ("context", "group", "source"))
     return Question(
         question=text.strip(),
         answers=answers,
-        source=str(row.get(names["source"]) or Path(source).stem.removeprefix("trimtab:")),
+        source=Path(source).stem.removeprefix("trimtab:") if name is None else str(name),
         kind=kind,
-        context=str(context).strip() if context else None,
-        group=str(group) if group else None,
+        context=None if context is None else str(context).strip() or None,
+        group=None if group is None else str(group),
     )
 
 
@@ -161,7 +168,7 @@ def _parse_aliases(field: Any, location: str) -> tuple[tuple[str, ...], AnswerKi
 
 def _parse_values(field: Any, location: str) -> list[Any]:
     if isinstance(field, str):
-        values = _as_list(field)
+        values = parse_list(field, location)
         return field.translate(SEPARATORS).split(";") if values is None else values
     if isinstance(field, Mapping) and "text" in field:
         return _parse_values(field["text"], location)
@@ -170,15 +177,6 @@ def _parse_values(field: Any, location: str) -> list[Any]:
     if isinstance(field, Mapping):
         raise UsageError(f"{location}: answers are an object without text or value. Give a list or text")
     return list(field) if isinstance(field, list | tuple) else [field]
-
-
-def _as_list(text: str) -> list[Any] | None:
-    """Parse a list stored as JSON in a CSV cell; return None for any other text."""
-    try:
-        values = json.loads(text) if text.lstrip().startswith("[") else None
-    except json.JSONDecodeError:
-        return None
-    return values if isinstance(values, list) else None
 
 
 def _as_text(value: Any, location: str) -> str:

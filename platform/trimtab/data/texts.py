@@ -9,8 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from trimtab.assets.catalog import load_catalog
+from trimtab.data.files import Row, read_rows, rename_columns
 from trimtab.data.prompt import Prompt
-from trimtab.data.readers import Row, read_rows, rename_columns
 from trimtab.errors import NotFoundError, UsageError
 
 FIELDS = ("text", "prompt", "source")
@@ -36,11 +36,11 @@ def read_texts(source: str, columns: Mapping[str, str] | None = None) -> list[Pr
         UsageError: if a column is missing, a row is invalid, or all texts are blank.
         NotFoundError: if `trimtab:NAME` is unknown.
     """
-    names = rename_columns(FIELDS, columns)
     name = source.removeprefix("trimtab:")
     if name != source and name not in SETS and name not in load_catalog():
         raise NotFoundError(f"no text set {source}; there are: {', '.join(f'trimtab:{n}' for n in SETS)}")
     rows = _read_packaged(name) if name != source and name in SETS else read_rows(source)
+    names = rename_columns(FIELDS, columns, rows)
     texts = [text for number, row in enumerate(rows, 1) if (text := _parse_text(row, number, source, names))]
     if not texts:
         raise UsageError(f"{source}: all texts are empty")
@@ -61,8 +61,9 @@ def _parse_text(row: Row, number: int, source: str, names: Mapping[str, str]) ->
     if not isinstance(text, str) or not (prompt is None or isinstance(prompt, str)):
         raise UsageError(f"{source}, row {number}: text and prompt must be text")
     question = (prompt or "").strip() or ASK
-    stem = Path(source).stem.removeprefix("trimtab:")
-    return Prompt(question, "benign_easy", str(row.get(names["source"]) or stem), question.lower(), target=text.strip())
+    name = row.get(names["source"])
+    origin = Path(source).stem.removeprefix("trimtab:") if name is None else str(name)
+    return Prompt(question, "benign_easy", origin, question.lower(), target=text.strip())
 
 
 def _read_packaged(name: str) -> list[Row]:

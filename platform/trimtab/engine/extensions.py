@@ -1,7 +1,11 @@
 """Request field `trimtab`, an extension of the OpenAI API."""
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
+
+from pydantic import TypeAdapter, ValidationError
 
 from trimtab.detection import calibration
 from trimtab.errors import UsageError
@@ -10,6 +14,11 @@ Policy = Literal["annotate", "refuse", "retry"]
 # Keys of a card's thresholds by false positive rate.
 THRESHOLD_KEYS = {float(key): key for key in calibration.FALSE_POSITIVE_RATES}
 MAX_ATTEMPTS, MAX_TEXT = 8, 2000
+COERCED_FIELDS: dict[str, TypeAdapter[Any]] = {
+    "n": TypeAdapter(int),
+    "stream": TypeAdapter(bool),
+    "use_beam_search": TypeAdapter(bool),
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,23 @@ class RequestOptions:
     def fpr_key(self) -> str:
         """Key of a card's thresholds."""
         return THRESHOLD_KEYS[self.false_positive_rate]
+
+
+def coerce_request(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request whose counts and flags have the types that vLLM reads them as.
+
+    vLLM takes `"n": "2"` and `"stream": "true"`. Limits and streams must see the same values. Values that vLLM rejects stay
+    as they are.
+
+    Args:
+        request: request body.
+    """
+    coerced = dict(request)
+    for name, adapter in COERCED_FIELDS.items():
+        if coerced.get(name) is not None:
+            with suppress(ValidationError):
+                coerced[name] = adapter.validate_python(coerced[name])
+    return coerced
 
 
 def parse_options(value: Any) -> RequestOptions:

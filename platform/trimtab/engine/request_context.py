@@ -37,6 +37,7 @@ class RequestContext:
         self._receive = receive
         self._send = send
         self._clock = time.perf_counter()
+        self._omits_body = False
         self._hooks: list[StartHook] = []
         self._body: bytes | None = None
         self._parsed: dict[str, Any] | None = None
@@ -45,6 +46,8 @@ class RequestContext:
     def get(cls, scope: Scope, receive: Receive, send: Send) -> "RequestContext":
         """Return the context of a request. The outermost layer creates it in the scope.
 
+        A HEAD request is handled as GET, and its response is sent without a body.
+
         Args:
             scope: ASGI scope of the request.
             receive: `receive` of the client, for a new context.
@@ -52,6 +55,8 @@ class RequestContext:
         """
         if KEY not in scope:
             scope[KEY] = cls(receive, send)
+            if scope["method"] == "HEAD":
+                scope["method"], scope[KEY]._omits_body = "GET", True
         return scope[KEY]
 
     @property
@@ -98,4 +103,6 @@ class RequestContext:
                 await hook(message)
         elif self.first_byte_seconds is None and message.get("body"):
             self.first_byte_seconds = round(time.perf_counter() - self._clock, 4)
+        if self._omits_body and message["type"] == "http.response.body":
+            message = {**message, "body": b""}
         await self._send(message)

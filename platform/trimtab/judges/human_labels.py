@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.assets.download import fetch_asset
-from trimtab.data.readers import Row, read_file
+from trimtab.data.files import Row, read_file, rename_columns
 from trimtab.errors import UsageError
 
 SETS = ("refusal-labels", "refusal-labels-extra")
@@ -66,13 +66,16 @@ def read_label_file(path: Path) -> list[LabeledAnswer]:
     rows = read_file(path)
     if not rows:
         raise UsageError(f"{path} has no rows")
-    return [_parse_row(row, f"{path}, row {number}") for number, row in enumerate(rows, 1)]
+    names = rename_columns(FIELDS, None, rows)
+    named = [{field: row[name] for field, name in names.items() if name in row} for row in rows]
+    return [_parse_row(row, f"{path}, row {number}") for number, row in enumerate(named, 1)]
 
 
 def _parse_row(row: Row, location: str) -> LabeledAnswer:
     if missing := [field for field in FIELDS if field not in row]:
         raise UsageError(f"{location}: labeled answers need {', '.join(FIELDS)}; {', '.join(missing)} is missing")
-    prompt, answer = row["prompt"], row["answer"]
+    # CSV has no other way to write an empty answer.
+    prompt, answer = row["prompt"], "" if row["answer"] is None else row["answer"]
     if not isinstance(prompt, str) or not prompt.strip() or not isinstance(answer, str):
         raise UsageError(f"{location}: prompt and answer must be text, and the prompt must not be empty")
     return LabeledAnswer(prompt, answer, _parse_label(row["refused"], location))

@@ -1,6 +1,5 @@
 """Promotion and rollback of champions, recorded as tags on the versions with user, time and reason."""
 
-import getpass
 import json
 import time
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from trimtab import settings
 from trimtab.errors import NotFoundError
 from trimtab.tracking import registry
 from trimtab.tracking.client import get_client, wrap_tracking_errors
@@ -56,7 +56,7 @@ def promote_version(version: Version, reason: str, evidence: str | None = None, 
     """
     previous = find_champion(version.base, version.name)
     over = previous.version if previous is not None and previous.version != version.version else None
-    _record_promotion(version, Promotion("promote", time.time(), getpass.getuser(), reason, over, forced, evidence))
+    _record_promotion(version, Promotion("promote", time.time(), settings.get_user_name(), reason, over, forced, evidence))
     return previous
 
 
@@ -75,7 +75,7 @@ def rollback_version(base: str, name: str, reason: str = "trimtab rollback") -> 
         registered = format_model_name(base, name)
         raise NotFoundError(f"{registered} version {current.version} replaced no other champion: nothing to go back to")
     previous = find_version(base, name, str(over))
-    _record_promotion(previous, Promotion("rollback", time.time(), getpass.getuser(), reason, current.version))
+    _record_promotion(previous, Promotion("rollback", time.time(), settings.get_user_name(), reason, current.version))
     return previous
 
 

@@ -30,6 +30,8 @@ from trimtab.tracking.client import get_client, get_experiment_id, wrap_tracking
 from trimtab.util.atomic_files import write_atomic
 
 CANDIDATE, CHAMPION = "candidate", "champion"
+# Characters that MLflow or references do not allow in names.
+RESERVED = "/:@%'\""
 # Tags that `register_version` sets and `list_versions` requires.
 TAGS = {"trimtab.name", "trimtab.fingerprint"}
 # Marks a complete download in the folder of a version.
@@ -69,12 +71,28 @@ def format_model_name(base: str, name: str) -> str:
     """Return the name of the registered model of a prefix or detector.
 
     Raises:
-        UsageError: if a name is empty or contains a reserved character.
+        UsageError: if MLflow or a reference NAME@VERSION does not allow a name.
     """
-    for part in (base, name):
-        if not part or any(c in part for c in "/:@") or "." in name:
-            raise UsageError(f"{part!r} cannot be a name: it must not be empty or contain / : @ or dots")
+    check_name(base, "base model")
+    check_name(name, "name", RESERVED + ".")
     return f"trimtab.{base}.{name}"
+
+
+def check_name(name: str, kind: str, reserved: str = RESERVED) -> None:
+    """Check a name before any work is done under it.
+
+    Args:
+        name: name of a prefix, a detector or a base model.
+        kind: noun for the message.
+        reserved: characters that the name must not contain.
+
+    Raises:
+        UsageError: if the name is blank, or contains a reserved or unprintable character.
+    """
+    if not name.strip() or not name.isprintable() or any(character in name for character in reserved):
+        raise UsageError(
+            f"{name!r} cannot be a {kind}: it must not be blank or contain {' '.join(reserved)}. Choose another one"
+        )
 
 
 def register_version(folder: Path, run_id: str) -> Version:
@@ -163,6 +181,9 @@ def list_versions(base: str | None = None, name: str | None = None, kind: str | 
     Returns:
         Versions, sorted by base model and name, newest first.
     """
+    for part in (base, name):
+        if part is not None:
+            check_name(part, "name")
     # An underscore in LIKE matches any character, so the results are filtered again below.
     pattern = f"name LIKE 'trimtab.{f'{base}.' if base else ''}%'"
     with wrap_tracking_errors("list versions"):

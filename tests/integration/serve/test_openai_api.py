@@ -241,3 +241,38 @@ def test_used_port_is_one_error_line(url):
     completed = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert completed.returncode == 2
     assert completed.stderr.strip().splitlines()[-1].startswith(f"trimtab: cannot listen on 127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("path", ["/", "/page.js", "/health", "/v1/models", f"/v1/models/{BASE}", "/metrics", "/openapi.json"])
+def test_head_is_get_without_body(url, path):
+    expected = httpx.get(f"{url}{path}", timeout=60)
+    response = httpx.head(f"{url}{path}", timeout=60)
+    assert (response.status_code, response.content) == (expected.status_code, b"")
+    assert response.headers.get("content-type") == expected.headers.get("content-type")
+
+
+def test_one_model_is_retrieved(url, client):
+    listed = {model.id: model for model in client.models.list()}
+    for name, model in listed.items():
+        assert client.models.retrieve(name) == model
+        assert model.model_extra["max_model_len"] == 512
+        assert time.time() - 3600 < model.created <= time.time()
+    with pytest.raises(openai.NotFoundError, match=f"no model 'other'; this server has {BASE}"):
+        client.models.retrieve("other")
+
+
+@pytest.mark.parametrize("change", [{"n": "200"}, {"n": 200.0}, {"n": "200", "stream": "true"}])
+def test_counts_as_text_do_not_pass_limits(url, change):
+    body = {"model": BASE, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1} | change
+    response = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+    assert response.status_code == 400
+    assert "at most 128 answers" in response.json()["error"]["message"]
+
+
+def test_flags_as_text_are_flags(url):
+    body = {"model": f"{BASE}:one", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, "stream": "true"}
+    policy = {"trimtab": {"policy": "refuse", "risk_threshold": 1.0}}
+    for extra in ({}, policy):
+        response = httpx.post(f"{url}/v1/chat/completions", json=body | extra, timeout=60)
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.text.rstrip().endswith("data: [DONE]")

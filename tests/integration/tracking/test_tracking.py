@@ -121,10 +121,19 @@ def test_large_registry_is_read_after_changes_only(save_prefix_version, tracked_
     assert view.list_versions("detector") == [version for version in list_versions(base.name) if version.kind == "detector"]
 
 
-@pytest.mark.parametrize("name", ["a/b", "a:b", "a@b", "a.b", ""])
+@pytest.mark.parametrize("name", ["a/b", "a:b", "a@b", "a.b", "", " ", "bob's", 'the "best"', "top-5%", "two\nlines"])
 def test_rejects_ambiguous_names(name):
-    with pytest.raises(UsageError, match="cannot be a name"):
+    with pytest.raises(UsageError, match="cannot be a name") as error:
         registry.format_model_name("base", name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("base", ["smollm2:135m", "o'neil", "a/b"])
+def test_rejects_ambiguous_base_models(base):
+    with pytest.raises(UsageError, match="cannot be a base model"):
+        registry.format_model_name(base, "mine")
+    with pytest.raises(UsageError, match="cannot be a name"):
+        registry.list_versions(base)
 
 
 def test_unknown_name_is_not_found():

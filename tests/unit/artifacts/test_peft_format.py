@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import PeftModel, PromptTuningConfig, get_peft_model
+from peft import PeftModel, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from tests.support import tiny_models
@@ -83,10 +83,11 @@ def test_exported_prefix_gives_equal_logits_in_peft(base_and_model, tmp_path):
     )
 
 
-def test_imported_adapter_gives_equal_logits(base_and_model, tmp_path):
+@pytest.mark.parametrize("config_class", [PromptTuningConfig, PromptEncoderConfig])
+def test_imported_adapter_gives_equal_logits(base_and_model, tmp_path, config_class):
     base, model = base_and_model
     torch.manual_seed(2)
-    adapted = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    adapted = get_peft_model(model, config_class(task_type="CAUSAL_LM", num_virtual_tokens=3))
     adapted.eval().save_pretrained(tmp_path)
     prefix = import_adapter(tmp_path, base, "theirs")
     assert prefix.card.num_virtual_tokens == 3

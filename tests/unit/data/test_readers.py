@@ -58,7 +58,7 @@ INVALID_FILES = {
     "column.csv": ("goal\nx\n", "has no column 'prompt'; it has goal"),
     "class.csv": ("prompt,class\nx,evil\n", "class 'evil' must be one of"),
     "blank.csv": ("prompt\n \n", "row 1: the prompt is empty"),
-    "list.json": ('{"a": 1}', "must hold a list"),
+    "list.json": ('{"a": 1}', "has no column 'prompt'; it has a"),
     "text.txt": ("x", "unsupported file type"),
     "latin.csv": (b"prompt\n\xff\xfe\n", "cannot be read as csv"),
     "not.parquet": ("x", "cannot be read as parquet"),

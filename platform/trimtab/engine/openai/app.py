@@ -7,6 +7,7 @@ with and without Ray Serve.
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
@@ -28,6 +29,7 @@ from trimtab.engine.metrics import REFRESHED, SLOTS_USED, VERSIONS_REFUSED, remo
 from trimtab.engine.openai.cancellation import CancellableApp
 from trimtab.engine.openai.handler import SCORE_PATH, STEERED_PATHS, RequestHandler
 from trimtab.engine.openai.malformed import install_malformed_handlers
+from trimtab.engine.openai.models import ModelList
 from trimtab.engine.openai.openapi import build_openapi_document
 from trimtab.engine.prefixes.catalog import ArtifactSource, VersionCatalog, VersionNames
 from trimtab.engine.prefixes.slots import PrefixSlots, SlotTable
@@ -35,7 +37,7 @@ from trimtab.engine.prefixes.token_guard import install_token_guard
 from trimtab.engine.request_context import RequestContext
 from trimtab.engine.vllm_ext.args import build_engine_args
 from trimtab.engine.vllm_ext.environment import engine_environment
-from trimtab.errors import ArtifactError, TrimtabError, UsageError
+from trimtab.errors import ArtifactError, NotFoundError, TrimtabError, UsageError
 from trimtab.model.base_model import BaseModel
 from trimtab.model.chat_template import build_renderer
 
@@ -43,7 +45,7 @@ log = logging.getLogger(__name__)
 
 # Further paths of vLLM's server. Paths that administer the engine are not forwarded.
 FORWARDED_PATHS = ("/health", "/ping", "/version", "/metrics", "/tokenize", "/detokenize", "/v1/responses", "/v1/messages")
-OPENAPI = "/openapi.json"
+OPENAPI, MODELS = "/openapi.json", "/v1/models"
 PREFIX, DETECTOR = "prefix", "detector"
 REFRESH_SECONDS = 1.0
 
@@ -87,6 +89,8 @@ class OnlineEngine:
         self._engine = engine
         self._openapi = app.openapi
         self._agree = agree
+        self._started = int(time.time())
+        self._max_model_len = config.max_model_len
         self._refresh_task: asyncio.Task[None] | None = None
 
     @classmethod
@@ -207,17 +211,26 @@ class OnlineEngine:
             return
         context = RequestContext.get(scope, receive, send)
         path, method = scope["path"].rstrip("/") or "/", scope["method"]
-        if path == "/v1/models" and method == "GET":
-            await asgi.send_json(context.send, 200, self._describe_models())
+        if path == MODELS and method == "GET":
+            models = {"object": "list", "data": self._build_model_list().list_entries()}
+            await asgi.send_json(context.send, 200, models)
+        elif path.startswith(f"{MODELS}/") and method == "GET":
+            await self._send_model(path.removeprefix(f"{MODELS}/"), context)
         elif path == OPENAPI and method == "GET":
-            document = build_openapi_document(self._openapi(), (*FORWARDED_PATHS, *STEERED_PATHS, "/v1/models"))
+            document = build_openapi_document(self._openapi(), (*FORWARDED_PATHS, *STEERED_PATHS, MODELS))
             await asgi.send_json(context.send, 200, document)
         elif path in (*STEERED_PATHS, SCORE_PATH) and method == "POST":
             await self.handler(scope, receive, send)
-        elif path in (*FORWARDED_PATHS, *STEERED_PATHS, "/v1/models"):
+        elif path in (*FORWARDED_PATHS, *STEERED_PATHS, MODELS):
             await self._forward(scope, context)
         else:
             await asgi.send_json(context.send, 404, asgi.build_error_body(404, f"there is no {method} {path} on this server"))
+
+    async def _send_model(self, model: str, context: RequestContext) -> None:
+        try:
+            await asgi.send_json(context.send, 200, self._build_model_list().find_entry(model))
+        except NotFoundError as error:
+            await asgi.send_error(context.send, error)
 
     async def _forward(self, scope: Scope, context: RequestContext) -> None:
         """Forward a request that trimtab does not change to vLLM, with a bounded body and without a `trimtab` field."""
@@ -237,15 +250,6 @@ class OnlineEngine:
         replayed = BufferedRequest(scope, context.receive, body)
         await self._app(replayed.scope, replayed.receive, context.send)
 
-    def _describe_models(self) -> dict[str, Any]:
-        """Build the OpenAI list of models: the base model with its detectors, and each prefix with its aliases."""
-        common = {"object": "model", "created": 0, "owned_by": "trimtab"}
-        detectors = {"detectors": self.detectors.library.list_aliases(), "refused": self.refused.get(DETECTOR, {})}
-        base = {"id": self.base.name, **common, "trimtab": detectors}
-        refused = self.refused.get(PREFIX, {})
-        steered = [
-            {"id": f"{self.base.name}:{name}", **common, "parent": self.base.name}
-            | {"trimtab": {"aliases": aliases, "refused": {k: v for k, v in refused.items() if k.startswith(f"{name}@")}}}
-            for name, aliases in sorted(self.prefixes.list_aliases().items())
-        ]
-        return {"object": "list", "data": [base, *steered]}
+    def _build_model_list(self) -> ModelList:
+        prefixes, detectors = self.prefixes.list_aliases(), self.detectors.library.list_aliases()
+        return ModelList(self.base.name, self._started, self._max_model_len, prefixes, detectors, self.refused)

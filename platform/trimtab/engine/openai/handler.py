@@ -11,7 +11,7 @@ from trimtab.engine.context import Steering
 from trimtab.engine.context import steering as steering_variable
 from trimtab.engine.detectors.policy import PolicyReply, apply_policy, check_policy, count_prompts
 from trimtab.engine.detectors.request_risk import DetectorSelector, RequestRisk, current_risk
-from trimtab.engine.extensions import parse_options
+from trimtab.engine.extensions import coerce_request, parse_options
 from trimtab.engine.metrics import REQUESTS, request_labels
 from trimtab.engine.openai.response_rewriter import ResponseRewriter, build_trimtab_field, format_model_name
 from trimtab.engine.openai.routing import ShadowTraffic, TrafficSplit
@@ -85,7 +85,7 @@ class RequestHandler:
             parsed = await context.read_json()
             if parsed is None:
                 return
-            request = {key: value for key, value in parsed.items() if key != "trimtab"}
+            request = coerce_request({key: value for key, value in parsed.items() if key != "trimtab"})
             options = parse_options(parsed.get("trimtab"))
             _check_answer_count(request)
             loaded = await self._find_prefix(request, scope["path"])
