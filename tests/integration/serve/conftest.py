@@ -1,15 +1,17 @@
 """One server for all tests of this folder, with four prefixes and two detectors."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import openai
 import pytest
 
-from tests.support.factories import make_detector, make_prefix
+from tests.support.factories import compute_reference_signals, make_detector, make_prefix
 from trimtab.artifacts.prefix import Prefix, save_prefix
 from trimtab.detection.detector import Detector, save_detector
 from trimtab.engine.config import EngineConfig
+from trimtab.generation_types import Conversation
 from trimtab.model.base_model import BaseModel
+from trimtab.model.chat_template import build_renderer
 from trimtab.model.frozen_model import FrozenModel
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.server import serving
@@ -66,3 +68,13 @@ def url(registered_prefixes: None, truth_detector: Detector) -> Generator[str]:
 @pytest.fixture(scope="package")
 def client(url: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=120, max_retries=0)
+
+
+@pytest.fixture(scope="package")
+def compute_expected_risk(frozen: FrozenModel, base: BaseModel, truth_detector: Detector) -> Callable[..., float]:
+    """Function that returns the risk of an answer's token ids by one transformers pass."""
+    renderer = build_renderer(base, 8)
+    return lambda text, ids, prefix=None: truth_detector.score_answer(
+        compute_reference_signals(frozen, renderer, Conversation([{"role": "user", "content": text}], prefix), ids, LAYERS),
+        LAYERS,
+    )

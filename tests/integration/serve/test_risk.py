@@ -11,10 +11,8 @@ from jsonschema import validate
 
 from tests.support import ROOT
 from tests.support.chat_client import BASE, chat, send_concurrently
-from tests.support.factories import QUESTIONS, compute_reference_signals
+from tests.support.factories import QUESTIONS
 from trimtab.engine.openai.openapi import COMPONENTS
-from trimtab.generation_types import Conversation
-from trimtab.model.chat_template import build_renderer
 from trimtab.serve.traffic_command import TrafficConfig, run_traffic
 
 LAYERS = (20, 29)
@@ -37,16 +35,6 @@ def get_probability(choice) -> float | None:
     """Return the probability of a choice, or None for a chunk without one."""
     detectors = (choice.model_extra or {}).get("trimtab", {}).get("detectors", [])
     return detectors[0]["probability"] if detectors else None
-
-
-@pytest.fixture(scope="module")
-def compute_expected_risk(frozen, base, truth_detector):
-    """Function that returns the risk of an answer's token ids by one transformers pass."""
-    renderer = build_renderer(base, 8)
-    return lambda text, ids, prefix=None: truth_detector.score_answer(
-        compute_reference_signals(frozen, renderer, Conversation([{"role": "user", "content": text}], prefix), ids, LAYERS),
-        LAYERS,
-    )
 
 
 def test_concurrent_risks_equal_one_pass(url, three_prefixes, compute_expected_risk):
@@ -209,39 +197,6 @@ def test_false_positive_rate_selects_the_threshold(client, truth_detector, rate)
     verdict = get_verdict(chat(client, BASE, QUESTIONS[0], **with_options(false_positive_rate=rate)))
     assert verdict["false_positive_rate"] == rate
     assert verdict["threshold"] == truth_detector.card.thresholds[f"{rate}"]
-
-
-def test_scores_given_answers(url, client, base, compute_expected_risk):
-    answer = "The capital of France is Paris."
-    body = {"model": BASE, "messages": USER, "answer": answer}
-    response = httpx.post(f"{url}/v1/score", json=body, timeout=60).json()
-    ids = build_renderer(base, 8).render_answer(answer)
-    assert response["trimtab"]["detectors"][0]["probability"] == pytest.approx(
-        compute_expected_risk(QUESTIONS[0], ids), abs=2e-3
-    )
-    assert response["usage"]["total_tokens"] > len(ids)
-    steered = httpx.post(f"{url}/v1/score", json=body | {"model": f"{BASE}:one"}, timeout=60).json()
-    assert steered["model"] == f"{BASE}:one@1"
-    assert steered["trimtab"]["detectors"][0]["probability"] != response["trimtab"]["detectors"][0]["probability"]
-    empty = httpx.post(f"{url}/v1/score", json=body | {"answer": ""}, timeout=60).json()
-    assert empty["trimtab"]["detectors"][0]["status"] == "scored"
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"answer": None}, "answer must be the text"),
-        ({"messages": []}, "messages must be a list of at least one message"),
-        ({"messages": [{"role": "user"}]}, "must have a role and a content that are strings"),
-        ({"answer": "<|trimtab_slot_0|>"}, "slot token"),
-        ({"answer": "word " * 600}, "tokens; the engine takes 511"),
-        ({"model": "gpt-4"}, "no model 'gpt-4'; this server has smollm2-135m and its prefixes"),
-    ],
-)
-def test_score_rejects_invalid_requests(url, change, message):
-    response = httpx.post(f"{url}/v1/score", json={"model": BASE, "messages": USER, "answer": "Paris."} | change, timeout=60)
-    assert response.status_code == (404 if "model" in change else 400)
-    assert message in response.json()["error"]["message"]
 
 
 def read_metrics(url: str) -> dict[str, float]:

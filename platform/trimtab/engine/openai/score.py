@@ -1,5 +1,6 @@
 """Scoring of given answers (`POST /v1/score`)."""
 
+import json
 import uuid
 from typing import Any
 
@@ -11,6 +12,9 @@ from trimtab.engine.detectors.request_risk import RequestRisk
 from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START
 from trimtab.errors import UsageError
 from trimtab.model.chat_template import ChatRenderer
+
+# Fields of a message that chat templates read.
+TEMPLATE_FIELDS = ("role", "name", "tool_calls", "tool_call_id")
 
 
 async def score_given_answer(
@@ -52,13 +56,47 @@ async def score_given_answer(
     return len(ids)
 
 
-def _parse_conversation(request: dict[str, Any]) -> tuple[list[dict[str, str]], str]:
+def _parse_conversation(request: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
     messages, answer = request.get("messages"), request.get("answer")
     if not isinstance(messages, list) or not messages:
         raise UsageError("messages must be a list of at least one message")
-    for message in messages:
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise UsageError("each message must have a role and a content that are strings")
     if not isinstance(answer, str):
         raise UsageError("answer must be the text of the answer to messages")
-    return [{"role": m["role"], "content": m["content"]} for m in messages], answer
+    return [_parse_message(message) for message in messages], answer
+
+
+def _parse_message(message: Any) -> dict[str, Any]:
+    """Return a message as vLLM passes it to chat templates: with its text in one string, and tool arguments as objects."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise UsageError("each message must be an object with a role")
+    parsed = {key: value for key, value in message.items() if key in TEMPLATE_FIELDS and value is not None}
+    parsed["content"] = _join_parts(message.get("content"))
+    if "tool_calls" in parsed:
+        parsed["tool_calls"] = _parse_tool_calls(parsed["tool_calls"])
+    elif message.get("content") is None:
+        raise UsageError("each message must have a content, or tool_calls")
+    return parsed
+
+
+def _join_parts(content: Any) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    parts = content if isinstance(content, list) else [content]
+    for part in parts:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise UsageError("content must be text, or a list of parts of type text: only text can be scored")
+    return "\n".join(part["text"] for part in parts)
+
+
+def _parse_tool_calls(calls: Any) -> list[dict[str, Any]]:
+    try:
+        return [
+            call | {"function": call["function"] | {"arguments": _parse_arguments(call["function"].get("arguments"))}}
+            for call in calls
+        ]
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise UsageError("tool_calls must be a list of calls, each with a function and its arguments as JSON") from error
+
+
+def _parse_arguments(arguments: Any) -> Any:
+    return json.loads(arguments or "{}") if isinstance(arguments, str | None) else arguments
