@@ -15,7 +15,7 @@ from trimtab.artifacts.card import read_json_object
 from trimtab.artifacts.prefix import Prefix, load_prefix
 from trimtab.detection.detector import Detector, load_detector
 from trimtab.engine.prefixes.catalog import NUMBER, AliasVersions, ArtifactSource, RegisteredVersion
-from trimtab.errors import ArtifactError, NotFoundError, TrackingError, UsageError
+from trimtab.errors import ArtifactError, NotFoundError, TrackingError, TrimtabError, UsageError
 from trimtab.model.base_model import BaseModel
 from trimtab.tracking import registry
 from trimtab.tracking.registry import Version
@@ -274,6 +274,7 @@ def find_detector_layers(source: ArtifactSource[Detector], live: AliasVersions) 
     live_versions = {(name, version) for (name, _), version in live.items()}
     for version in source.list_versions():
         if version.aliases or (version.name, version.version) in live_versions:
-            with suppress(ArtifactError):
+            # One version whose files are gone must not keep the server from starting.
+            with suppress(TrimtabError):
                 layers |= set(source.load(version).card.layers)
     return tuple(sorted(layers))

@@ -13,7 +13,7 @@ from trimtab.detection.calibration import FALSE_POSITIVE_RATES
 from trimtab.detection.detector import FILE, DetectorCard, build_detector, save_detector
 from trimtab.engine.prefixes import catalog
 from trimtab.engine.prefixes.catalog import RegisteredVersion, VersionCatalog
-from trimtab.errors import ArtifactError, UsageError
+from trimtab.errors import ArtifactError, TrackingError, UsageError
 from trimtab.model.base_model import BaseModel
 from trimtab.serve.registry.sources import find_detector_layers, open_sources
 
@@ -77,6 +77,23 @@ def test_repaired_version_is_loaded_after_the_retry_interval(registry_folder, mo
     path.write_bytes(content)
     assert asyncio.run(versions.refresh()) == loaded
     assert ("truth@1" in versions.refused) == (not loaded)
+
+
+def test_version_whose_files_are_gone_is_refused_alone(registry_folder, monkeypatch):
+    """As after a lifecycle rule of a bucket: the registry lists the version, and its files cannot be read."""
+    prefixes, detectors = open_sources(BaseModel("tiny", registry_folder, "0123456789abcdef", 8, 100, 6), str(registry_folder))
+    load = type(prefixes).load
+
+    def load_or_fail(source, version):
+        if (version.name, version.version) in (("mine", 2), ("truth", 1)):
+            raise TrackingError("MLflow: cannot download it (no such file)")
+        return load(source, version)
+
+    monkeypatch.setattr(type(prefixes), "load", load_or_fail)
+    versions = VersionCatalog("tiny", "prefix", prefixes, lambda part: None)
+    assert asyncio.run(versions.refresh()) == {("mine", "champion"): 1}
+    assert "no such file" in versions.refused["mine@2"]
+    assert find_detector_layers(detectors, {}) == ()
 
 
 def test_evicts_unused_versions_without_alias_and_reloads_them(registry_folder, monkeypatch):

@@ -122,7 +122,7 @@ class VersionCatalog(Generic[ArtifactT]):
             version, and the reason is added to `refused`.
 
         Raises:
-            TrackingError: if the registry does not answer. The catalog is unchanged.
+            TrackingError: if the list of versions cannot be read. The catalog is unchanged.
         """
         versions = await asyncio.to_thread(self.source.list_versions)
         aliases: dict[tuple[str, str], int] = {}
@@ -134,7 +134,7 @@ class VersionCatalog(Generic[ArtifactT]):
                 try:
                     await self._try_load(v, label)
                     aliases[v.name, alias] = v.version
-                except ArtifactError as error:
+                except TrimtabError as error:
                     refused[label] = str(error)
                     if (current := self._aliases.get((v.name, alias))) is not None:
                         aliases[v.name, alias] = current
@@ -211,12 +211,12 @@ class VersionCatalog(Generic[ArtifactT]):
         return [self._loaded[key] for key in keys]
 
     async def _try_load(self, version: RegisteredVersion, label: str) -> None:
-        """Load a version, or raise its previous ArtifactError again within `RETRY_SECONDS`."""
+        """Load a version, or raise its previous error as ArtifactError again within `RETRY_SECONDS`."""
         if (reason := self.refused.get(label)) and time.monotonic() < self._retry_at.get(label, 0.0):
             raise ArtifactError(reason)
         try:
             await self._load(version)
-        except ArtifactError:
+        except TrimtabError:
             self._retry_at[label] = time.monotonic() + RETRY_SECONDS
             raise
 
