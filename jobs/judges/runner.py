@@ -25,6 +25,7 @@ from trimtab.judges.refusal_head import load_head
 from trimtab.judges.string_match import StringMatch
 from trimtab.model.base_model import BaseModel
 from trimtab.ray_connection import get_max_node_cores
+from trimtab.text.refusal_phrases import remove_reasoning
 from trimtab.types import VERDICTS, Verdict
 from trimtab.util.identifiers import compute_key
 
@@ -141,11 +142,12 @@ def apply_judge(results: Mapping[str, Sequence[ArmResult]], judge: Judge, gpus: 
 
 
 def judge_cached(judge: Judge, pairs: Sequence[AnswerPair], gpus: float = 0) -> list[Verdict]:
-    """Return one verdict per pair; only pairs without a cached verdict are judged.
+    """Return one verdict per pair; only pairs without a cached verdict are judged. The reasoning of answers is not judged.
 
     Raises:
         TrimtabError: if the judge fails.
     """
+    pairs = [(prompt, remove_reasoning(answer)) for prompt, answer in pairs]
     if isinstance(judge, StringMatch):
         return judge.judge_answers([p for p, _ in pairs], [a for _, a in pairs])
     cache = VerdictCache(judge.key)

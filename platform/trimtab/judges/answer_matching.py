@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from trimtab.errors import UsageError
 from trimtab.text.normalization import fold_accents, normalize_answer
 from trimtab.text.numbers import Quantity, find_quantities
-from trimtab.text.refusal_phrases import classify_refusal
+from trimtab.text.refusal_phrases import classify_refusal, remove_reasoning
 from trimtab.types import AnswerKind
 
 # Minimum score of a right answer, which matters for token F1.
@@ -66,7 +66,7 @@ def mark_answer(kind: AnswerKind, answer: str, wanted: Sequence[str]) -> AnswerM
     Raises:
         UsageError: if `kind` is numeric and a reference answer contains no number.
     """
-    final_answer = _remove_reasoning(answer)
+    final_answer = remove_reasoning(answer)
     if not wanted:
         abstains = is_abstention(final_answer)
         return AnswerMark(float(abstains), "says that there is no answer" if abstains else "answers what has no answer")
@@ -160,14 +160,6 @@ MATCHERS: dict[AnswerKind, Callable[[str, Sequence[str]], AnswerMark]] = {
     "f1": compute_f1,
     "numeric": match_numerically,
 }
-
-
-def _remove_reasoning(answer: str) -> str:
-    """Return the text after the reasoning block, or no text if the block is not closed."""
-    before, end, after = answer.rpartition("</think>")
-    if end:
-        return after.strip()
-    return before if after.lstrip().startswith("<think>") else after
 
 
 def _compute_word_f1(answer: str, wanted: str) -> float:
