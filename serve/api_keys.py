@@ -16,10 +16,10 @@ from filelock import FileLock
 from rich.table import Table
 
 from trimtab import settings
-from trimtab.artifacts.card import read_json_object
 from trimtab.cli.console import console, print_line
 from trimtab.errors import ArtifactError, NotFoundError, UsageError
 from trimtab.serve.config import ServeConfig
+from trimtab.util.json_files import read_json_object
 
 PREFIX = "tt-"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 from trimtab.engine.config import EngineConfig
-from trimtab.engine.openai.routing import TrafficSplit
+from trimtab.engine.openai.traffic_split import TrafficSplit
 from trimtab.errors import UsageError
 from trimtab.types import DEFAULT_BASE
 

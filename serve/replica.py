@@ -14,7 +14,7 @@ from ray import serve
 
 from trimtab.engine import asgi
 from trimtab.engine.asgi import App, Message, Receive, Scope, Send
-from trimtab.engine.openai.routing import TrafficSplit
+from trimtab.engine.openai.traffic_split import TrafficSplit
 from trimtab.engine.request_context import RequestContext
 from trimtab.errors import UsageError
 from trimtab.model.base_model import BaseModel, resolve_on_node

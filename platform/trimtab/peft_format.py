@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from trimtab.artifacts.card import PrefixCard, read_json_object
+from trimtab.artifacts.card import PrefixCard
 from trimtab.artifacts.prefix import Prefix, build_prefix, check_base, read_single_tensor, save_prefix
 from trimtab.cli.commands import ExportConfig, ImportConfig
 from trimtab.cli.console import print_line
@@ -23,6 +23,7 @@ from trimtab.loading import load_prefix
 from trimtab.model.base_model import BaseModel, resolve_base_model
 from trimtab.model.chat_template import build_renderer
 from trimtab.types import MAX_ROWS
+from trimtab.util.json_files import read_json_object
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 TENSOR = "prompt_embeddings"

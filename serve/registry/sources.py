@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from trimtab import settings
-from trimtab.artifacts.card import read_json_object
 from trimtab.artifacts.prefix import Prefix, load_prefix
 from trimtab.detection.detector import Detector, load_detector
 from trimtab.engine.prefixes.catalog import NUMBER, AliasVersions, ArtifactSource, RegisteredVersion
@@ -20,6 +19,7 @@ from trimtab.model.base_model import BaseModel
 from trimtab.tracking import registry
 from trimtab.tracking.registry import Version
 from trimtab.util.atomic_files import write_atomic
+from trimtab.util.json_files import read_json_object
 
 log = logging.getLogger(__name__)
 

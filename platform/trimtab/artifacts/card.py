@@ -14,10 +14,10 @@ from trimtab.errors import ArtifactError
 from trimtab.model.base_model import BaseModel
 from trimtab.types import POSITIONS, Position
 from trimtab.util.atomic_files import write_atomic
+from trimtab.util.json_files import read_json_object
 
 CARD_VERSION = 2
 FILE = "card.json"
-MAX_BYTES = 1 << 20
 
 
 class Card(Protocol):
@@ -153,29 +153,6 @@ def check_base_model(card: BaseModelCard, base: BaseModel, what: str, remedy: st
             f"{what} does not match {base.name} (width {base.width}, {base.fingerprint}): "
             f"it was made for base model {card.base} (width {card.width}, {card.fingerprint}). {remedy}"
         )
-
-
-def read_json_object(path: Path, what: str) -> dict[str, Any]:
-    """Read the JSON object in a file.
-
-    Args:
-        path: file of at most 1 MiB.
-        what: noun for error messages, such as "a card".
-
-    Raises:
-        ArtifactError: if the file is unreadable, too large, no valid JSON, or not an object.
-    """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ArtifactError(f"{path} is too large for {what}: the limit is 1 MiB")
-        raw = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not readable JSON") from error
-    if not isinstance(raw, dict):
-        raise ArtifactError(f"{path} is not {what}")
-    return raw
 
 
 MIB = 1 << 20

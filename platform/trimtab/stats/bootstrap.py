@@ -9,6 +9,8 @@ All draws come from one generator, so that the same data gives the same interval
 import torch
 from torch import Generator, Tensor
 
+from trimtab.stats.intervals import Estimate
+
 RESAMPLES = 2000
 QUANTILES = (0.025, 0.975)
 
@@ -69,3 +71,30 @@ def compute_interval(statistics: Tensor) -> tuple[float, float]:
     """Compute the 95 % percentile interval of resampled statistics [resamples]."""
     low, high = torch.quantile(statistics, torch.tensor(QUANTILES, dtype=statistics.dtype)).tolist()
     return low, high
+
+
+def bootstrap_mean(values: Tensor, weights: Tensor | None = None, resamples: int = RESAMPLES) -> Estimate:
+    """Compute the weighted mean over cases, averaged over seeds, with a bootstrap interval.
+
+    The mean of one seed is the sum of its `values` over the sum of `weights`. Each resample draws cases together with their
+    weights, and seeds (see `trimtab.stats.bootstrap`).
+
+    Args:
+        values: totals of each seed and case [seeds, cases].
+        weights: weights of the cases [cases]; 1 for each case by default.
+        resamples: number of bootstrap resamples.
+
+    Returns:
+        The estimate over all cases; its interval is NaN for fewer than two cases.
+    """
+    seeds, cases = values.shape
+    values = values.double()
+    weights = torch.ones(cases, dtype=torch.double) if weights is None else weights.double()
+    value = (values.sum(1).mean() / weights.sum()).item()
+    if cases < 2:
+        return Estimate(value, float("nan"), float("nan"), cases)
+    generator = create_generator()
+    seed_draws = draw_seeds(seeds, resamples, generator)
+    counts = draw_case_counts(cases, resamples, generator, torch.double)
+    low, high = compute_interval(compute_resampled_means(values, counts, seed_draws, weights))
+    return Estimate(value, low, high, cases)

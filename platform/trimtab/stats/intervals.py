@@ -1,20 +1,8 @@
-"""95 % confidence intervals: Wilson score for rates, bootstrap for means over seeds and cases."""
+"""95 % confidence intervals: values with their ends, and the Wilson score for rates. Free of heavy imports."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import exp, hypot, sqrt
-
-import torch
-from torch import Tensor
-
-from trimtab.stats.bootstrap import (
-    RESAMPLES,
-    compute_interval,
-    compute_resampled_means,
-    create_generator,
-    draw_case_counts,
-    draw_seeds,
-)
 
 Z95 = 1.959964
 
@@ -88,30 +76,3 @@ class Estimate(Interval):
     def map_values(self, function: Callable[[float], float] = exp) -> "Estimate":
         """Apply a monotonically increasing function to the value and to both ends of the interval."""
         return Estimate(function(self.value), function(self.low), function(self.high), self.count)
-
-
-def bootstrap_mean(values: Tensor, weights: Tensor | None = None, resamples: int = RESAMPLES) -> Estimate:
-    """Compute the weighted mean over cases, averaged over seeds, with a bootstrap interval.
-
-    The mean of one seed is the sum of its `values` over the sum of `weights`. Each resample draws cases together with their
-    weights, and seeds (see `trimtab.stats.bootstrap`).
-
-    Args:
-        values: totals of each seed and case [seeds, cases].
-        weights: weights of the cases [cases]; 1 for each case by default.
-        resamples: number of bootstrap resamples.
-
-    Returns:
-        The estimate over all cases; its interval is NaN for fewer than two cases.
-    """
-    seeds, cases = values.shape
-    values = values.double()
-    weights = torch.ones(cases, dtype=torch.double) if weights is None else weights.double()
-    value = (values.sum(1).mean() / weights.sum()).item()
-    if cases < 2:
-        return Estimate(value, float("nan"), float("nan"), cases)
-    generator = create_generator()
-    seed_draws = draw_seeds(seeds, resamples, generator)
-    counts = draw_case_counts(cases, resamples, generator, torch.double)
-    low, high = compute_interval(compute_resampled_means(values, counts, seed_draws, weights))
-    return Estimate(value, low, high, cases)

@@ -20,7 +20,7 @@ from mlflow.store.entities.paged_list import PagedList
 
 from trimtab import settings
 from trimtab.artifacts import prefix as prefixes
-from trimtab.artifacts.card import FILE, PrefixCard, read_json_object
+from trimtab.artifacts.card import FILE, PrefixCard
 from trimtab.artifacts.prefix import Prefix
 from trimtab.detection import detector as detectors
 from trimtab.detection.detector import Detector, DetectorCard
@@ -28,6 +28,7 @@ from trimtab.errors import NotFoundError, TrackingError, UsageError
 from trimtab.model.base_model import BaseModel
 from trimtab.tracking.client import get_client, get_experiment_id, wrap_tracking_errors
 from trimtab.util.atomic_files import write_atomic
+from trimtab.util.json_files import read_json_object
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 # Characters that MLflow or references do not allow in names.

@@ -59,3 +59,17 @@ def test_piped_table_is_not_truncated():
     command = [sys.executable, "-m", "trimtab", "assets"]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "SmolLM2-135M-Instruct, the default base model (GGUF Q4_1, converted once)" in process.stdout
+
+
+@pytest.mark.parametrize("command", ["align", "promote", "detect", "serve", "list"])
+def test_help_imports_no_torch(command):
+    """It would take seconds instead of a fraction of one."""
+    code = f"""
+import contextlib, sys
+from trimtab.cli.main import main
+with contextlib.suppress(SystemExit):
+    main(["{command}", "--help"])
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False"

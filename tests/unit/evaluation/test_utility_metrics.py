@@ -16,7 +16,8 @@ from trimtab.evaluation.study_page import StudyReport, write_report
 from trimtab.evaluation.utility.metrics import MeasuredArm, compute_metrics, mark_answers
 from trimtab.evaluation.utility.report import build_tables, get_logged_metrics, metrics_as_csv, metrics_as_json
 from trimtab.evaluation.utility.text_scoring import TextScore
-from trimtab.stats.intervals import bootstrap_mean, compute_wilson_interval
+from trimtab.stats.bootstrap import bootstrap_mean
+from trimtab.stats.intervals import compute_wilson_interval
 
 TOKENS = (10, 20, 30, 40)
 

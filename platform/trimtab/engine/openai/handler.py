@@ -14,8 +14,9 @@ from trimtab.engine.detectors.request_risk import DetectorSelector, RequestRisk,
 from trimtab.engine.extensions import coerce_request, parse_options
 from trimtab.engine.metrics import REQUESTS, request_labels
 from trimtab.engine.openai.response_rewriter import ResponseRewriter, build_trimtab_field, format_model_name
-from trimtab.engine.openai.routing import ShadowTraffic, TrafficSplit
 from trimtab.engine.openai.score import score_given_answer
+from trimtab.engine.openai.shadow_traffic import ShadowTraffic
+from trimtab.engine.openai.traffic_split import TrafficSplit
 from trimtab.engine.prefixes.catalog import LoadedVersion, VersionCatalog
 from trimtab.engine.prefixes.slots import PrefixSlots
 from trimtab.engine.request_context import RequestContext

@@ -15,7 +15,8 @@ from trimtab.errors import UsageError
 from trimtab.evaluation.safety.comparison import get_arm_name, pigeonhole_bootstrap
 from trimtab.evaluation.utility.text_scoring import TextScore
 from trimtab.judges.answer_matching import AnswerMark, mark_answer
-from trimtab.stats.intervals import Estimate, Rate, bootstrap_mean, compute_wilson_interval
+from trimtab.stats.bootstrap import bootstrap_mean
+from trimtab.stats.intervals import Estimate, Rate, compute_wilson_interval
 from trimtab.types import BASE_ARM
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from trimtab.engine.openai.routing import TrafficSplit
+from trimtab.engine.openai.traffic_split import TrafficSplit
 from trimtab.errors import JobError, UsageError
 from trimtab.serve import app
 from trimtab.serve.config import ServeConfig

@@ -1,21 +1,18 @@
-"""Traffic split between the versions of a prefix, and shadow traffic."""
+"""Shadow traffic: copies of requests to another version of a prefix."""
 
 import asyncio
-import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 from trimtab.artifacts.prefix import Prefix
-from trimtab.data.prompt import hash_to_fraction
 from trimtab.engine import asgi
 from trimtab.engine.asgi import Scope
 from trimtab.engine.detectors.request_risk import RequestRisk
 from trimtab.engine.metrics import REQUESTS, request_labels
 from trimtab.engine.prefixes.catalog import VersionCatalog
 from trimtab.engine.prefixes.slots import PrefixSlots
-from trimtab.errors import TrimtabError, UsageError
+from trimtab.errors import TrimtabError
 
 MAX_SHADOWS = 16
 
@@ -66,45 +63,3 @@ async def _receive_nothing() -> asgi.Message:
     """Wait forever, as the `receive` of a client that never disconnects."""
     await asyncio.Event().wait()
     return {"type": "http.disconnect"}
-
-
-@dataclass(frozen=True)
-class TrafficSplit:
-    """Traffic between the versions of each prefix.
-
-    Attributes:
-        weights: shares of requests by prefix and alias, as {"mine": {"champion": 95, "candidate": 5}}. The champion answers all
-            requests for other prefixes.
-        shadow: alias of the shadow version by prefix. It receives a copy of each request, and its answers are discarded.
-
-    Raises:
-        UsageError: if the shares of a prefix are empty, negative, or all 0.
-    """
-
-    weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
-    shadow: Mapping[str, str] = field(default_factory=dict[str, str])
-
-    def __post_init__(self) -> None:
-        for name, shares in self.weights.items():
-            if not shares or min(shares.values()) < 0 or sum(shares.values()) <= 0:
-                raise UsageError(f"traffic of {name!r} needs shares of at least 0, one of them above 0")
-
-    def select_alias(self, name: str, user: str | None) -> str | None:
-        """Select the alias that answers a request.
-
-        Args:
-            name: name of the prefix.
-            user: the request's `user`. With unchanged weights, a user always gets the same alias. If None, the alias is random.
-
-        Returns:
-            The alias; None for the champion of a prefix without weights.
-        """
-        shares = self.weights.get(name)
-        if not shares:
-            return None
-        point = (hash_to_fraction(f"{name} {user}", 0) if user else random.random()) * sum(shares.values())
-        for alias, share in shares.items():
-            if point < share:
-                return alias
-            point -= share
-        return max(shares, key=lambda alias: shares[alias])
