@@ -17,11 +17,11 @@ class CollectConfig:
     Args:
         questions: sources of questions with reference answers: files, trimtab:NAME, or Hugging Face datasets.
         out: folder of the data set; rerunning the same command resumes an interrupted collection.
-        read_answers: read answers from the files instead of generating them: each row has `answer`, and `truthful` if the label
-            is known, or lists in `correct_answers` and `incorrect_answers`.
+        read_answers: read answers from the files instead of generating them: each row has `answer`, and `truthful` or
+            `hallucinated` if the label is known, or lists in `correct_answers` and `incorrect_answers`.
         answer_separator: separator between several given answers in one text.
         columns: other names of the fields, as --columns.answers NAME: question, answers, context, kind, source, group; and
-            answer, truthful, correct_answers, incorrect_answers.
+            answer, truthful, hallucinated, correct_answers, incorrect_answers.
         kind: comparison of answers: exact, contains, f1 or numeric; if omitted, the kind of each question, else contains.
         judge: judge of the answers: string compares as `kind` specifies; endpoint asks a language model if an answer is right.
         base: base model: catalog name, folder, or Hugging Face id.

@@ -10,6 +10,7 @@ import json
 import re
 import tokenize
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -77,13 +78,13 @@ def rename_columns(fields: Sequence[str], columns: Mapping[str, str] | None, row
         raise UsageError(f"columns may rename {', '.join(fields)}, not {', '.join(sorted(unknown))}")
     wanted = {field: field for field in fields} | dict(columns or {})
     present = {name: None for row in rows for name in row}
-    normalized = {_normalize(name): name for name in reversed(present)}
-    return {field: name if name in present else normalized.get(_normalize(name), name) for field, name in wanted.items()}
+    normalized = {normalize_name(name): name for name in reversed(present)}
+    return {field: name if name in present else normalized.get(normalize_name(name), name) for field, name in wanted.items()}
 
 
-def is_present(value: Any) -> bool:
-    """Return whether a cell has a value. 0, False and empty text in JSON are values."""
-    return value is not None
+def normalize_name(name: object) -> str:
+    """Return the form in which names of columns and classes are compared: without surrounding spaces and without case."""
+    return str(name).strip().casefold()
 
 
 def parse_list(text: str, location: str) -> list[Any] | None:
@@ -126,10 +127,6 @@ def _parse_python_list(text: str) -> list[Any] | None:
     return None if joined and not any(isinstance(value, list | dict | tuple) for value in values) else values
 
 
-def _normalize(name: object) -> str:
-    return str(name).strip().casefold()
-
-
 def _clean_rows(rows: Iterable[Any], source: str) -> list[Row]:
     """Check that rows are objects with text that UTF-8 can encode, and replace NaN by None."""
     cleaned: list[Row] = []
@@ -162,11 +159,9 @@ def _read_json(path: Path) -> list[Any]:
     """Read a JSON list or JSON Lines, whatever the name of the file says."""
     text = path.read_text(encoding=ENCODING)
     if text.lstrip().startswith("["):
-        try:
-            rows = json.loads(text)
-        except ValueError:
-            return _parse_lines(text)
-        return rows if isinstance(rows, list) else _parse_lines(text)
+        # JSON Lines may also begin with a list, which is refused as a row.
+        with suppress(ValueError):
+            return json.loads(text)
     return _parse_lines(text)
 
 

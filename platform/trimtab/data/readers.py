@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.assets.catalog import load_catalog
-from trimtab.data.files import Row, parse_list, read_rows, rename_columns
+from trimtab.data.files import Row, normalize_name, parse_list, read_rows, rename_columns
 from trimtab.data.prompt import Prompt
 from trimtab.data.prompt_sets import SETS, read_prompt_set
 from trimtab.errors import UsageError
@@ -69,14 +69,10 @@ def _find_label_column(rows: Sequence[Row], names: Mapping[str, str]) -> str | N
         return None
     columns = {name: None for row in rows for name in row if name not in names.values()}
     for name in columns:
-        values = {_normalize_class(row[name]) for row in rows if row.get(name) is not None}
-        if str(name).strip().casefold() in LABEL_COLUMNS or (values and values <= SYNONYMS.keys()):
+        values = {normalize_name(row[name]) for row in rows if row.get(name) is not None}
+        if normalize_name(name) in LABEL_COLUMNS or (values and values <= SYNONYMS.keys()):
             return name
     return None
-
-
-def _normalize_class(value: Any) -> str:
-    return str(value).strip().casefold()
 
 
 def _parse_prompt(row: Row, number: int, source: str, default: Label | None, names: Mapping[str, str]) -> Prompt:
@@ -93,7 +89,7 @@ def _parse_prompt(row: Row, number: int, source: str, default: Label | None, nam
     if not isinstance(text, str) or not text.strip():
         raise UsageError(f"{location}: the prompt is empty or not text")
     class_name = row.get(names["class"])
-    label = default if class_name is None else SYNONYMS.get(_normalize_class(class_name))
+    label = default if class_name is None else SYNONYMS.get(normalize_name(class_name))
     if label is None:
         raise UsageError(f"{location}: class {class_name!r} must be one of {', '.join(SYNONYMS)}")
     target, system, group, name = (row.get(names[field]) for field in ("target", "system", "group", "source"))

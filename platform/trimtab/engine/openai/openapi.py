@@ -6,8 +6,8 @@ from typing import Any, get_args
 
 from trimtab.engine.detectors.request_risk import EMPTY
 from trimtab.engine.extensions import MAX_ATTEMPTS, MAX_TEXT, THRESHOLD_KEYS, Policy
+from trimtab.engine.openai.handler import SCORE_PATH, STEERED_PATHS
 
-COMPLETION_PATHS = ("/v1/chat/completions", "/v1/completions")
 REQUESTS = ("ChatCompletionRequest", "CompletionRequest")
 
 
@@ -30,12 +30,12 @@ def build_openapi_document(vllm: dict[str, Any], paths: Collection[str]) -> dict
             "properties": schema["properties"] | {"trimtab": {"$ref": "#/components/schemas/RequestOptions"}}
         }
     included = {path: operations for path, operations in vllm["paths"].items() if path in paths}
-    for path in COMPLETION_PATHS:
+    for path in STEERED_PATHS:
         post = included[path]["post"]
         included[path] = included[path] | {"post": post | {"responses": post["responses"] | {"200": answered}}}
     body = {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ScoreRequest"}}}}
     answer = {"200": answered | {"description": "Risk of the answer."}, "400": {"description": "Bad input."}}
-    included["/v1/score"] = {"post": {"summary": "Risk of a given answer", "requestBody": body, "responses": answer}}
+    included[SCORE_PATH] = {"post": {"summary": "Risk of a given answer", "requestBody": body, "responses": answer}}
     return {
         "openapi": vllm["openapi"],
         "info": {"title": "trimtab", "version": version("trimtab")},
