@@ -12,7 +12,7 @@ from tests.support.homes import fresh_home
 from tests.support.object_store import ObjectStore
 from trimtab import settings
 
-pytest_plugins = ["tests.support.starts.plugin"]
+pytest_plugins = ["tests.support.order", "tests.support.starts.plugin"]
 
 # Set before trimtab reads the variables. Tests must not write into the user's runs and registry.
 _home = Path(tempfile.mkdtemp(prefix="trimtab-tests-"))
@@ -31,10 +31,14 @@ STARTS = {"cluster", "nodes", "address", "engine", "url", "server", "undisturbed
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start a service, and all failure tests, as slow."""
+    """Mark the tests that start a service, and all failure tests, as slow, and give all services to one process."""
     for item in items:
-        if STARTS.intersection(getattr(item, "fixturenames", ())) or "failure" in item.path.parts:
+        is_slow = bool(STARTS.intersection(getattr(item, "fixturenames", ()))) or "failure" in item.path.parts
+        if is_slow:
             item.add_marker(pytest.mark.slow)
+        if is_slow or "integration" in item.path.parts:
+            # The other tests run in a second process meanwhile: a service that starts keeps one core busy.
+            item.add_marker(pytest.mark.xdist_group("services"))
 
 
 @pytest.fixture(scope="session")
@@ -84,11 +88,10 @@ def tiny_base(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def undisturbed(cluster, tiny_base, tmp_path_factory):
-    """Vectors that one worker learns without a failure, as a reference for several workers and for failures."""
+    """Vectors that one worker learns without a failure, and the id of its run: a reference for workers and for failures."""
     from tests.support.align_runs import train
 
-    vectors, _ = train(tiny_base, tmp_path_factory.mktemp("undisturbed"), workers=1)
-    return vectors
+    return train(tiny_base, tmp_path_factory.mktemp("undisturbed"), workers=1)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ from typing import Any
 import ray
 from ray.train import Checkpoint, UserCallback
 
+from trimtab.errors import DivergedError, UsageError
+from trimtab.jobs.runtime.cluster import unwrap_ray_error
 from trimtab.tracking.runs import TrackedRun
 
 
@@ -49,5 +51,13 @@ class MlflowCallback(UserCallback):
             self.run.set_tags({"trimtab.prefix_tree": "unavailable"})
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Record failed workers as a tag of the run, before Ray Train restarts them."""
+        """Record failed workers as a tag of the run, before Ray Train restarts them.
+
+        Raises:
+            UsageError, DivergedError: the error of a worker, if a restart cannot help. Ray Train then ends the run at once.
+        """
         self.run.set_tags({"trimtab.last_failure": f"workers {sorted(worker_exceptions)}"})
+        for exception in worker_exceptions.values():
+            error = unwrap_ray_error(exception)
+            if isinstance(error, UsageError | DivergedError):
+                raise error

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from trimtab.data.hard_filter import TrainingRow
-from trimtab.errors import JobError
+from trimtab.errors import DivergedError
 from trimtab.jobs.align.config import AlignConfig
 from trimtab.model.base_model import BaseModel
 from trimtab.model.chat_template import ChatRenderer
@@ -184,10 +184,10 @@ def check_finite(loss: Tensor, gradient: Tensor, step: int) -> None:
         step: number of the step, for the message.
 
     Raises:
-        JobError: if the loss or the gradient is NaN or infinite.
+        DivergedError: if the loss or the gradient is NaN or infinite.
     """
     if not loss.isfinite().all() or not gradient.isfinite().all():
-        raise JobError(
+        raise DivergedError(
             f"training failed: the loss or its gradient is not finite at step {step}. Lower train.learning_rate or set "
             "train.dtype to fp32"
         )

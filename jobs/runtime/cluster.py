@@ -132,7 +132,7 @@ def unwrap_ray_error(error: BaseException) -> TrimtabError:
         if failures:
             current = next(iter(failures.values()))
             continue
-        current = current.__cause__
+        current = getattr(current, "controller_failure", None) or current.__cause__
     if full := as_no_space_error(error):
         return full
     lines = [line for line in str(error).strip().splitlines() if line.strip()]

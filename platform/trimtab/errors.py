@@ -79,6 +79,10 @@ class JobError(TrimtabError, RuntimeError):
     """Job on the cluster that ended without a result."""
 
 
+class DivergedError(JobError):
+    """Training whose loss or gradient is no longer finite; a restart from the checkpoint would end in the same way."""
+
+
 class InterruptedByUserError(TrimtabError):
     """Interruption by the user; finished work is kept and can be resumed. Exit code 130, as in shells."""
 

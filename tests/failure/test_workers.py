@@ -33,6 +33,6 @@ def test_killed_worker_changes_neither_prefix_nor_curve(undisturbed, tiny_base, 
     vectors, run_id = train(tiny_base, tmp_path, workers=2)
     thread.join(5)
     assert killed_pids, "no worker was killed, so that the test proves nothing"
-    assert (vectors - undisturbed).abs().max() < 1e-5
+    assert (vectors - undisturbed[0]).abs().max() < 1e-5
     assert sorted(read_loss_curve(run_id)) == list(range(1, SHORT_STEPS + 1)), "the curve must have no gap"
     assert "trimtab.last_failure" in get_client().get_run(run_id).data.tags

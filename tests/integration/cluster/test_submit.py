@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.prompt_rows import write_prompt_files
 from tests.support.ray_head import start_ray_head
+from trimtab.cli.main import main
 from trimtab.util import ports
 
 TOKEN = "a" * 32
@@ -100,15 +101,29 @@ def test_stops_job(run_trimtab):
         (["--name", "x"], "no command given. Add it after --"),
         (["--name", "a b", "--", "assets"], "'a b' is not a valid job name"),
         (["--name", "x", "--working_dir", "nowhere", "--", "assets"], "nowhere is not a folder"),
-        (["--name", "x", "--requirements", "nowhere", "--", "assets"], "there is no file nowhere"),
-        (["--name", "x", "--env_vars", "NOT_THERE", "--", "assets"], "the environment variable NOT_THERE is not set"),
+    ],
+)
+def test_rejects_wrong_usage_without_a_cluster(tmp_path, monkeypatch, capsys, arguments, message):
+    """Nothing listens at the address, so that a submission would fail with another message."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{ports.find_free_ports()[0]}")
+    assert main(["submit", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--requirements", "nowhere"], "there is no file nowhere"),
+        (["--env_vars", "NOT_THERE"], "the environment variable NOT_THERE is not set"),
     ],
 )
 def test_rejects_wrong_usage_before_submission(run_trimtab, arguments, message):
-    code, output = run_trimtab("submit", *arguments)
-    assert code == 2
+    code, output = run_trimtab("submit", "--name", "x", *arguments, "--", "assets")
+    assert (code, output.count("\n")) == (2, 1)
     assert message in output
-    assert output.count("\n") == 1
 
 
 def test_rejects_wrong_or_missing_token(run_trimtab, address):
@@ -119,13 +134,16 @@ def test_rejects_wrong_or_missing_token(run_trimtab, address):
         assert httpx.get(f"{address}{path}", timeout=30).status_code == 401
 
 
-def test_missing_cluster_is_one_error_line(run_trimtab):
-    code, output = run_trimtab("jobs", "list", RAY_API_SERVER_ADDRESS="")
-    assert (code, output.count("\n")) == (2, 1)
-    assert "no cluster given" in output
-    code, output = run_trimtab("jobs", "list", "--address", f"http://127.0.0.1:{ports.find_free_ports()[0]}")
-    assert (code, output.count("\n")) == (1, 1)
-    assert output.startswith("trimtab: no Ray cluster answers at http://127.0.0.1")
+def test_missing_cluster_is_one_error_line(monkeypatch, capsys):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    assert main(["jobs", "list"]) == 2
+    error = capsys.readouterr().err
+    assert "no cluster given" in error
+    assert error.count("\n") == 1
+    assert main(["jobs", "list", "--address", f"http://127.0.0.1:{ports.find_free_ports()[0]}"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("trimtab: no Ray cluster answers at http://127.0.0.1")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(("failures", "code", "attempts"), [(2, 0, 3), (9, 7, 3)])

@@ -7,54 +7,74 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 
 import psutil
 import pytest
+import torch
 
 from tests.support.align_runs import SHORT_STEPS, read_loss_curve, train, wait_for_checkpoint
 from tests.support.prompt_rows import BENIGN, HARMFUL, REFUSAL
 from tests.support.sockets import find_public_listeners
 from trimtab import settings
 from trimtab.artifacts.prefix import load_prefix
+from trimtab.cli.console import console
 from trimtab.cli.main import build_settings, main, parse_options
 from trimtab.jobs.align.config import AlignConfig, TrainConfig
 from trimtab.model.base_model import resolve_base_model
 from trimtab.tracking.client import get_client
 
 
-def test_loss_falls_and_mlflow_has_every_step(cluster, base, tmp_path):
-    _, run_id = train(base, tmp_path, workers=1, max_steps=12, validate_every=6)
+def test_loss_falls_and_mlflow_has_every_step(undisturbed):
+    _, run_id = undisturbed
     losses = read_loss_curve(run_id)
-    assert sorted(losses) == list(range(1, 13))
-    assert losses[12] < losses[1]
-    assert len(get_client().get_metric_history(run_id, "train/validation_loss")) == 2
+    assert sorted(losses) == list(range(1, SHORT_STEPS + 1))
+    assert losses[SHORT_STEPS] < losses[1]
+    validations = get_client().get_metric_history(run_id, "train/validation_loss")
+    assert [metric.step for metric in validations] == [10, 20, 30, SHORT_STEPS]
     utilization = get_client().get_metric_history(run_id, "system/node_0/cpu_utilization_percentage")
-    assert [metric.step for metric in utilization] == [4, 8, 12]
-
-
-def test_base_model_without_prefix_tree_batching_is_reported(cluster, tiny_base, tmp_path, capsys):
-    shutil.copytree(tiny_base.path, tmp_path / "conv")
-    path = tmp_path / "conv" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"layer_types": ["full_attention", "conv"]}))
-    _, run_id = train(resolve_base_model(str(tmp_path / "conv")), tmp_path / "run", workers=1, max_steps=4, validate_every=0)
-    assert get_client().get_run(run_id).data.tags["trimtab.prefix_tree"] == "unavailable"
-    assert capsys.readouterr().out.count("prefix-tree batching is not available") <= 1
+    assert [metric.step for metric in utilization] == list(range(4, SHORT_STEPS + 1, 4))
+    assert "trimtab.prefix_tree" not in get_client().get_run(run_id).data.tags
 
 
 def test_job_listens_on_loopback_only(cluster):
     assert find_public_listeners() == []
 
 
-def test_two_workers_equal_one(undisturbed, tiny_base, tmp_path):
-    vectors, _ = train(tiny_base, tmp_path, workers=2)
-    assert (vectors - undisturbed).abs().max() < 1e-5
+@dataclass(frozen=True)
+class PlainRun:
+    """Training with two workers on a base model without prefix-tree batching: vectors, id of the run, and printed lines."""
+
+    vectors: torch.Tensor
+    run_id: str
+    output: str
+
+
+@pytest.fixture(scope="module")
+def plain_run(cluster, tiny_base, tmp_path_factory) -> PlainRun:
+    folder = tmp_path_factory.mktemp("plain")
+    shutil.copytree(tiny_base.path, folder / "conv")
+    path = folder / "conv" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"layer_types": ["full_attention", "conv"]}))
+    with console.capture() as capture:
+        vectors, run_id = train(resolve_base_model(str(folder / "conv")), folder / "run", workers=2)
+    return PlainRun(vectors, run_id, capture.get())
+
+
+def test_two_workers_without_prefix_tree_equal_one_with_it(undisturbed, plain_run):
+    assert (plain_run.vectors - undisturbed[0]).abs().max() < 1e-5
+
+
+def test_base_model_without_prefix_tree_batching_is_reported(plain_run):
+    assert get_client().get_run(plain_run.run_id).data.tags["trimtab.prefix_tree"] == "unavailable"
+    assert plain_run.output.count("prefix-tree batching is not available") == 1
 
 
 def test_two_fsdp_workers_equal_one(undisturbed, tiny_base, tmp_path):
     """FSDP2: each worker has half of every layer, and runs extra passes to stay synchronized with the other."""
     shared, _ = train(tiny_base, tmp_path, workers=2, parallelism="fsdp", activation_checkpointing=True)
-    assert (shared - undisturbed).abs().max() < 1e-4
+    assert (shared - undisturbed[0]).abs().max() < 1e-4
 
 
 def test_options_yaml_and_python_give_equal_settings(tmp_path):
@@ -101,8 +121,7 @@ def test_usage_error_ends_in_one_line_and_exit_code_2(tmp_path, monkeypatch, cap
     assert not any("Traceback" in line for line in lines)
 
 
-@pytest.mark.slow
-def test_interrupted_run_resumes_and_registers_the_prefix(tiny_base, tmp_path, capsys):
+def test_interrupted_run_resumes_and_registers_the_prefix(cluster, tiny_base, tmp_path, capsys):
     """Command line with own files and targets, Ctrl-C, --resume and registration."""
     harmful = [f"{prompt}{', please' * count}" for count in range(6) for prompt in HARMFUL]
     (tmp_path / "harmful.jsonl").write_text("\n".join(json.dumps({"prompt": prompt, "target": REFUSAL}) for prompt in harmful))
@@ -139,9 +158,7 @@ def test_interrupted_run_resumes_and_registers_the_prefix(tiny_base, tmp_path, c
     assert process.returncode == 130, output
     assert "stopping after this step, with a checkpoint" in output
     assert not find_remaining_processes(process.pid)
-    resume_command = [*command, "--resume", "--json", str(tmp_path / "out.json")]
-    completed = subprocess.run(resume_command, capture_output=True, text=True, timeout=500)
-    assert completed.returncode == 0, completed.stderr
+    assert main([*command[3:], "--resume"]) == 0
     assert len(list(folder.glob("*"))) == 1, "a resumed run must use the same folder"
     (run_folder,) = folder.glob("*")
     prefix = load_prefix(run_folder / "prefix")

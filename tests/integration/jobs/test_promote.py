@@ -1,7 +1,6 @@
 """The promotion gate: rules against intervals, recorded decisions, and forced promotions."""
 
 import json
-from math import nan
 
 import mlflow.artifacts
 import pytest
@@ -11,9 +10,6 @@ from trimtab import settings
 from trimtab.artifacts.prefix import save_prefix
 from trimtab.cli.main import main
 from trimtab.detection.detector import save_detector
-from trimtab.errors import UsageError
-from trimtab.evaluation.promotion_rules import PromotionRule, check_rule
-from trimtab.stats.intervals import Interval
 from trimtab.tracking import registry, runs
 from trimtab.tracking.promotions import list_promotions, promote_version, read_decision, register_and_promote
 
@@ -37,30 +33,6 @@ def write_gate_config(folder, rules):
     path = folder / "gate.yaml"
     path.write_text(json.dumps({"rules": rules}))
     return ["--config", str(path)]
-
-
-@pytest.mark.parametrize(
-    ("rule", "measured", "improvement", "passed"),
-    [
-        (PromotionRule("auroc", at_least=0.7), Interval(0.8, 0.71, 0.9), None, True),
-        (PromotionRule("auroc", at_least=0.7), Interval(0.8, 0.69, 0.9), None, False),
-        (PromotionRule("auroc", at_least=0.7, interval=False), Interval(0.8, 0.69, 0.9), None, True),
-        (PromotionRule("fpr95", at_most=0.5), Interval(0.4, 0.3, 0.6), None, False),
-        (PromotionRule("auroc", over_champion=0.0), Interval(0.8, 0.7, 0.9), None, True),
-        (PromotionRule("auroc", over_champion=0.0), Interval(0.8, 0.7, 0.9), Interval(0.1, -0.01, 0.2), False),
-        (PromotionRule("auroc", over_champion=-0.02), Interval(0.8, 0.7, 0.9), Interval(0.1, -0.01, 0.2), True),
-        (PromotionRule("fpr95", over_champion=0.05), Interval(0.2, 0.1, 0.3), Interval(-0.2, -0.3, -0.1), True),
-        (PromotionRule("fpr95", over_champion=0.05), Interval(0.2, 0.1, 0.3), Interval(-0.2, -0.3, 0.0), False),
-        (PromotionRule("auroc", at_least=0.0), Interval(nan, nan, nan), None, False),
-    ],
-)
-def test_rule_is_checked_against_the_interval(rule, measured, improvement, passed):
-    assert check_rule(rule, measured, improvement).passed is passed
-
-
-def test_rejects_rule_without_limit():
-    with pytest.raises(UsageError, match="give at_least, at_most or over_champion"):
-        PromotionRule("auroc")
 
 
 def test_decision_of_the_job_applies_without_rules(register_gated_prefix, base, capsys):

@@ -50,6 +50,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        # A worker of pytest-xdist logs its starts into the file of the main process, through its environment.
+        return
     descriptor, path = tempfile.mkstemp(prefix="trimtab-starts-")
     os.close(descriptor)
     os.environ["TRIMTAB_TEST_STARTS"] = path
@@ -63,18 +66,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class _Assigner:
-    """Assigns starts after each test; needs the counter of the configuration."""
+    """Assigns starts after each test that can start a service; needs the counter of the configuration."""
 
     def __init__(self, counter: StartCounter) -> None:
         self._counter = counter
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        self._counter.assign_new(nodeid)
+        # Unit tests run beside the others, and start nothing.
+        if not nodeid.startswith("tests/unit/"):
+            self._counter.assign_new(nodeid)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    session.config.pluginmanager.register(_Assigner(session.config.stash[COUNTER]))
+    if counter := session.config.stash.get(COUNTER, None):
+        session.config.pluginmanager.register(_Assigner(counter))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -88,4 +94,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    config.stash[COUNTER].log.unlink(missing_ok=True)
+    if counter := config.stash.get(COUNTER, None):
+        counter.log.unlink(missing_ok=True)

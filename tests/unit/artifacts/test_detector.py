@@ -11,7 +11,7 @@ from sklearn import metrics
 
 from tests.support.factories import compute_metric
 from trimtab import heads
-from trimtab.detection.calibration import FALSE_POSITIVE_RATES, compute_thresholds, fit_platt
+from trimtab.detection.calibration import FALSE_POSITIVE_RATES
 from trimtab.detection.detector import CARD, FILE, DetectorCard, build_detector, load_detector, save_detector
 from trimtab.errors import ArtifactError
 from trimtab.evaluation.detection.metrics import (
@@ -94,28 +94,6 @@ def test_rejects_damaged_or_foreign_files(stub_detector, tmp_path, message):
 def test_rejects_other_base_model(stub_detector, stub_base, tmp_path):
     with pytest.raises(ArtifactError, match="Collect signals and train a detector"):
         load_detector(save_detector(stub_detector, tmp_path / "d"), replace(stub_base, fingerprint="f" * 16))
-
-
-def test_platt_recovers_slope_and_offset():
-    generator = torch.Generator().manual_seed(0)
-    scores = 3 * torch.randn(20_000, generator=generator)
-    truthful = (torch.rand(20_000, generator=generator) < torch.sigmoid(0.7 * scores - 1)).float()
-    slope, offset = fit_platt(scores, truthful).tolist()
-    assert slope == pytest.approx(0.7, abs=0.05)
-    assert offset == pytest.approx(-1, abs=0.08)
-
-
-def test_platt_does_not_invert_scores():
-    slope, offset = fit_platt(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.0, 1.0, 0.0, 0.0])).tolist()
-    assert (slope, offset) == (0, pytest.approx(0, abs=1e-6))
-
-
-def test_thresholds_respect_false_positive_rates():
-    generator = torch.Generator().manual_seed(0)
-    risk, truthful = torch.rand(400, generator=generator), (torch.arange(400) % 2).float()
-    for rate, threshold in compute_thresholds(risk, truthful).items():
-        flagged = (risk[truthful == 1] > threshold).float().mean()
-        assert float(rate) - 0.006 <= flagged <= float(rate)
 
 
 RISK = np.array([0.9, 0.8, 0.4, 0.3, 0.2])

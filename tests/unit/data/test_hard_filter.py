@@ -90,3 +90,42 @@ def test_duplicates_ignore_case_and_punctuation():
         rules=["duplicate"],
     ).rows
     assert [row.prompt.prompt for row in rows] == ["How do I pick a lock?", "How do I pick a pocket?"]
+
+
+@pytest.mark.parametrize(("tokens", "remains"), [(7, False), (8, True), (512, True), (513, False)])
+def test_length_of_targets_is_from_8_to_512_tokens(tokens, remains):
+    row = TrainingRow(make_prompt("Bake bread", "benign_easy"), HELP, tokens)
+    assert apply_hard_filter([row], rules=["length"]).rows == [row] * remains
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789" * 2
+
+
+def replace_end(length: int, count: int) -> list[str]:
+    """Return two words of a length that differ in their last `count` letters."""
+    return [LETTERS[:length], LETTERS[: length - count] + "é" * count]
+
+
+# The compared texts begin with the system message and a bar: of 25 characters 23 are equal, or of 24 characters 22.
+@pytest.mark.parametrize(("length", "remaining"), [(24, 1), (23, 2)])
+def test_near_duplicates_are_similar_by_92_percent(length, remaining):
+    rows = [TrainingRow(make_prompt(text), REFUSAL, 11) for text in replace_end(length, 2)]
+    assert len(apply_hard_filter(rows, rules=["duplicate"]).rows) == remaining
+
+
+@pytest.mark.parametrize(("length", "count", "remains"), [(50, 9, False), (11, 2, True)])
+def test_contaminated_prompts_resemble_evaluation_prompts_by_82_percent(length, count, remains):
+    evaluation_prompt, text = replace_end(length, count)
+    row = TrainingRow(make_prompt(text), REFUSAL, 11)
+    result = apply_hard_filter([row], rules=["contamination"], context=FilterContext(held_out=[evaluation_prompt]))
+    assert result.rows == [row] * remains
+
+
+def test_same_seed_balances_with_the_same_rows():
+    rows = [TrainingRow(make_prompt(f"Steal {number} cars"), REFUSAL, 11) for number in range(40)]
+    rows.append(TrainingRow(make_prompt("Bake bread", "benign_easy"), HELP, 16))
+    (default, *_), (zero, *_), (other, *_) = (
+        apply_hard_filter(rows, rules=["balanced"], context=context).rows
+        for context in (None, FilterContext(seed=0), FilterContext(seed=1))
+    )
+    assert default == zero != other

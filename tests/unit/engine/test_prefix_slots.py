@@ -52,6 +52,14 @@ def test_forgetting_a_prefix_frees_its_slots():
     assert table.list_residents()["b"].users == 1, "the release of a forgotten prefix must not affect others"
 
 
+def test_room_is_free_slots_for_a_new_prefix():
+    table = SlotTable(100, 3)
+    table.acquire_slots("a", 2)
+    assert table.has_room("b", 1)
+    assert not table.has_room("b", 2), "slots of another prefix are no room"
+    assert not table.has_room("a", 1), "a resident prefix needs no room"
+
+
 def test_random_traffic_never_shares_a_slot():
     choose = random.Random(0)
     table = SlotTable(1000, 16)
@@ -148,5 +156,35 @@ def test_failed_transfer_is_repeated():
         async with residents.lease_slots(create_version(1)) as lease:
             await lease.written
         assert workers.sent == [[100], [100]]
+
+    asyncio.run(run())
+
+
+def test_preload_writes_the_prefixes_that_fit():
+    async def run() -> None:
+        workers = FakeWorkers()
+        residents = PrefixSlots(workers, SlotTable(100, 2))
+        preload = asyncio.create_task(residents.preload(create_version(number) for number in (1, 1, 2, 3)))
+        while not workers.sent:
+            await asyncio.sleep(0)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not preload.done(), "a prefix is ready when its vectors have arrived"
+        assert residents.count_taken() == 1
+        workers.delivered.set()
+        await preload
+        assert workers.sent == [[100], [101]]
+        assert residents.count_taken() == 2
+        # The slots are idle, and a request can have them.
+        async with residents.lease_slots(create_version(3)):
+            assert residents.count_taken() == 2
+
+    asyncio.run(run())
+
+
+def test_request_without_a_prefix_has_no_slots():
+    async def run() -> None:
+        async with PrefixSlots(FakeWorkers(), SlotTable(100, 1)).lease_slots(None) as lease:
+            assert lease is None
 
     asyncio.run(run())
