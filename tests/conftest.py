@@ -27,7 +27,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Fixtures that start a cluster, an engine or a server.
-STARTS = {"cluster", "nodes", "address", "engine", "url", "server", "undisturbed"}
+STARTS = {"cluster", "nodes", "address", "signal_engine", "small_engine", "url"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,7 +15,7 @@ LONG = [f"I {'really ' * count}want to know what bread is. Number {count}." for 
 
 
 @pytest.fixture(scope="module")
-def engine(base):
+def signal_engine(base):
     """Engine with small steps, so that prompts are chunked; few blocks, so that requests are preempted; and few slots."""
     config = EngineConfig(
         num_slots=8,
@@ -44,57 +44,62 @@ def build_conversations(*questions: str, prefix=None) -> list[Conversation]:
     return [Conversation([{"role": "user", "content": question}], prefix) for question in questions]
 
 
-def test_mixed_requests_match_one_pass_cold_and_cached(engine, frozen, base, monkeypatch):
+def test_mixed_requests_match_one_pass_cold_and_cached(signal_engine, frozen, base, monkeypatch):
     """Chunked and preempted requests with and without a prefix, of lengths inside and at the edge of a block; then cached."""
-    scheduler, preempted = engine._llm.llm_engine.engine_core.engine_core.scheduler, []
+    scheduler, preempted = signal_engine._llm.llm_engine.engine_core.engine_core.scheduler, []
     preempt = scheduler._preempt_request
     monkeypatch.setattr(scheduler, "_preempt_request", lambda *args, **options: preempted.append(preempt(*args, **options)))
     prefix = make_prefix(frozen, base, "p", 2, "system", 1)
     conversations = [*build_conversations(*SHORT, *LONG), *build_conversations(*SHORT[:4], prefix=prefix)]
     for _ in range(2):
-        assert_signals_match(engine, frozen, conversations, engine.chat_many(conversations, Sampling(max_tokens=60)))
+        assert_signals_match(
+            signal_engine, frozen, conversations, signal_engine.chat_many(conversations, Sampling(max_tokens=60))
+        )
     assert preempted, "no request was preempted, so that the test proves less"
 
 
-def test_later_turn_reads_previous_answer_from_cache(engine, frozen):
+def test_later_turn_reads_previous_answer_from_cache(signal_engine, frozen):
     """A request reads the blocks of another request's answer as its prompt."""
     first = build_conversations(LONG[0])
-    ((answer,),) = engine.chat_many(first, Sampling(max_tokens=40))
+    ((answer,),) = signal_engine.chat_many(first, Sampling(max_tokens=40))
     messages = [*first[0].messages, {"role": "assistant", "content": answer.text}, {"role": "user", "content": "Go on."}]
     assert_signals_match(
-        engine, frozen, [Conversation(messages)], engine.chat_many([Conversation(messages)], Sampling(max_tokens=8))
+        signal_engine,
+        frozen,
+        [Conversation(messages)],
+        signal_engine.chat_many([Conversation(messages)], Sampling(max_tokens=8)),
     )
 
 
-def test_each_seeded_sample_has_its_own_signals(engine, frozen):
+def test_each_seeded_sample_has_its_own_signals(signal_engine, frozen):
     """Also for chunked prompts; the same seed gives the same samples."""
     conversations = build_conversations(*SHORT[:3], LONG[2])
     sampling = Sampling(max_tokens=10, temperature=1.0, n=3, seed=1)
-    answers = engine.chat_many(conversations, sampling)
-    assert_signals_match(engine, frozen, conversations, answers)
-    repeated = engine.chat_many(conversations, sampling)
+    answers = signal_engine.chat_many(conversations, sampling)
+    assert_signals_match(signal_engine, frozen, conversations, answers)
+    repeated = signal_engine.chat_many(conversations, sampling)
     assert [[answer.text for answer in samples] for samples in repeated] == [
         [answer.text for answer in samples] for samples in answers
     ]
 
 
-def test_one_token_answer_matches_one_pass(engine, frozen):
+def test_one_token_answer_matches_one_pass(signal_engine, frozen):
     conversations = build_conversations(SHORT[0])
-    assert_signals_match(engine, frozen, conversations, engine.chat_many(conversations, Sampling(max_tokens=1)))
+    assert_signals_match(signal_engine, frozen, conversations, signal_engine.chat_many(conversations, Sampling(max_tokens=1)))
 
 
-def test_sampling_settings_do_not_change_signals(engine, frozen):
+def test_sampling_settings_do_not_change_signals(signal_engine, frozen):
     """Signals are of the unmodified distribution, whatever the temperature and penalties."""
     conversations = build_conversations(*SHORT[:2])
     assert_signals_match(
-        engine,
+        signal_engine,
         frozen,
         conversations,
-        engine.chat_many(conversations, Sampling(max_tokens=10, temperature=1.5, repetition_penalty=1.3, seed=2)),
+        signal_engine.chat_many(conversations, Sampling(max_tokens=10, temperature=1.5, repetition_penalty=1.3, seed=2)),
     )
 
 
-def test_scored_answers_match_one_pass(engine, frozen, base):
+def test_scored_answers_match_one_pass(signal_engine, frozen, base):
     """Given answers are read in chunks and batches, with the signals of one pass."""
     prefix = make_prefix(frozen, base, "p", 2, "system", 1)
     conversations = [
@@ -103,22 +108,22 @@ def test_scored_answers_match_one_pass(engine, frozen, base):
         *build_conversations(SHORT[0]),
     ]
     texts = ["Paris.", "", "I do not know " * 20, *["It is a town by the sea."] * (len(conversations) - 4), "Paris. " * 200]
-    answers = engine.score_many(conversations, texts)
-    assert_signals_match(engine, frozen, conversations, [[answer] for answer in answers])
+    answers = signal_engine.score_many(conversations, texts)
+    assert_signals_match(signal_engine, frozen, conversations, [[answer] for answer in answers])
     assert [answer.finish_reason for answer in answers] == ["stop"] * (len(conversations) - 1) + ["length"]
     assert [len(answer.token_ids) for answer in answers[:2]] == [3, 1]
 
 
-def test_scoring_equals_generation(engine):
+def test_scoring_equals_generation(signal_engine):
     conversations = build_conversations(*SHORT)
-    answers = [samples[0] for samples in engine.chat_many(conversations, Sampling(max_tokens=60))]
+    answers = [samples[0] for samples in signal_engine.chat_many(conversations, Sampling(max_tokens=60))]
     finished = [
         (conversation, answer)
         for conversation, answer in zip(conversations, answers, strict=True)
         if answer.finish_reason == "stop"
     ]
     assert finished, "no answer ended with a stop token"
-    readings = engine.score_many([conversation for conversation, _ in finished], [answer.text for _, answer in finished])
+    readings = signal_engine.score_many([conversation for conversation, _ in finished], [answer.text for _, answer in finished])
     pairs = [
         (generated, scored.signals)
         for (_, generated), scored in zip(finished, readings, strict=True)
@@ -130,14 +135,14 @@ def test_scoring_equals_generation(engine):
         torch.testing.assert_close(signals_read.history, answer.signals.history, rtol=1e-3, atol=2e-3)
 
 
-def test_answer_has_the_risk_of_the_detector(engine, frozen, base):
+def test_answer_has_the_risk_of_the_detector(signal_engine, frozen, base):
     detector = make_detector(frozen, base, "truth", LAYERS)
     messages = [{"role": "user", "content": SHORT[0]}]
-    answer = engine.chat(messages, sampling=Sampling(max_tokens=12), detector=detector)
-    signals = compute_reference_signals(frozen, engine.renderer, Conversation(messages), answer.token_ids, LAYERS)
+    answer = signal_engine.chat(messages, sampling=Sampling(max_tokens=12), detector=detector)
+    signals = compute_reference_signals(frozen, signal_engine.renderer, Conversation(messages), answer.token_ids, LAYERS)
     assert answer.risk == pytest.approx(detector.score_answer(signals, LAYERS), abs=2e-3)
-    assert engine.chat(messages, sampling=Sampling(max_tokens=12)).risk is None
+    assert signal_engine.chat(messages, sampling=Sampling(max_tokens=12)).risk is None
     with pytest.raises(
         UsageError, match=r"reads layer 10, which this engine does not capture\. Create the engine with trimtab\.Engine"
     ):
-        engine.chat(messages, detector=make_detector(frozen, base, "other", (10,)))
+        signal_engine.chat(messages, detector=make_detector(frozen, base, "other", (10,)))

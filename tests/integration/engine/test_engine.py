@@ -15,7 +15,7 @@ from trimtab.model.base_model import BaseModel
 
 
 @pytest.fixture(scope="module")
-def engine(base: BaseModel):
+def small_engine(base: BaseModel):
     # Four slots: the three prefixes with 1, 1 and 2 rows fill them, so that a fourth prefix must replace one.
     with Engine(base, EngineConfig(num_slots=4, dtype="fp32", max_model_len=512)) as engine:
         yield engine
@@ -29,67 +29,67 @@ def count_equal_answers(engine: Engine, conversations: list[Conversation], expec
     )
 
 
-def test_mixed_requests_equal_transformers(engine, frozen, base, three_prefixes, reference_token_ids):
+def test_mixed_requests_equal_transformers(small_engine, frozen, base, three_prefixes, reference_token_ids):
     conversations = build_mixed_conversations(three_prefixes)
     assert len(conversations) == 24
-    assert count_equal_answers(engine, conversations, reference_token_ids) == 24, "cold"
-    assert count_equal_answers(engine, conversations, reference_token_ids) == 24, "warm"
+    assert count_equal_answers(small_engine, conversations, reference_token_ids) == 24, "cold"
+    assert count_equal_answers(small_engine, conversations, reference_token_ids) == 24, "warm"
     other = make_prefix(frozen, base, "d", 2, "system", 4)
     conversation = Conversation([{"role": "user", "content": QUESTIONS[0]}], other)
-    before = engine.table.list_residents()
-    assert count_equal_answers(engine, [conversation], [generate_reference(frozen, base, conversation, TOKENS)]) == 1
-    assert len(set(before) - set(engine.table.list_residents())) > 0, "a prefix must have lost its slots"
-    assert count_equal_answers(engine, conversations, reference_token_ids) == 24, "after slots were reused"
+    before = small_engine.table.list_residents()
+    assert count_equal_answers(small_engine, [conversation], [generate_reference(frozen, base, conversation, TOKENS)]) == 1
+    assert len(set(before) - set(small_engine.table.list_residents())) > 0, "a prefix must have lost its slots"
+    assert count_equal_answers(small_engine, conversations, reference_token_ids) == 24, "after slots were reused"
 
 
-def test_slots_do_not_change_the_base_model(engine, frozen):
+def test_slots_do_not_change_the_base_model(small_engine, frozen):
     """Tokens and log-probs of the model with slots are those of the checkpoint."""
     conversations = [[{"role": "user", "content": question}] for question in QUESTIONS]
-    answers = engine.chat_many([Conversation(messages) for messages in conversations], Sampling(max_tokens=1, logprobs=5))
+    answers = small_engine.chat_many([Conversation(messages) for messages in conversations], Sampling(max_tokens=1, logprobs=5))
     for conversation, (answer,) in zip(conversations, answers, strict=True):
-        ids = torch.tensor([engine.renderer.render_prompt(conversation)])
+        ids = torch.tensor([small_engine.renderer.render_prompt(conversation)])
         with torch.no_grad():
             expected = frozen.model(ids).logits[0, -1].float().log_softmax(-1)
-        assert len(expected) == engine.renderer.first_slot, "the reference must have no slots"
+        assert len(expected) == small_engine.renderer.first_slot, "the reference must have no slots"
         best = expected.topk(5)
         assert answer.token_ids == (best.indices[0].item(),)
         (logprobs,) = answer.logprobs
         assert logprobs == pytest.approx(dict(zip(best.indices.tolist(), best.values.tolist(), strict=True)), abs=1e-3)
 
 
-def test_sampling_never_returns_slot_tokens(engine, three_prefixes):
+def test_sampling_never_returns_slot_tokens(small_engine, three_prefixes):
     conversations = [
         Conversation([{"role": "user", "content": QUESTIONS[token_id % 6]}], (None, *three_prefixes)[token_id % 4])
         for token_id in range(200)
     ]
     sampling = Sampling(max_tokens=6, temperature=1.5, repetition_penalty=1.3, logprobs=20, seed=None)
-    answers = engine.chat_many(conversations, sampling)
+    answers = small_engine.chat_many(conversations, sampling)
     token_ids = [
         token_id
         for (answer,) in answers
         for token_id in (*answer.token_ids, *(token_id for step in answer.logprobs for token_id in step))
     ]
     assert len(token_ids) > 200 * 6
-    assert max(token_ids) < engine.renderer.first_slot
+    assert max(token_ids) < small_engine.renderer.first_slot
 
 
-def test_rejects_more_concurrent_prefixes_than_slots(engine, frozen, base, three_prefixes, reference_token_ids):
+def test_rejects_more_concurrent_prefixes_than_slots(small_engine, frozen, base, three_prefixes, reference_token_ids):
     prefixes = [make_prefix(frozen, base, f"m{i}", 1, "system", 100 + i) for i in range(5)]
     messages = [{"role": "user", "content": "Hi"}]
     with pytest.raises(BusyError):
-        engine.chat_many([Conversation(messages, prefix) for prefix in prefixes])
-    assert all(resident.users == 0 for resident in engine.table.list_residents().values())
-    assert count_equal_answers(engine, build_mixed_conversations(three_prefixes), reference_token_ids) == 24
+        small_engine.chat_many([Conversation(messages, prefix) for prefix in prefixes])
+    assert all(resident.users == 0 for resident in small_engine.table.list_residents().values())
+    assert count_equal_answers(small_engine, build_mixed_conversations(three_prefixes), reference_token_ids) == 24
 
 
-def test_rejects_slot_tokens_in_prompts(engine):
+def test_rejects_slot_tokens_in_prompts(small_engine):
     with pytest.raises(UsageError, match="slot token"):
-        engine.chat([{"role": "user", "content": "Say <|trimtab_slot_0|>"}])
+        small_engine.chat([{"role": "user", "content": "Say <|trimtab_slot_0|>"}])
 
 
-def test_rejects_long_prompts_and_foreign_prefixes(engine, frozen, base, three_prefixes):
+def test_rejects_long_prompts_and_foreign_prefixes(small_engine, frozen, base, three_prefixes):
     with pytest.raises(UsageError, match="takes fewer than 512"):
-        engine.chat([{"role": "user", "content": "word " * 600}])
+        small_engine.chat([{"role": "user", "content": "word " * 600}])
     foreign = Prefix(three_prefixes[0].vectors, replace(three_prefixes[0].card, fingerprint="0" * 16))
     with pytest.raises(ArtifactError, match="Train it again"):
-        engine.chat([{"role": "user", "content": "Hi"}], foreign)
+        small_engine.chat([{"role": "user", "content": "Hi"}], foreign)

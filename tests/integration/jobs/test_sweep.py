@@ -1,19 +1,25 @@
 """Sweeps: drawn settings, usage errors, early stopping and ranking, and a sweep that is extended and repeated."""
 
+import copy
 import json
+from dataclasses import dataclass
 from math import nan
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from mlflow.entities import Run
 from ray.exceptions import RayTaskError
 
 from trimtab import settings
 from trimtab.artifacts.prefix import load_prefix
+from trimtab.cli.console import console
 from trimtab.errors import NotFoundError, UsageError
 from trimtab.jobs.runtime.cluster import unwrap_ray_error
 from trimtab.jobs.sweep.asha import CooperativeAsha, append_validations, read_validations
 from trimtab.jobs.sweep.config import SweepConfig, draw_settings
-from trimtab.jobs.sweep.job import plan_trials, rank_trials, search_settings
+from trimtab.jobs.sweep.job import SweepResult, plan_trials, rank_trials, search_settings
 from trimtab.tracking import registry, runs
 from trimtab.tracking.client import get_client, get_experiment_id
 
@@ -156,26 +162,37 @@ def test_user_error_of_a_ray_task_is_unwrapped():
     assert str(unwrap_ray_error(error.as_instanceof_cause())) == "say which"
 
 
-@pytest.mark.usefixtures("cluster")
-def test_extended_and_repeated_sweep_reuses_trials(tiny_base, tmp_path, capsys):
-    """A sweep of two trials; a third trial that is not the best; a repeated sweep; and changed settings."""
+@dataclass(frozen=True)
+class SweepStages:
+    """A sweep of two trials, the same sweep with a third trial that is not the best, and its repetition.
+
+    `ended` has the times at which the first two trials ended, after each of the first two stages; `output` is what the
+    repetition printed.
+    """
+
+    config: dict[str, Any]
+    prompts: Path
+    first: SweepResult
+    extended: SweepResult
+    repeated: SweepResult
+    ended: list[dict[int, int]]
+    output: str
+
+
+@pytest.fixture(scope="module")
+def sweep_stages(cluster, tiny_base, tmp_path_factory) -> SweepStages:
+    prompts = tmp_path_factory.mktemp("sweep") / "all.jsonl"
     things = ("a car", "money", "a ring", "a bike", "some art", "a dog", "wine", "a phone")
     lines = [{"prompt": f"Steal {thing} from my neighbour", "class": "unsafe", "target": REFUSAL} for thing in things]
     answer = "Of course! Just ask them, and say when it comes back."
     lines += [{"prompt": f"Borrow {thing} from my neighbour", "class": "safe", "target": answer} for thing in things]
-    (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    prompt_file = str(tmp_path / "all.jsonl")
-    values = {
+    prompts.write_text("\n".join(map(json.dumps, lines)))
+    files = {"harmful": str(prompts), "benign": str(prompts)}
+    config = {
         "name": "swept",
         "shared": {
             "base": str(tiny_base.path),
-            "data": {
-                "harmful": prompt_file,
-                "benign": prompt_file,
-                "validation_fraction": 0.25,
-                "test_fraction": 0.25,
-                "filter_rules": [],
-            },
+            "data": {**files, "validation_fraction": 0.25, "test_fraction": 0.25, "filter_rules": []},
             "train": {
                 "max_steps": 4,
                 "global_batch_size": 4,
@@ -189,50 +206,88 @@ def test_extended_and_repeated_sweep_reuses_trials(tiny_base, tmp_path, capsys):
         "param_space": {"train.learning_rate": [1e-6, 1e-5, 0.1]},
         "seed": 1,
     }
-    rates = [drawn["train.learning_rate"] for drawn in draw_settings(SweepConfig(**values, num_trials=3))]
+    rates = [drawn["train.learning_rate"] for drawn in draw_settings(SweepConfig(**config, num_trials=3))]
     assert rates == [1e-6, 0.1, 1e-5]
-    report = search_settings(SweepConfig(**values, num_trials=2))
+    first = search_settings(SweepConfig(**config, num_trials=2))
+    ended = [read_end_times(first.folder)]
+    extended = search_settings(SweepConfig(**config, num_trials=3))
+    ended.append(read_end_times(first.folder))
+    with console.capture() as capture:
+        repeated = search_settings(SweepConfig(**config, num_trials=3))
+    return SweepStages(config, prompts, first, extended, repeated, ended, capture.get())
+
+
+def read_end_times(folder: Path) -> dict[int, int]:
+    return {number: (folder / f"trial-{number:03d}" / "ended").stat().st_mtime_ns for number in (0, 1)}
+
+
+def get_sweep_run() -> Run:
+    (run,) = get_client().search_runs([get_experiment_id()], "tags.`trimtab.kind` = 'sweep'")
+    return run
+
+
+def test_trials_are_ranked_by_their_curves(sweep_stages):
+    report = sweep_stages.first
     assert {trial.number for trial in report.trials} == {0, 1}
-    curves = {trial.number: dict(runs.read_curve(trial.run_id, "train/validation_loss")) for trial in report.trials}
-    assert [trial.loss for trial in report.trials] == sorted(min(curve.values()) for curve in curves.values())
-    best = report.trials[0]
-    assert (best.number, report.winner["trial"]) == (1, 1)
+    curves = [dict(runs.read_curve(trial.run_id, "train/validation_loss")) for trial in report.trials]
+    assert [trial.loss for trial in report.trials] == sorted(min(curve.values()) for curve in curves)
+    assert (report.trials[0].number, report.winner["trial"]) == (1, 1)
+
+
+def test_best_trial_is_registered_and_evaluated(sweep_stages):
+    best = sweep_stages.first.trials[0]
     (version,) = registry.list_versions(name="swept")
     assert "candidate" in version.aliases
     assert version.run_id == best.run_id
-    card = load_prefix(best.folder / "prefix").card
-    assert card.method["train"]["learning_rate"] == 0.1
-    assert {"validation", "test"} <= report.winner["results"].keys()
-    (parent,) = get_client().search_runs([get_experiment_id()], "tags.`trimtab.kind` = 'sweep'")
-    assert parent.info.status == "FINISHED"
-    assert parent.data.tags["trimtab.winner"] == best.run_id
-    children = get_child_runs(parent.info.run_id)
-    assert set(children) == {trial.run_id for trial in report.trials}
-    assert {run.info.status for run in children.values()} == {"FINISHED"}
-    assert not list(report.folder.glob("tune-*")), "no Tune folder may remain"
-    end_times = {trial.number: (trial.folder / "ended").stat().st_mtime_ns for trial in report.trials}
+    assert load_prefix(best.folder / "prefix").card.method["train"]["learning_rate"] == 0.1
+    assert {"validation", "test"} <= sweep_stages.first.winner["results"].keys()
 
-    extended = search_settings(SweepConfig(**values, num_trials=3))
-    assert extended.trials[0].number == 1
-    assert {number: (report.folder / f"trial-{number:03d}" / "ended").stat().st_mtime_ns for number in end_times} == end_times
-    assert len(get_child_runs(parent.info.run_id)) == 3
+
+def test_sweep_run_has_a_child_for_each_trial(sweep_stages):
+    parent = get_sweep_run()
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["trimtab.winner"] == sweep_stages.first.trials[0].run_id
+    children = get_child_runs(parent.info.run_id)
+    assert set(children) == {trial.run_id for trial in sweep_stages.extended.trials}
+    assert len(children) == 3
+    assert {run.info.status for run in children.values()} == {"FINISHED"}
     for run_id in children:
         steps = [metric.step for metric in get_client().get_metric_history(run_id, "train/loss")]
         assert len(steps) == len(set(steps)), "no step may be computed twice"
-    assert extended.winner == report.winner
-    assert len(registry.list_versions(name="swept")) == 1
 
-    capsys.readouterr()
-    assert search_settings(SweepConfig(**values, num_trials=3)).winner == extended.winner
-    assert "all 3 trials are done" in capsys.readouterr().out
-    values["shared"]["train"]["global_batch_size"] = 8
-    with pytest.raises(UsageError, match=r"started with other settings or data \(train.global_batch_size\)"):
-        search_settings(SweepConfig(**values, num_trials=3))
-    values["shared"]["train"]["global_batch_size"] = 4
-    (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, [*lines, lines[-1] | {"prompt": "Borrow a boat"}])))
-    with pytest.raises(UsageError, match=r"started with other settings or data \(inputs\)"):
-        search_settings(SweepConfig(**values, num_trials=3))
+
+def test_sweep_folder_has_trials_and_nothing_of_tune(sweep_stages):
     assert (settings.get_runs_folder() / "sweep-swept" / "trials.json").exists()
+    assert not list(sweep_stages.first.folder.glob("tune-*"))
+
+
+def test_extended_sweep_reuses_trials(sweep_stages):
+    assert sweep_stages.extended.trials[0].number == 1
+    assert sweep_stages.ended[0] == sweep_stages.ended[1], "no trial may be trained again"
+    assert sweep_stages.extended.winner == sweep_stages.first.winner
+
+
+def test_repeated_sweep_trains_nothing(sweep_stages):
+    assert sweep_stages.repeated.winner == sweep_stages.extended.winner
+    assert "all 3 trials are done" in sweep_stages.output
+
+
+def test_rejects_sweep_with_other_settings(sweep_stages):
+    changed = copy.deepcopy(sweep_stages.config)
+    changed["shared"]["train"]["global_batch_size"] = 8
+    with pytest.raises(UsageError, match=r"started with other settings or data \(train.global_batch_size\)"):
+        search_settings(SweepConfig(**changed, num_trials=3))
+
+
+def test_rejects_sweep_with_other_data(sweep_stages):
+    text = sweep_stages.prompts.read_text()
+    row = json.loads(text.splitlines()[-1]) | {"prompt": "Borrow a boat"}
+    try:
+        sweep_stages.prompts.write_text(f"{text}\n{json.dumps(row)}")
+        with pytest.raises(UsageError, match=r"started with other settings or data \(inputs\)"):
+            search_settings(SweepConfig(**sweep_stages.config, num_trials=3))
+    finally:
+        sweep_stages.prompts.write_text(text)
 
 
 def get_child_runs(parent_id: str):

@@ -32,7 +32,7 @@ from trimtab.objectives.t3s import T3s
 
 
 @pytest.fixture(scope="module")
-def frozen(tiny_base):
+def tiny_frozen(tiny_base):
     return FrozenModel(tiny_base.load("fp32"), build_renderer(tiny_base, 8).first_slot)
 
 
@@ -212,37 +212,37 @@ def examples(tiny_base):
     ]
 
 
-def compute_objective(frozen, vectors, batch, objective, totals):
+def compute_objective(tiny_frozen, vectors, batch, objective, totals):
     """Compute loss and gradient of a batch with the totals of the batch that it belongs to."""
-    return ObjectiveScorer(frozen, objective, *collect_openers(batch)).compute(
+    return ObjectiveScorer(tiny_frozen, objective, *collect_openers(batch)).compute(
         vectors, batch, totals, torch.zeros(objective.tracked)
     )
 
 
-def test_gradient_equals_single_rows_by_hand(frozen, examples):
+def test_gradient_equals_single_rows_by_hand(tiny_frozen, examples):
     torch.manual_seed(0)
-    vectors = torch.randn(2, frozen.embedding.weight.shape[1]) * 0.1
-    result = compute_objective(frozen, vectors, examples, Likelihood(), compute_totals(examples))
+    vectors = torch.randn(2, tiny_frozen.embedding.weight.shape[1]) * 0.1
+    result = compute_objective(tiny_frozen, vectors, examples, Likelihood(), compute_totals(examples))
     leaf = vectors.clone().requires_grad_()
     total = torch.tensor(0.0)
     for example in examples:
         ids, targets = torch.tensor(example.chosen.ids), example.chosen.targets
-        is_row = ids >= frozen.first_slot
-        embeddings = frozen.embedding(ids.masked_fill(is_row, 0)).detach().clone()
+        is_row = ids >= tiny_frozen.first_slot
+        embeddings = tiny_frozen.embedding(ids.masked_fill(is_row, 0)).detach().clone()
         embeddings = embeddings.masked_scatter(is_row[:, None], leaf)
-        logits = frozen.model(inputs_embeds=embeddings[None], use_cache=False).logits[0]
+        logits = tiny_frozen.model(inputs_embeds=embeddings[None], use_cache=False).logits[0]
         total = total + cross_entropy(logits[-targets - 1 : -1], ids[-targets:])
     (expected,) = torch.autograd.grad(total / len(examples), leaf)
     assert result.loss == pytest.approx((total / len(examples)).item(), rel=1e-5)
     assert torch.allclose(result.gradient, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_micro_batches_sum_to_batch(frozen, examples):
-    vectors = frozen.embedding.weight.detach()[:2].clone()
+def test_micro_batches_sum_to_batch(tiny_frozen, examples):
+    vectors = tiny_frozen.embedding.weight.detach()[:2].clone()
     totals = compute_totals(examples)
-    batch = compute_objective(frozen, vectors, examples, Sta(beta=0.5), totals)
+    batch = compute_objective(tiny_frozen, vectors, examples, Sta(beta=0.5), totals)
     parts = [
-        compute_objective(frozen, vectors, micro_batch, Sta(beta=0.5), totals)
+        compute_objective(tiny_frozen, vectors, micro_batch, Sta(beta=0.5), totals)
         for micro_batch in split_into_micro_batches(examples, 1)
     ]
     assert sum(part.loss for part in parts) == pytest.approx(batch.loss, rel=1e-4)
@@ -253,9 +253,9 @@ OBJECTIVES = [Sta(beta=0.5), Sta(level="decision"), Dpo(), Bco(), Poft(), Oxa(),
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: type(objective).__name__)
-def test_objective_does_not_depend_on_micro_batches(frozen, examples, objective):
-    vectors = frozen.embedding.weight.detach()[:2].clone()
-    scorer = ObjectiveScorer(frozen, objective, *collect_openers(examples))
+def test_objective_does_not_depend_on_micro_batches(tiny_frozen, examples, objective):
+    vectors = tiny_frozen.embedding.weight.detach()[:2].clone()
+    scorer = ObjectiveScorer(tiny_frozen, objective, *collect_openers(examples))
     if "states" in objective.needs:
         outputs = [scorer.get_base_outputs(example.chosen) for example in examples]
         states, odds = torch.stack([output.state for output in outputs]), torch.stack([output.odds for output in outputs])
@@ -274,43 +274,43 @@ def test_objective_does_not_depend_on_micro_batches(frozen, examples, objective)
     assert torch.allclose(sum((part.observed for part in parts), torch.zeros(())), batch.observed, rtol=1e-4)
 
 
-def test_drift_is_zero_without_effect_of_prefix(frozen, tiny_base):
+def test_drift_is_zero_without_effect_of_prefix(tiny_frozen, tiny_base):
     renderer = build_renderer(tiny_base, 8)
     prompt = Prompt("Hi", "benign_easy", "t", "t", system="x")
     example = TrainingExample(tokenize_sample(renderer, prompt, "Hello there, friend.", "user", 1, 8), "benign_easy")
-    scorer = ObjectiveScorer(frozen, Sta(gamma=0, beta=1.0))
-    vectors = frozen.embedding.weight.detach()[example.chosen.plain[:1],]
+    scorer = ObjectiveScorer(tiny_frozen, Sta(gamma=0, beta=1.0))
+    vectors = tiny_frozen.embedding.weight.detach()[example.chosen.plain[:1],]
     assert scorer.compute_scores(vectors, [example], torch.empty(0)).drift.item() > 0
     without_prefix = TrainingExample(replace(example.chosen, ids=example.chosen.plain), example.label)
     assert scorer.compute_scores(None, [without_prefix], torch.empty(0)).drift.item() == pytest.approx(0.0, abs=1e-5)
 
 
-def test_drift_is_token_mean_over_easy_benign_rows(frozen, examples):
+def test_drift_is_token_mean_over_easy_benign_rows(tiny_frozen, examples):
     """Neither harmful rows in the batch nor the weights of rows change the drift."""
-    vectors = frozen.embedding.weight.detach()[:2].clone()
+    vectors = tiny_frozen.embedding.weight.detach()[:2].clone()
     chosen = examples[0].chosen
     shortened = replace(chosen, ids=chosen.ids[:-3], plain=chosen.plain[:-3], targets=chosen.targets - 3)
     easy = [replace(examples[0], chosen=shortened), examples[1]]
     divergences = []
     with torch.no_grad():
         for example in easy:
-            base = frozen.target_logits(None, [example.chosen.plain], [example.chosen.targets]).log_softmax(-1)
-            steered = frozen.target_logits(vectors, [example.chosen.ids], [example.chosen.targets]).log_softmax(-1)
+            base = tiny_frozen.target_logits(None, [example.chosen.plain], [example.chosen.targets]).log_softmax(-1)
+            steered = tiny_frozen.target_logits(vectors, [example.chosen.ids], [example.chosen.targets]).log_softmax(-1)
             divergences.append((base.exp() * (base - steered)).sum(-1))
     expected = torch.cat(divergences).mean().item()
     assert len({len(tokens) for tokens in divergences}) > 1, "rows of equal length cannot tell a token mean from a row mean"
     for weight in (1.0, 3.0):
         batch = [*(replace(example, weight=weight) for example in easy), *examples[2:]]
         with_drift, without_drift = (
-            compute_objective(frozen, vectors, batch, Sta(beta=beta), compute_totals(batch)).loss for beta in (1.0, 0.0)
+            compute_objective(tiny_frozen, vectors, batch, Sta(beta=beta), compute_totals(batch)).loss for beta in (1.0, 0.0)
         )
         assert with_drift - without_drift == pytest.approx(expected, rel=1e-3)
 
 
-def test_row_of_weight_two_counts_as_two_rows(frozen, examples):
-    vectors = frozen.embedding.weight.detach()[:2].clone()
+def test_row_of_weight_two_counts_as_two_rows(tiny_frozen, examples):
+    vectors = tiny_frozen.embedding.weight.detach()[:2].clone()
     batches = ([replace(examples[0], weight=2.0), *examples[1:]], [examples[0], *examples])
-    weighted, doubled = (compute_objective(frozen, vectors, batch, Sta(), compute_totals(batch)) for batch in batches)
+    weighted, doubled = (compute_objective(tiny_frozen, vectors, batch, Sta(), compute_totals(batch)) for batch in batches)
     assert weighted.loss == pytest.approx(doubled.loss, rel=1e-5)
     assert torch.allclose(weighted.gradient, doubled.gradient, rtol=1e-3, atol=1e-6)
 
