@@ -99,8 +99,8 @@ def main() -> None:
         began = time.monotonic()
         caught = is_caught(FAULTS[area], options.control)
         print(f"{area}: {'caught' if caught else 'not caught'} in {time.monotonic() - began:.0f} s", flush=True)
-        figure = {"name": f"fault is caught: {area}", "value": int(caught), "unit": "yes or no", "peer": None, "ratio": None}
-        lines.append(figure | {"goal": 1, "met": caught})
+        figure: dict[str, object] = {"name": f"fault is caught: {area}", "value": int(caught), "unit": "yes or no"}
+        lines.append(figure | {"peer": None, "ratio": None, "goal": 1, "met": caught})
     print(json.dumps(lines, indent=1))
     if options.json:
         Path(options.json).write_text(json.dumps(lines, indent=1) + "\n")

@@ -26,19 +26,24 @@ settings.prepare_environment()
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Folders of integration tests that run jobs.
+JOBS = ("cluster", "jobs")
 # Fixtures that start a cluster, an engine or a server.
 STARTS = {"cluster", "nodes", "address", "signal_engine", "small_engine", "url"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start a service, and all failure tests, as slow, and give all services to one process."""
+    """Mark the tests that start a service, and all failure tests, as slow. Assign integration tests to a process.
+
+    `make test` runs two processes. Each has a Ray cluster: one for jobs, one for a server. The tests that start no service run
+    in the process that is free.
+    """
     for item in items:
-        is_slow = bool(STARTS.intersection(getattr(item, "fixturenames", ()))) or "failure" in item.path.parts
-        if is_slow:
+        starts = bool(STARTS.intersection(getattr(item, "fixturenames", ())))
+        if starts or "failure" in item.path.parts:
             item.add_marker(pytest.mark.slow)
-        if is_slow or "integration" in item.path.parts:
-            # The other tests run in a second process meanwhile: a service that starts keeps one core busy.
-            item.add_marker(pytest.mark.xdist_group("services"))
+        if starts or "integration" in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group("jobs" if item.path.parent.name in JOBS else "server"))
 
 
 @pytest.fixture(scope="session")
