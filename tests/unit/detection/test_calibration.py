@@ -23,10 +23,10 @@ def test_platt_recovers_the_slope_and_offset_of_the_labels():
     assert offset == pytest.approx(-1 - 0.7 * 5, abs=0.3)
 
 
-@pytest.mark.parametrize("count", [12, 80])
-def test_platt_equals_scipy_with_smoothed_targets(count):
+@pytest.mark.parametrize(("count", "slope"), [(12, 0.7), (80, 0.7), (80, 0.1)])
+def test_platt_equals_scipy_with_smoothed_targets(count, slope):
     """Platt's targets are (N+ + 1) / (N+ + 2) and 1 / (N- + 2) instead of 1 and 0."""
-    scores, truthful = draw_scores(count)
+    scores, truthful = draw_scores(count, slope)
     right, x = int(truthful.sum()), scores.double().numpy()
     assert 0 < right < count
     targets = np.where(truthful.numpy() == 1, (right + 1) / (right + 2), 1 / (count - right + 2))
