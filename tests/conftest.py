@@ -32,6 +32,8 @@ JOBS = ("cluster", "jobs")
 STARTS = {"cluster", "nodes", "address", "signal_engine", "small_engine", "url"}
 
 
+# Before pytest-xdist reads the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that start a service, and all failure tests, as slow. Assign integration tests to a process.
 
