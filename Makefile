@@ -25,7 +25,7 @@ demo: $(READY) ## The whole story on this machine, in minutes
 	@$(BIN)/trimtab demo
 
 test: $(READY) ## Run the tests; ARGS='-k prefix' goes to pytest
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
 
 test-failures: $(READY) ## Kill processes, fill disks, fuzz longer; ARGS goes to pytest
 	@TRIMTAB_FUZZ=60 $(BIN)/python -m pytest tests/failure tests/integration/serve/test_fuzz.py $(ARGS)

@@ -12,7 +12,7 @@ from tests.support.homes import fresh_home
 from tests.support.object_store import ObjectStore
 from trimtab import settings
 
-pytest_plugins = ["tests.support.order", "tests.support.starts.plugin"]
+pytest_plugins = ["tests.support.lanes", "tests.support.order", "tests.support.starts.plugin"]
 
 # Set before trimtab reads the variables. Tests must not write into the user's runs and registry.
 _home = Path(tempfile.mkdtemp(prefix="trimtab-tests-"))
@@ -26,26 +26,15 @@ settings.prepare_environment()
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Folders of integration tests that run jobs.
-JOBS = ("cluster", "jobs")
 # Fixtures that start a cluster, an engine or a server.
 STARTS = {"cluster", "nodes", "address", "signal_engine", "small_engine", "url"}
 
 
-# Before pytest-xdist reads the groups.
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start a service, and all failure tests, as slow. Assign integration tests to a process.
-
-    `make test` runs two processes. Each has a Ray cluster: one for jobs, one for a server. The tests that start no service run
-    in the process that is free.
-    """
+    """Mark the tests that start a service, and all failure tests, as slow."""
     for item in items:
-        starts = bool(STARTS.intersection(getattr(item, "fixturenames", ())))
-        if starts or "failure" in item.path.parts:
+        if STARTS.intersection(getattr(item, "fixturenames", ())) or "failure" in item.path.parts:
             item.add_marker(pytest.mark.slow)
-        if starts or "integration" in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group("jobs" if item.path.parent.name in JOBS else "server"))
 
 
 @pytest.fixture(scope="session")

@@ -6,13 +6,11 @@ import stat
 
 import httpx
 import pytest
-from ray import serve
 
 from trimtab.cli.main import main
 from trimtab.engine import asgi
 from trimtab.engine.request_context import RequestContext
 from trimtab.errors import ArtifactError, NotFoundError, UsageError
-from trimtab.serve import app
 from trimtab.serve.api_keys import (
     AddConfig,
     RemoveConfig,
@@ -25,7 +23,6 @@ from trimtab.serve.api_keys import (
 )
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.middleware.authentication import AuthenticationMiddleware
-from trimtab.util import ports
 
 
 async def echo(scope, receive, send):
@@ -43,19 +40,6 @@ release_slow = asyncio.Event()
 @pytest.fixture
 def key_file(tmp_path):
     return tmp_path / "keys.json"
-
-
-@pytest.mark.usefixtures("cluster")
-def test_public_http_options_of_config_file_require_keys(home):
-    """In a config file of Ray Serve, `http_options` have the host, and the `args` of the application do not."""
-    serve.start(http_options={"host": "0.0.0.0", "port": ports.find_free_ports()[0]})
-    try:
-        with pytest.raises(UsageError, match=r"the server on 0.0.0.0 would be open to other machines"):
-            app.build_app({})
-        run_keys_add(AddConfig("alice"))
-        assert app.build_app({"cpus_per_replica": 1})
-    finally:
-        serve.shutdown()
 
 
 def create_key(key_file, name="alice", **options):
