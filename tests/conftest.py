@@ -21,6 +21,8 @@ os.environ["TRIMTAB_HOME"] = str(_home)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 # Without it tables are as wide as their content, whatever the terminal of the test run.
 os.environ.pop("COLUMNS", None)
+# Ray lowers the priority of its workers, which would then wait for the unit tests that run beside them.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 settings.prepare_environment()
 # A shell starts background processes with SIGINT ignored, and child processes of tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,26 +1,23 @@
-"""Pytest plugin that divides the tests of a run between the processes of pytest-xdist.
+"""Pytest plugin that divides the tests of a run between the two processes of pytest-xdist.
 
-`make test` has two processes. One runs the jobs and the other one the server and the engines, each with its own Ray cluster.
-The process that is done first continues with the tests that start no service, file by file.
+One process runs the integration tests, which share one Ray cluster, engines and a server. The other one runs all other tests
+meanwhile, at a low priority, on the core that is idle while a service starts.
 """
 
-from pathlib import PurePosixPath
+import os
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# Folders of integration tests that run jobs.
-JOBS = ("cluster", "jobs")
+NICENESS = 10
+SERVICES = "tests/integration/"
 
 
 class LaneScheduling(LoadScopeScheduling):
-    """Scheduling that runs all tests of a lane in one process, the largest lanes first."""
+    """Scheduling that gives all integration tests to one process, and the other tests by file to the process that is free."""
 
     def _split_scope(self, nodeid: str) -> str:
-        path = PurePosixPath(nodeid.partition("::")[0])
-        if "integration" not in path.parts:
-            return str(path)
-        return "jobs" if path.parent.name in JOBS else "server"
+        return SERVICES if nodeid.startswith(SERVICES) else nodeid.partition("::")[0]
 
 
 class _Scheduler:
@@ -30,6 +27,21 @@ class _Scheduler:
         return LaneScheduling(config, log)
 
 
+class _Worker:
+    """Hook of a process of pytest-xdist that lowers its priority unless it runs the integration tests."""
+
+    def __init__(self) -> None:
+        self._has_lane = False
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        if not self._has_lane:
+            self._has_lane = True
+            if not item.nodeid.startswith(SERVICES):
+                os.nice(NICENESS)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    if config.pluginmanager.hasplugin("xdist"):
+    if hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Worker())
+    elif config.pluginmanager.hasplugin("xdist"):
         config.pluginmanager.register(_Scheduler())

@@ -2,27 +2,22 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from importlib.metadata import entry_points
 
 import psutil
 import pytest
-import torch
 
 from tests.support.align_runs import SHORT_STEPS, read_loss_curve, train, wait_for_checkpoint
 from tests.support.prompt_rows import BENIGN, HARMFUL, REFUSAL
 from tests.support.sockets import find_public_listeners
 from trimtab import settings
 from trimtab.artifacts.prefix import load_prefix
-from trimtab.cli.console import console
 from trimtab.cli.main import build_settings, main, parse_options
 from trimtab.jobs.align.config import AlignConfig, TrainConfig
-from trimtab.model.base_model import resolve_base_model
 from trimtab.tracking.client import get_client
 
 
@@ -42,33 +37,9 @@ def test_job_listens_on_loopback_only(cluster):
     assert find_public_listeners() == []
 
 
-@dataclass(frozen=True)
-class PlainRun:
-    """Training with two workers on a base model without prefix-tree batching: vectors, id of the run, and printed lines."""
-
-    vectors: torch.Tensor
-    run_id: str
-    output: str
-
-
-@pytest.fixture(scope="module")
-def plain_run(cluster, tiny_base, tmp_path_factory) -> PlainRun:
-    folder = tmp_path_factory.mktemp("plain")
-    shutil.copytree(tiny_base.path, folder / "conv")
-    path = folder / "conv" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"layer_types": ["full_attention", "conv"]}))
-    with console.capture() as capture:
-        vectors, run_id = train(resolve_base_model(str(folder / "conv")), folder / "run", workers=2)
-    return PlainRun(vectors, run_id, capture.get())
-
-
-def test_two_workers_without_prefix_tree_equal_one_with_it(undisturbed, plain_run):
-    assert (plain_run.vectors - undisturbed[0]).abs().max() < 1e-5
-
-
-def test_base_model_without_prefix_tree_batching_is_reported(plain_run):
-    assert get_client().get_run(plain_run.run_id).data.tags["trimtab.prefix_tree"] == "unavailable"
-    assert plain_run.output.count("prefix-tree batching is not available") == 1
+def test_two_workers_equal_one(undisturbed, tiny_base, tmp_path):
+    vectors, _ = train(tiny_base, tmp_path, workers=2)
+    assert (vectors - undisturbed[0]).abs().max() < 1e-5
 
 
 def test_two_fsdp_workers_equal_one(undisturbed, tiny_base, tmp_path):
