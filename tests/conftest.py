@@ -85,11 +85,11 @@ def tiny_base(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def undisturbed(cluster, tiny_base, tmp_path_factory):
-    """Vectors that one worker learns without a failure, and the id of its run: a reference for workers and for failures."""
-    from tests.support.align_runs import train
+def undisturbed(tiny_base):
+    """Vectors of a training without Ray, workers and failures, as a reference."""
+    from tests.support.align_runs import train_locally
 
-    return train(tiny_base, tmp_path_factory.mktemp("undisturbed"), workers=1)
+    return train_locally(tiny_base)
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,29 @@
 """Short training runs: data set, options, training in the test process, checkpoints and loss curves."""
 
+import os
 import subprocess
 import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from tests.support.prompt_rows import BENIGN, HARMFUL, REFUSAL
+from trimtab import objectives
 from trimtab.data.hard_filter import FilterResult, TrainingRow
 from trimtab.data.prompt import Prompt
 from trimtab.jobs.align.config import AlignConfig, TrainConfig
 from trimtab.jobs.align.dataset import PreparedDataset
 from trimtab.jobs.align.driver import TrainingResult, run_training
+from trimtab.jobs.align.state import TrainState, create_state
+from trimtab.jobs.align.step import build_example, fit_objective
+from trimtab.jobs.align.worker import TrainingLoop, TrainingWork
 from trimtab.jobs.runtime.config import ScaleConfig
 from trimtab.model.base_model import BaseModel
+from trimtab.model.chat_template import build_renderer
+from trimtab.model.frozen_model import FrozenModel
+from trimtab.model.objective_inputs import ObjectiveScorer, collect_openers
 from trimtab.tracking import runs
 from trimtab.tracking.client import get_client
 
@@ -49,11 +59,45 @@ def wait_for_checkpoint(folder: Path, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-def build_config(workers: int, parallelism: str = "data", **train) -> AlignConfig:
-    """Settings of a short run in the test process, with a drift term, so that micro-batches differ in cost."""
+@contextmanager
+def slow_steps() -> Generator[None]:
+    """Slow down the steps of all training runs inside the context, so that a test can stop them between two steps."""
+    path = Path(os.environ["TRIMTAB_TEST_SLOW_STEPS"])
+    path.touch()
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+class LocalLoop(TrainingLoop):
+    """Training loop that reports to no one, so that it runs without Ray."""
+
+    def push_progress(self, entry: Mapping[str, float]) -> None: ...
+
+    def report(self, state: TrainState, entry: Mapping[str, float]) -> None: ...
+
+
+def train_locally(base: BaseModel) -> torch.Tensor:
+    """Train in this process with the settings of `build_config`, without Ray; return the vectors."""
+    config, dataset = build_config(workers=1), build_dataset()
+    renderer = build_renderer(base, config.num_virtual_tokens)
+    frozen = FrozenModel(base.load("fp32"), renderer.first_slot)
+    frozen.enable_prefix_tree()
+    objective = objectives.get_objective(config.objective)(**config.objective_options)
+    rows, held_out = ([build_example(renderer, row, config) for row in part] for part in (dataset.train, dataset.validation))
+    scorer = fit_objective(ObjectiveScorer(frozen, objective, *collect_openers(rows)), rows)
+    state = create_state(frozen, config, renderer, objective)
+    work = TrainingWork(config, base, dataset.train, dataset.validation, None, None)
+    LocalLoop(config, work, scorer, rows, held_out, rank=0, workers=1).run(state)
+    return state.vectors
+
+
+def build_config(workers: int, parallelism: str = "data", storage_path: str | None = None, **train) -> AlignConfig:
+    """Settings of a short run, with a drift term, so that micro-batches differ in cost."""
     options = {"max_steps": SHORT_STEPS, "global_batch_size": 4, "micro_batch_size": 2, "validate_every": 10}
     options |= {"checkpoint_every": 4, "max_target_tokens": 8, "dtype": "fp32", "early_stopping_patience": 0}
-    scale = ScaleConfig(num_workers=workers, cpus_per_worker=1, parallelism=parallelism)
+    scale = ScaleConfig(num_workers=workers, cpus_per_worker=1, parallelism=parallelism, storage_path=storage_path)
     return AlignConfig(name="t", objective_options={"beta": 0.05}, train=TrainConfig(**(options | train)), scale=scale)
 
 

@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
-from tests.support.align_runs import SHORT_STEPS, read_loss_curve, train, wait_for_checkpoint
+from tests.support.align_runs import SHORT_STEPS, read_loss_curve, slow_steps, train, wait_for_checkpoint
+from tests.support.object_store import list_keys
 from tests.support.prompt_rows import BENIGN, HARMFUL, REFUSAL
 from tests.support.sockets import find_public_listeners
 from trimtab import settings
@@ -21,8 +24,18 @@ from trimtab.jobs.align.config import AlignConfig, TrainConfig
 from trimtab.tracking.client import get_client
 
 
-def test_loss_falls_and_mlflow_has_every_step(undisturbed):
-    _, run_id = undisturbed
+@pytest.fixture(scope="module")
+def two_worker_run(cluster, tiny_base, tmp_path_factory) -> tuple[torch.Tensor, str]:
+    """Vectors that two workers learn, and the id of their MLflow run."""
+    return train(tiny_base, tmp_path_factory.mktemp("two"), workers=2)
+
+
+def test_two_workers_learn_the_vectors_of_one(undisturbed, two_worker_run):
+    assert (two_worker_run[0] - undisturbed).abs().max() < 1e-5
+
+
+def test_loss_falls_and_mlflow_has_every_step(two_worker_run):
+    _, run_id = two_worker_run
     losses = read_loss_curve(run_id)
     assert sorted(losses) == list(range(1, SHORT_STEPS + 1))
     assert losses[SHORT_STEPS] < losses[1]
@@ -33,19 +46,40 @@ def test_loss_falls_and_mlflow_has_every_step(undisturbed):
     assert "trimtab.prefix_tree" not in get_client().get_run(run_id).data.tags
 
 
+FSDP = {"parallelism": "fsdp", "activation_checkpointing": True}
+
+
+@pytest.fixture(scope="module")
+def fsdp_folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("fsdp")
+
+
+@pytest.fixture(scope="module")
+def fsdp_vectors(bucket, tiny_base, fsdp_folder) -> torch.Tensor:
+    """Vectors that two workers learn with FSDP2 and remote checkpoints.
+
+    Each worker has half of every layer, and runs extra passes to stay synchronized with the other.
+    """
+    return train(tiny_base, fsdp_folder, workers=2, storage_path=bucket, **FSDP)[0]
+
+
+def test_two_fsdp_workers_learn_the_vectors_of_one(undisturbed, fsdp_vectors):
+    assert (fsdp_vectors - undisturbed).abs().max() < 1e-4
+
+
+def test_checkpoints_are_remote_only(fsdp_vectors, fsdp_folder):
+    assert any(key.startswith(f"{fsdp_folder.name}/train/checkpoint_") for key in list_keys())
+    assert not (fsdp_folder / "train").exists()
+
+
+def test_repeated_training_returns_the_remote_checkpoint(fsdp_vectors, fsdp_folder, bucket, tiny_base, capsys):
+    vectors, _ = train(tiny_base, fsdp_folder, workers=2, storage_path=bucket, **FSDP)
+    assert torch.equal(vectors, fsdp_vectors)
+    assert "training" not in capsys.readouterr().out
+
+
 def test_job_listens_on_loopback_only(cluster):
     assert find_public_listeners() == []
-
-
-def test_two_workers_equal_one(undisturbed, tiny_base, tmp_path):
-    vectors, _ = train(tiny_base, tmp_path, workers=2)
-    assert (vectors - undisturbed[0]).abs().max() < 1e-5
-
-
-def test_two_fsdp_workers_equal_one(undisturbed, tiny_base, tmp_path):
-    """FSDP2: each worker has half of every layer, and runs extra passes to stay synchronized with the other."""
-    shared, _ = train(tiny_base, tmp_path, workers=2, parallelism="fsdp", activation_checkpointing=True)
-    assert (shared - undisturbed[0]).abs().max() < 1e-4
 
 
 def test_options_yaml_and_python_give_equal_settings(tmp_path):
@@ -120,12 +154,13 @@ def test_interrupted_run_resumes_and_registers_the_prefix(cluster, tiny_base, tm
         "--train.max_steps",
         str(SHORT_STEPS),
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     folder = settings.get_runs_folder() / "mine"
-    wait_for_checkpoint(folder, process)
-    # To the process group, as a terminal does.
-    os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
+    with slow_steps():
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        wait_for_checkpoint(folder, process)
+        # To the process group, as a terminal does.
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert "stopping after this step, with a checkpoint" in output
     assert not find_remaining_processes(process.pid)

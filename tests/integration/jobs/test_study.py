@@ -2,10 +2,6 @@
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +9,9 @@ from typing import Any
 import pytest
 from mlflow.entities import Run
 
-from tests.support.align_runs import wait_for_checkpoint
+from tests.support.align_runs import slow_steps
+from tests.support.prompt_rows import REFUSAL
+from tests.support.studies import build_study_config
 from trimtab import settings
 from trimtab.data.prompt import Prompt
 from trimtab.errors import JobError, UsageError
@@ -27,10 +25,8 @@ from trimtab.jobs.study.job import build_arm_config, compare_arms
 from trimtab.tracking.client import get_client, get_experiment_id
 from trimtab.tracking.code_version import format_code_version
 
-# Some seconds with the tiny model, in which both arms train.
-STEPS = 200
+STEPS = 20
 ARMS = ["base", "text prompt", "poft#0", "sta#0", "random vector#0"]
-REFUSAL = "I'm sorry, but I can't help with that request."
 
 
 def test_arm_settings_extend_the_shared_settings():
@@ -113,50 +109,51 @@ def test_batches_are_grouped_to_fill_the_engine():
 
 @dataclass(frozen=True)
 class ResumedStudy:
-    """Settings, report and report folder of a study, and the names of its runs by id before the interruption."""
+    """A study whose first arm failed, and the same study with another arm in its place.
+
+    Attributes:
+        config: settings of the resumed study.
+        error: error of the failed study.
+        stopped: MLflow run of the arm that the failure stopped, as it was before the study was resumed.
+        stopped_steps: steps of that run.
+        report: report of the resumed study.
+        folder: folder of the report.
+    """
 
     config: dict[str, Any]
+    error: UsageError
+    stopped: Run
+    stopped_steps: list[int]
     report: StudyReport
     folder: Path
-    interrupted_runs: dict[str, str]
 
 
 @pytest.fixture(scope="module")
 def resumed_study(cluster, tiny_base, tmp_path_factory) -> ResumedStudy:
-    """Two concurrent arms on prompts with targets, interrupted while both train, and resumed with a utility suite."""
+    """Two concurrent arms on prompts with targets. One fails and the other one stops; then they train, with a utility suite."""
     folder = tmp_path_factory.mktemp("study")
-    things = ("a car", "money", "a ring", "a bike", "some art", "a dog", "wine", "a phone")
-    harmful = [f"Steal {thing} from my neighbour" for thing in things]
-    benign = [f"Borrow {thing} from my neighbour" for thing in things]
-    lines = [{"prompt": prompt, "class": "unsafe", "target": REFUSAL} for prompt in harmful]
-    answer = "Of course! Just ask them, and say when it comes back."
-    lines += [{"prompt": prompt, "class": "safe", "target": answer} for prompt in benign]
-    (folder / "all.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    files = {"harmful": str(folder / "all.jsonl"), "benign": str(folder / "all.jsonl")}
-    config = {
-        "name": "tiny",
-        "seeds": [0],
-        "shared": {
-            "base": str(tiny_base.path),
-            "data": {**files, "validation_fraction": 0.25, "test_fraction": 0.25, "filter_rules": []},
-            "train": {
-                "max_steps": STEPS,
-                "global_batch_size": 4,
-                "micro_batch_size": 4,
-                "validate_every": STEPS,
-                "checkpoint_every": 10,
-            },
-            "evaluate": {"limit": 2, "max_tokens": 4},
-        },
-        "arms": {"poft": {"objective": "poft"}, "sta": {}},
-        "max_concurrent_runs": 2,
-        "out": str(folder / "report"),
-    }
-    interrupted_runs = interrupt_study(config, folder / "study.yaml", ("poft#0", "sta#0"))
+    config = build_study_config(tiny_base, folder)
+    failing = config | {"arms": {"fails": {"train.init": "token:"}, "sta": {}}}
+    with slow_steps(), pytest.raises(UsageError) as raised:
+        compare_arms(StudyConfig(**failing))
+    stopped = read_arm_run("sta#0")
+    stopped_steps = list_steps(stopped)
     config["utility"] = {
         "facts": UtilitySuite("trimtab:countries", "trimtab:neutral", limit=2, max_tokens=4, max_text_tokens=8)
     }
-    return ResumedStudy(config, compare_arms(StudyConfig(**config)), folder / "report", interrupted_runs)
+    return ResumedStudy(config, raised.value, stopped, stopped_steps, compare_arms(StudyConfig(**config)), folder / "report")
+
+
+def get_arm_folder(arm: str) -> Path:
+    return settings.get_runs_folder() / "study-tiny" / arm
+
+
+def read_arm_run(arm: str) -> Run:
+    return get_client().get_run(json.loads((get_arm_folder(arm) / "run.json").read_text())["run_id"])
+
+
+def list_steps(run: Run) -> list[int]:
+    return [metric.step for metric in get_client().get_metric_history(run.info.run_id, "train/loss")]
 
 
 def list_study_runs() -> list[Run]:
@@ -182,13 +179,23 @@ def test_study_measures_utility_of_all_arms(resumed_study):
     assert study_run.data.metrics["utility/facts/poft/kl"] > 0
 
 
+def test_failed_arm_stops_the_others_with_a_checkpoint(resumed_study):
+    """The study raises the error of the failed arm; the other arm can be resumed."""
+    assert "train.init 'token:' has no tokens" in str(resumed_study.error)
+    assert resumed_study.stopped.info.status == "KILLED"
+    assert 0 < len(resumed_study.stopped_steps) < STEPS
+    assert not (get_arm_folder("fails#0") / "prefix").exists()
+
+
 def test_resumed_study_continues_its_runs(resumed_study):
     (study_run,) = list_study_runs()
     children = get_client().search_runs([get_experiment_id()], f"tags.`mlflow.parentRunId` = '{study_run.info.run_id}'")
-    assert {child.info.run_id: child.info.run_name for child in children} == resumed_study.interrupted_runs
-    for run_id in resumed_study.interrupted_runs:
-        steps = [metric.step for metric in get_client().get_metric_history(run_id, "train/loss")]
-        assert sorted(steps) == list(range(1, STEPS + 1)), "the curve must have no gap, and no step twice"
+    assert {child.info.run_name for child in children} == {"fails seed 0", "poft seed 0", "sta seed 0"}
+    resumed_run = read_arm_run("sta#0")
+    assert resumed_run.info.run_id == resumed_study.stopped.info.run_id
+    for run in (resumed_run, read_arm_run("poft#0")):
+        assert run.info.status == "FINISHED"
+        assert sorted(list_steps(run)) == list(range(1, STEPS + 1)), "the curve must have no gap, and no step twice"
 
 
 def test_study_reports_curves_and_training_costs(resumed_study):
@@ -217,53 +224,3 @@ def test_study_rejects_changed_settings(resumed_study):
     arms = {"poft": {"objective": "poft", "train.max_steps": 4}}
     with pytest.raises(UsageError, match="trained with other settings"):
         compare_arms(StudyConfig(**resumed_study.config | {"arms": arms}))
-
-
-@pytest.mark.usefixtures("cluster")
-def test_failed_arm_stops_the_others_with_a_checkpoint(tiny_base, tmp_path):
-    """The study raises the error of the failed arm; the other arm can be resumed."""
-    path = tmp_path / "prompts.jsonl"
-    prompts = [("unsafe", f"Steal {count} cars") for count in range(12)] + [
-        ("safe", f"Buy {count} cars") for count in range(12)
-    ]
-    path.write_text("\n".join(json.dumps({"prompt": prompt, "class": label, "target": REFUSAL}) for label, prompt in prompts))
-    config = StudyConfig(
-        name="failing",
-        seeds=[0],
-        shared={
-            "base": str(tiny_base.path),
-            "data": {"harmful": str(path), "benign": str(path), "filter_rules": []},
-            "train": {
-                "max_steps": 100_000,
-                "global_batch_size": 4,
-                "micro_batch_size": 4,
-                "validate_every": 0,
-                "checkpoint_every": 10,
-            },
-        },
-        arms={"fails": {"train.init": "token:"}, "works": {}},
-        max_concurrent_runs=2,
-    )
-    with pytest.raises(UsageError, match=r"train\.init"):
-        compare_arms(config)
-    folder = settings.get_runs_folder() / "study-failing" / "works#0"
-    assert list(folder.glob("train/checkpoint_*/state.json"))
-    run_id = json.loads((folder / "run.json").read_text())["run_id"]
-    assert get_client().get_run(run_id).info.status == "KILLED"
-
-
-def interrupt_study(config: dict, path: Path, arms: tuple[str, ...]) -> dict[str, str]:
-    """Start a study and interrupt it when each arm has a checkpoint. Return the names of the arms' MLflow runs by id."""
-    path.write_text(json.dumps(config))
-    command = [sys.executable, "-m", "trimtab", "study", "--config", str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-    folders = [settings.get_runs_folder() / f"study-{config['name']}" / arm for arm in arms]
-    for folder in folders:
-        wait_for_checkpoint(folder, process)
-    os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, output
-    assert "Run the same command to resume" in output
-    assert not any((folder / "prefix").exists() for folder in folders), "both arms must have been training"
-    ids = [json.loads((folder / "run.json").read_text())["run_id"] for folder in folders]
-    return {run_id: get_client().get_run(run_id).info.run_name for run_id in ids}

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from ray.data import DataContext
 
 from trimtab.data.prompt import Prompt
 from trimtab.engine.config import EngineConfig
@@ -10,6 +11,7 @@ from trimtab.errors import UsageError
 from trimtab.generation_types import Sampling
 from trimtab.jobs.align.config import AlignConfig, TargetsConfig
 from trimtab.jobs.align.targets import HELP, SYSTEM_PROMPT_TEXTS, pick_target, plan_targets
+from trimtab.jobs.runtime import engine_pool
 from trimtab.jobs.runtime.config import ScaleConfig
 from trimtab.jobs.runtime.engine_pool import GenerationRequest
 from trimtab.jobs.runtime.generation_cache import CachedAnswer, append_cached, generate_cached, read_cached
@@ -94,22 +96,27 @@ def test_rejects_invalid_settings(settings, message):
         TargetsConfig(**settings)
 
 
-@pytest.mark.usefixtures("cluster")
-def test_cluster_generation_is_cached(base, monkeypatch, capsys):
-    """Greedy and sampled requests in one call; a second call reads the cache."""
+@pytest.fixture
+def ordered_batches(monkeypatch):
+    """Batches of one request, which Ray Data returns in order."""
+    monkeypatch.setattr(engine_pool, "BATCH", 1)
+    monkeypatch.setattr(DataContext.get_current().execution_options, "preserve_order", True)
+
+
+@pytest.mark.usefixtures("cluster", "ordered_batches")
+def test_cluster_generation_is_cached_up_to_an_error(base, capsys):
+    """Greedy and sampled requests, and one that the engine rejects; a second call reads the cache."""
     engine, scale = EngineConfig(num_slots=1, max_model_len=256, dtype="fp32"), ScaleConfig(num_engines=1)
     greedy = GenerationRequest([{"role": "user", "content": "What is the capital of France?"}], Sampling(8, logprobs=0))
     sampled = GenerationRequest(greedy.messages, Sampling(8, 1.0, n=3, seed=1, logprobs=0))
+    too_long = GenerationRequest([{"role": "user", "content": "long " * 300}], Sampling(8))
+    with pytest.raises(UsageError, match="the engine takes fewer than 256"):
+        generate_cached("drawing", base, [greedy, sampled, too_long], engine, scale)
+    assert "drawing: " in capsys.readouterr().out
     answers = generate_cached("drawing", base, [greedy, sampled], engine, scale)
+    assert "drawing" not in capsys.readouterr().out
     (answer,) = answers[greedy.key("fp32")]
     assert "Paris" in answer.text
     assert -5 < answer.mean_log_probability < 0
     assert len({sample.text for sample in answers[sampled.key("fp32")]}) > 1
     assert max(sample.mean_log_probability for sample in answers[sampled.key("fp32")]) <= 0
-    assert "drawing: 2/2" in capsys.readouterr().out
-    assert generate_cached("drawing", base, [greedy, sampled], engine, scale) == answers
-    assert "drawing" not in capsys.readouterr().out
-    with pytest.raises(UsageError, match="the engine takes fewer than 256"):
-        generate_cached(
-            "drawing", base, [GenerationRequest([{"role": "user", "content": "long " * 300}], Sampling(8))], engine, scale
-        )

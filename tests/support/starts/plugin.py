@@ -56,6 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
     descriptor, path = tempfile.mkstemp(prefix="trimtab-starts-")
     os.close(descriptor)
     os.environ["TRIMTAB_TEST_STARTS"] = path
+    os.environ["TRIMTAB_TEST_SLOW_STEPS"] = f"{path}-slow"
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HOOKS), os.environ.get("PYTHONPATH")]))
     # Python imports the hooks at the start of a process, and this process has started already.
     spec = importlib.util.spec_from_file_location("start_hooks", HOOKS / "sitecustomize.py")

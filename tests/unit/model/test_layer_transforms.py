@@ -64,6 +64,8 @@ def test_recomputed_layers_give_equal_gradient(layer_base, layer_model, plain_gr
         assert torch.equal(compute_gradient(layer_base, layer_model, packs), expected)
 
 
+# One family only: compiling takes half a minute.
+@pytest.mark.parametrize("layer_base", ["llama"], indirect=True)
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_compiled_layers_give_equal_gradient(layer_base, layer_model, plain_gradient):

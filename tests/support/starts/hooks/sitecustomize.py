@@ -1,8 +1,7 @@
-"""Import hooks that record the start of each expensive service, in every Python process of a test run.
+"""Import hooks in every Python process of a test run: they record the start of each expensive service, and slow steps down.
 
 Python imports this module at its start, because the plugin in `tests/support/starts/plugin.py` puts this folder into
-PYTHONPATH.
-Without the variable of the plugin it does nothing.
+PYTHONPATH. Without the variables of the plugin it does nothing.
 """
 
 import functools
@@ -16,6 +15,9 @@ from types import ModuleType
 from typing import Any
 
 LOG = os.environ.get("TRIMTAB_TEST_STARTS")
+# While this file exists, each step of a training run takes at least SLOW_SECONDS, so that a test can stop the run between them.
+SLOW_FILE = os.environ.get("TRIMTAB_TEST_SLOW_STEPS", "")
+SLOW_SECONDS = 0.2
 # Kind of the start by module and function.
 FUNCTIONS = {
     "ray._private.node": [("ray", "Node.start_head_processes")],
@@ -23,6 +25,7 @@ FUNCTIONS = {
     "ray.train.v2.api.data_parallel_trainer": [("fit", "DataParallelTrainer.fit")],
     "trimtab.serve.server": [("server", "_deploy")],
     "mlflow.server": [("mlflow", "_run_server")],
+    "trimtab.jobs.align.worker": [("step", "TrainingLoop.run_step")],
 }
 
 
@@ -32,6 +35,18 @@ def record_start(kind: str, seconds: float) -> None:
     file = os.open(str(LOG), os.O_WRONLY | os.O_APPEND)
     os.write(file, line.encode())
     os.close(file)
+
+
+def slow_down(function: Any) -> Any:
+    """Return a function that waits before its call while the file exists."""
+
+    @functools.wraps(function)
+    def slowed(*args: Any, **kwargs: Any) -> Any:
+        if os.path.exists(SLOW_FILE):  # noqa: PTH110 - `pathlib` would be imported in every process
+            time.sleep(SLOW_SECONDS)
+        return function(*args, **kwargs)
+
+    return slowed
 
 
 def wrap(kind: str, function: Any) -> Any:
@@ -63,7 +78,8 @@ class RecordingLoader(Loader):
         for kind, path in FUNCTIONS[self._name]:
             *owners, function = path.split(".")
             owner = functools.reduce(getattr, owners, module)
-            setattr(owner, function, wrap(kind, getattr(owner, function)))
+            original = getattr(owner, function)
+            setattr(owner, function, slow_down(original) if kind == "step" else wrap(kind, original))
 
 
 class RecordingFinder(MetaPathFinder):
