@@ -16,8 +16,12 @@ def test_killed_worker_changes_neither_prefix_nor_curve(cluster, undisturbed, ti
 
     def kill_worker() -> None:
         # After the first checkpoint and before the end.
-        while not list(tmp_path.glob("train/checkpoint_*/state.json")):
-            time.sleep(0.05)
+        with slow_steps():
+            while not list(tmp_path.glob("train/checkpoint_*/state.json")):
+                time.sleep(0.05)
+            kill_first_worker()
+
+    def kill_first_worker() -> None:
         child_pids = {process.pid for process in psutil.Process().children(recursive=True)}
         processes = [
             process
@@ -29,9 +33,8 @@ def test_killed_worker_changes_neither_prefix_nor_curve(cluster, undisturbed, ti
         os.kill(workers[0].pid, signal.SIGKILL)
 
     thread = threading.Thread(target=kill_worker, daemon=True)
-    with slow_steps():
-        thread.start()
-        vectors, run_id = train(tiny_base, tmp_path, workers=2)
+    thread.start()
+    vectors, run_id = train(tiny_base, tmp_path, workers=2)
     thread.join(5)
     assert killed_pids, "no worker was killed, so that the test proves nothing"
     assert (vectors - undisturbed).abs().max() < 1e-5

@@ -7,6 +7,7 @@ meanwhile, at a low priority, on the core that is idle while a service starts.
 import os
 
 import pytest
+import torch
 from xdist.scheduler import LoadScopeScheduling
 
 NICENESS = 10
@@ -38,6 +39,8 @@ class _Worker:
             self._has_lane = True
             if not item.nodeid.startswith(SERVICES):
                 os.nice(NICENESS)
+                # Threads of two processes on two cores would wait for each other.
+                torch.set_num_threads(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 LOG = os.environ.get("TRIMTAB_TEST_STARTS")
 # While this file exists, each step of a training run takes at least SLOW_SECONDS, so that a test can stop the run between them.
 SLOW_FILE = os.environ.get("TRIMTAB_TEST_SLOW_STEPS", "")
-SLOW_SECONDS = 0.2
+SLOW_SECONDS = 2.0
 # Kind of the start by module and function.
 FUNCTIONS = {
     "ray._private.node": [("ray", "Node.start_head_processes")],
