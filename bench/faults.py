@@ -69,13 +69,13 @@ FAULTS = {
         "serve/registry/sources.py",
         'self._versions = [_parse_version(entry) for entry in cached["versions"]]',
         "self._versions = []",
-        f"{TESTS}/serve/test_mlflow_outage.py::test_serves_cached_versions_during_mlflow_outage",
+        f"{TESTS}/test_mlflow_outage.py::test_serves_cached_versions_during_mlflow_outage",
     ),
     "several replicas": Fault(
         "serve/registry/sources.py",
         "if changed != self._changed or began >= self._next:",
         "if self._changed == UNREAD:",
-        f"{TESTS}/serve/test_replicas.py::test_promotion_and_rollback_give_no_wrong_answers",
+        f"{TESTS}/test_replicas.py::test_promotion_and_rollback_give_no_wrong_answers",
     ),
     "new nodes on demand": Fault(
         "cluster.yaml",

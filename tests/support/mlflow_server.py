@@ -20,7 +20,6 @@ class MlflowServer:
 
     def __init__(self, database: str, artifacts: Path) -> None:
         port = ports.find_free_ports()[0]
-        self.artifacts = artifacts
         self.uri = f"http://127.0.0.1:{port}"
         self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
         self._command += ["--backend-store-uri", database, "--artifacts-destination", str(artifacts)]

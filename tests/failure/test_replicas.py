@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Generator
 from contextlib import asynccontextmanager
 
 import httpx
@@ -11,20 +12,25 @@ import pytest
 
 from tests.support.chat_client import BASE
 from tests.support.factories import QUESTIONS, TOKENS, generate_reference, make_prefix
+from trimtab import settings
 from trimtab.artifacts import prefix as prefixes
 from trimtab.artifacts.card import FILE
 from trimtab.cli.main import main
+from trimtab.engine.config import EngineConfig
 from trimtab.generation_types import Conversation
 from trimtab.model.chat_template import build_renderer
+from trimtab.serve.config import ServeConfig
+from trimtab.serve.server import serving
 from trimtab.tracking import registry, runs
 from trimtab.tracking.promotions import promote_version, rollback_version
+from trimtab.util import ports
 
 NAME = "moved"
 CONCURRENT_REQUESTS, CONCURRENT_PROBES, LIVE_SECONDS = 50, 4, 5.0
 
 
 @pytest.fixture(scope="module")
-def version_answers(replicated_server_url, registry_mlflow_server, frozen, base, tmp_path_factory):
+def version_answers(frozen, base, tmp_path_factory):
     """Answers of transformers by version and question. Of the three registered versions, the first is champion and the last is
     damaged."""
     folder = tmp_path_factory.mktemp("moved")
@@ -38,7 +44,7 @@ def version_answers(replicated_server_url, registry_mlflow_server, frozen, base,
     run.finish("FINISHED")
     damaged = [
         path
-        for path in registry_mlflow_server.artifacts.rglob(prefixes.FILE)
+        for path in settings.get_home().rglob(prefixes.FILE)
         if version_prefixes[2].card.digest in (path.parent / FILE).read_text()
     ]
     assert damaged
@@ -57,16 +63,14 @@ def version_answers(replicated_server_url, registry_mlflow_server, frozen, base,
                 for number, token_ids in enumerate(ids, 1)
             }
     assert len(answers) >= 6, "versions must answer differently, or their answers would prove nothing"
-    # Each replica has read the new prefix when it answers on all of these connections.
-    deadline = time.monotonic() + 60
-    while not all(lists_model(replicated_server_url) for _ in range(8)):
-        assert time.monotonic() < deadline
     return answers
 
 
-def lists_model(url: str) -> bool:
-    models = httpx.get(f"{url}/v1/models", timeout=60).json()["data"]
-    return f"{BASE}:{NAME}" in {model["id"] for model in models}
+@pytest.fixture(scope="module")
+def replicated_server_url(version_answers) -> Generator[str]:
+    engine = EngineConfig(num_slots=8, dtype="fp32", max_model_len=256, cpu_kv_cache_gib=1)
+    with serving(ServeConfig(port=ports.find_free_ports()[0], num_replicas=2, engine=engine)) as url:
+        yield url
 
 
 class Load:
