@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TIMEOUT_SECONDS = 900
 FAILED = 1
+LINKED = ".linked"
 LEFT_OUT = (".git", ".venv", ".site", ".mutation", "build", "dist", "__pycache__", "*.egg-info")
 
 
@@ -122,19 +123,14 @@ def is_caught(fault: Fault, control: bool) -> bool:
         SystemExit: if the line does not occur exactly once, or if the tests do not run.
     """
     with tempfile.TemporaryDirectory(prefix="trimtab-fault-", ignore_cleanup_errors=True) as name:
-        copy = Path(name) / "trimtab"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        copy = copy_repository(Path(name) / "copy")
         path = copy / fault.file
         text = path.read_text()
         if text.count(fault.line) != 1:
             raise SystemExit(f"{fault.file} has {text.count(fault.line)} times: {fault.line}")
         if not control:
             path.write_text(text.replace(fault.line, fault.replacement))
-        linked = Path(name) / "linked" / "trimtab"
-        linked.mkdir(parents=True)
-        for entry in [*(copy / "platform" / "trimtab").iterdir(), copy / "jobs", copy / "serve"]:
-            (linked / entry.name).symlink_to(entry)
-        environment = os.environ | {"PYTHONPATH": str(linked.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = os.environ | {"PYTHONPATH": str(copy / LINKED), "PYTHONDONTWRITEBYTECODE": "1"}
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", fault.tests]
         completed = subprocess.run(
             command, cwd=copy, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
@@ -142,6 +138,16 @@ def is_caught(fault: Fault, control: bool) -> bool:
     if completed.returncode not in (0, FAILED):
         raise SystemExit(f"the tests did not run: {completed.stdout[-2000:]}{completed.stderr[-2000:]}")
     return completed.returncode == FAILED
+
+
+def copy_repository(folder: Path) -> Path:
+    """Copy the repository, with a folder LINKED in which the three folders are one package, for PYTHONPATH; return it."""
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    package = folder / LINKED / "trimtab"
+    package.mkdir(parents=True)
+    for entry in [*(folder / "platform" / "trimtab").iterdir(), folder / "jobs", folder / "serve"]:
+        (package / entry.name).symlink_to(entry)
+    return folder
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import json
 import os
 import random
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,17 +24,17 @@ from queue import Queue
 
 from cosmic_ray.work_db import WorkDB, use_db  # pyright: ignore[reportMissingTypeStubs]
 from cosmic_ray.work_item import TestOutcome, WorkItem  # pyright: ignore[reportMissingTypeStubs]
+from faults import LINKED, ROOT, copy_repository
 
-ROOT = Path(__file__).parent.parent
 SAMPLE, SEED, GOAL = 60, 0, 0.85
-# Copies of the package in which mutants are tested side by side.
+# Copies of the repository in which mutants are tested side by side.
 COPIES = 2
 TIMEOUT_SECONDS = 120
 
 
 @dataclass(frozen=True)
 class Target:
-    """Module to mutate, and the test files to run against each mutant; paths in a copy made by `copy_package`."""
+    """Module to mutate, and the test files to run against each mutant; paths in the repository."""
 
     module: str
     tests: tuple[str, ...]
@@ -56,23 +55,27 @@ class Score:
 
 ENGINE, MODEL = "tests/unit/engine", "tests/unit/model"
 TARGETS = {
-    "token guard": Target("trimtab/engine/prefixes/token_guard.py", (f"{ENGINE}/test_token_guard.py",)),
-    "prefix slots": Target("trimtab/engine/prefixes/slots.py", (f"{ENGINE}/test_prefix_slots.py",)),
+    "token guard": Target("platform/trimtab/engine/prefixes/token_guard.py", (f"{ENGINE}/test_token_guard.py",)),
+    "prefix slots": Target("platform/trimtab/engine/prefixes/slots.py", (f"{ENGINE}/test_prefix_slots.py",)),
     "chat template": Target(
-        "trimtab/model/chat_template.py",
+        "platform/trimtab/model/chat_template.py",
         (f"{MODEL}/test_chat.py", f"{MODEL}/test_prefix_tree.py", "tests/integration/engine/test_model_families.py"),
     ),
     "hard filter": Target(
-        "trimtab/data/hard_filter.py", ("tests/unit/data/test_hard_filter.py", "tests/unit/data/test_prompt.py")
+        "platform/trimtab/data/hard_filter.py", ("tests/unit/data/test_hard_filter.py", "tests/unit/data/test_prompt.py")
     ),
-    "promotion rules": Target("trimtab/evaluation/promotion_rules.py", ("tests/unit/evaluation/test_promotion_rules.py",)),
+    "promotion rules": Target(
+        "platform/trimtab/evaluation/promotion_rules.py", ("tests/unit/evaluation/test_promotion_rules.py",)
+    ),
     "signals": Target(
-        "trimtab/detection/signals.py", ("tests/unit/artifacts/test_signals.py", f"{ENGINE}/test_signal_capture.py")
+        "platform/trimtab/detection/signals.py", ("tests/unit/artifacts/test_signals.py", f"{ENGINE}/test_signal_capture.py")
     ),
-    "calibration": Target("trimtab/detection/calibration.py", ("tests/unit/detection/test_calibration.py",)),
-    "response rewriter": Target("trimtab/engine/openai/response_rewriter.py", (f"{ENGINE}/test_response_rewriter.py",)),
-    "authentication": Target("trimtab/serve/middleware/authentication.py", ("tests/unit/serve/test_authentication.py",)),
-    "checkpoints": Target("trimtab/jobs/align/checkpoints.py", ("tests/unit/jobs/test_checkpoints.py",)),
+    "calibration": Target("platform/trimtab/detection/calibration.py", ("tests/unit/detection/test_calibration.py",)),
+    "response rewriter": Target(
+        "platform/trimtab/engine/openai/response_rewriter.py", (f"{ENGINE}/test_response_rewriter.py",)
+    ),
+    "authentication": Target("serve/middleware/authentication.py", ("tests/unit/serve/test_authentication.py",)),
+    "checkpoints": Target("jobs/align/checkpoints.py", ("tests/unit/jobs/test_checkpoints.py",)),
 }
 
 
@@ -82,7 +85,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="trimtab-mutation-") as folder:
         copies = Queue[Path]()
         for number in range(COPIES):
-            copies.put(copy_package(Path(folder) / str(number)))
+            copies.put(copy_repository(Path(folder) / str(number)))
 
         def measure(name: str) -> Score:
             copy = copies.get()
@@ -111,24 +114,13 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def copy_package(folder: Path) -> Path:
-    """Copy the package, with its three folders as one, and the tests."""
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "platform" / "trimtab", folder / "trimtab", ignore=ignored)
-    for name in ("jobs", "serve"):
-        shutil.copytree(ROOT / name, folder / "trimtab" / name, ignore=ignored)
-    shutil.copytree(ROOT / "tests", folder / "tests", ignore=ignored)
-    shutil.copy(ROOT / "pyproject.toml", folder)
-    return folder
-
-
 def measure_score(name: str, target: Target, copy: Path, out: Path, size: int) -> Score:
     """Test the sample of a module.
 
     Args:
         name: name of the module in messages.
         target: module and tests.
-        copy: copy of the package to mutate.
+        copy: copy of the repository to mutate.
         out: folder of the results so far.
         size: maximum number of mutants.
 
@@ -136,7 +128,7 @@ def measure_score(name: str, target: Target, copy: Path, out: Path, size: int) -
         SystemExit: if the tests fail without a mutant.
     """
     test_command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
-    environment = os.environ | {"PYTHONPATH": str(copy), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(copy / LINKED), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1"}
     session, config = out / f"{name.replace(' ', '-')}-{size}.sqlite", out / f"{name.replace(' ', '-')}.toml"
     config.write_text(
         f'[cosmic-ray]\nmodule-path = "{target.module}"\ntimeout = {TIMEOUT_SECONDS}\nexcluded-modules = []\n'

@@ -43,7 +43,7 @@ from trimtab.jobs.align.step import (
 )
 from trimtab.jobs.align.system_metrics import get_peak_memory_gib, read_node_metrics
 from trimtab.model.base_model import BaseModel, resolve_on_node
-from trimtab.model.chat_template import build_renderer
+from trimtab.model.chat_template import ChatRenderer, build_renderer
 from trimtab.model.frozen_model import FrozenModel, TrainingExample, select_worker_share, split_into_micro_batches
 from trimtab.model.objective_inputs import ObjectiveScorer, collect_openers, compute_totals, summarize_losses
 from trimtab.objectives import Objective
@@ -79,10 +79,26 @@ def run_worker(work: TrainingWork) -> None:
     Raises:
         UsageError: if the output head of the model is not supported, or if `train.init` has no tokens.
     """
-    config = work.config
-    rank, workers = train.get_context().get_world_rank(), train.get_context().get_world_size()
-    device = get_device() if config.scale.gpus_per_worker else torch.device("cpu")
-    base = resolve_on_node(work.base)
+    context = train.get_context()
+    device = get_device() if work.config.scale.gpus_per_worker else torch.device("cpu")
+    loop = build_loop(work, device, context.get_world_rank(), context.get_world_size())
+    # If the driver was killed, the storage can hold a newer checkpoint than the one that Ray Train recorded.
+    loop.run(find_latest([train.get_checkpoint(), work.newest]) or loop.create_state())
+
+
+def build_loop(work: TrainingWork, device: torch.device, rank: int, workers: int) -> "TrainingLoop":
+    """Load the model, tokenize the rows and build the training loop of a worker.
+
+    Args:
+        work: input from the driver.
+        device: device of the model.
+        rank: rank of the worker.
+        workers: number of workers.
+
+    Raises:
+        UsageError: if the output head of the model is not supported.
+    """
+    config, base = work.config, resolve_on_node(work.base)
     renderer = build_renderer(base, config.num_virtual_tokens)
     frozen = FrozenModel(load_model(base, config, device), renderer.first_slot)
     frozen.check_head()
@@ -95,9 +111,7 @@ def run_worker(work: TrainingWork) -> None:
     )
     if scorer.sharded:
         scorer.precompute_base_outputs(rows)
-    # If the driver was killed, the storage can hold a newer checkpoint than the one that Ray Train recorded.
-    state = find_latest([train.get_checkpoint(), work.newest]) or create_state(frozen, config, renderer, objective)
-    TrainingLoop(config, work, scorer, rows, held_out, rank, workers).run(state)
+    return TrainingLoop(config, work, scorer, renderer, rows, held_out, rank, workers)
 
 
 @dataclass(frozen=True)
@@ -127,6 +141,7 @@ class TrainingLoop:
         config: settings of the job.
         work: input from the driver.
         scorer: model and objective.
+        renderer: chat renderer of the base model.
         rows: tokenized training rows.
         held_out: tokenized validation rows.
         rank: rank of this worker.
@@ -136,6 +151,7 @@ class TrainingLoop:
     config: AlignConfig
     work: TrainingWork
     scorer: ObjectiveScorer
+    renderer: ChatRenderer
     rows: list[TrainingExample]
     held_out: list[TrainingExample]
     rank: int
@@ -146,6 +162,14 @@ class TrainingLoop:
     def __post_init__(self) -> None:
         # Validation uses the likelihood loss for every objective, so that curves of different objectives are comparable.
         self.validation_scorer = ObjectiveScorer(self.scorer.frozen, Likelihood())
+
+    def create_state(self) -> TrainState:
+        """Create the state of a new run.
+
+        Raises:
+            UsageError: if `train.init` has no tokens.
+        """
+        return create_state(self.scorer.frozen, self.config, self.renderer, self.scorer.objective)
 
     def run(self, state: TrainState) -> None:
         """Train until the last step, an early stop or a stop by the user, and report a final checkpoint.

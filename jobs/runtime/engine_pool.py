@@ -93,7 +93,7 @@ def run_pool(
     scale: ScaleConfig,
     prefix: Prefix | None,
     work: EngineWork[T],
-    batch: int = 0,
+    batch: int = BATCH,
 ) -> Iterator[dict[str, T]]:
     """Process requests on a pool of engines and yield the results batch by batch, with a progress bar.
 
@@ -105,7 +105,7 @@ def run_pool(
         scale: number of engines, and GPUs per engine.
         prefix: prefix for all requests, None for the base model alone.
         work: function that processes a batch on an engine.
-        batch: maximum number of requests in a batch; 0 for BATCH.
+        batch: maximum number of requests in a batch.
 
     Yields:
         Results of a batch by the keys of the requests.
@@ -126,7 +126,7 @@ def run_pool(
     with catch_warnings():
         # `max_restarts` is deprecated, but Ray Data has no replacement yet.
         simplefilter("ignore", RayDeprecationWarning)
-        results = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // (batch or BATCH))).map_batches(
+        results = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // batch)).map_batches(
             PooledEngine,
             # One block per batch: with a batch size, Ray Data merges blocks into one task and results arrive late.
             batch_size=None,

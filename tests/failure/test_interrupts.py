@@ -7,18 +7,17 @@ import subprocess
 import sys
 
 from tests.support.align_runs import slow_steps, wait_for_checkpoint
-from tests.support.studies import build_study_config
+from tests.support.studies import STEPS, build_study_config
 from trimtab import settings
 from trimtab.jobs.study.config import StudyConfig
 from trimtab.jobs.study.job import compare_arms
 from trimtab.tracking.client import get_client
 
-STEPS = 20
 ARMS = ("poft#0", "sta#0")
 
 
 def test_interrupted_study_stops_all_arms_and_resumes(home, cluster, tiny_base, tmp_path):
-    config = build_study_config(tiny_base, tmp_path, STEPS)
+    config = build_study_config(tiny_base, tmp_path)
     path = tmp_path / "study.yaml"
     path.write_text(json.dumps(config))
     command = [sys.executable, "-m", "trimtab", "study", "--config", str(path)]

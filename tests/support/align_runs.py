@@ -3,27 +3,21 @@
 import os
 import subprocess
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from tests.support.prompt_rows import BENIGN, HARMFUL, REFUSAL
-from trimtab import objectives
 from trimtab.data.hard_filter import FilterResult, TrainingRow
 from trimtab.data.prompt import Prompt
 from trimtab.jobs.align.config import AlignConfig, TrainConfig
 from trimtab.jobs.align.dataset import PreparedDataset
 from trimtab.jobs.align.driver import TrainingResult, run_training
-from trimtab.jobs.align.state import TrainState, create_state
-from trimtab.jobs.align.step import build_example, fit_objective
-from trimtab.jobs.align.worker import TrainingLoop, TrainingWork
+from trimtab.jobs.align.worker import TrainingWork, build_loop
 from trimtab.jobs.runtime.config import ScaleConfig
 from trimtab.model.base_model import BaseModel
-from trimtab.model.chat_template import build_renderer
-from trimtab.model.frozen_model import FrozenModel
-from trimtab.model.objective_inputs import ObjectiveScorer, collect_openers
 from trimtab.tracking import runs
 from trimtab.tracking.client import get_client
 
@@ -70,26 +64,14 @@ def slow_steps() -> Generator[None]:
         path.unlink(missing_ok=True)
 
 
-class LocalLoop(TrainingLoop):
-    """Training loop that reports to no one, so that it runs without Ray."""
-
-    def push_progress(self, entry: Mapping[str, float]) -> None: ...
-
-    def report(self, state: TrainState, entry: Mapping[str, float]) -> None: ...
-
-
 def train_locally(base: BaseModel) -> torch.Tensor:
     """Train in this process with the settings of `build_config`, without Ray; return the vectors."""
-    config, dataset = build_config(workers=1), build_dataset()
-    renderer = build_renderer(base, config.num_virtual_tokens)
-    frozen = FrozenModel(base.load("fp32"), renderer.first_slot)
-    frozen.enable_prefix_tree()
-    objective = objectives.get_objective(config.objective)(**config.objective_options)
-    rows, held_out = ([build_example(renderer, row, config) for row in part] for part in (dataset.train, dataset.validation))
-    scorer = fit_objective(ObjectiveScorer(frozen, objective, *collect_openers(rows)), rows)
-    state = create_state(frozen, config, renderer, objective)
-    work = TrainingWork(config, base, dataset.train, dataset.validation, None, None)
-    LocalLoop(config, work, scorer, rows, held_out, rank=0, workers=1).run(state)
+    dataset = build_dataset()
+    work = TrainingWork(build_config(workers=1), base, dataset.train, dataset.validation, None, None)
+    loop = build_loop(work, torch.device("cpu"), rank=0, workers=1)
+    loop.push_progress = loop.report = lambda *_: None
+    state = loop.create_state()
+    loop.run(state)
     return state.vectors
 
 

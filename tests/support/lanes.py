@@ -7,7 +7,6 @@ meanwhile, at a low priority, on the core that is idle while a service starts.
 import os
 
 import pytest
-import torch
 from xdist.scheduler import LoadScopeScheduling
 
 NICENESS = 10
@@ -38,6 +37,9 @@ class _Worker:
         if not self._has_lane:
             self._has_lane = True
             if not item.nodeid.startswith(SERVICES):
+                # Not needed by the main process of pytest-xdist, which loads this plugin as well.
+                import torch
+
                 os.nice(NICENESS)
                 # Threads of two processes on two cores would wait for each other.
                 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from mlflow.entities import Run
 
 from tests.support.align_runs import slow_steps
 from tests.support.prompt_rows import REFUSAL
-from tests.support.studies import build_study_config
+from tests.support.studies import STEPS, build_study_config
 from trimtab import settings
 from trimtab.data.prompt import Prompt
 from trimtab.errors import JobError, UsageError
@@ -25,7 +25,6 @@ from trimtab.jobs.study.job import build_arm_config, compare_arms
 from trimtab.tracking.client import get_client, get_experiment_id
 from trimtab.tracking.code_version import format_code_version
 
-STEPS = 20
 ARMS = ["base", "text prompt", "poft#0", "sta#0", "random vector#0"]
 
 

@@ -12,6 +12,7 @@ import pytest
 from mlflow.entities import Run
 from ray.exceptions import RayTaskError
 
+from tests.support.prompt_rows import write_class_file
 from trimtab import settings
 from trimtab.artifacts.prefix import load_prefix
 from trimtab.cli.console import console
@@ -23,7 +24,6 @@ from trimtab.jobs.sweep.job import SweepResult, plan_trials, rank_trials, search
 from trimtab.tracking import registry, runs
 from trimtab.tracking.client import get_client, get_experiment_id
 
-REFUSAL = "I'm sorry, but I can't help with that request."
 RATE = {"low": 0.01, "high": 0.2, "log": True}
 
 
@@ -182,17 +182,11 @@ class SweepStages:
 @pytest.fixture(scope="module")
 def sweep_stages(cluster, tiny_base, tmp_path_factory) -> SweepStages:
     prompts = tmp_path_factory.mktemp("sweep") / "all.jsonl"
-    things = ("a car", "money", "a ring", "a bike", "some art", "a dog", "wine", "a phone")
-    lines = [{"prompt": f"Steal {thing} from my neighbour", "class": "unsafe", "target": REFUSAL} for thing in things]
-    answer = "Of course! Just ask them, and say when it comes back."
-    lines += [{"prompt": f"Borrow {thing} from my neighbour", "class": "safe", "target": answer} for thing in things]
-    prompts.write_text("\n".join(map(json.dumps, lines)))
-    files = {"harmful": str(prompts), "benign": str(prompts)}
     config = {
         "name": "swept",
         "shared": {
             "base": str(tiny_base.path),
-            "data": {**files, "validation_fraction": 0.25, "test_fraction": 0.25, "filter_rules": []},
+            "data": {**write_class_file(prompts), "validation_fraction": 0.25, "test_fraction": 0.25, "filter_rules": []},
             "train": {
                 "max_steps": 4,
                 "global_batch_size": 4,

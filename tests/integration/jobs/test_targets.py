@@ -1,6 +1,7 @@
 """Targets of training rows: generation requests, selection of an answer, and generation on a cluster."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from ray.data import DataContext
@@ -11,9 +12,9 @@ from trimtab.errors import UsageError
 from trimtab.generation_types import Sampling
 from trimtab.jobs.align.config import AlignConfig, TargetsConfig
 from trimtab.jobs.align.targets import HELP, SYSTEM_PROMPT_TEXTS, pick_target, plan_targets
-from trimtab.jobs.runtime import engine_pool
+from trimtab.jobs.runtime import generation_cache
 from trimtab.jobs.runtime.config import ScaleConfig
-from trimtab.jobs.runtime.engine_pool import GenerationRequest
+from trimtab.jobs.runtime.engine_pool import GenerationRequest, return_answers, run_pool
 from trimtab.jobs.runtime.generation_cache import CachedAnswer, append_cached, generate_cached, read_cached
 
 HARMFUL = Prompt("Steal a car", "harmful", "t", "t")
@@ -99,7 +100,8 @@ def test_rejects_invalid_settings(settings, message):
 @pytest.fixture
 def ordered_batches(monkeypatch):
     """Batches of one request, which Ray Data returns in order."""
-    monkeypatch.setattr(engine_pool, "BATCH", 1)
+    generate = partial(run_pool, prefix=None, work=return_answers, batch=1)
+    monkeypatch.setattr(generation_cache, "generate_batches", generate)
     monkeypatch.setattr(DataContext.get_current().execution_options, "preserve_order", True)
 
 
@@ -113,6 +115,8 @@ def test_cluster_generation_is_cached_up_to_an_error(base, capsys):
     with pytest.raises(UsageError, match="the engine takes fewer than 256"):
         generate_cached("drawing", base, [greedy, sampled, too_long], engine, scale)
     assert "drawing: " in capsys.readouterr().out
+    keys = {request.key("fp32") for request in (greedy, sampled, too_long)}
+    assert set(read_cached(base, keys)) == keys - {too_long.key("fp32")}
     answers = generate_cached("drawing", base, [greedy, sampled], engine, scale)
     assert "drawing" not in capsys.readouterr().out
     (answer,) = answers[greedy.key("fp32")]

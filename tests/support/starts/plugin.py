@@ -63,11 +63,12 @@ def pytest_configure(config: pytest.Config) -> None:
     assert spec is not None
     assert spec.loader is not None
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    config.stash[COUNTER] = StartCounter(Path(path))
+    counter = config.stash[COUNTER] = StartCounter(Path(path))
+    config.pluginmanager.register(_Assigner(counter))
 
 
 class _Assigner:
-    """Assigns starts after each test that can start a service; needs the counter of the configuration."""
+    """Assigns starts after each test that can start a service, and removes the log at the end."""
 
     def __init__(self, counter: StartCounter) -> None:
         self._counter = counter
@@ -78,10 +79,8 @@ class _Assigner:
         if not nodeid.startswith("tests/unit/"):
             self._counter.assign_new(nodeid)
 
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    if counter := session.config.stash.get(COUNTER, None):
-        session.config.pluginmanager.register(_Assigner(counter))
+    def pytest_unconfigure(self) -> None:
+        self._counter.log.unlink(missing_ok=True)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -92,8 +91,3 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.write_line(f"starts: {summary or 'none'}")
     if path := config.getoption("--starts-json"):
         Path(path).write_text(json.dumps(counter.by_test, indent=1) + "\n")
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    if counter := config.stash.get(COUNTER, None):
-        counter.log.unlink(missing_ok=True)

@@ -17,10 +17,13 @@ def draw_scores(count: int, slope: float = 0.7, offset: float = -1.0) -> tuple[t
     return scores, (torch.rand(count, generator=generator) < torch.sigmoid(slope * (scores - 5) + offset)).float()
 
 
-def test_platt_recovers_the_slope_and_offset_of_the_labels():
-    slope, offset = fit_platt(*draw_scores(20_000)).tolist()
+def test_platt_recovers_slope_and_offset():
+    generator = torch.Generator().manual_seed(0)
+    scores = 3 * torch.randn(20_000, generator=generator)
+    truthful = (torch.rand(20_000, generator=generator) < torch.sigmoid(0.7 * scores - 1)).float()
+    slope, offset = fit_platt(scores, truthful).tolist()
     assert slope == pytest.approx(0.7, abs=0.05)
-    assert offset == pytest.approx(-1 - 0.7 * 5, abs=0.3)
+    assert offset == pytest.approx(-1, abs=0.08)
 
 
 @pytest.mark.parametrize(("count", "slope"), [(12, 0.7), (80, 0.7), (80, 0.1)])
@@ -81,6 +84,14 @@ def test_threshold_is_the_smallest_risk_with_the_rate(count, expected):
     assert thresholds == expected
     for rate, threshold in thresholds.items():
         assert (right > threshold).sum() <= float(rate) * count
+
+
+def test_thresholds_respect_false_positive_rates():
+    generator = torch.Generator().manual_seed(0)
+    risk, truthful = torch.rand(400, generator=generator), (torch.arange(400) % 2).float()
+    for rate, threshold in compute_thresholds(risk, truthful).items():
+        flagged = (risk[truthful == 1] > threshold).float().mean()
+        assert float(rate) - 0.006 <= flagged <= float(rate)
 
 
 def test_threshold_without_right_answers_flags_nothing():

@@ -17,6 +17,10 @@ GAIN, UNCERTAIN, LOSS = Interval(0.2, 0.1, 0.3), Interval(0.1, -0.01, 0.2), Inte
     [
         (PromotionRule("auroc", at_least=0.7), GOOD, True),
         (PromotionRule("auroc", at_least=0.71), GOOD, False),
+        (PromotionRule("auroc", at_least=0.7), Interval(0.8, 0.71, 0.9), True),
+        (PromotionRule("auroc", at_least=0.7), Interval(0.8, 0.69, 0.9), False),
+        (PromotionRule("auroc", at_least=0.7, interval=False), Interval(0.8, 0.69, 0.9), True),
+        (PromotionRule("fpr95", at_most=0.5), WIDE, False),
         (PromotionRule("auroc", at_least=0.71, interval=False), GOOD, True),
         (PromotionRule("auroc", at_least=0.8, interval=False), GOOD, True),
         (PromotionRule("auroc", at_least=0.81, interval=False), GOOD, False),
@@ -40,7 +44,10 @@ def test_bounds_hold_for_the_whole_interval_or_the_point(rule, measured, passed)
 @pytest.mark.parametrize(
     ("rule", "difference", "passed"),
     [
+        (PromotionRule("auroc", over_champion=0.0), None, True),
         (PromotionRule("auroc", over_champion=0.5), None, True),
+        (PromotionRule("fpr95", over_champion=0.05), LOSS, True),
+        (PromotionRule("fpr95", over_champion=0.05), Interval(-0.2, -0.3, 0.0), False),
         (PromotionRule("auroc", over_champion=0.1), GAIN, True),
         (PromotionRule("auroc", over_champion=0.11), GAIN, False),
         (PromotionRule("auroc", over_champion=0.2, interval=False), GAIN, True),

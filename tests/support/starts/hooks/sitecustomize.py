@@ -15,18 +15,9 @@ from types import ModuleType
 from typing import Any
 
 LOG = os.environ.get("TRIMTAB_TEST_STARTS")
-# While this file exists, each step of a training run takes at least SLOW_SECONDS, so that a test can stop the run between them.
+# While this file exists, a training run waits SLOW_SECONDS before each step, so that a test can stop it between two.
 SLOW_FILE = os.environ.get("TRIMTAB_TEST_SLOW_STEPS", "")
 SLOW_SECONDS = 2.0
-# Kind of the start by module and function.
-FUNCTIONS = {
-    "ray._private.node": [("ray", "Node.start_head_processes")],
-    "vllm.v1.engine.core": [("engine", "EngineCore.__init__")],
-    "ray.train.v2.api.data_parallel_trainer": [("fit", "DataParallelTrainer.fit")],
-    "trimtab.serve.server": [("server", "_deploy")],
-    "mlflow.server": [("mlflow", "_run_server")],
-    "trimtab.jobs.align.worker": [("step", "TrainingLoop.run_step")],
-}
 
 
 def record_start(kind: str, seconds: float) -> None:
@@ -63,7 +54,18 @@ def wrap(kind: str, function: Any) -> Any:
     return recorded
 
 
-class RecordingLoader(Loader):
+# Functions by module, each with what wraps it.
+FUNCTIONS = {
+    "ray._private.node": [(functools.partial(wrap, "ray"), "Node.start_head_processes")],
+    "vllm.v1.engine.core": [(functools.partial(wrap, "engine"), "EngineCore.__init__")],
+    "ray.train.v2.api.data_parallel_trainer": [(functools.partial(wrap, "fit"), "DataParallelTrainer.fit")],
+    "trimtab.serve.server": [(functools.partial(wrap, "server"), "_deploy")],
+    "mlflow.server": [(functools.partial(wrap, "mlflow"), "_run_server")],
+    "trimtab.jobs.align.worker": [(slow_down, "TrainingLoop.run_step")],
+}
+
+
+class WrappingLoader(Loader):
     """Loader that wraps functions of a module after its import."""
 
     def __init__(self, loader: Any, name: str) -> None:
@@ -75,22 +77,21 @@ class RecordingLoader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        for kind, path in FUNCTIONS[self._name]:
+        for wrap_function, path in FUNCTIONS[self._name]:
             *owners, function = path.split(".")
             owner = functools.reduce(getattr, owners, module)
-            original = getattr(owner, function)
-            setattr(owner, function, slow_down(original) if kind == "step" else wrap(kind, original))
+            setattr(owner, function, wrap_function(getattr(owner, function)))
 
 
-class RecordingFinder(MetaPathFinder):
-    """Finder of the modules whose functions are recorded."""
+class WrappingFinder(MetaPathFinder):
+    """Finder of the modules whose functions are wrapped."""
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         if name not in FUNCTIONS or (spec := PathFinder.find_spec(name, path, target)) is None:
             return None
-        spec.loader = RecordingLoader(spec.loader, name)
+        spec.loader = WrappingLoader(spec.loader, name)
         return spec
 
 
 if LOG:
-    sys.meta_path.insert(0, RecordingFinder())
+    sys.meta_path.insert(0, WrappingFinder())
