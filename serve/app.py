@@ -9,6 +9,7 @@ from ray import serve
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import AutoscalingConfig
 
+from trimtab import settings
 from trimtab.cli import main
 from trimtab.model.base_model import BaseModel, resolve_base_model
 from trimtab.ray_patches import patch_replica_address
@@ -54,7 +55,12 @@ def build_application(config: ServeConfig, base: BaseModel, cpus: float) -> Any:
     deployment: Any = serve.deployment(
         serve.ingress()(Replica),
         name="engine",
-        ray_actor_options={"num_cpus": cpus, "num_gpus": config.gpus_per_replica},
+        ray_actor_options={
+            "num_cpus": cpus,
+            "num_gpus": config.gpus_per_replica,
+            # A caller may have connected to Ray before it set the store, and replicas must read the same registry.
+            "runtime_env": {"env_vars": settings.prepare_environment()},
+        },
         # The admission middleware rejects excess requests with an OpenAI-style error before this limit is reached.
         max_ongoing_requests=config.max_ongoing_requests + config.max_queued_requests + SPARE,
         max_queued_requests=SPARE,

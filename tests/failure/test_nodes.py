@@ -58,9 +58,9 @@ def test_killed_node_changes_neither_prefix_nor_curve(nodes, tiny_base, prompt_f
     )
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_for_checkpoint(settings.get_runs_folder() / "many", process)
-    nodes.cluster.remove_node(nodes.workers.pop(), allow_graceful=False)
+    nodes.kill_worker()
     output, _ = process.communicate(timeout=WAIT_SECONDS)
-    nodes.workers.append(nodes.cluster.add_node(num_cpus=1))
+    nodes.add_worker()
     assert process.returncode == 0, output
     prefix = load_trained_prefix("many")
     assert (prefix.vectors - reference_prefix.vectors).abs().max() < 1e-5

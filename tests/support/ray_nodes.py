@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ray._private import services
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
@@ -23,6 +24,17 @@ class RayNodes:
     workers: list[Node]
     address: str
 
+    def add_worker(self) -> None:
+        self.workers.append(self.cluster.add_node(num_cpus=1, node_ip_address=get_machine_address()))
+
+    def kill_worker(self) -> None:
+        self.cluster.remove_node(self.workers.pop(), allow_graceful=False)
+
+
+def get_machine_address() -> str:
+    """Return the address of this machine; Ray's default is loopback in a process that is connected to a local node."""
+    return services.node_ip_address_from_perspective(None)
+
 
 @contextmanager
 def start_ray_nodes() -> Generator[RayNodes]:
@@ -32,11 +44,14 @@ def start_ray_nodes() -> Generator[RayNodes]:
     # The nodes must use the Python that has trimtab installed.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{path}"
     head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": dashboard, "dashboard_agent_listen_port": agent}
+    head["node_ip_address"] = get_machine_address()
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
-        workers = [cluster.add_node(num_cpus=1) for _ in range(WORKERS)]
+        nodes = RayNodes(cluster, [], f"http://127.0.0.1:{dashboard}")
+        for _ in range(WORKERS):
+            nodes.add_worker()
         cluster.wait_for_nodes()
-        yield RayNodes(cluster, workers, f"http://127.0.0.1:{dashboard}")
+        yield nodes
     finally:
         cluster.shutdown()
         os.environ["PATH"] = path
