@@ -1,7 +1,7 @@
 """Pytest plugin that divides the tests of a run between the two processes of pytest-xdist.
 
-One process runs the integration tests, which share one Ray cluster, engines and a server. The other one runs all other tests
-meanwhile, at a low priority, on the core that is idle while a service starts.
+One process runs the tests that share one Ray cluster and one server. The other one runs all other tests meanwhile, at a low
+priority, on the core that is idle while a service starts.
 """
 
 import os
@@ -10,14 +10,22 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 NICENESS = 10
-SERVICES = "tests/integration/"
+INTEGRATION = "tests/integration/"
+# Integration tests with services of their own, which run in the process of the unit tests.
+SEPARATE = tuple(f"{INTEGRATION}{path}" for path in ("cli/", "cluster/test_submit.py", "engine/", "tracking/"))
+SHARED_FIXTURES = {"cluster", "url"}
+
+
+def uses_shared_services(nodeid: str) -> bool:
+    """Return whether a test, given by its pytest node id, belongs to the process with the shared services."""
+    return nodeid.startswith(INTEGRATION) and not nodeid.startswith(SEPARATE)
 
 
 class LaneScheduling(LoadScopeScheduling):
-    """Scheduling that gives all integration tests to one process, and the other tests by file to the process that is free."""
+    """Scheduling that gives all tests with shared services to one process, and the others by file to the free process."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return SERVICES if nodeid.startswith(SERVICES) else nodeid.partition("::")[0]
+        return INTEGRATION if uses_shared_services(nodeid) else nodeid.partition("::")[0]
 
 
 class _Scheduler:
@@ -28,15 +36,23 @@ class _Scheduler:
 
 
 class _Worker:
-    """Hook of a process of pytest-xdist that lowers its priority unless it runs the integration tests."""
+    """Hooks of a process of pytest-xdist."""
 
     def __init__(self) -> None:
         self._has_lane = False
 
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Reject tests that would start a second cluster or server."""
+        for item in items:
+            shared = SHARED_FIXTURES.intersection(getattr(item, "fixturenames", ()))
+            if shared and not uses_shared_services(item.nodeid):
+                raise pytest.UsageError(f"{item.nodeid} uses {min(shared)}: its file is not among those with shared services")
+
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Lower the priority of the process unless it runs the tests with shared services."""
         if not self._has_lane:
             self._has_lane = True
-            if not item.nodeid.startswith(SERVICES):
+            if not uses_shared_services(item.nodeid):
                 # Not needed by the main process of pytest-xdist, which loads this plugin as well.
                 import torch
 

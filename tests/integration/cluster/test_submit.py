@@ -64,7 +64,7 @@ def test_job_is_followed_and_listed_and_its_name_is_taken(run_trimtab):
     assert "no job 'none' on this cluster; there are: first" in output
 
 
-def test_submitted_config_has_output_and_exit_code_of_local_run(cluster, run_trimtab, tmp_path, monkeypatch, capsys):
+def test_submitted_config_has_output_and_exit_code_of_local_run(run_trimtab, tmp_path, monkeypatch, capsys):
     """The working directory is uploaded. A missing file gives the same error as in a local run, without retries."""
     write_prompt_files(tmp_path)
     (tmp_path / "mine.yaml").write_text("name: mine\ndata:\n  harmful: harmful.jsonl\n  benign: benign.jsonl\n")

@@ -1,7 +1,6 @@
-"""Studies: settings of their arms, cached answers, and a study that is interrupted, resumed and repeated."""
+"""Studies: settings of their arms, cached answers, and a study that is repeated."""
 
 import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import pytest
 from mlflow.entities import Run
 
-from tests.support.align_runs import slow_steps
 from tests.support.prompt_rows import REFUSAL
 from tests.support.studies import STEPS, build_study_config
 from trimtab import settings
@@ -107,48 +105,23 @@ def test_batches_are_grouped_to_fill_the_engine():
 
 
 @dataclass(frozen=True)
-class ResumedStudy:
-    """A study whose first arm failed, and the same study with another arm in its place.
-
-    Attributes:
-        config: settings of the resumed study.
-        error: error of the failed study.
-        stopped: MLflow run of the arm that the failure stopped, as it was before the study was resumed.
-        stopped_steps: steps of that run.
-        report: report of the resumed study.
-        folder: folder of the report.
-    """
+class FinishedStudy:
+    """Finished study: its settings, its report and the folder of the report."""
 
     config: dict[str, Any]
-    error: UsageError
-    stopped: Run
-    stopped_steps: list[int]
     report: StudyReport
     folder: Path
 
 
 @pytest.fixture(scope="module")
-def resumed_study(cluster, tiny_base, tmp_path_factory) -> ResumedStudy:
-    """Two concurrent arms on prompts with targets. One fails and the other one stops; then they train, with a utility suite."""
+def study(cluster, tiny_base, tmp_path_factory) -> FinishedStudy:
+    """Two arms that train at the same time on prompts with targets, and a utility suite."""
     folder = tmp_path_factory.mktemp("study")
     config = build_study_config(tiny_base, folder)
-    failing = config | {"arms": {"fails": {"train.init": "token:"}, "sta": {}}}
-    with slow_steps(), pytest.raises(UsageError) as raised:
-        compare_arms(StudyConfig(**failing))
-    stopped = read_arm_run("sta#0")
-    stopped_steps = list_steps(stopped)
     config["utility"] = {
         "facts": UtilitySuite("trimtab:countries", "trimtab:neutral", limit=2, max_tokens=4, max_text_tokens=8)
     }
-    return ResumedStudy(config, raised.value, stopped, stopped_steps, compare_arms(StudyConfig(**config)), folder / "report")
-
-
-def get_arm_folder(arm: str) -> Path:
-    return settings.get_runs_folder() / "study-tiny" / arm
-
-
-def read_arm_run(arm: str) -> Run:
-    return get_client().get_run(json.loads((get_arm_folder(arm) / "run.json").read_text())["run_id"])
+    return FinishedStudy(config, compare_arms(StudyConfig(**config)), folder / "report")
 
 
 def list_steps(run: Run) -> list[int]:
@@ -159,67 +132,57 @@ def list_study_runs() -> list[Run]:
     return get_client().search_runs([get_experiment_id()], "attributes.run_name = 'study tiny'")
 
 
-def test_study_report_has_all_arms(resumed_study):
-    assert [arm.name for arm in resumed_study.report.parts["test"]] == ARMS
-    page = (resumed_study.folder / "report.html").read_text()
+def test_study_report_has_all_arms(study):
+    assert [arm.name for arm in study.report.parts["test"]] == ARMS
+    page = (study.folder / "report.html").read_text()
     assert all(name.partition("#")[0] in page for name in ARMS)
     assert format_code_version() in page
-    rows = list(csv.DictReader((resumed_study.folder / "report.csv").open()))
+    rows = list(csv.DictReader((study.folder / "report.csv").open()))
     assert {row["arm"] for row in rows} == {name.partition("#")[0] for name in ARMS}
     assert (settings.get_runs_folder() / "study-tiny").exists()
 
 
-def test_study_measures_utility_of_all_arms(resumed_study):
-    rows = list(csv.DictReader((resumed_study.folder / "utility.csv").open()))
+def test_study_measures_utility_of_all_arms(study):
+    rows = list(csv.DictReader((study.folder / "utility.csv").open()))
     assert {row["arm"] for row in rows if row["measure"] == "accuracy"} == {name.partition("#")[0] for name in ARMS}
-    assert [arm.name for arm in resumed_study.report.utility["facts"]] == ARMS
+    assert [arm.name for arm in study.report.utility["facts"]] == ARMS
     (study_run,) = list_study_runs()
     assert study_run.data.metrics["utility/facts/base/kl"] == 0
     assert study_run.data.metrics["utility/facts/poft/kl"] > 0
 
 
-def test_failed_arm_stops_the_others_with_a_checkpoint(resumed_study):
-    """The study raises the error of the failed arm; the other arm can be resumed."""
-    assert "train.init 'token:' has no tokens" in str(resumed_study.error)
-    assert resumed_study.stopped.info.status == "KILLED"
-    assert 0 < len(resumed_study.stopped_steps) < STEPS
-    assert not (get_arm_folder("fails#0") / "prefix").exists()
-
-
-def test_resumed_study_continues_its_runs(resumed_study):
+def test_study_has_a_finished_run_for_each_arm(study):
     (study_run,) = list_study_runs()
     children = get_client().search_runs([get_experiment_id()], f"tags.`mlflow.parentRunId` = '{study_run.info.run_id}'")
-    assert {child.info.run_name for child in children} == {"fails seed 0", "poft seed 0", "sta seed 0"}
-    resumed_run = read_arm_run("sta#0")
-    assert resumed_run.info.run_id == resumed_study.stopped.info.run_id
-    for run in (resumed_run, read_arm_run("poft#0")):
-        assert run.info.status == "FINISHED"
-        assert sorted(list_steps(run)) == list(range(1, STEPS + 1)), "the curve must have no gap, and no step twice"
+    assert {child.info.run_name for child in children} == {"poft seed 0", "sta seed 0"}
+    for child in children:
+        assert child.info.status == "FINISHED"
+        assert sorted(list_steps(child)) == list(range(1, STEPS + 1))
 
 
-def test_study_reports_curves_and_training_costs(resumed_study):
-    assert resumed_study.report.curves["poft#0"]
-    assert [cost.arm for cost in resumed_study.report.costs] == ["poft#0", "sta#0"]
-    for cost in resumed_study.report.costs:
+def test_study_reports_curves_and_training_costs(study):
+    assert study.report.curves["poft#0"]
+    assert [cost.arm for cost in study.report.costs] == ["poft#0", "sta#0"]
+    for cost in study.report.costs:
         assert cost.seconds > 0
         # A step has four rows, each of at least a chat template, a prompt and the vector.
         assert cost.tokens > STEPS * 4 * 10
         assert 0.1 < cost.memory_gib < 8
 
 
-def test_repeated_study_reuses_all_results(resumed_study, capsys):
-    report = compare_arms(StudyConfig(**resumed_study.config))
+def test_repeated_study_reuses_all_results(study, capsys):
+    report = compare_arms(StudyConfig(**study.config))
     output = capsys.readouterr().out
     assert "training" not in output, "no arm may be trained again"
     assert "answers of all arms" not in output, "no answer may be generated again"
     assert "answers to questions" not in output
     assert "texts read" not in output
-    assert report.parts == resumed_study.report.parts
-    assert report.utility == resumed_study.report.utility
+    assert report.parts == study.report.parts
+    assert report.utility == study.report.utility
     assert len(list_study_runs()) == 1
 
 
-def test_study_rejects_changed_settings(resumed_study):
+def test_study_rejects_changed_settings(study):
     arms = {"poft": {"objective": "poft", "train.max_steps": 4}}
     with pytest.raises(UsageError, match="trained with other settings"):
-        compare_arms(StudyConfig(**resumed_study.config | {"arms": arms}))
+        compare_arms(StudyConfig(**study.config | {"arms": arms}))

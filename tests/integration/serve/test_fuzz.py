@@ -11,7 +11,7 @@ from hypothesis.strategies import booleans
 
 from tests.support.chat_client import BASE
 
-# Cases for each operation: ten, or as many as TRIMTAB_FUZZ. Up to FIXED of them are the same in every run; more are random.
+# Cases for each operation: five, or as many as TRIMTAB_FUZZ. Up to FIXED of them are the same in every run; more are random.
 CASES, FIXED = int(os.environ.get("TRIMTAB_FUZZ", "0")), 60
 ANSWER_SECONDS = 120
 # Responses at capacity and after the time limit.
@@ -29,7 +29,7 @@ def test_no_generated_request_gives_a_server_error(url):
     statuses: Counter[int] = Counter()
     for operation in operations:
         case_settings = settings(
-            max_examples=CASES or 10,
+            max_examples=CASES or 5,
             derandomize=CASES <= FIXED,
             deadline=None,
             database=None,
