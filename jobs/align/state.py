@@ -41,7 +41,7 @@ class TrainState:
         seconds: training time in seconds.
         tokens: number of tokens trained on.
         memory_gib: peak memory of any worker, in GiB.
-        history: metrics of the steps since the last report.
+        history: metrics of the last steps, including some reports before the last one.
     """
 
     vectors: Tensor

@@ -49,6 +49,10 @@ from trimtab.model.objective_inputs import ObjectiveScorer, collect_openers, com
 from trimtab.objectives import Objective
 from trimtab.objectives.likelihood import Likelihood
 
+# Reports whose history a checkpoint holds. Workers can be ahead of the controller, which logs a report after its checkpoint is
+# stored; a new driver logs from the newest checkpoint what is missing.
+REPORTS = 4
+
 
 @dataclass(frozen=True)
 class TrainingWork:
@@ -158,6 +162,7 @@ class TrainingLoop:
     workers: int
     _pending: Any = None
     _stop_requested: bool = False
+    _reported_step: int = 0
 
     def __post_init__(self) -> None:
         # Validation uses the likelihood loss for every objective, so that curves of different objectives are comparable.
@@ -178,8 +183,8 @@ class TrainingLoop:
             state: state to start from; it is updated in place.
         """
         settings = self.config.train
-        # The history in a checkpoint was reported together with it.
-        state.history.clear()
+        # A checkpoint is reported together with its history.
+        self._reported_step = state.step
         while state.step < settings.max_steps:
             if state.anchor is None and state.step == round(self.scorer.objective.switch * settings.max_steps) > 0:
                 state.anchor = state.vectors.clone()
@@ -289,18 +294,20 @@ class TrainingLoop:
         """Report the history since the last report and a checkpoint to Ray Train.
 
         Args:
-            state: state to save; its history is cleared.
+            state: state to save; its history is cut to the last `REPORTS` reports.
             entry: metrics of the last step.
         """
+        history = [past for past in state.history if past["step"] > self._reported_step]
+        self._reported_step = state.step
+        state.history = state.history[-REPORTS * self.config.train.checkpoint_every :]
         node = {"node": read_node_metrics()}
         if self.rank != 0:
             train.report(node)
             return
         with tempfile.TemporaryDirectory() as folder:
             save_state(state, Path(folder), self.work.run_id)
-            metrics = {**entry, **node, "history": list(state.history), "prefix_tree": self.scorer.frozen.packs}
+            metrics = {**entry, **node, "history": history, "prefix_tree": self.scorer.frozen.packs}
             train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
-        state.history.clear()
 
     def _is_stop_requested(self) -> bool:
         if self.rank == 0 and self._pending is not None:
