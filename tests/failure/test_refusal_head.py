@@ -1,4 +1,4 @@
-"""Refusal judges, compared on human labels."""
+"""Refusal head of the default model, compared with string match on human labels."""
 
 import json
 
