@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from http import HTTPStatus
@@ -48,30 +48,36 @@ APPLICATION = "trimtab"
 # Processes of a local Ray that are not restarted.
 RAY = ("gcs_server", "raylet")
 POLL_SECONDS = 0.5
+# Time for replicas to stop after their last request.
+STOP_SECONDS = 30
 
 
 def run_serve(config: ServeConfig) -> None:
-    """Run `trimtab serve` until SIGINT or SIGTERM.
+    """Run `trimtab serve` until SIGINT or SIGTERM, then finish the running requests; a second signal stops at once.
 
     Raises:
+        KeyboardInterrupt: on the second signal.
         UsageError: if the settings are invalid or the port is taken.
         JobError: if the replicas do not start, or a Ray process dies.
     """
     stop_event = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
+        if stop_event.is_set():
+            raise KeyboardInterrupt
         stop_event.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    # The command line gives SIGTERM the effect of SIGINT.
+    signal.signal(signal.SIGINT, stop)
     with serving(config, stop_event) as url:
         if stop_event.is_set():
             return
         print_line(f"ready: {url}/v1   page: {url}/   {_format_models(config, url)}")
         print_line("press Ctrl-C to stop")
-        ray_processes = {process: process.name() for process in psutil.Process().children() if process.name() in RAY}
+        ray_processes = _list_ray_processes()
         while not stop_event.wait(POLL_SECONDS):
-            _check_ray_processes(ray_processes)
+            if any(map(_is_dead, ray_processes)):
+                raise JobError("a process of Ray has died, and the server with it. Start the server again")
         print_line("stopping")
 
 
@@ -94,6 +100,7 @@ def serving(config: ServeConfig, stop_event: threading.Event | None = None) -> G
     config = replace(config, api_key_file=get_required_key_file(config))
     _check_port(config.host, config.port)
     owns_ray = _connect(config)
+    ray_processes = _list_ray_processes()
     try:
         cpus = config.cpus_per_replica or get_max_node_cores() / max(config.num_replicas, config.max_replicas)
         resources = config.num_replicas * cpus, config.num_replicas * config.gpus_per_replica
@@ -102,30 +109,41 @@ def serving(config: ServeConfig, stop_event: threading.Event | None = None) -> G
             serve.start(http_options=HTTPOptions(host=config.host, port=config.port, request_timeout_s=None))
         except RayError as error:
             raise JobError(f"Serve did not start: {_find_reason(str(error))}") from error
-        _deploy(config, build_application(config, base, cpus), resources, stop_event or threading.Event())
-        yield f"http://{config.host}:{config.port}"
+        try:
+            _deploy(config, build_application(config, base, cpus), resources, stop_event or threading.Event())
+            yield f"http://{config.host}:{config.port}"
+        finally:
+            _drain(config, ray_processes)
     finally:
         # Ray prints an error when Serve's controller exits, although that is part of the shutdown.
         with redirect_stdout(StringIO()):
-            _shut_down(config)
+            # The status of a local Ray is not requested: if Ray has died, the call would hang.
+            if get_address(config.address) == LOCAL or not set(serve.status().applications) - {APPLICATION}:
+                serve.shutdown()
             if owns_ray:
                 ray.shutdown()
 
 
-def _shut_down(config: ServeConfig) -> None:
-    """Delete the application, and stop Serve unless it runs other applications."""
-    # The status of a local Ray is not requested: if Ray has died, the call would hang.
-    if get_address(config.address) != LOCAL and set(serve.status().applications) - {APPLICATION}:
-        serve.delete(APPLICATION)
-    else:
-        serve.shutdown()
+def _drain(config: ServeConfig, ray_processes: Sequence[psutil.Process]) -> None:
+    """Delete the application once its requests are finished, at the latest after `drain_seconds`.
+
+    The proxies still work meanwhile; Serve's own shutdown stops proxies and replicas at the same time.
+
+    Args:
+        config: settings of the server.
+        ray_processes: processes of a local Ray; if one has died, nothing is done, because calls of Ray would hang.
+    """
+    if any(map(_is_dead, ray_processes)):
+        return
+    serve.delete(APPLICATION, _blocking=False)
+    deadline = time.monotonic() + config.drain_seconds + STOP_SECONDS
+    while APPLICATION in serve.status().applications and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
 
 
-def _check_ray_processes(processes: Mapping[psutil.Process, str]) -> None:
-    """Raise JobError if a process of a local Ray has died: the server would otherwise fail silently."""
-    for process, name in processes.items():
-        if _is_dead(process):
-            raise JobError(f"Ray process {name} has died, and the server with it. Start the server again")
+def _list_ray_processes() -> list[psutil.Process]:
+    """Return the processes of a local Ray that are not restarted."""
+    return [process for process in psutil.Process().children() if process.name() in RAY]
 
 
 def _is_dead(process: psutil.Process) -> bool:

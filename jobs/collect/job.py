@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from trimtab.artifacts.prefix import Prefix
 from trimtab.cli.console import print_line
 from trimtab.engine.config import EngineConfig
-from trimtab.errors import ArtifactError, UsageError
+from trimtab.errors import ArtifactError, InterruptedByUserError, UsageError
 from trimtab.generation_types import Answer
 from trimtab.jobs.collect.config import CollectConfig
 from trimtab.jobs.collect.plan import Label, PlannedRequest, drop_overlong, label_answers, load_plan
@@ -34,6 +34,7 @@ from trimtab.model.base_model import BaseModel, resolve_base_model, resolve_dtyp
 from trimtab.model.chat_template import ChatRenderer, build_renderer
 from trimtab.scores import p_true
 from trimtab.util.remote_paths import Folder, open_folder
+from trimtab.util.termination import defer_interrupt
 
 # Approximate relative depth of the most informative layer (METHODS 2).
 TWO_THIRDS = 2 / 3
@@ -49,6 +50,7 @@ def collect(config: CollectConfig) -> Folder:
 
     Raises:
         TrimtabError: if the configuration is invalid, the folder holds another data set, or the job fails.
+        InterruptedByUserError: on SIGINT or SIGTERM, after the current batch.
     """
     base = resolve_base_model(config.base, config.revision)
     layers = tuple(sorted(set(config.layers))) or (round(base.depth * TWO_THIRDS), base.depth - 1)
@@ -70,15 +72,25 @@ def collect(config: CollectConfig) -> Folder:
         )
         requests = {key: item.request for key, item in missing.items()}
         sampler = AnswerSampler(config.num_samples, config.temperature, config.p_true)
-        with ray_session(config.scale.address):
+        with ray_session(config.scale.address), defer_interrupt(_announce_stop) as stop_requested:
             batches = run_pool("answers with signals", base, requests, engine, config.scale, prefix, sampler, sampler.batch)
+            stored = 0
             for batch in batches:
                 pairs = [(missing[key], gathered) for key, gathered in batch.items()]
                 labels = label_answers([(item, gathered.answer) for item, gathered in pairs], config.judge)
                 labeled = zip(pairs, labels, strict=True)
                 lines = [build_row(item, gathered, label, renderer.tokenizer) for (item, gathered), label in labeled]
                 append_part(folder, meta, lines)
+                stored += len(lines)
+                if stop_requested.is_set() and stored < len(missing):
+                    raise InterruptedByUserError(
+                        f"stopped; {stored} of {len(missing)} answers are stored. Run the same command to resume"
+                    )
     return folder
+
+
+def _announce_stop() -> None:
+    print_line("stopping after this batch; press Ctrl-C again to stop immediately")
 
 
 def run_collect(config: CollectConfig) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class SubmitConfig:
         num_cpus: CPU cores for the command itself; its tasks and workers reserve their own.
         num_gpus: GPUs for the command itself.
         max_retries: maximum number of retries after a failure; usage errors and interrupts are not retried.
+        stop_wait_seconds: time that `trimtab jobs stop` leaves the command to write a checkpoint before it is killed.
         env_vars: names of local environment variables to pass to the job, such as secrets and store addresses.
     """
 
@@ -40,6 +41,7 @@ class SubmitConfig:
     num_cpus: float = 0
     num_gpus: float = 0
     max_retries: int = 0
+    stop_wait_seconds: int = 60
     env_vars: list[str] | str = field(default_factory=list[str])
 
     def __post_init__(self) -> None:
@@ -49,8 +51,8 @@ class SubmitConfig:
             raise UsageError(
                 f"submit: no command given. Add it after --: trimtab submit --name {self.name} -- align --name mine"
             )
-        if min(self.num_cpus, self.num_gpus, self.max_retries) < 0:
-            raise UsageError("submit: num_cpus, num_gpus and max_retries must be at least 0")
+        if min(self.num_cpus, self.num_gpus, self.max_retries, self.stop_wait_seconds) < 0:
+            raise UsageError("submit: num_cpus, num_gpus, max_retries and stop_wait_seconds must be at least 0")
 
 
 @dataclass(frozen=True)

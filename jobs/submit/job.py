@@ -32,6 +32,8 @@ from trimtab.util.environment import set_variables
 # Longer than that of drivers: each poll is an HTTP request to the dashboard.
 POLL_SECONDS = 1.0
 ADDRESS = "RAY_API_SERVER_ADDRESS"
+# Seconds between the signals SIGTERM and SIGKILL to a stopped job; Ray's default is 3.
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,8 @@ def _runtime_env(config: SubmitConfig) -> dict[str, Any]:
     missing = [name for name in variables if name not in os.environ]
     if missing:
         raise UsageError(f"submit: the environment variable {missing[0]} is not set")
-    runtime_env: dict[str, Any] = {"env_vars": {name: os.environ[name] for name in variables}}
+    values = {STOP_WAIT: str(config.stop_wait_seconds)} | {name: os.environ[name] for name in variables}
+    runtime_env: dict[str, Any] = {"env_vars": values}
     if config.working_dir:
         runtime_env["working_dir"] = config.working_dir
     if config.requirements:

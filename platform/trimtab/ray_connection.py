@@ -11,6 +11,7 @@ from ray.exceptions import RayError
 from trimtab import settings
 from trimtab.errors import JobError, UsageError
 from trimtab.ray_patches import patch_node_address
+from trimtab.util.termination import preserve_handlers
 
 LOCAL = "local"
 # Characters that a path of a socket may have, and those that Ray adds to its temporary folder.
@@ -44,7 +45,7 @@ def connect_to_ray(address: str | None, environment: Mapping[str, str] | None = 
     # This logger reports at each start that token authentication is enabled.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     try:
-        with patch_node_address(loopback=target == LOCAL):
+        with patch_node_address(loopback=target == LOCAL), preserve_handlers():
             ray.init(
                 address=target,
                 include_dashboard=False if address is None else None,

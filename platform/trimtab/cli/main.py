@@ -18,6 +18,7 @@ from typing import Any
 
 from trimtab import settings
 from trimtab.errors import TrimtabError, UsageError, as_no_space_error
+from trimtab.util.termination import INTERRUPTED, convert_sigterm
 
 # Width of help texts in characters if the width of the terminal is unknown.
 WIDTH = 118
@@ -44,15 +45,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: command-line arguments without the program's name; those of the process if None.
 
     Returns:
-        Exit code: 0 success, 1 failure, 2 usage error, 130 interrupted.
+        Exit code: 0 success, 1 failure, 2 usage error, 130 after SIGINT, 143 after SIGTERM.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     settings.prepare_environment()
+    with convert_sigterm() as converter:
+        return converter.get_exit_code(_run_with_errors(words))
+
+
+def _run_with_errors(arguments: list[str]) -> int:
+    """Run one command; report an error in one line and return the exit code, INTERRUPTED for a signal."""
     try:
-        return _run(words)
+        return _run(arguments)
     except KeyboardInterrupt:
         print("trimtab: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         return 0
     except Exception as error:

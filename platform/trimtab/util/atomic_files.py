@@ -16,8 +16,8 @@ LOCK = ".lock"
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace a file atomically.
 
-    Readers see the old content or the new content, never a part of it. If the write fails, for instance on a full disk, the old
-    file stays unchanged. Several threads and processes may write the same file at once; the last one wins.
+    Readers see the old content or the new content, never a part of it. If the write fails, for instance on a full disk or by
+    Ctrl-C, the old file stays unchanged. Several threads and processes may write the same file at once; the last one wins.
 
     Args:
         path: file to create or replace.
@@ -30,7 +30,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     try:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.replace(path)
-    except OSError:
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
