@@ -7,6 +7,7 @@ trimtab collect --questions trimtab:countries --out signals --num_samples 10 --p
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -72,9 +73,9 @@ def collect(config: CollectConfig) -> Folder:
         )
         requests = {key: item.request for key, item in missing.items()}
         sampler = AnswerSampler(config.num_samples, config.temperature, config.p_true)
-        with ray_session(config.scale.address), defer_interrupt(_announce_stop) as stop_requested:
-            batches = run_pool("answers with signals", base, requests, engine, config.scale, prefix, sampler, sampler.batch)
-            stored = 0
+        pool = run_pool("answers with signals", base, requests, engine, config.scale, prefix, sampler, sampler.batch)
+        stored = 0
+        with ray_session(config.scale.address), closing(pool) as batches, defer_interrupt(_announce_stop) as stop_requested:
             for batch in batches:
                 pairs = [(missing[key], gathered) for key, gathered in batch.items()]
                 labels = label_answers([(item, gathered.answer) for item, gathered in pairs], config.judge)

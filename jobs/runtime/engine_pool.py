@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any, TypeVar
@@ -69,7 +69,7 @@ def generate_batches(
     engine: EngineConfig,
     scale: ScaleConfig,
     prefix: Prefix | None = None,
-) -> Iterator[dict[str, list[Answer]]]:
+) -> Generator[dict[str, list[Answer]]]:
     """Generate or read answers and yield them batch by batch.
 
     Arguments and errors are those of `run_pool`. Either all requests have a `given_answer` or none.
@@ -94,8 +94,10 @@ def run_pool(
     prefix: Prefix | None,
     work: EngineWork[T],
     batch: int = BATCH,
-) -> Iterator[dict[str, T]]:
+) -> Generator[dict[str, T]]:
     """Process requests on a pool of engines and yield the results batch by batch, with a progress bar.
+
+    The caller must close the generator before the connection to Ray is closed; the pool ends with it.
 
     Args:
         title: title of the progress bar.

@@ -1,6 +1,7 @@
 """Cache of generated answers, keyed by base model and request."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,11 @@ def generate_cached(
     cached = read_cached(base, set(by_key))
     missing = {key: request for key, request in by_key.items() if key not in cached}
     if missing:
-        for batch in generate_batches(title, base, missing, engine, scale):
-            generated = {key: [_to_cached(answer) for answer in answers] for key, answers in batch.items()}
-            append_cached(base, generated)
-            cached |= generated
+        with closing(generate_batches(title, base, missing, engine, scale)) as batches:
+            for batch in batches:
+                generated = {key: [_to_cached(answer) for answer in answers] for key, answers in batch.items()}
+                append_cached(base, generated)
+                cached |= generated
     return cached
 
 

@@ -86,8 +86,11 @@ def test_submitted_config_has_output_and_exit_code_of_local_run(run_trimtab, tmp
     assert output.strip().splitlines()[-1].startswith("trimtab: job third failed with exit code 2")
 
 
-def test_stops_job(run_trimtab):
+def test_stops_job(run_trimtab, address):
+    """Ray reads from the environment of the job how long it waits before it kills the command."""
     assert run_trimtab("submit", "--name", "server", "--", "serve", "--port", str(ports.find_free_ports()[0]))[0] == 0
+    job = httpx.get(f"{address}/api/jobs/server", headers={"authorization": f"Bearer {TOKEN}"}, timeout=30).json()
+    assert job["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "60"
     code, output = run_trimtab("jobs", "stop", "server")
     assert code == 0
     assert "server: stopped" in output
@@ -158,11 +161,34 @@ def test_retries_failed_command(tmp_path, failures, code, attempts):
     assert (tmp_path / "n").read_text() == "x" * attempts
 
 
-def test_sigterm_ends_command_without_retry():
-    command = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "trimtab.jobs.submit.retry", "3", "--", *command], stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout.readline() == b"up\n"
+UP = "print('up', flush=True)"
+SIGNALED_SCRIPTS = {
+    "killed by the signal": (f"import time; {UP}; time.sleep(600)", 143),
+    "ends with an error after the signal": (
+        f"import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)); {UP}; signal.pause()",
+        1,
+    ),
+    "ends without an error after the signal": (
+        f"import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); {UP}; signal.pause()",
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize(("script", "code"), SIGNALED_SCRIPTS.values(), ids=SIGNALED_SCRIPTS)
+def test_sigterm_ends_command_without_retry(script, code):
+    command = [sys.executable, "-m", "trimtab.jobs.submit.retry", "3", "--", sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "up\n"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 130
+        assert process.wait(60) == code
+        assert "attempt" not in process.stdout.read()
+
+
+def test_sigterm_between_attempts_ends_the_retries():
+    command = [sys.executable, "-u", "-m", "trimtab.jobs.submit.retry", "3", "--", sys.executable, "-c", "exit(7)"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert "attempt 1 of 4 ended with exit code 7" in process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 7
+        assert process.stdout.read() == ""
