@@ -70,10 +70,9 @@ def run_serve(config: ServeConfig) -> None:
     # The command line gives SIGTERM the effect of SIGINT.
     signal.signal(signal.SIGINT, stop)
     with serving(config, stop_event) as url:
-        if stop_event.is_set():
-            return
-        print_line(f"ready: {url}/v1   page: {url}/   {_format_models(config, url)}")
-        print_line("press Ctrl-C to stop")
+        if not stop_event.is_set():
+            print_line(f"ready: {url}/v1   page: {url}/   {_format_models(config, url)}")
+            print_line("press Ctrl-C to stop")
         ray_processes = _list_ray_processes()
         while not stop_event.wait(POLL_SECONDS):
             if any(map(_is_dead, ray_processes)):

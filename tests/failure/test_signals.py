@@ -178,4 +178,5 @@ def test_start_of_server(home, tiny_base, tmp_path):
     command.wait_until(lambda: command.has_worker("ServeReplica"))
     send_signal(command, signal.SIGTERM)
     assert command.process.wait(END_SECONDS) == 0, command.log.read_text()
+    assert command.log.read_text().splitlines()[-1] == "stopping"
     assert command.find_remaining_processes() == []
