@@ -6,7 +6,6 @@ curl localhost:8000/v1/models
 
 import logging
 import os
-import signal
 import threading
 import time
 from collections.abc import Generator, Sequence
@@ -14,7 +13,6 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from http import HTTPStatus
 from io import StringIO
-from types import FrameType
 from typing import Any
 
 import httpx
@@ -43,6 +41,7 @@ from trimtab.serve.app import build_application
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.registry.sources import open_sources
 from trimtab.util import ports
+from trimtab.util.termination import defer_interrupt
 
 APPLICATION = "trimtab"
 # Processes of a local Ray that are not restarted.
@@ -60,16 +59,8 @@ def run_serve(config: ServeConfig) -> None:
         UsageError: if the settings are invalid or the port is taken.
         JobError: if the replicas do not start, or a Ray process dies.
     """
-    stop_event = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if stop_event.is_set():
-            raise KeyboardInterrupt
-        stop_event.set()
-
     # The command line gives SIGTERM the effect of SIGINT.
-    signal.signal(signal.SIGINT, stop)
-    with serving(config, stop_event) as url:
+    with defer_interrupt() as stop_event, serving(config, stop_event) as url:
         if not stop_event.is_set():
             print_line(f"ready: {url}/v1   page: {url}/   {_format_models(config, url)}")
             print_line("press Ctrl-C to stop")

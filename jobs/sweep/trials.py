@@ -5,7 +5,6 @@ sweep can be resumed without the folder of Tune, which is temporary.
 """
 
 import logging
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from trimtab.jobs.sweep.asha import METRIC, STEP, CooperativeAsha, ValidationRep
 from trimtab.jobs.sweep.config import SweepConfig
 from trimtab.model.base_model import BaseModel
 from trimtab.tracking.runs import TrackedRun
+from trimtab.util.termination import preserve_handlers
 
 
 @dataclass(frozen=True)
@@ -208,15 +208,12 @@ class TrialProgress(tune.Callback):
 
 
 def _fit(tuner: tune.Tuner) -> tune.ResultGrid:
-    handler = signal.getsignal(signal.SIGINT)
     try:
-        return tuner.fit()
+        # Tune installs its own SIGINT handler and does not restore the previous one.
+        with preserve_handlers():
+            return tuner.fit()
     except (RayError, TuneError) as error:
         raise unwrap_ray_error(error) from error
-    finally:
-        # Tune installs its own SIGINT handler and does not restore the previous one.
-        if signal.getsignal(signal.SIGINT) != handler:
-            signal.signal(signal.SIGINT, handler)
 
 
 def _request_stop(trial: Trial) -> bool:

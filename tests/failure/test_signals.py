@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.align_runs import slow_steps
 from tests.support.commands import END_SECONDS, RunningCommand, start_command
-from tests.support.prompt_rows import BENIGN, HARMFUL
+from tests.support.prompt_rows import write_prompt_files
 from tests.support.studies import build_study_config
 from trimtab.util import ports
 
@@ -27,9 +27,7 @@ STEPS = 20
 @pytest.fixture
 def align_options(tiny_base, tmp_path) -> list[str]:
     """Options of a short run whose targets must be sampled."""
-    for name, prompts in (("harmful", HARMFUL), ("benign", BENIGN)):
-        rows = [{"prompt": f"{prompt}{', please' * times}"} for times in range(6) for prompt in prompts]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_prompt_files(tmp_path, targets=False)
     options = ["align", "--name", "mine", "--base", str(tiny_base.path), "--train.max_steps", str(STEPS)]
     options += ["--data.harmful", str(tmp_path / "harmful.jsonl"), "--data.benign", str(tmp_path / "benign.jsonl")]
     options += ["--data.filter_rules", "[]", "--train.global_batch_size", "4", "--train.micro_batch_size", "4"]

@@ -15,7 +15,7 @@ from trimtab.data.prompt import Prompt
 from trimtab.jobs.align.config import AlignConfig, TrainConfig
 from trimtab.jobs.align.dataset import PreparedDataset
 from trimtab.jobs.align.driver import TrainingResult, run_training
-from trimtab.jobs.align.worker import TrainingWork, build_loop
+from trimtab.jobs.align.worker import TrainingLoop, TrainingWork, build_loop
 from trimtab.jobs.runtime.config import ScaleConfig
 from trimtab.model.base_model import BaseModel
 from trimtab.tracking import runs
@@ -66,13 +66,20 @@ def slow_steps() -> Generator[None]:
 
 def train_locally(base: BaseModel) -> torch.Tensor:
     """Train in this process with the settings of `build_config`, without Ray; return the vectors."""
-    dataset = build_dataset()
-    work = TrainingWork(build_config(workers=1), base, dataset.train, dataset.validation, None, None)
-    loop = build_loop(work, torch.device("cpu"), rank=0, workers=1)
-    loop.push_progress = loop.report = lambda *_: None
+    loop = build_local_loop(base)
+    loop.report = lambda *_: None
     state = loop.create_state()
     loop.run(state)
     return state.vectors
+
+
+def build_local_loop(base: BaseModel, **train) -> TrainingLoop:
+    """Build the training loop of one worker with the settings of `build_config`, without a control actor."""
+    dataset = build_dataset()
+    work = TrainingWork(build_config(workers=1, **train), base, dataset.train, dataset.validation, None, None)
+    loop = build_loop(work, torch.device("cpu"), rank=0, workers=1)
+    loop.push_progress = lambda _: None
+    return loop
 
 
 def build_config(workers: int, parallelism: str = "data", storage_path: str | None = None, **train) -> AlignConfig:

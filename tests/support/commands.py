@@ -43,12 +43,7 @@ class RunningCommand:
 
     def find_remaining_processes(self) -> list[str]:
         """Return the processes of the session that still run after a grace period."""
-        deadline = time.monotonic() + 30
-        while True:
-            remaining = [process for process in psutil.process_iter() if _get_session(process.pid) == self.process.pid]
-            if not remaining or time.monotonic() > deadline:
-                return [str(process) for process in remaining]
-            time.sleep(0.2)
+        return find_remaining_processes(self.process.pid)
 
 
 def start_command(arguments: list[str], log: Path, environment: Mapping[str, str] | None = None) -> RunningCommand:
@@ -62,6 +57,16 @@ def start_command(arguments: list[str], log: Path, environment: Mapping[str, str
             start_new_session=True,
         )
     return RunningCommand(process, log)
+
+
+def find_remaining_processes(session: int) -> list[str]:
+    """Return the processes of a session, given by its id, that still run after a grace period."""
+    deadline = time.monotonic() + 30
+    while True:
+        remaining = [process for process in psutil.process_iter() if _get_session(process.pid) == session]
+        if not remaining or time.monotonic() > deadline:
+            return [str(process) for process in remaining]
+        time.sleep(0.2)
 
 
 def _get_session(pid: int) -> int | None:

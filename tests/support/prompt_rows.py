@@ -9,10 +9,11 @@ THINGS = ("a car", "money", "a ring", "a bike", "some art", "a dog", "wine", "a 
 REFUSAL, HELP = "I'm sorry, but I can't help with that.", "Of course! Here is all there is to know."
 
 
-def write_prompt_files(folder: Path) -> Path:
+def write_prompt_files(folder: Path, *, targets: bool = True) -> Path:
     """Write harmful.jsonl and benign.jsonl into a folder, with six variants of each prompt; return the folder."""
     for name, prompts, target in (("harmful", HARMFUL, REFUSAL), ("benign", BENIGN, HELP)):
-        rows = [{"prompt": f"{prompt}{', please' * times}", "target": target} for times in range(6) for prompt in prompts]
+        fields = {"target": target} if targets else {}
+        rows = [{"prompt": f"{prompt}{', please' * times}", **fields} for times in range(6) for prompt in prompts]
         (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     return folder
 

@@ -47,18 +47,12 @@ class SigtermConverter:
 def convert_sigterm() -> Generator[SigtermConverter]:
     """Give SIGTERM the effect of SIGINT inside the context. Outside of the main thread, handlers stay unchanged."""
     converter = SigtermConverter()
-    if threading.current_thread() is not threading.main_thread():
+    with _use_handler(signal.SIGTERM, converter):
         yield converter
-        return
-    before = signal.signal(signal.SIGTERM, converter)
-    try:
-        yield converter
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
-def defer_interrupt(notify: Callable[[], None]) -> Generator[threading.Event]:
+def defer_interrupt(notify: Callable[[], None] | None = None) -> Generator[threading.Event]:
     """Set the yielded event on the first SIGINT inside the context; a second one raises KeyboardInterrupt.
 
     The caller finishes its current piece of work and then looks at the event. Outside of the main thread, handlers stay
@@ -68,21 +62,16 @@ def defer_interrupt(notify: Callable[[], None]) -> Generator[threading.Event]:
         notify: called on the first SIGINT, to inform the user.
     """
     requested = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield requested
-        return
 
     def request_stop(number: int, frame: FrameType | None) -> None:
         if requested.is_set():
             raise KeyboardInterrupt
         requested.set()
-        notify()
+        if notify:
+            notify()
 
-    before = signal.signal(signal.SIGINT, request_stop)
-    try:
+    with _use_handler(signal.SIGINT, request_stop):
         yield requested
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -95,14 +84,28 @@ def preserve_handlers() -> Generator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {number: handler for number in HANDLED if callable(handler := signal.getsignal(number))}
+    found = {number: signal.getsignal(number) for number in HANDLED}
+    handlers = {number: handler for number, handler in found.items() if handler not in (signal.SIG_DFL, None)}
     try:
         yield
     except SystemExit:
         # A SIGTERM that arrived inside the context called Ray's handler.
-        if handler := handlers.get(signal.SIGTERM):
+        if callable(handler := handlers.get(signal.SIGTERM)):
             handler(signal.SIGTERM, None)
         raise
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _use_handler(number: signal.Signals, handler: Callable[[int, FrameType | None], None]) -> Generator[None]:
+    """Handle a signal inside the context; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)

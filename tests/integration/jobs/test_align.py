@@ -5,15 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from importlib.metadata import entry_points
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
 from tests.support.align_runs import SHORT_STEPS, read_loss_curve, slow_steps, train, wait_for_checkpoint
+from tests.support.commands import find_remaining_processes
 from tests.support.object_store import list_keys
 from tests.support.prompt_rows import BENIGN, HARMFUL, REFUSAL
 from tests.support.sockets import find_public_listeners
@@ -176,20 +175,3 @@ def test_interrupted_run_resumes_and_registers_the_prefix(cluster, tiny_base, tm
     assert (run_folder / "plane.png").exists()
     assert main(["list"]) == 0
     assert f"{tiny_base.name}:mine" in capsys.readouterr().out
-
-
-def find_remaining_processes(group: int) -> list[int]:
-    """Return the processes of a group that still run after a grace period."""
-    deadline = time.monotonic() + 30
-    while True:
-        remaining = [process.pid for process in psutil.process_iter() if get_process_group(process.pid) == group]
-        if not remaining or time.monotonic() > deadline:
-            return remaining
-        time.sleep(0.2)
-
-
-def get_process_group(pid: int) -> int | None:
-    try:
-        return os.getpgid(pid)
-    except ProcessLookupError:
-        return None
