@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from http import HTTPStatus
@@ -66,8 +66,9 @@ def run_serve(config: ServeConfig) -> None:
             print_line("press Ctrl-C to stop")
         ray_processes = _list_ray_processes()
         while not stop_event.wait(POLL_SECONDS):
-            if any(map(_is_dead, ray_processes)):
-                raise JobError("a process of Ray has died, and the server with it. Start the server again")
+            for process, name in ray_processes.items():
+                if _is_dead(process):
+                    raise JobError(f"Ray process {name} has died, and the server with it. Start the server again")
         print_line("stopping")
 
 
@@ -114,7 +115,7 @@ def serving(config: ServeConfig, stop_event: threading.Event | None = None) -> G
                 ray.shutdown()
 
 
-def _drain(config: ServeConfig, ray_processes: Sequence[psutil.Process]) -> None:
+def _drain(config: ServeConfig, ray_processes: Iterable[psutil.Process]) -> None:
     """Delete the application once its requests are finished, at the latest after `drain_seconds`.
 
     The proxies still work meanwhile; Serve's own shutdown stops proxies and replicas at the same time.
@@ -131,9 +132,9 @@ def _drain(config: ServeConfig, ray_processes: Sequence[psutil.Process]) -> None
         time.sleep(POLL_SECONDS)
 
 
-def _list_ray_processes() -> list[psutil.Process]:
-    """Return the processes of a local Ray that are not restarted."""
-    return [process for process in psutil.Process().children() if process.name() in RAY]
+def _list_ray_processes() -> dict[psutil.Process, str]:
+    """Return the processes of a local Ray that are not restarted, with their names, which a dead process does not have."""
+    return {process: process.name() for process in psutil.Process().children() if process.name() in RAY}
 
 
 def _is_dead(process: psutil.Process) -> bool:
