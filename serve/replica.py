@@ -18,7 +18,7 @@ from trimtab.engine.openai.traffic_split import TrafficSplit
 from trimtab.engine.request_context import RequestContext
 from trimtab.errors import UsageError
 from trimtab.model.base_model import BaseModel, resolve_on_node
-from trimtab.ray_patches import patch_replica_address
+from trimtab.ray_patches import patch_http10_streams, patch_replica_address
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.middleware.access_log import AccessLogMiddleware
 from trimtab.serve.middleware.admission import AdmissionMiddleware
@@ -55,6 +55,7 @@ class Replica:
         self._peers: CoordinatorClient | None = None
         self._sinks: RecordSinks | None = None
         patch_replica_address()
+        patch_http10_streams()
         local = resolve_on_node(base)
         self._pages = await asyncio.to_thread(load_page)
         prefixes, detectors = open_sources(local, config.registry)

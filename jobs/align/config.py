@@ -9,6 +9,7 @@ from math import inf
 from typing import Any, Literal
 
 from trimtab.errors import UsageError
+from trimtab.evaluation.gate import GateRule
 from trimtab.jobs.runtime.config import ScaleConfig
 from trimtab.types import (
     DEFAULT_BASE,
@@ -222,10 +223,13 @@ class GateConfig:
     Args:
         min_improvement: margin by which the balanced score must exceed the best of base, text prompt and current champion.
         min_compliance: minimum fraction of benign prompts that are answered.
+        rule: interval requires the whole 95 % interval of the improvement to be above min_improvement, point the point estimate
+            only; the first champion of a name needs the point estimate only.
     """
 
     min_improvement: float = 0.0
     min_compliance: float = 0.8
+    rule: GateRule = "interval"
 
     def __post_init__(self) -> None:
         check_ranges("gate", self, {"min_improvement": (-1, 1), "min_compliance": (0, 1)})

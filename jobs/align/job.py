@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from trimtab.artifacts.prefix import Prefix, save_prefix
 from trimtab.cli.console import console, print_line
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import InterruptedByUserError, UsageError
+from trimtab.evaluation.gate import Gain, GateDecision, decide_on_gain
+from trimtab.evaluation.safety.comparison import estimate_difference
 from trimtab.evaluation.safety.report import build_table, results_as_json, write_plane
 from trimtab.evaluation.safety.results import ArmResult
 from trimtab.jobs.align.config import AlignConfig
@@ -29,7 +32,7 @@ from trimtab.tracking import registry, runs
 from trimtab.tracking.promotions import register_and_promote
 from trimtab.tracking.registry import Version
 from trimtab.tracking.runs import TrackedRun
-from trimtab.types import BASE_ARM, TEXT_ARM
+from trimtab.types import BASE_ARM, BASELINE_ARMS, TEXT_ARM
 from trimtab.util.atomic_files import exclusive_lock
 
 
@@ -219,26 +222,32 @@ def _write_report(config: AlignConfig, results: dict[str, list[ArmResult]], run:
 def _register_prefix(
     config: AlignConfig, results: dict[str, list[ArmResult]], run: TrackedRun, folder: Path
 ) -> tuple[Version, bool]:
-    passed, reason = check_gate(config, results["validation"])
-    version = register_and_promote(folder / "prefix", run, passed, reason)
-    print_line(f"registered {config.name} version {version.version} as candidate; gate: {reason}")
-    return version, passed
+    decision = check_gate(config, results["validation"])
+    version = register_and_promote(folder / "prefix", run, decision.passed, decision.reason)
+    print_line(f"registered {config.name} version {version.version} as candidate; gate: {decision.reason}")
+    return version, decision.passed
 
 
-def check_gate(config: AlignConfig, results: list[ArmResult]) -> tuple[bool, str]:
-    """Return whether the prefix passes the gate, and the reason.
+def check_gate(config: AlignConfig, results: list[ArmResult]) -> GateDecision:
+    """Decide whether the prefix passes the gate.
+
+    The first champion of a name is promoted by point estimate. `min_compliance` is always compared with the point estimate.
 
     Args:
         config: settings of the job.
-        results: results of every arm on the validation part.
+        results: results of every arm on the validation part; a champion is an arm of its own.
     """
     result = next(r for r in results if r.name == config.name)
-    rival = max((r for r in results if r.name != config.name), key=lambda r: r.balanced.value)
-    gain = result.balanced.value - rival.balanced.value
+    rivals = [r for r in results if r.name != config.name]
+    rival = max(rivals, key=lambda r: r.balanced.value)
     if result.compliance.value < config.gate.min_compliance:
-        return False, f"helps with {result.compliance.value:.2f} of benign prompts, below {config.gate.min_compliance:.2f}"
-    # Not `gain <= ...`: a gain of NaN, from a part without one side, must fail the gate.
-    if not gain > config.gate.min_improvement:
-        threshold = f"{rival.name} ({rival.balanced.value:.2f}) by {config.gate.min_improvement:.2f}"
-        return False, f"balanced {result.balanced.value:.2f} is not above {threshold}"
-    return True, f"balanced {result.balanced.value:.2f}, {gain:+.2f} over {rival.name}; promoted to champion"
+        figures = f"{result.compliance.value:.2f} of benign prompts, below {config.gate.min_compliance:.2f}"
+        return GateDecision(False, f"helps with {figures}")
+    if not isfinite(result.balanced.value):
+        return GateDecision(False, "the balanced score cannot be measured: the validation part has prompts of one side only")
+    difference = estimate_difference([result], [rival])
+    gain = Gain(
+        "balanced", result.balanced.value, rival.name, rival.balanced.value, difference, difference.count, "validation prompts"
+    )
+    is_first = all(r.name in BASELINE_ARMS for r in rivals)
+    return decide_on_gain(gain, config.gate.min_improvement, "point" if is_first else config.gate.rule)

@@ -4,7 +4,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trimtab.errors import UsageError
+from trimtab.evaluation.gate import GateRule
 from trimtab.types import DEFAULT_BASE
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """Gate on the validation part that a detector must pass to become champion.
+
+    Args:
+        min_improvement: margin by which the AUROC must exceed that of the best training-free score and of the current champion.
+        rule: interval requires the whole 95 % interval of the improvement to be above min_improvement, point the point estimate
+            only; the first champion of a name needs the point estimate only.
+    """
+
+    min_improvement: float = 0.0
+    rule: GateRule = "interval"
 
 
 @dataclass(frozen=True)
@@ -26,8 +41,7 @@ class DetectConfig:
         name: name of the detector.
         out: folder to save the detector to; if omitted, a folder among this machine's runs.
         register: register the detector as candidate.
-        min_improvement: AUROC gain on validation over the best training-free score and the current champion that promotes the
-            detector to champion.
+        gate: gate that the detector must pass to become champion.
         base: base model; must match the signals.
         revision: revision of a Hugging Face id.
         address: address of the Ray cluster.
@@ -45,7 +59,7 @@ class DetectConfig:
     name: str = "truth"
     out: str | None = None
     register: bool = True
-    min_improvement: float = 0.0
+    gate: GateConfig = field(default_factory=GateConfig)
     base: str = DEFAULT_BASE
     revision: str | None = None
     address: str | None = None

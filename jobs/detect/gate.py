@@ -5,61 +5,80 @@ On validation, a detector must rank answers better than the training-free scores
 
 from collections.abc import Sequence
 
-from trimtab import heads
+import numpy as np
+import torch
+
 from trimtab.detection.detector import Detector
-from trimtab.detection.training import DataSplits, TrainedDetector
 from trimtab.errors import ArtifactError, NotFoundError
-from trimtab.evaluation.detection.pooling import DetectorResult
+from trimtab.evaluation.detection.metrics import compute_auroc
+from trimtab.evaluation.detection.pooling import (
+    DetectorResult,
+    SeedRisks,
+    draw_resamples,
+    estimate_metric,
+    estimate_paired_difference,
+)
+from trimtab.evaluation.gate import Gain, GateDecision, decide_on_gain
 from trimtab.jobs.collect.signal_dataset import SignalDataset
+from trimtab.jobs.detect.config import DetectConfig
 from trimtab.jobs.promote.detector_metrics import compute_risk_at
 from trimtab.model.base_model import BaseModel
 from trimtab.tracking import registry
+from trimtab.tracking.registry import CHAMPION, Version
 
 
 def check_gate(
-    name: str,
-    gain: float,
-    base: BaseModel,
-    data: SignalDataset,
-    trained: TrainedDetector,
-    rows: DataSplits,
-    results: Sequence[DetectorResult],
-) -> tuple[bool, str]:
-    """Check if a new detector may become champion of its name.
+    config: DetectConfig, base: BaseModel, data: SignalDataset, results: Sequence[DetectorResult], seed: int
+) -> GateDecision:
+    """Decide whether a new detector may become champion of its name.
 
-    Training-free scores are compared by their means over all seeds, because the AUROC of a single seed depends on its split.
-    The current champion is compared on the same validation answers as the new detector. The champion may have been trained on
-    these answers, which can only favor it.
+    Training-free scores are compared over all seeds, because the AUROC of a single seed depends on its split. The current
+    champion is compared on the same validation answers as the new detector. The champion may have been trained on these
+    answers, which can only favor it. The first champion of a name is promoted by point estimate.
 
     Args:
-        name: name of the detector.
-        gain: minimum AUROC gain on validation.
+        config: settings of the job.
         base: base model.
         data: data set that the detector was trained on.
-        trained: new detector, one seed of the first result.
-        rows: split of that seed.
         results: results of all heads and scores, the new detector's first.
-
-    Returns:
-        Whether the detector passes, and the reason.
+        seed: seed of the new detector.
     """
-    rivals = {r.name: (results[0].validation, r.validation) for r in results if not r.learned}
+    first = results[0]
+    gains = [_compare(r.name, first.validations, r.validations, data) for r in results if not r.learned]
     try:
-        version = registry.find_version(base.name, name)
-        champion = registry.load_detector(version, base)
+        version = registry.find_version(base.name, config.name, CHAMPION)
     except NotFoundError:
-        pass
-    except ArtifactError as error:
-        return False, f"cannot compare with the champion: {error}"
-    else:
-        if (reason := _check_comparable(champion, data)) is not None:
-            return False, f"cannot compare with champion version {version.version}: it {reason}"
-        rivals[f"champion v{version.version}"] = (trained.validation, _compute_auroc(champion, data, rows))
-    rival = min(rivals, key=lambda n: rivals[n][0] - rivals[n][1])
-    auroc, rival_auroc = rivals[rival]
-    if auroc - rival_auroc <= gain:
-        return False, f"AUROC {auroc:.3f} on validation is not above {rival} ({rival_auroc:.3f}) by {gain:.3f}"
-    return True, f"AUROC {auroc:.3f} on validation, {auroc - rival_auroc:+.3f} over {rival}; promoted to champion"
+        version = None
+    if version is not None:
+        own = next(risks for risks in first.validations if risks.seed == seed)
+        try:
+            rival = _measure_champion(version, base, data, own)
+        except ArtifactError as error:
+            return GateDecision(False, f"cannot compare with champion version {version.version}: {error}")
+        gains.append(_compare(f"champion v{version.version}", [own], [rival], data))
+    worst = min(gains, key=lambda gain: gain.difference.value)
+    return decide_on_gain(worst, config.gate.min_improvement, "point" if version is None else config.gate.rule)
+
+
+def _compare(rival: str, first: Sequence[SeedRisks], other: Sequence[SeedRisks], data: SignalDataset) -> Gain:
+    resamples = draw_resamples(data.groups, len(first))
+    values = [estimate_metric(compute_auroc, risks, resamples).value for risks in (first, other)]
+    difference = estimate_paired_difference(compute_auroc, first, other, resamples)
+    answers = len(np.unique(np.concatenate([risks.at for risks in first])))
+    return Gain("AUROC", values[0], rival, values[1], difference, answers, "validation answers")
+
+
+def _measure_champion(version: Version, base: BaseModel, data: SignalDataset, own: SeedRisks) -> SeedRisks:
+    """Compute the champion's risks of the validation answers of a new detector.
+
+    Raises:
+        ArtifactError: if the champion cannot be loaded, or cannot score these answers.
+    """
+    champion = registry.load_detector(version, base)
+    if reason := _check_comparable(champion, data):
+        raise ArtifactError(f"it {reason}")
+    risk = compute_risk_at(champion, data, torch.from_numpy(own.at)).double().numpy()
+    return SeedRisks(own.seed, own.at, risk, risk, own.made_up)
 
 
 def _check_comparable(champion: Detector, data: SignalDataset) -> str | None:
@@ -67,9 +86,3 @@ def _check_comparable(champion: Detector, data: SignalDataset) -> str | None:
     if missing := set(champion.card.layers) - set(data.meta.layers):
         return f"reads layer {min(missing)}, which was not collected"
     return "was trained under another prefix" if champion.card.prefix_digest != data.meta.prefix_digest else None
-
-
-def _compute_auroc(champion: Detector, data: SignalDataset, rows: DataSplits) -> float:
-    """Compute the champion's AUROC on the validation answers."""
-    indices = rows.validation_indices
-    return heads.compute_auroc(-compute_risk_at(champion, data, indices), data.truthful[indices])

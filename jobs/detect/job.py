@@ -28,6 +28,7 @@ from trimtab.tracking import registry, runs
 from trimtab.tracking.promotions import register_and_promote
 from trimtab.tracking.registry import Version
 from trimtab.tracking.runs import TrackedRun
+from trimtab.util.identifiers import compute_key
 from trimtab.util.remote_paths import open_folder
 
 
@@ -93,9 +94,11 @@ def train_detectors(config: DetectConfig) -> DetectResult:
         )
         detected = DetectResult(folder, results, figures, None, None)
         _log_result(detected, run)
+        _log_risks(arms[0].result, best.seed, data, folder, run)
         if config.register:
-            passed, reason = check_gate(config.name, config.min_improvement, base, data, best, splits[best.seed], results)
-            detected = replace(detected, version=register_and_promote(folder, run, passed, reason), gate=reason)
+            decision = check_gate(config, base, data, results, best.seed)
+            version = register_and_promote(folder, run, decision.passed, decision.reason)
+            detected = replace(detected, version=version, gate=decision.reason)
     return detected
 
 
@@ -175,3 +178,23 @@ def _log_result(detected: DetectResult, run: TrackedRun) -> None:
     path.write_text(json.dumps(detected.as_json(), indent=1) + "\n")
     run.log_artifacts(path, "evaluation")
     run.log_metrics({f"test/{r.name}/auroc": f.auroc.value for r, f in zip(detected.results, detected.figures, strict=True)}, 0)
+
+
+def _log_risks(result: DetectorResult, seed: int, data: SignalDataset, folder: Path, run: TrackedRun) -> None:
+    """Log the risks of the validation and test answers by key, without texts, so that gates can compare later versions."""
+    parts = {"validation": result.validations, "test": result.tests}
+    risks = {part: next(risks for risks in seeds if risks.seed == seed) for part, seeds in parts.items()}
+    recorded = {
+        part: {
+            data.keys[row]: {
+                "risk": round(float(risk), 6),
+                "made_up": bool(made_up),
+                "group": compute_key(data.groups[row].encode(), 12),
+            }
+            for row, risk, made_up in zip(r.at, r.risk, r.made_up, strict=True)
+        }
+        for part, r in risks.items()
+    }
+    path = folder / "risks.json"
+    path.write_text(json.dumps(recorded))
+    run.log_artifacts(path, "evaluation")

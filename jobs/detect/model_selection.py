@@ -186,17 +186,19 @@ def build_selected_model(
         rows: splits by seed.
         layers: layers of psi.
     """
-    tests = [compute_test_risks(detector, rows[detector.seed].test, rows[detector.seed].test_indices) for detector in trained]
+    splits = [(detector, rows[detector.seed]) for detector in trained]
+    tests = [compute_risks(detector, split.test, split.test_indices) for detector, split in splits]
+    validations = [compute_risks(detector, split.validation, split.validation_indices) for detector, split in splits]
     candidate = trained[0].candidate
     chosen = {"layers": [layers[index] for index in candidate.layers], **candidate.settings}
-    result = DetectorResult(name, chosen, tests, compute_validation_auroc(trained), 0.0)
+    result = DetectorResult(name, chosen, tests, compute_validation_auroc(trained), 0.0, validations=validations)
     return SelectedModel(_set_oracle_to_auroc(result), trained)
 
 
-def compute_test_risks(trained: TrainedDetector, test: DetectorRows, indices: Tensor) -> SeedRisks:
-    """Compute the risks of test answers [N]; `indices` [N] are their rows in the data set."""
-    features = select_features(test, trained.candidate)
-    return calibrate_score(heads.predict_scores(trained.head, features), trained.calibration, test, indices, trained.seed)
+def compute_risks(trained: TrainedDetector, part: DetectorRows, indices: Tensor) -> SeedRisks:
+    """Compute the risks of the answers [N] of a part; `indices` [N] are their rows in the data set."""
+    features = select_features(part, trained.candidate)
+    return calibrate_score(heads.predict_scores(trained.head, features), trained.calibration, part, indices, trained.seed)
 
 
 def build_score_result(name: str, score: Tensor, tokens: float, rows: Mapping[int, DataSplits]) -> DetectorResult:
@@ -208,33 +210,31 @@ def build_score_result(name: str, score: Tensor, tokens: float, rows: Mapping[in
         tokens: generated tokens per answer beyond the answer itself.
         rows: splits by seed.
     """
-    validation_scores = {seed: score[parts.validation_indices] for seed, parts in rows.items()}
-    tests = [
-        calibrate_score(
-            score[parts.test_indices],
-            fit_platt(validation_scores[seed], parts.validation.truthful),
-            parts.test,
-            parts.test_indices,
-            seed,
-        )
-        for seed, parts in rows.items()
-    ]
-    validation = mean(heads.compute_auroc(validation_scores[seed], parts.validation.truthful) for seed, parts in rows.items())
-    return _set_oracle_to_auroc(DetectorResult(name, {}, tests, validation, 0.0, learned=False, tokens=tokens))
+    tests: list[SeedRisks] = []
+    validations: list[SeedRisks] = []
+    aurocs: list[float] = []
+    for seed, split in rows.items():
+        validation_score, truthful = score[split.validation_indices], split.validation.truthful
+        platt = fit_platt(validation_score, truthful)
+        tests.append(calibrate_score(score[split.test_indices], platt, split.test, split.test_indices, seed))
+        validations.append(calibrate_score(validation_score, platt, split.validation, split.validation_indices, seed))
+        aurocs.append(heads.compute_auroc(validation_score, truthful))
+    result = DetectorResult(name, {}, tests, mean(aurocs), 0.0, learned=False, tokens=tokens, validations=validations)
+    return _set_oracle_to_auroc(result)
 
 
-def calibrate_score(score: Tensor, platt: Tensor, test: DetectorRows, indices: Tensor, seed: int) -> SeedRisks:
-    """Convert scores [N] of test answers to risks, before and after calibration.
+def calibrate_score(score: Tensor, platt: Tensor, part: DetectorRows, indices: Tensor, seed: int) -> SeedRisks:
+    """Convert scores [N] of the answers of a part to risks, before and after calibration.
 
     Args:
         score: scores [N]; higher is more truthful.
         platt: slope and offset [2] of the calibration.
-        test: test answers.
-        indices: rows [N] of the test answers in the data set.
+        part: test or validation answers.
+        indices: rows [N] of the answers in the data set.
         seed: seed of the split.
     """
     risk, raw = compute_risk(score, platt), torch.sigmoid(-score)
-    return SeedRisks(seed, indices.numpy(), risk.double().numpy(), raw.double().numpy(), (test.truthful == 0).numpy())
+    return SeedRisks(seed, indices.numpy(), risk.double().numpy(), raw.double().numpy(), (part.truthful == 0).numpy())
 
 
 def has_two_classes(rows: DetectorRows) -> bool:

@@ -38,7 +38,7 @@ from trimtab.jobs.detect.model_selection import (
     HeadTrials,
     SelectedModel,
     build_selected_model,
-    compute_test_risks,
+    compute_risks,
     fit_candidates,
     has_two_classes,
     list_trials,
@@ -243,7 +243,7 @@ def _measure_transfer(sources: Sequence[ReportSource], arms: Sequence[Sequence[S
             indices = {seed: parts.test_indices for seed, parts in target.rows.items()}
             tests = {seed: _read_foreign_rows(target.data, rows, source.rows[seed]) for seed, rows in indices.items()}
             for arm in models:
-                risks = [compute_test_risks(trained, tests[trained.seed], indices[trained.seed]) for trained in arm.learned]
+                risks = [compute_risks(trained, tests[trained.seed], indices[trained.seed]) for trained in arm.learned]
                 cells.append(build_transfer(arm.result.name, source.name, target.name, risks, target.drawn))
     order = list(dict.fromkeys(arm.result.name for models in arms for arm in models))
     return sorted(cells, key=lambda cell: order.index(cell.name))

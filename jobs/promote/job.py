@@ -11,14 +11,14 @@ from typing import Any
 from rich.table import Table
 
 from trimtab.cli.console import console, print_line
-from trimtab.errors import JobError, UsageError
+from trimtab.errors import JobError
 from trimtab.evaluation import promotion_rules
 from trimtab.evaluation.promotion_rules import MeasuredMetrics, PromotionRule, RuleResult
 from trimtab.jobs.promote.config import PromoteConfig
 from trimtab.jobs.promote.detector_metrics import measure_detector
 from trimtab.jobs.promote.prefix_metrics import measure_prefix
+from trimtab.jobs.promote.recorded_metrics import read_card_metric
 from trimtab.model.base_model import BaseModel, resolve_base_model
-from trimtab.stats.intervals import Interval
 from trimtab.tracking import registry
 from trimtab.tracking.promotions import promote_version, read_decision, record_decision
 from trimtab.tracking.registry import Version
@@ -33,19 +33,21 @@ class PromotionDecision:
         reason: reason of the decision.
         checked: results of the rules.
         evidence: name of the artifact of the version's run that holds the metrics; None without metrics.
+        undecided: whether no rule failed, but the recorded cases do not decide one.
     """
 
     passed: bool
     reason: str
     checked: Sequence[RuleResult] = ()
     evidence: str | None = None
+    undecided: bool = False
 
 
 def run_promote(config: PromoteConfig) -> dict[str, Any]:
     """Check a version against the gate, record the decision, and promote the version if it passes.
 
     Returns:
-        Decision and the champion before and after, for `--json`.
+        Decision and the champion before and after, for `--json`. The champion stays if the rules are not decided.
 
     Raises:
         JobError: if the version fails the gate and `force` is off.
@@ -56,6 +58,11 @@ def run_promote(config: PromoteConfig) -> dict[str, Any]:
         print_line(f"{config.base}:{config.name}: version {version.version} is already champion")
         return {"champion": version.version, "before": version.version, "passed": True, "forced": False, "rules": []}
     decision = decide_promotion(config, version, champion)
+    before = champion.version if champion else None
+    if decision.undecided and not config.force:
+        print_line(f"{config.base}:{config.name}: version {version.version} stays candidate; {decision.reason}")
+        rules = promotion_rules.rule_result_as_json(decision.checked)
+        return {"champion": before, "before": before, "passed": False, "forced": False, "rules": rules}
     if not decision.passed and not config.force:
         raise JobError(
             f"{config.name} version {version.version} is not promoted: {decision.reason}. "
@@ -70,7 +77,7 @@ def run_promote(config: PromoteConfig) -> dict[str, Any]:
     )
     return {
         "champion": version.version,
-        "before": champion.version if champion else None,
+        "before": before,
         "passed": decision.passed,
         "forced": forced,
         "rules": promotion_rules.rule_result_as_json(decision.checked),
@@ -93,7 +100,11 @@ def decide_promotion(config: PromoteConfig, version: Version, champion: Version 
     checked = _check_rules(config, base, version, champion)
     console.print(build_table(checked, version, champion))
     failed = [result for result in checked if not result.passed]
-    reason = f"violates {_format_result(failed[0])}" if failed else f"passes all {len(checked)} rules"
+    violated = [result for result in failed if result.undecided is None]
+    if violated:
+        reason = f"violates {_format_result(violated[0])}"
+    else:
+        reason = next((result.undecided for result in failed if result.undecided), f"passes all {len(checked)} rules")
     evidence = {
         "version": asdict(version),
         "champion": asdict(champion) if champion else None,
@@ -102,7 +113,8 @@ def decide_promotion(config: PromoteConfig, version: Version, champion: Version 
         "rules": promotion_rules.rule_result_as_json(checked),
         "judge": asdict(config.judge) if version.kind == "prefix" else None,
     }
-    return PromotionDecision(not failed, reason, checked, record_decision(version, not failed, reason, evidence))
+    artifact = record_decision(version, not failed, reason, evidence)
+    return PromotionDecision(not failed, reason, checked, artifact, undecided=bool(failed) and not violated)
 
 
 def build_table(checked: Sequence[RuleResult], version: Version, champion: Version | None) -> Table:
@@ -110,38 +122,18 @@ def build_table(checked: Sequence[RuleResult], version: Version, champion: Versi
     over = f"over champion {champion.version}" if champion else "no champion"
     table = Table("rule", f"version {version.version}", over, "", title=f"gate of {version.base}:{version.name}")
     for result in checked:
-        table.add_row(
-            str(result.rule), str(result.measured), str(result.improvement or "-"), "passed" if result.passed else "failed"
-        )
+        table.add_row(str(result.rule), str(result.measured), str(result.improvement or "-"), result.outcome)
     return table
 
 
 def _check_rules(config: PromoteConfig, base: BaseModel, version: Version, champion: Version | None) -> list[RuleResult]:
     on_card = [rule for rule in config.rules if rule.set is None]
     on_sets = [rule for rule in config.rules if rule.set is not None]
-    metrics: dict[PromotionRule, MeasuredMetrics] = {rule: _read_card_metric(rule, version, champion) for rule in on_card}
+    metrics: dict[PromotionRule, MeasuredMetrics] = {rule: read_card_metric(rule, version, champion) for rule in on_card}
     if on_sets:
         measure = measure_detector if version.kind == "detector" else measure_prefix
         metrics |= measure(config, base, on_sets, version, champion)
     return [promotion_rules.check_rule(rule, *metrics[rule]) for rule in config.rules]
-
-
-def _read_card_metric(rule: PromotionRule, version: Version, champion: Version | None) -> MeasuredMetrics:
-    """Read a metric that was measured when the version was created, and the difference to the champion's.
-
-    The two are on the same data only if their runs used the same data.
-    """
-    if rule.metric not in version.metrics:
-        available = ", ".join(sorted(version.metrics)) or "none"
-        raise UsageError(
-            f"rule on {rule.metric}: version {version.version} has no such metric (available: {available}). "
-            "Choose an available metric, or name a set"
-        )
-    value = version.metrics[rule.metric]
-    champion_value = champion.metrics.get(rule.metric) if champion else None
-    gain = None if champion_value is None else value - champion_value
-    difference = None if gain is None else Interval(gain, gain, gain)
-    return Interval(value, value, value), difference
 
 
 def _read_recorded_decision(version: Version) -> PromotionDecision:

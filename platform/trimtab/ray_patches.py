@@ -72,6 +72,37 @@ def patch_replica_address() -> None:
 
 
 @REGISTER.add(
+    Symbol("uvicorn.protocols.http.httptools_impl:RequestResponseCycle.send", ("self", "message")),
+    upstream="https://github.com/Kludex/uvicorn/pull/1360, closed: uvicorn, which Serve uses, sends chunks to every client",
+    versions=VERSIONS,
+    remove_when="uvicorn answers a stream to an HTTP/1.0 client without chunked encoding",
+)
+def patch_http10_streams() -> None:
+    """Send a response without a content length to an HTTP/1.0 client as it is, until the connection closes.
+
+    HTTP/1.0 has no chunked encoding; nginx and ApacheBench use it by default.
+    """
+    REGISTER.check("patch_http10_streams")
+    cycle: Any = import_module("uvicorn.protocols.http.httptools_impl").RequestResponseCycle
+
+    def wrap(send: Callable[..., Any]) -> Callable[..., Any]:
+        async def patched(self: Any, message: Any) -> None:
+            if self.scope["http_version"] == "1.0":
+                if message["type"] == "http.response.start":
+                    names = {name.lower() for name, _ in message.get("headers", [])}
+                    self.trimtab_has_no_length = b"content-length" not in names
+                    if self.trimtab_has_no_length:
+                        self.chunked_encoding = self.keep_alive = False
+                elif self.trimtab_has_no_length:
+                    self.expected_content_length = len(message.get("body", b""))
+            await send(self, message)
+
+        return patched
+
+    replace_attribute(cycle, "send", "patch_http10_streams", wrap)
+
+
+@REGISTER.add(
     Symbol("ray.serve._private.haproxy_templates:HAPROXY_CONFIG_TEMPLATE"),
     upstream="none: Serve has no setting for `option splice-request`",
     versions=VERSIONS,

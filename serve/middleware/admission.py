@@ -1,10 +1,10 @@
 """Admission-control middleware: limits on concurrent requests and on their duration."""
 
 import asyncio
-from typing import Any
+from http import HTTPStatus
 
-from trimtab.engine import asgi
 from trimtab.engine.asgi import App, Message, Receive, Scope, Send
+from trimtab.engine.protocols.errors import build_error_event, send_error, send_failure
 from trimtab.engine.request_context import RequestContext
 from trimtab.errors import BusyError
 
@@ -34,7 +34,7 @@ class AdmissionMiddleware:
         context = RequestContext.get(scope, receive, send)
         if self._running >= self._most:
             message = f"{self._running} requests are already running or queued at this replica. Try again later"
-            await asgi.send_error(context.send, BusyError(message))
+            await send_error(context.send, scope["path"], BusyError(message))
             return
         self._running += 1
         try:
@@ -52,13 +52,15 @@ class AdmissionMiddleware:
             async with asyncio.timeout(self._request_seconds) as clock:
                 await self._app(scope, receive, send)
         except TimeoutError:
-            await _send_timeout(context, self._stream_seconds if context.streams else self._request_seconds)
+            limit = self._stream_seconds if context.streams else self._request_seconds
+            await _send_timeout(
+                context, scope["path"], f"request timed out: it took longer than the limit of {limit:g} seconds"
+            )
 
 
-async def _send_timeout(context: RequestContext, limit: float) -> None:
-    error: dict[str, Any] = asgi.build_error_body(504, f"request timed out: it took longer than the limit of {limit:g} seconds")
+async def _send_timeout(context: RequestContext, path: str, message: str) -> None:
     if not context.status:
-        await asgi.send_json(context.send, 504, error)
+        await send_failure(context.send, path, HTTPStatus.GATEWAY_TIMEOUT, message)
     elif context.streams:
-        event = b"data: " + asgi.dump_json(error) + b"\n\n"
+        event = build_error_event(path, HTTPStatus.GATEWAY_TIMEOUT, message)
         await context.send({"type": "http.response.body", "body": event, "more_body": False})

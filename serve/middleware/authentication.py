@@ -14,8 +14,8 @@ from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 
-from trimtab.engine import asgi
 from trimtab.engine.asgi import App, Receive, Scope, Send
+from trimtab.engine.protocols.errors import send_error, send_failure
 from trimtab.engine.request_context import RequestContext
 from trimtab.errors import TrimtabError, UsageError
 from trimtab.serve.api_keys import ANY, ApiKey, hash_key, read_keys
@@ -55,55 +55,61 @@ class AuthenticationMiddleware:
         context = RequestContext.get(scope, receive, send)
         key = await self._find_key(scope)
         if key is None:
-            message = "API key missing or invalid. Send it as Authorization: Bearer KEY"
-            await _reject(context, 401, message, b"www-authenticate", b"Bearer")
+            message = "API key missing or invalid. Send it as Authorization: Bearer KEY, or as x-api-key: KEY"
+            await send_failure(
+                context.send, scope["path"], HTTPStatus.UNAUTHORIZED, message, [(b"www-authenticate", b"Bearer")]
+            )
             return
         if key.concurrent and self._running[key.name] >= key.concurrent:
             message = f"too many concurrent requests of key {key.name}: the limit is {key.concurrent}"
-            await _reject(context, 429, message, b"retry-after", b"1")
+            await send_failure(context.send, scope["path"], HTTPStatus.TOO_MANY_REQUESTS, message, [(b"retry-after", b"1")])
             return
         context.notes["key"] = key.name
         # Count before the first await, so that concurrent requests cannot pass the check together.
         self._running[key.name] += 1
         try:
-            if await self._allows_rate(key, context) and await self._allows_model(key, context, scope["method"]):
+            if await self._allows_rate(key, context, scope["path"]) and await self._allows_model(key, context, scope):
                 await self._app(scope, receive, send)
         finally:
             self._running[key.name] -= 1
 
-    async def _allows_rate(self, key: ApiKey, context: RequestContext) -> bool:
+    async def _allows_rate(self, key: ApiKey, context: RequestContext, path: str) -> bool:
         if not key.per_minute or await self._limiter.hit(limit := RateLimitItemPerMinute(key.per_minute), key.name):
             return True
         wait = (await self._limiter.get_window_stats(limit, key.name)).reset_time - time.time()
         seconds = str(max(1, math.ceil(wait))).encode()
         message = f"rate limit of key {key.name} reached: {key.per_minute} requests per minute"
-        await _reject(context, 429, message, b"retry-after", seconds)
+        await send_failure(context.send, path, HTTPStatus.TOO_MANY_REQUESTS, message, [(b"retry-after", seconds)])
         return False
 
-    async def _allows_model(self, key: ApiKey, context: RequestContext, method: str) -> bool:
-        if key.models == [ANY] or method != "POST":
+    async def _allows_model(self, key: ApiKey, context: RequestContext, scope: Scope) -> bool:
+        if key.models == [ANY] or scope["method"] != "POST":
             return True
         try:
             if (request := await context.read_json()) is None:
                 return False
         except UsageError as error:
-            await asgi.send_error(context.send, error)
+            await send_error(context.send, scope["path"], error)
             return False
         model = request.get("model")
         if isinstance(model, str) and any(fnmatchcase(model, pattern) for pattern in key.models):
             return True
         requested = json.dumps(model) if isinstance(model, str) else "a request without a model name"
-        await _reject(context, 403, f"key {key.name} allows {', '.join(key.models)}, not {requested[:200]}")
+        message = f"key {key.name} allows {', '.join(key.models)}, not {requested[:200]}"
+        await send_failure(context.send, scope["path"], HTTPStatus.FORBIDDEN, message)
         return False
 
     async def _find_key(self, scope: Scope) -> ApiKey | None:
         await self._refresh()
-        header = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
-        scheme, _, token = header.partition(" ")
+        headers = dict(scope["headers"])
+        scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        # Anthropic's clients send x-api-key.
+        if scheme.lower() != "bearer":
+            token = headers.get(b"x-api-key", b"").decode("latin-1")
         digest = hash_key(token.strip())
         # Compare with every key, so that the response time reveals nothing about them.
         matches = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
-        return matches[0] if matches and scheme.lower() == "bearer" else None
+        return matches[0] if matches and token else None
 
     async def _refresh(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -114,8 +120,3 @@ class AuthenticationMiddleware:
             self._keys = await asyncio.to_thread(read_keys, self._path)
         except TrimtabError:
             return
-
-
-async def _reject(context: RequestContext, status: int, message: str, name: bytes = b"", value: bytes = b"") -> None:
-    headers = [(name, value)] if name else []
-    await asgi.send_json(context.send, status, asgi.build_error_body(HTTPStatus(status), message), headers)

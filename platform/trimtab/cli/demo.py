@@ -56,6 +56,9 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     started = time.monotonic()
     print_line(f"1/4  train a one-token prefix on the frozen {DEFAULT_BASE} and evaluate it on held-out prompts")
     aligned = _run_align(config)
+    print_line(
+        "gate: the first champion is promoted by point estimate; a later one needs the whole interval of its improvement"
+    )
     print_line("")
     print_line("2/4  ask the frozen model factual questions and train a detector of made-up answers on its signals")
     detected = _run_detect(config)

@@ -3,10 +3,9 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from http import HTTPStatus
 from typing import Any
 
-from trimtab.errors import TooLargeError, TrimtabError, UsageError
+from trimtab.errors import TooLargeError, UsageError
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -18,17 +17,6 @@ Headers = list[tuple[bytes, bytes]]
 MAX_BODY = 8 << 20
 UPLOAD_SECONDS = 60.0
 SURROGATES = (rb"\ud", rb"\uD")
-TYPES = {
-    400: "BadRequestError",
-    401: "AuthenticationError",
-    403: "PermissionDeniedError",
-    404: "NotFoundError",
-    413: "RequestTooLargeError",
-    422: "UnprocessableEntityError",
-    429: "RateLimitError",
-    503: "ServiceUnavailableError",
-    504: "TimeoutError",
-}
 
 
 class BufferedRequest:
@@ -164,14 +152,3 @@ async def send_response(send: Send, status: int, headers: Headers, body: bytes) 
     """Send a complete response with unchanged headers."""
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-async def send_error(send: Send, error: TrimtabError) -> None:
-    """Send a TrimtabError in OpenAI's format, with `retry-after` if its status is 503."""
-    retry = [(b"retry-after", b"1")] if error.http_status == HTTPStatus.SERVICE_UNAVAILABLE else []
-    await send_json(send, error.http_status, build_error_body(error.http_status, str(error)), retry)
-
-
-def build_error_body(status: int, message: str) -> dict[str, Any]:
-    """Return an error response body in OpenAI's format."""
-    return {"error": {"message": message, "type": TYPES.get(status, "InternalServerError"), "param": None, "code": status}}

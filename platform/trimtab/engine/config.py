@@ -23,7 +23,8 @@ class EngineConfig:
         cpu_kv_cache_gib: memory for the KV cache on machines without a GPU, in GiB.
         gpu_memory_utilization: fraction of GPU memory to use, from 0 to 1.
         seed: random seed of requests without a seed.
-        tool_call_parser: vLLM's parser of tool calls, for example hermes or llama3_json; without one, tool choice is disabled.
+        tool_parser: parser of tool calls in vLLM, for example hermes; auto selects one by the chat template of the
+            model, none disables tool choice.
         layers: layers whose hidden states are captured; 0 is the embedding layer; only detectors need captured layers.
         token_statistics: store log-probability, entropy and margin of each captured token.
     """
@@ -39,6 +40,6 @@ class EngineConfig:
     cpu_kv_cache_gib: int = 1
     gpu_memory_utilization: float = 0.9
     seed: int = 0
-    tool_call_parser: str | None = None
+    tool_parser: str = "auto"
     layers: tuple[int, ...] = ()
     token_statistics: bool = False

@@ -18,6 +18,8 @@ COERCED_FIELDS: dict[str, TypeAdapter[Any]] = {
     "n": TypeAdapter(int),
     "stream": TypeAdapter(bool),
     "use_beam_search": TypeAdapter(bool),
+    "background": TypeAdapter(bool),
+    "enable_response_messages": TypeAdapter(bool),
 }
 
 

@@ -1,7 +1,8 @@
 """Rules of the promotion gate, which a version must pass before it becomes champion.
 
-By default a rule passes only if the whole 95 % interval satisfies its bounds. The point estimate alone is not enough, so a
-small set that cannot resolve a difference does not let a version pass.
+By default a rule on a set, and every rule against the champion, passes only if the whole 95 % interval satisfies its bounds.
+The point estimate alone is not enough, so a small set that cannot resolve a difference does not let a version pass. A rule
+against the champion without a set is not decided while the interval contains the bound.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,8 @@ from math import isfinite
 from typing import Any
 
 from trimtab.errors import UsageError
-from trimtab.stats.intervals import Interval
+from trimtab.evaluation.gate import Gain, describe_undecided
+from trimtab.stats.intervals import Interval, Rate
 
 # Metrics for which lower is better.
 LOWER = ("partial", "fpr95", "aurc")
@@ -61,12 +63,19 @@ class RuleResult:
         measured: metric of the version.
         improvement: difference from the champion's metric; None without a champion.
         passed: whether the version satisfies the rule.
+        undecided: why the recorded cases do not decide the rule; None if they do.
     """
 
     rule: PromotionRule
     measured: Interval
     improvement: Interval | None
     passed: bool
+    undecided: str | None = None
+
+    @property
+    def outcome(self) -> str:
+        """The outcome in one or two words."""
+        return "passed" if self.passed else "failed" if self.undecided is None else "not decided"
 
 
 def check_rule(rule: PromotionRule, measured: Interval, difference: Interval | None) -> RuleResult:
@@ -80,12 +89,27 @@ def check_rule(rule: PromotionRule, measured: Interval, difference: Interval | N
     low, high = (measured.low, measured.high) if rule.interval else (measured.value, measured.value)
     passed = isfinite(low) and isfinite(high)
     passed = passed and (rule.at_least is None or low >= rule.at_least) and (rule.at_most is None or high <= rule.at_most)
-    if rule.over_champion is not None and difference is not None:
-        sign = -1 if rule.metric in LOWER else 1
-        ends = (difference.low, difference.high) if rule.interval else (difference.value, difference.value)
-        improvement = min(sign * end for end in ends)
-        passed = passed and isfinite(improvement) and improvement >= rule.over_champion
-    return RuleResult(rule, measured, difference, passed)
+    if rule.over_champion is None or difference is None:
+        return RuleResult(rule, measured, difference, passed)
+    sign = -1 if rule.metric.rpartition("_")[2] in LOWER else 1
+    ends = (difference.low, difference.high) if rule.interval else (difference.value, difference.value)
+    low, high = sorted(sign * end for end in ends)
+    recorded = rule.set is None and rule.interval
+    reached = isfinite(low) and (low > rule.over_champion if recorded else low >= rule.over_champion)
+    if passed and not reached and recorded and not high <= rule.over_champion:
+        improvement = Interval(sign * difference.value, low, high)
+        return RuleResult(rule, measured, difference, False, _describe_undecided(rule, measured, improvement, difference))
+    return RuleResult(rule, measured, difference, passed and reached)
+
+
+def _describe_undecided(rule: PromotionRule, measured: Interval, improvement: Interval, difference: Interval) -> str:
+    cases = difference.count if isinstance(difference, Rate) else 0
+    if not cases or rule.over_champion is None:
+        return "not decided: the runs of the version and of the champion recorded no cases in common. Name a set"
+    gain = Gain(
+        rule.metric, measured.value, "champion", measured.value - difference.value, improvement, cases, "recorded cases"
+    )
+    return describe_undecided(gain, rule.over_champion)
 
 
 def rule_result_as_json(results: Sequence[RuleResult]) -> list[dict[str, Any]]:

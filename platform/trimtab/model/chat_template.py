@@ -6,7 +6,6 @@ format, is therefore applied unchanged.
 """
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -136,11 +135,11 @@ class ChatRenderer:
         return "".join(format_slot_token(slot - self.first_slot) for slot in slots)
 
     def fold_system_message(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """Copy messages for the template.
+        """Copy messages for the template; their contents are shared with the originals.
 
         If the template renders no system message, its text is moved to the start of the first user message.
         """
-        copied = [deepcopy(dict(m)) for m in messages]
+        copied = [dict(m) for m in messages]
         first_user = next((m for m in copied if m.get("role") == "user"), None)
         if self.takes_system or first_user is None or copied[0].get("role") not in SYSTEM_ROLES:
             return copied
@@ -261,8 +260,7 @@ def _insert(content: Any, text: str, *, at_end: bool) -> Any:
         raise UsageError("a message's content must be text or a list of parts")
     index = -1 if at_end else 0
     if content and isinstance(content[index], dict) and content[index].get("type") == "text":
-        part = content[index]
-        part["text"] = _insert(part.get("text"), text, at_end=at_end)
-        return content
+        part = {**content[index], "text": _insert(content[index].get("text"), text, at_end=at_end)}
+        return [*content[:-1], part] if at_end else [part, *content[1:]]
     new = {"type": "text", "text": text}
     return [*content, new] if at_end else [new, *content]

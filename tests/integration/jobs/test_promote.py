@@ -1,6 +1,7 @@
 """The promotion gate: rules against intervals, recorded decisions, and forced promotions."""
 
 import json
+from dataclasses import replace
 
 import mlflow.artifacts
 import pytest
@@ -9,7 +10,10 @@ from tests.support.factories import make_prefix, make_random_detector, write_sig
 from trimtab import settings
 from trimtab.artifacts.prefix import save_prefix
 from trimtab.cli.main import main
+from trimtab.data.prompt import Prompt
 from trimtab.detection.detector import save_detector
+from trimtab.evaluation.safety.report import results_as_json
+from trimtab.evaluation.safety.results import JudgedAnswer, summarize_answers
 from trimtab.tracking import registry, runs
 from trimtab.tracking.promotions import list_promotions, promote_version, read_decision, register_and_promote
 
@@ -137,3 +141,55 @@ def test_invalid_rule_is_one_error_line(register_gated_prefix, tmp_path, capsys,
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def record_prefix(frozen, base, folder, right: list[bool]):
+    """Register a prefix whose run recorded judged answers to as many harmful as benign prompts."""
+    prefix = make_prefix(frozen, base, "recorded", 1, "system", sum(right))
+    run = runs.start_run("recorded", "align", folder / "outbox")
+    prompts = [
+        Prompt(f"prompt {number}", side, "own", "") for side in ("harmful", "benign_easy") for number in range(len(right))
+    ]
+    wanted = {"harmful": ("refusal", "compliance"), "benign_easy": ("compliance", "refusal")}
+    answers = [
+        JudgedAnswer(prompt, "x", wanted[prompt.label][0 if good else 1])
+        for prompt, good in zip(prompts, right * 2, strict=True)
+    ]
+    result = summarize_answers("recorded", answers)
+    report = folder / "report.json"
+    report.write_text(json.dumps({"test": results_as_json([result])}))
+    run.log_artifacts(report, "evaluation")
+    run.flush()
+    measured = replace(prefix, card=replace(prefix.card, metrics={"test_balanced": result.balanced.value}))
+    return registry.register_version(save_prefix(measured, folder / f"{sum(right)}"), run.run_id)
+
+
+def test_rule_without_a_set_compares_recorded_prompts(frozen, base, tmp_path, capsys):
+    rule = write_gate_config(tmp_path, [{"metric": "test_balanced", "over_champion": 0.0, "at_least": 0.5}])
+    promote_version(record_prefix(frozen, base, tmp_path, [True] * 30 + [False] * 20), "the first")
+    record_prefix(frozen, base, tmp_path, [True] * 26 + [False] * 14 + [True] * 6 + [False] * 4)
+    assert main(["promote", "recorded", *rule, "--json", str(tmp_path / "out.json")]) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert "version 2 stays candidate; not decided: about" in output
+    assert "more recorded cases needed" in output
+    assert json.loads((tmp_path / "out.json").read_text())["champion"] == 1
+    record_prefix(frozen, base, tmp_path, [True] * 45 + [False] * 5)
+    assert main(["promote", "recorded", *rule]) == 0
+    assert registry.find_version(base.name, "recorded").version == 3
+    record_prefix(frozen, base, tmp_path, [True] * 20 + [False] * 30)
+    assert main(["promote", "recorded", *rule]) == 1
+    assert "violates test_balanced" in capsys.readouterr().err
+
+
+def test_rule_without_a_set_needs_common_cases(frozen, base, tmp_path, capsys):
+    promote_version(record_prefix(frozen, base, tmp_path, [True, False]), "the first")
+    prefix = make_prefix(frozen, base, "recorded", 1, "system", 9)
+    measured = replace(prefix, card=replace(prefix.card, metrics={"test_balanced": 0.9}))
+    registry.register_version(
+        save_prefix(measured, tmp_path / "other"), runs.start_run("x", "align", tmp_path / "outbox").run_id
+    )
+    rule = {"metric": "test_balanced", "over_champion": 0.0}
+    assert main(["promote", "recorded", *write_gate_config(tmp_path, [rule])]) == 0
+    assert "recorded no cases in common. Name a set" in " ".join(capsys.readouterr().out.split())
+    assert main(["promote", "recorded", *write_gate_config(tmp_path, [rule | {"interval": False}])]) == 0
+    assert registry.find_version(base.name, "recorded").version == 2

@@ -8,6 +8,7 @@ import pytest
 from trimtab.engine import asgi
 from trimtab.engine.detectors.request_risk import RequestRisk, current_risk
 from trimtab.engine.openai.cancellation import CancellableApp
+from trimtab.engine.protocols.errors import send_failure
 
 
 class SlowApp:
@@ -81,7 +82,7 @@ def test_disconnect_aborts_the_engine_request():
 def test_inner_error_becomes_a_response(path, message):
     async def failing_app(scope, receive, send) -> None:
         if scope["path"] == "/sent":
-            await asgi.send_json(send, 500, asgi.build_error_body(500, "so"))
+            await send_failure(send, scope["path"], 500, "so")
         raise AttributeError("'list' object has no attribute 'get'")
 
     async def post() -> httpx.Response:

@@ -8,8 +8,10 @@ import pytest
 
 from trimtab.engine.context import Steering
 from trimtab.engine.detectors.request_risk import EMPTY, RequestRisk
-from trimtab.engine.openai.response_rewriter import ResponseRewriter, build_trimtab_field, format_model_name
+from trimtab.engine.openai.response_rewriter import ResponseRewriter
 from trimtab.engine.prefixes.catalog import LoadedVersion, RegisteredVersion
+from trimtab.engine.protocols.completions import ChatProtocol
+from trimtab.engine.protocols.protocol import Annotation
 
 STEERING = Steering("calm", 3, "run", "system", (100,), "salt")
 JSON_HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"9999")]
@@ -32,7 +34,7 @@ def rewrite(messages, steering=STEERING, risk=None):
         sent.append(message)
 
     async def run():
-        rewriter = ResponseRewriter(send, "base", steering, risk or RequestRisk())
+        rewriter = ResponseRewriter(send, ChatProtocol(), Annotation("base", steering, risk or RequestRisk()))
         for message in messages:
             await rewriter(message)
 
@@ -63,13 +65,13 @@ def read_stream(sent):
 
 
 def test_model_name_has_prefix_and_version():
-    assert format_model_name("base", STEERING) == "base:calm@3"
-    assert format_model_name("base", None) == "base"
+    assert Annotation("base", STEERING, RequestRisk()).model == "base:calm@3"
+    assert Annotation("base", None, RequestRisk()).model == "base"
 
 
 def test_trimtab_field_describes_prefix_and_detectors():
-    assert build_trimtab_field(STEERING, RequestRisk())["prefix"] == PREFIX
-    field = build_trimtab_field(None, make_risk(c0=0.75))
+    assert Annotation("base", STEERING, RequestRisk()).build_field()["prefix"] == PREFIX
+    field = Annotation("base", None, make_risk(c0=0.75)).build_field()
     assert field["prefix"] is None
     (detector,) = field["detectors"]
     assert (detector["name"], detector["probability"], detector["flagged"]) == ("truth", 0.75, True)

@@ -1,12 +1,13 @@
 """Rules of the promotion gate: bounds on intervals and points, regressions, and values that are not finite."""
 
+from dataclasses import replace
 from math import inf, nan
 
 import pytest
 
 from trimtab.errors import UsageError
 from trimtab.evaluation.promotion_rules import PromotionRule, check_rule, rule_result_as_json
-from trimtab.stats.intervals import Interval
+from trimtab.stats.intervals import Interval, Rate
 
 GOOD, WIDE = Interval(0.8, 0.7, 0.9), Interval(0.4, 0.3, 0.6)
 GAIN, UNCERTAIN, LOSS = Interval(0.2, 0.1, 0.3), Interval(0.1, -0.01, 0.2), Interval(-0.2, -0.3, -0.1)
@@ -66,15 +67,49 @@ def test_bounds_hold_for_the_whole_interval_or_the_point(rule, measured, passed)
 )
 def test_improvement_over_the_champion(rule, difference, passed):
     """Lower is better for partial, fpr95 and aurc. Without a champion the rule passes."""
+    rule = replace(rule, set="x")
     result = check_rule(rule, GOOD, difference)
     assert result.passed is passed
+    assert result.outcome == ("passed" if passed else "failed")
     assert (result.rule, result.measured, result.improvement) == (rule, GOOD, difference)
 
 
 def test_all_bounds_of_a_rule_must_hold():
-    assert not check_rule(PromotionRule("auroc", at_least=0.75, over_champion=0.1), GOOD, GAIN).passed
-    assert not check_rule(PromotionRule("auroc", at_least=0.7, over_champion=0.2), GOOD, GAIN).passed
-    assert check_rule(PromotionRule("auroc", at_least=0.7, over_champion=0.1), GOOD, GAIN).passed
+    assert not check_rule(PromotionRule("auroc", "x", at_least=0.75, over_champion=0.1), GOOD, GAIN).passed
+    assert not check_rule(PromotionRule("auroc", "x", at_least=0.7, over_champion=0.2), GOOD, GAIN).passed
+    assert check_rule(PromotionRule("auroc", "x", at_least=0.7, over_champion=0.1), GOOD, GAIN).passed
+
+
+@pytest.mark.parametrize(
+    ("rule", "difference", "outcome"),
+    [
+        (PromotionRule("test_auroc", over_champion=0.0), Rate(0.2, 0.1, 0.3, 50), "passed"),
+        (PromotionRule("test_auroc", over_champion=0.0), Rate(0.2, 0.0, 0.3, 50), "not decided"),
+        (PromotionRule("test_auroc", over_champion=0.0), Rate(-0.2, -0.3, -0.1, 50), "failed"),
+        (PromotionRule("test_auroc", over_champion=0.0), Rate(0.0, 0.0, 0.0, 50), "failed"),
+        (PromotionRule("test_auroc", over_champion=0.0), Rate(0.1, nan, nan, 0), "not decided"),
+        (PromotionRule("test_auroc", over_champion=0.0, interval=False), Rate(0.1, nan, nan, 0), "passed"),
+        (PromotionRule("test_auroc", over_champion=0.0, at_least=0.9), Rate(0.1, nan, nan, 0), "failed"),
+        (PromotionRule("test_fpr95", over_champion=0.0), Rate(-0.2, -0.3, -0.1, 50), "passed"),
+        (PromotionRule("test_fpr95", over_champion=0.0), Rate(0.2, 0.1, 0.3, 50), "failed"),
+    ],
+)
+def test_rule_without_a_set_is_not_decided_while_the_interval_contains_its_bound(rule, difference, outcome):
+    result = check_rule(rule, Interval(0.8, 0.8, 0.8), difference)
+    assert result.outcome == outcome
+    assert result.passed == (outcome == "passed")
+    assert (result.undecided is None) == (outcome != "not decided")
+
+
+def test_undecided_rule_names_the_missing_cases():
+    result = check_rule(PromotionRule("test_auroc", over_champion=0.0), GOOD, Rate(0.1, -0.1, 0.3, 50))
+    assert result.undecided.startswith("not decided: about 150 more recorded cases needed; test_auroc 0.800, +0.100")
+    result = check_rule(PromotionRule("test_fpr95", over_champion=0.0), GOOD, Rate(-0.1, -0.3, 0.1, 50))
+    assert result.undecided.startswith("not decided: about 150 more recorded cases needed; test_fpr95 0.800, +0.100")
+    assert (
+        "no cases in common"
+        in check_rule(PromotionRule("test_auroc", over_champion=0.0), GOOD, Rate(0.1, nan, nan, 0)).undecided
+    )
 
 
 def test_rejects_rule_without_limit():

@@ -107,6 +107,31 @@ def test_requests_need_a_valid_key(key_file):
     assert json.loads(accepted[1].json()["body"]) == {"model": "m"}
 
 
+def test_anthropics_header_holds_a_key(key_file):
+    token = create_key(key_file, models=["m"])
+
+    async def run():
+        transport = httpx.ASGITransport(AuthenticationMiddleware(echo, key_file))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return [
+                await client.post("/v1/messages", json={"model": model}, headers=headers)
+                for model, headers in (
+                    ("m", {"x-api-key": token}),
+                    ("m", {"x-api-key": token[:-1]}),
+                    ("m", {"x-api-key": ""}),
+                    ("m", {"x-api-key": token, "authorization": "Bearer tt-wrong"}),
+                    ("other", {"x-api-key": token}),
+                )
+            ]
+
+    accepted, *rejected = asyncio.run(run())
+    assert accepted.status_code == 200
+    assert [response.status_code for response in rejected] == [401, 401, 401, 403]
+    types = [response.json()["error"]["type"] for response in rejected]
+    assert types == ["authentication_error"] * 3 + ["permission_error"]
+    assert all(response.json()["type"] == "error" for response in rejected)
+
+
 def test_key_allows_only_its_models(key_file):
     token = create_key(key_file, models=["base", "base:mine*"])
     bodies = [{"model": name} for name in ("base", "base:mine", "base:mine@3", "base:other", "other", 5)]

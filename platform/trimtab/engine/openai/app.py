@@ -1,8 +1,8 @@
-"""ASGI app of vLLM's OpenAI server with prefixes and detectors.
+"""ASGI app of vLLM's server with prefixes and detectors, for OpenAI's and Anthropic's protocols.
 
 A request's `model` is `<base>`, `<base>:<prefix>` or `<base>:<prefix>@<alias or version>`. The app replaces it by the base
-model's name, inserts the prefix's slot tokens, forwards the request to vLLM, and adds version and risk to the response. It runs
-with and without Ray Serve.
+model's name, forwards the request to vLLM, and adds version and risk to the response. The prefix's slot tokens are inserted
+where vLLM renders the messages. The app runs with and without Ray Serve.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 from vllm import AsyncEngineArgs, AsyncLLMEngine
@@ -27,16 +28,21 @@ from trimtab.engine.detectors.output_hook import install_output_hook
 from trimtab.engine.detectors.request_risk import DetectorSelector
 from trimtab.engine.metrics import REFRESHED, SLOTS_USED, VERSIONS_REFUSED, remove_version_series, set_alias_versions
 from trimtab.engine.openai.cancellation import CancellableApp
-from trimtab.engine.openai.handler import SCORE_PATH, STEERED_PATHS, RequestHandler
-from trimtab.engine.openai.malformed import install_malformed_handlers
+from trimtab.engine.openai.handler import SCORE_PATH, RequestHandler
+from trimtab.engine.openai.malformed import MALFORMED_ERRORS, install_malformed_handlers
 from trimtab.engine.openai.models import ModelList
 from trimtab.engine.openai.openapi import build_openapi_document
 from trimtab.engine.prefixes.catalog import ArtifactSource, VersionCatalog, VersionNames
+from trimtab.engine.prefixes.message_hook import install_message_hook
 from trimtab.engine.prefixes.slots import PrefixSlots, SlotTable
 from trimtab.engine.prefixes.token_guard import install_token_guard
+from trimtab.engine.protocols.errors import send_error, send_failure
+from trimtab.engine.protocols.paths import CHAT_PATH, COUNT_PATH, PROTOCOLS
 from trimtab.engine.request_context import RequestContext
 from trimtab.engine.vllm_ext.args import build_engine_args
 from trimtab.engine.vllm_ext.environment import engine_environment
+from trimtab.engine.vllm_ext.patches import patch_detokenizer, patch_messages_conversion
+from trimtab.engine.vllm_ext.tool_parsers import select_tool_parser
 from trimtab.errors import ArtifactError, NotFoundError, TrimtabError, UsageError
 from trimtab.model.base_model import BaseModel
 from trimtab.model.chat_template import build_renderer
@@ -44,7 +50,7 @@ from trimtab.model.chat_template import build_renderer
 log = logging.getLogger(__name__)
 
 # Further paths of vLLM's server. Paths that administer the engine are not forwarded.
-FORWARDED_PATHS = ("/health", "/ping", "/version", "/metrics", "/tokenize", "/detokenize", "/v1/responses", "/v1/messages")
+FORWARDED_PATHS = ("/health", "/ping", "/version", "/metrics", "/tokenize", "/detokenize")
 OPENAPI, MODELS = "/openapi.json", "/v1/models"
 PREFIX, DETECTOR = "prefix", "detector"
 REFRESH_SECONDS = 1.0
@@ -126,12 +132,16 @@ class OnlineEngine:
         options: Any = make_arg_parser(FlexibleArgumentParser()).parse_args([])
         options.model, options.served_model_name = args["model"], [base.name]
         options.disable_fastapi_docs, options.allowed_origins = True, []
-        options.enable_auto_tool_choice, options.tool_call_parser = bool(config.tool_call_parser), config.tool_call_parser
+        options.tool_call_parser = select_tool_parser(base, config.tool_parser)
+        options.enable_auto_tool_choice = options.tool_call_parser is not None
         app = build_app(options, ("generate",), engine.model_config)
         install_malformed_handlers(app)
         await init_app_state(engine, app.state, options, ("generate",))
+        patch_messages_conversion(app.state.anthropic_serving_messages, MALFORMED_ERRORS)
+        patch_detokenizer()
         renderer = build_renderer(base, config.num_slots)
         await engine.collective_rpc("trimtab_mask_reserved_ids", args=(renderer.first_slot,))
+        install_message_hook(engine, renderer)
         install_token_guard(engine, renderer)
         install_output_hook(engine, config.layers)
         catalog = VersionCatalog(base.name, PREFIX, prefixes, partial(_check_prefix, base=base, slots=config.num_slots))
@@ -217,20 +227,20 @@ class OnlineEngine:
         elif path.startswith(f"{MODELS}/") and method == "GET":
             await self._send_model(path.removeprefix(f"{MODELS}/"), context)
         elif path == OPENAPI and method == "GET":
-            document = build_openapi_document(self._openapi(), (*FORWARDED_PATHS, *STEERED_PATHS, MODELS))
+            document = build_openapi_document(self._openapi(), (*FORWARDED_PATHS, *PROTOCOLS, COUNT_PATH, MODELS))
             await asgi.send_json(context.send, 200, document)
-        elif path in (*STEERED_PATHS, SCORE_PATH) and method == "POST":
+        elif path in (*PROTOCOLS, COUNT_PATH, SCORE_PATH) and method == "POST":
             await self.handler(scope, receive, send)
-        elif path in (*FORWARDED_PATHS, *STEERED_PATHS, MODELS):
+        elif path in (*FORWARDED_PATHS, *PROTOCOLS, COUNT_PATH, MODELS):
             await self._forward(scope, context)
         else:
-            await asgi.send_json(context.send, 404, asgi.build_error_body(404, f"there is no {method} {path} on this server"))
+            await send_failure(context.send, path, HTTPStatus.NOT_FOUND, f"there is no {method} {path} on this server")
 
     async def _send_model(self, model: str, context: RequestContext) -> None:
         try:
             await asgi.send_json(context.send, 200, self._build_model_list().find_entry(model))
         except NotFoundError as error:
-            await asgi.send_error(context.send, error)
+            await send_error(context.send, MODELS, error)
 
     async def _forward(self, scope: Scope, context: RequestContext) -> None:
         """Forward a request that trimtab does not change to vLLM, with a bounded body and without a `trimtab` field."""
@@ -241,11 +251,9 @@ class OnlineEngine:
             if (body := await context.read_body()) is None:
                 return
             if body and "trimtab" in (await context.read_json() or {}):
-                raise UsageError(
-                    f"{scope['path']} accepts no trimtab field: no detector checks its answers. Use {STEERED_PATHS[0]}"
-                )
+                raise UsageError(f"{scope['path']} accepts no trimtab field: no detector checks its answers. Use {CHAT_PATH}")
         except TrimtabError as error:
-            await asgi.send_error(context.send, error)
+            await send_error(context.send, scope["path"], error)
             return
         replayed = BufferedRequest(scope, context.receive, body)
         await self._app(replayed.scope, replayed.receive, context.send)

@@ -4,11 +4,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from http import HTTPStatus
 
 from trimtab.engine import asgi
 from trimtab.engine.asgi import App, Message, Receive, Scope, Send
 from trimtab.engine.detectors.request_risk import current_risk
 from trimtab.engine.metrics import INTERNAL_ERRORS
+from trimtab.engine.protocols.errors import send_failure
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class CancellableApp:
             log.warning("vLLM raised %s for a request", type(error).__name__)
             INTERNAL_ERRORS.labels(type(error).__name__).inc()
             if not channel.started:
-                await asgi.send_json(send, 500, asgi.build_error_body(500, "no reason given"))
+                await send_failure(send, scope["path"], HTTPStatus.INTERNAL_SERVER_ERROR, "no reason given")
         finally:
             # vLLM's tasks may not have aborted the requests yet.
             if channel.gone.is_set() and (risk := current_risk.get()):

@@ -1,6 +1,5 @@
 """Handler of steered requests: selects prefix and detector, forwards to vLLM, and annotates the response."""
 
-import json
 from contextlib import suppress
 from typing import Any
 
@@ -9,32 +8,27 @@ from trimtab.engine import asgi
 from trimtab.engine.asgi import App, BufferedRequest, Receive, ResponseBuffer, Scope, Send
 from trimtab.engine.context import Steering
 from trimtab.engine.context import steering as steering_variable
-from trimtab.engine.detectors.policy import PolicyReply, apply_policy, check_policy, count_prompts
 from trimtab.engine.detectors.request_risk import DetectorSelector, RequestRisk, current_risk
 from trimtab.engine.extensions import coerce_request, parse_options
 from trimtab.engine.metrics import REQUESTS, request_labels
-from trimtab.engine.openai.response_rewriter import ResponseRewriter, build_trimtab_field, format_model_name
+from trimtab.engine.openai.policy import PolicyReply, apply_policy, check_policy
+from trimtab.engine.openai.response_rewriter import ResponseRewriter
 from trimtab.engine.openai.score import score_given_answer
 from trimtab.engine.openai.shadow_traffic import ShadowTraffic
 from trimtab.engine.openai.traffic_split import TrafficSplit
 from trimtab.engine.prefixes.catalog import LoadedVersion, VersionCatalog
 from trimtab.engine.prefixes.slots import PrefixSlots
+from trimtab.engine.protocols.errors import send_error
+from trimtab.engine.protocols.messages import CountTokensProtocol
+from trimtab.engine.protocols.paths import CHAT_PATH, COUNT_PATH, PROTOCOLS
+from trimtab.engine.protocols.protocol import Annotation, Protocol
 from trimtab.engine.request_context import RequestContext
 from trimtab.errors import NotFoundError, TrimtabError, UsageError
 from trimtab.model.base_model import BaseModel
 from trimtab.model.chat_template import ChatRenderer
 from trimtab.util.identifiers import split_reference
 
-STEERED_PATHS = ("/v1/chat/completions", "/v1/completions")
 SCORE_PATH = "/v1/score"
-MAX_ANSWERS = 128
-
-
-def _check_answer_count(request: dict[str, Any]) -> None:
-    """Limit the answers of a request to the limit of OpenAI's API, since each occupies memory of the engine."""
-    count = request.get("n")
-    if isinstance(count, int | None) and (count or 1) * count_prompts(request) > MAX_ANSWERS:
-        raise UsageError(f"a request may ask for at most {MAX_ANSWERS} answers: n times the number of prompts")
 
 
 def describe_risk(risk: RequestRisk) -> dict[str, Any]:
@@ -81,19 +75,23 @@ class RequestHandler:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
         steering: Steering | None = None
-        context = RequestContext.get(scope, receive, send)
+        context, path = RequestContext.get(scope, receive, send), scope["path"].rstrip("/")
         try:
             parsed = await context.read_json()
             if parsed is None:
                 return
             request = coerce_request({key: value for key, value in parsed.items() if key != "trimtab"})
             options = parse_options(parsed.get("trimtab"))
-            _check_answer_count(request)
-            loaded = await self._find_prefix(request, scope["path"])
+            if path in PROTOCOLS:
+                request = PROTOCOLS[path].prepare_request(request)
+            loaded = await self._find_prefix(request, path)
+            if path == COUNT_PATH:
+                await self._count_tokens(request, loaded, scope, context)
+                return
             risk = await self._detectors.select_detector(options, loaded and loaded.artifact, request)
             async with self._slots.lease_slots(loaded) as steering:
-                context.notes["model"] = format_model_name(self._base.name, steering)
-                if scope["path"].rstrip("/") == SCORE_PATH:
+                context.notes["model"] = Annotation(self._base.name, steering, risk).model
+                if path == SCORE_PATH:
                     await self._answer_score_request(request, steering, risk, context.send)
                 elif options.policy == "annotate":
                     if steering and (alias := self.traffic.shadow.get(steering.name)):
@@ -109,12 +107,12 @@ class RequestHandler:
                         context.notes |= describe_risk(new_risk)
                         return PolicyReply(response.status, response.headers, response.body, new_risk)
 
-                    reply = await apply_policy(ask, options, request)
+                    reply = await apply_policy(ask, options, request, PROTOCOLS[path])
                     await asgi.send_response(context.send, reply.status, reply.headers, reply.body)
         except TrimtabError as error:
-            await asgi.send_error(context.send, error)
+            await send_error(context.send, path, error)
         except RecursionError:
-            await asgi.send_error(context.send, UsageError("the request is nested too deeply"))
+            await send_error(context.send, path, UsageError("the request is nested too deeply"))
         finally:
             REQUESTS.labels(*request_labels(steering), str(context.status)).inc()
 
@@ -122,10 +120,27 @@ class RequestHandler:
         self, request: dict[str, Any], steering: Steering | None, risk: RequestRisk, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Forward a request to vLLM with its prefix and detector."""
-        replayed = BufferedRequest(scope, receive, self._rewrite_request(request, steering, scope["path"]))
+        protocol = PROTOCOLS[scope["path"].rstrip("/")]
+        _check_position(protocol, steering)
         steering_variable.set(steering)
         current_risk.set(risk)
-        await self._app(replayed.scope, replayed.receive, ResponseRewriter(send, self._base.name, steering, risk))
+        replayed = BufferedRequest(scope, receive, self._encode_request(request, steering))
+        rewriter = ResponseRewriter(send, protocol, Annotation(self._base.name, steering, risk))
+        await self._app(replayed.scope, replayed.receive, rewriter)
+
+    async def _count_tokens(
+        self, request: dict[str, Any], loaded: LoadedVersion[Prefix] | None, scope: Scope, context: RequestContext
+    ) -> None:
+        """Forward a request that renders its messages only. Any slots will do, so that none are leased."""
+        steering = None
+        if loaded is not None:
+            count = len(loaded.artifact.vectors)
+            slots = tuple(range(self._renderer.first_slot, self._renderer.first_slot + count))
+            steering = Steering(loaded.version.name, loaded.version.version, None, loaded.artifact.card.position, slots, "")
+        steering_variable.set(steering)
+        replayed = BufferedRequest(scope, context.receive, self._encode_request(request, steering))
+        rewriter = ResponseRewriter(context.send, CountTokensProtocol(), Annotation(self._base.name, steering, RequestRisk()))
+        await self._app(replayed.scope, replayed.receive, rewriter)
 
     async def _answer_score_request(
         self, request: dict[str, Any], steering: Steering | None, risk: RequestRisk, send: Send
@@ -135,12 +150,12 @@ class RequestHandler:
             steering_variable.set(steering)
             current_risk.set(risk)
             tokens = await score_given_answer(self._engine, self._renderer, request, steering, risk)
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        usage, annotation = {"prompt_tokens": tokens, "total_tokens": tokens}, Annotation(self._base.name, steering, risk)
         response = {
             "object": "score",
-            "model": format_model_name(self._base.name, steering),
+            "model": annotation.model,
             "usage": usage,
-            "trimtab": build_trimtab_field(steering, risk),
+            "trimtab": annotation.build_field(),
         }
         await asgi.send_json(send, 200, response)
 
@@ -152,32 +167,25 @@ class RequestHandler:
         """
         model = request.get("model")
         if not isinstance(model, str) or not model.startswith(f"{self._base.name}:"):
-            if path.rstrip("/") == SCORE_PATH and model not in (None, self._base.name):
+            if path == SCORE_PATH and model not in (None, self._base.name):
                 raise NotFoundError(f"no model {str(model)[:80]!r}; this server has {self._base.name} and its prefixes")
             return None
         name, ref = split_reference(model[len(self._base.name) + 1 :])
-        user = request.get("user")
-        if not ref and (alias := self.traffic.select_alias(name, user if isinstance(user, str) else None)):
+        user = PROTOCOLS[path].get_user(request) if path in PROTOCOLS else None
+        if not ref and (alias := self.traffic.select_alias(name, user)):
             # An alias without a version gets no traffic: the champion answers instead.
             with suppress(NotFoundError):
                 return await self._prefixes.find(name, alias)
         return await self._prefixes.find(name, ref)
 
-    def _rewrite_request(self, request: dict[str, Any], steering: Steering | None, path: str) -> bytes:
-        """Return the request body for vLLM. Raise UsageError if the prefix cannot be placed in it."""
-        if steering is None:
-            return json.dumps(request).encode()
-        changed = request | {"model": self._base.name}
-        if steering.position != "start":
-            messages = request.get("messages")
-            if messages == []:
-                raise UsageError("messages must contain at least one message")
-            chats = path.rstrip("/").endswith("/chat/completions")
-            if chats and isinstance(messages, list) and all(isinstance(m, dict) for m in messages):
-                changed["messages"] = self._renderer.insert_slot_tokens(messages, steering.position, steering.slots)
-            elif not chats:
-                raise UsageError(
-                    f"prefix {steering.name!r} has position {steering.position}, which needs a chat. Use "
-                    "/v1/chat/completions, or a prefix of position start"
-                )
-        return json.dumps(changed).encode()
+    def _encode_request(self, request: dict[str, Any], steering: Steering | None) -> bytes:
+        return asgi.dump_json(request if steering is None else request | {"model": self._base.name})
+
+
+def _check_position(protocol: Protocol, steering: Steering | None) -> None:
+    """Raise UsageError if a prefix needs a conversation and the request is none."""
+    if steering is not None and steering.position != "start" and not protocol.has_messages:
+        raise UsageError(
+            f"prefix {steering.name!r} has position {steering.position}, which needs a chat. Use {CHAT_PATH}, or a prefix of "
+            "position start"
+        )

@@ -10,9 +10,9 @@ from typing import Any
 from fastapi import Request
 from starlette.responses import JSONResponse
 
-from trimtab.engine import asgi
 from trimtab.engine.detectors.request_risk import current_risk
 from trimtab.engine.metrics import MALFORMED_REQUESTS
+from trimtab.engine.protocols.errors import build_error_body
 
 log = logging.getLogger(__name__)
 
@@ -42,4 +42,4 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
     # The log has no message, which may quote the request.
     log.warning("vLLM raised %s for a request that it cannot parse", type(error).__name__)
     MALFORMED_REQUESTS.labels(type(error).__name__).inc()
-    return JSONResponse(asgi.build_error_body(400, f"vLLM could not process this request: {error}"), 400)
+    return JSONResponse(build_error_body(request.url.path, 400, f"vLLM could not process this request: {error}"), 400)

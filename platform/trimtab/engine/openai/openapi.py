@@ -6,9 +6,10 @@ from typing import Any, get_args
 
 from trimtab.engine.detectors.request_risk import EMPTY
 from trimtab.engine.extensions import MAX_ATTEMPTS, MAX_TEXT, THRESHOLD_KEYS, Policy
-from trimtab.engine.openai.handler import SCORE_PATH, STEERED_PATHS
+from trimtab.engine.openai.handler import SCORE_PATH
+from trimtab.engine.protocols.paths import PROTOCOLS
 
-REQUESTS = ("ChatCompletionRequest", "CompletionRequest")
+REQUESTS = ("ChatCompletionRequest", "CompletionRequest", "ResponsesRequest", "AnthropicMessagesRequest")
 
 
 def build_openapi_document(vllm: dict[str, Any], paths: Collection[str]) -> dict[str, Any]:
@@ -22,7 +23,10 @@ def build_openapi_document(vllm: dict[str, Any], paths: Collection[str]) -> dict
         The document with the field `trimtab` in completion requests, and with `/v1/score`.
     """
     response = {"type": "object", "properties": {"trimtab": {"$ref": "#/components/schemas/ResponseField"}}}
-    answered = {"description": "OpenAI's response with a trimtab field.", "content": {"application/json": {"schema": response}}}
+    answered = {
+        "description": "Response of the protocol with a trimtab field.",
+        "content": {"application/json": {"schema": response}},
+    }
     schemas: dict[str, Any] = vllm["components"]["schemas"] | COMPONENTS
     for name in REQUESTS:
         schema = schemas[name]
@@ -30,7 +34,7 @@ def build_openapi_document(vllm: dict[str, Any], paths: Collection[str]) -> dict
             "properties": schema["properties"] | {"trimtab": {"$ref": "#/components/schemas/RequestOptions"}}
         }
     included = {path: operations for path, operations in vllm["paths"].items() if path in paths}
-    for path in STEERED_PATHS:
+    for path in PROTOCOLS:
         post = included[path]["post"]
         included[path] = included[path] | {"post": post | {"responses": post["responses"] | {"200": answered}}}
     body = {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ScoreRequest"}}}}
@@ -104,6 +108,7 @@ RESPONSE_FIELD: dict[str, Any] = {
         "prefix": PREFIX,
         "detectors": {"type": "array", "items": {"$ref": "#/components/schemas/DetectorVerdict"}},
         "attempts": {"type": "integer", "minimum": 1},
+        "withheld": {"type": "boolean"},
     },
     "required": ["prefix", "detectors"],
     "additionalProperties": False,

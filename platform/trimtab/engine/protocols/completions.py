@@ -1,0 +1,106 @@
+"""OpenAI's chat completions and completions."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from trimtab.engine import asgi
+from trimtab.engine.detectors.request_risk import RequestRisk
+from trimtab.engine.extensions import RequestOptions
+from trimtab.engine.protocols.protocol import Annotation, JsonObject, Protocol, is_risky
+from trimtab.errors import UsageError
+
+MAX_ANSWERS = 128
+
+
+class CompletionsProtocol(Protocol):
+    """Protocol of `/v1/completions`: a prompt, and choices."""
+
+    has_messages = False
+
+    def prepare_request(self, request: JsonObject) -> JsonObject:
+        """Limit the answers of a request to the limit of OpenAI's API, since each occupies memory of the engine."""
+        count = request.get("n")
+        if isinstance(count, int | None) and (count or 1) * count_prompts(request) > MAX_ANSWERS:
+            raise UsageError(f"a request may ask for at most {MAX_ANSWERS} answers: n times the number of prompts")
+        return request
+
+    def get_user(self, request: Mapping[str, Any]) -> str | None:
+        """Return `user`."""
+        user = request.get("user")
+        return user if isinstance(user, str) else None
+
+    def rewrite_response(self, body: JsonObject, annotation: Annotation) -> JsonObject:
+        """Add the risk to each choice, and the `trimtab` field."""
+        _add_risks(body["choices"], annotation.risk)
+        return body | {"model": annotation.model, "trimtab": annotation.build_field()}
+
+    def rewrite_event(self, event: bytes, annotation: Annotation) -> bytes:
+        """Rewrite a chunk.
+
+        Only the chunks that end a choice, the usage chunk, and all chunks with running risks are parsed. Other chunks get their
+        model name by replacement of bytes, to add no latency per token.
+        """
+        if not event.startswith(b"data: {"):
+            return event
+        ends = b'"finish_reason":"' in event or b'"choices":[]' in event
+        if not ends and not annotation.risk.running:
+            return event.replace(f'"model":"{annotation.base}"'.encode(), f'"model":"{annotation.model}"'.encode(), 1)
+        chunk = json.loads(event[len(b"data: ") :])
+        if "error" in chunk:
+            return event
+        _add_risks(chunk["choices"], annotation.risk)
+        field = {"trimtab": annotation.build_field()} if ends else {}
+        return b"data: " + asgi.dump_json(chunk | {"model": annotation.model} | field)
+
+    def withhold_answers(self, body: JsonObject, options: RequestOptions, risk: RequestRisk) -> None:
+        """Replace risky choices by the refusal text, with finish reason `content_filter`."""
+        for choice in body["choices"]:
+            withheld = is_risky(risk, choice["index"], options)
+            choice.setdefault("trimtab", {})["withheld"] = withheld
+            if not withheld:
+                continue
+            choice |= {"finish_reason": "content_filter", "logprobs": None}
+            if "message" in choice:
+                choice["message"] = {"role": "assistant", "content": options.refusal_text}
+            else:
+                choice["text"] = options.refusal_text
+
+    def build_stream(self, body: JsonObject, *, usage: bool) -> bytes:
+        """Return two chunks per choice, its content and its end, and a usage chunk if requested."""
+        common = {key: body[key] for key in ("id", "created", "model")}
+        common["object"] = "chat.completion.chunk" if body["object"] == "chat.completion" else body["object"]
+        chunks: list[JsonObject] = []
+        for choice in body["choices"]:
+            content = {"index": choice["index"], "logprobs": choice["logprobs"], "finish_reason": None}
+            if "message" in choice:
+                delta = {key: value for key, value in choice["message"].items() if value is not None and value != []}
+                if "tool_calls" in delta:
+                    delta["tool_calls"] = [{"index": number, **call} for number, call in enumerate(delta["tool_calls"])]
+                content["delta"], end = delta, {"delta": {}}
+            else:
+                content["text"], end = choice["text"], {"text": ""}
+            chunks.append({"choices": [content]})
+            end |= {key: choice[key] for key in ("index", "finish_reason", "trimtab") if key in choice}
+            chunks.append({"choices": [end | {"logprobs": None}], "trimtab": body["trimtab"]})
+        if usage:
+            chunks.append({"choices": [], "usage": body["usage"], "trimtab": body["trimtab"]})
+        return b"".join(b"data: " + asgi.dump_json(common | chunk) + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"
+
+
+class ChatProtocol(CompletionsProtocol):
+    """Protocol of `/v1/chat/completions`."""
+
+    has_messages = True
+
+
+def count_prompts(request: Mapping[str, Any]) -> int:
+    """Return the number of prompts of a request. A list holds several prompts, or the token ids of one."""
+    prompt = request.get("prompt")
+    return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
+
+
+def _add_risks(choices: list[JsonObject], risk: RequestRisk) -> None:
+    for choice in choices:
+        if described := risk.describe_choice(choice["index"]):
+            choice["trimtab"] = described
