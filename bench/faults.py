@@ -55,9 +55,9 @@ FAULTS = {
         f"{TESTS}/test_full_disk.py",
     ),
     "an outage of the storage": Fault(
-        "jobs/align/driver.py",
-        "failure_config=FailureConfig(max_failures=config.scale.max_failures),",
-        "failure_config=FailureConfig(max_failures=0),",
+        "jobs/align/checkpoints.py",
+        "open_folder(config.scale.storage_path, attempts=S3_ATTEMPTS)",
+        "open_folder(config.scale.storage_path)",
         f"{TESTS}/test_storage_outage.py",
     ),
     "an outage of MLflow during a job": Fault(

@@ -18,13 +18,11 @@ from typing import Any
 
 import torch
 from peers import servers
+from peers.detectors import save_untrained_detector
 from peers.servers import Server
 from safetensors.torch import save_file
 
-from trimtab import heads
 from trimtab.data.questions import read_questions
-from trimtab.detection.calibration import FALSE_POSITIVE_RATES
-from trimtab.detection.detector import DetectorCard, build_detector, save_detector
 from trimtab.model.base_model import BaseModel, resolve_base_model
 
 LOAD = Path(__file__).parent / "peers" / "load.py"
@@ -32,7 +30,6 @@ TOKENS, LENGTH, SEQUENCES, RANK = 32, 1024, 64, 8
 CONCURRENT = (1, 32, 64)
 WARM = 32
 SERVERS = ("vllm", "trimtab", "detector", "lora")
-LAYERS = (20, 29)
 # Shares of the peer's tokens a second, and how many milliseconds later the first token may come than vLLM's.
 KEPT, ALMOST, LATER = 0.99, 0.95, 10.0
 
@@ -84,7 +81,7 @@ def made(base: BaseModel, folder: Path, quick: bool) -> list[Server]:
     many = 64 if quick else 1000
     names = [f"{base.name}:{prefix.card.name}" for prefix in servers.random_prefixes(base, folder / "prefixes", many)]
     servers.random_prefixes(base, folder / "watched", 1)
-    watched(base, folder / "watched")
+    save_untrained_detector(base, folder / "watched")
     adapters = adapted(base, folder / "adapters", 64)
     vllm = servers.vllm(str(base.path), base.name, "--max-model-len", str(LENGTH), "--max-num-seqs", str(SEQUENCES))
     vllm += [] if torch.cuda.is_available() else ["--block-size", "32"]
@@ -100,16 +97,6 @@ def made(base: BaseModel, folder: Path, quick: bool) -> list[Server]:
         Server("detector", [*ours, str(folder / "watched")], {"trimtab, detector": [base.name]}),
         Server("lora", [*vllm, *lora], {"vllm, 64 LoRA adapters": list(adapters)}, servers.VLLM_ENVIRONMENT),
     ]
-
-
-def watched(base: BaseModel, folder: Path) -> None:
-    """A detector of the default settings in the same folder."""
-    head_options, limits = {"groups": 8}, dict.fromkeys(FALSE_POSITIVE_RATES, 0.5)
-    card = DetectorCard("truth", base.name, base.fingerprint, list(LAYERS), base.width, "flag", head_options, -2.0, limits)
-    head = heads.get_head("flag")(base.width, len(LAYERS), **head_options)
-    spread = torch.stack([torch.zeros(7), torch.ones(7)])
-    save_detector(build_detector(head, spread, torch.tensor([0.01, 0.0]), card), folder / "truth" / "1")
-    (folder / "truth" / "aliases.json").write_text('{"champion": 1}')
 
 
 def adapted(base: BaseModel, folder: Path, count: int) -> dict[str, Path]:

@@ -55,8 +55,8 @@ def trimtab(name: str, *options: str) -> list[str]:
 
 
 @contextmanager
-def running(server: Server) -> Generator[Up]:
-    """A server while it is up. Raises RuntimeError with its last words where it does not start."""
+def running(server: Server, headers: Mapping[str, str] | None = None) -> Generator[Up]:
+    """A server while it is up, tried with `headers`. Raises RuntimeError with its last output if it does not start."""
     port = ports.find_free_ports()[0]
     command = [*server.command, "--host", "127.0.0.1", "--port", str(port)]
     with tempfile.TemporaryFile() as said:
@@ -64,7 +64,7 @@ def running(server: Server) -> Generator[Up]:
             command, stdout=said, stderr=subprocess.STDOUT, env=os.environ | server.environment, start_new_session=True
         )
         try:
-            await_answer(f"http://127.0.0.1:{port}/v1/models", process, said)
+            await_answer(f"http://127.0.0.1:{port}/v1/models", process, said, headers)
             yield Up(f"http://127.0.0.1:{port}", process)
         finally:
             process.send_signal(signal.SIGINT)
@@ -74,11 +74,11 @@ def running(server: Server) -> Generator[Up]:
                 process.kill()
 
 
-def await_answer(url: str, process: "subprocess.Popen[bytes]", said: Any) -> None:
+def await_answer(url: str, process: "subprocess.Popen[bytes]", said: Any, headers: Mapping[str, str] | None = None) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            if httpx.get(url, timeout=5).is_success:
+            if httpx.get(url, timeout=5, headers=headers).is_success:
                 return
         except httpx.HTTPError:
             pass

@@ -24,6 +24,8 @@ from trimtab.util.remote_paths import open_folder
 
 # List of checkpoints that Ray Train writes.
 SNAPSHOT = "checkpoint_manager_snapshot.json"
+# Ten attempts take about a minute. Ray Train ends a job when it cannot write its list of checkpoints.
+S3_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def open_storage(config: AlignConfig, folder: Path) -> CheckpointStorage:
         return CheckpointStorage(str(folder), None)
     runs_folder = settings.get_runs_folder()
     relative = folder.relative_to(runs_folder) if folder.is_relative_to(runs_folder) else folder.name
-    location = open_folder(config.scale.storage_path) / str(relative)
+    location = open_folder(config.scale.storage_path, attempts=S3_ATTEMPTS) / str(relative)
     if isinstance(location, Path):
         return CheckpointStorage(str(location.expanduser().absolute()), None)
     # Through fsspec instead of pyarrow's S3 client, so that checkpoints and signals use the same credentials and settings.

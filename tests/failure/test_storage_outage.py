@@ -12,7 +12,8 @@ from tests.support.align_runs import train_with_storage
 from tests.support.object_store import list_keys
 from trimtab.model.base_model import BaseModel, resolve_base_model
 
-OUTAGE_SECONDS = 3
+# Longer than the retries of the S3 client with its own settings.
+OUTAGE_SECONDS = 16
 
 
 @pytest.fixture

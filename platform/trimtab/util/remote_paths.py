@@ -3,6 +3,7 @@
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from upath import UPath
 
@@ -11,11 +12,16 @@ from trimtab.errors import ArtifactError, TrimtabError, UsageError
 Folder = Path | UPath
 
 
-def open_folder(where: str | Path) -> Folder:
+S3 = ("s3", "s3a")
+
+
+def open_folder(where: str | Path, *, attempts: int | None = None) -> Folder:
     """Return the path object of a local path or a file system URL.
 
     Args:
         where: local path, or URL such as s3://bucket/folder.
+        attempts: number of attempts of each request to S3, with growing pauses of up to 20 seconds; if None, the number of the
+            client, which gives up after some seconds.
 
     Raises:
         UsageError: if the protocol is unknown or its driver is not installed. The message includes the driver's reason.
@@ -23,7 +29,11 @@ def open_folder(where: str | Path) -> Folder:
     if "://" not in str(where):
         return Path(where)
     try:
-        folder = UPath(where)
+        retries = {"retries": {"total_max_attempts": attempts, "mode": "standard"}}
+        options: dict[str, Any] = (
+            {"config_kwargs": retries} if attempts and str(where).startswith(tuple(f"{name}://" for name in S3)) else {}
+        )
+        folder = UPath(where, **options)
         # Loads the driver, so that a missing one is reported before the job starts its work.
         _ = folder.fs
     except (ImportError, ValueError) as error:
