@@ -15,6 +15,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 MAX_BODY = 8 << 20
+MAX_DEPTH = 64
 UPLOAD_SECONDS = 60.0
 SURROGATES = (rb"\ud", rb"\uD")
 
@@ -98,7 +99,8 @@ def parse_body(body: bytes) -> dict[str, Any]:
     """Parse a request body as a JSON object.
 
     Raises:
-        UsageError: if the body is not valid JSON, not an object, or contains values that cannot be encoded again.
+        UsageError: if the body is not valid JSON, not an object, nested too deeply, or contains values that cannot be encoded
+            again.
     """
     try:
         request = json.loads(body)
@@ -109,7 +111,20 @@ def parse_body(body: bytes) -> dict[str, Any]:
         raise UsageError("the request body is not valid JSON, or contains text or numbers that cannot be processed") from error
     if not isinstance(request, dict):
         raise UsageError("the request body must be a JSON object")
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _is_deep(request):
+        raise UsageError(f"the request body is nested more than {MAX_DEPTH} levels deep")
     return request
+
+
+def _is_deep(value: Any) -> bool:
+    """Return whether a JSON value has more than MAX_DEPTH levels."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [item for parent in level for item in (parent.values() if isinstance(parent, dict) else parent)]
+        level = [item for item in level if isinstance(item, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def set_content_length(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> Headers:

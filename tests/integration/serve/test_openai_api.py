@@ -66,6 +66,7 @@ INVALID_REQUESTS = {
     "long version": {"model": f"{BASE}:one@{'9' * 5000}", "messages": USER},
     "superscript detector version": {"model": BASE, "messages": USER, "trimtab": {"detector": "truth@\u00b2"}},
     "too many choices": {"model": BASE, "messages": USER, "n": 1000},
+    "deep value": {"model": BASE, "messages": USER, "x": nest_lists(64)},
     "deep message": {"model": f"{BASE}:one", "messages": [USER[0] | {"x": nest_lists(800)}]},
     "structured_outputs is a list": {"model": BASE, "messages": USER, "structured_outputs": [1]},
     "structured_outputs with a policy": {
@@ -189,8 +190,8 @@ def test_rejects_large_bodies(url, path):
 
 
 def test_rejects_policy_without_detector(url):
-    body = {"model": BASE, "input": "x", "trimtab": {"policy": "refuse"}}
-    response = httpx.post(f"{url}/v1/responses", json=body, timeout=60)
+    body = {"model": BASE, "prompt": "x", "trimtab": {"policy": "refuse"}}
+    response = httpx.post(f"{url}/tokenize", json=body, timeout=60)
     assert response.status_code == 400
     assert "no detector checks its answers" in response.json()["error"]["message"]
 

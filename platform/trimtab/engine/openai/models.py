@@ -34,7 +34,8 @@ class ModelList:
         """Return the entries in OpenAI's format, with aliases in the field `trimtab`."""
         common = {"object": "model", "created": self.created, "owned_by": "trimtab", "max_model_len": self.max_model_len}
         detectors = {"detectors": self.detectors, "refused": self.refused.get("detector", {})}
-        base = {"id": self.base, **common, "trimtab": detectors}
+        common |= {"root": self.base}
+        base = {"id": self.base, **common, "parent": None, "trimtab": detectors}
         refused = self.refused.get("prefix", {})
         prefixes = [
             {"id": f"{self.base}:{name}", **common, "parent": self.base}
