@@ -9,18 +9,15 @@ round ends when the next checkpoint is there, or when all clients were answered 
 
 import argparse
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from peers import learning_chaos, serving_chaos
-
-from trimtab import settings
+from peers.homes import own_home
 
 LEARNING = ("train worker", "driver", "raylet")
 SERVING = ("engine core", "replica", "controller", "HAProxy", "MLflow", "PostgreSQL")
-TRACKING = "MLFLOW_TRACKING_URI"
 ROUNDS, QUICK = 10, 2
 
 
@@ -47,13 +44,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="how often each is killed")
     parser.add_argument("--only", choices=[*LEARNING, *SERVING], help="kill nothing else")
     return parser.parse_args()
-
-
-def own_home(folder: Path) -> None:
-    """A home of its own that borrows what was downloaded."""
-    settings.link_downloads(folder)
-    os.environ["TRIMTAB_HOME"] = str(folder)
-    os.environ.pop(TRACKING, None)
 
 
 if __name__ == "__main__":

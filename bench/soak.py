@@ -9,15 +9,18 @@ to show that the bench finds it.
 
 import argparse
 import asyncio
+import io
 import json
 import tempfile
+from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from chaos import own_home
 from peers import servers
 from peers.detectors import save_untrained_detector
+from peers.homes import own_home
 from peers.processes import ProcessSamples, Slope, estimate_slope
 from peers.servers import Server
 from peers.soak_load import Outcome, Scenario, SoakLoad, compute_expected, count_series
@@ -50,7 +53,7 @@ def main() -> None:
         base = resolve_base_model(options.base)
         versions = register_versions(base, folder)
         keys = str(folder / "keys.json")
-        token: str = run_keys_add(AddConfig("clients", file=keys))["key"]
+        token = add_key("clients", keys)
         command = servers.trimtab(base.name, "--num_replicas", "2", "--api_key_file", keys, "--engine.num_slots", "16")
         command += ["--engine.max_model_len", "256", "--engine.max_num_seqs", str(CLIENTS)]
         leak = {"PYTHONPATH": str(LEAK), "SOAK_LEAK_MB_PER_MINUTE": str(options.leak)} if options.leak else {}
@@ -94,6 +97,17 @@ def register_versions(base: BaseModel, folder: Path) -> dict[int, Version]:
     return versions
 
 
+def add_key(name: str, file: str) -> str:
+    """Add an API key without printing it; return it."""
+    with redirect_stdout(io.StringIO()):
+        return run_keys_add(AddConfig(name, file=file))["key"]
+
+
+def remove_key(name: str, file: str) -> None:
+    with redirect_stdout(io.StringIO()):
+        run_keys_remove(RemoveConfig(name, file=file))
+
+
 async def soak(
     scenario: Scenario, samples: ProcessSamples, versions: dict[int, Version], keys: str, seconds: float
 ) -> tuple[Outcome, list[int]]:
@@ -105,15 +119,11 @@ async def soak(
     def promote(number: int) -> None:
         promote_version(versions[number], "soak")
 
-    def add(name: str) -> str:
-        return run_keys_add(AddConfig(name, file=keys))["key"]
-
-    def remove(name: str) -> None:
-        run_keys_remove(RemoveConfig(name, file=keys))
-
     tasks = [asyncio.create_task(load.run_client()) for _ in range(CLIENTS)]
     tasks.append(asyncio.create_task(load.promote(promote, PROMOTION_SECONDS)))
-    tasks.append(asyncio.create_task(load.change_keys(add, remove, KEY_SECONDS)))
+    tasks.append(
+        asyncio.create_task(load.change_keys(partial(add_key, file=keys), partial(remove_key, file=keys), KEY_SECONDS))
+    )
     loop, printed = asyncio.get_running_loop(), 0.0
     began = loop.time()
     while (elapsed := loop.time() - began) < seconds:

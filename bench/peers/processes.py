@@ -57,13 +57,13 @@ class ProcessSamples:
 
     def take(self) -> None:
         """Take a sample of each process."""
-        parent = psutil.Process(self.parent)
+        parent, at = psutil.Process(self.parent), time.monotonic() - self.began
         for process in [parent, *parent.children(recursive=True)]:
             try:
                 with process.oneshot():
                     command = " ".join(process.cmdline()) or process.name()
                     memory = process.memory_full_info().uss
-                    sample = Sample(time.monotonic() - self.began, memory, process.num_fds(), process.num_threads())
+                    sample = Sample(at, memory, process.num_fds(), process.num_threads())
             except psutil.Error:
                 continue
             self.names.setdefault(process.pid, name_process(command))
@@ -76,7 +76,7 @@ class ProcessSamples:
         counts: defaultdict[str, int] = defaultdict(int)
         for pid, samples in sorted(self.samples.items()):
             selected = [sample for sample in samples if sample.at >= since]
-            if len(selected) > 2 and last - samples[-1].at < 1.0:
+            if len(selected) > 2 and samples[-1].at == last:
                 counts[self.names[pid]] += 1
                 lasting[f"{self.names[pid]} {counts[self.names[pid]]}"] = selected
         return lasting

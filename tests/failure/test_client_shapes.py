@@ -55,7 +55,8 @@ CALLS = {
 
 
 @pytest.fixture(scope="module")
-def vllm_url(base) -> Generator[str]:
+def vllm_process(base) -> Generator[tuple[str, subprocess.Popen]]:
+    """vLLM's server, which starts while trimtab's does."""
     port = ports.find_free_ports()[0]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(base.path), "--port", str(port)]
     command += ["--served-model-name", base.name, "--dtype", "float32", "--enforce-eager", "--max-model-len", "512"]
@@ -70,21 +71,13 @@ def vllm_url(base) -> Generator[str]:
     ]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while not is_ready(url):
-            assert process.poll() is None, "vLLM's server ended"
-            assert time.monotonic() < deadline, "vLLM's server is not ready"
-            time.sleep(0.2)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(60)
+    yield f"http://127.0.0.1:{port}", process
+    process.terminate()
+    process.wait(60)
 
 
 @pytest.fixture(scope="module")
-def trimtab_url(frozen, base, tmp_path_factory) -> Generator[str]:
+def trimtab_url(vllm_process, frozen, base, tmp_path_factory) -> Generator[str]:
     folder = tmp_path_factory.mktemp("shapes")
     run = runs.start_run("shapes", "align", folder)
     for position in ("system", "start"):
@@ -93,6 +86,17 @@ def trimtab_url(frozen, base, tmp_path_factory) -> Generator[str]:
     engine = EngineConfig(num_slots=4, dtype="fp32", max_model_len=512)
     with serving(ServeConfig(port=ports.find_free_ports()[0], engine=engine)) as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def vllm_url(vllm_process, trimtab_url) -> str:
+    url, process = vllm_process
+    deadline = time.monotonic() + START_SECONDS
+    while not is_ready(url):
+        assert process.poll() is None, "vLLM's server ended"
+        assert time.monotonic() < deadline, "vLLM's server is not ready"
+        time.sleep(0.2)
+    return url
 
 
 def is_ready(url: str) -> bool:

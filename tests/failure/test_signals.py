@@ -18,9 +18,10 @@ from tests.support.studies import build_study_config
 from trimtab.util import ports
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
-# By default SIGTERM, and the phases that no other test interrupts; with TRIMTAB_SIGNALS=all both signals in all phases.
+# By default SIGTERM during training and in the server; with TRIMTAB_SIGNALS=all both signals in all phases.
 COMPLETE = os.environ.get("TRIMTAB_SIGNALS") == "all"
 SIGNALS = tuple(CODES) if COMPLETE else (signal.SIGTERM,)
+only_complete = pytest.mark.skipif(not COMPLETE, reason="only with TRIMTAB_SIGNALS=all")
 STEPS = 20
 
 
@@ -54,6 +55,7 @@ def check_end(command: RunningCommand, number: signal.Signals, home: Path, line:
     assert [path for path in home.rglob("*.part") if "wheels" not in path.parts] == []
 
 
+@only_complete
 @pytest.mark.parametrize("number", SIGNALS)
 def test_download(number, home, tmp_path):
     """The package index accepts the connection and does not respond."""
@@ -76,6 +78,7 @@ def has_run_folder(home: Path, pattern: str) -> Callable[[], bool]:
     return lambda: any((home / "runs").glob(pattern))
 
 
+@only_complete
 @pytest.mark.parametrize("number", SIGNALS)
 def test_sampling_of_targets(number, home, align_options, tmp_path):
     command = start_command(align_options, tmp_path / "log")
@@ -100,7 +103,7 @@ def test_training_and_evaluation(number, home, align_options, tmp_path):
     assert not list((home / "runs").glob("mine/*/done"))
 
 
-@pytest.mark.skipif(not COMPLETE, reason="only with TRIMTAB_SIGNALS=all")
+@only_complete
 def test_study(home, tiny_base, tmp_path):
     (tmp_path / "study.json").write_text(json.dumps(build_study_config(tiny_base, tmp_path)))
     with slow_steps():
@@ -111,7 +114,7 @@ def test_study(home, tiny_base, tmp_path):
         check_end(command, signal.SIGTERM, home, "Run the same command to resume")
 
 
-@pytest.mark.skipif(not COMPLETE, reason="only with TRIMTAB_SIGNALS=all")
+@only_complete
 def test_sweep(home, align_options, tmp_path):
     shared = {"base": align_options[4], "data": {"filter_rules": []}, "train": {"max_steps": STEPS, "checkpoint_every": 2}}
     shared["data"] |= {kind: str(tmp_path / f"{kind}.jsonl") for kind in ("harmful", "benign")}
@@ -124,6 +127,7 @@ def test_sweep(home, align_options, tmp_path):
         check_end(command, signal.SIGTERM, home, "Run the same command to resume")
 
 
+@only_complete
 @pytest.mark.parametrize("number", SIGNALS)
 def test_collection(number, home, tiny_base, tmp_path):
     """The command finishes its batch of 32 questions and stores it."""
@@ -168,7 +172,7 @@ def test_server_finishes_its_requests(number, home, tiny_base, tmp_path):
     assert command.find_remaining_processes() == []
 
 
-@pytest.mark.skipif(not COMPLETE, reason="only with TRIMTAB_SIGNALS=all")
+@only_complete
 def test_start_of_server(home, tiny_base, tmp_path):
     command = start_command(
         ["serve", "--base", str(tiny_base.path), "--port", str(ports.find_free_ports()[0])], tmp_path / "log"

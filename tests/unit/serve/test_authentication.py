@@ -137,8 +137,15 @@ def test_key_allows_only_its_models(key_file):
     bodies = [{"model": name} for name in ("base", "base:mine", "base:mine@3", "base:other", "other", 5)]
     responses = send_requests(key_file, *(("POST", "/v1/chat/completions", token, body) for body in [*bodies, {}, [1]]))
     assert [response.status_code for response in responses] == [200, 200, 200, 403, 403, 403, 403, 400]
-    assert "key alice allows base, base:mine*, not" in responses[3].json()["error"]["message"]
+    assert responses[3].json()["error"]["message"] == 'key alice allows base, base:mine*, not "base:other"'
+    assert responses[6].json()["error"]["message"].endswith("not a request without a model name")
     assert json.loads(responses[2].json()["body"]) == {"model": "base:mine@3"}
+
+
+def test_models_of_a_key_apply_to_posts_only(key_file):
+    limited, unlimited = create_key(key_file, models=["base"]), create_key(key_file, "bob")
+    requests = [("GET", "/v1/models", limited, None), ("POST", "/v1/chat/completions", unlimited, {})]
+    assert [response.status_code for response in send_requests(key_file, *requests)] == [200, 200]
 
 
 def test_rate_limit_gives_429_with_retry_after(key_file):
