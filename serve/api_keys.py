@@ -1,10 +1,11 @@
 """API keys: a file of hashed keys with their allowed models and rate limits.
 
-trimtab keys add alice --models 'smollm2-135m:*' --per_minute 60
+trimtab keys add alice --models '["smollm2-135m:*"]' --per_minute 60
 """
 
 import hashlib
 import json
+import re
 import secrets
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from trimtab.util.json_files import read_json_object
 PREFIX = "tt-"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 ANY = "*"
+DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -111,13 +113,25 @@ def read_keys(path: Path) -> list[ApiKey]:
     """
     if not path.exists():
         return []
-    names = {f.name for f in fields(ApiKey)}
     entries = read_json_object(path, "a key file").get("keys")
-    if not isinstance(entries, list) or not all(
-        isinstance(k, dict) and {"name", "digest"} <= k.keys() <= names for k in entries
-    ):
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and _is_valid(entry) for entry in entries):
         raise ArtifactError(f"{path} is not a key file. Create one with trimtab keys add")
     return [ApiKey(**k) for k in entries]
+
+
+def _is_valid(entry: dict[str, Any]) -> bool:
+    """Return whether an entry of a key file has the fields of a key with values of their types, as people may edit the file."""
+    key: dict[str, Any] = {"models": [ANY], "per_minute": 0, "concurrent": 0, "created": 0.0} | entry
+    return (
+        {"name", "digest"} <= entry.keys() <= {f.name for f in fields(ApiKey)}
+        and isinstance(key["name"], str)
+        and isinstance(key["digest"], str)
+        and DIGEST.fullmatch(key["digest"]) is not None
+        and isinstance(key["models"], list)
+        and all(isinstance(pattern, str) for pattern in key["models"])
+        and all(type(key[limit]) is int and key[limit] >= 0 for limit in ("per_minute", "concurrent"))
+        and isinstance(key["created"], int | float)
+    )
 
 
 def hash_key(token: str) -> str:
@@ -140,7 +154,8 @@ def get_required_key_file(config: ServeConfig) -> str | None:
             f"the server on {config.host} would be open to other machines. Create a key with trimtab keys add NAME, "
             "or set --allow_unauthenticated true"
         )
-    return str(path.resolve()) if keys else None
+    # Links stay: Kubernetes mounts a Secret as links to a folder that differs between pods, and that a change replaces.
+    return str(path.absolute()) if keys else None
 
 
 def run_keys_add(config: AddConfig) -> dict[str, Any]:

@@ -208,11 +208,12 @@ def _check_port(host: str, port: int) -> None:
 
 
 def _find_proxy_ports() -> dict[str, str]:
-    """Return free ports for HAProxy's own metrics, so that servers can share a machine; ports set by the user are kept."""
-    return {
-        key: os.environ.get(key, str(port))
-        for key, port in zip(settings.PROXY_PORTS, ports.find_free_ports(2, ""), strict=True)
-    }
+    """Return free ports for HAProxy's own metrics and for the proxy that it falls back to; ports set by the user stay.
+
+    With Serve's fixed ports, servers on one machine would share them, and one could answer the clients of the other.
+    """
+    free = ports.find_free_ports(len(settings.PROXY_PORTS), "")
+    return {key: os.environ.get(key, str(port)) for key, port in zip(settings.PROXY_PORTS, free, strict=True)}
 
 
 def _find_reason(text: str) -> str:

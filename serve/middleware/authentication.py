@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import json
+import logging
 import math
 import time
 from collections import Counter
@@ -21,15 +22,38 @@ from trimtab.errors import TrimtabError, UsageError
 from trimtab.serve.api_keys import ANY, ApiKey, hash_key, read_keys
 from trimtab.serve.static_page import ABOUT, NAMES
 
-# Paths without authentication: the page, whose own requests need a key, and health checks.
+log = logging.getLogger(__name__)
+
+# Paths without authentication, for GET and HEAD only: the page, whose own requests need a key, and health checks.
 OPEN = (*NAMES, ABOUT, "/health", "/ping")
+READ_METHODS = ("GET", "HEAD")
 READ_SECONDS = 2.0
+
+
+class OpenPathMiddleware:
+    """ASGI middleware that rejects all methods but GET and HEAD on paths without authentication, before anything is read.
+
+    Args:
+        app: wrapped ASGI app.
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forward a request, or reject it with status 405."""
+        if scope["type"] == "http" and _is_open(scope) and scope["method"] not in READ_METHODS:
+            allow = (b"allow", ", ".join(READ_METHODS).encode())
+            message = f"{scope['path'][:100]} accepts GET and HEAD only"
+            await send_failure(send, scope["path"], HTTPStatus.METHOD_NOT_ALLOWED, message, [allow, (b"connection", b"close")])
+            return
+        await self._app(scope, receive, send)
 
 
 class AuthenticationMiddleware:
     """ASGI middleware that admits requests with a valid API key.
 
-    A changed key file takes effect within READ_SECONDS; a damaged one is ignored.
+    A changed key file takes effect within READ_SECONDS; a damaged or missing one is ignored with a warning.
 
     Args:
         app: wrapped ASGI app.
@@ -49,7 +73,7 @@ class AuthenticationMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request, or reject it with status 401, 403 or 429."""
-        if scope["type"] != "http" or (scope["path"].rstrip("/") or "/") in OPEN:
+        if scope["type"] != "http" or _is_open(scope):
             await self._app(scope, receive, send)
             return
         context = RequestContext.get(scope, receive, send)
@@ -117,6 +141,15 @@ class AuthenticationMiddleware:
             return
         self._read_at = now
         try:
-            self._keys = await asyncio.to_thread(read_keys, self._path)
-        except TrimtabError:
+            keys = await asyncio.to_thread(read_keys, self._path)
+        except (TrimtabError, OSError) as error:
+            log.warning("the key file cannot be read, its last keys stay valid: %s", error)
             return
+        if keys or self._path.exists():
+            self._keys = keys
+        else:
+            log.warning("the key file %s is gone, its last keys stay valid", self._path)
+
+
+def _is_open(scope: Scope) -> bool:
+    return (scope["path"].rstrip("/") or "/") in OPEN

@@ -5,6 +5,7 @@ keys of the YAML file (`--config FILE`) and the entries of `--help`. Commands ar
 `trimtab.commands`, so that the library does not depend on jobs and servers.
 """
 
+import errno
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,7 +75,10 @@ def _as_file_error(error: Exception) -> UsageError | None:
     """Convert the error of a file that cannot be read or written to UsageError; return None for other errors."""
     if not isinstance(error, OSError) or not error.filename:
         return None
-    return UsageError(f"{error.filename}: {error.strerror}")
+    message = f"{error.filename}: {error.strerror}"
+    if error.errno in (errno.EROFS, errno.EACCES) and Path(error.filename).absolute().is_relative_to(settings.get_home()):
+        message += ". Set TRIMTAB_HOME to a folder that trimtab can write to"
+    return UsageError(message)
 
 
 def _run(arguments: list[str]) -> int:

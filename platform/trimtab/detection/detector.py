@@ -6,6 +6,7 @@ On disk a detector is a folder with `detector.safetensors` and `card.json`. Load
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -221,8 +222,15 @@ def _read_card(folder: Path) -> DetectorCard:
     if (
         not isinstance(thresholds, dict)
         or thresholds.keys() != set(FALSE_POSITIVE_RATES)
-        or not all(isinstance(v, float) for v in thresholds.values())
+        or not all(isinstance(v, float) and isfinite(v) for v in thresholds.values())
     ):
         rates = ", ".join(FALSE_POSITIVE_RATES)
-        raise ArtifactError(f"{folder / CARD}: thresholds must be risks by the false positive rates {rates}")
+        raise ArtifactError(f"{folder / CARD}: thresholds must be finite risks by the false positive rates {rates}")
+    layers, low = raw["layers"], raw["low_log_probability"]
+    if not isinstance(layers, list) or not layers or any(type(layer) is not int or layer < 0 for layer in layers):
+        raise ArtifactError(f"{folder / CARD}: layers must be a list of layer numbers")
+    if len(set(layers)) < len(layers):
+        raise ArtifactError(f"{folder / CARD}: layers must be different")
+    if type(low) not in (int, float) or not isfinite(low):
+        raise ArtifactError(f"{folder / CARD}: low_log_probability must be a finite number")
     return DetectorCard(**raw)

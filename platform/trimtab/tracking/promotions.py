@@ -133,9 +133,12 @@ def read_decision(version: Version) -> dict[str, Any] | None:
 def _record_promotion(version: Version, promotion: Promotion) -> None:
     registered = format_model_name(version.base, version.name)
     with wrap_tracking_errors(f"make {registered} version {version.version} champion"):
+        # If the clock was set back, the record must still be the last one: a rollback reads it.
+        earlier = list_promotions(version)
+        at = max([promotion.at, *(before.at + 0.001 for before in earlier)])
         # Written before the alias moves: a rollback needs the record.
-        record = asdict(promotion) | {"because": promotion.because[:1000]}
-        _set_tag(version, f"{MOVED}{int(promotion.at * 1000)}", json.dumps(record))
+        record = asdict(promotion) | {"because": promotion.because[:1000], "at": at}
+        _set_tag(version, f"{MOVED}{round(at * 1000)}", json.dumps(record))
         get_client().set_registered_model_alias(registered, CHAMPION, str(version.version))
         mark_used(registered)
 

@@ -141,7 +141,8 @@ class TrackedRun:
 
     def _is_backing_off(self) -> bool:
         path = self._path("rest")
-        return path.exists() and time.time() - path.stat().st_mtime < RETRY_SECONDS
+        # A negative age means that the clock was set back.
+        return path.exists() and 0 <= time.time() - path.stat().st_mtime < RETRY_SECONDS
 
     def _path(self, name: str) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -56,6 +56,16 @@ def test_decision_of_the_job_applies_without_rules(register_gated_prefix, base, 
     assert main(["promote", "gated", "--version", str(first.version)]) == 0
 
 
+def test_promotions_stay_in_order_when_the_clock_is_set_back(register_gated_prefix, base, monkeypatch):
+    first, second, third = (register_gated_prefix(seed, False) for seed in (1, 2, 3))
+    for version, now in ((first, 2000.0), (second, 2001.0), (third, 2002.0), (second, 1000.0)):
+        monkeypatch.setattr("trimtab.tracking.promotions.time.time", lambda now=now: now)
+        promote_version(version, "test")
+    assert [promotion.over for promotion in list_promotions(second)] == [first.version, third.version]
+    assert main(["rollback", "gated"]) == 0
+    assert registry.find_version(base.name, "gated").version == third.version
+
+
 def test_version_without_decision_needs_rules(frozen, base, tmp_path, capsys):
     folder = save_prefix(make_prefix(frozen, base, "unseen", 1, "system", 1), tmp_path / "unseen")
     version = registry.register_version(folder, runs.start_run("unseen", "align", tmp_path / "outbox").run_id)

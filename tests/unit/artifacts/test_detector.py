@@ -75,6 +75,10 @@ DAMAGES = {
     "the card of a 'prefix', not of a detector": lambda f: modify_card(f, kind="prefix"),
     "version 9": lambda f: modify_card(f, card_version=9),
     "unknown fields": lambda f: modify_card(f, colour="red"),
+    "finite risks": lambda f: modify_card(f, thresholds=dict.fromkeys(FALSE_POSITIVE_RATES, float("nan"))),
+    "list of layer numbers": lambda f: modify_card(f, layers=[[2], [4]]),
+    "layers must be different": lambda f: modify_card(f, layers=[2, 2]),
+    "low_log_probability must be a finite number": lambda f: modify_card(f, low_log_probability="x"),
 }
 
 

@@ -22,7 +22,7 @@ from trimtab.serve.api_keys import (
     run_keys_remove,
 )
 from trimtab.serve.config import ServeConfig
-from trimtab.serve.middleware.authentication import AuthenticationMiddleware
+from trimtab.serve.middleware.authentication import AuthenticationMiddleware, OpenPathMiddleware
 
 
 async def echo(scope, receive, send):
@@ -140,6 +140,80 @@ def test_key_allows_only_its_models(key_file):
     assert responses[3].json()["error"]["message"] == 'key alice allows base, base:mine*, not "base:other"'
     assert responses[6].json()["error"]["message"].endswith("not a request without a model name")
     assert json.loads(responses[2].json()["body"]) == {"model": "base:mine@3"}
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
+def test_open_paths_accept_get_and_head_only(key_file, method):
+    """Nothing is read or counted: a body that never arrives does not occupy the server."""
+    create_key(key_file)
+    calls = []
+
+    async def app(scope, receive, send):
+        calls.append(scope["path"])
+        await asgi.send_json(send, 200, {})
+
+    async def run():
+        transport = httpx.ASGITransport(OpenPathMiddleware(app))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            paths = ("/", "/health", "/ping", "/health/", "/page.json", "/page.css")
+            rejected = [await client.request(method, path, content=b"x") for path in paths]
+            return rejected, [await client.get("/health"), await client.head("/ping"), await client.post("/v1/models")]
+
+    rejected, accepted = asyncio.run(run())
+    assert [response.status_code for response in rejected] == [405] * 6
+    assert rejected[0].headers["allow"] == "GET, HEAD"
+    assert [response.status_code for response in accepted] == [200] * 3
+    assert calls == ["/health", "/ping", "/v1/models"]
+
+
+def test_key_file_that_vanishes_does_not_invalidate_its_keys(key_file, monkeypatch, caplog):
+    monkeypatch.setattr("trimtab.serve.middleware.authentication.READ_SECONDS", 0.0)
+    token = create_key(key_file)
+    middleware = AuthenticationMiddleware(echo, key_file)
+
+    async def get() -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(middleware), base_url="http://test") as client:
+            return (await client.get("/v1/models", headers={"authorization": f"Bearer {token}"})).status_code
+
+    key_file.rename(key_file.with_name("moved.json"))
+    assert asyncio.run(get()) == 200
+    assert "is gone" in caplog.text
+    key_file.write_text('{"keys": []}')
+    assert asyncio.run(get()) == 401, "an empty key file has no valid keys"
+
+
+def test_key_file_is_not_resolved(tmp_path):
+    """Kubernetes mounts a Secret as a link to a folder that every change replaces."""
+    data = tmp_path / "..2026"
+    data.mkdir()
+    create_key(data / "keys.json")
+    (tmp_path / "keys.json").symlink_to(data / "keys.json")
+    assert get_required_key_file(ServeConfig(api_key_file=str(tmp_path / "keys.json"))) == str(tmp_path / "keys.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"models": "base:mine*"},
+        {"models": None},
+        {"models": [1]},
+        {"digest": 5},
+        {"digest": "é" * 64},
+        {"concurrent": "4"},
+        {"concurrent": -1},
+        {"per_minute": True},
+        {"created": "now"},
+        {"name": None},
+        {"unknown": 1},
+    ],
+    ids=str,
+)
+def test_edited_key_file_with_values_of_other_types_is_rejected(key_file, change):
+    create_key(key_file)
+    (entry,) = json.loads(key_file.read_text())["keys"]
+    key_file.write_text(json.dumps({"keys": [entry | change]}))
+    with pytest.raises(ArtifactError, match="is not a key file"):
+        read_keys(key_file)
 
 
 def test_models_of_a_key_apply_to_posts_only(key_file):

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from trimtab.detection.detector import Detector
@@ -118,7 +119,8 @@ class OutputHook:
             # The answer itself is complete. Its risk is reported as unavailable.
             log.warning("fetching the signals of request %s failed", request, exc_info=True)
             return None
-        return None if signals is None else detector.score_answer(signals, self._layers)
+        risk = None if signals is None else detector.score_answer(signals, self._layers)
+        return risk if risk is not None and isfinite(risk) else None
 
 
 def install_output_hook(engine: Any, layers: Sequence[int]) -> None:

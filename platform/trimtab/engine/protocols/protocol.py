@@ -107,4 +107,5 @@ def is_risky(risk: RequestRisk, index: int, options: RequestOptions) -> bool:
     """Return whether the risk of a choice is above the limit of the policy, or unknown."""
     limit = risk.threshold if options.risk_threshold is None else options.risk_threshold
     value = risk.risks.get(index)
-    return value is None or limit is None or value > limit
+    # Negated, so that NaN counts as risky.
+    return value is None or limit is None or not value <= limit
