@@ -178,6 +178,12 @@ def test_rejects_invalid_requests(url, body):
     assert response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("path", ["/health", "/ping", "/", "/page.json"])
+def test_open_paths_reject_posts(url, path):
+    assert httpx.post(f"{url}{path}", content=b"x", timeout=60).status_code == 405
+    assert httpx.get(f"{url}{path}", timeout=60).status_code == 200
+
+
 def test_does_not_load_adapters(url):
     assert httpx.post(f"{url}/v1/load_lora_adapter", json={}).status_code == 404
 
