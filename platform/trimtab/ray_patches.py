@@ -17,8 +17,16 @@ from trimtab.util.patching import PatchRegister, Symbol, replace_attribute
 VERSIONS = "2.60.0"
 REGISTER = PatchRegister("ray", "ray")
 RETRY_ON = "RAY_SERVE_HAPROXY_RETRY_ON"
-# HAProxy does not see that a client has gone while it splices its request, and the engine would go on generating.
-HAPROXY_OPTIONS = "conn-failure empty-response\n    no option splice-request"
+HAPROXY_OPTIONS = "\n    ".join(
+    (
+        "conn-failure empty-response",
+        # HAProxy does not see that a client has gone while it splices its request, and the engine would go on generating.
+        "no option splice-request",
+        # Connections without a complete request must not use up HAProxy; without the second line, idle ones would end as well.
+        "timeout http-request 5s",
+        "timeout http-keep-alive 300s",
+    )
+)
 RETRY_LINE = "retry-on {{ config.retry_on }}"
 
 
@@ -104,14 +112,15 @@ def patch_http10_streams() -> None:
 
 @REGISTER.add(
     Symbol("ray.serve._private.haproxy_templates:HAPROXY_CONFIG_TEMPLATE"),
-    upstream="none: Serve has no setting for `option splice-request`",
+    upstream="none: Serve has no settings for `option splice-request` and `timeout http-request`",
     versions=VERSIONS,
-    remove_when="Serve can turn off splicing of requests",
+    remove_when="Serve can turn off splicing of requests, and set these timeouts",
 )
 def patch_haproxy_options(environment: MutableMapping[str, str]) -> None:
-    """Add options to Serve's HAProxy: retry a request whose replica died before its response, and do not splice requests.
+    """Add options to Serve's HAProxy: retry a request whose replica died before its response, do not splice requests, and close
+    connections without a complete request.
 
-    Serve inserts the variable as it is into the configuration, so that it can hold a second line. A value that the user has set
+    Serve inserts the variable as it is into the configuration, so that it can hold further lines. A value that the user has set
     stays.
 
     Raises:
