@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,15 @@ def test_dockerfile_passes_hadolint():
     targets = [line.split() for line in (DEPLOY / "Dockerfile").read_text().splitlines() if line.startswith("FROM")]
     assert [words[3] for words in targets] == ["common", "cpu", "gpu"]
     assert (DEPLOY / "Dockerfile").read_text().count("USER 1000") == 2
+
+
+@pytest.mark.parametrize("path", ["deploy/mlflow/.env", "keys.json", "keys.json.lock"])
+def test_secrets_in_the_checkout_go_nowhere(path):
+    """Neither into a commit, nor into the image, nor to the nodes of a cluster."""
+    commits, image = ((ROOT / file).read_text().splitlines() for file in (".gitignore", "deploy/Dockerfile.dockerignore"))
+    nodes = yaml.safe_load((ROOT / "cluster.yaml").read_text())["rsync_exclude"]
+    for patterns in (commits, image, nodes):
+        assert any(fnmatch(Path(path).name, pattern.removeprefix("**/")) for pattern in patterns)
 
 
 def test_mlflow_compose_is_local_and_requires_password():
