@@ -9,6 +9,7 @@ import re
 import time
 import uuid
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Protocol
 
 from trimtab.engine.asgi import App, Message, Receive, Scope, Send, set_header
@@ -16,6 +17,8 @@ from trimtab.engine.request_context import RequestContext
 
 REQUEST_ID = b"x-request-id"
 FIT = re.compile(r"[\w.:-]{1,64}")
+# Maximum length of the recorded path, in characters.
+MAX_PATH = 200
 # Maximum size of the recorded request body (bytes).
 MAX_TEXT = 32_768
 
@@ -61,7 +64,7 @@ class RecordSink(Protocol):
 
 
 class AccessLogMiddleware:
-    """ASGI middleware that passes a record of every POST request to a sink.
+    """ASGI middleware that passes a record of every POST request to a sink, except of those without a valid API key.
 
     Args:
         app: wrapped ASGI app.
@@ -96,11 +99,18 @@ class AccessLogMiddleware:
         try:
             await self._app(scope, receive, send)
         finally:
-            text = context.body[:MAX_TEXT].decode(errors="replace") if self._with_text else None
-            notes = {key: value for key, value in context.notes.items() if value is not None}
-            parent = headers.get(b"traceparent", b"").decode("latin-1") or None
-            path, first, ended = scope["path"], context.first_byte_seconds, time.time_ns()
-            self._sink(AccessRecord(request_id, path, context.status, began, ended, first, notes, text, parent))
+            # Strangers must not be able to fill the log.
+            if context.status != HTTPStatus.UNAUTHORIZED:
+                self._sink(self._build_record(request_id, scope, context, headers, began))
+
+    def _build_record(
+        self, request_id: str, scope: Scope, context: RequestContext, headers: dict[bytes, bytes], began: int
+    ) -> AccessRecord:
+        text = context.body[:MAX_TEXT].decode(errors="replace") if self._with_text else None
+        notes = {key: value for key, value in context.notes.items() if value is not None}
+        parent = headers.get(b"traceparent", b"").decode("latin-1") or None
+        path, first, ended = scope["path"][:MAX_PATH], context.first_byte_seconds, time.time_ns()
+        return AccessRecord(request_id, path, context.status, began, ended, first, notes, text, parent)
 
 
 def format_record(record: AccessRecord) -> str:
