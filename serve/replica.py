@@ -19,10 +19,12 @@ from trimtab.engine.request_context import RequestContext
 from trimtab.errors import UsageError
 from trimtab.model.base_model import BaseModel, resolve_on_node
 from trimtab.ray_patches import patch_http10_streams, patch_replica_address
+from trimtab.serve.api_keys import LOOPBACK
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.middleware.access_log import AccessLogMiddleware
 from trimtab.serve.middleware.admission import AdmissionMiddleware
 from trimtab.serve.middleware.authentication import AuthenticationMiddleware, OpenPathMiddleware
+from trimtab.serve.middleware.host import HostMiddleware
 from trimtab.serve.record_sinks import RecordSinks, open_sinks
 from trimtab.serve.registry.coordinator_client import CoordinatorClient
 from trimtab.serve.registry.sources import find_detector_layers, open_sources
@@ -128,7 +130,8 @@ class Replica:
         app: App = AdmissionMiddleware(self._answer_request, most, config.request_timeout_s, config.stream_timeout_s)
         if config.api_key_file:
             app = AuthenticationMiddleware(app, Path(config.api_key_file))
-        return OpenPathMiddleware(AccessLogMiddleware(app, sinks, with_text=config.log_text))
+        app = OpenPathMiddleware(AccessLogMiddleware(app, sinks, with_text=config.log_text))
+        return app if config.api_key_file or config.host not in LOOPBACK else HostMiddleware(app)
 
     async def _answer_request(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request to the engine; answer `/metrics` for all replicas if there are several."""

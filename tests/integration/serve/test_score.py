@@ -1,5 +1,7 @@
 """Scores of given answers (`POST /v1/score`)."""
 
+import json
+
 import httpx
 import pytest
 
@@ -74,3 +76,16 @@ def test_score_rejects_invalid_requests(url, change, message):
     response = httpx.post(f"{url}/v1/score", json={"model": BASE, "messages": USER, "answer": "Paris."} | change, timeout=60)
     assert response.status_code == (404 if "model" in change else 400)
     assert message in response.json()["error"]["message"]
+
+
+def test_score_accepts_json_only(url):
+    body = json.dumps({"messages": [{"role": "user", "content": "x"}], "answer": "y"})
+    for content_type in ("text/plain", "application/x-www-form-urlencoded", ""):
+        response = httpx.post(f"{url}/v1/score", content=body, headers={"content-type": content_type}, timeout=60)
+        assert response.status_code == 400
+        assert "content-type must be application/json" in response.json()["error"]["message"]
+
+
+def test_server_without_keys_answers_local_names_only(url):
+    assert httpx.get(f"{url}/v1/models", headers={"host": "evil.example"}, timeout=60).status_code == 403
+    assert httpx.get(f"{url}/v1/models", headers={"host": "localhost"}, timeout=60).status_code == 200

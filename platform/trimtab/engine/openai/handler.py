@@ -77,6 +77,9 @@ class RequestHandler:
         steering: Steering | None = None
         context, path = RequestContext.get(scope, receive, send), scope["path"].rstrip("/")
         try:
+            # vLLM checks this for its own paths. A page of another site can send other types without a preflight request.
+            if path == SCORE_PATH and not _is_json(scope):
+                raise UsageError("content-type must be application/json")
             parsed = await context.read_json()
             if parsed is None:
                 return
@@ -189,3 +192,8 @@ def _check_position(protocol: Protocol, steering: Steering | None) -> None:
             f"prefix {steering.name!r} has position {steering.position}, which needs a chat. Use {CHAT_PATH}, or a prefix of "
             "position start"
         )
+
+
+def _is_json(scope: Scope) -> bool:
+    media_type = dict(scope["headers"]).get(b"content-type", b"").partition(b";")[0]
+    return media_type.strip().lower() == b"application/json"
