@@ -40,7 +40,7 @@ class Machine:
     home: str = "home"
 
 
-PLAIN_LOCALE = {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+PLAIN_LOCALE = {"LANG": "C", "LC_ALL": "C"}
 SEPARATE = {
     "C locale": Machine(environment=PLAIN_LOCALE),
     "path with spaces and umlauts": Machine(home="my modèls"),
