@@ -114,7 +114,7 @@ async def soak(
     """Run the load; return its outcome, and the number of metric series over time."""
     names = [f"{scenario.base}:{MOVED}@{number}" for number in versions] + [f"{scenario.base}:{name}" for name in OTHERS]
     await compute_expected(scenario, [scenario.base, *names])
-    load, series, interval = SoakLoad(scenario), list[int](), max(2.0, seconds / 200)
+    load, series, interval = SoakLoad(scenario), list[int](), max(5.0, seconds / 200)
 
     def promote(number: int) -> None:
         promote_version(versions[number], "soak")

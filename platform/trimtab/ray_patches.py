@@ -23,7 +23,7 @@ HAPROXY_OPTIONS = "\n    ".join(
         # HAProxy does not see that a client has gone while it splices its request, and the engine would go on generating.
         "no option splice-request",
         # Connections without a complete request must not use up HAProxy; without the second line, idle ones would end as well.
-        "timeout http-request 5s",
+        "timeout http-request 30s",
         "timeout http-keep-alive 300s",
     )
 )

@@ -1,12 +1,14 @@
-"""Responses to the calls of OpenAI's and Anthropic's clients: the same fields as from vLLM's own server."""
+"""Responses to the calls of OpenAI's and Anthropic's clients: the same fields as from vLLM's own server; slow connections."""
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Generator
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -143,3 +145,11 @@ def test_models_have_the_fields_of_vllm(vllm_url, trimtab_url):
     assert models["object"] == expected["object"]
     # `permission` is a field of an older API; no client reads it.
     assert all(expected["data"][0].keys() - {"permission"} <= model.keys() for model in models["data"])
+
+
+def test_connection_without_a_complete_request_is_closed(trimtab_url):
+    address = urlsplit(trimtab_url)
+    with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n")
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert received == b"" or b" 408 " in received.splitlines()[0]

@@ -92,7 +92,7 @@ def test_haproxy_configuration_has_the_added_options(monkeypatch):
     assert [line.strip() for line in rendered.splitlines()[1:]] == [
         "retry-on conn-failure empty-response",
         "no option splice-request",
-        "timeout http-request 5s",
+        "timeout http-request 30s",
         "timeout http-keep-alive 300s",
     ]
 
