@@ -23,8 +23,7 @@ from trimtab.serve.api_keys import LOOPBACK
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.middleware.access_log import AccessLogMiddleware
 from trimtab.serve.middleware.admission import AdmissionMiddleware
-from trimtab.serve.middleware.authentication import AuthenticationMiddleware, OpenPathMiddleware
-from trimtab.serve.middleware.host import HostMiddleware
+from trimtab.serve.middleware.authentication import AuthenticationMiddleware, HostMiddleware, OpenPathMiddleware
 from trimtab.serve.record_sinks import RecordSinks, open_sinks
 from trimtab.serve.registry.coordinator_client import CoordinatorClient
 from trimtab.serve.registry.sources import find_detector_layers, open_sources

@@ -23,7 +23,6 @@ ALLOWED = {
     ("platform/trimtab/text/normalization.py", "kept"): 2,
     ("platform/trimtab/util/patching.py", "kept"): 1,
     ("serve/record_sinks.py", "kept"): 1,
-    ("serve/server.py", "kept"): 1,
     # Prompts of judges, which are part of the keys of cached verdicts.
     ("platform/trimtab/judges/llm_answer.py", "asked"): 1,
     ("platform/trimtab/judges/llm_answer.py", "said"): 1,

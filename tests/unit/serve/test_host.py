@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from trimtab.engine import asgi
-from trimtab.serve.middleware.host import HostMiddleware
+from trimtab.serve.middleware.authentication import HostMiddleware
 
 
 async def answer(scope, receive, send):
