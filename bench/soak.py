@@ -21,7 +21,7 @@ import torch
 from peers import servers
 from peers.detectors import save_untrained_detector
 from peers.homes import own_home
-from peers.processes import ProcessSamples, Slope, estimate_slope
+from peers.processes import ProcessSamples, estimate_slope
 from peers.servers import Server
 from peers.soak_load import Outcome, Scenario, SoakLoad, compute_expected, count_series
 
@@ -29,6 +29,7 @@ from trimtab.artifacts.card import PrefixCard
 from trimtab.artifacts.prefix import build_prefix, save_prefix
 from trimtab.model.base_model import BaseModel, resolve_base_model
 from trimtab.serve.api_keys import AddConfig, RemoveConfig, run_keys_add, run_keys_remove
+from trimtab.stats.intervals import Interval
 from trimtab.tracking import registry, runs
 from trimtab.tracking.promotions import promote_version
 from trimtab.tracking.registry import Version
@@ -153,21 +154,21 @@ def report(outcome: Outcome, samples: ProcessSamples, series: list[int], minutes
             "metric series, growth after the warm-up", series[-1] - series[int(len(series) * WARM_UP)], "series", None, None
         ),
     ]
-    for name, kept in samples.list_lasting(minutes * 60 * WARM_UP).items():
-        slope = estimate_slope(kept)
+    for name, lasting in samples.list_lasting(minutes * 60 * WARM_UP).items():
+        slope = estimate_slope(lasting)
         if leak and name.startswith("replica"):
             lines.append(
                 build_line(f"{name}: injected leak is found", int(slope.low > LIMIT), "yes or no", 1, slope.low > LIMIT)
             )
         line = build_line(f"{name}: growth", slope.value, "MB per minute", LIMIT, decide(slope))
-        first, last = kept[0], kept[-1]
+        first, last = lasting[0], lasting[-1]
         figures = {"low": slope.low, "high": slope.high, "megabytes": last.memory / 1e6}
         figures |= {"descriptors": [first.descriptors, last.descriptors], "threads": [first.threads, last.threads]}
         lines.append(line | figures)
     return lines
 
 
-def decide(slope: Slope) -> bool | None:
+def decide(slope: Interval) -> bool | None:
     """Return whether the growth is below the limit; None if the interval contains it."""
     return True if slope.high < LIMIT else False if slope.low > LIMIT else None
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import psutil
 from scipy import stats
 
+from trimtab.stats.intervals import Interval
+
 MEGABYTE = 1e6
 # Names of Ray's processes hold ids; names of programs are their first words.
 ROLES = {
@@ -35,15 +37,6 @@ class Sample:
     memory: int
     descriptors: int
     threads: int
-
-
-@dataclass(frozen=True)
-class Slope:
-    """Growth of a process's memory in MB per minute, by Theil and Sen, with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass
@@ -87,8 +80,8 @@ def name_process(command: str) -> str:
     return next((role for pattern, role in ROLES.items() if re.search(pattern, command)), command.split()[0][-30:])
 
 
-def estimate_slope(samples: list[Sample]) -> Slope:
-    """Estimate the slope of the memory, robustly against steps such as a garbage collection."""
+def estimate_slope(samples: list[Sample]) -> Interval:
+    """Estimate the growth of the memory in MB per minute, by Theil and Sen, robustly against steps such as a collection."""
     minutes, megabytes = [s.at / 60 for s in samples], [s.memory / MEGABYTE for s in samples]
     result = stats.theilslopes(megabytes, minutes)
-    return Slope(float(result.slope), float(result.low_slope), float(result.high_slope))
+    return Interval(float(result.slope), float(result.low_slope), float(result.high_slope))

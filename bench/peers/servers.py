@@ -59,12 +59,12 @@ def running(server: Server, headers: Mapping[str, str] | None = None) -> Generat
     """A server while it is up, tried with `headers`. Raises RuntimeError with its last output if it does not start."""
     port = ports.find_free_ports()[0]
     command = [*server.command, "--host", "127.0.0.1", "--port", str(port)]
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            command, stdout=said, stderr=subprocess.STDOUT, env=os.environ | server.environment, start_new_session=True
+            command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | server.environment, start_new_session=True
         )
         try:
-            await_answer(f"http://127.0.0.1:{port}/v1/models", process, said, headers)
+            await_answer(f"http://127.0.0.1:{port}/v1/models", process, output, headers)
             yield Up(f"http://127.0.0.1:{port}", process)
         finally:
             process.send_signal(signal.SIGINT)
@@ -74,7 +74,7 @@ def running(server: Server, headers: Mapping[str, str] | None = None) -> Generat
                 process.kill()
 
 
-def await_answer(url: str, process: "subprocess.Popen[bytes]", said: Any, headers: Mapping[str, str] | None = None) -> None:
+def await_answer(url: str, process: "subprocess.Popen[bytes]", output: Any, headers: Mapping[str, str] | None = None) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -83,8 +83,8 @@ def await_answer(url: str, process: "subprocess.Popen[bytes]", said: Any, header
         except httpx.HTTPError:
             pass
         time.sleep(0.5)
-    said.seek(0)
-    words = said.read().decode(errors="replace").strip().splitlines() or ["no word"]
+    output.seek(0)
+    words = output.read().decode(errors="replace").strip().splitlines() or ["no word"]
     raise RuntimeError(f"did not start: {words[-1][-300:]}")
 
 

@@ -11,7 +11,6 @@ import httpx
 
 TOKENS = 8
 KEY_SECONDS = 3.0
-SERVER_ERROR = 500
 
 
 @dataclass(frozen=True)

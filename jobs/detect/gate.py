@@ -13,9 +13,10 @@ from trimtab.errors import ArtifactError, NotFoundError
 from trimtab.evaluation.detection.metrics import compute_auroc
 from trimtab.evaluation.detection.pooling import (
     DetectorResult,
+    Resamples,
     SeedRisks,
+    compute_mean,
     draw_resamples,
-    estimate_metric,
     estimate_paired_difference,
 )
 from trimtab.evaluation.gate import Gain, GateDecision, decide_on_gain
@@ -44,7 +45,8 @@ def check_gate(
         seed: seed of the new detector.
     """
     first = results[0]
-    gains = [_compare(r.name, first.validations, r.validations, data) for r in results if not r.learned]
+    resamples = draw_resamples(data.groups, len(first.validations))
+    gains = [_compare(r.name, first.validations, r.validations, resamples) for r in results if not r.learned]
     try:
         version = registry.find_version(base.name, config.name, CHAMPION)
     except NotFoundError:
@@ -55,14 +57,13 @@ def check_gate(
             rival = _measure_champion(version, base, data, own)
         except ArtifactError as error:
             return GateDecision(False, f"cannot compare with champion version {version.version}: {error}")
-        gains.append(_compare(f"champion v{version.version}", [own], [rival], data))
+        gains.append(_compare(f"champion v{version.version}", [own], [rival], draw_resamples(data.groups, 1)))
     worst = min(gains, key=lambda gain: gain.difference.value)
     return decide_on_gain(worst, config.gate.min_improvement, "point" if version is None else config.gate.rule)
 
 
-def _compare(rival: str, first: Sequence[SeedRisks], other: Sequence[SeedRisks], data: SignalDataset) -> Gain:
-    resamples = draw_resamples(data.groups, len(first))
-    values = [estimate_metric(compute_auroc, risks, resamples).value for risks in (first, other)]
+def _compare(rival: str, first: Sequence[SeedRisks], other: Sequence[SeedRisks], resamples: Resamples) -> Gain:
+    values = [compute_mean(compute_auroc, risks) for risks in (first, other)]
     difference = estimate_paired_difference(compute_auroc, first, other, resamples)
     answers = len(np.unique(np.concatenate([risks.at for risks in first])))
     return Gain("AUROC", values[0], rival, values[1], difference, answers, "validation answers")

@@ -186,12 +186,10 @@ def build_selected_model(
         rows: splits by seed.
         layers: layers of psi.
     """
-    splits = [(detector, rows[detector.seed]) for detector in trained]
-    tests = [compute_risks(detector, split.test, split.test_indices) for detector, split in splits]
-    validations = [compute_risks(detector, split.validation, split.validation_indices) for detector, split in splits]
+    tests = [compute_risks(detector, rows[detector.seed].test, rows[detector.seed].test_indices) for detector in trained]
     candidate = trained[0].candidate
     chosen = {"layers": [layers[index] for index in candidate.layers], **candidate.settings}
-    result = DetectorResult(name, chosen, tests, compute_validation_auroc(trained), 0.0, validations=validations)
+    result = DetectorResult(name, chosen, tests, compute_validation_auroc(trained), 0.0)
     return SelectedModel(_set_oracle_to_auroc(result), trained)
 
 
@@ -263,7 +261,9 @@ def _list_settings(name: str, given: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _select_model(tried: HeadTrials, fits: Sequence[list[TrainedDetector]], rows: Mapping[int, DataSplits]) -> SelectedModel:
     best = build_selected_model(tried.head, _select_best(fits), rows, tried.there)
     oracle = max(build_selected_model(tried.head, trained, rows, tried.there).result.auroc for trained in fits)
-    return replace(best, result=replace(best.result, oracle=oracle))
+    splits = [(detector, rows[detector.seed]) for detector in best.learned]
+    validations = [compute_risks(detector, split.validation, split.validation_indices) for detector, split in splits]
+    return replace(best, result=replace(best.result, oracle=oracle, validations=validations))
 
 
 def _select_best(fits: Sequence[list[TrainedDetector]]) -> list[TrainedDetector]:

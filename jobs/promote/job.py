@@ -33,14 +33,18 @@ class PromotionDecision:
         reason: reason of the decision.
         checked: results of the rules.
         evidence: name of the artifact of the version's run that holds the metrics; None without metrics.
-        undecided: whether no rule failed, but the recorded cases do not decide one.
     """
 
     passed: bool
     reason: str
     checked: Sequence[RuleResult] = ()
     evidence: str | None = None
-    undecided: bool = False
+
+    @property
+    def undecided(self) -> bool:
+        """Whether no rule failed, but the recorded cases do not decide one."""
+        failed = [result for result in self.checked if not result.passed]
+        return bool(failed) and all(result.undecided for result in failed)
 
 
 def run_promote(config: PromoteConfig) -> dict[str, Any]:
@@ -114,7 +118,7 @@ def decide_promotion(config: PromoteConfig, version: Version, champion: Version 
         "judge": asdict(config.judge) if version.kind == "prefix" else None,
     }
     artifact = record_decision(version, not failed, reason, evidence)
-    return PromotionDecision(not failed, reason, checked, artifact, undecided=bool(failed) and not violated)
+    return PromotionDecision(not failed, reason, checked, artifact)
 
 
 def build_table(checked: Sequence[RuleResult], version: Version, champion: Version | None) -> Table:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +14,7 @@ from trimtab.evaluation.detection.metrics import compute_auroc
 from trimtab.evaluation.detection.pooling import SeedRisks, draw_resamples, estimate_paired_difference
 from trimtab.evaluation.promotion_rules import MeasuredMetrics, PromotionRule
 from trimtab.evaluation.safety.comparison import estimate_difference
-from trimtab.evaluation.safety.results import ArmResult, JudgedAnswer, summarize_answers
+from trimtab.evaluation.safety.results import JudgedAnswer, summarize_answers
 from trimtab.jobs.promote.prefix_metrics import SIDES
 from trimtab.stats.intervals import Interval, Rate
 from trimtab.tracking.client import get_client, wrap_tracking_errors
@@ -65,22 +64,19 @@ def _compare_prefixes(part: str, metric: str, version: Version, champion: Versio
     if not all(any(answers[0][key].harmful == side for key in common) for side in sides):
         return None
     first, rival = (summarize_answers("", [recorded[key] for key in common]) for recorded in answers)
-    return replace(estimate_difference([_align(first, rival)], [rival], sides=sides), count=len(common))
-
-
-def _align(result: ArmResult, other: ArmResult) -> ArmResult:
-    """Return a result whose prompts are those of another one: only their texts and classes were recorded."""
-    pairs = zip(result.answers, other.answers, strict=True)
-    return replace(result, answers=[replace(answer, prompt=aligned.prompt) for answer, aligned in pairs])
+    return estimate_difference([first], [rival], sides=sides)
 
 
 def _read_answers(part: str, version: Version) -> dict[tuple[str, str], JudgedAnswer]:
-    """Read the judged answers of a prefix from the report of its run, by prompt and class."""
+    """Read the judged answers of a prefix from the report of its run, by prompt and class.
+
+    Prompts of one key are equal in all reports: other fields are not recorded, or not compared.
+    """
     arms = _read_artifact(version, PREFIX_REPORT).get(part, {}).get("arms", [])
     recorded = next((arm.get("answers", []) for arm in arms if arm["name"] == version.name), [])
     return {
         (entry["prompt"], entry["class"]): JudgedAnswer(
-            Prompt(entry["prompt"], entry["class"], entry["source"], group=entry["prompt"]), entry["answer"], entry["verdict"]
+            Prompt(entry["prompt"], entry["class"], source="", group=""), entry["answer"], entry["verdict"]
         )
         for entry in recorded
     }

@@ -1,7 +1,6 @@
 """Protocols of the server: responses, streams, withheld answers, stateful fields and error formats."""
 
 import json
-from types import SimpleNamespace
 
 import anthropic
 import pytest
@@ -9,10 +8,8 @@ from anthropic.types import RawMessageStreamEvent
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from trimtab.engine.context import Steering
-from trimtab.engine.detectors.request_risk import RequestRisk
+from tests.support.risks import STEERING, make_risk
 from trimtab.engine.extensions import RequestOptions
-from trimtab.engine.prefixes.catalog import LoadedVersion, RegisteredVersion
 from trimtab.engine.protocols.completions import ChatProtocol, CompletionsProtocol
 from trimtab.engine.protocols.errors import build_error_body, build_error_event
 from trimtab.engine.protocols.messages import CountTokensProtocol, MessagesProtocol
@@ -20,15 +17,7 @@ from trimtab.engine.protocols.protocol import Annotation, parse_event
 from trimtab.engine.protocols.responses import ResponsesProtocol
 from trimtab.errors import UsageError
 
-STEERING = Steering("calm", 3, "run", "system", (100,), "salt")
 REFUSAL = RequestOptions(policy="refuse", refusal_text="I would rather not say.")
-
-
-def make_risk(running=False, **risks):
-    """Make the risk of a request whose detector flags risks above 0.5; `risks` are those of choices `c0`, `c1`, ..."""
-    artifact = SimpleNamespace(card=SimpleNamespace(thresholds={"0.05": 0.5}))
-    detector = LoadedVersion(RegisteredVersion("truth", 2, "detector-run"), artifact)
-    return RequestRisk(detector, running=running, risks={int(name[1:]): risk for name, risk in risks.items()})
 
 
 def annotate(**risks):

@@ -2,28 +2,18 @@
 
 import asyncio
 import json
-from types import SimpleNamespace
 
 import pytest
 
-from trimtab.engine.context import Steering
+from tests.support.risks import STEERING, make_risk
 from trimtab.engine.detectors.request_risk import EMPTY, RequestRisk
 from trimtab.engine.openai.response_rewriter import ResponseRewriter
-from trimtab.engine.prefixes.catalog import LoadedVersion, RegisteredVersion
 from trimtab.engine.protocols.completions import ChatProtocol
 from trimtab.engine.protocols.protocol import Annotation
 
-STEERING = Steering("calm", 3, "run", "system", (100,), "salt")
 JSON_HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"9999")]
 STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8")]
 PREFIX = {"name": "calm", "version": 3, "run_id": "run"}
-
-
-def make_risk(running=False, **risks):
-    """Make the risk of a request whose detector flags risks above 0.5; `risks` are those of choices `c0`, `c1`, ..."""
-    artifact = SimpleNamespace(card=SimpleNamespace(thresholds={"0.05": 0.5}))
-    detector = LoadedVersion(RegisteredVersion("truth", 2, "detector-run"), artifact)
-    return RequestRisk(detector, running=running, risks={int(name[1:]): risk for name, risk in risks.items()})
 
 
 def rewrite(messages, steering=STEERING, risk=None):

@@ -33,7 +33,7 @@ class CompletionsProtocol(Protocol):
     def rewrite_response(self, body: JsonObject, annotation: Annotation) -> JsonObject:
         """Add the risk to each choice, and the `trimtab` field."""
         _add_risks(body["choices"], annotation.risk)
-        return body | {"model": annotation.model, "trimtab": annotation.build_field()}
+        return super().rewrite_response(body, annotation)
 
     def rewrite_event(self, event: bytes, annotation: Annotation) -> bytes:
         """Rewrite a chunk.
@@ -45,7 +45,7 @@ class CompletionsProtocol(Protocol):
             return event
         ends = b'"finish_reason":"' in event or b'"choices":[]' in event
         if not ends and not annotation.risk.running:
-            return event.replace(f'"model":"{annotation.base}"'.encode(), f'"model":"{annotation.model}"'.encode(), 1)
+            return event.replace(*annotation.model_bytes, 1)
         chunk = json.loads(event[len(b"data: ") :])
         if "error" in chunk:
             return event

@@ -8,7 +8,15 @@ from trimtab.engine import asgi
 from trimtab.engine.detectors.request_risk import RequestRisk
 from trimtab.engine.extensions import RequestOptions
 from trimtab.engine.protocols.errors import MESSAGES_PATH, build_error_body
-from trimtab.engine.protocols.protocol import Annotation, Event, JsonObject, Protocol, is_risky, parse_event
+from trimtab.engine.protocols.protocol import (
+    Annotation,
+    Event,
+    JsonObject,
+    Protocol,
+    add_running_risk,
+    is_risky,
+    parse_event,
+)
 
 FIRST_EVENT = b"event: message_start\n"
 # The stream helper of Anthropic's client passes extra fields of `message_delta` on, and drops those of `message_stop`.
@@ -31,10 +39,6 @@ class MessagesProtocol(Protocol):
         user = metadata.get("user_id") if isinstance(metadata, dict) else None
         return user if isinstance(user, str) else None
 
-    def rewrite_response(self, body: JsonObject, annotation: Annotation) -> JsonObject:
-        """Add the `trimtab` field."""
-        return body | {"model": annotation.model, "trimtab": annotation.build_field()}
-
     def rewrite_event(self, event: bytes, annotation: Annotation) -> bytes:
         """Rewrite the first and the last events. Text deltas get the risk if the request wants running risks."""
         if event.startswith(FIRST_EVENT) and (parsed := parse_event(event)):
@@ -45,8 +49,7 @@ class MessagesProtocol(Protocol):
         if event.startswith(ERROR_EVENT) and (parsed := parse_event(event)):
             return Event(parsed.name, build_error_body(MESSAGES_PATH, SERVER_ERROR, parsed.data["error"]["message"])).encode()
         if annotation.risk.running and event.startswith(TEXT_EVENT) and (parsed := parse_event(event)):
-            described = annotation.risk.describe_choice(0)
-            return Event(parsed.name, parsed.data | ({"trimtab": described} if described else {})).encode()
+            return add_running_risk(parsed, annotation)
         return event
 
     def rewrite_error(self, status: int, body: bytes) -> bytes:

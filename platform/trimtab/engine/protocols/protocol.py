@@ -4,6 +4,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from trimtab.engine import asgi
@@ -27,6 +28,11 @@ class Annotation:
     base: str
     steering: Steering | None
     risk: RequestRisk
+
+    @cached_property
+    def model_bytes(self) -> tuple[bytes, bytes]:
+        """The `model` of vLLM's response and of the response, as encoded fields; every chunk of a stream needs them."""
+        return f'"model":"{self.base}"'.encode(), f'"model":"{self.model}"'.encode()
 
     @property
     def model(self) -> str:
@@ -69,9 +75,9 @@ class Protocol(ABC):
     def get_user(self, request: Mapping[str, Any]) -> str | None:
         """Return the id of the end user that a request names, which selects a version in a traffic split."""
 
-    @abstractmethod
     def rewrite_response(self, body: JsonObject, annotation: Annotation) -> JsonObject:
         """Return a complete response with the name of its version and the `trimtab` field."""
+        return body | {"model": annotation.model, "trimtab": annotation.build_field()}
 
     @abstractmethod
     def rewrite_event(self, event: bytes, annotation: Annotation) -> bytes:
@@ -101,6 +107,12 @@ def parse_event(event: bytes) -> Event | None:
     if not separator or not name.startswith(b"event: "):
         return None
     return Event(name.removeprefix(b"event: ").decode(), json.loads(data))
+
+
+def add_running_risk(event: Event, annotation: Annotation) -> bytes:
+    """Return a delta of the only answer of a stream with its risk so far, if that is known."""
+    described = annotation.risk.describe_choice(0)
+    return Event(event.name, event.data | ({"trimtab": described} if described else {})).encode()
 
 
 def is_risky(risk: RequestRisk, index: int, options: RequestOptions) -> bool:

@@ -5,7 +5,15 @@ from typing import Any
 
 from trimtab.engine.detectors.request_risk import RequestRisk
 from trimtab.engine.extensions import RequestOptions
-from trimtab.engine.protocols.protocol import Annotation, Event, JsonObject, Protocol, is_risky, parse_event
+from trimtab.engine.protocols.protocol import (
+    Annotation,
+    Event,
+    JsonObject,
+    Protocol,
+    add_running_risk,
+    is_risky,
+    parse_event,
+)
 from trimtab.errors import UsageError
 
 # Fields that refer to state on the server, and what to do instead.
@@ -37,10 +45,6 @@ class ResponsesProtocol(Protocol):
         users = (request.get(name) for name in ("user", "safety_identifier", "prompt_cache_key"))
         return next((user for user in users if isinstance(user, str)), None)
 
-    def rewrite_response(self, body: JsonObject, annotation: Annotation) -> JsonObject:
-        """Add the `trimtab` field."""
-        return body | {"model": annotation.model, "trimtab": annotation.build_field()}
-
     def rewrite_event(self, event: bytes, annotation: Annotation) -> bytes:
         """Rewrite the events that contain the response. Deltas of the text get the risk if the request wants running risks."""
         ends = event.startswith(LAST_EVENTS)
@@ -48,8 +52,7 @@ class ResponsesProtocol(Protocol):
         if not (ends or scored or event.startswith(FIRST_EVENTS)) or (parsed := parse_event(event)) is None:
             return event
         if scored:
-            described = annotation.risk.describe_choice(0)
-            return Event(parsed.name, parsed.data | ({"trimtab": described} if described else {})).encode()
+            return add_running_risk(parsed, annotation)
         response = parsed.data["response"]
         response = self.rewrite_response(response, annotation) if ends else response | {"model": annotation.model}
         return Event(parsed.name, parsed.data | {"response": response}).encode()

@@ -48,9 +48,7 @@ def select_tool_parser(base: BaseModel, name: str) -> str | None:
 
     known = ToolParserManager.list_registered()
     if name not in known:
-        raise UsageError(
-            f"engine.tool_parser: vLLM has no parser {name!r}. Use auto, none, or one of {', '.join(sorted(known))}"
-        )
+        raise UsageError(f"engine.tool_parser: vLLM has no parser {name!r}. Use auto, none, or one of {', '.join(known)}")
     return name
 
 

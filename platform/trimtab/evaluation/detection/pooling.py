@@ -72,7 +72,7 @@ class DetectorResult:
     @property
     def auroc(self) -> float:
         """Mean AUROC on test over the seeds."""
-        return _compute_mean(compute_auroc, self.tests)
+        return compute_mean(compute_auroc, self.tests)
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def estimate_metric(metric: Metric, tests: Sequence[SeedRisks], resamples: Resam
     Returns:
         The mean; its interval is NaN if most resamples lack a class.
     """
-    return _build_interval(_compute_mean(metric, tests), _compute_spread(metric, tests, resamples))
+    return _build_interval(compute_mean(metric, tests), _compute_spread(metric, tests, resamples))
 
 
 def estimate_difference(first: DetectorResult, rival: DetectorResult, resamples: Resamples) -> PairedDifference:
@@ -232,7 +232,7 @@ def estimate_paired_difference(
         resamples: resamples of the data set, shared by both.
     """
     spread = _compute_spread(metric, first, resamples) - _compute_spread(metric, rival, resamples)
-    return _build_interval(_compute_mean(metric, first) - _compute_mean(metric, rival), spread)
+    return _build_interval(compute_mean(metric, first) - compute_mean(metric, rival), spread)
 
 
 def measure_by_kind(tests: Sequence[SeedRisks], sources: Sequence[str], resamples: Resamples) -> list[KindResult]:
@@ -300,7 +300,13 @@ def _count_once(t: SeedRisks) -> NDArray[np.uint8]:
     return np.ones((1, len(t.at)), dtype=np.uint8)
 
 
-def _compute_mean(metric: Metric, tests: Sequence[SeedRisks]) -> float:
+def compute_mean(metric: Metric, tests: Sequence[SeedRisks]) -> float:
+    """Compute the mean of a metric over seeds.
+
+    Args:
+        metric: the metric to compute.
+        tests: risks of each seed.
+    """
     return float(np.mean([metric(t.risk, t.made_up, _count_once(t))[0] for t in tests]))
 
 
