@@ -37,8 +37,9 @@ class ApiKey:
         digest: SHA-256 of the token. A token has 256 random bits, so that a slow hash would not add security.
         models: patterns of the allowed model names, with * for any text.
         per_minute: maximum number of requests per minute on each replica, 0 for no limit.
-        concurrent: maximum number of concurrent requests on each replica, 0 for no limit.
+        concurrent: maximum number of concurrent requests on each replica, 0 for the server's default.
         created: creation time (seconds since 1970).
+        metrics: whether the key may read `/metrics`, which names the prefixes and counts the requests of all keys.
     """
 
     name: str
@@ -47,6 +48,11 @@ class ApiKey:
     per_minute: int = 0
     concurrent: int = 0
     created: float = 0.0
+    metrics: bool = False
+
+    def allows_model(self, model: str) -> bool:
+        """Return whether a pattern of the key matches a model name. Only * is special: names may contain brackets."""
+        return any(re.fullmatch(".*".join(map(re.escape, pattern.split(ANY))), model, re.DOTALL) for pattern in self.models)
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,8 @@ class AddConfig:
         name: name of the key's owner.
         models: allowed models, with * for any text: smollm2-135m, smollm2-135m:mine, 'smollm2-135m:*'.
         per_minute: maximum number of requests per minute on each replica, 0 for no limit.
-        concurrent: maximum number of concurrent requests on each replica, 0 for no limit.
+        concurrent: maximum number of concurrent requests on each replica, 0 for the server's `--max_concurrent_per_key`.
+        metrics: allow the key to read /metrics, which Prometheus and `trimtab traffic` need.
         file: key file, as for `trimtab serve --api_key_file`; by default the one in trimtab's home.
     """
 
@@ -67,6 +74,7 @@ class AddConfig:
     models: list[str] = field(default_factory=lambda: [ANY], kw_only=True)
     per_minute: int = field(default=0, kw_only=True)
     concurrent: int = field(default=0, kw_only=True)
+    metrics: bool = field(default=False, kw_only=True)
     file: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -121,7 +129,7 @@ def read_keys(path: Path) -> list[ApiKey]:
 
 def _is_valid(entry: dict[str, Any]) -> bool:
     """Return whether an entry of a key file has the fields of a key with values of their types, as people may edit the file."""
-    key: dict[str, Any] = {"models": [ANY], "per_minute": 0, "concurrent": 0, "created": 0.0} | entry
+    key: dict[str, Any] = {"models": [ANY], "per_minute": 0, "concurrent": 0, "created": 0.0, "metrics": False} | entry
     return (
         {"name", "digest"} <= entry.keys() <= {f.name for f in fields(ApiKey)}
         and isinstance(key["name"], str)
@@ -131,6 +139,7 @@ def _is_valid(entry: dict[str, Any]) -> bool:
         and all(isinstance(pattern, str) for pattern in key["models"])
         and all(type(key[limit]) is int and key[limit] >= 0 for limit in ("per_minute", "concurrent"))
         and isinstance(key["created"], int | float)
+        and isinstance(key["metrics"], bool)
     )
 
 
@@ -173,7 +182,8 @@ def run_keys_add(config: AddConfig) -> dict[str, Any]:
         keys = read_keys(path)
         if any(key.name == config.name for key in keys):
             raise UsageError(f"a key named {config.name!r} already exists. Remove it first, or choose another name")
-        new_key = ApiKey(config.name, hash_key(token), config.models, config.per_minute, config.concurrent, time.time())
+        limits = config.models, config.per_minute, config.concurrent
+        new_key = ApiKey(config.name, hash_key(token), *limits, time.time(), config.metrics)
         _write_keys(path, [*keys, new_key])
     print_line(f"API key of {config.name}, shown only once: {token}")
     return {"name": config.name, "key": token, "file": str(path)}
@@ -205,10 +215,11 @@ def run_keys_list(config: ListConfig) -> list[dict[str, Any]]:
         The keys as JSON values, without digests.
     """
     keys = read_keys(Path(config.file) if config.file else get_default_path())
-    table = Table(*("name", "models", "per minute", "concurrent", "created"))
+    table = Table(*("name", "models", "per minute", "concurrent", "metrics", "created"))
     for key in keys:
         created = time.strftime("%Y-%m-%d", time.localtime(key.created))
-        table.add_row(key.name, " ".join(key.models), str(key.per_minute or "any"), str(key.concurrent or "any"), created)
+        limits = str(key.per_minute or "any"), str(key.concurrent or "default")
+        table.add_row(key.name, " ".join(key.models), *limits, "yes" if key.metrics else "", created)
     console.print(table)
     return [asdict(key) | {"digest": None} for key in keys]
 

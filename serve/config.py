@@ -31,6 +31,10 @@ class ServeConfig:
         gpus_per_replica: GPUs for each replica.
         max_ongoing_requests: number of requests that one replica should run at the same time.
         max_queued_requests: maximum number of queued requests per replica; further requests are answered 503.
+        max_concurrent_per_key: maximum number of concurrent requests per replica of an API key without a limit of its own;
+            0 for half of the running and queued requests, so that no key can exclude the others.
+        share_cache: let API keys share the KV cache. By default each key has its own, because the time to the first token
+            reveals whether another key has sent the same text.
         request_timeout_s: time limit of a complete response, or of the start of a stream (seconds).
         stream_timeout_s: time limit of a stream (seconds).
         drain_seconds: time for running requests to finish when a replica is stopped (seconds).
@@ -72,6 +76,8 @@ class ServeConfig:
     gpus_per_replica: float = 0
     max_ongoing_requests: int = 128
     max_queued_requests: int = 256
+    max_concurrent_per_key: int = 0
+    share_cache: bool = False
     request_timeout_s: float = 600
     stream_timeout_s: float = 3600
     drain_seconds: float = 60
@@ -92,8 +98,10 @@ class ServeConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
-        if self.num_replicas < 1 or self.max_ongoing_requests < 1 or self.max_queued_requests < 0:
-            raise UsageError("num_replicas and max_ongoing_requests must be at least 1, max_queued_requests at least 0")
+        if self.num_replicas < 1 or self.max_ongoing_requests < 1:
+            raise UsageError("num_replicas and max_ongoing_requests must be at least 1")
+        if self.max_queued_requests < 0 or self.max_concurrent_per_key < 0:
+            raise UsageError("max_queued_requests and max_concurrent_per_key must be at least 0")
         if (
             min(self.request_timeout_s, self.stream_timeout_s, self.target_ongoing_requests, self.log_retention_days) <= 0
             or self.drain_seconds < 0

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 from ray import serve
 
 from trimtab.engine import asgi
@@ -19,11 +19,12 @@ from trimtab.engine.request_context import RequestContext
 from trimtab.errors import UsageError
 from trimtab.model.base_model import BaseModel, resolve_on_node
 from trimtab.ray_patches import patch_http10_streams, patch_replica_address
-from trimtab.serve.api_keys import LOOPBACK
+from trimtab.serve.api_keys import LOOPBACK, get_default_path
 from trimtab.serve.config import ServeConfig
+from trimtab.serve.metrics import CachedMetrics
 from trimtab.serve.middleware.access_log import AccessLogMiddleware
 from trimtab.serve.middleware.admission import AdmissionMiddleware
-from trimtab.serve.middleware.authentication import AuthenticationMiddleware, HostMiddleware, OpenPathMiddleware
+from trimtab.serve.middleware.authentication import METRICS, AuthenticationMiddleware, HostMiddleware, OpenPathMiddleware
 from trimtab.serve.record_sinks import RecordSinks, open_sinks
 from trimtab.serve.registry.coordinator_client import CoordinatorClient
 from trimtab.serve.registry.sources import find_detector_layers, open_sources
@@ -31,7 +32,6 @@ from trimtab.serve.static_page import load_page
 
 log = logging.getLogger(__name__)
 
-METRICS = "/metrics"
 LOOK_SECONDS = 0.1
 # Longer than the process takes to notice that its engine has died.
 HOLD_SECONDS = 5.0
@@ -55,6 +55,7 @@ class Replica:
         self._engine: OnlineEngine | None = None
         self._peers: CoordinatorClient | None = None
         self._sinks: RecordSinks | None = None
+        self._metrics = CachedMetrics(self._collect_metrics)
         patch_replica_address()
         patch_http10_streams()
         local = resolve_on_node(base)
@@ -127,20 +128,24 @@ class Replica:
     def _build_middleware(self, config: ServeConfig, sinks: RecordSinks) -> App:
         most = config.max_ongoing_requests + config.max_queued_requests
         app: App = AdmissionMiddleware(self._answer_request, most, config.request_timeout_s, config.stream_timeout_s)
-        if config.api_key_file:
-            app = AuthenticationMiddleware(app, Path(config.api_key_file))
+        path = Path(config.api_key_file) if config.api_key_file else get_default_path()
+        limit = config.max_concurrent_per_key or max(1, most // 2)
+        app = AuthenticationMiddleware(app, path, limit, share_cache=config.share_cache)
         app = OpenPathMiddleware(AccessLogMiddleware(app, sinks, with_text=config.log_text))
         return app if config.api_key_file or config.host not in LOOPBACK else HostMiddleware(app)
 
     async def _answer_request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Forward a request to the engine; answer `/metrics` for all replicas if there are several."""
+        """Forward a request to the engine; answer `/metrics` for all replicas."""
         is_metrics = scope["type"] == "http" and scope["method"] == "GET" and scope["path"].rstrip("/") == METRICS
-        if self._peers is not None and is_metrics:
-            body = await asyncio.to_thread(self._peers.metrics)
+        if is_metrics:
+            body = await self._metrics.get()
             send = RequestContext.get(scope, receive, send).send
             await asgi.send_response(send, 200, asgi.set_content_length([TEXT], body), body)
         elif self._engine is not None:
             await self._engine(scope, receive, send)
+
+    def _collect_metrics(self) -> bytes:
+        return self._peers.collect_metrics() if self._peers is not None else generate_latest(REGISTRY)
 
     async def _hold_error_when_dead(self, start: Message) -> None:
         """Withhold an error of a dead engine: this process exits, and HAProxy retries the request on another replica."""

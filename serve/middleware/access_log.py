@@ -13,14 +13,12 @@ from http import HTTPStatus
 from typing import Any, Protocol
 
 from trimtab.engine.asgi import App, Message, Receive, Scope, Send, set_header
-from trimtab.engine.request_context import RequestContext
+from trimtab.engine.request_context import RECORDED_BYTES, RequestContext
 
 REQUEST_ID = b"x-request-id"
 FIT = re.compile(r"[\w.:-]{1,64}")
 # Maximum length of the recorded path, in characters.
 MAX_PATH = 200
-# Maximum size of the recorded request body (bytes).
-MAX_TEXT = 32_768
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ class AccessLogMiddleware:
     def _build_record(
         self, request_id: str, scope: Scope, context: RequestContext, headers: dict[bytes, bytes], began: int
     ) -> AccessRecord:
-        text = context.body[:MAX_TEXT].decode(errors="replace") if self._with_text else None
+        text = context.body[:RECORDED_BYTES].decode(errors="replace") if self._with_text else None
         notes = {key: value for key, value in context.notes.items() if value is not None}
         parent = headers.get(b"traceparent", b"").decode("latin-1") or None
         path, first, ended = scope["path"][:MAX_PATH], context.first_byte_seconds, time.time_ns()

@@ -7,7 +7,6 @@ import logging
 import math
 import time
 from collections import Counter
-from fnmatch import fnmatchcase
 from http import HTTPStatus
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 
 from trimtab.engine.asgi import App, Receive, Scope, Send
+from trimtab.engine.context import tenant
 from trimtab.engine.protocols.errors import send_error, send_failure
 from trimtab.engine.request_context import RequestContext
 from trimtab.errors import TrimtabError, UsageError
@@ -27,7 +27,10 @@ log = logging.getLogger(__name__)
 # Paths without authentication, for GET and HEAD only: the page, whose own requests need a key, and health checks.
 OPEN = (*NAMES, ABOUT, "/health", "/ping")
 READ_METHODS = ("GET", "HEAD")
+METRICS = "/metrics"
 READ_SECONDS = 2.0
+# Length of the salt of a key's KV cache, in hexadecimal digits.
+SALT_DIGITS = 16
 
 
 class OpenPathMiddleware:
@@ -75,20 +78,27 @@ class HostMiddleware:
 class AuthenticationMiddleware:
     """ASGI middleware that admits requests with a valid API key.
 
-    A changed key file takes effect within READ_SECONDS; a damaged or missing one is ignored with a warning.
+    A changed key file takes effect within READ_SECONDS; a damaged or missing one is ignored with a warning. A server that
+    starts without keys admits all requests until the file has keys.
 
     Args:
         app: wrapped ASGI app.
         path: key file.
+        max_concurrent: maximum number of concurrent requests of a key without a limit of its own.
+        share_cache: let the keys share the KV cache. With a shared cache, the time to the first token reveals whether another
+            key has sent the same text.
 
     Raises:
         ArtifactError: if the key file is damaged at the start.
     """
 
-    def __init__(self, app: App, path: Path) -> None:
+    def __init__(self, app: App, path: Path, max_concurrent: int, *, share_cache: bool = False) -> None:
         self._app = app
         self._path = path
+        self._max_concurrent = max_concurrent
+        self._share_cache = share_cache
         self._keys = read_keys(path)
+        self._required = bool(self._keys)
         self._running: Counter[str] = Counter()
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
         self._read_at = 0.0
@@ -99,18 +109,29 @@ class AuthenticationMiddleware:
             await self._app(scope, receive, send)
             return
         context = RequestContext.get(scope, receive, send)
-        key = await self._find_key(scope)
+        await self._refresh()
+        if not self._required:
+            await self._app(scope, receive, send)
+            return
+        key = self._find_key(scope)
         if key is None:
             message = "API key missing or invalid. Send it as Authorization: Bearer KEY, or as x-api-key: KEY"
             await send_failure(
                 context.send, scope["path"], HTTPStatus.UNAUTHORIZED, message, [(b"www-authenticate", b"Bearer")]
             )
             return
-        if key.concurrent and self._running[key.name] >= key.concurrent:
-            message = f"too many concurrent requests of key {key.name}: the limit is {key.concurrent}"
+        context.notes["key"] = key.name
+        limit = key.concurrent or self._max_concurrent
+        if self._running[key.name] >= limit:
+            message = f"too many concurrent requests of key {key.name}: the limit is {limit}"
             await send_failure(context.send, scope["path"], HTTPStatus.TOO_MANY_REQUESTS, message, [(b"retry-after", b"1")])
             return
-        context.notes["key"] = key.name
+        if scope["path"].rstrip("/") == METRICS and not key.metrics:
+            message = f"key {key.name} must not read {METRICS}. Create a key with trimtab keys add NAME --metrics true"
+            await send_failure(context.send, scope["path"], HTTPStatus.FORBIDDEN, message)
+            return
+        if not self._share_cache:
+            tenant.set(hash_key(key.name)[:SALT_DIGITS])
         # Count before the first await, so that concurrent requests cannot pass the check together.
         self._running[key.name] += 1
         try:
@@ -138,15 +159,14 @@ class AuthenticationMiddleware:
             await send_error(context.send, scope["path"], error)
             return False
         model = request.get("model")
-        if isinstance(model, str) and any(fnmatchcase(model, pattern) for pattern in key.models):
+        if isinstance(model, str) and key.allows_model(model):
             return True
         requested = json.dumps(model) if isinstance(model, str) else "a request without a model name"
         message = f"key {key.name} allows {', '.join(key.models)}, not {requested[:200]}"
         await send_failure(context.send, scope["path"], HTTPStatus.FORBIDDEN, message)
         return False
 
-    async def _find_key(self, scope: Scope) -> ApiKey | None:
-        await self._refresh()
+    def _find_key(self, scope: Scope) -> ApiKey | None:
         headers = dict(scope["headers"])
         scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         # Anthropic's clients send x-api-key.
@@ -167,8 +187,9 @@ class AuthenticationMiddleware:
         except (TrimtabError, OSError) as error:
             log.warning("the key file cannot be read, its last keys stay valid: %s", error)
             return
-        if keys or self._path.exists():
+        if keys or not self._required or self._path.exists():
             self._keys = keys
+            self._required |= bool(keys)
         else:
             log.warning("the key file %s is gone, its last keys stay valid", self._path)
 

@@ -2,17 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from prometheus_client import REGISTRY, CollectorRegistry, Metric, generate_latest
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client import REGISTRY, generate_latest
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from trimtab.engine.prefixes.catalog import AliasVersions, VersionNames
 from trimtab.errors import JobError
+from trimtab.serve.metrics import merge_metrics
 
 # Prometheus typically scrapes every 15 s.
 METRICS_SECONDS = 5.0
@@ -66,38 +66,9 @@ class CoordinatorClient:
         with suppress(RayError, RayServeException):
             await self._coordinator.leave.remote(self._replica)
 
-    def metrics(self) -> bytes:
+    def collect_metrics(self) -> bytes:
         """Return the metrics of all replicas in the Prometheus text format, each sample with a `replica` label.
 
         Metrics of the other replicas are a few seconds old.
         """
         return merge_metrics({**self._metrics, self._replica: generate_latest(REGISTRY).decode()})
-
-
-def merge_metrics(texts: Mapping[str, str]) -> bytes:
-    """Merge the metrics of several replicas.
-
-    Args:
-        texts: metrics in the Prometheus text format by replica id.
-
-    Returns:
-        Merged metrics in the same format, each sample with a `replica` label.
-    """
-    families: dict[str, Metric] = {}
-    for replica, text in texts.items():
-        for family in text_string_to_metric_families(text):
-            merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-            merged.samples += [s._replace(labels={**s.labels, "replica": replica}) for s in family.samples]
-    registry = CollectorRegistry()
-    registry.register(_Families(list(families.values())))
-    return generate_latest(registry)
-
-
-class _Families:
-    """Prometheus collector of fixed metric families."""
-
-    def __init__(self, families: list[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Generator[Metric]:
-        yield from self._families

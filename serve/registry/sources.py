@@ -13,7 +13,8 @@ from typing import Any, Generic, TypeVar
 from trimtab import settings
 from trimtab.artifacts.prefix import Prefix, load_prefix
 from trimtab.detection.detector import Detector, load_detector
-from trimtab.engine.prefixes.catalog import NUMBER, AliasVersions, ArtifactSource, RegisteredVersion
+from trimtab.engine.prefixes.catalog import NUMBER, AliasVersions
+from trimtab.engine.prefixes.version_loader import ArtifactSource, RegisteredVersion
 from trimtab.errors import ArtifactError, NotFoundError, TrackingError, TrimtabError, UsageError
 from trimtab.model.base_model import BaseModel
 from trimtab.tracking import registry

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from trimtab.engine.context import Steering
 from trimtab.engine.detectors.request_risk import RequestRisk
-from trimtab.engine.prefixes.catalog import LoadedVersion, RegisteredVersion
+from trimtab.engine.prefixes.version_loader import LoadedVersion, RegisteredVersion
 
 STEERING = Steering("calm", 3, "run", "system", (100,), "salt")
 

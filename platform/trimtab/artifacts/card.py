@@ -1,29 +1,39 @@
 """Card of an artifact: a JSON file with its identity, base model, training method and data."""
 
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
 from trimtab.errors import ArtifactError
 from trimtab.model.base_model import BaseModel
-from trimtab.types import POSITIONS, Position
+from trimtab.types import Position
 from trimtab.util.atomic_files import write_atomic
 from trimtab.util.json_files import read_json_object
 
 CARD_VERSION = 2
 FILE = "card.json"
+# Name of the checksum in the file. It is not a field of the dataclasses: it is computed when a card is written.
+CHECKSUM = "checksum"
+# Rules for the fields of a card that is read: exact types, finite numbers, no unknown fields.
+STRICT = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
 
 
 class Card(Protocol):
     """Dataclass whose fields are those of a card."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+CardT = TypeVar("CardT", bound=Card)
 
 
 class BaseModelCard(Protocol):
@@ -65,6 +75,8 @@ class PrefixCard:
         card_version: version of the card's format.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
     kind: Literal["prefix"]
     name: str
     base: str
@@ -83,9 +95,22 @@ class PrefixCard:
 def write_card(card: Card, folder: Path) -> None:
     """Write the card of an artifact into its folder.
 
-    Write the other files first: a folder with a card counts as complete.
+    Write the other files first: a folder with a card counts as complete. Metrics that are not finite are left out.
     """
-    write_atomic(folder / FILE, json.dumps(asdict(card), indent=2, sort_keys=True) + "\n")
+    values = asdict(card)
+    if "metrics" in values:
+        values["metrics"] = {name: value for name, value in values["metrics"].items() if isfinite(value)}
+    write_atomic(folder / FILE, json.dumps(add_checksum(values), indent=2, sort_keys=True) + "\n")
+
+
+def add_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a card with the SHA-256 of their JSON, which replaces an earlier one.
+
+    Args:
+        values: fields of a card.
+    """
+    content = {name: value for name, value in values.items() if name != CHECKSUM}
+    return content | {CHECKSUM: hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
 
 
 def read_card(folder: Path) -> PrefixCard:
@@ -94,28 +119,20 @@ def read_card(folder: Path) -> PrefixCard:
     Raises:
         ArtifactError: if the card is missing, damaged, of another kind or of an unknown version.
     """
-    raw = read_card_fields(folder, PrefixCard, "prefix", {"place": "position", "rows": "num_virtual_tokens"})
-    if raw["position"] not in POSITIONS:
-        raise ArtifactError(f"{folder / FILE}: unknown position {raw['position']!r}. Known positions: {', '.join(POSITIONS)}")
-    if not all(type(raw[name]) is int for name in ("num_virtual_tokens", "width")):
-        raise ArtifactError(f"{folder / FILE}: num_virtual_tokens and width must be whole numbers")
-    return PrefixCard(**raw)
+    return read_card_as(PrefixCard, folder, "prefix", {"place": "position", "rows": "num_virtual_tokens"})
 
 
-def read_card_fields(folder: Path, card_class: type[Card], kind: str, renamed: Mapping[str, str]) -> dict[str, Any]:
-    """Read the fields of a card of any kind, and check their names.
+def read_card_as(card_class: type[CardT], folder: Path, kind: str, renamed: Mapping[str, str]) -> CardT:
+    """Read a card of any kind, and check its checksum and the names, types and finiteness of its fields.
 
     Args:
+        card_class: dataclass of the card, with the config `STRICT`. Fields without a default are required.
         folder: folder of the artifact.
-        card_class: dataclass of the card. Fields without a default are required.
         kind: expected kind of the artifact.
         renamed: names of fields in version 2 by their names in version 1, which release 0.1.0 wrote.
 
-    Returns:
-        Values by the field names of version 2.
-
     Raises:
-        ArtifactError: if the card is missing, damaged, of another kind or of an unknown version.
+        ArtifactError: if the card is missing, damaged, changed by hand, of another kind or of an unknown version.
     """
     path = folder / FILE
     if not path.exists():
@@ -129,11 +146,15 @@ def read_card_fields(folder: Path, card_class: type[Card], kind: str, renamed: M
         raw = {renamed.get(name, name): value for name, value in raw.items()} | {"card_version": CARD_VERSION}
     elif version != CARD_VERSION:
         raise ArtifactError(f"{path} has card version {version!r}, but this trimtab reads 1 and {CARD_VERSION}. Update trimtab")
-    required = {f.name for f in fields(card_class) if f.default is MISSING and f.default_factory is MISSING}
-    missing, unknown = sorted(required - raw.keys()), sorted(raw.keys() - {f.name for f in fields(card_class)})
-    if missing or unknown:
-        raise ArtifactError(f"{path}: missing fields {missing}, unknown fields {unknown}")
-    return raw
+    elif raw != add_checksum(raw):
+        raise ArtifactError(f"{path} was changed after it was written (checksum differs). Train or export the {kind} again")
+    try:
+        # As JSON: in Python objects, pydantic's strict mode accepts no dictionary in the place of a dataclass.
+        return TypeAdapter(card_class).validate_json(json.dumps({k: v for k, v in raw.items() if k != CHECKSUM}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field_name = ".".join(str(part)[:50] for part in first["loc"])
+        raise ArtifactError(f"{path}: field {field_name} is invalid: {first['msg'].lower()}") from error
 
 
 def check_base_model(card: BaseModelCard, base: BaseModel, what: str, remedy: str) -> None:
@@ -179,5 +200,6 @@ def read_tensors(path: Path, what: str, max_mib: int) -> dict[str, Tensor]:
     try:
         # Not memory-mapped: if another process rewrites a mapped file, the next access crashes this process.
         return load(path.read_bytes())
-    except SafetensorError as error:
+    # KeyError: a dtype that torch does not have.
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{path} is not a whole safetensors file: it is truncated or of another format") from error

@@ -36,6 +36,11 @@ class Prefix:
         """KV cache salt, a hash of the vectors: prefixes with different vectors share no cached blocks."""
         return self.card.digest[:32]
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the vectors in bytes."""
+        return self.vectors.nbytes
+
 
 def compute_digest(vectors: Tensor) -> str:
     """Return the SHA-256 of the vectors' float32 bytes, in hex."""

@@ -6,16 +6,17 @@ On disk a detector is a folder with `detector.safetensors` and `card.json`. Load
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import ConfigDict
 from safetensors.torch import save_file
 from torch import Tensor
 
 from trimtab import heads
-from trimtab.artifacts.card import CARD_VERSION, check_base_model, read_card_fields, read_tensors, write_card
+from trimtab.artifacts.card import CARD_VERSION, STRICT, check_base_model, read_card_as, read_tensors, write_card
 from trimtab.artifacts.card import FILE as CARD
 from trimtab.detection import calibration
 from trimtab.detection.calibration import FALSE_POSITIVE_RATES
@@ -59,6 +60,8 @@ class DetectorCard:
         card_version: version of the card format.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
     name: str
     base: str
     fingerprint: str
@@ -94,6 +97,11 @@ class Detector:
     head: Head
     normalizer: Tensor
     calibration: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the head's weights in bytes."""
+        return sum(tensor.nbytes for tensor in self.head.state_dict().values())
 
     @torch.no_grad()
     def compute_risk(self, psi: Tensor, phi: Tensor) -> Tensor:
@@ -183,10 +191,9 @@ def load_detector(folder: Path, base: BaseModel | None = None) -> Detector:
     if _compute_digest(tensors) != card.digest:
         raise ArtifactError(f"{folder / FILE}: the tensors are not those of the card (digest differs)")
     try:
-        head = heads.get_head(card.head)(card.width, len(card.layers), **card.head_options)
-        head.load_state_dict({name.removeprefix(HEAD): t for name, t in tensors.items() if name.startswith(HEAD)})
+        head = _build_head(card, {name.removeprefix(HEAD): t for name, t in tensors.items() if name.startswith(HEAD)})
         normalizer, calibration = tensors[NORMALIZER].view(2, len(TRACE)), tensors[CALIBRATION].view(2)
-    except (KeyError, RuntimeError, TypeError, TrimtabError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError, TrimtabError) as error:
         raise ArtifactError(f"{folder}: {FILE} does not hold the head that the card names ({card.head})") from error
     return Detector(card, head.eval(), normalizer, calibration)
 
@@ -194,6 +201,21 @@ def load_detector(folder: Path, base: BaseModel | None = None) -> Detector:
 def check_base(card: DetectorCard, base: BaseModel) -> None:
     """Raise ArtifactError unless the detector was made for exactly this base model."""
     check_base_model(card, base, f"detector {card.name!r}", "Collect signals and train a detector on this base model")
+
+
+def _build_head(card: DetectorCard, weights: Mapping[str, Tensor]) -> Head:
+    """Build the head of a card with its weights.
+
+    The settings on the card could name a head of any size. Its shapes are therefore compared before any memory is allocated.
+    """
+    build = partial(heads.get_head(card.head), card.width, len(card.layers), **card.head_options)
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in build().state_dict().items()}
+    if shapes != {name: tensor.shape for name, tensor in weights.items()}:
+        raise ValueError("the tensors have other shapes")
+    head = build()
+    head.load_state_dict(weights)
+    return head
 
 
 def _collect_tensors(head: Head, normalizer: Tensor, calibration: Tensor) -> dict[str, Tensor]:
@@ -217,20 +239,10 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_card(folder: Path) -> DetectorCard:
-    raw = read_card_fields(folder, DetectorCard, "detector", RENAMED)
-    thresholds = raw["thresholds"]
-    if (
-        not isinstance(thresholds, dict)
-        or thresholds.keys() != set(FALSE_POSITIVE_RATES)
-        or not all(isinstance(v, float) and isfinite(v) for v in thresholds.values())
-    ):
+    card = read_card_as(DetectorCard, folder, "detector", RENAMED)
+    if card.thresholds.keys() != set(FALSE_POSITIVE_RATES):
         rates = ", ".join(FALSE_POSITIVE_RATES)
-        raise ArtifactError(f"{folder / CARD}: thresholds must be finite risks by the false positive rates {rates}")
-    layers, low = raw["layers"], raw["low_log_probability"]
-    if not isinstance(layers, list) or not layers or any(type(layer) is not int or layer < 0 for layer in layers):
-        raise ArtifactError(f"{folder / CARD}: layers must be a list of layer numbers")
-    if len(set(layers)) < len(layers):
-        raise ArtifactError(f"{folder / CARD}: layers must be different")
-    if type(low) not in (int, float) or not isfinite(low):
-        raise ArtifactError(f"{folder / CARD}: low_log_probability must be a finite number")
-    return DetectorCard(**raw)
+        raise ArtifactError(f"{folder / CARD}: thresholds must be risks by the false positive rates {rates}")
+    if not card.layers or min(card.layers) < 0 or len(set(card.layers)) < len(card.layers):
+        raise ArtifactError(f"{folder / CARD}: layers must be different layer numbers")
+    return card

@@ -3,6 +3,7 @@
 import asyncio
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 from trimtab.types import Position
 
@@ -28,3 +29,9 @@ steering: ContextVar[Steering | None] = ContextVar("steering", default=None)
 
 reads_given_answer: ContextVar[bool] = ContextVar("reads_given_answer", default=False)
 """Whether this task scores an answer that the client supplied: only then may a prompt hold one."""
+
+validated_grammar: ContextVar[Any] = ContextVar("validated_grammar", default=None)
+"""Structured outputs of this task's request that were validated outside of the event loop."""
+
+tenant: ContextVar[str | None] = ContextVar("tenant", default=None)
+"""Salt of the KV cache of the API key that sent the request; None if all requests share the cache."""

@@ -8,6 +8,8 @@ from trimtab.engine import asgi
 from trimtab.engine.asgi import Message, Receive, Scope, Send
 
 KEY = "trimtab.request"
+# Part of a body that the access log may record (bytes).
+RECORDED_BYTES = 32_768
 
 StartHook = Callable[[Message], Awaitable[None]]
 """Called with the start of the response before it is sent; may change its headers."""
@@ -89,6 +91,12 @@ class RequestContext:
         if self._parsed is None and (body := await self.read_body()) is not None:
             self._parsed = asgi.parse_body(body)
         return self._parsed
+
+    def release_body(self) -> None:
+        """Free the parsed body, and the body except for its first RECORDED_BYTES. Call it when the body is not read again."""
+        self._parsed = None
+        if self._body is not None:
+            self._body = self._body[:RECORDED_BYTES]
 
     async def receive(self) -> Message:
         """Return the client's messages after the body, such as its disconnect."""

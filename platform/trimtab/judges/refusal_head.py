@@ -4,17 +4,17 @@ The normalization is folded into the weights. The stored head is a linear map of
 The format is specific to trimtab.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import ConfigDict, Field
 from safetensors.torch import save_file
 from torch import Tensor
 
 from trimtab.artifacts import card as cards
 from trimtab.artifacts.prefix import check_tensor, compute_digest, read_single_tensor
-from trimtab.errors import ArtifactError, UsageError
+from trimtab.errors import UsageError
 from trimtab.judges.human_agreement import JudgeAgreement, parse_agreement
 from trimtab.model.base_model import BaseModel
 from trimtab.stats.logistic import fit_logistic
@@ -45,14 +45,16 @@ class RefusalHeadCard:
         card_version: version of the card's format.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = cards.STRICT
+
     base: str
     fingerprint: str
-    width: int
-    layer: int
-    max_answer_tokens: int
-    dtype: str
+    width: Annotated[int, Field(ge=1)]
+    layer: Annotated[int, Field(ge=0)]
+    max_answer_tokens: Annotated[int, Field(ge=1)]
+    dtype: Literal["bf16", "fp32"]
     l2: float
-    folds: int
+    folds: Annotated[int, Field(ge=0)]
     digest: str
     data: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     agreements: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
@@ -144,24 +146,10 @@ def load_head(folder: Path, base: BaseModel) -> RefusalHead:
 
 
 def _read_head_card(folder: Path) -> RefusalHeadCard:
-    raw = cards.read_card_fields(folder, RefusalHeadCard, KIND, RENAMED)
-    _check_types(raw, folder / cards.FILE)
+    card = cards.read_card_as(RefusalHeadCard, folder, KIND, RENAMED)
     # Version 1 named the count of predicted refusals `said`.
-    raw["agreements"] = [
-        {"predicted" if key == "said" else key: value for key, value in entry.items()} if isinstance(entry, dict) else entry
-        for entry in raw["agreements"]
-    ]
-    return RefusalHeadCard(**raw)
-
-
-def _check_types(raw: dict[str, Any], path: Path) -> None:
-    minimums: Sequence[tuple[str, int]] = (("width", 1), ("layer", 0), ("max_answer_tokens", 1), ("folds", 0))
-    if invalid := [name for name, minimum in minimums if type(raw[name]) is not int or raw[name] < minimum]:
-        raise ArtifactError(f"{path}: {invalid[0]} must be a whole number, not {raw[invalid[0]]!r}")
-    if invalid := [name for name in ("base", "fingerprint", "digest") if not isinstance(raw[name], str)]:
-        raise ArtifactError(f"{path}: {invalid[0]} must be text")
-    if raw["dtype"] not in ("bf16", "fp32") or not isinstance(raw["agreements"], list):
-        raise ArtifactError(f"{path}: dtype must be bf16 or fp32, and agreements a list")
+    agreements = [{"predicted" if k == "said" else k: value for k, value in entry.items()} for entry in card.agreements]
+    return replace(card, agreements=agreements)
 
 
 def _check_head(head: RefusalHead, location: str) -> None:

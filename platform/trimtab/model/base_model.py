@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from filelock import FileLock
@@ -38,7 +38,7 @@ def get_dtype(precision: DType) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def resolve_dtype(precision: DType) -> DType:
+def resolve_dtype(precision: DType) -> Literal["bf16", "fp32"]:
     """Return the precision that `auto` stands for on this machine; other values are returned unchanged."""
     return "bf16" if get_dtype(precision) == torch.bfloat16 else "fp32"
 

@@ -8,7 +8,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -35,6 +37,8 @@ CANDIDATE, CHAMPION = "candidate", "champion"
 RESERVED = "/:@%'\""
 # Tags that `register_version` sets and `list_versions` requires.
 TAGS = {"trimtab.name", "trimtab.fingerprint"}
+# Start of the names of tags with the metrics of a version.
+METRIC = "trimtab.metric."
 # Marks a complete download in the folder of a version.
 COMPLETE = ".whole.json"
 MODELS_PAGE, VERSIONS_PAGE = 1000, 10_000
@@ -126,7 +130,7 @@ def register_version(folder: Path, run_id: str) -> Version:
         if not existing:
             client.create_registered_model(registered, tags=tags)
         tags |= {"trimtab.fingerprint": card.fingerprint, "trimtab.name": card.name, "trimtab.digest": card.digest}
-        tags |= {f"trimtab.metric.{k}": f"{v:.6g}" for k, v in card.metrics.items()}
+        tags |= {f"{METRIC}{k}": f"{v:.6g}" for k, v in card.metrics.items()}
         created = client.create_model_version(
             registered, f"models:/{model.model_id}", run_id=run_id, tags=tags, model_id=model.model_id
         )
@@ -328,16 +332,13 @@ def _build_params(card: PrefixCard | DetectorCard) -> dict[str, str]:
 
 def _convert_version(version: ModelVersion, aliases: Sequence[str] | None = None) -> Version:
     tags = dict(version.tags)
-    metrics = {k.removeprefix("trimtab.metric."): float(v) for k, v in tags.items() if k.startswith("trimtab.metric.")}
+    metrics: dict[str, float] = {}
+    for tag, value in tags.items():
+        # People can enter any text in MLflow's pages.
+        with suppress(ValueError):
+            if tag.startswith(METRIC) and isfinite(number := float(value)):
+                metrics[tag.removeprefix(METRIC)] = number
     base = version.name.removeprefix("trimtab.").rpartition(".")[0]
     names = tuple(sorted(version.aliases if aliases is None else aliases))
-    return Version(
-        base,
-        tags["trimtab.name"],
-        int(version.version),
-        str(version.run_id),
-        names,
-        tags["trimtab.fingerprint"],
-        metrics,
-        tags.get("trimtab.kind", "prefix"),
-    )
+    name, fingerprint, kind = tags["trimtab.name"], tags["trimtab.fingerprint"], tags.get("trimtab.kind", "prefix")
+    return Version(base, name, int(version.version), str(version.run_id), names, fingerprint, metrics, kind)

@@ -11,8 +11,9 @@ from trimtab.artifacts.card import PrefixCard
 from trimtab.artifacts.prefix import build_prefix, save_prefix
 from trimtab.detection.calibration import FALSE_POSITIVE_RATES
 from trimtab.detection.detector import FILE, DetectorCard, build_detector, save_detector
-from trimtab.engine.prefixes import catalog
-from trimtab.engine.prefixes.catalog import RegisteredVersion, VersionCatalog
+from trimtab.engine.prefixes import version_loader
+from trimtab.engine.prefixes.catalog import VersionCatalog
+from trimtab.engine.prefixes.version_loader import RegisteredVersion
 from trimtab.errors import ArtifactError, TrackingError, UsageError
 from trimtab.model.base_model import BaseModel
 from trimtab.serve.registry.sources import find_detector_layers, open_sources
@@ -66,7 +67,7 @@ def test_new_replica_captures_layers_of_detectors_in_use(registry_folder):
 
 @pytest.mark.parametrize(("retry_seconds", "loaded"), [(0.0, {("truth", "champion"): 1}), (60.0, {})])
 def test_repaired_version_is_loaded_after_the_retry_interval(registry_folder, monkeypatch, retry_seconds, loaded):
-    monkeypatch.setattr(catalog, "RETRY_SECONDS", retry_seconds)
+    monkeypatch.setattr(version_loader, "RETRY_SECONDS", retry_seconds)
     _, detectors = open_sources(BaseModel("tiny", registry_folder, "0123456789abcdef", 8, 100, 6), str(registry_folder))
     versions = VersionCatalog("tiny", "detector", detectors, lambda part: None)
     path = registry_folder / "truth" / "1" / FILE
@@ -113,7 +114,7 @@ def test_evicts_unused_versions_without_alias_and_reloads_them(registry_folder, 
         await versions.set_aliases(await versions.refresh())
         await versions.find("mine", "2")
         assert versions.evict_unused() == [], "version 2 has just been requested"
-        monkeypatch.setattr(catalog, "IDLE_SECONDS", -1.0)
+        monkeypatch.setattr(version_loader, "IDLE_SECONDS", -1.0)
         assert [version.version for version in versions.evict_unused()] == [2], "version 1 is champion"
         assert (await versions.find("mine", "2")).version.version == 2
 

@@ -11,6 +11,7 @@ from sklearn import metrics
 
 from tests.support.factories import compute_metric
 from trimtab import heads
+from trimtab.artifacts.card import add_checksum
 from trimtab.detection.calibration import FALSE_POSITIVE_RATES
 from trimtab.detection.detector import CARD, FILE, DetectorCard, build_detector, load_detector, save_detector
 from trimtab.errors import ArtifactError
@@ -74,17 +75,19 @@ DAMAGES = {
     "does not hold the head": lambda f: modify_card(f, head="linear"),
     "the card of a 'prefix', not of a detector": lambda f: modify_card(f, kind="prefix"),
     "version 9": lambda f: modify_card(f, card_version=9),
-    "unknown fields": lambda f: modify_card(f, colour="red"),
-    "finite risks": lambda f: modify_card(f, thresholds=dict.fromkeys(FALSE_POSITIVE_RATES, float("nan"))),
-    "list of layer numbers": lambda f: modify_card(f, layers=[[2], [4]]),
-    "layers must be different": lambda f: modify_card(f, layers=[2, 2]),
-    "low_log_probability must be a finite number": lambda f: modify_card(f, low_log_probability="x"),
+    "field colour is invalid": lambda f: modify_card(f, colour="red"),
+    "should be a finite number": lambda f: modify_card(f, thresholds=dict.fromkeys(FALSE_POSITIVE_RATES, float("nan"))),
+    "field layers.0 is invalid": lambda f: modify_card(f, layers=[[2], [4]]),
+    "layers must be different layer numbers": lambda f: modify_card(f, layers=[2, 2]),
+    "field low_log_probability is invalid": lambda f: modify_card(f, low_log_probability="x"),
+    "thresholds must be risks by": lambda f: modify_card(f, thresholds={"0.05": 0.5}),
+    "checksum differs": lambda f: (f / CARD).write_text((f / CARD).read_text().replace("0.6", "1.0")),
 }
 
 
 def modify_card(folder, **changes):
     path = folder / CARD
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(json.dumps(add_checksum(json.loads(path.read_text()) | changes)))
 
 
 @pytest.mark.parametrize("message", DAMAGES)
@@ -92,6 +95,14 @@ def test_rejects_damaged_or_foreign_files(stub_detector, tmp_path, message):
     folder = save_detector(stub_detector, tmp_path / "d")
     DAMAGES[message](folder)
     with pytest.raises(ArtifactError, match=message.replace("(", r"\(")):
+        load_detector(folder)
+
+
+def test_head_of_a_card_is_not_built_before_its_shapes_match(stub_detector, tmp_path):
+    """Such a head takes 30 TB: a card of some hundred bytes must not end the process."""
+    folder = save_detector(stub_detector, tmp_path / "d")
+    modify_card(folder, head_options={"hidden": 1 << 40})
+    with pytest.raises(ArtifactError, match="does not hold the head"):
         load_detector(folder)
 
 

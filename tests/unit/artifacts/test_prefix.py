@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trimtab.artifacts.card import PrefixCard
+from trimtab.artifacts.card import PrefixCard, add_checksum
 from trimtab.artifacts.prefix import FILE, build_prefix, load_prefix, save_prefix
 from trimtab.errors import ArtifactError
 
@@ -35,7 +35,19 @@ def _write_vectors(folder, vectors):
 
 def _modify_card(folder, **changes):
     path = folder / "card.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(json.dumps(add_checksum(json.loads(path.read_text()) | changes)))
+
+
+def _edit_card(folder, old, new):
+    path = folder / "card.json"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def _write_header(folder, header):
+    data = json.dumps(header).encode()
+    (folder / FILE).write_bytes(len(data).to_bytes(8, "little") + data + bytes(576))
 
 
 DAMAGES = {
@@ -53,9 +65,18 @@ DAMAGES = {
     "no card": (lambda f: (f / "card.json").unlink(), "has no card.json"),
     "card is not JSON": (lambda f: (f / "card.json").write_text("{"), "not readable JSON"),
     "unknown card version": (lambda f: _modify_card(f, card_version=99), "card version 99"),
-    "unknown field": (lambda f: _modify_card(f, surprise=1), "unknown fields ['surprise']"),
-    "unknown position": (lambda f: _modify_card(f, position="middle"), "'middle'"),
-    "shape as text": (lambda f: _modify_card(f, num_virtual_tokens="2"), "whole numbers"),
+    "unknown field": (lambda f: _modify_card(f, surprise=1), "field surprise is invalid"),
+    "unknown position": (lambda f: _modify_card(f, position="middle"), "field position is invalid"),
+    "shape as text": (
+        lambda f: _modify_card(f, num_virtual_tokens="2"),
+        "field num_virtual_tokens is invalid: input should be a valid integer",
+    ),
+    "infinite metric": (lambda f: _modify_card(f, metrics={"compliance": float("inf")}), "field metrics.compliance is invalid"),
+    "changed by hand": (lambda f: _edit_card(f, '"system"', '"user"'), "checksum differs"),
+    "unknown dtype": (
+        lambda f: _write_header(f, {"vectors": {"dtype": "F4", "shape": [2, 576], "data_offsets": [0, 576]}}),
+        "not a whole safetensors",
+    ),
     "other base": (lambda f: _modify_card(f, fingerprint="0" * 16), "Train it again"),
 }
 

@@ -8,8 +8,8 @@ import torch
 
 from trimtab.artifacts.card import PrefixCard
 from trimtab.artifacts.prefix import Prefix, build_prefix
-from trimtab.engine.prefixes.catalog import LoadedVersion, RegisteredVersion
 from trimtab.engine.prefixes.slots import PrefixSlots, ResidentPrefix, SlotTable
+from trimtab.engine.prefixes.version_loader import LoadedVersion, RegisteredVersion
 from trimtab.errors import BusyError
 
 

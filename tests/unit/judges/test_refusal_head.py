@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.support import tiny_models
+from trimtab.artifacts.card import add_checksum
 from trimtab.errors import ArtifactError
 from trimtab.jobs.judges.config import JudgeConfig
 from trimtab.jobs.judges.runner import open_judge
@@ -98,20 +99,20 @@ def test_saved_head_loads_for_its_base_model_only(qwen3_base, fitted_head, tmp_p
     [
         ({"kind": "prefix"}, "the card of a 'prefix'"),
         ({"head_version": 9}, "Update trimtab"),
-        ({"layer": -1}, "layer must be a whole number"),
-        ({"max_answer_tokens": "8"}, "max_answer_tokens must be a whole number"),
-        ({"dtype": "int4"}, "dtype must be"),
+        ({"layer": -1}, "field layer is invalid"),
+        ({"max_answer_tokens": "8"}, "field max_answer_tokens is invalid"),
+        ({"dtype": "int4"}, "field dtype is invalid"),
         ({"width": 3}, "the card says"),
         ({"digest": "0"}, "digest differs"),
         ({"agreements": [{"on": "x"}]}, "an agreement has"),
-        ({"more": 1}, "unknown fields"),
+        ({"more": 1}, "field more is invalid"),
         (None, "not readable JSON"),
     ],
 )
 def test_rejects_invalid_card_in_one_line(qwen3_base, fitted_head, tmp_path, change, message):
     save_head(fitted_head, tmp_path)
     card = tmp_path / "card.json"
-    card.write_text(json.dumps(json.loads(card.read_text()) | change) if change else "{")
+    card.write_text(json.dumps(add_checksum(json.loads(card.read_text()) | change)) if change else "{")
     with pytest.raises(ArtifactError, match=message) as error:
         load_head(tmp_path, qwen3_base)
     assert "\n" not in str(error.value)

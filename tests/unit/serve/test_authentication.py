@@ -9,6 +9,7 @@ import pytest
 
 from trimtab.cli.main import main
 from trimtab.engine import asgi
+from trimtab.engine.context import tenant
 from trimtab.engine.request_context import RequestContext
 from trimtab.errors import ArtifactError, NotFoundError, UsageError
 from trimtab.serve.api_keys import (
@@ -35,6 +36,7 @@ async def echo(scope, receive, send):
 
 
 release_slow = asyncio.Event()
+MAX_CONCURRENT = 8
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def send_requests(key_file, *requests):
     """Send requests of (method, path, token, body) one after the other and return the responses."""
 
     async def run():
-        transport = httpx.ASGITransport(AuthenticationMiddleware(echo, key_file))
+        transport = httpx.ASGITransport(AuthenticationMiddleware(echo, key_file, MAX_CONCURRENT))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return [
                 await client.request(method, path, json=body, headers={"authorization": f"Bearer {token}"} if token else {})
@@ -111,7 +113,7 @@ def test_anthropics_header_holds_a_key(key_file):
     token = create_key(key_file, models=["m"])
 
     async def run():
-        transport = httpx.ASGITransport(AuthenticationMiddleware(echo, key_file))
+        transport = httpx.ASGITransport(AuthenticationMiddleware(echo, key_file, MAX_CONCURRENT))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return [
                 await client.post("/v1/messages", json={"model": model}, headers=headers)
@@ -169,7 +171,7 @@ def test_open_paths_accept_get_and_head_only(key_file, method):
 def test_key_file_that_vanishes_does_not_invalidate_its_keys(key_file, monkeypatch, caplog):
     monkeypatch.setattr("trimtab.serve.middleware.authentication.READ_SECONDS", 0.0)
     token = create_key(key_file)
-    middleware = AuthenticationMiddleware(echo, key_file)
+    middleware = AuthenticationMiddleware(echo, key_file, MAX_CONCURRENT)
 
     async def get() -> int:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(middleware), base_url="http://test") as client:
@@ -204,6 +206,7 @@ def test_key_file_is_not_resolved(tmp_path):
         {"per_minute": True},
         {"created": "now"},
         {"name": None},
+        {"metrics": "no"},
         {"unknown": 1},
     ],
     ids=str,
@@ -222,6 +225,59 @@ def test_models_of_a_key_apply_to_posts_only(key_file):
     assert [response.status_code for response in send_requests(key_file, *requests)] == [200, 200]
 
 
+def test_only_the_star_of_a_pattern_is_special(key_file):
+    token = create_key(key_file, models=["base:a[1]", "base:b?"])
+    bodies = [{"model": name} for name in ("base:a[1]", "base:a1", "base:b?", "base:bc")]
+    responses = send_requests(key_file, *(("POST", "/v1/chat/completions", token, body) for body in bodies))
+    assert [response.status_code for response in responses] == [200, 403, 200, 403]
+
+
+def test_metrics_need_a_permission(key_file):
+    user, monitor = create_key(key_file), create_key(key_file, "prometheus", metrics=True)
+    requests = [("GET", path, token, None) for token in (user, monitor) for path in ("/metrics", "/metrics/", "/v1/models")]
+    responses = send_requests(key_file, *requests)
+    assert [response.status_code for response in responses] == [403, 403, 200, 200, 200, 200]
+    assert "--metrics true" in responses[0].json()["error"]["message"]
+
+
+def test_server_without_keys_requires_them_from_the_first_one(key_file, monkeypatch):
+    monkeypatch.setattr("trimtab.serve.middleware.authentication.READ_SECONDS", 0.0)
+    middleware = AuthenticationMiddleware(echo, key_file, MAX_CONCURRENT)
+
+    async def get(token: str = "") -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(middleware), base_url="http://test") as client:
+            return (await client.get("/v1/models", headers={"authorization": f"Bearer {token}"})).status_code
+
+    assert asyncio.run(get()) == 200
+    token = create_key(key_file)
+    assert [asyncio.run(get()), asyncio.run(get(token))] == [401, 200]
+    key_file.unlink()
+    assert [asyncio.run(get()), asyncio.run(get(token))] == [401, 200]
+
+
+@pytest.mark.parametrize("share_cache", [False, True])
+def test_keys_have_their_own_cache_unless_it_is_shared(key_file, share_cache):
+    tokens = [create_key(key_file, name) for name in ("alice", "bob")]
+    salts: list[str | None] = []
+
+    async def app(scope, receive, send):
+        salts.append(tenant.get())
+        await asgi.send_json(send, 200, {})
+
+    async def run() -> None:
+        middleware = AuthenticationMiddleware(app, key_file, MAX_CONCURRENT, share_cache=share_cache)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(middleware), base_url="http://test") as client:
+            for token in (*tokens, tokens[0]):
+                await client.get("/v1/models", headers={"x-api-key": token})
+
+    asyncio.run(run())
+    if share_cache:
+        assert salts == [None] * 3
+    else:
+        assert salts[0] == salts[2] != salts[1]
+        assert all(salts)
+
+
 def test_rate_limit_gives_429_with_retry_after(key_file):
     limited, unlimited = create_key(key_file, per_minute=2), create_key(key_file, "bob")
     requests = [("GET", "/v1/models", token, None) for token in (limited, limited, limited, unlimited)]
@@ -231,12 +287,16 @@ def test_rate_limit_gives_429_with_retry_after(key_file):
     assert "2 requests per minute" in responses[2].json()["error"]["message"]
 
 
-def test_concurrency_limit_gives_429(key_file):
-    token = create_key(key_file, concurrent=1)
+@pytest.mark.parametrize("limit", [1, 0])
+def test_concurrency_limit_gives_429(key_file, monkeypatch, limit):
+    """A key without a limit has that of the server."""
+    monkeypatch.setattr("tests.unit.serve.test_authentication.MAX_CONCURRENT", 1)
+    token = create_key(key_file, concurrent=limit)
 
     async def run():
-        release_slow.clear()
-        transport = httpx.ASGITransport(AuthenticationMiddleware(echo, key_file))
+        global release_slow
+        release_slow = asyncio.Event()
+        transport = httpx.ASGITransport(AuthenticationMiddleware(echo, key_file, MAX_CONCURRENT))
         async with httpx.AsyncClient(
             transport=transport, base_url="http://test", headers={"authorization": f"Bearer {token}"}
         ) as client:
@@ -254,7 +314,7 @@ def test_removed_key_is_rejected_and_damaged_file_is_ignored(key_file, monkeypat
     token = create_key(key_file)
 
     async def run():
-        transport = httpx.ASGITransport(AuthenticationMiddleware(echo, key_file))
+        transport = httpx.ASGITransport(AuthenticationMiddleware(echo, key_file, MAX_CONCURRENT))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             headers, statuses = {"authorization": f"Bearer {token}"}, []
             valid = key_file.read_text()

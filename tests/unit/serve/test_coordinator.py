@@ -5,9 +5,9 @@ import asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
 from trimtab.engine.prefixes.catalog import VersionNames
+from trimtab.serve.metrics import merge_metrics
 from trimtab.serve.registry import coordinator
 from trimtab.serve.registry.coordinator import VersionCoordinator, compute_agreement
-from trimtab.serve.registry.coordinator_client import merge_metrics
 
 KEY = ("mine", "champion")
 

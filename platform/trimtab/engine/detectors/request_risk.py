@@ -8,7 +8,8 @@ from typing import Any
 from trimtab.artifacts.prefix import Prefix
 from trimtab.detection.detector import Detector, check_base
 from trimtab.engine.extensions import RequestOptions
-from trimtab.engine.prefixes.catalog import AliasVersions, ArtifactSource, LoadedVersion, VersionCatalog
+from trimtab.engine.prefixes.catalog import AliasVersions, VersionCatalog
+from trimtab.engine.prefixes.version_loader import ArtifactSource, LoadedVersion
 from trimtab.errors import ArtifactError
 from trimtab.model.base_model import BaseModel
 from trimtab.util.identifiers import split_reference

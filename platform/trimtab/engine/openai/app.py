@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -32,15 +33,18 @@ from trimtab.engine.openai.handler import SCORE_PATH, RequestHandler
 from trimtab.engine.openai.malformed import MALFORMED_ERRORS, install_malformed_handlers
 from trimtab.engine.openai.models import ModelList
 from trimtab.engine.openai.openapi import build_openapi_document
-from trimtab.engine.prefixes.catalog import ArtifactSource, VersionCatalog, VersionNames
+from trimtab.engine.openai.request_fields import find_request_fields
+from trimtab.engine.prefixes.catalog import VersionCatalog, VersionNames
 from trimtab.engine.prefixes.message_hook import install_message_hook
 from trimtab.engine.prefixes.slots import PrefixSlots, SlotTable
 from trimtab.engine.prefixes.token_guard import install_token_guard
+from trimtab.engine.prefixes.version_loader import ArtifactSource
 from trimtab.engine.protocols.errors import send_error, send_failure
 from trimtab.engine.protocols.paths import CHAT_PATH, COUNT_PATH, PROTOCOLS
 from trimtab.engine.request_context import RequestContext
 from trimtab.engine.vllm_ext.args import build_engine_args
 from trimtab.engine.vllm_ext.environment import engine_environment
+from trimtab.engine.vllm_ext.grammars import install_grammar_validation
 from trimtab.engine.vllm_ext.patches import patch_detokenizer, patch_messages_conversion
 from trimtab.engine.vllm_ext.tool_parsers import select_tool_parser
 from trimtab.errors import ArtifactError, NotFoundError, TrimtabError, UsageError
@@ -54,6 +58,8 @@ FORWARDED_PATHS = ("/health", "/ping", "/version", "/metrics", "/tokenize", "/de
 OPENAPI, MODELS = "/openapi.json", "/v1/models"
 PREFIX, DETECTOR = "prefix", "detector"
 REFRESH_SECONDS = 1.0
+# Shorter than the time after which an engine without a report counts as gone.
+REPORT_SECONDS = 3.0
 
 AgreeOnVersions = Callable[[VersionNames], Awaitable[VersionNames]]
 
@@ -91,7 +97,8 @@ class OnlineEngine:
         renderer = build_renderer(base, config.num_slots)
         self.slots = PrefixSlots(engine, SlotTable(renderer.first_slot, config.num_slots))
         self._app = CancellableApp(app, partial(engine.abort, internal=True))
-        self.handler = RequestHandler(engine, self._app, base, renderer, prefixes, detectors, self.slots)
+        fields = find_request_fields(app, (*PROTOCOLS, COUNT_PATH))
+        self.handler = RequestHandler(engine, self._app, base, renderer, prefixes, detectors, self.slots, fields)
         self._engine = engine
         self._openapi = app.openapi
         self._agree = agree
@@ -144,6 +151,7 @@ class OnlineEngine:
         install_message_hook(engine, renderer)
         install_token_guard(engine, renderer)
         install_output_hook(engine, config.layers)
+        install_grammar_validation(engine)
         catalog = VersionCatalog(base.name, PREFIX, prefixes, partial(_check_prefix, base=base, slots=config.num_slots))
         selector = DetectorSelector(base, config.layers, detectors, detector)
         online = cls(engine, app, base, config, catalog, selector, agree or _agree_alone)
@@ -165,14 +173,15 @@ class OnlineEngine:
         Raises:
             TrimtabError: if the registry cannot be read. The aliases are unchanged.
         """
+        reports = asyncio.create_task(self._report_while_reading())
         try:
-            available = VersionNames(
-                {PREFIX: await self.prefixes.refresh(), DETECTOR: await self.detectors.refresh()}, self._list_refused()
-            )
+            aliases = {PREFIX: await self.prefixes.refresh(), DETECTOR: await self.detectors.refresh()}
         except TrimtabError:
-            # Other engines must not switch to a version that this engine has not loaded.
-            await self._agree(VersionNames({PREFIX: self.prefixes.aliases, DETECTOR: self.detectors.library.aliases}, {}))
+            await self._report_current()
             raise
+        finally:
+            reports.cancel()
+        available = VersionNames(aliases, self._list_refused())
         agreed = await self._agree(available)
         for kind, catalog in ((PREFIX, self.prefixes), (DETECTOR, self.detectors.library)):
             before = catalog.aliases
@@ -186,6 +195,18 @@ class OnlineEngine:
         VERSIONS_REFUSED.set(sum(map(len, self.refused.values())))
         if not self.prefixes.source.is_cached:
             REFRESHED.set_to_current_time()
+
+    async def _report_while_reading(self) -> None:
+        """Report at intervals: a read or download may take longer than others wait for a report."""
+        # An engine that starts has nothing to report yet, and must not delay the others.
+        while self._refresh_task is not None:
+            await asyncio.sleep(REPORT_SECONDS)
+            with suppress(TrimtabError):
+                await self._report_current()
+
+    async def _report_current(self) -> None:
+        """Report the current aliases, so that other engines do not switch to a version that this engine has not loaded."""
+        await self._agree(VersionNames({PREFIX: self.prefixes.aliases, DETECTOR: self.detectors.library.aliases}, {}))
 
     def _list_refused(self) -> dict[str, dict[str, str]]:
         return {PREFIX: self.prefixes.refused, DETECTOR: self.detectors.library.refused}
@@ -256,6 +277,8 @@ class OnlineEngine:
             await send_error(context.send, scope["path"], error)
             return
         replayed = BufferedRequest(scope, context.receive, body)
+        del body
+        context.release_body()
         await self._app(replayed.scope, replayed.receive, context.send)
 
     def _build_model_list(self) -> ModelList:

@@ -1,5 +1,6 @@
 """Handler of steered requests: selects prefix and detector, forwards to vLLM, and annotates the response."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -12,17 +13,20 @@ from trimtab.engine.detectors.request_risk import DetectorSelector, RequestRisk,
 from trimtab.engine.extensions import coerce_request, parse_options
 from trimtab.engine.metrics import REQUESTS, request_labels
 from trimtab.engine.openai.policy import PolicyReply, apply_policy, check_policy
+from trimtab.engine.openai.request_fields import SCORE_FIELDS
 from trimtab.engine.openai.response_rewriter import ResponseRewriter
 from trimtab.engine.openai.score import score_given_answer
 from trimtab.engine.openai.shadow_traffic import ShadowTraffic
 from trimtab.engine.openai.traffic_split import TrafficSplit
-from trimtab.engine.prefixes.catalog import LoadedVersion, VersionCatalog
+from trimtab.engine.prefixes.catalog import VersionCatalog
 from trimtab.engine.prefixes.slots import PrefixSlots
+from trimtab.engine.prefixes.version_loader import LoadedVersion
 from trimtab.engine.protocols.errors import send_error
 from trimtab.engine.protocols.messages import CountTokensProtocol
 from trimtab.engine.protocols.paths import CHAT_PATH, COUNT_PATH, PROTOCOLS
 from trimtab.engine.protocols.protocol import Annotation, Protocol
 from trimtab.engine.request_context import RequestContext
+from trimtab.engine.vllm_ext.grammars import GRAMMAR_FIELDS, check_grammar
 from trimtab.errors import NotFoundError, TrimtabError, UsageError
 from trimtab.model.base_model import BaseModel
 from trimtab.model.chat_template import ChatRenderer
@@ -47,6 +51,7 @@ class RequestHandler:
         prefixes: catalog of prefixes.
         detectors: selector of detectors.
         slots: slots of the engine.
+        fields: names of the fields that an endpoint reads, by path; other fields are dropped.
 
     Attributes:
         traffic: traffic split; may be replaced at any time.
@@ -61,6 +66,7 @@ class RequestHandler:
         prefixes: VersionCatalog[Prefix],
         detectors: DetectorSelector,
         slots: PrefixSlots,
+        fields: Mapping[str, frozenset[str]],
     ) -> None:
         self.traffic = TrafficSplit()
         self._engine = engine
@@ -70,6 +76,7 @@ class RequestHandler:
         self._prefixes = prefixes
         self._detectors = detectors
         self._slots = slots
+        self._fields = {SCORE_PATH: SCORE_FIELDS, **fields}
         self._shadows = ShadowTraffic(prefixes, slots, self._forward)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,8 +90,10 @@ class RequestHandler:
             parsed = await context.read_json()
             if parsed is None:
                 return
-            request = coerce_request({key: value for key, value in parsed.items() if key != "trimtab"})
             options = parse_options(parsed.get("trimtab"))
+            request = coerce_request(self._select_fields(parsed, path))
+            del parsed
+            context.release_body()
             if path in PROTOCOLS:
                 request = PROTOCOLS[path].prepare_request(request)
             loaded = await self._find_prefix(request, path)
@@ -180,6 +189,12 @@ class RequestHandler:
             with suppress(NotFoundError):
                 return await self._prefixes.find(name, alias)
         return await self._prefixes.find(name, ref)
+
+    def _select_fields(self, parsed: Mapping[str, Any], path: str) -> dict[str, Any]:
+        """Return the fields that the endpoint reads, with a schema or grammar of limited size."""
+        check_grammar({name: parsed[name] for name in GRAMMAR_FIELDS if parsed.get(name)})
+        fields = self._fields.get(path, parsed.keys())
+        return {key: value for key, value in parsed.items() if key in fields and key != "trimtab"}
 
     def _encode_request(self, request: dict[str, Any], steering: Steering | None) -> bytes:
         return asgi.dump_json(request if steering is None else request | {"model": self._base.name})

@@ -1,5 +1,6 @@
 """Scoring of given answers (`POST /v1/score`)."""
 
+import asyncio
 import json
 import uuid
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from vllm import SamplingParams
 from vllm.inputs.engine import tokens_input
 
-from trimtab.engine.context import Steering, reads_given_answer
+from trimtab.engine.context import Steering, reads_given_answer, tenant
 from trimtab.engine.detectors.request_risk import RequestRisk
 from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START
 from trimtab.errors import UsageError
@@ -35,15 +36,13 @@ async def score_given_answer(
     Raises:
         UsageError: if the request has no valid conversation and answer, or too many tokens.
     """
-    messages, text = _parse_conversation(request)
-    position, slots = (steering.position, steering.slots) if steering else ("system", ())
-    prompt_ids = renderer.render_prompt(messages, position, slots)
-    answer_ids = renderer.render_answer(text, prompt_ids)
+    limit = engine.model_config.max_model_len - 1
+    _check_size(request, limit, engine.get_tokenizer().max_chars_per_token)
+    prompt_ids, answer_ids = await asyncio.to_thread(_render, renderer, request, steering)
     ids = [*prompt_ids, *answer_ids]
-    renderer.check_slots(ids, slots)
-    if len(ids) > (limit := engine.model_config.max_model_len - 1):
+    if len(ids) > limit:
         raise UsageError(f"messages and answer have {len(ids)} tokens; the engine takes {limit}")
-    prompt = tokens_input(ids, cache_salt=steering.salt if steering else None)
+    prompt = tokens_input(ids, cache_salt=":".join(filter(None, (steering and steering.salt, tenant.get()))) or None)
     sampling = SamplingParams(max_tokens=1, skip_reading_prefix_cache=True, extra_args={GIVEN_ANSWER_START: len(prompt_ids)})
     # vLLM generates at least one token, which is not part of the answer.
     risk.given_tokens = len(answer_ids)
@@ -54,6 +53,42 @@ async def score_given_answer(
     finally:
         reads_given_answer.reset(token)
     return len(ids)
+
+
+def _check_size(request: dict[str, Any], limit: int, longest: int) -> None:
+    """Raise UsageError for a request that cannot fit, before anything is rendered.
+
+    Args:
+        request: request body.
+        limit: maximum number of tokens.
+        longest: number of characters of the longest token.
+    """
+    messages, answer = request.get("messages"), request.get("answer")
+    # A message has at least one token, and a token at most `longest` characters.
+    listed: list[Any] = messages if isinstance(messages, list) else []
+    texts = [answer, *(m.get("content") for m in listed if isinstance(m, dict))]
+    count, size = len(listed), sum(map(_count_characters, texts))
+    if count > limit or size > limit * longest:
+        raise UsageError(
+            f"messages and answer are too long: {count} messages, {size} characters; the engine takes {limit} tokens"
+        )
+
+
+def _count_characters(content: Any) -> int:
+    """Return the number of characters of a text, or of the text parts of a list."""
+    if isinstance(content, list):
+        return sum(_count_characters(part.get("text")) for part in content if isinstance(part, dict))
+    return len(content) if isinstance(content, str) else 0
+
+
+def _render(renderer: ChatRenderer, request: dict[str, Any], steering: Steering | None) -> tuple[list[int], list[int]]:
+    """Return the token ids of conversation and answer."""
+    messages, text = _parse_conversation(request)
+    position, slots = (steering.position, steering.slots) if steering else ("system", ())
+    prompt_ids = renderer.render_prompt(messages, position, slots)
+    answer_ids = renderer.render_answer(text, prompt_ids)
+    renderer.check_slots([*prompt_ids, *answer_ids], slots)
+    return prompt_ids, answer_ids
 
 
 def _parse_conversation(request: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:

@@ -6,64 +6,27 @@ aliases resolve to these versions. If the registry cannot be read, the aliases s
 
 import asyncio
 import re
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Generic
 
-from trimtab.errors import ArtifactError, NotFoundError, TrimtabError
+from trimtab.engine.prefixes.version_loader import (
+    ArtifactSource,
+    ArtifactT,
+    LoadedVersion,
+    RegisteredVersion,
+    VersionKey,
+    VersionLoader,
+)
+from trimtab.errors import NotFoundError, TrimtabError
 
 DEFAULT = "champion"
-# Time until a refused version is loaded again: versions are immutable, but damaged files can be repaired.
-RETRY_SECONDS = 30.0
-# Time without a request after which a version without an alias is removed from memory.
-IDLE_SECONDS = 600.0
 # Version numbers. Longer digit strings are aliases.
 NUMBER = re.compile(r"[0-9]{1,9}")
 
-ArtifactT = TypeVar("ArtifactT")
-ArtifactT_co = TypeVar("ArtifactT_co", covariant=True)
 AliasVersions = Mapping[tuple[str, str], int]
 """Version numbers by (name, alias)."""
-
-
-@dataclass(frozen=True)
-class RegisteredVersion:
-    """A version in the registry.
-
-    Attributes:
-        name: name of the prefix or detector.
-        version: version number.
-        run_id: id of the MLflow run that trained it; None if unknown.
-        aliases: aliases that refer to it.
-    """
-
-    name: str
-    version: int
-    run_id: str | None
-    aliases: tuple[str, ...] = ()
-
-
-class ArtifactSource(Protocol[ArtifactT_co]):
-    """Source of the artifacts of one kind. Its methods block, and are called in a thread."""
-
-    @property
-    def is_cached(self) -> bool:
-        """Whether the versions come from a local copy, because the registry has not answered yet."""
-        ...
-
-    def list_versions(self) -> Sequence[RegisteredVersion]:
-        """Return all versions for the base model."""
-        ...
-
-    def load(self, known: RegisteredVersion) -> ArtifactT_co:
-        """Load the artifact of a version.
-
-        Raises:
-            ArtifactError: if the artifact is damaged or must not be used.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -79,38 +42,28 @@ class VersionNames:
     refused: Mapping[str, Mapping[str, str]]
 
 
-@dataclass(frozen=True)
-class LoadedVersion(Generic[ArtifactT]):
-    """A version and its artifact (a prefix or detector) in memory."""
-
-    version: RegisteredVersion
-    artifact: ArtifactT
-
-
-@dataclass
 class VersionCatalog(Generic[ArtifactT]):
     """Names, aliases and loaded versions of the artifacts of one kind.
 
-    Attributes:
+    Args:
         base: name of the base model.
         kind: `prefix` or `detector`, for messages.
         source: source of the artifacts.
         check: raises ArtifactError for an artifact that this engine cannot use.
+
+    Attributes:
+        source: source of the artifacts.
         refused: reasons why versions with an alias cannot be used, by NAME@VERSION.
     """
 
-    base: str
-    kind: str
-    source: ArtifactSource[ArtifactT]
-    check: Callable[[ArtifactT], None]
-    refused: dict[str, str] = field(default_factory=dict[str, str])
-    _aliases: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
-    _registered: dict[tuple[str, int], RegisteredVersion] = field(default_factory=dict[tuple[str, int], RegisteredVersion])
-    _loaded: dict[tuple[str, int], LoadedVersion[ArtifactT]] = field(
-        default_factory=dict[tuple[str, int], LoadedVersion[ArtifactT]]
-    )
-    _retry_at: dict[str, float] = field(default_factory=dict[str, float])
-    _used_at: dict[tuple[str, int], float] = field(default_factory=dict[tuple[str, int], float])
+    def __init__(self, base: str, kind: str, source: ArtifactSource[ArtifactT], check: Callable[[ArtifactT], None]) -> None:
+        self.source = source
+        self.refused: dict[str, str] = {}
+        self._base = base
+        self._kind = kind
+        self._loader = VersionLoader(source, check)
+        self._aliases: dict[tuple[str, str], int] = {}
+        self._registered: dict[VersionKey, RegisteredVersion] = {}
 
     async def refresh(self) -> AliasVersions:
         """Read the registry and load every version with an alias.
@@ -127,12 +80,13 @@ class VersionCatalog(Generic[ArtifactT]):
         versions = await asyncio.to_thread(self.source.list_versions)
         aliases: dict[tuple[str, str], int] = {}
         refused: dict[str, str] = {}
-        self._registered = {(v.name, v.version): v for v in versions}
+        self._registered = {v.key: v for v in versions}
+        self._pin_referenced()
         for v in versions:
             for alias in v.aliases:
                 label = f"{v.name}@{v.version}"
                 try:
-                    await self._try_load(v, label)
+                    await self._loader.load(v)
                     aliases[v.name, alias] = v.version
                 except TrimtabError as error:
                     refused[label] = str(error)
@@ -156,6 +110,7 @@ class VersionCatalog(Generic[ArtifactT]):
             if (current := self._aliases.get((name, alias))) is not None:
                 updated[name, alias] = current
         self._aliases = updated
+        self._pin_referenced()
 
     async def find(self, name: str, ref: str | None) -> LoadedVersion[ArtifactT]:
         """Return a version by name and reference, and load it if necessary.
@@ -172,26 +127,21 @@ class VersionCatalog(Generic[ArtifactT]):
         number = int(ref) if NUMBER.fullmatch(ref) else self._aliases.get((name, ref))
         if number is None:
             raise NotFoundError(self._build_missing_error(name, ref))
-        self._used_at[name, number] = time.monotonic()
-        if loaded := self._loaded.get((name, number)):
+        if loaded := self._loader.get_loaded((name, number)):
             return loaded
         if (version := self._registered.get((name, number))) is None:
             raise NotFoundError(self._build_missing_error(name, ref))
-        return await self._load(version)
+        return await self._loader.load(version)
 
     def evict_unused(self) -> list[RegisteredVersion]:
-        """Remove the versions from memory that no alias refers to and that had no request for `IDLE_SECONDS`.
+        """Remove versions from memory that no alias refers to and that had no request for some time.
 
         A later request loads such a version again.
 
         Returns:
-            The removed versions.
+            The versions that were removed since the last call.
         """
-        referenced = {(name, version) for (name, _), version in self._aliases.items()}
-        oldest = time.monotonic() - IDLE_SECONDS
-        idle = [key for key in self._loaded.keys() - referenced if self._used_at.get(key, 0.0) < oldest]
-        self._used_at = {key: used for key, used in self._used_at.items() if key in self._loaded and key not in idle}
-        return [self._loaded.pop(key).version for key in idle]
+        return self._loader.evict_unused()
 
     @property
     def aliases(self) -> AliasVersions:
@@ -208,32 +158,19 @@ class VersionCatalog(Generic[ArtifactT]):
     def list_champions(self) -> list[LoadedVersion[ArtifactT]]:
         """Return the champion of each name that has one."""
         keys = [(name, version) for (name, alias), version in self._aliases.items() if alias == DEFAULT]
-        return [self._loaded[key] for key in keys]
+        return [loaded for key in keys if (loaded := self._loader.get_loaded(key))]
 
-    async def _try_load(self, version: RegisteredVersion, label: str) -> None:
-        """Load a version, or raise its previous error as ArtifactError again within `RETRY_SECONDS`."""
-        if (reason := self.refused.get(label)) and time.monotonic() < self._retry_at.get(label, 0.0):
-            raise ArtifactError(reason)
-        try:
-            await self._load(version)
-        except TrimtabError:
-            self._retry_at[label] = time.monotonic() + RETRY_SECONDS
-            raise
-
-    async def _load(self, version: RegisteredVersion) -> LoadedVersion[ArtifactT]:
-        key = (version.name, version.version)
-        if key not in self._loaded:
-            artifact = await asyncio.to_thread(self.source.load, version)
-            self.check(artifact)
-            self._loaded[key] = LoadedVersion(version, artifact)
-        return self._loaded[key]
+    def _pin_referenced(self) -> None:
+        """Keep in memory what an alias refers to, in the registry or here."""
+        registered = {key for key, version in self._registered.items() if version.aliases}
+        self._loader.pin(registered | {(name, version) for (name, _), version in self._aliases.items()})
 
     def _build_missing_error(self, name: str, ref: str) -> str:
         names = self.list_aliases()
         if name not in names:
-            available = ", ".join(f"{self.base}:{n}" for n in sorted(names)) or "none yet"
-            return f"no {self.kind} {name!r} for {self.base}; there are: {available}"
+            available = ", ".join(f"{self._base}:{n}" for n in sorted(names)) or "none yet"
+            return f"no {self._kind} {name!r} for {self._base}; there are: {available}"
         versions = sorted(version for n, version in self._registered if n == name)
         refs = [*(f"@{alias}" for alias in sorted(names[name])), *(f"@{v}" for v in versions)]
         reason = self.refused.get(f"{name}@{ref}")
-        return f"{self.kind} {name!r} has no {ref!r}; it has {', '.join(refs)}{f' (refused: {reason})' if reason else ''}"
+        return f"{self._kind} {name!r} has no {ref!r}; it has {', '.join(refs)}{f' (refused: {reason})' if reason else ''}"

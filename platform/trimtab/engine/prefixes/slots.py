@@ -13,7 +13,7 @@ from typing import Any
 
 from trimtab.artifacts.prefix import Prefix
 from trimtab.engine.context import Steering
-from trimtab.engine.prefixes.catalog import LoadedVersion
+from trimtab.engine.prefixes.version_loader import LoadedVersion
 from trimtab.errors import BusyError
 
 

@@ -1,8 +1,9 @@
 """Register of every vLLM symbol that trimtab replaces.
 
-Two symbols are replaced by two patches each. The later patch is the outer one:
+Two symbols are replaced by several patches each. The later patch is the outer one:
 
-- `AsyncLLM.add_request`: the token guard first, then the output hook, which needs the request id that vLLM returns.
+- `AsyncLLM.add_request`: the token guard first, then the output hook, which needs the request id that vLLM returns, then the
+  validation of grammars.
 - `GPUModelRunner._sample`: `patch_seeded_sampling` when the rows are prepared, then `patch_sampling` at the first step, so that
   the signal capture sees the final tokens.
 """
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from vllm.exceptions import VLLMValidationError
 
+from trimtab.engine.context import validated_grammar
 from trimtab.util.patching import PatchRegister, Symbol, replace_attribute
 
 if TYPE_CHECKING:
@@ -102,8 +104,29 @@ def patch_message_rendering(engine: Any, insert: Callable[[Any], Any], remove: C
     remove_when="vLLM calls a plugin with every added request and its internal id",
 )
 def patch_add_request(engine: Any, patch: str, wrap: Wrap) -> None:
-    """Wrap `add_request` of a `vllm.AsyncLLM`. `patch` names the caller, since two callers wrap it."""
+    """Wrap `add_request` of a `vllm.AsyncLLM`. `patch` names the caller, since several wrap it."""
     _replace(engine, "add_request", "patch_add_request", wrap, patch)
+
+
+@REGISTER.add(
+    Symbol("vllm.sampling_params:SamplingParams._validate_structured_outputs", ("self", "model_config")),
+    upstream="none: vLLM validates schemas and grammars in its event loop",
+    versions=VERSIONS,
+    remove_when="a deep schema in one request does not delay the stream of another one",
+)
+def patch_grammar_validation() -> None:
+    """Do not validate structured outputs in the event loop that `GrammarValidator` has validated in a thread."""
+    sampling: Any = import_module("vllm.sampling_params")
+
+    def wrap(validate: Callable[..., Any]) -> Callable[..., Any]:
+        def patched(params: Any, *args: Any, **options: Any) -> Any:
+            if params.structured_outputs is not None and params.structured_outputs is validated_grammar.get():
+                return None
+            return validate(params, *args, **options)
+
+        return patched
+
+    _replace(sampling.SamplingParams, "_validate_structured_outputs", "patch_grammar_validation", wrap)
 
 
 @REGISTER.add(
