@@ -35,7 +35,8 @@ def build_app(args: Mapping[str, Any]) -> Any:
         UsageError: if a setting is unknown or invalid, or the server would be open to other machines.
     """
     config = main.build_settings(ServeConfig, args, "args")
-    for host in (config.host, *_get_proxy_hosts()):
+    running = get_proxy_address()
+    for host in (config.host, *([running[0]] if running else [])):
         config = replace(config, api_key_file=get_required_key_file(replace(config, host=host)))
     return build_application(config, resolve_base_model(config.base, config.revision), config.cpus_per_replica or 1.0)
 
@@ -84,16 +85,16 @@ def build_application(config: ServeConfig, base: BaseModel, cpus: float) -> Any:
     return deployment.bind(base, config, coordinator_deployment.bind() if most > 1 else None)
 
 
-def _get_proxy_hosts() -> list[str]:
-    """Return the host of the running Serve instance, which a config file sets outside of `args`."""
+def get_proxy_address() -> tuple[str, int] | None:
+    """Return host and port of the running Serve instance, which a config file sets outside of `args`; None without one."""
     if not ray.is_initialized():
-        return []
+        return None
     try:
         controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
     except ValueError:
-        return []
+        return None
     options: Any = ray.get(controller.get_http_config.remote())
-    return [options.host or "127.0.0.1"]
+    return options.host or "127.0.0.1", options.port
 
 
 class LocalCoordinator(VersionCoordinator):

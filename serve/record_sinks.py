@@ -1,11 +1,15 @@
 """Sinks of request records: JSON-lines log, OpenTelemetry collector and sampled MLflow traces."""
 
 import logging
+import os
 import random
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from queue import Full, Queue
@@ -27,9 +31,10 @@ from trimtab.tracking.client import RequestTraces
 log = logging.getLogger(__name__)
 
 MOST_WAITING = 1000
-LOG_BYTES, LOG_FILES = 32 << 20, 4
+LOG_BYTES = 32 << 20
 # Per folder, over all current and former replicas.
 MOST_FILES = 64
+OWNER_ONLY = 0o600
 STOP_SECONDS = 5.0
 DAY, SWEEP_SECONDS = 86_400.0, 3600.0
 FAILED = 500
@@ -100,7 +105,10 @@ def open_sinks(config: ServeConfig, replica: str) -> RecordSinks:
 
 
 class _RaisingFileHandler(RotatingFileHandler):
-    """Rotating log file that raises write errors, so that lost records are counted; by default they are only printed."""
+    """Rotating log file for its owner that raises write errors, so that lost records are counted."""
+
+    def _open(self) -> TextIOWrapper:
+        return open(self.baseFilename, "a", encoding="utf-8", opener=partial(os.open, mode=OWNER_ONLY))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is that of the overridden method
         """Raise the error that is being handled."""
@@ -119,23 +127,29 @@ class LogSink:
     """
 
     def __init__(self, path: Path, days: float = 30) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._seconds = path, days * DAY
         self._last_cleanup = 0.0
-        self._handler = _RaisingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, delay=True)
+        self._handler = _RaisingFileHandler(path, maxBytes=LOG_BYTES, backupCount=MOST_FILES - 1, delay=True)
         self.flush = self._handler.flush
 
     def __call__(self, record: AccessRecord) -> None:
         """Write a line; remove old files first if the last cleanup was SWEEP_SECONDS ago."""
+        # Not in the constructor: a folder that cannot be made costs records, but no replica.
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         if time.monotonic() - self._last_cleanup > SWEEP_SECONDS or not self._last_cleanup:
             self._remove_old_files()
         self._handler.emit(logging.makeLogRecord({"msg": format_record(record)}))
 
     def _remove_old_files(self) -> None:
         self._last_cleanup = time.monotonic()
-        files = sorted(self._path.parent.glob("serve-*.jsonl*"), key=lambda file: file.stat().st_mtime)
-        retained = [file for file in files[-MOST_FILES + 1 :] if time.time() - file.stat().st_mtime < self._seconds]
-        for file in set(files) - {*retained, self._path}:
+        modified: dict[Path, float] = {}
+        for file in self._path.parent.glob("serve-*.jsonl*"):
+            # Another replica may remove it at the same time.
+            with suppress(FileNotFoundError):
+                modified[file] = file.stat().st_mtime
+        newest = sorted(modified, key=lambda file: modified[file])[-MOST_FILES + 1 :]
+        retained = [file for file in newest if time.time() - modified[file] < self._seconds]
+        for file in set(modified) - {*retained, self._path}:
             file.unlink(missing_ok=True)
 
 
@@ -174,8 +188,12 @@ class MlflowSink:
 
     def __init__(self, share: float) -> None:
         self._share = share
-        self._traces = RequestTraces()
-        self.flush = self._traces.flush
+        self._traces: RequestTraces | None = None
+
+    def flush(self) -> None:
+        """Wait until all traces are sent."""
+        if self._traces is not None:
+            self._traces.flush()
 
     def __call__(self, record: AccessRecord) -> None:
         """Log a trace with probability `share`."""
@@ -183,6 +201,8 @@ class MlflowSink:
             return
         inputs = {"id": record.id} | ({} if record.text is None else {"request": record.text})
         failed = record.status >= FAILED
+        # Not in the constructor: a replica must start during an outage of MLflow.
+        self._traces = self._traces or RequestTraces()
         self._traces.log(record.path, inputs, build_attributes(record), record.began, record.ended, failed=failed)
 
 

@@ -28,7 +28,7 @@ from trimtab.serve.middleware.authentication import METRICS, AuthenticationMiddl
 from trimtab.serve.record_sinks import RecordSinks, open_sinks
 from trimtab.serve.registry.coordinator_client import CoordinatorClient
 from trimtab.serve.registry.sources import find_detector_layers, open_sources
-from trimtab.serve.static_page import load_page
+from trimtab.serve.static_page import ABOUT, build_about, load_page
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,8 @@ class Replica:
         patch_replica_address()
         patch_http10_streams()
         local = resolve_on_node(base)
-        self._pages = await asyncio.to_thread(load_page)
+        self._pages = load_page()
+        self._about = await asyncio.to_thread(build_about)
         prefixes, detectors = open_sources(local, config.registry)
         replica = serve.get_replica_context().replica_id.unique_id
         if coordinator is not None:
@@ -135,9 +136,12 @@ class Replica:
         return app if config.api_key_file or config.host not in LOOPBACK else HostMiddleware(app)
 
     async def _answer_request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Forward a request to the engine; answer `/metrics` for all replicas."""
-        is_metrics = scope["type"] == "http" and scope["method"] == "GET" and scope["path"].rstrip("/") == METRICS
-        if is_metrics:
+        """Forward a request to the engine; answer `/metrics` for all replicas, and the data of the page."""
+        path = scope["path"].rstrip("/") if scope["type"] == "http" and scope["method"] == "GET" else None
+        if path == ABOUT:
+            headers, body = self._about
+            await asgi.send_response(RequestContext.get(scope, receive, send).send, 200, headers, body)
+        elif path == METRICS:
             body = await self._metrics.get()
             send = RequestContext.get(scope, receive, send).send
             await asgi.send_response(send, 200, asgi.set_content_length([TEXT], body), body)

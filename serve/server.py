@@ -37,7 +37,7 @@ from trimtab.ray_connection import (
 )
 from trimtab.ray_patches import patch_haproxy_options
 from trimtab.serve.api_keys import get_required_key_file
-from trimtab.serve.app import build_application
+from trimtab.serve.app import build_application, get_proxy_address
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.registry.sources import open_sources
 from trimtab.util import ports
@@ -93,6 +93,12 @@ def serving(config: ServeConfig, stop_event: threading.Event | None = None) -> G
     owns_ray = _connect(config)
     ray_processes = _list_ray_processes()
     try:
+        config = _check_running_server(config)
+    except UsageError:
+        if owns_ray:
+            ray.shutdown()
+        raise
+    try:
         cpus = config.cpus_per_replica or get_max_node_cores() / max(config.num_replicas, config.max_replicas)
         resources = config.num_replicas * cpus, config.num_replicas * config.gpus_per_replica
         check_resources("serving", *resources)
@@ -113,6 +119,34 @@ def serving(config: ServeConfig, stop_event: threading.Event | None = None) -> G
                 serve.shutdown()
             if owns_ray:
                 ray.shutdown()
+
+
+def _check_running_server(config: ServeConfig) -> ServeConfig:
+    """Check that no other server of the cluster would be replaced or opened.
+
+    Args:
+        config: settings of the server.
+
+    Returns:
+        The settings, with the key file that the address of a running Serve instance requires.
+
+    Raises:
+        UsageError: if the cluster has a server already, or Serve listens on another address.
+    """
+    if (running := get_proxy_address()) is None:
+        return config
+    if APPLICATION in serve.status().applications:
+        raise UsageError(
+            "this cluster has a trimtab server already. Stop it first (in Python: ray.serve.delete('trimtab')), or use another "
+            "cluster"
+        )
+    host, port = running
+    if (host, port) != (config.host, config.port):
+        raise UsageError(
+            f"Serve of this cluster listens on {host}:{port}, not on {config.host}:{config.port}. Set --host {host} and "
+            f"--port {port}"
+        )
+    return replace(config, api_key_file=get_required_key_file(replace(config, host=host)))
 
 
 def _drain(config: ServeConfig, ray_processes: Iterable[psutil.Process]) -> None:
@@ -165,7 +199,7 @@ def _connect(config: ServeConfig) -> bool:
         os.environ[settings.BALANCE] = f"hdr({config.affinity_header})"
     patch_haproxy_options(os.environ)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    return connect_to_ray(config.address, _find_proxy_ports() if get_address(config.address) == LOCAL else None)
+    return connect_to_ray(config.address, _build_proxy_environment() if get_address(config.address) == LOCAL else None)
 
 
 def _deploy(config: ServeConfig, application: Any, resources: tuple[float, float], stop_event: threading.Event) -> None:
@@ -207,13 +241,17 @@ def _check_port(host: str, port: int) -> None:
         raise UsageError(f"cannot listen on {host}:{port}: {reason}. Choose another --port")
 
 
-def _find_proxy_ports() -> dict[str, str]:
-    """Return free ports for HAProxy's own metrics and for the proxy that it falls back to; ports set by the user stay.
+def _build_proxy_environment() -> dict[str, str]:
+    """Return the ports and files of HAProxy and of the proxy that it falls back to; values set by the user stay.
 
-    With Serve's fixed ports, servers on one machine would share them, and one could answer the clients of the other.
+    With Serve's fixed ports, servers on one machine would share them, and one could answer the clients of the other. With its
+    fixed folder, a second user could start no server, and every user could control the first one through its socket.
     """
     free = ports.find_free_ports(len(settings.PROXY_PORTS), "")
-    return {key: os.environ.get(key, str(port)) for key, port in zip(settings.PROXY_PORTS, free, strict=True)}
+    folder = settings.get_private_folder() / "haproxy"
+    values = {key: str(port) for key, port in zip(settings.PROXY_PORTS, free, strict=True)}
+    values |= {key: str(folder / name) for key, name in settings.PROXY_FILES.items()}
+    return {key: os.environ.get(key, value) for key, value in values.items()}
 
 
 def _find_reason(text: str) -> str:

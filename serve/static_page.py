@@ -28,8 +28,12 @@ HEADERS = (
 def load_page() -> dict[str, tuple[Headers, bytes]]:
     """Return headers and body of each file of the page by its URL path."""
     folder = files("trimtab.serve") / "page"
-    pages = {path: _build_page(TYPES[name.rpartition(".")[2]], (folder / name).read_bytes()) for path, name in NAMES.items()}
-    return pages | {ABOUT: _build_page("application/json", json.dumps({"runs": _get_runs_url()}).encode())}
+    return {path: _build_page(TYPES[name.rpartition(".")[2]], (folder / name).read_bytes()) for path, name in NAMES.items()}
+
+
+def build_about() -> tuple[Headers, bytes]:
+    """Return headers and body of the page's data, which name the MLflow server: only clients with a key may read them."""
+    return _build_page("application/json", json.dumps({"runs": _get_runs_url()}).encode())
 
 
 def _get_runs_url() -> str | None:

@@ -3,6 +3,7 @@
 trimtab traffic --url http://localhost:8000
 """
 
+import os
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,7 +26,7 @@ class TrafficConfig:
 
     Args:
         url: URL of the server.
-        key: API key, if the server requires one.
+        key: API key, if the server requires one; by default TRIMTAB_API_KEY, which other users of the machine cannot see.
     """
 
     url: str = "http://localhost:8000"
@@ -119,7 +120,8 @@ def _compute_mean(sums: dict[str, float], name: str) -> float | None:
 
 
 def _fetch_metrics(config: TrafficConfig) -> str:
-    headers = {"authorization": f"Bearer {config.key}"} if config.key else {}
+    key = config.key or os.environ.get("TRIMTAB_API_KEY")
+    headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
         response = httpx.get(f"{config.url.rstrip('/')}/metrics", headers=headers, timeout=30)
     except httpx.HTTPError as error:

@@ -126,7 +126,7 @@ def _load_complete(checkpoint: Checkpoint) -> StoredCheckpoint | None:
     """Load a checkpoint; return None if it is missing or truncated."""
     try:
         return StoredCheckpoint(checkpoint, load_state(checkpoint))
-    except (FileNotFoundError, KeyError, ValueError, SafetensorError):
+    except (FileNotFoundError, AttributeError, KeyError, TypeError, ValueError, SafetensorError):
         return None
 
 

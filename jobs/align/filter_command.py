@@ -34,7 +34,7 @@ def run_filter(config: AlignConfig) -> dict[str, Any]:
     console.print(build_table(prepared.filtered.table))
     for rule in dict.fromkeys(rule for rule, _ in prepared.filtered.removed):
         examples = [row.prompt.prompt for r, row in prepared.filtered.removed if r == rule][:3]
-        console.print(f"{rule}: {' | '.join(examples)}", markup=False)
+        console.print(f"{rule}: {' | '.join(examples)}")
     return filter_as_json(prepared)
 
 

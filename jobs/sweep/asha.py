@@ -3,7 +3,6 @@
 Ray Train's controller imports the callback, so this module must not import torch.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 from ray.train import Checkpoint
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+from trimtab.jobs.runtime.jsonl import append_jsonl, read_jsonl
 
 METRIC, STEP = "validation_loss", "step"
 FILE = "validations.jsonl"
@@ -62,15 +63,13 @@ def append_validations(folder: Path, history: Iterable[Mapping[str, float]]) -> 
             continue
         added.append({STEP: int(entry[STEP]), METRIC: min([loss, *(line[METRIC] for line in last)])})
     if added:
-        with (folder / FILE).open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in added)
+        append_jsonl(folder / FILE, added)
     return added
 
 
 def read_validations(folder: Path) -> list[dict[str, float]]:
     """Return the lines of a trial's file in the order of their steps; an empty list if there is no file."""
-    path = folder / FILE
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return list(read_jsonl(folder / FILE))
 
 
 class CooperativeAsha(ASHAScheduler):

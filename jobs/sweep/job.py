@@ -17,7 +17,7 @@ from rich.table import Table
 from trimtab import settings
 from trimtab.cli import main
 from trimtab.cli.console import console, print_line
-from trimtab.errors import InterruptedByUserError, JobError, UsageError
+from trimtab.errors import ArtifactError, InterruptedByUserError, JobError, UsageError
 from trimtab.jobs.align.config import PARTED_BY, AlignConfig
 from trimtab.jobs.align.dataset import PreparedDataset, build_run_identity, prepare_many, read_raw_dataset
 from trimtab.jobs.align.job import check_config, complete_run
@@ -29,7 +29,8 @@ from trimtab.jobs.sweep.trials import Trial, TrialSearch, run_trials
 from trimtab.model.base_model import BaseModel, resolve_base_model
 from trimtab.tracking import runs
 from trimtab.tracking.runs import TrackedRun
-from trimtab.util.atomic_files import exclusive_lock
+from trimtab.util.atomic_files import exclusive_lock, write_atomic
+from trimtab.util.json_files import read_json_object
 
 # Settings that cannot be searched: trials are compared by their losses on the same rows, and share the hardware.
 COMMON = ("name", "base", "revision", "resume", "register", "evaluate", "gate", "scale")
@@ -184,8 +185,12 @@ def _start_parent_run(config: SweepConfig, folder: Path) -> TrackedRun:
 def _read_winner(ranked: Sequence[Trial], folder: Path) -> dict[str, Any] | None:
     """Return the stored winner of an earlier call; None if it is not the best trial."""
     path = folder / "winner.json"
-    stored = json.loads(path.read_text()) if path.exists() else None
-    return stored if stored and ranked and stored["trial"] == ranked[0].number else None
+    try:
+        stored = read_json_object(path, "a sweep's winner")
+    except ArtifactError:
+        # Missing, or damaged by a full disk: the best trial is completed again.
+        return None
+    return stored if ranked and stored.get("trial") == ranked[0].number else None
 
 
 def _complete_best(best: Trial, base: BaseModel, prepared: PreparedDataset, parent: TrackedRun, folder: Path) -> dict[str, Any]:
@@ -198,7 +203,7 @@ def _complete_best(best: Trial, base: BaseModel, prepared: PreparedDataset, pare
     except InterruptedByUserError as error:
         raise InterruptedByUserError("stopped; all trials are done. Run the same command to resume") from error
     winner = {"trial": best.number, **result.as_json()}
-    (folder / "winner.json").write_text(json.dumps(winner, indent=1) + "\n")
+    write_atomic(folder / "winner.json", json.dumps(winner, indent=1) + "\n")
     return winner
 
 

@@ -3,7 +3,9 @@
 import ipaddress
 import logging
 import os
+import secrets
 from collections.abc import Mapping
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -16,7 +18,8 @@ from trimtab.util.termination import preserve_handlers
 LOCAL = "local"
 # Characters that a path of a socket may have, and those that Ray adds to its temporary folder.
 MAX_SOCKET_PATH = 107
-RAY_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+RAY_SOCKET = f"/trimtab-{os.getuid()}/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 # The local machine is never preempted, so that Ray Train does not need a process that watches for preemption. With its default
 # interval of two seconds, Ray Train would notice the end of a short run late.
 ON_ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
@@ -39,9 +42,14 @@ def connect_to_ray(address: str | None, environment: Mapping[str, str] | None = 
     if ray.is_initialized():
         return False
     variables, target = settings.prepare_environment(), get_address(address)
+    options: dict[str, Any] = {}
     if target == LOCAL:
         _check_temporary_folder()
         variables |= ON_ONE_MACHINE
+        options["_temp_dir"] = str(settings.get_private_folder())
+        # Without it, Ray uses one token for all local nodes, in a file that other users may be able to read.
+        if not any(name in os.environ for name in TOKEN_VARIABLES):
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     # This logger reports at each start that token authentication is enabled.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     try:
@@ -52,6 +60,7 @@ def connect_to_ray(address: str | None, environment: Mapping[str, str] | None = 
                 logging_level=logging.WARNING,
                 log_to_driver=bool(os.environ.get("TRIMTAB_VERBOSE")),
                 runtime_env={"env_vars": {**variables, **(environment or {})}},
+                **options,
             )
     except (ConnectionError, RayError, ValueError) as error:
         raise JobError(f"no Ray cluster at {target}: {str(error).splitlines()[0]}") from error

@@ -2,8 +2,12 @@
 
 import getpass
 import os
+import stat
+import tempfile
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from trimtab.errors import UsageError
 
 # Folders of a home whose contents are downloaded or derived from downloads.
 DOWNLOADED = ("assets", "models", "wheels", "engine")
@@ -53,6 +57,24 @@ def _make_absolute(uri: str) -> str:
     if separator and scheme.startswith("sqlite") and path and not path.startswith(("/", ":memory:")):
         return f"{scheme}:///{Path(path).resolve()}"
     return uri
+
+
+def get_private_folder() -> Path:
+    """Return the folder for sockets and logs of Ray and HAProxy, which only this user may enter; created on demand.
+
+    It is in `RAY_TMPDIR` or the temporary folder of the system. Ray's logs contain the environment of its processes, and
+    HAProxy's socket controls the server.
+
+    Raises:
+        UsageError: if another user has created it.
+    """
+    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / f"trimtab-{os.getuid()}"
+    folder.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)
+    info = folder.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
+        raise UsageError(f"the temporary folder {folder} belongs to another user. Set RAY_TMPDIR to a folder of your own")
+    folder.chmod(stat.S_IRWXU)
+    return folder
 
 
 def get_user_name() -> str:
@@ -114,6 +136,14 @@ DEFAULTS = {
 }
 # Load-balancing algorithm of Serve's HAProxy.
 BALANCE = "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"
+# Files and folders of Serve's HAProxy, by default in a folder of /tmp that all users of a machine share.
+PROXY_FILES = {
+    "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
+    "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
+    "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
+}
 # Ports of the metrics and the statistics page of Serve's HAProxy.
 PROXY_PORTS = (
     "RAY_SERVE_HAPROXY_METRICS_PORT",
@@ -149,8 +179,21 @@ def prepare_environment() -> dict[str, str]:
     # Libraries ask for the user's name as well, and raise KeyError without one.
     os.environ.setdefault("USER", get_user_name())
     if configured := os.environ.get("MLFLOW_TRACKING_URI"):
-        os.environ["MLFLOW_TRACKING_URI"] = _make_absolute(configured)
+        os.environ["MLFLOW_TRACKING_URI"] = _separate_credentials(_make_absolute(configured))
     return {key: os.environ[key] for key in PASSED_ON if key in os.environ}
+
+
+def _separate_credentials(uri: str) -> str:
+    """Move user name and password of an HTTP address into MLflow's variables for them, and return the address without them.
+
+    Ray writes the variables that it passes on into logs and shows them on its dashboard.
+    """
+    parts = urlsplit(uri)
+    if not parts.scheme.startswith("http") or "@" not in parts.netloc:
+        return uri
+    for variable, value in (("MLFLOW_TRACKING_USERNAME", parts.username), ("MLFLOW_TRACKING_PASSWORD", parts.password)):
+        os.environ[variable] = unquote(value or "")
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _exclude_loopback_from_proxies() -> None:

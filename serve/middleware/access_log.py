@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from trimtab.engine.asgi import App, Message, Receive, Scope, Send, set_header
 from trimtab.engine.request_context import RECORDED_BYTES, RequestContext
 
-REQUEST_ID = b"x-request-id"
+REQUEST_ID, SERVER_ID = b"x-request-id", b"x-trimtab-request-id"
 FIT = re.compile(r"[\w.:-]{1,64}")
 # Maximum length of the recorded path, in characters.
 MAX_PATH = 200
@@ -26,7 +26,8 @@ class AccessRecord:
     """Record of a request that has ended.
 
     Attributes:
-        id: request id.
+        id: request id, which the client can choose.
+        server_id: request id of the server, which is unique.
         path: path of the URL.
         status: HTTP status of the response, 0 if there was none.
         began: start time (nanoseconds since 1970).
@@ -38,6 +39,7 @@ class AccessRecord:
     """
 
     id: str
+    server_id: str
     path: str
     status: int
     began: int
@@ -51,7 +53,8 @@ class AccessRecord:
         """Return the record as the JSON object of a log line; times in seconds."""
         start = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(self.began / 1e9)) + f".{self.began // 10**6 % 1000:03}Z"
         seconds = round((self.ended - self.began) / 1e9, 4)
-        line = {"at": start, "id": self.id, "path": self.path, "status": self.status, "seconds": seconds, "first": self.first}
+        line = {"at": start, "id": self.id, "server_id": self.server_id, "path": self.path, "status": self.status}
+        line |= {"seconds": seconds, "first": self.first}
         return line | self.notes | ({} if self.text is None else {"text": self.text})
 
 
@@ -78,18 +81,20 @@ class AccessLogMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request and record it.
 
-        The request id is the client's `x-request-id` if it is valid, else a new one; the response has it in the same header.
+        The request id is the client's `x-request-id` if it is valid, else that of the server. The response has both as headers.
         """
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
         client_id = headers.get(REQUEST_ID, b"").decode("latin-1")
-        request_id = client_id if FIT.fullmatch(client_id) else uuid.uuid4().hex
+        server_id = uuid.uuid4().hex
+        request_id = client_id if FIT.fullmatch(client_id) else server_id
         context = RequestContext.get(scope, receive, send)
 
         async def add_request_id(message: Message) -> None:
-            message["headers"] = set_header(message["headers"], REQUEST_ID, request_id.encode())
+            headers = set_header(message["headers"], REQUEST_ID, request_id.encode())
+            message["headers"] = set_header(headers, SERVER_ID, server_id.encode())
 
         context.on_start(add_request_id)
         scope = {**scope, "headers": set_header(scope["headers"], REQUEST_ID, request_id.encode())}
@@ -99,16 +104,16 @@ class AccessLogMiddleware:
         finally:
             # Strangers must not be able to fill the log.
             if context.status != HTTPStatus.UNAUTHORIZED:
-                self._sink(self._build_record(request_id, scope, context, headers, began))
+                self._sink(self._build_record((request_id, server_id), scope, context, headers, began))
 
     def _build_record(
-        self, request_id: str, scope: Scope, context: RequestContext, headers: dict[bytes, bytes], began: int
+        self, ids: tuple[str, str], scope: Scope, context: RequestContext, headers: dict[bytes, bytes], began: int
     ) -> AccessRecord:
         text = context.body[:RECORDED_BYTES].decode(errors="replace") if self._with_text else None
         notes = {key: value for key, value in context.notes.items() if value is not None}
         parent = headers.get(b"traceparent", b"").decode("latin-1") or None
         path, first, ended = scope["path"][:MAX_PATH], context.first_byte_seconds, time.time_ns()
-        return AccessRecord(request_id, path, context.status, began, ended, first, notes, text, parent)
+        return AccessRecord(*ids, path, context.status, began, ended, first, notes, text, parent)
 
 
 def format_record(record: AccessRecord) -> str:

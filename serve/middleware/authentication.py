@@ -20,12 +20,12 @@ from trimtab.engine.protocols.errors import send_error, send_failure
 from trimtab.engine.request_context import RequestContext
 from trimtab.errors import TrimtabError, UsageError
 from trimtab.serve.api_keys import ANY, LOOPBACK, ApiKey, hash_key, read_keys
-from trimtab.serve.static_page import ABOUT, NAMES
+from trimtab.serve.static_page import NAMES
 
 log = logging.getLogger(__name__)
 
 # Paths without authentication, for GET and HEAD only: the page, whose own requests need a key, and health checks.
-OPEN = (*NAMES, ABOUT, "/health", "/ping")
+OPEN = (*NAMES, "/health", "/ping")
 READ_METHODS = ("GET", "HEAD")
 METRICS = "/metrics"
 READ_SECONDS = 2.0

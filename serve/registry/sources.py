@@ -24,7 +24,7 @@ from trimtab.util.json_files import read_json_object
 
 log = logging.getLogger(__name__)
 
-ALIASES = "aliases.json"
+ALIASES, ALIAS_FILE = "aliases.json", "a list of aliases"
 CARD = "card.json"
 # Maximum share of the time spent on reading a large registry while no change is known.
 READING = 0.05
@@ -169,9 +169,10 @@ class FolderSource(Generic[ArtifactT]):
     def list_versions(self) -> Sequence[RegisteredVersion]:
         """Return all versions of this kind with their aliases."""
         versions: list[RegisteredVersion] = []
-        for name in sorted(_list_names(str(self.folder))):
+        # A line break in a name would end a header of the response.
+        for name in filter(str.isprintable, sorted(_list_names(str(self.folder)))):
             cards = self._read_cards(f"{self.folder}/{name}")
-            targets = self._read_object(f"{self.folder}/{name}/{ALIASES}", "a list of aliases") if cards else {}
+            targets = self._read_object(f"{self.folder}/{name}/{ALIASES}", ALIAS_FILE) if cards else {}
             for number, card in cards.items():
                 aliases = tuple(sorted(alias for alias, version in targets.items() if version == number))
                 versions.append(RegisteredVersion(name, number, card.get("run_id"), aliases))
@@ -212,6 +213,8 @@ class FolderSource(Generic[ArtifactT]):
         if (cached := self._read.get(path)) is None or cached[0] != modified:
             try:
                 content = read_json_object(Path(path), what)
+                if what == ALIAS_FILE and not all(type(number) is int for number in content.values()):
+                    raise ArtifactError(f"{path}: aliases must refer to version numbers")
             except ArtifactError as error:
                 log.warning("%s; keeping its previous content", error)
                 content = cached[1] if cached else {}

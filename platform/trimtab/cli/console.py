@@ -14,12 +14,13 @@ LINE_SECONDS = 10.0
 # Without a terminal and without COLUMNS, output goes to a file or a pipe: tables are then not wrapped to 80 columns.
 WIDE = 240
 HAS_WIDTH = sys.stdout.isatty() or "COLUMNS" in os.environ
-console = Console(stderr=False, highlight=False, soft_wrap=True, width=None if HAS_WIDTH else WIDE)
+# Without markup: names and error messages may contain brackets.
+console = Console(stderr=False, highlight=False, markup=False, soft_wrap=True, width=None if HAS_WIDTH else WIDE)
 
 
 def print_line(text: str) -> None:
     """Print one line of plain text."""
-    console.print(text, markup=False)
+    console.print(text)
     sys.stdout.flush()
 
 

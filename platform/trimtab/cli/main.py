@@ -7,6 +7,7 @@ keys of the YAML file (`--config FILE`) and the entries of `--help`. Commands ar
 
 import errno
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -95,7 +96,9 @@ def _run(arguments: list[str]) -> int:
     module, _, function = command.run.partition(":")
     result = getattr(import_module(module), function)(parsed)
     if output and result is not None:
-        Path(output).write_text(json.dumps(result, indent=2) + "\n")
+        # For this user only: `keys add` returns an API key.
+        with open(output, "w", opener=partial(os.open, mode=0o600)) as file:
+            file.write(json.dumps(result, indent=2) + "\n")
     return 0
 
 

@@ -25,6 +25,8 @@ class EngineConfig:
         seed: random seed of requests without a seed.
         tool_parser: parser of tool calls in vLLM, for example hermes; auto selects one by the chat template of the
             model, none disables tool choice.
+        allowed_media_domains: hosts from which a multimodal model loads images for clients; by default none, because the
+            server could be used to reach its internal network; clients can always send data: URLs.
         layers: layers whose hidden states are captured; 0 is the embedding layer; only detectors need captured layers.
         token_statistics: store log-probability, entropy and margin of each captured token.
     """
@@ -41,5 +43,6 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.9
     seed: int = 0
     tool_parser: str = "auto"
+    allowed_media_domains: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
     token_statistics: bool = False

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def trace_response(request_id: str, log_dir: Path | None = None) -> LineageNode:
         NotFoundError: if the logs do not contain the request. Servers delete old logs (`--log_retention_days`).
     """
     folder = log_dir or settings.get_home() / "logs"
-    record = _find_record(request_id, folder)
+    record, count = _find_record(request_id, folder)
     if record is None:
         raise NotFoundError(
             f"no response {request_id!r} in the logs in {folder}. Old logs are deleted (serve --log_retention_days)"
@@ -116,6 +117,8 @@ def trace_response(request_id: str, log_dir: Path | None = None) -> LineageNode:
     facts = {
         key: _format_value(record[key]) for key in ("at", "path", "status", "seconds", "tokens", "risk", "key") if key in record
     }
+    if count > 1:
+        facts["requests"] = f"{count} with this id; this is the newest answered one"
     return LineageNode("response", request_id, facts | {"model": base}, [_trace_logged_version(base, name) for name in used])
 
 
@@ -140,8 +143,12 @@ def trace_version(version: Version) -> LineageNode:
     )
 
 
-def trace_run(run_id: str) -> LineageNode:
+def trace_run(run_id: str, children: frozenset[str] = frozenset()) -> LineageNode:
     """Trace the lineage of a run: its data, its code and its parent run.
+
+    Args:
+        run_id: id of the run.
+        children: runs that were traced on the way to this one; a parent among them is left out, because tags can form a cycle.
 
     Raises:
         NotFoundError: if MLflow has no such run.
@@ -157,7 +164,8 @@ def trace_run(run_id: str) -> LineageNode:
     sources = [_build_data_node(entry) for entry in (run.inputs.dataset_inputs if run.inputs else [])]
     sources += [_build_code_node(tags)] if any(key.startswith(("trimtab.code", "mlflow.source.git")) for key in tags) else []
     parent = tags.get("mlflow.parentRunId")
-    sources += [trace_run(parent)] if parent else []
+    known = children | {run_id}
+    sources += [trace_run(parent, known)] if parent and parent not in known and RUN.fullmatch(parent) else []
     return LineageNode("run", f"{tags.get('trimtab.kind', 'run')} {run.info.run_name} {run_id}", facts, sources)
 
 
@@ -201,14 +209,29 @@ def _build_code_node(tags: Mapping[str, str]) -> LineageNode:
     return LineageNode("code", revision, {shown: tags[key] for key, shown in names.items() if key in tags})
 
 
-def _find_record(request_id: str, folder: Path) -> dict[str, Any] | None:
-    """Find the record of a request in a folder of logs. Newer files are searched first."""
-    for path in sorted(folder.glob("serve-*.jsonl*"), key=lambda file: -file.stat().st_mtime):
-        for line in _read_lines(path):
-            # The substring test skips most lines without the cost of parsing JSON.
-            if request_id in line and (record := json.loads(line))["id"] == request_id:
-                return record
-    return None
+def _find_record(request_id: str, folder: Path) -> tuple[dict[str, Any] | None, int]:
+    """Find the record of a request in a folder of logs, and the number of requests with this id.
+
+    Clients can choose ids, and send one again after an error: the newest successful request is preferred.
+    """
+    # The substring test skips most lines without the cost of parsing JSON.
+    lines = (line for path in folder.glob("serve-*.jsonl*") for line in _read_lines(path) if request_id in line)
+    found = [record for record in map(_parse_record, lines) if request_id in (record.get("id"), record.get("server_id"))]
+    newest = max(found, key=lambda r: (_is_answered(r), str(r.get("at"))), default=None)
+    return newest, len(found)
+
+
+def _is_answered(record: Mapping[str, Any]) -> bool:
+    return record.get("status") == HTTPStatus.OK and bool(record.get("model"))
+
+
+def _parse_record(line: str) -> dict[str, Any]:
+    """Return the record in a line; an empty one for a damaged line, as after a full disk."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _read_lines(path: Path) -> Iterator[str]:

@@ -124,16 +124,21 @@ class TrackedRun:
     def _put(self, kind: str, body: Mapping[str, Any]) -> None:
         line = (json.dumps({"kind": kind, "body": body}) + "\n").encode()
         # Unbuffered, so that a partial write on a full disk is detected and undone here.
-        with self._path("outbox").open("ab", buffering=0) as file:
-            start = file.tell()
+        with FileLock(self._path("outbox.lock")), self._path("outbox").open("ab+", buffering=0) as file:
+            start = file.seek(0, os.SEEK_END)
+            file.seek(max(0, start - 1))
+            if file.read() not in (b"", b"\n"):
+                # A power failure left half a line, which must not damage this one.
+                line = b"\n" + line
             if file.write(line) < len(line):
                 file.truncate(start)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
         self.flush()
 
     def _read_outbox(self) -> list[dict[str, Any]]:
+        """Return the complete entries; a power failure can leave half a line."""
         path = self._path("outbox")
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return list(filter(None, map(_parse_entry, path.read_bytes().splitlines()))) if path.exists() else []
 
     def _read_sent_count(self) -> int:
         path = self._path("sent")
@@ -147,6 +152,14 @@ class TrackedRun:
     def _path(self, name: str) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder / f"{self.run_id}.{name}"
+
+
+def _parse_entry(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
 
 
 def start_run(name: str, kind: str, folder: Path, resumed: str | None = None, parent: str | None = None) -> TrackedRun:

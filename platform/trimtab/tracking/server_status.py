@@ -1,5 +1,6 @@
 """Comparison of a running server with the registry, for `trimtab list --live`."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,7 @@ def list_alias_status(url: str, key: str | None, registered: Sequence[Version]) 
 
 
 def _fetch_models(url: str, key: str | None) -> list[dict[str, Any]]:
+    key = key or os.environ.get("TRIMTAB_API_KEY")
     headers = {"authorization": f"Bearer {key}"} if key else {}
     address = f"{url.rstrip('/')}/v1/models"
     try:

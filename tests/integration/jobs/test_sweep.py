@@ -132,6 +132,15 @@ def test_validations_are_recorded_once_and_never_rise(tmp_path):
     assert [line["step"] for line in read_validations(tmp_path)] == [2, 4, 8]
 
 
+def test_half_a_line_of_a_full_disk_does_not_stop_a_sweep(tmp_path):
+    append_validations(tmp_path, [{"step": 2, "validation_loss": 3.0}])
+    (file,) = [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
+    with file.open("a") as lines:
+        lines.write('{"step": 4, "valid')
+    append_validations(tmp_path, [{"step": 6, "validation_loss": 2.0}])
+    assert [line["step"] for line in read_validations(tmp_path)] == [2, 6]
+
+
 def test_trials_are_ranked_by_lowest_validation_loss(tmp_path):
     config = SweepConfig(param_space={"num_virtual_tokens": [1, 2, 3, 4]}, num_trials=4)
     trials = plan_trials(config, tmp_path)

@@ -1,6 +1,13 @@
 """Network interfaces that a server with the default options listens on."""
 
+import httpx
+import pytest
+
 from tests.support.sockets import find_public_listeners
+from trimtab.errors import UsageError
+from trimtab.serve.config import ServeConfig
+from trimtab.serve.server import serving
+from trimtab.util import ports
 
 
 def test_only_haproxy_status_ports_are_public(url):
@@ -8,3 +15,11 @@ def test_only_haproxy_status_ports_are_public(url):
     # Two ports with HAProxy's metrics and state, whose address cannot be set: docs/serve.md.
     assert {name for name, _ in listeners} <= {"haproxy"}, listeners
     assert len(set(listeners)) <= 2
+
+
+def test_second_server_on_the_same_cluster_is_rejected(url):
+    """It would replace the first one, perhaps by a server without keys."""
+    config = ServeConfig(port=ports.find_free_ports()[0])
+    with pytest.raises(UsageError, match=r"has a trimtab server already\. Stop it first"), serving(config):
+        pytest.fail("the second server started")
+    assert httpx.get(f"{url}/health", timeout=30).status_code == 200

@@ -133,6 +133,10 @@ def test_reports_unusable_files(registry_folder, caplog):
     (registry_folder / "mine" / "aliases.json").write_text("{")
     assert prefixes.list_versions() == before
     assert "not readable JSON; keeping its previous content" in caplog.text
+    for number in ('"2"', "true", "2.0"):
+        (registry_folder / "mine" / "aliases.json").write_text(f'{{"champion": {number}}}')
+        assert prefixes.list_versions() == before
+    assert "aliases must refer to version numbers" in caplog.text
     (registry_folder / "mine" / "\u00b2").mkdir()
     (registry_folder / "mine" / "\u00b2" / "card.json").write_text((registry_folder / "mine" / "2" / "card.json").read_text())
     assert prefixes.list_versions() == before

@@ -22,7 +22,7 @@ from trimtab.util.atomic_files import exclusive_lock
 pytestmark = pytest.mark.usefixtures("home")
 
 LAYERS = (20, 29)
-ID = "5b1f0a9c"
+ID, SERVER_ID = "5b1f0a9c", "0123456789abcdef0123456789abcdef"
 DAY = 86_400
 
 
@@ -42,7 +42,9 @@ def recorded_run_id(frozen, base, tmp_path):
     registry.register_version(save_detector(make_random_detector(base, "truth", LAYERS), tmp_path / "d"), detector_run.run_id)
     fields = {"model": f"{base.name}:steer@1", "detector": "truth@1", "risk": 0.25, "tokens": 3}
     write_record = open_sinks(ServeConfig(), "replica")
-    write_record(AccessRecord(ID, "/v1/chat/completions", 200, time.time_ns(), time.time_ns(), 0.1, fields, None, None))
+    write_record(
+        AccessRecord(ID, SERVER_ID, "/v1/chat/completions", 200, time.time_ns(), time.time_ns(), 0.1, fields, None, None)
+    )
     write_record.stop()
     return run.run_id
 
@@ -76,6 +78,26 @@ def test_answer_lineage_has_data_code_and_promotion(recorded_run_id, base, tmp_p
         assert text in output.replace("\n", "")
     assert "http://" not in page
     assert "https://" not in page
+
+
+def test_repeated_request_shows_the_answered_one(recorded_run_id, base, tmp_path):
+    """Clients repeat a request with the same id after an error. A full disk leaves half a line."""
+    (log,) = (settings.get_home() / "logs").glob("serve-*.jsonl")
+    failed = json.loads(log.read_text()) | {"status": 503, "model": None, "at": "2999-01-01T00:00:00.000Z"}
+    with log.open("a") as file:
+        file.write(f'{{"id": "{ID}", "sta}}\n{json.dumps(failed)}\n{{"text": "{ID}"}}\n["{ID}"}}\n')
+    lineage = read_lineage(ID, tmp_path)
+    assert (lineage["facts"]["status"], lineage["facts"]["model"]) == ("200", base.name)
+    assert lineage["facts"]["requests"].startswith("2 with this id")
+
+
+def test_server_generated_id_finds_the_answer(recorded_run_id, base, tmp_path):
+    assert read_lineage(SERVER_ID, tmp_path)["facts"]["model"] == base.name
+
+
+def test_cycle_of_parent_runs_ends(recorded_run_id, tmp_path):
+    get_client().set_tag(recorded_run_id, "mlflow.parentRunId", recorded_run_id)
+    assert list_kinds(read_lineage(recorded_run_id, tmp_path)).count("run") == 1
 
 
 def test_lineage_of_runs_and_versions(recorded_run_id, base, tmp_path, capsys):

@@ -141,6 +141,16 @@ def test_unknown_name_is_not_found():
         registry.find_version("smollm2-135m", "ghost")
 
 
+def test_half_an_entry_of_a_power_failure_does_not_block_the_outbox(tracked_run, tmp_path):
+    tracked_run.set_tags({"first": "1"})
+    with (tmp_path / "outbox" / f"{tracked_run.run_id}.outbox").open("a") as file:
+        file.write('{"kind": "tags", "bo')
+    tracked_run.set_tags({"second": "2"})
+    assert tracked_run.list_unsent() == []
+    tags = get_client().get_run(tracked_run.run_id).data.tags
+    assert (tags["first"], tags["second"]) == ("1", "2")
+
+
 def test_missing_file_does_not_block_the_outbox(tracked_run, tmp_path, monkeypatch):
     (tmp_path / "file.txt").write_text("x")
     monkeypatch.chdir(tmp_path)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from rich.table import Table
 
 from trimtab.cli import console
 from trimtab.cli.console import ProgressBar
@@ -16,6 +17,16 @@ def fake_clock(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     return now
+
+
+def test_brackets_in_names_are_printed(capsys):
+    table = Table("name")
+    table.add_row("mine[v2]")
+    console.console.print(table)
+    console.print_line("refused: [/srv/x] [red]mine")
+    output = capsys.readouterr().out
+    assert "mine[v2]" in output
+    assert "refused: [/srv/x] [red]mine" in output
 
 
 def test_final_progress_is_printed_once(capsys):

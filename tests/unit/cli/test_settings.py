@@ -1,6 +1,7 @@
 """Environment settings: tracking store, proxies, user name, temporary folder."""
 
 import os
+import stat
 import subprocess
 import sys
 
@@ -28,6 +29,28 @@ def test_relative_sqlite_store_becomes_absolute(monkeypatch, tmp_path, uri, expe
     expected = expected.format(cwd=tmp_path, parent=tmp_path.parent)
     assert settings.get_tracking_uri() == expected
     assert settings.prepare_environment()["MLFLOW_TRACKING_URI"] == expected
+
+
+def test_credentials_of_an_address_are_not_passed_on(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://alice:pass%40word@tracking.example:5000/mlflow")
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "other")
+    passed_on = settings.prepare_environment()
+    assert passed_on["MLFLOW_TRACKING_URI"] == os.environ["MLFLOW_TRACKING_URI"] == "https://tracking.example:5000/mlflow"
+    assert not any("pass" in value for value in passed_on.values())
+    assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == ("alice", "pass@word")
+
+
+def test_private_folder_is_for_this_user_only(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    folder = settings.get_private_folder()
+    folder.chmod(0o755)
+    assert settings.get_private_folder() == folder
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    with pytest.raises(UsageError, match="belongs to another user"):
+        settings.get_private_folder()
 
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "https_proxy", "ALL_PROXY"])

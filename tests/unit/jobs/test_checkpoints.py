@@ -49,6 +49,11 @@ def test_skips_truncated_and_incomplete_checkpoint(storage, tmp_path, name):
     assert find_latest([find_newest_stored(storage).checkpoint, None]).step == 5
 
 
+def test_skips_checkpoint_whose_numbers_are_a_list(storage, tmp_path):
+    (tmp_path / "train" / "checkpoint_10" / STATE).write_text("[]")
+    assert find_newest_stored(storage).state.step == 5
+
+
 @pytest.mark.parametrize(("content", "remains"), [('{"checkpoint_results": [', False), ("", False), (json.dumps({}), True)])
 def test_removes_truncated_snapshot_of_ray_train(storage, tmp_path, content, remains):
     path = tmp_path / "train" / SNAPSHOT

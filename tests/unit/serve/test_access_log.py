@@ -20,6 +20,10 @@ def test_record_has_outcome_without_text_by_default():
         response.headers["x-request-id"] for response in (generated, accepted, invalid)
     ]
     assert records[1].id == "mine-7"
+    assert [record.server_id for record in records] == [
+        response.headers["x-trimtab-request-id"] for response in (generated, accepted, invalid)
+    ]
+    assert len({record.server_id for record in records}) == 3
     assert records[2].id != "a b"
     line = records[0].as_json()
     assert (line["status"], line["model"], line["risk"], line["path"]) == (200, "m@1", 0.5, "/")

@@ -76,6 +76,12 @@ def test_key_file_stores_only_hashes(key_file, capsys):
     assert key.digest not in output
 
 
+def test_file_with_a_new_key_is_for_its_owner_only(key_file, tmp_path):
+    assert main(["keys", "add", "alice", "--file", str(key_file), "--json", str(tmp_path / "alice.json")]) == 0
+    assert json.loads((tmp_path / "alice.json").read_text())["key"].startswith("tt-")
+    assert stat.S_IMODE((tmp_path / "alice.json").stat().st_mode) == 0o600
+
+
 def test_adds_and_removes_key_only_once(key_file):
     create_key(key_file)
     with pytest.raises(UsageError, match="a key named 'alice' already exists"):
@@ -157,7 +163,7 @@ def test_open_paths_accept_get_and_head_only(key_file, method):
     async def run():
         transport = httpx.ASGITransport(OpenPathMiddleware(app))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            paths = ("/", "/health", "/ping", "/health/", "/page.json", "/page.css")
+            paths = ("/", "/health", "/ping", "/health/", "/page.js", "/page.css")
             rejected = [await client.request(method, path, content=b"x") for path in paths]
             return rejected, [await client.get("/health"), await client.head("/ping"), await client.post("/v1/models")]
 

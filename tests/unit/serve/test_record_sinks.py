@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -16,7 +17,7 @@ from trimtab.serve.middleware.access_log import AccessRecord
 from trimtab.tracking.client import get_experiment_id
 
 RECORD = AccessRecord(
-    "r1", "/v1/chat/completions", 200, 1_760_000_000_000_000_000, 1_760_000_001_500_000_000, 0.2, {}, None, None
+    "r1", "s1", "/v1/chat/completions", 200, 1_760_000_000_000_000_000, 1_760_000_001_500_000_000, 0.2, {}, None, None
 )
 
 
@@ -35,6 +36,34 @@ def test_log_has_one_json_line_per_request_and_old_files_are_removed(tmp_path, m
     assert lines[0] == lines[1]
     assert lines[0]["at"] == "2025-10-09T08:53:20.000Z"
     assert (lines[0]["id"], lines[0]["seconds"], lines[0]["first"]) == ("r1", 1.5, 0.2)
+
+
+def test_log_is_for_its_owner_only(tmp_path):
+    sinks = record_sinks.open_sinks(ServeConfig(log_dir=str(tmp_path / "logs")), "abc")
+    sinks(RECORD)
+    sinks.stop()
+    assert stat.S_IMODE((tmp_path / "logs" / "serve-abc.jsonl").stat().st_mode) == 0o600
+
+
+def test_one_replica_uses_the_whole_folder_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(record_sinks, "LOG_BYTES", 400)
+    monkeypatch.setattr(record_sinks, "MOST_FILES", 6)
+    sink = record_sinks.LogSink(tmp_path / "serve-abc.jsonl")
+    for _ in range(60):
+        sink(RECORD)
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_replica_starts_without_log_folder_and_mlflow(tmp_path, monkeypatch):
+    """Records are lost and counted; answers are not affected."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    before = record_sinks.UNRECORDED._value.get()
+    sinks = record_sinks.open_sinks(ServeConfig(log_dir=str(tmp_path / "file" / "logs"), trace_sampling_ratio=1), "abc")
+    sinks(RECORD)
+    sinks.stop()
+    assert record_sinks.UNRECORDED._value.get() == before + 2
 
 
 def test_removes_log_files_after_retention_days(tmp_path):
@@ -87,7 +116,7 @@ def test_otlp_span_has_trace_id_of_client():
     sink = record_sinks.OtlpSink(f"http://127.0.0.1:{server.server_port}/v1/traces")
     trace = "0af7651916cd43dd8448eb211c80319c"
     notes = {"model": "m@1", "risk": 0.5}
-    sink(AccessRecord("r1", "/p", 200, 10**18, 2 * 10**18, 0.2, notes, None, f"00-{trace}-b7ad6b7169203331-01"))
+    sink(AccessRecord("r1", "s1", "/p", 200, 10**18, 2 * 10**18, 0.2, notes, None, f"00-{trace}-b7ad6b7169203331-01"))
     sink.flush()
     server.shutdown()
     (span,) = ExportTraceServiceRequest.FromString(bodies[0]).resource_spans[0].scope_spans[0].spans

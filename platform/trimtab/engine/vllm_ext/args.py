@@ -42,6 +42,10 @@ def check_engine_config(base: BaseModel, config: EngineConfig) -> None:
         raise UsageError(f"engine.layers must be from 0 to {base.depth - 1} in ascending order, not {layers}")
 
 
+# Reserved name that no host can have (RFC 2606).
+NO_HOST = "none.invalid"
+
+
 def build_engine_args(base: BaseModel, config: EngineConfig) -> dict[str, Any]:
     """Build arguments of `vllm.LLM` and `vllm.AsyncEngineArgs` for a base model with additional embedding rows.
 
@@ -77,6 +81,8 @@ def build_engine_args(base: BaseModel, config: EngineConfig) -> dict[str, Any]:
         **_get_executor_args(config),
         "enforce_eager": not config.compile and is_cpu_build(),
         "enable_prefix_caching": True,
+        # An empty list would allow all hosts, among them those of the internal network.
+        "allowed_media_domains": list(config.allowed_media_domains) or [NO_HOST],
         "seed": config.seed,
         # Request defaults come from the API, not from generation_config.json of the checkpoint.
         "generation_config": "vllm",
