@@ -178,7 +178,7 @@ def test_rejects_invalid_requests(url, body):
     assert response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("path", ["/health", "/ping", "/", "/page.json"])
+@pytest.mark.parametrize("path", ["/health", "/ping", "/", "/page.js"])
 def test_open_paths_reject_posts(url, path):
     assert httpx.post(f"{url}{path}", content=b"x", timeout=60).status_code == 405
     assert httpx.get(f"{url}{path}", timeout=60).status_code == 200

@@ -58,6 +58,8 @@ FORWARDED_PATHS = ("/health", "/ping", "/version", "/metrics", "/tokenize", "/de
 OPENAPI, MODELS = "/openapi.json", "/v1/models"
 PREFIX, DETECTOR = "prefix", "detector"
 REFRESH_SECONDS = 1.0
+# Close code of a websocket (RFC 6455).
+POLICY_VIOLATION = 1008
 # Shorter than the time after which an engine without a report counts as gone.
 REPORT_SECONDS = 3.0
 
@@ -237,6 +239,10 @@ class OnlineEngine:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
+        if scope["type"] == "websocket":
+            # No key, limit or detector applies to the endpoints that vLLM or a plug-in of it may add.
+            await send({"type": "websocket.close", "code": POLICY_VIOLATION})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
