@@ -30,7 +30,7 @@ from trimtab.engine.detectors.request_risk import DetectorSelector
 from trimtab.engine.metrics import REFRESHED, SLOTS_USED, VERSIONS_REFUSED, remove_version_series, set_alias_versions
 from trimtab.engine.openai.cancellation import CancellableApp
 from trimtab.engine.openai.handler import SCORE_PATH, RequestHandler
-from trimtab.engine.openai.malformed import MALFORMED_ERRORS, install_malformed_handlers
+from trimtab.engine.openai.malformed import MALFORMED_ERRORS, install_malformed_handlers, was_accepted
 from trimtab.engine.openai.models import ModelList
 from trimtab.engine.openai.openapi import build_openapi_document
 from trimtab.engine.openai.request_fields import find_request_fields
@@ -146,7 +146,7 @@ class OnlineEngine:
         app = build_app(options, ("generate",), engine.model_config)
         install_malformed_handlers(app)
         await init_app_state(engine, app.state, options, ("generate",))
-        patch_messages_conversion(app.state.anthropic_serving_messages, MALFORMED_ERRORS)
+        patch_messages_conversion(app.state.anthropic_serving_messages, MALFORMED_ERRORS, was_accepted)
         patch_detokenizer()
         renderer = build_renderer(base, config.num_slots)
         await engine.collective_rpc("trimtab_mask_reserved_ids", args=(renderer.first_slot,))

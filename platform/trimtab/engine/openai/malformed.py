@@ -35,9 +35,14 @@ def install_malformed_handlers(app: Any) -> None:
     app.middleware_stack = None
 
 
+def was_accepted() -> bool:
+    """Return whether the engine has accepted the current request. A later error is then not one of the request."""
+    return (risk := current_risk.get()) is not None and bool(risk.ids)
+
+
 async def _answer_error(request: Request, error: Exception) -> JSONResponse:
-    if (risk := current_risk.get()) is not None and risk.ids:
-        # The engine generates already: the error is not one of the request. Starlette answers it with status 500.
+    if was_accepted():
+        # Starlette answers it with status 500.
         raise error
     # The log has no message, which may quote the request.
     log.warning("vLLM raised %s for a request that it cannot parse", type(error).__name__)

@@ -147,12 +147,13 @@ def patch_generate(engine: Any, wrap: Wrap) -> None:
     versions=VERSIONS,
     remove_when="vLLM answers every message that it cannot convert with status 400",
 )
-def patch_messages_conversion(handler: Any, errors: tuple[type[Exception], ...]) -> None:
+def patch_messages_conversion(handler: Any, errors: tuple[type[Exception], ...], was_accepted: Callable[[], bool]) -> None:
     """Answer requests of Anthropic's protocol that vLLM cannot convert to its own with status 400.
 
     Args:
         handler: vLLM's handler of `/v1/messages`.
         errors: errors of code that reads a value of another type than the API defines.
+        was_accepted: whether the engine has accepted the request; an error is then not one of the request.
     """
 
     def wrap(convert: Callable[..., Any]) -> Callable[..., Any]:
@@ -160,6 +161,8 @@ def patch_messages_conversion(handler: Any, errors: tuple[type[Exception], ...])
             try:
                 return await convert(*args, **options)
             except errors as error:
+                if was_accepted():
+                    raise
                 raise VLLMValidationError(f"vLLM could not process this request: {error}") from error
 
         return patched
