@@ -153,6 +153,8 @@ def measure_score(name: str, target: Target, copy: Path, out: Path, size: int) -
     run(sys.executable, "-m", "cosmic_ray.cli", "exec", str(config), str(session))
     with use_db(session, WorkDB.Mode.open) as database:
         results = [result for _, result in database.results]
+    if any(result.test_outcome == TestOutcome.INCOMPETENT for result in results):
+        raise SystemExit(f"mutation of {name} failed: some mutants could not be tested. Delete {session}")
     return Score(len(results), [result.diff or "" for result in results if result.test_outcome == TestOutcome.SURVIVED])
 
 

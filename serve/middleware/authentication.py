@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
 
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 OPEN = (*NAMES, "/health", "/ping")
 READ_METHODS = ("GET", "HEAD")
 METRICS = "/metrics"
-READ_SECONDS = 2.0
+READ_SECONDS, READ_TIMEOUT_SECONDS = 2.0, 5.0
 # Length of the salt of a key's KV cache, in hexadecimal digits.
 SALT_DIGITS = 16
 
@@ -101,7 +102,10 @@ class AuthenticationMiddleware:
         self._required = bool(self._keys)
         self._running: Counter[str] = Counter()
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
-        self._read_at = 0.0
+        self._read_at = -READ_SECONDS
+        self._reading = asyncio.Lock()
+        # A thread of its own: the other ones may be busy with metrics.
+        self._executor = ThreadPoolExecutor(1, "trimtab-keys")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request, or reject it with status 401, 403 or 429."""
@@ -178,12 +182,19 @@ class AuthenticationMiddleware:
         return matches[0] if matches and token else None
 
     async def _refresh(self) -> None:
-        now = asyncio.get_running_loop().time()
-        if now - self._read_at < READ_SECONDS:
+        """Read the key file if the last read is READ_SECONDS old; requests wait, so that a removed key is soon invalid."""
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._read_at < READ_SECONDS:
             return
-        self._read_at = now
+        async with self._reading:
+            if (now := loop.time()) - self._read_at >= READ_SECONDS:
+                await self._read_keys()
+                self._read_at = now
+
+    async def _read_keys(self) -> None:
+        read = asyncio.get_running_loop().run_in_executor(self._executor, read_keys, self._path)
         try:
-            keys = await asyncio.to_thread(read_keys, self._path)
+            keys = await asyncio.wait_for(read, READ_TIMEOUT_SECONDS)
         except (TrimtabError, OSError) as error:
             log.warning("the key file cannot be read, its last keys stay valid: %s", error)
             return

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 
 import httpx
 import pytest
@@ -10,6 +11,8 @@ from tests.support.api_keys import create_key
 from trimtab.engine import asgi
 from trimtab.engine.context import tenant
 from trimtab.engine.request_context import RequestContext
+from trimtab.serve.api_keys import read_keys
+from trimtab.serve.middleware import authentication
 from trimtab.serve.middleware.authentication import AuthenticationMiddleware, OpenPathMiddleware
 
 
@@ -200,6 +203,29 @@ def test_keys_have_their_own_cache_unless_it_is_shared(key_file, share_cache):
     else:
         assert salts[0] == salts[2] != salts[1]
         assert all(salts)
+
+
+def test_simultaneous_requests_wait_for_a_changed_key_file(key_file, monkeypatch):
+    monkeypatch.setattr(authentication, "READ_SECONDS", 0.0)
+    token, released = create_key(key_file), threading.Event()
+    middleware = AuthenticationMiddleware(echo, key_file, MAX_CONCURRENT)
+
+    def read_slowly(path):
+        assert released.wait(30)
+        return read_keys(path)
+
+    async def run() -> list[int]:
+        transport = httpx.ASGITransport(middleware)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", headers={"x-api-key": token}) as client:
+            tasks = [asyncio.create_task(client.get("/v1/models")) for _ in range(4)]
+            for _ in range(20):
+                await asyncio.sleep(0)
+            released.set()
+            return [response.status_code for response in await asyncio.gather(*tasks)]
+
+    monkeypatch.setattr(authentication, "read_keys", read_slowly)
+    key_file.write_text('{"keys": []}')
+    assert asyncio.run(run()) == [401] * 4
 
 
 def test_rate_limit_gives_429_with_retry_after(key_file):
