@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import threading
 
 import httpx
@@ -203,6 +204,31 @@ def test_keys_have_their_own_cache_unless_it_is_shared(key_file, share_cache):
     else:
         assert salts[0] == salts[2] != salts[1]
         assert all(salts)
+
+
+def test_mounted_secret_rotates_without_a_rejected_request(tmp_path, monkeypatch):
+    """As kubelet does it: a new folder, a link to it that replaces the old link, and the old folder removed."""
+    monkeypatch.setattr(authentication, "READ_SECONDS", 0.0)
+    first, second = tmp_path / "..2026_01", tmp_path / "..2026_02"
+    for folder in (first, second):
+        folder.mkdir()
+    token = create_key(first / "keys.json")
+    (tmp_path / "..data").symlink_to(first.name)
+    (tmp_path / "keys.json").symlink_to("..data/keys.json")
+    shutil.copy(first / "keys.json", second / "keys.json")
+    added = create_key(second / "keys.json", "bob")
+    middleware = AuthenticationMiddleware(echo, tmp_path / "keys.json", MAX_CONCURRENT)
+
+    async def get(key: str) -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(middleware), base_url="http://test") as client:
+            return (await client.get("/v1/models", headers={"x-api-key": key})).status_code
+
+    assert [asyncio.run(get(key)) for key in (token, added)] == [200, 401]
+    (tmp_path / "..data_tmp").symlink_to(second.name)
+    (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+    assert asyncio.run(get(token)) == 200
+    shutil.rmtree(first)
+    assert [asyncio.run(get(key)) for key in (token, added)] == [200, 200]
 
 
 def test_simultaneous_requests_wait_for_a_changed_key_file(key_file, monkeypatch):
