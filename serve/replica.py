@@ -29,6 +29,7 @@ from trimtab.serve.record_sinks import RecordSinks, open_sinks
 from trimtab.serve.registry.coordinator_client import CoordinatorClient
 from trimtab.serve.registry.sources import find_detector_layers, open_sources
 from trimtab.serve.static_page import ABOUT, build_about, load_page
+from trimtab.util.heap import start_heap_trimmer
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Replica:
         self._metrics = CachedMetrics(self._collect_metrics)
         patch_replica_address()
         patch_http10_streams()
+        start_heap_trimmer()
         local = resolve_on_node(base)
         self._pages = load_page()
         self._about = await asyncio.to_thread(build_about)

@@ -9,6 +9,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from trimtab.engine.vllm_ext import patches
 from trimtab.engine.vllm_ext.args import is_cpu_build
 from trimtab.engine.vllm_ext.runner import ModelRunnerV1Adapter, check_runner
+from trimtab.util.heap import start_heap_trimmer
 
 
 class EmbeddingWorkerExtension:
@@ -17,7 +18,7 @@ class EmbeddingWorkerExtension:
     model_runner: Any
 
     def trimtab_mask_reserved_ids(self, first_slot: int) -> int:
-        """Mask the logits of all token ids from `first_slot` up.
+        """Mask the logits of all token ids from `first_slot` up; on a CPU, also return free memory of the heap at intervals.
 
         Returns:
             Width of the embedding.
@@ -25,6 +26,7 @@ class EmbeddingWorkerExtension:
         if is_cpu_build():
             check_runner(self.model_runner)
             patches.patch_seeded_sampling(ModelRunnerV1Adapter(self.model_runner))
+            start_heap_trimmer()
         patches.patch_logits(self.model_runner, first_slot)
         return int(_find_embedding(self.model_runner.get_model()).weight.shape[1])
 
