@@ -91,11 +91,12 @@ class RequestHandler:
             if parsed is None:
                 return
             options = parse_options(parsed.get("trimtab"))
-            request = coerce_request(self._select_fields(parsed, path))
-            del parsed
-            context.release_body()
+            request = coerce_request({key: value for key, value in parsed.items() if key != "trimtab"})
             if path in PROTOCOLS:
                 request = PROTOCOLS[path].prepare_request(request)
+            request = self._select_fields(request, path)
+            del parsed
+            context.release_body()
             loaded = await self._find_prefix(request, path)
             if path == COUNT_PATH:
                 await self._count_tokens(request, loaded, scope, context)
@@ -190,11 +191,11 @@ class RequestHandler:
                 return await self._prefixes.find(name, alias)
         return await self._prefixes.find(name, ref)
 
-    def _select_fields(self, parsed: Mapping[str, Any], path: str) -> dict[str, Any]:
+    def _select_fields(self, request: Mapping[str, Any], path: str) -> dict[str, Any]:
         """Return the fields that the endpoint reads, with a schema or grammar of limited size."""
-        check_grammar({name: parsed[name] for name in GRAMMAR_FIELDS if parsed.get(name)})
-        fields = self._fields.get(path, parsed.keys())
-        return {key: value for key, value in parsed.items() if key in fields and key != "trimtab"}
+        check_grammar({name: request[name] for name in GRAMMAR_FIELDS if request.get(name)})
+        fields = self._fields.get(path, request.keys())
+        return {key: value for key, value in request.items() if key in fields}
 
     def _encode_request(self, request: dict[str, Any], steering: Steering | None) -> bytes:
         return asgi.dump_json(request if steering is None else request | {"model": self._base.name})
