@@ -199,7 +199,7 @@ def _connect(config: ServeConfig) -> bool:
         os.environ[settings.BALANCE] = f"hdr({config.affinity_header})"
     patch_haproxy_options(os.environ)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    return connect_to_ray(config.address, _build_proxy_environment() if get_address(config.address) == LOCAL else None)
+    return connect_to_ray(config.address, _find_proxy_ports() if get_address(config.address) == LOCAL else None)
 
 
 def _deploy(config: ServeConfig, application: Any, resources: tuple[float, float], stop_event: threading.Event) -> None:
@@ -241,17 +241,13 @@ def _check_port(host: str, port: int) -> None:
         raise UsageError(f"cannot listen on {host}:{port}: {reason}. Choose another --port")
 
 
-def _build_proxy_environment() -> dict[str, str]:
-    """Return the ports and files of HAProxy and of the proxy that it falls back to; values set by the user stay.
+def _find_proxy_ports() -> dict[str, str]:
+    """Return free ports for HAProxy's own metrics and for the proxy that it falls back to; ports set by the user stay.
 
-    With Serve's fixed ports, servers on one machine would share them, and one could answer the clients of the other. With its
-    fixed folder, a second user could start no server, and every user could control the first one through its socket.
+    With Serve's fixed ports, servers on one machine would share them, and one could answer the clients of the other.
     """
     free = ports.find_free_ports(len(settings.PROXY_PORTS), "")
-    folder = settings.get_private_folder() / "haproxy"
-    values = {key: str(port) for key, port in zip(settings.PROXY_PORTS, free, strict=True)}
-    values |= {key: str(folder / name) for key, name in settings.PROXY_FILES.items()}
-    return {key: os.environ.get(key, value) for key, value in values.items()}
+    return {key: os.environ.get(key, str(port)) for key, port in zip(settings.PROXY_PORTS, free, strict=True)}
 
 
 def _find_reason(text: str) -> str:

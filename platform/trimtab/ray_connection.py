@@ -46,7 +46,11 @@ def connect_to_ray(address: str | None, environment: Mapping[str, str] | None = 
     if target == LOCAL:
         _check_temporary_folder()
         variables |= ON_ONE_MACHINE
-        options["_temp_dir"] = str(settings.get_private_folder())
+        folder = settings.get_private_folder()
+        options["_temp_dir"] = str(folder)
+        # With Serve's fixed folder, every user could control HAProxy through its socket, and a second one could start none.
+        files = {key: str(folder / "haproxy" / name) for key, name in settings.PROXY_FILES.items()}
+        variables |= {key: os.environ.get(key, path) for key, path in files.items()}
         # Without it, Ray uses one token for all local nodes, in a file that other users may be able to read.
         if not any(name in os.environ for name in TOKEN_VARIABLES):
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
