@@ -84,6 +84,8 @@ class TrainingSchedule:
 class Head(nn.Module, ABC):
     """Base class of heads; most subclasses define only `forward`, some also their own `loss`.
 
+    Constructors must work on torch's `meta` device, on which the shapes of a saved head are compared before it is loaded.
+
     Attributes:
         schedule: training schedule.
         joint: whether the head reads all given layers, not only the highest.

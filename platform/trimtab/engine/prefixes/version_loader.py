@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from trimtab.errors import ArtifactError, TrimtabError
@@ -145,7 +146,7 @@ class VersionLoader(Generic[ArtifactT]):
             raise failure.error.with_traceback(None)
         if (task := self._loading.get(version.key)) is None:
             task = self._loading[version.key] = asyncio.create_task(self._load(version))
-            task.add_done_callback(lambda _: self._loading.pop(version.key, None))
+            task.add_done_callback(partial(self._forget_task, version.key))
         # A request that is cancelled must not end the load for the others.
         return await asyncio.shield(task)
 
@@ -180,6 +181,12 @@ class VersionLoader(Generic[ArtifactT]):
         self._used_at[version.key] = time.monotonic()
         self._evict_beyond_limit()
         return loaded
+
+    def _forget_task(self, key: VersionKey, task: asyncio.Task[LoadedVersion[ArtifactT]]) -> None:
+        del self._loading[key]
+        # If all requests were cancelled, nobody reads the error, and asyncio would log it as lost.
+        if not task.cancelled():
+            task.exception()
 
     def _record_failure(self, version: RegisteredVersion, error: Exception) -> TrimtabError:
         """Return the error of a version, which is an ArtifactError whatever a damaged file caused."""
