@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from trimtab.artifacts import prefix as prefixes
-from trimtab.artifacts.card import FILE, PrefixCard
+from trimtab.artifacts.card import FILE, PrefixCard, add_checksum
 from trimtab.cli.main import main
 from trimtab.util import ports
 
@@ -188,7 +188,7 @@ def write_prefixes(folder: Path, base) -> None:
     save_file({"vectors": torch.zeros(1, base.width)}, folder / "other" / prefixes.FILE)
     for name, change in (("foreign", {"fingerprint": "0" * 16}), ("later", {"card_version": 99})):
         path = folder / name / FILE
-        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        path.write_text(json.dumps(add_checksum(json.loads(path.read_text()) | change)))
     (folder / "empty").mkdir()
 
 
