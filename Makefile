@@ -57,7 +57,7 @@ release: $(READY) ## Build and check wheel and sdist in dist/, with a bill of ma
 	@ls -l dist
 
 audit: $(READY) ## Look the pinned packages up in the list of known vulnerabilities
-	@$(BIN)/pip-audit --requirement locks/cpu.txt --no-deps --disable-pip
+	@sed -e '/^ *--hash/d' -e 's/ *\\$$//' locks/cpu.txt | $(BIN)/pip-audit --requirement /dev/stdin --no-deps --disable-pip
 
 clean: ## Remove what builds, tests and checks left; .venv and MLflow's data stay
 	@rm -rf build dist .site *.egg-info platform/*.egg-info .pytest_cache .ruff_cache .import_linter_cache

@@ -15,7 +15,7 @@ pin() {
     list="$1"
     shift
     uv pip compile --quiet pyproject.toml --python-version 3.11 --extra "$list" --extra dev \
-        --override locks/overrides.txt --no-annotate --no-header -o "locks/$list.txt" "$@" >/dev/null
+        --override locks/overrides.txt --no-annotate --no-header --generate-hashes -o "locks/$list.txt" "$@" >/dev/null
 }
 
 (
@@ -23,3 +23,8 @@ pin() {
     pin cpu --override locks/cpu-overrides.txt "$@"
 )
 pin gpu "$@"
+
+# The wheels of torch for the CPU are not on the package index: a folder of wheels has only the one of this machine.
+awk '/^[^ ]/ { is_torch = /^torch==/ } is_torch && /--hash/ { next } is_torch { sub(/ \\$/, "") } 1' \
+    locks/cpu.txt >locks/cpu.txt.part
+mv locks/cpu.txt.part locks/cpu.txt

