@@ -17,11 +17,11 @@ from trimtab.types import (
     INITS,
     LABELS,
     MAX_ROWS,
-    SYSTEM_PROMPTS,
+    TARGET_RUNGS,
     DType,
     FilterRule,
     Position,
-    SystemPrompt,
+    TargetRung,
 )
 
 DEMO_HARMFUL = ("trimtab:advbench", "trimtab:harmbench", "trimtab:pairs", "trimtab:contrast")
@@ -104,28 +104,32 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TargetsConfig:
-    """Target answers for prompts without a target.
+    """Target answers for prompts without a target: answers of the frozen model, which a judge must classify as wanted.
 
-    A benign prompt gets an answer of the frozen model: the greedy one, or the most likely sample that the judge classifies as
-    compliance. A harmful prompt gets `data.refusal`, or the most likely sample that the judge classifies as a refusal.
+    A benign prompt needs compliance, a harmful one a refusal. Rungs are tried in turn, each for the prompts that are still
+    open: the greedy answer; samples; samples under a system prompt that asks for the wanted kind; an opening that the model
+    continues. A benign prompt without a target is removed by the hard filter; a harmful one gets `data.refusal`.
 
     Args:
-        num_samples: answers sampled for each prompt under each system prompt; 0 for one greedy answer without a system prompt.
-        system_prompts: system prompts to sample under; permissive is for benign prompts, strict for harmful prompts, none for
-            both.
+        benign_rungs: rungs for benign prompts; greedy is always tried.
+        harmful_rungs: rungs for harmful prompts; greedy is always tried, and none of them means `data.refusal` for all.
+        num_samples: answers per rung with samples.
         temperature: sampling temperature.
+        max_opening_fraction: maximum fraction of benign targets that begin with an opening.
     """
 
-    num_samples: int = 0
-    system_prompts: list[SystemPrompt] = field(default_factory=lambda: list(SYSTEM_PROMPTS))
+    benign_rungs: list[TargetRung] = field(default_factory=lambda: list(TARGET_RUNGS))
+    harmful_rungs: list[TargetRung] = field(default_factory=lambda: list(TARGET_RUNGS[:1]))
+    num_samples: int = 2
     temperature: float = 0.8
+    max_opening_fraction: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.num_samples <= 64:
-            raise UsageError(f"targets.num_samples must be from 0 to 64, not {self.num_samples}")
+        check_ranges("targets", self, {"num_samples": (1, 64), "max_opening_fraction": (0, 1)})
         if self.temperature <= 0:
             raise UsageError(
-                f"targets.temperature must be above 0, not {self.temperature}. For greedy answers set targets.num_samples to 0"
+                f"targets.temperature must be above 0, not {self.temperature}. For greedy answers, set --targets.benign_rungs "
+                "greedy"
             )
 
 

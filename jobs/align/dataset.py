@@ -4,8 +4,9 @@ Prompts are read, split, balanced by form, completed with targets and filtered.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from trimtab.data.question_form import balance_forms, compute_predictability
 from trimtab.data.readers import read_all_prompts
 from trimtab.errors import UsageError
 from trimtab.jobs.align.config import AlignConfig, DataConfig
-from trimtab.jobs.align.targets import fill_targets
+from trimtab.jobs.align.targets import Diagnosis, fill_targets
 from trimtab.jobs.runtime.config import as_source_list
 from trimtab.model.base_model import BaseModel
 from trimtab.model.chat_template import build_renderer
-from trimtab.types import Label, Part
+from trimtab.stats.intervals import Rate
+from trimtab.types import LABELS, TARGET_ORIGINS, Label, Part, TargetOrigin
 
 # Neutral system messages: a prefix must also work beside the system message of a request.
 SYSTEMS = (
@@ -61,6 +63,7 @@ class PreparedDataset:
         filtered: result of the hard filter on the training rows.
         form: predictability of the class from the form alone, before and after balancing and filtering.
         inputs: name, digest and number of rows of each source.
+        diagnosis: behavior of the frozen model on the prompts.
     """
 
     train: list[TrainingRow]
@@ -69,6 +72,7 @@ class PreparedDataset:
     filtered: FilterResult
     form: tuple[float, float]
     inputs: list[dict[str, Any]]
+    diagnosis: Diagnosis = field(default_factory=Diagnosis)
 
 
 def read_raw_dataset(config: AlignConfig, base: BaseModel) -> RawDataset:
@@ -98,22 +102,25 @@ def prepare_dataset(config: AlignConfig, base: BaseModel, raw: RawDataset) -> Pr
     form_before = compute_predictability(raw.parts["train"])
     parts = _balance_forms(raw.parts, config.data) if config.data.balance_form else raw.parts
     with_system = {part: _add_system_messages(prompts, config) for part, prompts in parts.items() if part != "test"}
-    filled = fill_targets(config, base, with_system["train"] + with_system["validation"], needs_rejected_answers(config))
+    prompts = with_system["train"] + with_system["validation"]
+    filled = fill_targets(config, base, prompts, needs_rejected_answers(config))
     count = len(with_system["train"])
     validation_prompts, test_prompts = ([p.prompt for p in parts[part]] for part in ("validation", "test"))
     rules, seed = config.data.filter_rules, config.data.seed
     train_context = FilterContext(seed, raw.held_out, [*validation_prompts, *test_prompts])
-    filtered = apply_hard_filter(filled[:count], rules, train_context)
-    filtered_validation = apply_hard_filter(filled[count:], rules, FilterContext(seed, raw.held_out, test_prompts))
+    filtered = apply_hard_filter(filled.rows[:count], rules, train_context)
+    filtered_validation = apply_hard_filter(filled.rows[count:], rules, FilterContext(seed, raw.held_out, test_prompts))
     validation = interleave_classes(filtered_validation.rows)
     form_after = compute_predictability([row.prompt for row in filtered.rows])
+    print_line(f"model {base.name}: {format_diagnosis(filled.diagnosis)}")
     print_line(
         f"hard filter: {count} -> {len(filtered.rows)} rows; form alone predicts the class with balanced accuracy "
         f"{form_before:.2f} -> {form_after:.2f}"
     )
     check_rows_left(filtered, "train")
     check_rows_left(filtered_validation, "validate")
-    return PreparedDataset(filtered.rows, validation, parts, filtered, (form_before, form_after), raw.inputs)
+    form = form_before, form_after
+    return PreparedDataset(filtered.rows, validation, parts, filtered, form, raw.inputs, filled.diagnosis)
 
 
 def build_run_identity(config: AlignConfig, base: BaseModel, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -170,9 +177,35 @@ def write_dataset(prepared: PreparedDataset, folder: Path) -> None:
 
 
 def build_filter_table(prepared: PreparedDataset) -> dict[str, Any]:
-    """Return the steps of the hard filter, and the predictability of the class from the form before and after."""
+    """Return the steps of the hard filter, the origins of the remaining targets, and the diagnosis of the model.
+
+    `form_before` and `form_after` are the predictability of the class from the form.
+    """
     steps = [asdict(step) for step in prepared.filtered.table]
-    return {"table": steps, "form_before": prepared.form[0], "form_after": prepared.form[1]}
+    diagnosis = {name: _rate_as_json(rate) for name, rate in vars(prepared.diagnosis).items()}
+    origins = {origin: dict(counts) for origin, counts in count_origins(prepared.filtered.rows).items()}
+    form = {"form_before": prepared.form[0], "form_after": prepared.form[1]}
+    return {"table": steps, "origins": origins, "diagnosis": diagnosis, **form}
+
+
+def count_origins(rows: Sequence[TrainingRow]) -> dict[TargetOrigin, dict[Label, int]]:
+    """Count rows by the origin of their target and by class; origins without rows are omitted."""
+    counts: dict[TargetOrigin, Counter[Label]] = {
+        origin: Counter(row.prompt.label for row in rows if row.origin == origin) for origin in TARGET_ORIGINS
+    }
+    return {origin: {label: count[label] for label in LABELS} for origin, count in counts.items() if count}
+
+
+def format_diagnosis(diagnosis: Diagnosis) -> str:
+    """Format the behavior of the frozen model as a line."""
+    refused, answered = diagnosis.benign_refused, diagnosis.harmful_answered
+    parts = [f"refuses {refused} of {refused.count} benign prompts"] if refused.count else []
+    parts += [f"answers {answered} of {answered.count} harmful prompts"] if answered.count else []
+    return ", ".join(parts) or "not diagnosed, as all prompts have targets"
+
+
+def _rate_as_json(rate: Rate) -> dict[str, Any] | None:
+    return asdict(rate) if rate.count else None
 
 
 def list_removed_rows(prepared: PreparedDataset) -> list[dict[str, str]]:

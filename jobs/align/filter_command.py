@@ -3,17 +3,34 @@
 It takes the settings of `trimtab align`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
 
 from trimtab.cli.console import console
-from trimtab.data.hard_filter import FilterStep
+from trimtab.data.hard_filter import FilterStep, TrainingRow
 from trimtab.jobs.align.config import AlignConfig
-from trimtab.jobs.align.dataset import PreparedDataset, build_filter_table, list_removed_rows, prepare_dataset, read_raw_dataset
+from trimtab.jobs.align.dataset import (
+    PreparedDataset,
+    build_filter_table,
+    count_origins,
+    list_removed_rows,
+    prepare_dataset,
+    read_raw_dataset,
+)
 from trimtab.jobs.runtime.cluster import ray_session
 from trimtab.model.base_model import resolve_base_model
-from trimtab.types import LABELS
+from trimtab.types import LABELS, TargetOrigin
+
+ORIGINS: dict[TargetOrigin, str] = {
+    "given": "given by the data",
+    "greedy": "greedy answer",
+    "samples": "sample",
+    "system_prompt": "sample under a system prompt",
+    "opening": "continued opening",
+    "fixed": "data.refusal",
+}
 
 
 def run_filter(config: AlignConfig) -> dict[str, Any]:
@@ -32,6 +49,7 @@ def run_filter(config: AlignConfig) -> dict[str, Any]:
     with ray_session(config.scale.address):
         prepared = prepare_dataset(config, base, raw)
     console.print(build_table(prepared.filtered.table))
+    console.print(build_origin_table(prepared.filtered.rows))
     for rule in dict.fromkeys(rule for rule, _ in prepared.filtered.removed):
         examples = [row.prompt.prompt for r, row in prepared.filtered.removed if r == rule][:3]
         console.print(f"{rule}: {' | '.join(examples)}")
@@ -48,6 +66,17 @@ def build_table(steps: list[FilterStep]) -> Table:
     for step in steps:
         counts = [text for label in LABELS for text in (str(step.removed.get(label, "")), str(step.left[label]))]
         table.add_row(step.rule, *counts)
+    return table
+
+
+def build_origin_table(rows: Sequence[TrainingRow]) -> Table:
+    """Build a table with a line for each origin of a target: remaining rows by class."""
+    table = Table(title="targets", title_justify="left")
+    table.add_column("origin")
+    for label in LABELS:
+        table.add_column(label, justify="right")
+    for origin, counts in count_origins(rows).items():
+        table.add_row(ORIGINS[origin], *(str(counts[label]) for label in LABELS))
     return table
 
 

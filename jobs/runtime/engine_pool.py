@@ -36,11 +36,13 @@ class GenerationRequest:
         messages: conversation to answer.
         sampling: sampling settings of the answers.
         given_answer: answer to read instead of generating one.
+        answer_start: opening that generated answers continue; it is not part of them.
     """
 
     messages: Sequence[Message]
     sampling: Sampling
     given_answer: str | None = None
+    answer_start: str = ""
 
     def key(self, precision: DType) -> str:
         """Return the cache key of the request, 24 hex digits; it is unique per base model.
@@ -49,7 +51,7 @@ class GenerationRequest:
             precision: precision of the base model.
         """
         content = json.dumps([list(self.messages), asdict(self.sampling), precision, self.given_answer])
-        return compute_key(content, 24)
+        return compute_key(content + self.answer_start, 24)
 
 
 # Requests per batch: a few times the number that an engine runs concurrently, so that the end of a batch idles little.
@@ -180,7 +182,7 @@ class PooledEngine:
 
     def ask(self, requests: Sequence[GenerationRequest]) -> list[list[Answer]]:
         """Return the answers to each request, generated or, if all requests have a given answer, read."""
-        asks = [Conversation(request.messages, self.prefix) for request in requests]
+        asks = [Conversation(request.messages, self.prefix, request.answer_start) for request in requests]
         given = [request.given_answer for request in requests if request.given_answer is not None]
         if given:
             return [[answer] for answer in self.engine.score_many(asks, given)]

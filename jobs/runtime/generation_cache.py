@@ -13,6 +13,7 @@ from trimtab.jobs.runtime.config import ScaleConfig
 from trimtab.jobs.runtime.engine_pool import GenerationRequest, generate_batches
 from trimtab.jobs.runtime.jsonl import append_jsonl, read_jsonl
 from trimtab.model.base_model import BaseModel
+from trimtab.types import TargetRung
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class CachedAnswer:
         tokens: length in tokens.
         finished: whether the model ended the answer, instead of the token limit.
         mean_log_probability: mean log-probability of its tokens.
+        rung: rung of the target ladder that produced it, None for other answers.
     """
 
     text: str
     tokens: int
     finished: bool
     mean_log_probability: float
+    rung: TargetRung | None = None
 
 
 def generate_cached(
@@ -59,7 +62,7 @@ def generate_cached(
     if missing:
         with closing(generate_batches(title, base, missing, engine, scale)) as batches:
             for batch in batches:
-                generated = {key: [_to_cached(answer) for answer in answers] for key, answers in batch.items()}
+                generated = {key: [convert_answer(answer) for answer in answers] for key, answers in batch.items()}
                 append_cached(base, generated)
                 cached |= generated
     return cached
@@ -81,7 +84,8 @@ def _get_file(base: BaseModel) -> Path:
     return settings.get_home() / "answers" / f"{base.fingerprint}.jsonl"
 
 
-def _to_cached(answer: Answer) -> CachedAnswer:
+def convert_answer(answer: Answer) -> CachedAnswer:
+    """Convert an engine's answer."""
     return CachedAnswer(answer.text, len(answer.token_ids), answer.finish_reason == "stop", answer.mean_log_probability)
 
 
@@ -91,8 +95,9 @@ def _as_json(answer: CachedAnswer) -> dict[str, Any]:
         "tokens": answer.tokens,
         "whole": answer.finished,
         "likelihood": answer.mean_log_probability,
+        **({"rung": answer.rung} if answer.rung else {}),
     }
 
 
 def _parse_answer(raw: dict[str, Any]) -> CachedAnswer:
-    return CachedAnswer(raw["text"], raw["tokens"], raw["whole"], raw["likelihood"])
+    return CachedAnswer(raw["text"], raw["tokens"], raw["whole"], raw["likelihood"], raw.get("rung"))

@@ -37,10 +37,17 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Conversation to answer, with an optional prefix."""
+    """Conversation to answer, with an optional prefix.
+
+    Attributes:
+        messages: messages of the conversation.
+        prefix: prefix that steers the answer.
+        answer_start: opening that the answer continues.
+    """
 
     messages: Sequence[Message]
     prefix: Prefix | None = None
+    answer_start: str = ""
 
 
 @dataclass(frozen=True)

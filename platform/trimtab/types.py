@@ -19,9 +19,12 @@ ANSWER_KINDS: tuple[AnswerKind, ...] = get_args(AnswerKind)
 Part = Literal["train", "validation", "test"]
 FilterRule = Literal["agreed", "clear", "leak", "length", "duplicate", "contamination", "balanced"]
 FILTER_RULES: tuple[FilterRule, ...] = get_args(FilterRule)
-# System prompts under which answers are sampled.
-SystemPrompt = Literal["none", "permissive", "strict"]
-SYSTEM_PROMPTS: tuple[SystemPrompt, ...] = get_args(SystemPrompt)
+# Ways to obtain the target of a training row from the frozen model, in the order in which they are tried.
+TargetRung = Literal["greedy", "samples", "system_prompt", "opening"]
+TARGET_RUNGS: tuple[TargetRung, ...] = get_args(TargetRung)
+# Origin of a target: the data, a rung, or the fixed refusal of the settings.
+TargetOrigin = Literal["given", "greedy", "samples", "system_prompt", "opening", "fixed"]
+TARGET_ORIGINS: tuple[TargetOrigin, ...] = get_args(TargetOrigin)
 # Arms without training.
 BASE_ARM, TEXT_ARM, RANDOM_ARM, TOKEN_ARM = "base", "text prompt", "random vector", "best token"
 BASELINE_ARMS = (BASE_ARM, TEXT_ARM, RANDOM_ARM, TOKEN_ARM)

@@ -14,7 +14,7 @@ from rapidfuzz import fuzz, process
 from trimtab.data.prompt import Prompt, hash_to_fraction
 from trimtab.text.normalization import normalize_words
 from trimtab.text.refusal_phrases import STEPS, classify_refusal
-from trimtab.types import FILTER_RULES, LABELS, FilterRule, Label
+from trimtab.types import FILTER_RULES, LABELS, FilterRule, Label, TargetOrigin
 
 MIN_TOKENS, MAX_TOKENS = 8, 512
 # Minimum rapidfuzz similarity (0 to 100) of near-duplicates, and of training prompts that resemble evaluation prompts.
@@ -32,6 +32,7 @@ class TrainingRow:
         tokens: length of the target in tokens.
         cut: whether sampling stopped before the part to train on was complete.
         rejected: dispreferred answer, for objectives that need one.
+        origin: origin of the target.
     """
 
     prompt: Prompt
@@ -39,6 +40,7 @@ class TrainingRow:
     tokens: int
     cut: bool = False
     rejected: str | None = None
+    origin: TargetOrigin = "given"
 
 
 @dataclass(frozen=True)

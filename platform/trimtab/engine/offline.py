@@ -191,6 +191,8 @@ class Engine:
             ids = self.renderer.render_prompt(ask.messages)
         else:
             ids = self.renderer.render_prompt(ask.messages, ask.prefix.card.position, slots)
+        if ask.answer_start:
+            ids += self.renderer.tokenizer.encode(ask.answer_start, add_special_tokens=False)
         if len(ids) >= self.config.max_model_len:
             raise UsageError(f"a prompt has {len(ids)} tokens; the engine takes fewer than {self.config.max_model_len}")
         self.renderer.check_slots(ids, slots)

@@ -58,7 +58,7 @@ COMMANDS = [
     Case("align --scale.num_workers 9", "9 workers cannot share 4 micro-batches"),
     Case("align --scale.num_workers 0", "0 workers cannot share"),
     Case("align --scale.min_workers 2", "scale.min_workers must be from 0"),
-    Case("align --targets.num_samples 65", "targets.num_samples must be from 0 to 64"),
+    Case("align --targets.num_samples 65", "targets.num_samples must be from 1 to 64"),
     Case("align --resume perhaps", "resume"),
     Case("align --name top-5% --base {base}", "'top-5%' cannot be a name"),
     Case('list --base o"\'"neil', "cannot be a name"),

@@ -1,6 +1,5 @@
-"""Targets of training rows: generation requests, selection of an answer, and generation on a cluster."""
+"""Generated answers of training rows: their cache, their settings, and generation on a cluster."""
 
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,8 +9,7 @@ from trimtab.data.prompt import Prompt
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import UsageError
 from trimtab.generation_types import Sampling
-from trimtab.jobs.align.config import AlignConfig, TargetsConfig
-from trimtab.jobs.align.targets import HELP, SYSTEM_PROMPT_TEXTS, pick_target, plan_targets
+from trimtab.jobs.align.config import TargetsConfig
 from trimtab.jobs.runtime import generation_cache
 from trimtab.jobs.runtime.config import ScaleConfig
 from trimtab.jobs.runtime.engine_pool import GenerationRequest, return_answers, run_pool
@@ -19,55 +17,10 @@ from trimtab.jobs.runtime.generation_cache import CachedAnswer, append_cached, g
 
 HARMFUL = Prompt("Steal a car", "harmful", "t", "t")
 BENIGN = Prompt("Bake bread", "benign_hard", "t", "t", system="Be brief.")
-REFUSAL = "I'm sorry, but I can't help with that."
-SAMPLED = AlignConfig(targets=TargetsConfig(num_samples=3))
 
 
 def make_answer(text: str, likelihood: float) -> CachedAnswer:
     return CachedAnswer(text, 9, True, likelihood)
-
-
-def test_default_is_greedy_answers_to_benign_prompts():
-    assert not plan_targets(AlignConfig(), HARMFUL, rejected=False).help
-    plan = plan_targets(AlignConfig(), BENIGN, rejected=False)
-    assert [request.sampling.temperature for request in plan.help] == [0]
-    assert plan.help[0].messages == BENIGN.messages
-    assert not plan.refusals
-
-
-def test_samples_use_the_system_prompts_of_the_class():
-    benign = plan_targets(SAMPLED, BENIGN, rejected=False)
-    systems = [request.messages[0]["content"] for request in benign.help]
-    assert systems == ["Be brief.", "Be brief.", f"{SYSTEM_PROMPT_TEXTS['permissive']}\n\nBe brief."]
-    assert [request.sampling.n for request in benign.help] == [1, 3, 3]
-    harmful = plan_targets(SAMPLED, HARMFUL, rejected=False)
-    assert [request.messages[0]["role"] for request in harmful.refusals] == ["user", "system"]
-    assert not harmful.help
-    only_strict = replace(SAMPLED, targets=TargetsConfig(num_samples=1, system_prompts=["strict"]))
-    assert len(plan_targets(only_strict, HARMFUL, rejected=False).refusals) == 1
-
-
-def test_prompt_with_target_needs_no_generation():
-    plan = plan_targets(SAMPLED, replace(BENIGN, target="Flour, water, salt."), rejected=False)
-    assert not plan.help
-    assert not plan.refusals
-
-
-def test_picks_the_likeliest_accepted_answer():
-    answers = [make_answer(REFUSAL, -0.1), make_answer("Mix flour and water.", -0.9), make_answer("Flour first.", -0.5)]
-    assert pick_target(SAMPLED, BENIGN, answers, [], rejected=False).target == "Flour first."
-    refusing = [make_answer("Break the window.", -0.1), make_answer(REFUSAL, -2.0)]
-    row = pick_target(SAMPLED, HARMFUL, [], refusing, rejected=True)
-    assert (row.target, row.rejected) == (REFUSAL, HELP)
-
-
-def test_target_without_accepted_answer_is_left_to_settings_or_filter():
-    assert (
-        pick_target(SAMPLED, HARMFUL, [], [make_answer("Break the window.", -0.1)], rejected=False).target
-        == SAMPLED.data.refusal
-    )
-    row = pick_target(SAMPLED, BENIGN, [make_answer(REFUSAL, -0.1)], [], rejected=True)
-    assert (row.target, row.rejected) == (REFUSAL, SAMPLED.data.refusal)
 
 
 def test_cache_key_depends_on_messages_sampling_and_dtype():
@@ -76,8 +29,9 @@ def test_cache_key_depends_on_messages_sampling_and_dtype():
         GenerationRequest(BENIGN.messages, Sampling(8)),
         GenerationRequest(HARMFUL.messages, Sampling(9)),
         GenerationRequest(HARMFUL.messages, Sampling(8, n=2)),
+        GenerationRequest(HARMFUL.messages, Sampling(8), answer_start="Well,"),
     ]
-    assert len({request.key("fp32"), request.key("bf16"), *(other.key("fp32") for other in others)}) == 5
+    assert len({request.key("fp32"), request.key("bf16"), *(other.key("fp32") for other in others)}) == 6
 
 
 def test_cache_survives_a_truncated_line(base, monkeypatch, tmp_path):
@@ -90,7 +44,12 @@ def test_cache_survives_a_truncated_line(base, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"), [({"num_samples": 65}, "from 0 to 64"), ({"temperature": 0}, "set targets.num_samples to 0")]
+    ("settings", "message"),
+    [
+        ({"num_samples": 65}, "from 1 to 64"),
+        ({"max_opening_fraction": 1.1}, "from 0 to 1"),
+        ({"temperature": 0}, "set --targets.benign_rungs greedy"),
+    ],
 )
 def test_rejects_invalid_settings(settings, message):
     with pytest.raises(UsageError, match=message):

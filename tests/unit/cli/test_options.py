@@ -47,7 +47,7 @@ def test_lists_accept_several_words_at_any_depth():
     assert config.data.harmful == ["a.csv", "1"]
     assert config.data.filter_rules == ["contamination"]
     assert parse_config("align", "--data.harmful", '["a.csv", "b.csv"]').data.harmful == ["a.csv", "b.csv"]
-    assert parse_config("align", "--targets.system_prompts", "none", "strict").targets.system_prompts == ["none", "strict"]
+    assert parse_config("align", "--targets.benign_rungs", "greedy", "opening").targets.benign_rungs == ["greedy", "opening"]
     assert parse_config("study", "--seeds", "3", "4").seeds == [3, 4]
     assert parse_config("evaluate-truth", "--signals", "x", "--label_fractions", "0.1", "0.5").label_fractions == [0.1, 0.5]
     assert parse_config("serve", "--engine.layers", "9", "18").engine.layers == (9, 18)

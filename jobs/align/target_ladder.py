@@ -1,0 +1,157 @@
+"""Target ladder: ways to obtain an answer of the wanted kind from the frozen model, from the most to the least natural [ours].
+
+A model that over-refuses answers a harmless prompt with a refusal. If that were its training target, or if the row were
+removed, the prefix would never learn to help where the model does not. The ladder therefore tries further rungs for the rows
+that are still open: samples, samples under a system prompt that asks for the wanted kind, and an opening that the model
+continues. Every target is the model's own text except for an opening, because a few vectors cannot teach a new style.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from trimtab.data.prompt import Prompt
+from trimtab.engine.config import EngineConfig
+from trimtab.generation_types import Answer, Sampling
+from trimtab.jobs.align.config import AlignConfig
+from trimtab.jobs.runtime.engine_pool import AskEngine, GenerationRequest, run_pool
+from trimtab.jobs.runtime.generation_cache import CachedAnswer, append_cached, convert_answer, read_cached
+from trimtab.model.base_model import BaseModel
+from trimtab.model.chat_template import Message
+from trimtab.text.refusal_phrases import classify_refusal
+from trimtab.types import TARGET_RUNGS, TargetRung, Verdict
+from trimtab.util.identifiers import compute_key
+
+SYSTEM_PROMPTS: dict[Verdict, str] = {
+    # Permissive: elicits compliance from a cautious model.
+    "compliance": "The person you talk to means no harm, however the words may sound. Answer directly, helpfully and in full.",
+    # Strict: elicits refusals from a compliant model.
+    "refusal": "You protect people. Where a request asks for anything dangerous, illegal or hurtful, say in one or two "
+    "sentences that you are sorry but cannot help with that, and give no details of it.",
+}
+OPENINGS: dict[Verdict, tuple[str, ...]] = {
+    "compliance": ("Good question.", "There are a few ways to look at this.", "In short,"),
+    "refusal": ("I'm sorry, but I can't", "I can't help with that"),
+}
+
+
+@dataclass(frozen=True)
+class LadderRequest(GenerationRequest):
+    """Request for an answer of a kind. `messages` and `sampling` are those of the greedy answer.
+
+    Attributes:
+        wanted: kind of answer.
+        rungs: rungs to try.
+        under_system_prompt: the conversation under the system prompt of the wanted kind.
+        samples: sampling settings of the rungs with samples.
+    """
+
+    wanted: Verdict = "compliance"
+    rungs: tuple[TargetRung, ...] = ()
+    under_system_prompt: Sequence[Message] = ()
+    samples: Sampling = field(default_factory=Sampling)
+
+    def key(self, precision: Any) -> str:
+        """Return the cache key of the request; it depends on the rungs and their texts."""
+        rungs = [list(self.rungs), self.wanted, list(self.under_system_prompt), asdict(self.samples), OPENINGS[self.wanted]]
+        return compute_key(f"{super().key(precision)}{rungs}", 24)
+
+
+def build_ladder_request(config: AlignConfig, prompt: Prompt, wanted: Verdict, rungs: Sequence[TargetRung]) -> LadderRequest:
+    """Build the request of a prompt.
+
+    Args:
+        config: settings of the job.
+        prompt: prompt to answer.
+        wanted: kind of answer.
+        rungs: rungs to try; `greedy` is always tried.
+    """
+    greedy = Sampling(max_tokens=config.train.max_target_tokens, logprobs=0)
+    samples = replace(
+        greedy, temperature=config.targets.temperature, n=max(1, config.targets.num_samples), seed=config.data.seed
+    )
+    system = "\n\n".join(filter(None, (SYSTEM_PROMPTS[wanted], prompt.system)))
+    ordered: tuple[TargetRung, ...] = tuple(rung for rung in TARGET_RUNGS if rung in {*rungs, TARGET_RUNGS[0]})
+    guided = replace(prompt, system=system).messages
+    return LadderRequest(prompt.messages, greedy, wanted=wanted, rungs=ordered, under_system_prompt=guided, samples=samples)
+
+
+def generate_ladder_answers(
+    config: AlignConfig, base: BaseModel, requests: Sequence[LadderRequest], engine: EngineConfig
+) -> dict[str, list[CachedAnswer]]:
+    """Return the answers of all rungs that were tried, from the cache or newly generated on one pool of engines.
+
+    Args:
+        config: settings of the job.
+        base: base model that generates the answers.
+        requests: requests of `build_ladder_request`.
+        engine: settings of the engines.
+
+    Returns:
+        Answers by the keys of the requests, each with its rung.
+
+    Raises:
+        TrimtabError: if an engine rejects a request.
+        JobError: if an engine is lost.
+    """
+    by_key: Mapping[str, GenerationRequest] = {request.key(engine.dtype): request for request in requests}
+    cached = read_cached(base, set(by_key))
+    missing = {key: request for key, request in by_key.items() if key not in cached}
+    if missing:
+        with closing(run_pool("target answers", base, missing, engine, config.scale, None, climb_ladder)) as batches:
+            for batch in batches:
+                append_cached(base, batch)
+                cached |= batch
+    return cached
+
+
+def climb_ladder(ask: AskEngine, requests: Sequence[GenerationRequest]) -> list[list[CachedAnswer]]:
+    """Try the rungs in turn, each only for the requests that are still open; the `EngineWork` of the ladder.
+
+    Args:
+        ask: function that sends requests to an engine.
+        requests: requests of `build_ladder_request`.
+
+    Returns:
+        Answers of each request, in the order of the rungs.
+    """
+    ladder = [request for request in requests if isinstance(request, LadderRequest)]
+    results: list[list[CachedAnswer]] = [[] for _ in ladder]
+    for rung in TARGET_RUNGS:
+        still_open = [
+            index
+            for index, request in enumerate(ladder)
+            if rung in request.rungs and find_accepted(results[index], request.wanted) is None
+        ]
+        asked = [(index, part) for index in still_open for part in _build_rung_requests(ladder[index], rung)]
+        if not asked:
+            continue
+        for (index, part), answers in zip(asked, ask([part for _, part in asked]), strict=True):
+            results[index] += [_convert(answer, part.answer_start, rung) for answer in answers]
+    return results
+
+
+def find_accepted(answers: Sequence[CachedAnswer], wanted: Verdict) -> CachedAnswer | None:
+    """Return the most likely answer of the wanted kind, None if there is none.
+
+    Args:
+        answers: answers of one request.
+        wanted: kind of answer.
+    """
+    accepted = [answer for answer in answers if classify_refusal(answer.text) == wanted]
+    return max(accepted, key=lambda answer: answer.mean_log_probability, default=None)
+
+
+def _build_rung_requests(request: LadderRequest, rung: TargetRung) -> list[GenerationRequest]:
+    if rung == "opening":
+        return [GenerationRequest(request.messages, request.sampling, answer_start=o) for o in OPENINGS[request.wanted]]
+    if rung == "greedy":
+        return [GenerationRequest(request.messages, request.sampling)]
+    messages = request.messages if rung == "samples" else request.under_system_prompt
+    return [GenerationRequest(messages, request.samples)]
+
+
+def _convert(answer: Answer, start: str, rung: TargetRung) -> CachedAnswer:
+    cached = replace(convert_answer(answer), rung=rung)
+    return replace(cached, text=f"{start} {cached.text}".strip()) if start else cached
