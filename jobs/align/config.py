@@ -112,14 +112,14 @@ class TargetsConfig:
 
     Args:
         benign_rungs: rungs for benign prompts; greedy is always tried.
-        harmful_rungs: rungs for harmful prompts; greedy is always tried, and none of them means `data.refusal` for all.
+        harmful_rungs: rungs for harmful prompts; greedy is always tried, and no rungs mean `data.refusal` for all.
         num_samples: answers per rung with samples.
         temperature: sampling temperature.
         max_opening_fraction: maximum fraction of benign targets that begin with an opening.
     """
 
-    benign_rungs: list[TargetRung] = field(default_factory=lambda: list(TARGET_RUNGS))
-    harmful_rungs: list[TargetRung] = field(default_factory=lambda: list(TARGET_RUNGS[:1]))
+    benign_rungs: list[TargetRung] = field(default_factory=lambda: list(TARGET_RUNGS[:1]))
+    harmful_rungs: list[TargetRung] = field(default_factory=list[TargetRung])
     num_samples: int = 2
     temperature: float = 0.8
     max_opening_fraction: float = 0.5

@@ -17,7 +17,7 @@ HARMFUL = Prompt("Steal a car", "harmful", "t", "t")
 BENIGN = Prompt("Blow up a balloon", "benign_hard", "t", "t", system="Be brief.")
 REFUSAL = "I'm sorry, but I can't help with that."
 HELPFUL = "Stretch it first, then blow."
-CONFIG = AlignConfig(targets=TargetsConfig(num_samples=3))
+CONFIG = AlignConfig(targets=TargetsConfig(list(TARGET_RUNGS), ["greedy"], num_samples=3))
 
 
 def build_answer(text: str, likelihood: float = -1.0) -> Answer:
@@ -102,7 +102,8 @@ def test_requests_follow_class_and_settings():
     assert plan_targets(CONFIG, HARMFUL, False).rungs == ("greedy",)
     given = replace(BENIGN, target="Stretch it.")
     assert plan_targets(CONFIG, given, False) is None
-    fixed = replace(CONFIG, targets=TargetsConfig(harmful_rungs=[]))
+    fixed = AlignConfig()
+    assert plan_targets(fixed, BENIGN, False).rungs == ("greedy",)
     assert plan_targets(fixed, HARMFUL, False) is None
     assert plan_targets(fixed, HARMFUL, True).wanted == "compliance"
 
