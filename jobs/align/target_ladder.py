@@ -124,10 +124,10 @@ def climb_ladder(ask: AskEngine, requests: Sequence[GenerationRequest]) -> list[
             for index, request in enumerate(ladder)
             if rung in request.rungs and find_accepted(results[index], request.wanted) is None
         ]
-        asked = [(index, part) for index in still_open for part in _build_rung_requests(ladder[index], rung)]
-        if not asked:
+        parts = [(index, part) for index in still_open for part in _build_rung_requests(ladder[index], rung)]
+        if not parts:
             continue
-        for (index, part), answers in zip(asked, ask([part for _, part in asked]), strict=True):
+        for (index, part), answers in zip(parts, ask([part for _, part in parts]), strict=True):
             results[index] += [_convert(answer, part.answer_start, rung) for answer in answers]
     return results
 

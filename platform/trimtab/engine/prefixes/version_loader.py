@@ -184,7 +184,7 @@ class VersionLoader(Generic[ArtifactT]):
 
     def _forget_task(self, key: VersionKey, task: asyncio.Task[LoadedVersion[ArtifactT]]) -> None:
         del self._loading[key]
-        # If all requests were cancelled, nobody reads the error, and asyncio would log it as lost.
+        # If all requests were cancelled, the error is not read, and asyncio would log it as lost.
         if not task.cancelled():
             task.exception()
 
