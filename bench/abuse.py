@@ -10,15 +10,15 @@ replaced.
 
 import argparse
 import asyncio
-import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,12 @@ from peers import servers
 from peers.attacks import ATTACKS, HERD
 from peers.clients import ask
 from peers.homes import own_home
+from peers.keys import add_key
 from peers.processes import name_process
 from peers.servers import Server, Up
 
 from trimtab.artifacts.prefix import FILE
 from trimtab.model.base_model import BaseModel, resolve_base_model
-from trimtab.serve.api_keys import AddConfig, run_keys_add
 from trimtab.stats.intervals import Interval
 
 CLIENTS, TOKENS, PAIRS, SECONDS = 8, 8, 4, 12.0
@@ -83,17 +83,10 @@ def build_registry(base: BaseModel, folder: Path) -> Path:
     servers.random_prefixes(base, folder, 1, strength=4.0)
     for number in range(1, len(HERD) + 1):
         version = folder / "herd" / str(number)
-        version.parent.mkdir(exist_ok=True)
-        subprocess.run(["cp", "-r", folder / "p0" / "1", version], check=True)
+        shutil.copytree(folder / "p0" / "1", version)
         if number % 2:
             (version / FILE).write_bytes(b"x" * 100)
     return folder
-
-
-def add_key(name: str, file: str) -> str:
-    """Add an API key that may read the metrics, without printing it; return it."""
-    with redirect_stdout(io.StringIO()):
-        return run_keys_add(AddConfig(name, file=file, metrics=True))["key"]
 
 
 class AttackBench:

@@ -21,6 +21,7 @@ import torch
 from peers import servers
 from peers.detectors import save_untrained_detector
 from peers.homes import own_home
+from peers.keys import add_key
 from peers.processes import ProcessSamples, estimate_slope
 from peers.servers import Server
 from peers.soak_load import Outcome, Scenario, SoakLoad, compute_expected, count_series
@@ -28,7 +29,7 @@ from peers.soak_load import Outcome, Scenario, SoakLoad, compute_expected, count
 from trimtab.artifacts.card import PrefixCard
 from trimtab.artifacts.prefix import build_prefix, save_prefix
 from trimtab.model.base_model import BaseModel, resolve_base_model
-from trimtab.serve.api_keys import AddConfig, RemoveConfig, run_keys_add, run_keys_remove
+from trimtab.serve.api_keys import RemoveConfig, run_keys_remove
 from trimtab.stats.intervals import Interval
 from trimtab.tracking import registry, runs
 from trimtab.tracking.promotions import promote_version
@@ -96,12 +97,6 @@ def register_versions(base: BaseModel, folder: Path) -> dict[int, Version]:
     promote_version(registry.register_version(save_untrained_detector(base, folder / "detectors"), run.run_id), "soak")
     run.finish("FINISHED")
     return versions
-
-
-def add_key(name: str, file: str) -> str:
-    """Add an API key without printing it; return it."""
-    with redirect_stdout(io.StringIO()):
-        return run_keys_add(AddConfig(name, file=file))["key"]
 
 
 def remove_key(name: str, file: str) -> None:

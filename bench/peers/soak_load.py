@@ -199,5 +199,5 @@ async def compute_expected(scenario: Scenario, models: Sequence[str]) -> None:
 async def count_series(scenario: Scenario) -> int:
     """Return the number of metric series of the server."""
     async with httpx.AsyncClient(timeout=60, headers={"authorization": f"Bearer {scenario.key}"}) as client:
-        text = (await client.get(f"{scenario.url}/metrics")).text
+        text = (await client.get(f"{scenario.url}/metrics")).raise_for_status().text
     return sum(bool(line) and not line.startswith("#") for line in text.splitlines())
