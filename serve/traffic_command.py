@@ -3,7 +3,6 @@
 trimtab traffic --url http://localhost:8000
 """
 
-import os
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from trimtab.cli.console import console
 from trimtab.errors import JobError
+from trimtab.tracking.server_status import build_key_header
 
 Totals = dict[tuple[str, str, str], dict[str, float]]
 
@@ -120,10 +120,8 @@ def _compute_mean(sums: dict[str, float], name: str) -> float | None:
 
 
 def _fetch_metrics(config: TrafficConfig) -> str:
-    key = config.key or os.environ.get("TRIMTAB_API_KEY")
-    headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
-        response = httpx.get(f"{config.url.rstrip('/')}/metrics", headers=headers, timeout=30)
+        response = httpx.get(f"{config.url.rstrip('/')}/metrics", headers=build_key_header(config.key), timeout=30)
     except httpx.HTTPError as error:
         raise JobError(f"no server answers at {config.url}: {error}") from error
     if not response.is_success:

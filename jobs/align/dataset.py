@@ -183,9 +183,8 @@ def build_filter_table(prepared: PreparedDataset) -> dict[str, Any]:
     """
     steps = [asdict(step) for step in prepared.filtered.table]
     diagnosis = {name: _rate_as_json(rate) for name, rate in vars(prepared.diagnosis).items()}
-    origins = {origin: dict(counts) for origin, counts in count_origins(prepared.filtered.rows).items()}
     form = {"form_before": prepared.form[0], "form_after": prepared.form[1]}
-    return {"table": steps, "origins": origins, "diagnosis": diagnosis, **form}
+    return {"table": steps, "origins": count_origins(prepared.filtered.rows), "diagnosis": diagnosis, **form}
 
 
 def count_origins(rows: Sequence[TrainingRow]) -> dict[TargetOrigin, dict[Label, int]]:

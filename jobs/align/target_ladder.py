@@ -6,18 +6,15 @@ that are still open: samples, samples under a system prompt that asks for the wa
 continues. Every target is the model's own text except for an opening, because a few vectors cannot teach a new style.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from trimtab.data.prompt import Prompt
-from trimtab.engine.config import EngineConfig
 from trimtab.generation_types import Answer, Sampling
 from trimtab.jobs.align.config import AlignConfig
-from trimtab.jobs.runtime.engine_pool import AskEngine, GenerationRequest, run_pool
-from trimtab.jobs.runtime.generation_cache import CachedAnswer, append_cached, convert_answer, read_cached
-from trimtab.model.base_model import BaseModel
+from trimtab.jobs.runtime.engine_pool import AskEngine, GenerationRequest
+from trimtab.jobs.runtime.generation_cache import CachedAnswer, convert_answer
 from trimtab.model.chat_template import Message
 from trimtab.text.refusal_phrases import classify_refusal
 from trimtab.types import TARGET_RUNGS, TargetRung, Verdict
@@ -68,42 +65,11 @@ def build_ladder_request(config: AlignConfig, prompt: Prompt, wanted: Verdict, r
         rungs: rungs to try; `greedy` is always tried.
     """
     greedy = Sampling(max_tokens=config.train.max_target_tokens, logprobs=0)
-    samples = replace(
-        greedy, temperature=config.targets.temperature, n=max(1, config.targets.num_samples), seed=config.data.seed
-    )
+    samples = replace(greedy, temperature=config.targets.temperature, n=config.targets.num_samples, seed=config.data.seed)
     system = "\n\n".join(filter(None, (SYSTEM_PROMPTS[wanted], prompt.system)))
     ordered: tuple[TargetRung, ...] = tuple(rung for rung in TARGET_RUNGS if rung in {*rungs, TARGET_RUNGS[0]})
     guided = replace(prompt, system=system).messages
     return LadderRequest(prompt.messages, greedy, wanted=wanted, rungs=ordered, under_system_prompt=guided, samples=samples)
-
-
-def generate_ladder_answers(
-    config: AlignConfig, base: BaseModel, requests: Sequence[LadderRequest], engine: EngineConfig
-) -> dict[str, list[CachedAnswer]]:
-    """Return the answers of all rungs that were tried, from the cache or newly generated on one pool of engines.
-
-    Args:
-        config: settings of the job.
-        base: base model that generates the answers.
-        requests: requests of `build_ladder_request`.
-        engine: settings of the engines.
-
-    Returns:
-        Answers by the keys of the requests, each with its rung.
-
-    Raises:
-        TrimtabError: if an engine rejects a request.
-        JobError: if an engine is lost.
-    """
-    by_key: Mapping[str, GenerationRequest] = {request.key(engine.dtype): request for request in requests}
-    cached = read_cached(base, set(by_key))
-    missing = {key: request for key, request in by_key.items() if key not in cached}
-    if missing:
-        with closing(run_pool("target answers", base, missing, engine, config.scale, None, climb_ladder)) as batches:
-            for batch in batches:
-                append_cached(base, batch)
-                cached |= batch
-    return cached
 
 
 def climb_ladder(ask: AskEngine, requests: Sequence[GenerationRequest]) -> list[list[CachedAnswer]]:

@@ -11,8 +11,8 @@ from trimtab.data.hard_filter import TrainingRow
 from trimtab.data.prompt import Prompt, hash_to_fraction
 from trimtab.engine.config import EngineConfig
 from trimtab.jobs.align.config import AlignConfig
-from trimtab.jobs.align.target_ladder import LadderRequest, build_ladder_request, find_accepted, generate_ladder_answers
-from trimtab.jobs.runtime.generation_cache import CachedAnswer
+from trimtab.jobs.align.target_ladder import LadderRequest, build_ladder_request, climb_ladder, find_accepted
+from trimtab.jobs.runtime.generation_cache import CachedAnswer, generate_cached
 from trimtab.model.base_model import BaseModel
 from trimtab.model.chat_template import build_renderer
 from trimtab.stats.intervals import Rate, compute_wilson_interval
@@ -58,7 +58,8 @@ def fill_targets(config: AlignConfig, base: BaseModel, prompts: Sequence[Prompt]
     """
     requests = [plan_targets(config, prompt, rejected) for prompt in prompts]
     engine = EngineConfig(num_slots=1, dtype=config.train.dtype, max_model_len=1024)
-    generated = generate_ladder_answers(config, base, [request for request in requests if request], engine)
+    wanted = [request for request in requests if request]
+    generated = generate_cached("target answers", base, wanted, engine, config.scale, climb_ladder)
     answers = [generated[request.key(engine.dtype)] if request else [] for request in requests]
     rows = [pick_target(config, prompt, found, rejected) for prompt, found in zip(prompts, answers, strict=True)]
     rows = limit_openings(rows, answers, config.targets.max_opening_fraction, config.data.seed)

@@ -64,29 +64,6 @@ EngineWork = Callable[[AskEngine, Sequence[GenerationRequest]], Sequence[T]]
 """Function that processes a batch of requests with one or more engine calls and returns one result per request."""
 
 
-def generate_batches(
-    title: str,
-    base: BaseModel,
-    requests: Mapping[str, GenerationRequest],
-    engine: EngineConfig,
-    scale: ScaleConfig,
-    prefix: Prefix | None = None,
-) -> Generator[dict[str, list[Answer]]]:
-    """Generate or read answers and yield them batch by batch.
-
-    Arguments and errors are those of `run_pool`. Either all requests have a `given_answer` or none.
-
-    Yields:
-        Answers of a batch by the keys of the requests.
-    """
-    return run_pool(title, base, requests, engine, scale, prefix, return_answers)
-
-
-def return_answers(ask: AskEngine, requests: Sequence[GenerationRequest]) -> list[list[Answer]]:
-    """Return the answers to each request; the `EngineWork` of plain generation."""
-    return ask(requests)
-
-
 def run_pool(
     title: str,
     base: BaseModel,

@@ -10,7 +10,7 @@ from trimtab import settings
 from trimtab.engine.config import EngineConfig
 from trimtab.generation_types import Answer
 from trimtab.jobs.runtime.config import ScaleConfig
-from trimtab.jobs.runtime.engine_pool import GenerationRequest, generate_batches
+from trimtab.jobs.runtime.engine_pool import AskEngine, EngineWork, GenerationRequest, run_pool
 from trimtab.jobs.runtime.jsonl import append_jsonl, read_jsonl
 from trimtab.model.base_model import BaseModel
 from trimtab.types import TargetRung
@@ -36,7 +36,12 @@ class CachedAnswer:
 
 
 def generate_cached(
-    title: str, base: BaseModel, requests: Sequence[GenerationRequest], engine: EngineConfig, scale: ScaleConfig
+    title: str,
+    base: BaseModel,
+    requests: Sequence[GenerationRequest],
+    engine: EngineConfig,
+    scale: ScaleConfig,
+    work: EngineWork[list[CachedAnswer]] | None = None,
 ) -> dict[str, list[CachedAnswer]]:
     """Return the answers to requests, from the cache or newly generated.
 
@@ -48,6 +53,7 @@ def generate_cached(
         requests: generation requests.
         engine: settings of the engines.
         scale: cluster resources.
+        work: function that processes a batch on an engine; None for plain generation.
 
     Returns:
         Answers by the keys of the requests.
@@ -60,12 +66,16 @@ def generate_cached(
     cached = read_cached(base, set(by_key))
     missing = {key: request for key, request in by_key.items() if key not in cached}
     if missing:
-        with closing(generate_batches(title, base, missing, engine, scale)) as batches:
+        with closing(run_pool(title, base, missing, engine, scale, None, work or generate_answers)) as batches:
             for batch in batches:
-                generated = {key: [convert_answer(answer) for answer in answers] for key, answers in batch.items()}
-                append_cached(base, generated)
-                cached |= generated
+                append_cached(base, batch)
+                cached |= batch
     return cached
+
+
+def generate_answers(ask: AskEngine, requests: Sequence[GenerationRequest]) -> list[list[CachedAnswer]]:
+    """Generate the answers to each request; the `EngineWork` of plain generation."""
+    return [[convert_answer(answer) for answer in answers] for answers in ask(requests)]
 
 
 def read_cached(base: BaseModel, keys: set[str]) -> dict[str, list[CachedAnswer]]:

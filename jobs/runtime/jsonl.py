@@ -7,14 +7,12 @@ from typing import Any
 
 from filelock import FileLock
 
+from trimtab.util.json_files import parse_json_line
+
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a file, none if the file does not exist; skip lines that a crash truncated."""
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    yield from filter(None, map(parse_json_line, path.read_text().splitlines() if path.exists() else ()))
 
 
 def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

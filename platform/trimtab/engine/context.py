@@ -35,3 +35,15 @@ validated_grammar: ContextVar[Any] = ContextVar("validated_grammar", default=Non
 
 tenant: ContextVar[str | None] = ContextVar("tenant", default=None)
 """Salt of the KV cache of the API key that sent the request; None if all requests share the cache."""
+
+
+def join_salts(client_salt: str | None = None) -> str | None:
+    """Return the salt of the KV cache of this task's request, None for a cache that all requests share.
+
+    The salts of prefix and tenant come first and have fixed lengths, so that no salt of a client equals that of another tenant.
+
+    Args:
+        client_salt: salt that the client sent.
+    """
+    prefix = steering.get()
+    return ":".join(filter(None, (prefix and prefix.salt, tenant.get(), client_salt))) or None

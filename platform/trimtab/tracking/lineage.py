@@ -22,6 +22,7 @@ from trimtab.tracking.client import get_client, get_experiment_id, wrap_tracking
 from trimtab.tracking.promotions import Promotion, list_promotions, list_version_tags, read_decision
 from trimtab.tracking.registry import Version
 from trimtab.util.identifiers import split_reference
+from trimtab.util.json_files import parse_json_line
 
 RUN = re.compile(r"[0-9a-f]{32}")
 # The id of a response is the request id with a prefix for the endpoint, and a suffix that numbers the choices of a completion.
@@ -216,22 +217,14 @@ def _find_record(request_id: str, folder: Path) -> tuple[dict[str, Any] | None, 
     """
     # The substring test skips most lines without the cost of parsing JSON.
     lines = (line for path in folder.glob("serve-*.jsonl*") for line in _read_lines(path) if request_id in line)
-    found = [record for record in map(_parse_record, lines) if request_id in (record.get("id"), record.get("server_id"))]
+    records = filter(None, map(parse_json_line, lines))
+    found = [record for record in records if request_id in (record.get("id"), record.get("server_id"))]
     newest = max(found, key=lambda r: (_is_answered(r), str(r.get("at"))), default=None)
     return newest, len(found)
 
 
 def _is_answered(record: Mapping[str, Any]) -> bool:
     return record.get("status") == HTTPStatus.OK and bool(record.get("model"))
-
-
-def _parse_record(line: str) -> dict[str, Any]:
-    """Return the record in a line; an empty one for a damaged line, as after a full disk."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _read_lines(path: Path) -> Iterator[str]:

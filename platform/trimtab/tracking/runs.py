@@ -21,6 +21,7 @@ from trimtab.errors import InterruptedByUserError, TrackingError
 from trimtab.tracking.client import get_client, get_experiment_id, wrap_tracking_errors
 from trimtab.tracking.code_version import get_code_tags, get_uncommitted_patch, list_packages
 from trimtab.util.atomic_files import write_atomic
+from trimtab.util.json_files import parse_json_line
 
 RETRY_SECONDS = 15.0
 # Maximum number of metrics per request of MLflow.
@@ -138,7 +139,7 @@ class TrackedRun:
     def _read_outbox(self) -> list[dict[str, Any]]:
         """Return the complete entries; a power failure can leave half a line."""
         path = self._path("outbox")
-        return list(filter(None, map(_parse_entry, path.read_bytes().splitlines()))) if path.exists() else []
+        return list(filter(None, map(parse_json_line, path.read_bytes().splitlines()))) if path.exists() else []
 
     def _read_sent_count(self) -> int:
         path = self._path("sent")
@@ -152,14 +153,6 @@ class TrackedRun:
     def _path(self, name: str) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder / f"{self.run_id}.{name}"
-
-
-def _parse_entry(line: bytes) -> dict[str, Any] | None:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return None
-    return entry if isinstance(entry, dict) else None
 
 
 def start_run(name: str, kind: str, folder: Path, resumed: str | None = None, parent: str | None = None) -> TrackedRun:

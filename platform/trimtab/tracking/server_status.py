@@ -58,12 +58,16 @@ def list_alias_status(url: str, key: str | None, registered: Sequence[Version]) 
     ]
 
 
-def _fetch_models(url: str, key: str | None) -> list[dict[str, Any]]:
+def build_key_header(key: str | None) -> dict[str, str]:
+    """Return the header with an API key, by default that in TRIMTAB_API_KEY; no header without a key."""
     key = key or os.environ.get("TRIMTAB_API_KEY")
-    headers = {"authorization": f"Bearer {key}"} if key else {}
+    return {"authorization": f"Bearer {key}"} if key else {}
+
+
+def _fetch_models(url: str, key: str | None) -> list[dict[str, Any]]:
     address = f"{url.rstrip('/')}/v1/models"
     try:
-        response = httpx.get(address, headers=headers, timeout=30)
+        response = httpx.get(address, headers=build_key_header(key), timeout=30)
         if not response.is_success:
             raise JobError(f"{address} returned HTTP {response.status_code}: {response.text[:200]}")
         models: list[dict[str, Any]] = response.json()["data"]

@@ -1,4 +1,4 @@
-"""Reader of small JSON files: cards, key files, lists of versions."""
+"""Readers of small JSON files, such as cards and key files, and of lines of JSON."""
 
 import json
 from pathlib import Path
@@ -30,3 +30,12 @@ def read_json_object(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ArtifactError(f"{path} is not {what}")
     return raw
+
+
+def parse_json_line(line: str | bytes) -> dict[str, Any] | None:
+    """Return the JSON object in a line; None for another line, such as half of one after a power failure or on a full disk."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None

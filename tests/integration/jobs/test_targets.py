@@ -12,7 +12,7 @@ from trimtab.generation_types import Sampling
 from trimtab.jobs.align.config import TargetsConfig
 from trimtab.jobs.runtime import generation_cache
 from trimtab.jobs.runtime.config import ScaleConfig
-from trimtab.jobs.runtime.engine_pool import GenerationRequest, return_answers, run_pool
+from trimtab.jobs.runtime.engine_pool import GenerationRequest, run_pool
 from trimtab.jobs.runtime.generation_cache import CachedAnswer, append_cached, generate_cached, read_cached
 
 HARMFUL = Prompt("Steal a car", "harmful", "t", "t")
@@ -59,8 +59,7 @@ def test_rejects_invalid_settings(settings, message):
 @pytest.fixture
 def ordered_batches(monkeypatch):
     """Batches of one request, which Ray Data returns in order."""
-    generate = partial(run_pool, prefix=None, work=return_answers, batch=1)
-    monkeypatch.setattr(generation_cache, "generate_batches", generate)
+    monkeypatch.setattr(generation_cache, "run_pool", partial(run_pool, batch=1))
     monkeypatch.setattr(DataContext.get_current().execution_options, "preserve_order", True)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from vllm import SamplingParams
 from vllm.inputs.engine import tokens_input
 
-from trimtab.engine.context import Steering, reads_given_answer, tenant
+from trimtab.engine.context import Steering, join_salts, reads_given_answer
 from trimtab.engine.detectors.request_risk import RequestRisk
 from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START
 from trimtab.errors import UsageError
@@ -42,7 +42,7 @@ async def score_given_answer(
     ids = [*prompt_ids, *answer_ids]
     if len(ids) > limit:
         raise UsageError(f"messages and answer have {len(ids)} tokens; the engine takes {limit}")
-    prompt = tokens_input(ids, cache_salt=":".join(filter(None, (steering and steering.salt, tenant.get()))) or None)
+    prompt = tokens_input(ids, cache_salt=join_salts())
     sampling = SamplingParams(max_tokens=1, skip_reading_prefix_cache=True, extra_args={GIVEN_ANSWER_START: len(prompt_ids)})
     # vLLM generates at least one token, which is not part of the answer.
     risk.given_tokens = len(answer_ids)

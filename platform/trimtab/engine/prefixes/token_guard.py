@@ -12,7 +12,7 @@ from typing import Any
 
 from vllm.exceptions import VLLMValidationError
 
-from trimtab.engine.context import reads_given_answer, steering, tenant
+from trimtab.engine.context import join_salts, reads_given_answer, steering
 from trimtab.engine.vllm_ext import patches
 from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START
 from trimtab.model.chat_template import ChatRenderer
@@ -81,9 +81,8 @@ def _admit_prompt(prompt: Any, renderer: ChatRenderer) -> Any:
     """Check a rendered prompt; insert a prefix at position `start`; add the salts of prefix and tenant."""
     prefix = steering.get()
     ids = _get_token_ids(prompt)
-    # The parts of trimtab come first and have fixed lengths, so that no salt of a client can equal that of another tenant.
-    if salts := list(filter(None, (prefix and prefix.salt, tenant.get()))):
-        prompt["cache_salt"] = ":".join(filter(None, (*salts, prompt.get("cache_salt"))))
+    if salt := join_salts(prompt.get("cache_salt")):
+        prompt["cache_salt"] = salt
     if prefix is None:
         check_token_ids(ids, renderer.first_slot, ())
         return prompt

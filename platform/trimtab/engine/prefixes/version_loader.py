@@ -116,7 +116,6 @@ class VersionLoader(Generic[ArtifactT]):
         self._source = source
         self._check = check
         self._max_idle_bytes = max_idle_bytes
-        # The order of the loaded versions is that of their last use.
         self._loaded: dict[VersionKey, LoadedVersion[ArtifactT]] = {}
         self._used_at: dict[VersionKey, float] = {}
         self._loading: dict[VersionKey, asyncio.Task[LoadedVersion[ArtifactT]]] = {}
@@ -127,8 +126,7 @@ class VersionLoader(Generic[ArtifactT]):
 
     def get_loaded(self, key: VersionKey) -> LoadedVersion[ArtifactT] | None:
         """Return a version that is in memory and record its use; None for another one."""
-        if (loaded := self._loaded.pop(key, None)) is not None:
-            self._loaded[key] = loaded
+        if (loaded := self._loaded.get(key)) is not None:
             self._used_at[key] = time.monotonic()
         return loaded
 
@@ -197,7 +195,7 @@ class VersionLoader(Generic[ArtifactT]):
         return error
 
     def _evict_beyond_limit(self) -> None:
-        idle = self._list_idle()
+        idle = sorted(self._list_idle(), key=lambda key: self._used_at[key])
         total = sum(self._loaded[key].artifact.nbytes for key in idle)
         # The newest one stays: its request is about to use it.
         for key in idle[:-1]:
