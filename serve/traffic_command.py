@@ -11,9 +11,9 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from rich.table import Table
 
+from trimtab import settings
 from trimtab.cli.console import console
 from trimtab.errors import JobError
-from trimtab.tracking.server_status import build_key_header
 
 Totals = dict[tuple[str, str, str], dict[str, float]]
 
@@ -121,7 +121,7 @@ def _compute_mean(sums: dict[str, float], name: str) -> float | None:
 
 def _fetch_metrics(config: TrafficConfig) -> str:
     try:
-        response = httpx.get(f"{config.url.rstrip('/')}/metrics", headers=build_key_header(config.key), timeout=30)
+        response = httpx.get(f"{config.url.rstrip('/')}/metrics", headers=settings.build_key_header(config.key), timeout=30)
     except httpx.HTTPError as error:
         raise JobError(f"no server answers at {config.url}: {error}") from error
     if not response.is_success:

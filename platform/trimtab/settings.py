@@ -77,6 +77,12 @@ def get_private_folder() -> Path:
     return folder
 
 
+def build_key_header(key: str | None) -> dict[str, str]:
+    """Return the header with an API key, by default that in TRIMTAB_API_KEY; no header without a key."""
+    key = key or os.environ.get("TRIMTAB_API_KEY")
+    return {"authorization": f"Bearer {key}"} if key else {}
+
+
 def get_user_name() -> str:
     """Return the name of the user who runs this process, or the number of one without a name, as in many containers."""
     try:

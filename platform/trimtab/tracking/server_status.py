@@ -1,12 +1,12 @@
 """Comparison of a running server with the registry, for `trimtab list --live`."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
+from trimtab import settings
 from trimtab.errors import JobError
 from trimtab.tracking.registry import Version
 
@@ -58,16 +58,10 @@ def list_alias_status(url: str, key: str | None, registered: Sequence[Version]) 
     ]
 
 
-def build_key_header(key: str | None) -> dict[str, str]:
-    """Return the header with an API key, by default that in TRIMTAB_API_KEY; no header without a key."""
-    key = key or os.environ.get("TRIMTAB_API_KEY")
-    return {"authorization": f"Bearer {key}"} if key else {}
-
-
 def _fetch_models(url: str, key: str | None) -> list[dict[str, Any]]:
     address = f"{url.rstrip('/')}/v1/models"
     try:
-        response = httpx.get(address, headers=build_key_header(key), timeout=30)
+        response = httpx.get(address, headers=settings.build_key_header(key), timeout=30)
         if not response.is_success:
             raise JobError(f"{address} returned HTTP {response.status_code}: {response.text[:200]}")
         models: list[dict[str, Any]] = response.json()["data"]
