@@ -41,15 +41,12 @@ class _Worker:
     def __init__(self) -> None:
         self._has_lane = False
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Reject tests that would start a second cluster or server."""
-        for item in items:
-            shared = SHARED_FIXTURES.intersection(getattr(item, "fixturenames", ()))
-            if shared and not uses_shared_services(item.nodeid):
-                raise pytest.UsageError(f"{item.nodeid} uses {min(shared)}: its file is not among those with shared services")
-
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Lower the priority of the process unless it runs the tests with shared services."""
+        """Reject a test that would start a second cluster or server, and lower the priority beside the shared services."""
+        shared = SHARED_FIXTURES.intersection(getattr(item, "fixturenames", ()))
+        if shared and not uses_shared_services(item.nodeid):
+            # An error at collection would end the process, and pytest-xdist would not print its reason.
+            pytest.fail(f"{item.nodeid} uses {min(shared)}: its file is not among those with shared services", pytrace=False)
         if not self._has_lane:
             self._has_lane = True
             if not uses_shared_services(item.nodeid):
