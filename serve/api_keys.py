@@ -23,7 +23,7 @@ from trimtab.serve.config import ServeConfig
 from trimtab.util.json_files import read_json_object
 
 PREFIX = "tt-"
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+LOOPBACK = ("127.0.0.1", "localhost")
 ANY = "*"
 DIGEST = re.compile("[0-9a-f]{64}")
 

@@ -98,6 +98,8 @@ class ServeConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
+        if ":" in self.host:
+            raise UsageError(f"host must be a name or an IPv4 address, not {self.host!r}. IPv6 is not supported")
         if self.num_replicas < 1 or self.max_ongoing_requests < 1:
             raise UsageError("num_replicas and max_ongoing_requests must be at least 1")
         if self.max_queued_requests < 0 or self.max_concurrent_per_key < 0:

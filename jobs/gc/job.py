@@ -6,10 +6,9 @@ MLflow, and files that were modified recently.
 
 import json
 import re
-import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,15 @@ from rich.table import Table
 from trimtab import settings
 from trimtab.artifacts.card import FILE
 from trimtab.cli.console import console, print_line
-from trimtab.errors import ArtifactError
+from trimtab.errors import ArtifactError, UsageError
 from trimtab.jobs.collect.signal_dataset import META, read_dataset
 from trimtab.jobs.gc.config import GcConfig
 from trimtab.jobs.runtime import run_state
 from trimtab.jobs.runtime.config import as_source_list
 from trimtab.tracking import registry, runs
 from trimtab.tracking.registry import Version
-from trimtab.util.atomic_files import LOCK, is_locked
+from trimtab.tracking.runs import TrackedRun
+from trimtab.util.atomic_files import LOCK, exclusive_lock, is_locked, remove_path
 
 DAY = 86_400.0
 # Name of a run folder of `trimtab align`: the start time.
@@ -38,15 +38,17 @@ class UnusedFile:
 
     Attributes:
         what: kind, such as "checkpoints" or "download".
-        path: path of the file or folder.
+        path: path of the file or folder; for an outbox, of its file of entries.
         bytes: size in bytes.
         why: reason why it is unused.
+        files: files of an outbox.
     """
 
     what: str
     path: Path
     bytes: int
     why: str
+    files: tuple[Path, ...] = ()
 
 
 def run_gc(config: GcConfig) -> dict[str, Any]:
@@ -66,12 +68,11 @@ def run_gc(config: GcConfig) -> dict[str, Any]:
     if unused:
         console.print(table)
     if config.remove:
-        for entry in unused:
-            remove_unused(entry.path)
+        unused = [entry for entry in unused if remove_unused(entry)]
     total = sum(entry.bytes for entry in unused)
     action = "removed" if config.remove else "would remove (with --remove true)"
     print_line(f"{action}: {len(unused)}, {total / 2**20:.1f} MiB")
-    entries = [asdict(entry) | {"path": str(entry.path)} for entry in unused]
+    entries = [{"what": entry.what, "path": str(entry.path), "bytes": entry.bytes, "why": entry.why} for entry in unused]
     return {"removed": config.remove, "waste": entries, "bytes": total}
 
 
@@ -93,16 +94,29 @@ def find_unused(config: GcConfig) -> list[UnusedFile]:
     ]
     unsent = runs.find_unsent_runs(settings.get_home() / "outbox")
     removable = [entry for entry in unused if not any(path.is_relative_to(entry.path) for path in unsent)]
-    old = [entry for entry in removable if _get_last_modified(entry.path) < cutoff]
+    old = [entry for entry in removable if max(map(_get_last_modified, entry.files or (entry.path,))) < cutoff]
     return sorted(old, key=lambda entry: -entry.bytes)
 
 
-def remove_unused(path: Path) -> None:
-    """Remove a folder or a file; a missing one is ignored."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def remove_unused(entry: UnusedFile) -> bool:
+    """Remove an unused file or folder, unless a job began to use it after it was listed.
+
+    Returns:
+        Whether it was removed.
+    """
+    if entry.files:
+        return TrackedRun(entry.path.stem, entry.path.parent).remove()
+    folder = {"run": entry.path, "checkpoints": entry.path.parent}.get(entry.what)
+    if folder is None:
+        remove_path(entry.path)
+        return True
+    try:
+        with exclusive_lock(folder):
+            remove_path(entry.path)
+    except UsageError as error:
+        print_line(f"not removed: {error}")
+        return False
+    return True
 
 
 def _find_checkpoints(versions: list[Version]) -> Iterator[UnusedFile]:
@@ -137,10 +151,10 @@ def _find_downloads(versions: list[Version]) -> Iterator[UnusedFile]:
 def _find_outboxes() -> Iterator[UnusedFile]:
     """Yield outboxes that were sent to MLflow completely."""
     for outbox in sorted((settings.get_home() / "outbox").glob("*.outbox")):
-        sent = outbox.with_suffix(".sent")
-        if sent.exists() and int(sent.read_text() or 0) >= len(outbox.read_text().splitlines()):
-            for path in sorted(outbox.parent.glob(f"{outbox.stem}.*")):
-                yield _build_entry("outbox", path, "sent to MLflow completely")
+        if not TrackedRun(outbox.stem, outbox.parent).list_unsent():
+            files = tuple(sorted(outbox.parent.glob(f"{outbox.stem}.*")))
+            size = sum(map(_get_size, files))
+            yield UnusedFile("outbox", outbox, size, "sent to MLflow completely", files)
 
 
 def _find_signals(folders: list[str], versions: list[Version]) -> Iterator[UnusedFile]:
@@ -165,8 +179,12 @@ def _read_run_id(folder: Path) -> str | None:
 
 
 def _build_entry(what: str, path: Path, why: str) -> UnusedFile:
+    return UnusedFile(what, path, _get_size(path), why)
+
+
+def _get_size(path: Path) -> int:
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return UnusedFile(what, path, sum(file.stat().st_size for file in files), why)
+    return sum(file.stat().st_size for file in files)
 
 
 def _get_last_modified(path: Path) -> float:

@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
+from uuid import uuid4
+
+from filelock import FileLock
 
 from trimtab import settings
 from trimtab.errors import NotFoundError
@@ -54,9 +57,11 @@ def promote_version(version: Version, reason: str, evidence: str | None = None, 
     Returns:
         Previous champion, or None if there was none.
     """
-    previous = find_champion(version.base, version.name)
-    over = previous.version if previous is not None and previous.version != version.version else None
-    _record_promotion(version, Promotion("promote", time.time(), settings.get_user_name(), reason, over, forced, evidence))
+    with _lock_champion(version.base, version.name):
+        previous = find_champion(version.base, version.name)
+        over = previous.version if previous is not None and previous.version != version.version else None
+        promotion = Promotion("promote", time.time(), settings.get_user_name(), reason, over, forced, evidence)
+        _record_promotion(version, promotion)
     return previous
 
 
@@ -69,14 +74,15 @@ def rollback_version(base: str, name: str, reason: str = "trimtab rollback") -> 
     Raises:
         NotFoundError: if there is no champion, or if it replaced no other version.
     """
-    current = find_version(base, name, CHAMPION)
-    over = next((p.over for p in reversed(list_promotions(current)) if p.way == "promote" and p.over is not None), None)
-    if over is None:
-        registered = format_model_name(base, name)
-        raise NotFoundError(f"{registered} version {current.version} replaced no other champion: nothing to go back to")
-    previous = find_version(base, name, str(over))
-    _record_promotion(previous, Promotion("rollback", time.time(), settings.get_user_name(), reason, current.version))
-    return previous
+    with _lock_champion(base, name):
+        current = find_version(base, name, CHAMPION)
+        over = next((p.over for p in reversed(list_promotions(current)) if p.way == "promote" and p.over is not None), None)
+        if over is None:
+            registered = format_model_name(base, name)
+            raise NotFoundError(f"{registered} version {current.version} replaced no other champion: nothing to go back to")
+        previous = find_version(base, name, str(over))
+        _record_promotion(previous, Promotion("rollback", time.time(), settings.get_user_name(), reason, current.version))
+        return previous
 
 
 def list_promotions(version: Version) -> list[Promotion]:
@@ -130,6 +136,16 @@ def read_decision(version: Version) -> dict[str, Any] | None:
     return record if "reason" in record else record | {"reason": record.pop("said")}
 
 
+def _lock_champion(base: str, name: str) -> FileLock:
+    """Return the lock of a name, so that of two promotions from this home the second one replaces the first.
+
+    MLflow has no conditional update: promotions from different machines in the same second may record the same predecessor.
+    """
+    folder = settings.get_home() / "promotions"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{format_model_name(base, name)}.lock")
+
+
 def _record_promotion(version: Version, promotion: Promotion) -> None:
     registered = format_model_name(version.base, version.name)
     with wrap_tracking_errors(f"make {registered} version {version.version} champion"):
@@ -138,7 +154,7 @@ def _record_promotion(version: Version, promotion: Promotion) -> None:
         at = max([promotion.at, *(before.at + 0.001 for before in earlier)])
         # Written before the alias moves: a rollback needs the record.
         record = asdict(promotion) | {"because": promotion.because[:1000], "at": at}
-        _set_tag(version, f"{MOVED}{round(at * 1000)}", json.dumps(record))
+        _set_tag(version, f"{MOVED}{round(at * 1000)}.{uuid4().hex[:8]}", json.dumps(record))
         get_client().set_registered_model_alias(registered, CHAMPION, str(version.version))
         mark_used(registered)
 

@@ -15,12 +15,14 @@ from typing import Any
 
 from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, ErrorCode
 
 from trimtab.cli.console import print_line
 from trimtab.errors import InterruptedByUserError, TrackingError
 from trimtab.tracking.client import get_client, get_experiment_id, wrap_tracking_errors
 from trimtab.tracking.code_version import get_code_tags, get_uncommitted_patch, list_packages
-from trimtab.util.atomic_files import write_atomic
+from trimtab.util.atomic_files import remove_path, write_atomic
 from trimtab.util.json_files import parse_json_line
 
 RETRY_SECONDS = 15.0
@@ -111,9 +113,14 @@ class TrackedRun:
             try:
                 with wrap_tracking_errors("log to the run"):
                     SEND[entry["kind"]](self.run_id, entry["body"])
-            except TrackingError:
-                self._path("rest").touch()
-                break
+            except TrackingError as error:
+                if not _is_rejection(error):
+                    self._path("rest").touch()
+                    break
+                # A later attempt would fail as well, and the entry must not block the later ones.
+                print_line(f"MLflow rejected an entry ({entry['kind']}) of run {self.run_id}, which was not logged: {error}")
+                with self._path("rejected").open("a") as file:
+                    file.write(json.dumps(entry) + "\n")
             sent += 1
             write_atomic(self._path("sent"), str(sent))
         return len(entries) - sent
@@ -121,6 +128,23 @@ class TrackedRun:
     def list_unsent(self) -> list[dict[str, Any]]:
         """Return the pending entries."""
         return self._read_outbox()[self._read_sent_count() :]
+
+    def remove(self) -> bool:
+        """Remove the files of the outbox, unless entries are pending.
+
+        Returns:
+            Whether they were removed.
+        """
+        with FileLock(self._path("lock")), FileLock(self._path("outbox.lock")):
+            if self.list_unsent():
+                return False
+            # The count of sent entries first: an outbox that remains is only sent again, while a count that remains would
+            # hide the entries of a resumed run.
+            for path in (self._path("sent"), *self.folder.glob(f"{self.run_id}.*")):
+                # Another process may wait for a lock.
+                if path.suffix != ".lock":
+                    remove_path(path)
+        return True
 
     def _put(self, kind: str, body: Mapping[str, Any]) -> None:
         line = (json.dumps({"kind": kind, "body": body}) + "\n").encode()
@@ -243,6 +267,12 @@ def _log_code(run: TrackedRun) -> None:
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
             run.log_artifacts(path, "code")
+
+
+def _is_rejection(error: TrackingError) -> bool:
+    """Return whether MLflow rejects the values of an entry, rather than being unavailable."""
+    cause = error.__cause__
+    return isinstance(cause, MlflowException) and cause.error_code == ErrorCode.Name(INVALID_PARAMETER_VALUE)
 
 
 def _send_params(run_id: str, body: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
-"""Atomic file writes and exclusive folder locks."""
+"""Atomic file writes, removal, and exclusive folder locks."""
 
 import os
+import shutil
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -33,6 +34,14 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def remove_path(path: Path) -> None:
+    """Remove a folder or a file; a missing one is ignored."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def is_locked(folder: Path) -> bool:

@@ -11,6 +11,8 @@ from trimtab import settings
 from trimtab.artifacts.prefix import save_prefix
 from trimtab.cli.main import main
 from trimtab.detection.detector import save_detector
+from trimtab.jobs.gc.config import GcConfig
+from trimtab.jobs.gc.job import find_unused, remove_unused
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.middleware.access_log import AccessRecord
 from trimtab.serve.record_sinks import open_sinks
@@ -163,6 +165,16 @@ def test_gc_removes_only_unreferenced_artifacts(frozen, base, tmp_path, capsys):
     assert registry.load_prefix(registry.find_version(base.name, "kept", "1"), base).card.name == "kept"
     assert main(["gc", "--json", str(tmp_path / "gc.json")]) == 0
     assert json.loads((tmp_path / "gc.json").read_text())["waste"] == []
+
+
+def test_gc_leaves_a_folder_that_a_job_begins_to_use(home):
+    folder = create_run_folder("20260101-000000-000001", "0" * 32, "done")
+    (entry,) = find_unused(GcConfig(min_age_days=0))
+    with exclusive_lock(folder):
+        assert not remove_unused(entry)
+    assert (folder / "run.json").exists()
+    assert remove_unused(entry)
+    assert not folder.exists()
 
 
 def register_unused_version(frozen, base, tmp_path):

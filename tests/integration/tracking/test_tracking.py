@@ -1,5 +1,6 @@
 """Runs and registry on a SQLite store, and the MLflow page that `trimtab ui` starts."""
 
+import json
 import os
 import signal
 import subprocess
@@ -164,6 +165,43 @@ def test_missing_file_does_not_block_the_outbox(tracked_run, tmp_path, monkeypat
     assert tracked_run.flush() == 0
     assert [artifact.path for artifact in get_client().list_artifacts(tracked_run.run_id, "kept")] == ["kept/file.txt"]
     assert get_client().get_run(tracked_run.run_id).data.tags["after"] == "all"
+
+
+def test_rejected_entry_does_not_block_the_outbox(tracked_run, tmp_path, capsys):
+    tracked_run.log_curves([{"step": 1, "a name with a ? in it": 1.0}])
+    tracked_run.set_tags({"after": "all"})
+    assert tracked_run.list_unsent() == []
+    assert get_client().get_run(tracked_run.run_id).data.tags["after"] == "all"
+    assert "MLflow rejected an entry (metrics)" in capsys.readouterr().out
+    (entry,) = map(json.loads, (tmp_path / "outbox" / f"{tracked_run.run_id}.rejected").read_text().splitlines())
+    assert entry["body"]["steps"][0]["values"] == {"a name with a ? in it": 1.0}
+
+
+def test_run_goes_on_after_its_outbox_was_removed(tracked_run, tmp_path, monkeypatch):
+    tracked_run.set_tags({"first": "1"})
+    with monkeypatch.context() as outage:
+        outage.setitem(runs.SEND, "tags", raise_tracking_error)
+        tracked_run.set_tags({"second": "2"})
+    assert not tracked_run.remove()
+    assert tracked_run.flush(patient=True) == 0
+    assert tracked_run.remove()
+    assert {path.suffix for path in (tmp_path / "outbox").iterdir() if path.is_file()} == {".lock"}
+    tracked_run.set_tags({"third": "3"})
+    assert {"first", "second", "third"} <= get_client().get_run(tracked_run.run_id).data.tags.keys()
+
+
+def test_simultaneous_promotions_replace_each_other(save_prefix_version, tracked_run, base):
+    versions = [registry.register_version(save_prefix_version("race", seed), tracked_run.run_id) for seed in range(1, 6)]
+    with ThreadPoolExecutor(5) as pool:
+        previous = list(pool.map(lambda version: promote_version(version, "test"), versions))
+    # Each version but the last champion was replaced exactly once.
+    replaced = [version.version for version in previous if version is not None]
+    champion = registry.find_version(base.name, "race").version
+    assert sorted([*replaced, champion]) == [1, 2, 3, 4, 5]
+    order = [champion]
+    while len(order) < 5:
+        order.append(previous[order[-1] - 1].version)
+    assert rollback_version(base.name, "race").version == order[1]
 
 
 def raise_tracking_error(run_id, body) -> None:

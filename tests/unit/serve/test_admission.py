@@ -44,7 +44,8 @@ def test_request_timeout_frees_capacity():
 
 
 @pytest.mark.parametrize(
-    "options", [{"num_replicas": 0}, {"trace_sampling_ratio": 2}, {"request_timeout_s": 0}, {"max_queued_requests": -1}]
+    "options",
+    [{"num_replicas": 0}, {"host": "::1"}, {"trace_sampling_ratio": 2}, {"request_timeout_s": 0}, {"max_queued_requests": -1}],
 )
 def test_rejects_invalid_settings(options):
     with pytest.raises(UsageError):

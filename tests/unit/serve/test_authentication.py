@@ -263,6 +263,22 @@ def test_rate_limit_gives_429_with_retry_after(key_file):
     assert "2 requests per minute" in responses[2].json()["error"]["message"]
 
 
+def test_rate_limit_counts_the_last_minute(key_file, monkeypatch):
+    headers = {"x-api-key": create_key(key_file, per_minute=2)}
+
+    async def run() -> list[tuple[int, str | None]]:
+        transport = httpx.ASGITransport(AuthenticationMiddleware(echo, key_file, MAX_CONCURRENT))
+        responses = []
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
+            for seconds in (0.0, 30.0, 59.0, 60.0, 61.0, 90.0):
+                monkeypatch.setattr(authentication, "monotonic", lambda seconds=seconds: seconds)
+                response = await client.get("/v1/models")
+                responses.append((response.status_code, response.headers.get("retry-after")))
+        return responses
+
+    assert asyncio.run(run()) == [(200, None), (200, None), (429, "1"), (200, None), (429, "29"), (200, None)]
+
+
 @pytest.mark.parametrize("limit", [1, 0])
 def test_concurrency_limit_gives_429(key_file, monkeypatch, limit):
     """A key without a limit has that of the server."""
