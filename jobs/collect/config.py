@@ -5,30 +5,35 @@ from dataclasses import dataclass, field
 from trimtab.errors import UsageError
 from trimtab.jobs.judges.config import JudgeConfig
 from trimtab.jobs.runtime.config import ScaleConfig
-from trimtab.types import DEFAULT_BASE, AnswerKind, DType
+from trimtab.types import DEFAULT_BASE, AnswerKind, DType, Label, Subject
 
 MOST_SAMPLES = 100
 
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """Generate or read answers and store the model's signals, the training data of detectors.
+    """Generate or read answers, or read prompts, and store the model's signals, the training data of detectors.
 
     Args:
         questions: sources of questions with reference answers: files, trimtab:NAME, or Hugging Face datasets.
         out: folder of the data set; rerunning the same command resumes an interrupted collection.
+        subject: subject of the detectors: answer for answers to questions, prompt for prompts.
+        data: sources of labeled prompts for --subject prompt: files with a class, trimtab:guard (all packaged prompts),
+            trimtab:NAME, or Hugging Face datasets.
+        label: class of prompts without one: harmful, benign_hard or benign_easy.
         read_answers: read answers from the files instead of generating them: each row has `answer`, and `truthful` or
             `hallucinated` if the label is known, or lists in `correct_answers` and `incorrect_answers`.
         answer_separator: separator between several given answers in one text.
         columns: other names of the fields, as --columns.answers NAME: question, answers, context, kind, source, group; and
-            answer, truthful, hallucinated, correct_answers, incorrect_answers.
+            answer, truthful, hallucinated, correct_answers, incorrect_answers; for prompts: prompt, class, system, messages,
+            source, group.
         kind: comparison of answers: exact, contains, f1 or numeric; if omitted, the kind of each question, else contains.
         judge: judge of the answers: string compares as `kind` specifies; endpoint asks a language model if an answer is right.
         base: base model: catalog name, folder, or Hugging Face id.
         revision: revision of a Hugging Face id.
         prefix: prefix to generate under: NAME, NAME@VERSION, or a folder; no prefix if omitted.
         layers: layers whose states are collected, 0 being the embeddings; if omitted, one at two thirds of the depth and the
-            last.
+            last; for prompts, four from half to three quarters of the depth.
         max_tokens: maximum length of each answer, in tokens.
         max_model_len: maximum length of a prompt and its answer together, in tokens; longer questions are skipped and counted.
         limit: maximum number of questions; 0 for all.
@@ -42,6 +47,9 @@ class CollectConfig:
 
     questions: list[str] | str = ""
     out: str = ""
+    subject: Subject = "answer"
+    data: list[str] | str = ""
+    label: Label | None = None
     read_answers: bool = False
     answer_separator: str | None = None
     columns: dict[str, str] = field(default_factory=dict[str, str])
@@ -61,7 +69,9 @@ class CollectConfig:
     scale: ScaleConfig = field(default_factory=ScaleConfig)
 
     def __post_init__(self) -> None:
-        if not self.questions or not self.out:
+        if self.subject == "prompt":
+            self._check_prompt_settings()
+        elif not self.questions or not self.out or self.data or self.label:
             raise UsageError("questions and out are required. Pass --questions FILE (or trimtab:countries) --out FOLDER")
         if self.max_tokens < 1 or self.limit < 0:
             raise UsageError("max_tokens must be at least 1, and limit must not be below 0")
@@ -75,3 +85,9 @@ class CollectConfig:
             raise UsageError("--judge.kind classifier detects refusals, not right answers. Use string or endpoint")
         if self.read_answers and self.judge.kind != "string":
             raise UsageError("--read_answers true takes the labels from the files. Omit --judge.kind")
+
+    def _check_prompt_settings(self) -> None:
+        if not self.data or not self.out:
+            raise UsageError("data and out are required. Pass --subject prompt --data FILE (or trimtab:guard) --out FOLDER")
+        if self.questions or self.read_answers or self.num_samples or self.p_true or self.answer_separator or self.kind:
+            raise UsageError("--subject prompt generates no answers. Omit the options of questions, answers and samples")

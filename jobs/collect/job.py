@@ -1,8 +1,9 @@
-"""Job of `trimtab collect`: answers, labels and signals of questions, in one pass of the frozen model.
+"""Job of `trimtab collect`: signals and labels of answers or prompts, in one pass of the frozen model.
 
 trimtab collect --questions trimtab:countries --out signals
 trimtab collect --questions labeled.jsonl --read_answers true --out signals
 trimtab collect --questions trimtab:countries --out signals --num_samples 10 --p_true true
+trimtab collect --subject prompt --data trimtab:guard --out signals
 """
 
 import json
@@ -14,11 +15,12 @@ from transformers import PreTrainedTokenizerBase
 
 from trimtab.artifacts.prefix import Prefix
 from trimtab.cli.console import print_line
+from trimtab.detection.signals import convert_to_prompt_states
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import ArtifactError, InterruptedByUserError, UsageError
-from trimtab.generation_types import Answer
+from trimtab.generation_types import Answer, Signals
 from trimtab.jobs.collect.config import CollectConfig
-from trimtab.jobs.collect.plan import Label, PlannedRequest, drop_overlong, label_answers, load_plan
+from trimtab.jobs.collect.plan import AnswerLabel, PlannedRequest, drop_overlong, label_answers, load_plan
 from trimtab.jobs.collect.sampler import AnswerSampler, GatheredAnswers
 from trimtab.jobs.collect.signal_dataset import (
     DatasetMetadata,
@@ -34,11 +36,14 @@ from trimtab.loading import find_prefixes
 from trimtab.model.base_model import BaseModel, resolve_base_model, resolve_dtype
 from trimtab.model.chat_template import ChatRenderer, build_renderer
 from trimtab.scores import p_true
+from trimtab.types import Subject
 from trimtab.util.remote_paths import Folder, open_folder
 from trimtab.util.termination import defer_interrupt
 
 # Approximate relative depth of the most informative layer (METHODS 2).
 TWO_THIRDS = 2 / 3
+# Relative depths of layers that separate prompts best: the last layers prepare the answer (ours).
+PROMPT_DEPTHS = (0.5, 0.6, TWO_THIRDS, 0.75)
 # Minimum number of row tokens of an engine; a longer prefix raises it.
 ROWS = 8
 
@@ -54,7 +59,7 @@ def collect(config: CollectConfig) -> Folder:
         InterruptedByUserError: on SIGINT or SIGTERM, after the current batch.
     """
     base = resolve_base_model(config.base, config.revision)
-    layers = tuple(sorted(set(config.layers))) or (round(base.depth * TWO_THIRDS), base.depth - 1)
+    layers = tuple(sorted(set(config.layers))) or _get_default_layers(base, config.subject)
     if layers[0] < 0 or layers[-1] >= base.depth:
         raise UsageError(f"layers must be from 0 to {base.depth - 1} for {base.name}, not {list(layers)}")
     prefix = next(iter(find_prefixes(config.prefix, base).values())) if config.prefix else None
@@ -62,7 +67,7 @@ def collect(config: CollectConfig) -> Folder:
     folder, meta = open_folder(config.out), _build_metadata(config, base, layers, prefix)
     existing = begin_dataset(folder, meta)
     if extra := existing - {item.key for item in planned}:
-        print_line(f"{folder} also holds {len(extra)} answers to other questions; they are kept")
+        print_line(f"{folder} also holds {len(extra)} other rows, which stay in the data set")
     rows = max(ROWS, len(prefix.vectors) if prefix else 0)
     renderer = build_renderer(base, rows)
     new = [item for item in planned if item.key not in existing]
@@ -73,19 +78,21 @@ def collect(config: CollectConfig) -> Folder:
         )
         requests = {key: item.request for key, item in missing.items()}
         sampler = AnswerSampler(config.num_samples, config.temperature, config.p_true)
-        pool = run_pool("answers with signals", base, requests, engine, config.scale, prefix, sampler, sampler.batch)
+        title = "answers with signals" if config.subject == "answer" else "prompts with signals"
+        pool = run_pool(title, base, requests, engine, config.scale, prefix, sampler, sampler.batch)
         stored = 0
         with ray_session(config.scale.address), closing(pool) as batches, defer_interrupt(_announce_stop) as stop_requested:
             for batch in batches:
                 pairs = [(missing[key], gathered) for key, gathered in batch.items()]
                 labels = label_answers([(item, gathered.answer) for item, gathered in pairs], config.judge)
                 labeled = zip(pairs, labels, strict=True)
-                lines = [build_row(item, gathered, label, renderer.tokenizer) for (item, gathered), label in labeled]
+                build = build_row if config.subject == "answer" else build_prompt_row
+                lines = [build(item, gathered, label, renderer.tokenizer) for (item, gathered), label in labeled]
                 append_part(folder, meta, lines)
                 stored += len(lines)
                 if stop_requested.is_set() and stored < len(missing):
                     raise InterruptedByUserError(
-                        f"stopped; {stored} of {len(missing)} answers are stored. Run the same command to resume"
+                        f"stopped; {stored} of {len(missing)} rows are stored. Run the same command to resume"
                     )
     return folder
 
@@ -104,6 +111,10 @@ def run_collect(config: CollectConfig) -> dict[str, Any]:
     data = read_dataset(folder)
     right = int((data.truthful == 1).sum())
     labeled = int((~data.truthful.isnan()).sum())
+    if config.subject == "prompt":
+        summary = f"{len(data.keys)} prompts, {labeled - right} harmful"
+        print_line(f"{folder}: {summary}; layers {list(data.meta.layers)}; {data.digest}")
+        return metadata_as_json(data.meta) | {"prompts": labeled, "harmful": labeled - right, "digest": data.digest}
     truncated = data.finished.count(False)
     summary = f"{len(data.keys)} answers, {right} of {labeled} right{f', {truncated} cut off' if truncated else ''}"
     print_line(f"{folder}: {summary}; layers {list(data.meta.layers)}; {data.digest}")
@@ -127,16 +138,14 @@ def _drop_overlong(
 
 
 def build_row(
-    item: PlannedRequest, gathered: GatheredAnswers, label: Label, tokenizer: PreTrainedTokenizerBase
+    item: PlannedRequest, gathered: GatheredAnswers, label: AnswerLabel, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     """Build a row of the data set, by column name.
 
     Raises:
         ArtifactError: if the engine returned no signals for the answer.
     """
-    answer = gathered.answer
-    if answer.signals is None:
-        raise ArtifactError(f"the engine returned no signals for {item.question.question[:60]!r}")
+    answer, signals = gathered.answer, _get_signals(item, gathered)
     truthful, why = label
     return {
         "key": item.key,
@@ -148,16 +157,37 @@ def build_row(
         "why": why,
         "tokens": len(answer.token_ids),
         "whole": answer.finish_reason == "stop",
-        "psi": answer.signals.psi.flatten().tolist(),
-        "history": answer.signals.history.flatten().tolist(),
+        "psi": signals.psi.flatten().tolist(),
+        "history": signals.history.flatten().tolist(),
         **sample_columns(gathered.samples),
         "p_true": None if gathered.verdict is None else compute_p_true(gathered.verdict, tokenizer),
     }
 
 
+def build_prompt_row(
+    item: PlannedRequest, gathered: GatheredAnswers, label: AnswerLabel, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """Build a row of a data set of prompts, by column name. Arguments and exceptions as in `build_row`."""
+    psi = convert_to_prompt_states(_get_signals(item, gathered).psi)
+    fields = {"answer": "", "tokens": gathered.answer.prompt_tokens, "whole": True, "history": []}
+    return build_row(item, gathered, label, tokenizer) | fields | {"psi": psi.flatten().tolist()}
+
+
+def _get_signals(item: PlannedRequest, gathered: GatheredAnswers) -> Signals:
+    if gathered.answer.signals is None:
+        raise ArtifactError(f"the engine returned no signals for {item.question.question[:60]!r}")
+    return gathered.answer.signals
+
+
 def compute_p_true(verdict: Answer, tokenizer: PreTrainedTokenizerBase) -> float:
     """Compute the probability with which the model calls its answer true, from the likeliest first tokens of its verdict."""
     return p_true.compute_p_true((str(tokenizer.decode([token])), logp) for token, logp in verdict.logprobs[0].items())
+
+
+def _get_default_layers(base: BaseModel, subject: Subject) -> tuple[int, ...]:
+    if subject == "answer":
+        return round(base.depth * TWO_THIRDS), base.depth - 1
+    return tuple(sorted({round(base.depth * share) for share in PROMPT_DEPTHS}))
 
 
 def _build_metadata(config: CollectConfig, base: BaseModel, layers: tuple[int, ...], prefix: Prefix | None) -> DatasetMetadata:
@@ -171,4 +201,6 @@ def _build_metadata(config: CollectConfig, base: BaseModel, layers: tuple[int, .
     prefix_digest = prefix.card.digest if prefix else None
     # Resolved, because `auto` depends on the machine and a data set has one precision.
     precision = resolve_dtype(config.dtype)
-    return DatasetMetadata(base.name, base.fingerprint, layers, base.width, precision, prefix_digest, stored_settings)
+    return DatasetMetadata(
+        base.name, base.fingerprint, layers, base.width, precision, prefix_digest, stored_settings, subject=config.subject
+    )

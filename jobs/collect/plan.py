@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from trimtab.artifacts.prefix import Prefix
 from trimtab.data.given_answers import GivenAnswer, read_all_given_answers
+from trimtab.data.prompt import Prompt
 from trimtab.data.questions import Question, read_all_questions
+from trimtab.data.readers import read_all_prompts
 from trimtab.errors import UsageError
 from trimtab.generation_types import Answer, Sampling
 from trimtab.jobs.collect.config import CollectConfig
@@ -17,12 +19,12 @@ from trimtab.jobs.runtime.engine_pool import GenerationRequest
 from trimtab.judges.answer_matching import AnswerMark, mark_answer, parse_expected_number
 from trimtab.judges.llm_answer import LlmAnswerJudge
 from trimtab.model.chat_template import ChatRenderer, Message
-from trimtab.types import AnswerKind
+from trimtab.types import AnswerKind, Label
 from trimtab.util.identifiers import compute_key
 
 DEFAULT_KIND: AnswerKind = "contains"
-Label = tuple[bool | None, str]
-"""Whether an answer is right, None if unknown, and the reason."""
+AnswerLabel = tuple[bool | None, str]
+"""Whether an answer is right or a prompt is benign, None if unknown, and the reason."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class PlannedRequest:
         question: question with its reference answers.
         kind: comparison of the answer with the reference answers.
         request: request to the engine.
-        truthful: label of a given answer; None if it is unknown or the answer is generated.
+        truthful: label of a given answer or a prompt; None if it is unknown or the answer is generated.
+        label: class of a prompt; None for a question.
     """
 
     key: str
@@ -42,6 +45,7 @@ class PlannedRequest:
     kind: AnswerKind
     request: GenerationRequest
     truthful: bool | None = None
+    label: Label | None = None
 
 
 def load_plan(config: CollectConfig) -> list[PlannedRequest]:
@@ -50,6 +54,8 @@ def load_plan(config: CollectConfig) -> list[PlannedRequest]:
     Raises:
         UsageError: if a source cannot be read or is empty.
     """
+    if config.subject == "prompt":
+        return build_prompt_plan(config, read_all_prompts(as_source_list(config.data), config.label, config.columns))
     files = as_source_list(config.questions)
     if config.read_answers:
         return build_given_plan(config, read_all_given_answers(files, config.columns, config.answer_separator))
@@ -94,6 +100,24 @@ def build_given_plan(config: CollectConfig, answers: Sequence[GivenAnswer]) -> l
     return _subsample(config, planned)
 
 
+def build_prompt_plan(config: CollectConfig, prompts: Sequence[Prompt]) -> list[PlannedRequest]:
+    """Return one planned request per unique prompt; the engine reads the prompt and generates one token.
+
+    The key hashes the conversation and its side, harmful or benign.
+
+    Raises:
+        UsageError: if there are no prompts.
+    """
+    planned: dict[str, PlannedRequest] = {}
+    for prompt in prompts:
+        benign = prompt.label != "harmful"
+        key = compute_key(json.dumps([prompt.messages, benign]), 24)
+        question = Question(prompt.prompt, (), prompt.source, group=prompt.group)
+        request = GenerationRequest(prompt.messages, Sampling(max_tokens=1))
+        planned.setdefault(key, PlannedRequest(key, question, DEFAULT_KIND, request, benign, prompt.label))
+    return _subsample(config, planned)
+
+
 def drop_overlong(
     planned: Sequence[PlannedRequest], config: CollectConfig, renderer: ChatRenderer, prefix: Prefix | None
 ) -> list[PlannedRequest]:
@@ -119,15 +143,17 @@ def drop_overlong(
     return [item for item in planned if count_required(item) + 2 <= config.max_model_len]
 
 
-def label_answers(pairs: Sequence[tuple[PlannedRequest, Answer]], judge: JudgeConfig) -> list[Label]:
-    """Return the label of each answer.
+def label_answers(pairs: Sequence[tuple[PlannedRequest, Answer]], judge: JudgeConfig) -> list[AnswerLabel]:
+    """Return the label of each answer or prompt.
 
-    Complete given answers take the label of their file. Generated answers are judged by the endpoint, or compared with the
-    reference answers.
+    Prompts have a class. Complete given answers take the label of their file. Generated answers are judged by the endpoint, or
+    compared with the reference answers.
 
     Raises:
         JobError: if the endpoint returns no verdict.
     """
+    if pairs and pairs[0][0].label is not None:
+        return [(item.truthful, f"class {item.label}") for item, _ in pairs]
     if pairs and pairs[0][0].request.given_answer is not None:
         return [_file_label(item, answer) for item, answer in pairs]
     if judge.kind == "endpoint":
@@ -138,13 +164,13 @@ def label_answers(pairs: Sequence[tuple[PlannedRequest, Answer]], judge: JudgeCo
     return [_label(mark, item, answer) for mark, (item, answer) in zip(marks, pairs, strict=True)]
 
 
-def _file_label(item: PlannedRequest, answer: Answer) -> Label:
+def _file_label(item: PlannedRequest, answer: Answer) -> AnswerLabel:
     if answer.finish_reason != "stop":
         return None, "truncated at max_length; the file labels the complete answer"
     return item.truthful, "label from the file" if item.truthful is not None else "no label in the file"
 
 
-def _label(mark: AnswerMark, item: PlannedRequest, answer: Answer) -> Label:
+def _label(mark: AnswerMark, item: PlannedRequest, answer: Answer) -> AnswerLabel:
     # Truncated by the engine's maximum length, not by --max_tokens: the complete answer might have been right.
     truncated = answer.finish_reason == "length" and len(answer.token_ids) < item.request.sampling.max_tokens
     if truncated and not mark.right:
@@ -154,6 +180,6 @@ def _label(mark: AnswerMark, item: PlannedRequest, answer: Answer) -> Label:
 
 def _subsample(config: CollectConfig, planned: Mapping[str, PlannedRequest]) -> list[PlannedRequest]:
     if not planned:
-        raise UsageError(f"there are no questions or answers in {', '.join(as_source_list(config.questions))}")
+        raise UsageError(f"there are no rows in {', '.join(as_source_list(config.data or config.questions))}")
     # Keys are hashes: their order is reproducible and independent of the content.
     return sorted(planned.values(), key=lambda item: item.key)[: config.limit] if config.limit else list(planned.values())

@@ -1,4 +1,4 @@
-"""Data set of answers with signals: a folder of Parquet parts and their metadata in `dataset.json`.
+"""Data set of answers or prompts with signals: a folder of Parquet parts and their metadata in `dataset.json`.
 
 The folder is local or on any file system that fsspec supports. Parts are written atomically, so an interrupted job leaves a
 data set that can be resumed.
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from trimtab.errors import ArtifactError, UsageError
 from trimtab.model.base_model import BaseModel
+from trimtab.types import SUBJECTS, Subject
 from trimtab.util.atomic_files import write_atomic
 from trimtab.util.identifiers import compute_key
 from trimtab.util.remote_paths import Folder, wrap_storage_errors
@@ -62,6 +63,7 @@ class DatasetMetadata:
         prefix_digest: digest of the prefix that the answers were generated under; None without a prefix.
         settings: all other settings that an answer depends on, as JSON.
         version: version of the file format.
+        subject: `answer` for answers to questions, `prompt` for prompts.
     """
 
     base: str
@@ -72,6 +74,7 @@ class DatasetMetadata:
     prefix_digest: str | None
     settings: str
     version: int = VERSION
+    subject: Subject = "answer"
 
 
 # Names in `dataset.json` by field. They are part of the format, and do not follow the fields.
@@ -84,7 +87,10 @@ STORED_NAMES = {
     "prefix_digest": "prefix",
     "settings": "asked",
     "version": "version",
+    "subject": "subject",
 }
+# Absent in data sets of release 0.1.0.
+SUBJECT = "subject"
 
 
 @dataclass(frozen=True)
@@ -106,19 +112,20 @@ class SampledAnswer:
 
 @dataclass(frozen=True)
 class SignalDataset:
-    """N answers with labels and signals.
+    """N answers or prompts with labels and signals.
 
     Attributes:
         meta: identity of the data set.
         keys: unique keys of the rows.
-        questions: questions.
+        questions: questions, or prompts.
         sources: sources of the questions.
         groups: groups of the questions; a split keeps a group on one side.
-        answers: texts of the answers.
+        answers: texts of the answers, empty for prompts.
         finished: whether each answer is complete, that is, not truncated.
-        psi: answer states [N, L, 3d].
-        traces: N tensors [m, 3] with the log-probability, entropy and margin of each token.
-        truthful: labels [N]: 1, 0, or NaN if unlabeled.
+        psi: states of the answers or prompts [N, L, 3d].
+        traces: N tensors [m, 3] with the log-probability, entropy and margin of each token; [0, 3] for prompts.
+        truthful: labels [N]: 1 for a right answer or a benign prompt, 0 for a made-up answer or a harmful prompt, NaN if
+            unlabeled.
         samples: sampled answers of each question; empty if they were not requested.
         p_true: probability with which the model calls each answer true; None if it was not requested.
         digest: digest of the rows.
@@ -203,7 +210,7 @@ def read_dataset(folder: Folder, base: BaseModel | None = None) -> SignalDataset
         actual, expected = f"{meta.base} ({meta.fingerprint})", f"{base.name} ({base.fingerprint})"
         raise ArtifactError(f"{folder} holds signals of {actual}, not of {expected}. Collect signals with {base.name}")
     if not tables:
-        raise ArtifactError(f"{folder} holds no answers. Run `trimtab collect` to fill it")
+        raise ArtifactError(f"{folder} holds no signals. Run `trimtab collect` to fill it")
     table = _drop_duplicates(pa.concat_tables(tables).sort_by("key"))
     psi = np.stack(table["psi"].to_numpy()).astype(np.float32)
     truth = [float("nan") if value is None else float(value) for value in table["truthful"].to_pylist()]
@@ -240,11 +247,14 @@ def _meta(folder: Folder) -> DatasetMetadata:
         raise ArtifactError(f"{folder} is no data set of signals: it has no {META}. Run `trimtab collect` to create one")
     try:
         raw = json.loads(path.read_text())
+        raw.setdefault(SUBJECT, "answer")
         values: dict[str, Any] = {field: raw[name] for field, name in STORED_NAMES.items()}
         values["layers"] = tuple(values["layers"])
         meta = DatasetMetadata(**values)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ArtifactError(f"{path} is not the metadata of a signal data set") from error
+    if meta.subject not in SUBJECTS:
+        raise ArtifactError(f"{path} has subject {meta.subject!r}; this trimtab reads {', '.join(SUBJECTS)}")
     if meta.version != VERSION:
         raise ArtifactError(f"{path} is of version {meta.version}; this trimtab reads {VERSION}")
     return meta

@@ -27,11 +27,12 @@ class DetectConfig:
     """Train detectors on collected signals, select on validation and report on test data.
 
     Args:
-        signals: folder of a data set that `trimtab collect` wrote.
+        signals: folder of a data set that `trimtab collect` wrote, of answers or of prompts.
         head: heads to train; the first one is saved: flag, linear, saplma, mlp, sep, haloscope; all selects every head that
             the data set supports.
         head_options: settings of the first head, as --head_options.groups '[4, 8, 16]': a list is a set of choices to try.
         layers: layers to try, each alone and all together; if omitted, the layers of the data set.
+        test_signals: folders of further data sets to measure the saved detector on.
         num_seeds: number of seeds, each with its own split.
         test_fraction: share of the questions for the test part.
         validation_fraction: share of the questions for model selection and calibration.
@@ -51,6 +52,7 @@ class DetectConfig:
     head: list[str] | str = "flag"
     head_options: dict[str, Any] = field(default_factory=dict[str, Any])
     layers: list[int] = field(default_factory=list[int])
+    test_signals: list[str] | str = field(default_factory=list[str])
     num_seeds: int = 5
     test_fraction: float = 0.25
     validation_fraction: float = 0.1

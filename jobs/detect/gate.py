@@ -4,11 +4,13 @@ On validation, a detector must rank answers better than the training-free scores
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from trimtab.detection.detector import Detector
+from trimtab.detection.subject_terms import TERMS
 from trimtab.errors import ArtifactError, NotFoundError
 from trimtab.evaluation.detection.metrics import compute_auroc
 from trimtab.evaluation.detection.pooling import (
@@ -46,7 +48,9 @@ def check_gate(
     """
     first = results[0]
     resamples = draw_resamples(data.groups, len(first.validations))
-    gains = [_compare(r.name, first.validations, r.validations, resamples) for r in results if not r.learned]
+    # Prompts have no training-free scores: a detector must rank them better than a constant risk does.
+    untrained = [(r.name, r.validations) for r in results if not r.learned] or [("a constant", _flatten(first.validations))]
+    gains = [_compare(name, first.validations, risks, resamples) for name, risks in untrained]
     try:
         version = registry.find_version(base.name, config.name, CHAMPION)
     except NotFoundError:
@@ -66,7 +70,11 @@ def _compare(rival: str, first: Sequence[SeedRisks], other: Sequence[SeedRisks],
     values = [compute_mean(compute_auroc, risks) for risks in (first, other)]
     difference = estimate_paired_difference(compute_auroc, first, other, resamples)
     answers = len(np.unique(np.concatenate([risks.at for risks in first])))
-    return Gain("AUROC", values[0], rival, values[1], difference, answers, "validation answers")
+    return Gain("AUROC", values[0], rival, values[1], difference, answers, "validation rows")
+
+
+def _flatten(risks: Sequence[SeedRisks]) -> list[SeedRisks]:
+    return [replace(r, risk=np.zeros_like(r.risk), raw=np.zeros_like(r.raw)) for r in risks]
 
 
 def _measure_champion(version: Version, base: BaseModel, data: SignalDataset, own: SeedRisks) -> SeedRisks:
@@ -83,7 +91,9 @@ def _measure_champion(version: Version, base: BaseModel, data: SignalDataset, ow
 
 
 def _check_comparable(champion: Detector, data: SignalDataset) -> str | None:
-    """Return why a champion cannot score these answers, or None if it can."""
+    """Return why a champion cannot score these rows, or None if it can."""
+    if champion.card.subject != data.meta.subject:
+        return f"is a detector of {TERMS[champion.card.subject].positives}"
     if missing := set(champion.card.layers) - set(data.meta.layers):
         return f"reads layer {min(missing)}, which was not collected"
     return "was trained under another prefix" if champion.card.prefix_digest != data.meta.prefix_digest else None

@@ -1,6 +1,7 @@
 """Job of `trimtab detect`: detectors trained on collected signals, selected on validation, measured on test.
 
 trimtab detect --signals signals --head flag --out detector
+trimtab detect --signals guard-signals --head linear --name guard
 """
 
 import json
@@ -13,16 +14,27 @@ from rich.table import Table
 
 from trimtab import settings
 from trimtab.cli.console import ProgressBar, console, print_line
-from trimtab.detection.detector import Detector, DetectorCard, build_detector, save_detector
+from trimtab.detection.calibration import compute_supported_thresholds
+from trimtab.detection.detector import Detector, DetectorCard, build_detector, load_detector, save_detector
+from trimtab.detection.subject_terms import TERMS
 from trimtab.detection.training import DataSplits, TrainedDetector
 from trimtab.evaluation.detection.pooling import DetectorResult, PooledMetrics, draw_resamples, measure_result, result_as_json
 from trimtab.evaluation.rendering import plain
 from trimtab.jobs.collect.signal_dataset import SignalDataset, read_dataset
 from trimtab.jobs.detect.config import DetectConfig
+from trimtab.jobs.detect.further_sets import (
+    FurtherSetResult,
+    build_further_table,
+    measure_by_source,
+    measure_further_set,
+    read_further_sets,
+)
 from trimtab.jobs.detect.gate import check_gate
 from trimtab.jobs.detect.model_selection import list_trials, select_models, split_by_seed
+from trimtab.jobs.detect.out_of_fold import FOLDS, compute_out_of_fold_risks
 from trimtab.jobs.detect.training_free import build_score_inputs, compute_semantic_entropies, measure_training_free
 from trimtab.jobs.runtime.cluster import ray_session
+from trimtab.jobs.runtime.config import as_source_list
 from trimtab.model.base_model import BaseModel, resolve_base_model
 from trimtab.tracking import registry, runs
 from trimtab.tracking.promotions import register_and_promote
@@ -42,6 +54,8 @@ class DetectResult:
         figures: pooled metrics of each result.
         version: registered version; None if it was not registered.
         gate: reason of the gate's decision; None if it was not registered.
+        others: results on further data sets.
+        out_of_fold: results of out-of-fold risks on the training data, by source; empty for answers.
     """
 
     folder: Path
@@ -49,6 +63,8 @@ class DetectResult:
     figures: list[PooledMetrics]
     version: Version | None
     gate: str | None
+    others: Sequence[FurtherSetResult] = ()
+    out_of_fold: Sequence[FurtherSetResult] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return the output of `--json`: metrics of the first head and its rivals.
@@ -58,6 +74,8 @@ class DetectResult:
         head, *rivals = [_flatten_metrics(result_as_json(r, f)) for r, f in zip(self.results, self.figures, strict=True)]
         version = asdict(self.version) if self.version else None
         output = head | {"rivals": rivals, "detector": str(self.folder), "version": version, "gate": self.gate}
+        output |= {"test_signals": [asdict(result) for result in self.others]}
+        output |= {"out_of_fold": [asdict(result) for result in self.out_of_fold]}
         return plain(output)
 
 
@@ -71,7 +89,9 @@ def train_detectors(config: DetectConfig) -> DetectResult:
     base = resolve_base_model(config.base, config.revision)
     registry.format_model_name(base.name, config.name)
     data = read_dataset(open_folder(config.signals), base)
-    answers = build_score_inputs(data)
+    others = read_further_sets(as_source_list(config.test_signals), base, data)
+    # Prompts have no answer to score.
+    answers = build_score_inputs(data) if data.meta.subject == "answer" else []
     entropies = compute_semantic_entropies(answers, config.similarity)
     trials = list_trials(config.head, data, config.layers, config.head_options, sampled=len(entropies.unique()) > 1)
     splits = split_by_seed(
@@ -82,17 +102,26 @@ def train_detectors(config: DetectConfig) -> DetectResult:
     with runs.close_run(run), ray_session(config.address):
         run.log_params({"config": asdict(config), "base_fingerprint": base.fingerprint})
         run.log_inputs([_describe_source(config, data)], "training")
-        with ProgressBar("heads", config.num_seeds * sum(head.count for head in trials.values())) as bar:
+        folds = FOLDS if data.meta.subject == "prompt" else 0
+        with ProgressBar("heads", config.num_seeds * sum(head.count for head in trials.values()) + folds) as bar:
             arms = select_models(list(trials.values()), splits, lambda: bar.update(bar.done + 1))
+            best = max(arms[0].learned, key=lambda trained: trained.validation)
+            own: list[FurtherSetResult] = []
+            if folds:
+                rows, risk = compute_out_of_fold_risks(
+                    best.candidate, data, config.validation_fraction, lambda: bar.update(bar.done + 1)
+                )
+                best = replace(best, thresholds=compute_supported_thresholds(risk, data.truthful[rows]))
+                own = measure_by_source(data, rows, risk, best.thresholds)
         results = [arm.result for arm in arms] + scored
         resamples = draw_resamples(data.groups, config.num_seeds)
         figures = [measure_result(result.tests, resamples) for result in results]
-        best = max(arms[0].learned, key=lambda trained: trained.validation)
         detector = _build_detector(config, base, data, arms[0].result, best, splits[best.seed], run)
         folder = save_detector(
             detector, Path(config.out) if config.out else settings.get_runs_folder() / f"detect-{config.name}"
         )
-        detected = DetectResult(folder, results, figures, None, None)
+        measured = [measure_further_set(detector, name, other) for name, other in others.items()]
+        detected = DetectResult(folder, results, figures, None, None, measured, own)
         _log_result(detected, run)
         _log_risks(arms[0].result, best.seed, data, folder, run)
         if config.register:
@@ -109,8 +138,12 @@ def run_detect(config: DetectConfig) -> dict[str, Any]:
         Output of `--json`.
     """
     detected = train_detectors(config)
-    title = f"made-up answers in {config.signals}: test part, mean of {config.num_seeds} seeds"
+    terms = TERMS[load_detector(detected.folder).card.subject]
+    title = f"{terms.positives} in {config.signals}: test part, mean of {config.num_seeds} seeds"
     console.print(build_table(detected.results, detected.figures, title))
+    for title, measured in (("out of fold", detected.out_of_fold), ("other data sets", detected.others)):
+        if measured:
+            console.print(build_further_table(title, measured, terms.positives, terms.negatives))
     if detected.version:
         print_line(f"registered {config.name} version {detected.version.version} as candidate; gate: {detected.gate}")
     print_line(f"detector: {detected.folder}")
@@ -165,6 +198,7 @@ def _build_detector(
         data=[_describe_source(config, data)],
         metrics={"test_auroc": result.auroc, "validation_auroc": best.validation},
         run_id=run.run_id,
+        subject=data.meta.subject,
     )
     return build_detector(best.head, rows.normalizer, best.calibration, card)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trimtab import heads
 from trimtab.detection.calibration import compute_risk, fit_platt
+from trimtab.detection.subject_terms import TERMS
 from trimtab.detection.training import Candidate, DataSplits, TrainedDetector, select_features, split_data, train_detector
 from trimtab.errors import UsageError
 from trimtab.evaluation.detection.pooling import DetectorResult, SeedRisks
@@ -23,12 +24,17 @@ from trimtab.heads import DetectorRows
 from trimtab.jobs.collect.signal_dataset import SignalDataset
 from trimtab.jobs.runtime.cluster import POLL_SECONDS, unwrap_ray_error
 from trimtab.jobs.runtime.config import as_source_list
+from trimtab.types import Subject
 
 ALL = "all"
 # This head needs samples: without them `all` skips it, and only an explicit request for it fails.
 SAMPLED = "sep"
-# Default choices for the groups of FLaG: few, because there are few rows (METHODS 2).
-GROUPS = [4, 8, 16]
+# Default options by head and subject, None being all subjects. Few groups for FLaG, because there are few rows (METHODS 2). A
+# linear probe on prompts reads the mean as well: the last state alone depends on the last words (ours).
+DEFAULT_OPTIONS: Mapping[tuple[str, Subject | None], Mapping[str, Any]] = {
+    ("flag", None): {"groups": [4, 8, 16]},
+    ("linear", "prompt"): {"parts": 2},
+}
 LEAST_ANSWERS = 50
 
 
@@ -91,7 +97,8 @@ def split_by_seed(
     """
     labeled = int((~data.truthful.isnan()).sum())
     if labeled < LEAST_ANSWERS:
-        raise UsageError(f"there are {labeled} labeled answers; a detector needs {LEAST_ANSWERS}. Collect more answers")
+        rows = TERMS[data.meta.subject].rows
+        raise UsageError(f"there are {labeled} labeled {rows}; a detector needs {LEAST_ANSWERS}. Collect more {rows}")
     splits = {
         seed: split_data(data.psi, data.traces, data.truthful, data.groups, seed, validation, test, labels, spread)
         for seed in range(seeds)
@@ -100,7 +107,8 @@ def split_by_seed(
         for name, part in (("training", rows.train), ("validation", rows.validation), ("test", rows.test)):
             if not has_two_classes(part):
                 raise UsageError(
-                    f"seed {seed}: the {len(part)} {name} answers are all of one class. Collect more, or enlarge the part"
+                    f"seed {seed}: the {len(part)} {name} {TERMS[data.meta.subject].rows} are all of one class. "
+                    "Collect more, or enlarge the part"
                 )
     return splits
 
@@ -128,7 +136,10 @@ def list_trials(
     indices = [collected.index(layer) for layer in (layers or collected)]
     return {
         name: HeadTrials(
-            name, collected, _list_layer_sets(name, indices), _list_settings(name, settings if name == names[0] else {})
+            name,
+            collected,
+            _list_layer_sets(name, indices),
+            _list_settings(name, data.meta.subject, settings if name == names[0] else {}),
         )
         for name in names
         if name != SAMPLED or sampled or name in as_source_list(head)
@@ -251,9 +262,9 @@ def _list_layer_sets(name: str, indices: Sequence[int]) -> list[tuple[int, ...]]
     return [(index,) for index in indices] + ([tuple(indices)] if joint else [])
 
 
-def _list_settings(name: str, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _list_settings(name: str, subject: Subject, given: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return every combination of settings; a list is a set of choices."""
-    choices = ({"groups": GROUPS} if name == "flag" else {}) | dict(given)
+    choices = {**DEFAULT_OPTIONS.get((name, None), {}), **DEFAULT_OPTIONS.get((name, subject), {}), **given}
     lists = [value if isinstance(value, list) else [value] for value in choices.values()]
     return [dict(zip(choices, values, strict=True)) for values in product(*lists)]
 

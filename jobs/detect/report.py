@@ -142,6 +142,8 @@ def open_sources(config: TruthConfig, base: BaseModel) -> list[ReportSource]:
     data_sets = {
         name: read_dataset(open_folder(path), base) for name, path in zip(_name_folders(folders), folders, strict=True)
     }
+    if prompts := [name for name, data in data_sets.items() if data.meta.subject != "answer"]:
+        raise UsageError(f"{prompts[0]} holds prompts, the report is on answers. Use trimtab detect --test_signals for prompts")
     first = next(iter(data_sets.values()))
     if different := [name for name, data in data_sets.items() if data.meta.layers != first.meta.layers]:
         raise UsageError(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from trimtab.detection.detector import Detector
+from trimtab.detection.subject_terms import TERMS
 from trimtab.detection.training import compute_traces
 from trimtab.errors import UsageError
 from trimtab.evaluation.detection.metrics import METRICS
@@ -62,12 +63,15 @@ def compute_risks(detector: Detector, data: SignalDataset, name: str) -> SeedRis
     card = detector.card
     if any(entry.get("digest") == data.digest for entry in card.data):
         raise UsageError(f"{card.name} was trained on {name}. Use a set that was not in its training data")
+    if card.subject != data.meta.subject:
+        raise UsageError(f"{card.name} flags {TERMS[card.subject].positives}, but {name} holds {TERMS[data.meta.subject].rows}")
     if missing := set(card.layers) - set(data.meta.layers):
         raise UsageError(f"{card.name} reads layer {min(missing)}, which {name} does not have. Collect the set with --layers")
     indices = torch.nonzero(~data.truthful.isnan()).squeeze(1)
     made_up = (data.truthful[indices] == 0).numpy()
     if made_up.all() or not made_up.any():
-        raise UsageError(f"{name} must have both right and made-up answers with labels")
+        terms = TERMS[card.subject]
+        raise UsageError(f"{name} must have both {terms.negatives} and {terms.positives} with labels")
     risk = compute_risk_at(detector, data, indices).double().numpy()
     return SeedRisks(0, indices.numpy().astype(np.int64), risk, risk, made_up)
 

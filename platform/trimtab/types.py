@@ -17,6 +17,9 @@ INITS = ("vocab-mean", "random-row")
 AnswerKind = Literal["exact", "contains", "f1", "numeric"]
 ANSWER_KINDS: tuple[AnswerKind, ...] = get_args(AnswerKind)
 Part = Literal["train", "validation", "test"]
+# Subject of a detector: the risk that an answer is made up, or that a prompt is harmful.
+Subject = Literal["answer", "prompt"]
+SUBJECTS: tuple[Subject, ...] = get_args(Subject)
 FilterRule = Literal["agreed", "clear", "leak", "length", "duplicate", "contamination", "balanced"]
 FILTER_RULES: tuple[FilterRule, ...] = get_args(FilterRule)
 # Ways to obtain the target of a training row from the frozen model, in the order in which they are tried.

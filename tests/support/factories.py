@@ -85,6 +85,19 @@ def compute_reference_signals(
     return Signals(psi, torch.stack([statistics.logp, statistics.entropy, statistics.margin], 1))
 
 
+def compute_prompt_states(
+    frozen: FrozenModel, renderer: ChatRenderer, conversation: Conversation, layers: Sequence[int]
+) -> torch.Tensor:
+    """Compute the states [m, L, d] of the m tokens of a prompt in one forward pass of transformers."""
+    prefix = conversation.prefix
+    rows = range(renderer.first_slot, renderer.first_slot + len(prefix.vectors)) if prefix else ()
+    ids = torch.tensor([renderer.render_prompt(conversation.messages, prefix.card.position if prefix else "system", rows)])
+    with torch.no_grad():
+        embeddings = frozen.embed_inputs(prefix.vectors if prefix else None, ids)
+        hidden = frozen.model(inputs_embeds=embeddings, output_hidden_states=True).hidden_states
+    return torch.stack([hidden[layer][0] for layer in layers], 1)
+
+
 def make_detector(frozen: FrozenModel, base: BaseModel, name: str, layers: tuple[int, ...]) -> Detector:
     """Make a detector with a random head, calibrated so that answers to `QUESTIONS` have risks around 0.5."""
     torch.manual_seed(0)
@@ -162,6 +175,22 @@ def write_signal_dataset(folder: Path, base: BaseModel, layers: tuple[int, int],
     for part in range(4):
         rows = [_build_random_row(part * 100 + i, base.width, generator, seed) for i in range(100)]
         append_part(folder, metadata, rows)
+    return folder
+
+
+def write_prompt_dataset(folder: Path, base: BaseModel, layers: tuple[int, int], seed: int) -> Path:
+    """Write signals of 400 prompts whose labels show in the mean state of the last layer only."""
+    metadata = DatasetMetadata(base.name, base.fingerprint, layers, base.width, "fp32", None, "", subject="prompt")
+    begin_dataset(folder, metadata)
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for number in range(400):
+        benign = number % 2 == 0
+        end, mean = torch.randn(2, 2, base.width, generator=generator)
+        mean[1, :100] += 0.6 * benign
+        psi = torch.cat([end, mean, end - mean], -1)
+        rows.append(build_signal_row(number, f"Prompt {number} of {seed}?", benign, psi, torch.empty(0)) | {"answer": ""})
+    append_part(folder, metadata, rows)
     return folder
 
 

@@ -82,6 +82,12 @@ def _read_packaged(file: str) -> Callable[[], list[Prompt]]:
     return read
 
 
+def _guard() -> list[Prompt]:
+    return [prompt for name, read in SETS.items() if name != GUARD for prompt in read()]
+
+
+# All labeled prompts of the project, the training data of a guard.
+GUARD = "guard"
 SETS: dict[str, Callable[[], list[Prompt]]] = {
     "advbench": _advbench,
     "harmbench": _harmbench,
@@ -90,6 +96,7 @@ SETS: dict[str, Callable[[], list[Prompt]]] = {
     "countries": _countries,
     "contrast": _read_packaged("contrast"),
     "plain": _read_packaged("plain"),
+    GUARD: _guard,
 }
 
 

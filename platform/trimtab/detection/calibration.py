@@ -6,6 +6,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 # False positive rates (shares of right answers that are flagged) for which a detector stores a threshold.
 FALSE_POSITIVE_RATES: tuple[str, ...] = ("0.01", "0.05", "0.1")
+# Name of the threshold with the highest balanced accuracy, and the number of negatives that should lie above a threshold.
+BALANCED = "balanced"
+LEAST_ABOVE = 5
 STEPS = 100
 
 
@@ -56,6 +59,41 @@ def compute_risk(scores: Tensor, calibration: Tensor) -> Tensor:
     """
     slope, offset = calibration
     return torch.sigmoid(-(slope * scores + offset))
+
+
+def compute_supported_thresholds(risk: Tensor, truthful: Tensor) -> dict[str, float]:
+    """Compute the risk thresholds that the number of negatives supports, and the balanced one.
+
+    A level needs `LEAST_ABOVE / level` right answers or benign prompts, so that about `LEAST_ABOVE` of them are above its
+    threshold.
+
+    Args:
+        risk: risks [N].
+        truthful: labels [N], 1 for a negative and 0 for a positive.
+
+    Returns:
+        Thresholds by false positive rate, and by `BALANCED` the threshold with the highest balanced accuracy.
+    """
+    negatives = int((truthful == 1).sum())
+    supported = [rate for rate in FALSE_POSITIVE_RATES if negatives >= LEAST_ABOVE / float(rate)]
+    thresholds = compute_thresholds(risk, truthful)
+    return {rate: thresholds[rate] for rate in supported} | {BALANCED: compute_balanced_threshold(risk, truthful)}
+
+
+def compute_balanced_threshold(risk: Tensor, truthful: Tensor) -> float:
+    """Compute the risk threshold with the highest balanced accuracy; of several, the middle one.
+
+    Args:
+        risk: risks [N].
+        truthful: labels [N], 1 for a negative and 0 for a positive.
+    """
+    negatives, positives = (risk[truthful == label].double().sort().values for label in (1, 0))
+    candidates = risk.double().unique()
+    flagged = 1 - torch.searchsorted(positives, candidates, side="right") / max(1, len(positives))
+    accepted = torch.searchsorted(negatives, candidates, side="right") / max(1, len(negatives))
+    balanced = flagged + accepted
+    best = candidates[balanced == balanced.max()]
+    return best[len(best) // 2].item()
 
 
 def compute_thresholds(risk: Tensor, truthful: Tensor) -> dict[str, float]:

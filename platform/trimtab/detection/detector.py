@@ -1,4 +1,4 @@
-"""Detector: a head with normalizer, calibration and card that estimates the risk that an answer is made up.
+"""Detector: a head with normalizer, calibration and card that estimates a risk: that an answer is made up or a prompt harmful.
 
 On disk a detector is a folder with `detector.safetensors` and `card.json`. Loading it executes no code.
 """
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from pydantic import ConfigDict
@@ -19,12 +19,13 @@ from trimtab import heads
 from trimtab.artifacts.card import CARD_VERSION, STRICT, check_base_model, read_card_as, read_tensors, write_card
 from trimtab.artifacts.card import FILE as CARD
 from trimtab.detection import calibration
-from trimtab.detection.calibration import FALSE_POSITIVE_RATES
+from trimtab.detection.calibration import BALANCED, FALSE_POSITIVE_RATES
 from trimtab.detection.signals import TRACE, compute_trace_features
 from trimtab.errors import ArtifactError, TrimtabError
 from trimtab.generation_types import Signals
 from trimtab.heads import Head
 from trimtab.model.base_model import BaseModel
+from trimtab.types import Subject
 
 FILE = "detector.safetensors"
 MAX_MIB = 1024
@@ -48,14 +49,15 @@ class DetectorCard:
         head: registered name of the head.
         head_options: settings of the head.
         low_log_probability: log-probability tau_l below which a token counts as low.
-        thresholds: risk threshold by false positive rate.
+        thresholds: risk threshold by false positive rate. A prompt detector has only the rates that its data supports, and
+            `balanced`, the threshold with the highest balanced accuracy.
         digest: SHA-256 of the tensors.
         prefix_digest: digest of the prefix under which the answers were generated, or None.
         method: training method, as in a prefix's card.
         data: input data sets, as in a prefix's card.
         metrics: evaluation metrics.
         run_id: id of the MLflow run.
-        subject: subject of the detector; `answer` is the risk that an answer is made up.
+        subject: subject of the detector: `answer` is the risk that an answer is made up, `prompt` that a prompt is harmful.
         kind: kind of the artifact.
         card_version: version of the card format.
     """
@@ -77,7 +79,7 @@ class DetectorCard:
     data: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     metrics: dict[str, float] = field(default_factory=dict[str, float])
     run_id: str | None = None
-    subject: Literal["answer"] = "answer"
+    subject: Subject = "answer"
     kind: str = "detector"
     card_version: int = CARD_VERSION
 
@@ -105,7 +107,7 @@ class Detector:
 
     @torch.no_grad()
     def compute_risk(self, psi: Tensor, phi: Tensor) -> Tensor:
-        """Compute the probability that answers are made up.
+        """Compute the probability that answers are made up or prompts are harmful.
 
         Args:
             psi: features [N, L, 3d] at the card's layers.
@@ -240,9 +242,12 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _read_card(folder: Path) -> DetectorCard:
     card = read_card_as(DetectorCard, folder, "detector", RENAMED)
-    if card.thresholds.keys() != set(FALSE_POSITIVE_RATES):
-        rates = ", ".join(FALSE_POSITIVE_RATES)
-        raise ArtifactError(f"{folder / CARD}: thresholds must be risks by the false positive rates {rates}")
+    rates = set(FALSE_POSITIVE_RATES)
+    if card.subject == "prompt" and (BALANCED not in card.thresholds or card.thresholds.keys() - rates != {BALANCED}):
+        raise ArtifactError(f"{folder / CARD}: thresholds must be risks by false positive rates and {BALANCED}")
+    if card.subject == "answer" and card.thresholds.keys() != rates:
+        names = ", ".join(FALSE_POSITIVE_RATES)
+        raise ArtifactError(f"{folder / CARD}: thresholds must be risks by the false positive rates {names}")
     if not card.layers or min(card.layers) < 0 or len(set(card.layers)) < len(card.layers):
         raise ArtifactError(f"{folder / CARD}: layers must be different layer numbers")
     return card

@@ -1,7 +1,7 @@
 """Signals of the frozen model while it reads a prompt and generates an answer.
 
 The module implements psi in two forms, on whole tensors and token by token, and phi on whole tensors, for collection, training
-and serving (METHODS 2 and 3; it follows the paper unless stated otherwise).
+and serving (METHODS 2 and 3; it follows the paper unless stated otherwise). A prompt has psi of the same width, and no phi.
 
 An answer of m tokens, including its end-of-turn token, has m states: those that its tokens were generated from. The first one
 is the prompt's last state. The state of the last token is excluded, as no engine computes it (trimtab's choice).
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Parts of psi, in order.
+# Parts of psi, in order: of an answer, and of a prompt.
 PARTS = ("end", "answer", "contrast")
+PROMPT_PARTS = ("end", "prompt", "contrast")
 # Number of recent tokens that an accumulator stores; it can take back one fewer.
 RECENT = 4
 # Features of phi, in order.
@@ -83,6 +84,21 @@ def concatenate_states(end: Tensor, answer: Tensor, prompt: Tensor) -> Tensor:
         psi [..., 3d].
     """
     return torch.cat([end, answer, answer - prompt], -1)
+
+
+def convert_to_prompt_states(psi: Tensor) -> Tensor:
+    """Compute psi = [h_end ; mean_q h ; h_end - mean_q h] of a prompt from psi of an answer of one token.
+
+    The only state of such an answer is the prompt's last state [ours].
+
+    Args:
+        psi: psi of the answer [..., 3d].
+
+    Returns:
+        psi of the prompt [..., 3d].
+    """
+    end, _, contrast = psi.chunk(3, -1)
+    return torch.cat([end, end - contrast, contrast], -1)
 
 
 def compute_trace_features(logp: Tensor, entropy: Tensor, margin: Tensor, low: float) -> Tensor:

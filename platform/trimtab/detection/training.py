@@ -15,7 +15,7 @@ from trimtab import heads
 from trimtab.data.prompt import hash_to_fraction
 from trimtab.detection.calibration import compute_risk, compute_thresholds, fit_platt
 from trimtab.detection.detector import normalize_features
-from trimtab.detection.signals import compute_trace_features
+from trimtab.detection.signals import TRACE, compute_trace_features
 from trimtab.errors import UsageError
 from trimtab.heads import DetectorRows, Head, compute_auroc, predict_scores
 
@@ -94,6 +94,7 @@ def split_data(
     test: float,
     labels: float = 1.0,
     spread: Tensor | None = None,
+    offset: float = 0.0,
 ) -> DataSplits:
     """Split N answers by group and normalize them with the statistics of the training part.
 
@@ -109,11 +110,13 @@ def split_data(
         test: share of the groups in the test part.
         labels: share of the training labels to keep.
         spread: semantic entropies [N], or None if no samples were collected.
+        offset: position of the test part among the groups in the order of the seed, from 0 to 1. The test parts at multiples
+            of `test` are disjoint.
 
     Raises:
         UsageError: if the training part is empty.
     """
-    fractions = torch.tensor([hash_to_fraction(group, seed) for group in groups])
+    fractions = torch.tensor([(hash_to_fraction(group, seed) - offset) % 1 for group in groups], dtype=torch.double)
     labeled = ~truthful.isnan()
     is_test, is_validation = (fractions < test) & labeled, (fractions >= test) & (fractions < test + validation) & labeled
     is_train = fractions >= test + validation
@@ -123,7 +126,7 @@ def split_data(
         )
     logp = torch.cat([trace[:, 0] for trace, train in zip(traces, is_train.tolist(), strict=True) if train])
     # numpy, because torch.quantile accepts at most 16 million numbers.
-    low = float(np.quantile(logp.numpy(), LOW))
+    low = float(np.quantile(logp.numpy(), LOW)) if len(logp) else 0.0
     phi = compute_traces(traces, low)
     normalizer = torch.stack([phi[is_train].mean(0), phi[is_train].std(0).clamp(min=1e-6)])
     z = normalize_features(phi, normalizer)
@@ -198,10 +201,13 @@ def compute_traces(traces: Sequence[Tensor], low: float) -> Tensor:
     """Compute the trace features of N answers.
 
     Args:
-        traces: N tensors [m, 3] of log-probability, entropy and margin of each token.
+        traces: N tensors [m, 3] of log-probability, entropy and margin of each token; [0, 3] for prompts.
         low: threshold tau_l.
 
     Returns:
-        phi [N, 7].
+        phi [N, 7], zeros for prompts.
     """
-    return torch.stack([compute_trace_features(trace[:, 0], trace[:, 1], trace[:, 2], low) for trace in traces])
+    nothing = torch.zeros(len(TRACE))
+    return torch.stack(
+        [compute_trace_features(trace[:, 0], trace[:, 1], trace[:, 2], low) if len(trace) else nothing for trace in traces]
+    )

@@ -87,8 +87,8 @@ class Score(ABC):
 
 
 def list_computable(answers: Sequence[ScoreInputs]) -> list[str]:
-    """List the names of the scores that can be computed for all given answers."""
-    return [name for name in list_scores() if not _find_missing_input(name, answers)]
+    """List the names of the scores that can be computed for all given answers; none without answers."""
+    return [name for name in list_scores() if answers and not _find_missing_input(name, answers)]
 
 
 def measure_scores(name: str, answers: Sequence[ScoreInputs], similarity: str = "exact") -> Tensor:

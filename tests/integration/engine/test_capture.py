@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tests.support.factories import compute_reference_signals, make_detector, make_prefix
+from tests.support.factories import compute_prompt_states, compute_reference_signals, make_detector, make_prefix
+from trimtab.detection.signals import convert_to_prompt_states
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.offline import Engine
 from trimtab.errors import UsageError
@@ -56,6 +57,19 @@ def test_mixed_requests_match_one_pass_cold_and_cached(signal_engine, frozen, ba
             signal_engine, frozen, conversations, signal_engine.chat_many(conversations, Sampling(max_tokens=60))
         )
     assert preempted, "no request was preempted, so that the test proves less"
+
+
+def test_prompt_states_match_one_pass_cold_and_cached(signal_engine, frozen, base):
+    """Prompts in chunks, of lengths inside and at the edge of a block, with and without a prefix; then cached."""
+    prefix = make_prefix(frozen, base, "p", 2, "system", 1)
+    conversations = [*build_conversations(*SHORT[:4], *LONG), *build_conversations(*SHORT[4:], prefix=prefix)]
+    for _ in range(2):
+        answers = signal_engine.chat_many(conversations, Sampling(max_tokens=1))
+        for conversation, (answer,) in zip(conversations, answers, strict=True):
+            states = compute_prompt_states(frozen, signal_engine.renderer, conversation, LAYERS)
+            expected = torch.cat([states[-1], states.mean(0), states[-1] - states.mean(0)], -1)
+            psi = convert_to_prompt_states(answer.signals.psi)
+            assert (psi - expected).norm() / expected.norm() < 1e-3
 
 
 def test_later_turn_reads_previous_answer_from_cache(signal_engine, frozen):

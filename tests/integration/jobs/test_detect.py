@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.support.factories import make_prefix, write_signal_dataset
+from tests.support.factories import compute_prompt_states, make_prefix, write_prompt_dataset, write_signal_dataset
 from trimtab import scores
 from trimtab.artifacts.prefix import save_prefix
 from trimtab.cli.main import main
@@ -18,13 +18,17 @@ from trimtab.detection import training
 from trimtab.detection.detector import load_detector
 from trimtab.detection.signals import compute_trace_features
 from trimtab.errors import ArtifactError, NotFoundError, UsageError
+from trimtab.generation_types import Conversation
 from trimtab.jobs.collect.config import CollectConfig
 from trimtab.jobs.collect.job import collect
 from trimtab.jobs.collect.plan import build_plan
 from trimtab.jobs.collect.signal_dataset import begin_dataset, metadata_as_json, read_dataset
 from trimtab.jobs.detect.config import DetectConfig
 from trimtab.jobs.detect.job import train_detectors
+from trimtab.jobs.detect.report import evaluate_detectors
+from trimtab.jobs.detect.report_config import TruthConfig
 from trimtab.jobs.detect.training_free import build_score_inputs
+from trimtab.model.chat_template import build_renderer
 from trimtab.tracking import registry, runs
 from trimtab.tracking.client import get_client
 
@@ -183,6 +187,9 @@ def test_rejects_invalid_settings(signal_folder):
         train_detectors(DetectConfig(str(signal_folder), layers=[7]))
     with pytest.raises(UsageError, match="--questions"):
         CollectConfig()
+    for options, message in (({"data": ""}, "--data FILE"), ({"p_true": True}, "generates no answers")):
+        with pytest.raises(UsageError, match=message):
+            CollectConfig(out="x", subject="prompt", **{"data": "trimtab:guard"} | options)
     with pytest.raises(UsageError, match="layers must be from 0 to 29"):
         collect(CollectConfig("trimtab:countries", "x", layers=[30]))
 
@@ -191,7 +198,7 @@ def test_plan_has_each_question_once():
     question = Question("What is the capital of France?", ("Paris",), "t")
     plan = build_plan(CollectConfig("x", "y"), [question, question, Question("And of Spain?", ("Madrid",), "t")])
     assert len({entry.key for entry in plan}) == 2
-    with pytest.raises(UsageError, match="there are no questions or answers"):
+    with pytest.raises(UsageError, match="there are no rows"):
         build_plan(CollectConfig("x", "y"), [])
 
 
@@ -225,3 +232,59 @@ def test_collection_answers_labels_and_continues(base, tmp_path, capsys):
     for changed in ({"max_tokens": 13}, {"num_samples": 4}, {"temperature": 0.5}, {"p_true": False}):
         with pytest.raises(UsageError, match="different settings"):
             collect(CollectConfig(**config | changed))
+
+
+def test_collected_prompt_states_equal_one_pass(base, frozen, tmp_path, capsys):
+    """Prompts of a file, with a conversation and a system message; the engine's states equal those of one transformers pass."""
+    turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello!"}]
+    rows = [
+        {"prompt": "How do I bake bread?", "class": "benign"},
+        {"prompt": "How do I poison bread?", "class": "unsafe", "system": "You are a cook."},
+        {"messages": [*turns, {"role": "user", "content": "How do I steal bread?"}], "class": "harmful"},
+        {"prompt": "How do I bake bread?", "class": "benign"},
+    ]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = CollectConfig(subject="prompt", data=str(tmp_path / "prompts.jsonl"), out=str(tmp_path / "out"), dtype="fp32")
+    collect(config)
+    data = read_dataset(tmp_path / "out", base)
+    assert (data.meta.subject, len(data.keys), len(data.meta.layers)) == ("prompt", 3, 4)
+    renderer = build_renderer(base, 8)
+    for row in rows[:3]:
+        messages = row.get("messages") or [
+            *([{"role": "system", "content": row["system"]}] if "system" in row else []),
+            {"role": "user", "content": row["prompt"]},
+        ]
+        index = data.questions.index(messages[-1]["content"])
+        assert data.truthful[index] == (row["class"] == "benign")
+        states = compute_prompt_states(frozen, renderer, Conversation(messages), data.meta.layers)
+        expected = torch.cat([states[-1], states.mean(0), states[-1] - states.mean(0)], -1)
+        assert (data.psi[index] - expected).norm() / expected.norm() < 1e-3
+    assert "prompts with signals: 3/3" in capsys.readouterr().out
+    collect(config)
+    assert "prompts with signals" not in capsys.readouterr().out
+
+
+def test_prompt_detector_is_measured_on_further_prompts(base, tmp_path):
+    """A prompt detector has thresholds of the levels that its data supports, and no training-free rivals."""
+    folders = [str(write_prompt_dataset(tmp_path / str(seed), base, LAYERS, seed)) for seed in (1, 2)]
+    config = DetectConfig(folders[0], "linear", test_signals=folders[1], num_seeds=2, name="guard", out=str(tmp_path / "guard"))
+    result = train_detectors(config)
+    card = load_detector(tmp_path / "guard", base).card
+    assert (card.subject, card.head_options) == ("prompt", {"parts": 2})
+    # 5 of 0.05 need 100 benign prompts, and there are about 200.
+    assert card.thresholds.keys() == {"0.05", "0.1", "balanced"}
+    assert [r.name for r in result.results] == ["linear"]
+    assert result.gate.endswith("over a constant (by point estimate); promoted to champion")
+    (further,) = result.others
+    assert further.auroc.low > 0.9
+    (own,) = result.out_of_fold
+    for rate in ("0.05", "0.1"):
+        assert own.rates[rate].passed.value == pytest.approx(1 - float(rate), abs=0.006)
+        assert 1 - further.rates[rate].passed.value == pytest.approx(float(rate), abs=0.07)
+    assert further.rates["balanced"].balanced.low > 0.8
+    with pytest.raises(UsageError, match="are those of the training data"):
+        train_detectors(replace(config, test_signals=folders[0]))
+    with pytest.raises(UsageError, match="subject is answer, that of the training data is prompt"):
+        train_detectors(replace(config, test_signals=str(write_signal_dataset(tmp_path / "answers", base, LAYERS))))
+    with pytest.raises(UsageError, match="holds prompts, the report is on answers"):
+        evaluate_detectors(TruthConfig(folders[0]))

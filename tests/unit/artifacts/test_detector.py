@@ -80,7 +80,9 @@ DAMAGES = {
     "field layers.0 is invalid": lambda f: modify_card(f, layers=[[2], [4]]),
     "layers must be different layer numbers": lambda f: modify_card(f, layers=[2, 2]),
     "field low_log_probability is invalid": lambda f: modify_card(f, low_log_probability="x"),
-    "thresholds must be risks by": lambda f: modify_card(f, thresholds={"0.05": 0.5}),
+    "thresholds must be risks by the": lambda f: modify_card(f, thresholds={"0.05": 0.5}),
+    "positive rates and balanced": lambda f: modify_card(f, subject="prompt", thresholds={"0.05": 0.5}),
+    "field subject is invalid": lambda f: modify_card(f, subject="weather"),
     "checksum differs": lambda f: (f / CARD).write_text((f / CARD).read_text().replace("0.6", "1.0")),
 }
 

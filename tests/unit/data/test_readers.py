@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from trimtab.data.prompt import write_prompts
+from trimtab.data.prompt_sets import SETS
 from trimtab.data.question_form import compute_predictability
 from trimtab.data.readers import read_prompts
 from trimtab.errors import NotFoundError, UsageError
@@ -82,8 +83,16 @@ def test_unknown_set_lists_known_sets():
         read_prompts("trimtab:nope")
 
 
+def test_guard_set_has_all_packaged_prompts():
+    prompts = read_prompts("trimtab:guard")
+    counts = Counter(p.source for p in prompts)
+    assert counts.keys() == SETS.keys() - {"guard"}
+    assert counts["contrast"] == 2444
+    assert 0.4 < sum(p.label == "harmful" for p in prompts) / len(prompts) < 0.6
+
+
 def test_contrast_set_has_balanced_pairs():
     prompts = read_prompts("trimtab:contrast")
-    assert Counter(p.label for p in prompts) == {"harmful": 422, "benign_hard": 422}
+    assert Counter(p.label for p in prompts) == {"harmful": 1222, "benign_hard": 1222}
     assert all(count == 2 for count in Counter(p.group for p in prompts).values())
     assert compute_predictability(prompts) == pytest.approx(0.5, abs=0.02)

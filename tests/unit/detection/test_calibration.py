@@ -7,7 +7,14 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from trimtab.detection.calibration import FALSE_POSITIVE_RATES, compute_risk, compute_thresholds, fit_platt
+from trimtab.detection.calibration import (
+    FALSE_POSITIVE_RATES,
+    compute_balanced_threshold,
+    compute_risk,
+    compute_supported_thresholds,
+    compute_thresholds,
+    fit_platt,
+)
 
 
 def draw_scores(count: int, slope: float = 0.7, offset: float = -1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,3 +103,23 @@ def test_thresholds_respect_false_positive_rates():
 
 def test_threshold_without_right_answers_flags_nothing():
     assert compute_thresholds(torch.tensor([0.2, 0.9]), torch.zeros(2)) == dict.fromkeys(FALSE_POSITIVE_RATES, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("negatives", "rates"), [(49, set()), (50, {"0.1"}), (99, {"0.1"}), (100, {"0.1", "0.05"}), (500, {"0.1", "0.05", "0.01"})]
+)
+def test_level_needs_enough_negatives(negatives, rates):
+    risk = torch.rand(negatives + 10, generator=torch.Generator().manual_seed(0))
+    truthful = (torch.arange(negatives + 10) < negatives).float()
+    thresholds = compute_supported_thresholds(risk, truthful)
+    assert thresholds.keys() == rates | {"balanced"}
+    assert all(thresholds[rate] == compute_thresholds(risk, truthful)[rate] for rate in rates)
+
+
+def test_balanced_threshold_separates_classes_of_any_size():
+    risk = torch.tensor([0.1, 0.2, 0.3, 0.6, 0.5, 0.9, 0.8])
+    truthful = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+    # Above 0.3: all three positives are flagged, and three of four negatives pass. Above 0.6: two, and all negatives pass.
+    assert compute_balanced_threshold(risk, truthful) == pytest.approx(0.3)
+    threshold = compute_balanced_threshold(torch.cat([risk, torch.full((90,), 0.05)]), torch.cat([truthful, torch.ones(90)]))
+    assert threshold == pytest.approx(0.3)

@@ -113,6 +113,21 @@ def test_head_learns_and_is_deterministic(name):
     assert torch.equal(fit_and_predict(0), fit_and_predict(0))
 
 
+def test_linear_head_reads_the_parts_that_it_is_built_for():
+    train, validation, test = (make_rows(count, seed) for count, seed in ((400, 1), (100, 2), (300, 3)))
+    for rows in (train, validation, test):
+        # The label shows in the second part only.
+        rows.psi[:, -1, WIDTH] = rows.psi[:, -1, 0]
+        rows.psi[:, -1, 0] = 0
+    aurocs = []
+    for parts in (1, 2):
+        head = heads.get_head("linear")(WIDTH, LAYERS, parts=parts)
+        head.fit(train, validation, 0)
+        aurocs.append(compute_auroc(predict_scores(head, test), test.truthful))
+    assert aurocs[0] < 0.6
+    assert aurocs[1] > 0.9
+
+
 def test_flag_learns_from_partly_labeled_rows():
     torch.manual_seed(0)
     head, test = Flag(WIDTH, LAYERS, groups=4), make_rows(300, 3)

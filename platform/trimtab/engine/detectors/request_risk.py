@@ -171,7 +171,7 @@ class DetectorSelector:
     async def _find_default(self, prefix: Prefix | None) -> DetectorChoice:
         if self._default:
             return await self._find_named(self._default)
-        champions = self.library.list_champions()
+        champions = [c for c in self.library.list_champions() if c.artifact.card.subject == "answer"]
         fitted = [c for c in champions if prefix and c.artifact.card.prefix_digest == prefix.card.digest]
         matching = fitted or [c for c in champions if c.artifact.card.prefix_digest is None] or champions
         if len(matching) == 1:
@@ -185,6 +185,8 @@ class DetectorSelector:
 
     def _check(self, detector: Detector) -> None:
         check_base(detector.card, self._base)
+        if detector.card.subject != "answer":
+            raise ArtifactError(f"detector {detector.card.name!r} reads prompts; a server checks answers only in this release")
         if missing := sorted(set(detector.card.layers) - set(self._layers)):
             captured = ", ".join(map(str, self._layers))
             raise ArtifactError(

@@ -1,0 +1,142 @@
+"""Measurement of a trained detector at the thresholds of its card: on further data sets, and out of fold on its own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.table import Table
+from torch import Tensor
+
+from trimtab.detection.detector import Detector
+from trimtab.errors import UsageError
+from trimtab.evaluation.detection.metrics import Floats, compute_auroc
+from trimtab.evaluation.detection.pooling import Rows, SeedRisks, draw_resamples, estimate_metric
+from trimtab.jobs.collect.signal_dataset import SignalDataset, read_dataset
+from trimtab.jobs.promote.detector_metrics import compute_risk_at
+from trimtab.model.base_model import BaseModel
+from trimtab.stats.intervals import Interval, Rate, average_rates, compute_wilson_interval
+from trimtab.util.remote_paths import open_folder
+
+
+@dataclass(frozen=True)
+class ThresholdRates:
+    """Rates of a detector at one threshold.
+
+    Attributes:
+        threshold: risk above which a row is flagged.
+        flagged: share of the positives (made-up answers, harmful prompts) that are flagged.
+        passed: share of the negatives that are not flagged.
+        balanced: mean of both.
+    """
+
+    threshold: float
+    flagged: Rate
+    passed: Rate
+    balanced: Rate
+
+
+@dataclass(frozen=True)
+class FurtherSetResult:
+    """Result of a detector on the labeled rows of a data set, or of one of its sources.
+
+    Attributes:
+        name: folder of the data set, or name of the source.
+        digest: digest of the rows.
+        auroc: AUROC with its interval; NaN if all rows are of one class.
+        rates: rates by name of the threshold.
+    """
+
+    name: str
+    digest: str
+    auroc: Interval
+    rates: Mapping[str, ThresholdRates]
+
+
+def read_further_sets(folders: Sequence[str], base: BaseModel, data: SignalDataset) -> dict[str, SignalDataset]:
+    """Read data sets by folder.
+
+    Args:
+        folders: folders that `trimtab collect` wrote.
+        base: base model.
+        data: training data set.
+
+    Raises:
+        UsageError: if a data set differs from the training data in subject, layers or prefix, or equals it.
+        ArtifactError: if a data set cannot be read or is of another base model.
+    """
+    sets = {folder: read_dataset(open_folder(folder), base) for folder in folders}
+    for folder, test in sets.items():
+        if test.digest == data.digest:
+            raise UsageError(f"test_signals {folder}: the rows are those of the training data. Collect other rows")
+        for name in ("subject", "layers", "prefix_digest"):
+            expected, found = getattr(data.meta, name), getattr(test.meta, name)
+            if expected != found:
+                reason = f"{name} is {found}, that of the training data is {expected}"
+                raise UsageError(f"test_signals {folder}: {reason}. Collect both with the same options")
+    return sets
+
+
+def measure_further_set(detector: Detector, name: str, data: SignalDataset) -> FurtherSetResult:
+    """Measure a detector on a data set.
+
+    Args:
+        detector: detector.
+        name: name of the data set.
+        data: data set.
+    """
+    rows = (~data.truthful.isnan()).nonzero()[:, 0]
+    risk = compute_risk_at(detector, data, rows).double().numpy()
+    return _measure_rows(name, data, rows.numpy(), risk, detector.card.thresholds)
+
+
+def measure_by_source(
+    data: SignalDataset, rows: Tensor, risk: Tensor, thresholds: Mapping[str, float]
+) -> list[FurtherSetResult]:
+    """Measure out-of-fold risks, on all rows and on those of each source.
+
+    Args:
+        data: training data set.
+        rows: rows [n] of the data set.
+        risk: their out-of-fold risks [n].
+        thresholds: risk thresholds by name.
+    """
+    at, risks = rows.numpy(), risk.double().numpy()
+    sources = np.array(data.sources)[at]
+    names = sorted(set(sources)) if len(set(sources)) > 1 else []
+    parts = [("all", np.ones(len(at), dtype=bool)), *((name, sources == name) for name in names)]
+    return [_measure_rows(name, data, at[part], risks[part], thresholds) for name, part in parts]
+
+
+def _measure_rows(name: str, data: SignalDataset, at: Rows, risk: Floats, thresholds: Mapping[str, float]) -> FurtherSetResult:
+    positive = (data.truthful.numpy()[at] == 0).astype(bool)
+    risks = SeedRisks(0, at.astype(np.int64), risk, risk, positive)
+    auroc = estimate_metric(compute_auroc, [risks], draw_resamples(data.groups, 1))
+    rates: dict[str, ThresholdRates] = {}
+    for key, threshold in thresholds.items():
+        flagged = compute_wilson_interval(int((risk[positive] > threshold).sum()), int(positive.sum()))
+        passed = compute_wilson_interval(int((risk[~positive] <= threshold).sum()), int((~positive).sum()))
+        rates[key] = ThresholdRates(threshold, flagged, passed, average_rates(flagged, passed))
+    return FurtherSetResult(name, data.digest, auroc, rates)
+
+
+def build_further_table(title: str, results: Sequence[FurtherSetResult], positives: str, negatives: str) -> Table:
+    """Build a table with one line per data set and threshold.
+
+    Args:
+        title: title of the table.
+        results: results of the data sets.
+        positives: plural of the positives, such as "harmful prompts".
+        negatives: plural of the negatives.
+    """
+    table = Table(title=title, title_justify="left")
+    for column in ("", "AUROC", "threshold", f"{positives} flagged", f"{negatives} not flagged", "balanced"):
+        table.add_column(column, no_wrap=True)
+    for result in results:
+        for index, (key, rates) in enumerate(result.rates.items()):
+            name, auroc = ("", "") if index else (result.name, _format(result.auroc))
+            table.add_row(name, auroc, key, *map(_format, (rates.flagged, rates.passed, rates.balanced)))
+    return table
+
+
+def _format(interval: Interval) -> str:
+    return "-" if np.isnan(interval.value) else str(interval)
