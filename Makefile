@@ -28,7 +28,7 @@ test: $(READY) ## Run the tests; ARGS='-k prefix' goes to pytest
 	@$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
 
 test-failures: $(READY) ## Kill processes, fill disks, fuzz longer; ARGS goes to pytest
-	@TRIMTAB_FUZZ=60 $(BIN)/python -m pytest tests/failure tests/integration/serve/test_fuzz.py $(ARGS)
+	@TRIMTAB_FUZZ=$${TRIMTAB_FUZZ:-60} $(BIN)/python -m pytest tests/failure tests/integration/serve/test_fuzz.py $(ARGS)
 
 check: $(READY) ## Style, format, types and import contracts
 	@echo "ruff: style" && $(BIN)/ruff check .

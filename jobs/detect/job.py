@@ -14,7 +14,6 @@ from rich.table import Table
 
 from trimtab import settings
 from trimtab.cli.console import ProgressBar, console, print_line
-from trimtab.detection.calibration import compute_supported_thresholds
 from trimtab.detection.detector import Detector, DetectorCard, build_detector, load_detector, save_detector
 from trimtab.detection.subject_terms import TERMS
 from trimtab.detection.training import DataSplits, TrainedDetector
@@ -22,6 +21,7 @@ from trimtab.evaluation.detection.pooling import DetectorResult, PooledMetrics, 
 from trimtab.evaluation.rendering import plain
 from trimtab.jobs.collect.signal_dataset import SignalDataset, read_dataset
 from trimtab.jobs.detect.config import DetectConfig
+from trimtab.jobs.detect.final_fit import FITS, fit_final_detector
 from trimtab.jobs.detect.further_sets import (
     FurtherSetResult,
     build_further_table,
@@ -31,7 +31,6 @@ from trimtab.jobs.detect.further_sets import (
 )
 from trimtab.jobs.detect.gate import check_gate
 from trimtab.jobs.detect.model_selection import list_trials, select_models, split_by_seed
-from trimtab.jobs.detect.out_of_fold import FOLDS, compute_out_of_fold_risks
 from trimtab.jobs.detect.training_free import build_score_inputs, compute_semantic_entropies, measure_training_free
 from trimtab.jobs.runtime.cluster import ray_session
 from trimtab.jobs.runtime.config import as_source_list
@@ -102,30 +101,31 @@ def train_detectors(config: DetectConfig) -> DetectResult:
     with runs.close_run(run), ray_session(config.address):
         run.log_params({"config": asdict(config), "base_fingerprint": base.fingerprint})
         run.log_inputs([_describe_source(config, data)], "training")
-        folds = FOLDS if data.meta.subject == "prompt" else 0
-        with ProgressBar("heads", config.num_seeds * sum(head.count for head in trials.values()) + folds) as bar:
+        further_fits = FITS if data.meta.subject == "prompt" else 0
+        with ProgressBar("heads", config.num_seeds * sum(head.count for head in trials.values()) + further_fits) as bar:
             arms = select_models(list(trials.values()), splits, lambda: bar.update(bar.done + 1))
             best = max(arms[0].learned, key=lambda trained: trained.validation)
+            seed, rows = best.seed, splits[best.seed]
             own: list[FurtherSetResult] = []
-            if folds:
-                rows, risk = compute_out_of_fold_risks(
-                    best.candidate, data, config.validation_fraction, lambda: bar.update(bar.done + 1)
+            if further_fits:
+                final = fit_final_detector(
+                    best, data, config.validation_fraction, config.label_fraction, lambda: bar.update(bar.done + 1)
                 )
-                best = replace(best, thresholds=compute_supported_thresholds(risk, data.truthful[rows]))
-                own = measure_by_source(data, rows, risk, best.thresholds)
+                best, rows = final.trained, final.splits
+                own = measure_by_source(data, final.rows, final.risk, best.thresholds)
         results = [arm.result for arm in arms] + scored
         resamples = draw_resamples(data.groups, config.num_seeds)
         figures = [measure_result(result.tests, resamples) for result in results]
-        detector = _build_detector(config, base, data, arms[0].result, best, splits[best.seed], run)
+        detector = _build_detector(config, base, data, arms[0].result, best, rows, run)
         folder = save_detector(
             detector, Path(config.out) if config.out else settings.get_runs_folder() / f"detect-{config.name}"
         )
         measured = [measure_further_set(detector, name, other) for name, other in others.items()]
         detected = DetectResult(folder, results, figures, None, None, measured, own)
         _log_result(detected, run)
-        _log_risks(arms[0].result, best.seed, data, folder, run)
+        _log_risks(arms[0].result, seed, data, folder, run)
         if config.register:
-            decision = check_gate(config, base, data, results, best.seed)
+            decision = check_gate(config, base, data, results, seed)
             version = register_and_promote(folder, run, decision.passed, decision.reason)
             detected = replace(detected, version=version, gate=decision.reason)
     return detected

@@ -96,6 +96,7 @@ SETS: dict[str, Callable[[], list[Prompt]]] = {
     "countries": _countries,
     "contrast": _read_packaged("contrast"),
     "plain": _read_packaged("plain"),
+    "everyday": _read_packaged("everyday"),
     GUARD: _guard,
 }
 
