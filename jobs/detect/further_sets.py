@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from rich.table import Table
 from torch import Tensor
 
+from trimtab.cli.console import print_line
 from trimtab.detection.detector import Detector
 from trimtab.errors import UsageError
 from trimtab.evaluation.detection.metrics import Floats, compute_auroc
@@ -61,12 +63,12 @@ def read_further_sets(folders: Sequence[str], base: BaseModel, data: SignalDatas
         data: training data set.
 
     Raises:
-        UsageError: if a data set differs from the training data in subject, layers or prefix, or equals it.
+        UsageError: if a data set differs from the training data in subject, layers or prefix, or has no other rows.
         ArtifactError: if a data set cannot be read or is of another base model.
     """
     sets = {folder: read_dataset(open_folder(folder), base) for folder in folders}
     for folder, test in sets.items():
-        if test.digest == data.digest:
+        if set(test.keys) <= set(data.keys):
             raise UsageError(f"test_signals {folder}: the rows are those of the training data. Collect other rows")
         for name in ("subject", "layers", "prefix_digest"):
             expected, found = getattr(data.meta, name), getattr(test.meta, name)
@@ -76,15 +78,20 @@ def read_further_sets(folders: Sequence[str], base: BaseModel, data: SignalDatas
     return sets
 
 
-def measure_further_set(detector: Detector, name: str, data: SignalDataset) -> FurtherSetResult:
-    """Measure a detector on a data set.
+def measure_further_set(detector: Detector, name: str, data: SignalDataset, trained: SignalDataset) -> FurtherSetResult:
+    """Measure a detector on the labeled rows of a data set that are not in its training data.
 
     Args:
         detector: detector.
         name: name of the data set.
         data: data set.
+        trained: training data set.
     """
-    rows = (~data.truthful.isnan()).nonzero()[:, 0]
+    known = set(trained.keys)
+    is_new = torch.tensor([key not in known for key in data.keys])
+    if shared := int((~is_new).sum()):
+        print_line(f"{name}: {shared} of {len(is_new)} rows are in the training data and are left out")
+    rows = (~data.truthful.isnan() & is_new).nonzero()[:, 0]
     risk = compute_risk_at(detector, data, rows).double().numpy()
     return _measure_rows(name, data, rows.numpy(), risk, detector.card.thresholds)
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from trimtab import settings
 from trimtab.cli.console import ProgressBar, console, print_line
-from trimtab.detection.detector import Detector, DetectorCard, build_detector, load_detector, save_detector
+from trimtab.detection.detector import Detector, DetectorCard, build_detector, save_detector
 from trimtab.detection.subject_terms import TERMS
 from trimtab.detection.training import DataSplits, TrainedDetector
 from trimtab.evaluation.detection.pooling import DetectorResult, PooledMetrics, draw_resamples, measure_result, result_as_json
@@ -39,6 +39,7 @@ from trimtab.tracking import registry, runs
 from trimtab.tracking.promotions import register_and_promote
 from trimtab.tracking.registry import Version
 from trimtab.tracking.runs import TrackedRun
+from trimtab.types import Subject
 from trimtab.util.identifiers import compute_key
 from trimtab.util.remote_paths import open_folder
 
@@ -48,6 +49,7 @@ class DetectResult:
     """Result of `trimtab detect`.
 
     Attributes:
+        subject: subject of the detectors.
         folder: folder of the saved detector, which has the first head.
         results: results of all heads and scores.
         figures: pooled metrics of each result.
@@ -57,6 +59,7 @@ class DetectResult:
         out_of_fold: results of out-of-fold risks on the training data, by source; empty for answers.
     """
 
+    subject: Subject
     folder: Path
     results: list[DetectorResult]
     figures: list[PooledMetrics]
@@ -120,8 +123,8 @@ def train_detectors(config: DetectConfig) -> DetectResult:
         folder = save_detector(
             detector, Path(config.out) if config.out else settings.get_runs_folder() / f"detect-{config.name}"
         )
-        measured = [measure_further_set(detector, name, other) for name, other in others.items()]
-        detected = DetectResult(folder, results, figures, None, None, measured, own)
+        measured = [measure_further_set(detector, name, other, data) for name, other in others.items()]
+        detected = DetectResult(data.meta.subject, folder, results, figures, None, None, measured, own)
         _log_result(detected, run)
         _log_risks(arms[0].result, seed, data, folder, run)
         if config.register:
@@ -138,7 +141,7 @@ def run_detect(config: DetectConfig) -> dict[str, Any]:
         Output of `--json`.
     """
     detected = train_detectors(config)
-    terms = TERMS[load_detector(detected.folder).card.subject]
+    terms = TERMS[detected.subject]
     title = f"{terms.positives} in {config.signals}: test part, mean of {config.num_seeds} seeds"
     console.print(build_table(detected.results, detected.figures, title))
     for title, measured in (("out of fold", detected.out_of_fold), ("other data sets", detected.others)):

@@ -189,7 +189,9 @@ def write_prompt_dataset(folder: Path, base: BaseModel, layers: tuple[int, int],
         end, mean = torch.randn(2, 2, base.width, generator=generator)
         mean[1, :100] += 0.6 * benign
         psi = torch.cat([end, mean, end - mean], -1)
-        rows.append(build_signal_row(number, f"Prompt {number} of {seed}?", benign, psi, torch.empty(0)) | {"answer": ""})
+        row = build_signal_row(number, f"Prompt {number} of {seed}?", benign, psi, torch.empty(0))
+        # The first ten keys are those of all seeds.
+        rows.append(row | {"answer": "", "key": row["key"] if number < 10 else f"{seed}-{row['key']}"})
     append_part(folder, metadata, rows)
     return folder
 

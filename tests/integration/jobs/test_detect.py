@@ -264,7 +264,7 @@ def test_collected_prompt_states_equal_one_pass(base, frozen, tmp_path, capsys):
     assert "prompts with signals" not in capsys.readouterr().out
 
 
-def test_prompt_detector_is_measured_on_further_prompts(base, tmp_path):
+def test_prompt_detector_is_measured_on_further_prompts(base, tmp_path, capsys):
     """A prompt detector has thresholds of the levels that its data supports, and no training-free rivals."""
     folders = [str(write_prompt_dataset(tmp_path / str(seed), base, LAYERS, seed)) for seed in (1, 2)]
     config = DetectConfig(folders[0], "linear", test_signals=folders[1], num_seeds=2, name="guard", out=str(tmp_path / "guard"))
@@ -276,6 +276,8 @@ def test_prompt_detector_is_measured_on_further_prompts(base, tmp_path):
     assert [r.name for r in result.results] == ["linear"]
     assert result.gate.endswith("over a constant (by point estimate); promoted to champion")
     (further,) = result.others
+    assert "10 of 400 rows are in the training data and are left out" in capsys.readouterr().out.replace("\n", "")
+    assert further.rates["balanced"].balanced.count == 390
     assert further.auroc.low > 0.9
     (own,) = result.out_of_fold
     for rate in ("0.05", "0.1"):
