@@ -12,7 +12,7 @@ MOST_SAMPLES = 100
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """Generate or read answers, or read prompts, and store the model's signals, the training data of detectors.
+    """Store the model's signals on answers or prompts, the training data of detectors.
 
     Args:
         questions: sources of questions with reference answers: files, trimtab:NAME, or Hugging Face datasets.
