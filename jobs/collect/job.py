@@ -9,6 +9,7 @@ trimtab collect --subject prompt --data trimtab:guard --out signals
 import json
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -168,9 +169,10 @@ def build_prompt_row(
     item: PlannedRequest, gathered: GatheredAnswers, label: AnswerLabel, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     """Build a row of a data set of prompts, by column name. Arguments and exceptions as in `build_row`."""
-    psi = convert_to_prompt_states(_get_signals(item, gathered).psi)
-    fields = {"answer": "", "tokens": gathered.answer.prompt_tokens, "whole": True, "history": []}
-    return build_row(item, gathered, label, tokenizer) | fields | {"psi": psi.flatten().tolist()}
+    signals = _get_signals(item, gathered)
+    states = Signals(convert_to_prompt_states(signals.psi), signals.history[:0])
+    answer = replace(gathered.answer, text="", finish_reason="stop", signals=states)
+    return build_row(item, replace(gathered, answer=answer), label, tokenizer) | {"tokens": answer.prompt_tokens}
 
 
 def _get_signals(item: PlannedRequest, gathered: GatheredAnswers) -> Signals:

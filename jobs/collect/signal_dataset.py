@@ -89,8 +89,6 @@ STORED_NAMES = {
     "version": "version",
     "subject": "subject",
 }
-# Absent in data sets of release 0.1.0.
-SUBJECT = "subject"
 
 
 @dataclass(frozen=True)
@@ -246,12 +244,12 @@ def _meta(folder: Folder) -> DatasetMetadata:
     if not path.exists():
         raise ArtifactError(f"{folder} is no data set of signals: it has no {META}. Run `trimtab collect` to create one")
     try:
-        raw = json.loads(path.read_text())
-        raw.setdefault(SUBJECT, "answer")
+        # Data sets of release 0.1.0 have no subject.
+        raw: dict[str, Any] = {"subject": "answer"} | json.loads(path.read_text())
         values: dict[str, Any] = {field: raw[name] for field, name in STORED_NAMES.items()}
         values["layers"] = tuple(values["layers"])
         meta = DatasetMetadata(**values)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ArtifactError(f"{path} is not the metadata of a signal data set") from error
     if meta.subject not in SUBJECTS:
         raise ArtifactError(f"{path} has subject {meta.subject!r}; this trimtab reads {', '.join(SUBJECTS)}")

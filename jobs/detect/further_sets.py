@@ -11,10 +11,10 @@ from torch import Tensor
 from trimtab.cli.console import print_line
 from trimtab.detection.detector import Detector
 from trimtab.errors import UsageError
-from trimtab.evaluation.detection.metrics import Floats, compute_auroc
-from trimtab.evaluation.detection.pooling import Rows, SeedRisks, draw_resamples, estimate_metric
+from trimtab.evaluation.detection.metrics import compute_auroc
+from trimtab.evaluation.detection.pooling import Resamples, SeedRisks, draw_resamples, estimate_metric
 from trimtab.jobs.collect.signal_dataset import SignalDataset, read_dataset
-from trimtab.jobs.promote.detector_metrics import compute_risk_at
+from trimtab.jobs.promote.detector_metrics import build_risks, compute_risk_at
 from trimtab.model.base_model import BaseModel
 from trimtab.stats.intervals import Interval, Rate, average_rates, compute_wilson_interval
 from trimtab.util.remote_paths import open_folder
@@ -92,8 +92,8 @@ def measure_further_set(detector: Detector, name: str, data: SignalDataset, trai
     if shared := int((~is_new).sum()):
         print_line(f"{name}: {shared} of {len(is_new)} rows are in the training data and are left out")
     rows = (~data.truthful.isnan() & is_new).nonzero()[:, 0]
-    risk = compute_risk_at(detector, data, rows).double().numpy()
-    return _measure_rows(name, data, rows.numpy(), risk, detector.card.thresholds)
+    risks = build_risks(data, rows, compute_risk_at(detector, data, rows))
+    return _measure_risks(name, data, risks, detector.card.thresholds, draw_resamples(data.groups, 1))
 
 
 def measure_by_source(
@@ -107,21 +107,25 @@ def measure_by_source(
         risk: their out-of-fold risks [n].
         thresholds: risk thresholds by name.
     """
-    at, risks = rows.numpy(), risk.double().numpy()
-    sources = np.array(data.sources)[at]
+    sources = np.array(data.sources)[rows.numpy()]
     names = sorted(set(sources)) if len(set(sources)) > 1 else []
-    parts = [("all", np.ones(len(at), dtype=bool)), *((name, sources == name) for name in names)]
-    return [_measure_rows(name, data, at[part], risks[part], thresholds) for name, part in parts]
+    parts = [("all", np.ones(len(rows), dtype=bool)), *((name, sources == name) for name in names)]
+    resamples = draw_resamples(data.groups, 1)
+    return [
+        _measure_risks(name, data, build_risks(data, rows[part], risk[part]), thresholds, resamples)
+        for name, part in ((name, torch.from_numpy(mask)) for name, mask in parts)
+    ]
 
 
-def _measure_rows(name: str, data: SignalDataset, at: Rows, risk: Floats, thresholds: Mapping[str, float]) -> FurtherSetResult:
-    positive = (data.truthful.numpy()[at] == 0).astype(bool)
-    risks = SeedRisks(0, at.astype(np.int64), risk, risk, positive)
-    auroc = estimate_metric(compute_auroc, [risks], draw_resamples(data.groups, 1))
+def _measure_risks(
+    name: str, data: SignalDataset, risks: SeedRisks, thresholds: Mapping[str, float], resamples: Resamples
+) -> FurtherSetResult:
+    auroc = estimate_metric(compute_auroc, [risks], resamples)
+    positive, negative = risks.risk[risks.made_up], risks.risk[~risks.made_up]
     rates: dict[str, ThresholdRates] = {}
     for key, threshold in thresholds.items():
-        flagged = compute_wilson_interval(int((risk[positive] > threshold).sum()), int(positive.sum()))
-        passed = compute_wilson_interval(int((risk[~positive] <= threshold).sum()), int((~positive).sum()))
+        flagged = compute_wilson_interval(int((positive > threshold).sum()), len(positive))
+        passed = compute_wilson_interval(int((negative <= threshold).sum()), len(negative))
         rates[key] = ThresholdRates(threshold, flagged, passed, average_rates(flagged, passed))
     return FurtherSetResult(name, data.digest, auroc, rates)
 

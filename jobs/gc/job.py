@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from trimtab.tracking.runs import TrackedRun
 from trimtab.util.atomic_files import LOCK, exclusive_lock, is_locked, remove_path
 
 DAY = 86_400.0
+OUTBOX = "outbox"
 # Name of a run folder of `trimtab align`: the start time.
 ALIGNED = re.compile(r"\d{8}-\d{6}-\d{6}")
 
@@ -41,14 +42,12 @@ class UnusedFile:
         path: path of the file or folder; for an outbox, of its file of entries.
         bytes: size in bytes.
         why: reason why it is unused.
-        files: files of an outbox.
     """
 
     what: str
     path: Path
     bytes: int
     why: str
-    files: tuple[Path, ...] = ()
 
 
 def run_gc(config: GcConfig) -> dict[str, Any]:
@@ -72,7 +71,7 @@ def run_gc(config: GcConfig) -> dict[str, Any]:
     total = sum(entry.bytes for entry in unused)
     action = "removed" if config.remove else "would remove (with --remove true)"
     print_line(f"{action}: {len(unused)}, {total / 2**20:.1f} MiB")
-    entries = [{"what": entry.what, "path": str(entry.path), "bytes": entry.bytes, "why": entry.why} for entry in unused]
+    entries = [asdict(entry) | {"path": str(entry.path)} for entry in unused]
     return {"removed": config.remove, "waste": entries, "bytes": total}
 
 
@@ -94,7 +93,7 @@ def find_unused(config: GcConfig) -> list[UnusedFile]:
     ]
     unsent = runs.find_unsent_runs(settings.get_home() / "outbox")
     removable = [entry for entry in unused if not any(path.is_relative_to(entry.path) for path in unsent)]
-    old = [entry for entry in removable if max(map(_get_last_modified, entry.files or (entry.path,))) < cutoff]
+    old = [entry for entry in removable if max(map(_get_last_modified, _list_parts(entry.what, entry.path))) < cutoff]
     return sorted(old, key=lambda entry: -entry.bytes)
 
 
@@ -104,7 +103,7 @@ def remove_unused(entry: UnusedFile) -> bool:
     Returns:
         Whether it was removed.
     """
-    if entry.files:
+    if entry.what == OUTBOX:
         return TrackedRun(entry.path.stem, entry.path.parent).remove()
     folder = {"run": entry.path, "checkpoints": entry.path.parent}.get(entry.what)
     if folder is None:
@@ -152,9 +151,7 @@ def _find_outboxes() -> Iterator[UnusedFile]:
     """Yield outboxes that were sent to MLflow completely."""
     for outbox in sorted((settings.get_home() / "outbox").glob("*.outbox")):
         if not TrackedRun(outbox.stem, outbox.parent).list_unsent():
-            files = tuple(sorted(outbox.parent.glob(f"{outbox.stem}.*")))
-            size = sum(map(_get_size, files))
-            yield UnusedFile("outbox", outbox, size, "sent to MLflow completely", files)
+            yield _build_entry(OUTBOX, outbox, "sent to MLflow completely")
 
 
 def _find_signals(folders: list[str], versions: list[Version]) -> Iterator[UnusedFile]:
@@ -179,12 +176,13 @@ def _read_run_id(folder: Path) -> str | None:
 
 
 def _build_entry(what: str, path: Path, why: str) -> UnusedFile:
-    return UnusedFile(what, path, _get_size(path), why)
+    files = [file for part in _list_parts(what, path) for file in (part, *part.rglob("*")) if file.is_file()]
+    return UnusedFile(what, path, sum(file.stat().st_size for file in files), why)
 
 
-def _get_size(path: Path) -> int:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sum(file.stat().st_size for file in files)
+def _list_parts(what: str, path: Path) -> list[Path]:
+    """Return the paths of an entry: an outbox has several files, any other entry is one file or folder."""
+    return sorted(path.parent.glob(f"{path.stem}.*")) if what == OUTBOX else [path]
 
 
 def _get_last_modified(path: Path) -> float:

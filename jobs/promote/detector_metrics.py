@@ -68,12 +68,22 @@ def compute_risks(detector: Detector, data: SignalDataset, name: str) -> SeedRis
     if missing := set(card.layers) - set(data.meta.layers):
         raise UsageError(f"{card.name} reads layer {min(missing)}, which {name} does not have. Collect the set with --layers")
     indices = torch.nonzero(~data.truthful.isnan()).squeeze(1)
-    made_up = (data.truthful[indices] == 0).numpy()
-    if made_up.all() or not made_up.any():
+    if len(data.truthful[indices].unique()) < 2:
         terms = TERMS[card.subject]
         raise UsageError(f"{name} must have both {terms.negatives} and {terms.positives} with labels")
-    risk = compute_risk_at(detector, data, indices).double().numpy()
-    return SeedRisks(0, indices.numpy().astype(np.int64), risk, risk, made_up)
+    return build_risks(data, indices, compute_risk_at(detector, data, indices))
+
+
+def build_risks(data: SignalDataset, indices: Tensor, risk: Tensor) -> SeedRisks:
+    """Combine the risks [n] of labeled rows with their labels.
+
+    Args:
+        data: data set.
+        indices: rows [n] of the data set.
+        risk: risks [n].
+    """
+    risks = risk.double().numpy()
+    return SeedRisks(0, indices.numpy().astype(np.int64), risks, risks, (data.truthful[indices] == 0).numpy())
 
 
 def compute_risk_at(detector: Detector, data: SignalDataset, indices: Tensor) -> Tensor:

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Parts of psi, in order: of an answer, and of a prompt.
+# Parts of psi, in order.
 PARTS = ("end", "answer", "contrast")
-PROMPT_PARTS = ("end", "prompt", "contrast")
 # Number of recent tokens that an accumulator stores; it can take back one fewer.
 RECENT = 4
 # Features of phi, in order.

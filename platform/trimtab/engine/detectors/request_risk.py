@@ -171,7 +171,7 @@ class DetectorSelector:
     async def _find_default(self, prefix: Prefix | None) -> DetectorChoice:
         if self._default:
             return await self._find_named(self._default)
-        champions = [c for c in self.library.list_champions() if c.artifact.card.subject == "answer"]
+        champions = self.library.list_champions()
         fitted = [c for c in champions if prefix and c.artifact.card.prefix_digest == prefix.card.digest]
         matching = fitted or [c for c in champions if c.artifact.card.prefix_digest is None] or champions
         if len(matching) == 1:
