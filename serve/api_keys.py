@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from rich.table import Table
 
 from trimtab import settings
 from trimtab.cli.console import console, print_line
+from trimtab.engine.policies import DIGITS, parse_policies
+from trimtab.engine.request_context import KeyRights
 from trimtab.errors import ArtifactError, NotFoundError, UsageError
 from trimtab.serve.config import ServeConfig
 from trimtab.util.json_files import read_json_object
@@ -25,6 +28,7 @@ from trimtab.util.json_files import read_json_object
 PREFIX = "tt-"
 LOOPBACK = ("127.0.0.1", "localhost")
 ANY = "*"
+COARSE_DIGITS = 1
 DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -40,6 +44,8 @@ class ApiKey:
         concurrent: maximum number of concurrent requests on each replica, 0 for the server's default.
         created: creation time (seconds since 1970).
         metrics: whether the key may read `/metrics`, which names the prefixes and counts the requests of all keys.
+        policies: policies on the prompts of the key's requests, in addition to those of the server.
+        coarse_scores: whether probabilities of detectors of prompts are rounded to tenths.
     """
 
     name: str
@@ -49,6 +55,14 @@ class ApiKey:
     concurrent: int = 0
     created: float = 0.0
     metrics: bool = False
+    policies: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    coarse_scores: bool = False
+
+    @cached_property
+    def rights(self) -> KeyRights:
+        """Rights and policies, as the engine reads them."""
+        digits = COARSE_DIGITS if self.coarse_scores else DIGITS
+        return KeyRights(parse_policies(self.policies, "policies"), self.allows_model, digits)
 
     def allows_model(self, model: str) -> bool:
         """Return whether a pattern of the key matches a model name. Only * is special: names may contain brackets."""
@@ -67,6 +81,8 @@ class AddConfig:
         per_minute: maximum number of requests per minute on each replica, 0 for no limit.
         concurrent: maximum number of concurrent requests on each replica, 0 for the server's `--max_concurrent_per_key`.
         metrics: allow the key to read /metrics, which Prometheus and `trimtab traffic` need.
+        policies: policies on the prompts of the key's requests, as for `trimtab serve --policies`.
+        coarse_scores: round the probabilities of detectors of prompts to tenths, so that they are harder to copy or to evade.
         file: key file, as for `trimtab serve --api_key_file`; by default the one in trimtab's home.
     """
 
@@ -75,11 +91,14 @@ class AddConfig:
     per_minute: int = field(default=0, kw_only=True)
     concurrent: int = field(default=0, kw_only=True)
     metrics: bool = field(default=False, kw_only=True)
+    policies: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]], kw_only=True)
+    coarse_scores: bool = field(default=False, kw_only=True)
     file: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.name or self.per_minute < 0 or self.concurrent < 0:
             raise UsageError("a key needs a name, and limits of at least 0")
+        parse_policies(self.policies, "policies")
 
 
 @dataclass(frozen=True)
@@ -129,7 +148,8 @@ def read_keys(path: Path) -> list[ApiKey]:
 
 def _is_valid(entry: dict[str, Any]) -> bool:
     """Return whether an entry of a key file has the fields of a key with values of their types, as people may edit the file."""
-    key: dict[str, Any] = {"models": [ANY], "per_minute": 0, "concurrent": 0, "created": 0.0, "metrics": False} | entry
+    key: dict[str, Any] = {"models": [ANY], "per_minute": 0, "concurrent": 0, "created": 0.0, "metrics": False}
+    key |= {"policies": [], "coarse_scores": False} | entry
     return (
         {"name", "digest"} <= entry.keys() <= {f.name for f in fields(ApiKey)}
         and isinstance(key["name"], str)
@@ -139,8 +159,17 @@ def _is_valid(entry: dict[str, Any]) -> bool:
         and all(isinstance(pattern, str) for pattern in key["models"])
         and all(type(key[limit]) is int and key[limit] >= 0 for limit in ("per_minute", "concurrent"))
         and isinstance(key["created"], int | float)
-        and isinstance(key["metrics"], bool)
+        and all(isinstance(key[flag], bool) for flag in ("metrics", "coarse_scores"))
+        and _are_policies(key["policies"])
     )
+
+
+def _are_policies(value: Any) -> bool:
+    try:
+        parse_policies(value, "policies")
+    except UsageError:
+        return False
+    return True
 
 
 def hash_key(token: str) -> str:
@@ -183,7 +212,8 @@ def run_keys_add(config: AddConfig) -> dict[str, Any]:
         if any(key.name == config.name for key in keys):
             raise UsageError(f"a key named {config.name!r} already exists. Remove it first, or choose another name")
         limits = config.models, config.per_minute, config.concurrent
-        new_key = ApiKey(config.name, hash_key(token), *limits, time.time(), config.metrics)
+        options = config.metrics, config.policies, config.coarse_scores
+        new_key = ApiKey(config.name, hash_key(token), *limits, time.time(), *options)
         _write_keys(path, [*keys, new_key])
     print_line(f"API key of {config.name}, shown only once: {token}")
     return {"name": config.name, "key": token, "file": str(path)}

@@ -2,9 +2,11 @@
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.openai.traffic_split import TrafficSplit
+from trimtab.engine.policies import parse_policies
 from trimtab.errors import UsageError
 from trimtab.types import DEFAULT_BASE
 
@@ -53,6 +55,8 @@ class ServeConfig:
             {"mine": {"champion": 95, "candidate": 5}}; requests with the same `user` get the same version.
         shadow: alias of a prefix that gets a copy of the prefix's requests, such as {"mine": "candidate"}; its answers are
             discarded.
+        policies: policies on the prompts of all requests, in JSON or YAML, such as [{"detector": "guard", "action": "refuse"}];
+            the strictest triggered action wins, so that an API key or a request can only add to them.
         log_dir: folder of the request logs, one JSON line per request; by default in trimtab's home.
         log_retention_days: age at which logs are removed (days), and thus how long `trimtab lineage` finds a response by its
             id; logs above 64 files of 32 MiB are removed earlier.
@@ -90,6 +94,7 @@ class ServeConfig:
     detector: str | None = None
     traffic: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
     shadow: dict[str, str] = field(default_factory=dict[str, str])
+    policies: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     log_dir: str | None = None
     log_retention_days: float = 30
     log_text: bool = False
@@ -116,5 +121,7 @@ class ServeConfig:
             raise UsageError(f"affinity_header must be a header name, not {self.affinity_header!r}")
         if not 0 <= self.trace_sampling_ratio <= 1:
             raise UsageError(f"trace_sampling_ratio must be from 0 to 1, not {self.trace_sampling_ratio}")
-        # Validates the shares.
+        # Validates the shares and the policies.
         TrafficSplit(self.traffic, self.shadow)
+        if parse_policies(self.policies, "policies") and not self.detect:
+            raise UsageError("policies need detectors. Remove --detect false")

@@ -15,6 +15,7 @@ from ray import serve
 from trimtab.engine import asgi
 from trimtab.engine.asgi import App, Message, Receive, Scope, Send
 from trimtab.engine.openai.traffic_split import TrafficSplit
+from trimtab.engine.policies import parse_policies
 from trimtab.engine.request_context import RequestContext
 from trimtab.errors import UsageError
 from trimtab.model.base_model import BaseModel, resolve_on_node
@@ -74,7 +75,8 @@ class Replica:
         engine = replace(config.engine, layers=layers, token_statistics=bool(layers))
         self._sinks = await asyncio.to_thread(open_sinks, config, replica)
         agree = self._peers.agree if self._peers else None
-        self._engine = await OnlineEngine.start(local, engine, prefixes, detectors, config.detector, agree)
+        policies = parse_policies(config.policies, "policies")
+        self._engine = await OnlineEngine.start(local, engine, prefixes, detectors, config.detector, agree, policies)
         self._middleware = self._build_middleware(config, self._sinks)
         self._watch = asyncio.create_task(self._exit_when_engine_dies(self._engine.is_healthy))
 

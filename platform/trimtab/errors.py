@@ -40,6 +40,12 @@ class NotFoundError(TrimtabError, LookupError):
         return str(self.args[0]) if self.args else ""
 
 
+class ForbiddenError(TrimtabError, PermissionError):
+    """Model that the API key of a request does not allow. HTTP 403."""
+
+    http_status = 403
+
+
 class ArtifactError(TrimtabError, ValueError):
     """Prefix, detector or card that is damaged, unsafe, or made for another base model. Exit code 2, HTTP 422."""
 

@@ -57,10 +57,12 @@ class Signals:
     Attributes:
         psi: features of the captured layers [L, 3d], float32.
         history: log-probability, entropy and margin of each token [m, 3], float32.
+        prompt_risks: risks of the request's prompt checks, in their order; NaN if a risk could not be computed.
     """
 
     psi: Tensor
     history: Tensor
+    prompt_risks: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ INITS = ("vocab-mean", "random-row")
 # Comparison of an answer with the reference answers.
 AnswerKind = Literal["exact", "contains", "f1", "numeric"]
 ANSWER_KINDS: tuple[AnswerKind, ...] = get_args(AnswerKind)
+# Side of a threshold on which a prefix steers requests.
+Side = Literal["above", "below"]
 Part = Literal["train", "validation", "test"]
 # Subject of a detector: the risk that an answer is made up, or that a prompt is harmful.
 Subject = Literal["answer", "prompt"]
@@ -30,6 +32,8 @@ TargetOrigin = Literal["given", "greedy", "samples", "system_prompt", "opening",
 TARGET_ORIGINS: tuple[TargetOrigin, ...] = get_args(TargetOrigin)
 # Arms without training.
 BASE_ARM, TEXT_ARM, RANDOM_ARM, TOKEN_ARM = "base", "text prompt", "random vector", "best token"
+# Arms that act on the verdict of a detector of prompts.
+GUARD_ARM, CONDITIONAL_ARM = "guard", "conditional"
 BASELINE_ARMS = (BASE_ARM, TEXT_ARM, RANDOM_ARM, TOKEN_ARM)
 # Verdict of a refusal judge on an answer.
 Verdict = Literal["refusal", "partial", "compliance"]

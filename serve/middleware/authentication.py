@@ -122,6 +122,7 @@ class AuthenticationMiddleware:
             )
             return
         context.notes["key"] = key.name
+        context.rights = key.rights
         limit = key.concurrent or self._max_concurrent
         if self._running[key.name] >= limit:
             message = f"too many concurrent requests of key {key.name}: the limit is {limit}"

@@ -265,7 +265,7 @@ def open_sources(base: BaseModel, folder: str | None) -> tuple[ArtifactSource[Pr
 
 
 def find_detector_layers(source: ArtifactSource[Detector], live: AliasVersions) -> tuple[int, ...]:
-    """Return the layers that the usable detectors of answers read.
+    """Return the layers that the usable detectors read.
 
     Args:
         source: source of the detectors.
@@ -280,6 +280,5 @@ def find_detector_layers(source: ArtifactSource[Detector], live: AliasVersions) 
         if version.aliases or (version.name, version.version) in live_versions:
             # One version whose files are gone must not keep the server from starting.
             with suppress(TrimtabError):
-                card = source.load(version).card
-                layers |= set(card.layers if card.subject == "answer" else ())
+                layers |= set(source.load(version).card.layers)
     return tuple(sorted(layers))

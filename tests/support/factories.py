@@ -121,6 +121,34 @@ def make_detector(frozen: FrozenModel, base: BaseModel, name: str, layers: tuple
     return build_detector(head, normalizer, calibration, replace(card, thresholds=thresholds))
 
 
+def compute_prompt_psi(frozen: FrozenModel, base: BaseModel, conversation: Conversation, layers: Sequence[int]) -> torch.Tensor:
+    """Compute psi [L, 3d] of a prompt in one forward pass of transformers."""
+    states = compute_prompt_states(frozen, build_renderer(base, 8), conversation, layers)
+    return torch.cat([states[-1], states.mean(0), states[-1] - states.mean(0)], -1)
+
+
+def make_prompt_detector(
+    frozen: FrozenModel, base: BaseModel, name: str, layers: tuple[int, ...], questions: Sequence[str] = QUESTIONS
+) -> Detector:
+    """Make a detector of prompts with a random linear head, whose balanced threshold flags half of the questions."""
+    torch.manual_seed(1)
+    head = heads.get_head("linear")(base.width, len(layers), parts=2)
+    conversations = [Conversation([{"role": "user", "content": question}]) for question in questions]
+    psi = torch.stack([compute_prompt_psi(frozen, base, conversation, layers) for conversation in conversations])
+    with torch.no_grad():
+        scores = head(psi, torch.zeros(len(psi), 7))
+    calibration = torch.stack([1 / scores.std(), -scores.mean() / scores.std()])
+    normalizer = torch.stack([torch.zeros(7), torch.ones(7)])
+    options = {"parts": 2}
+    card = DetectorCard(
+        name, base.name, base.fingerprint, list(layers), base.width, "linear", options, -2.0, {}, subject="prompt"
+    )
+    risks = build_detector(head, normalizer, calibration, card).score_prompts(psi).sort().values
+    middle = float(risks[len(risks) // 2 - 1 : len(risks) // 2 + 1].mean())
+    thresholds = {"0.05": float(risks[-1]) + 1e-3, "balanced": middle}
+    return build_detector(head, normalizer, calibration, replace(card, thresholds=thresholds))
+
+
 def make_random_detector(base: BaseModel, name: str, layers: tuple[int, ...]) -> Detector:
     """Make a detector with a random head, without calibration."""
     torch.manual_seed(0)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trimtab.errors import ArtifactError
 from trimtab.model.base_model import BaseModel
-from trimtab.types import Position
+from trimtab.types import Position, Side
 from trimtab.util.atomic_files import write_atomic
 from trimtab.util.json_files import read_json_object
 
@@ -56,6 +56,23 @@ class BaseModelCard(Protocol):
 
 
 @dataclass(frozen=True)
+class PrefixCondition:
+    """Condition under which a prefix steers a request: its prompt is on one side of a threshold of a detector.
+
+    Attributes:
+        detector: NAME, NAME@ALIAS or NAME@VERSION of a detector that reads prompts without a prefix.
+        side: `above` steers prompts that the detector flags, `below` the others.
+        threshold: risk above which a prompt is flagged; if None, a threshold of the detector.
+        false_positive_rate: false positive rate that selects the detector's threshold; if None, the balanced threshold.
+    """
+
+    detector: str
+    side: Side
+    threshold: float | None = None
+    false_positive_rate: float | None = None
+
+
+@dataclass(frozen=True)
 class PrefixCard:
     """Card of a prefix.
 
@@ -72,6 +89,7 @@ class PrefixCard:
         data: one entry {name, digest, rows} per input data set.
         metrics: results of the training and the evaluation.
         run_id: id of the MLflow run.
+        condition: condition under which the prefix steers a request; None for all requests.
         card_version: version of the card's format.
     """
 
@@ -89,6 +107,7 @@ class PrefixCard:
     data: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     metrics: dict[str, float] = field(default_factory=dict[str, float])
     run_id: str | None = None
+    condition: PrefixCondition | None = None
     card_version: int = CARD_VERSION
 
 

@@ -4,15 +4,16 @@ On disk a detector is a folder with `detector.safetensors` and `card.json`. Load
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from pydantic import ConfigDict
-from safetensors.torch import save_file
+from pydantic import ConfigDict, TypeAdapter
+from safetensors.torch import load, save, save_file
 from torch import Tensor
 
 from trimtab import heads
@@ -119,6 +120,22 @@ class Detector:
         score = self.head(psi, normalize_features(phi, self.normalizer))
         return calibration.compute_risk(score, self.calibration)
 
+    def score_prompts(self, psi: Tensor) -> Tensor:
+        """Compute the probability that prompts are harmful.
+
+        Args:
+            psi: features [N, L, 3d] of the prompts at the card's layers, on the device of the detector.
+
+        Returns:
+            Risks [N].
+        """
+        # A prompt has no phi; training sets it to zeros as well.
+        return self.compute_risk(psi, psi.new_zeros(len(psi), len(TRACE)))
+
+    def to(self, device: torch.device) -> "Detector":
+        """Return the detector with its tensors on a device."""
+        return Detector(self.card, self.head.to(device), self.normalizer.to(device), self.calibration.to(device))
+
     def score_answer(self, signals: Signals, layers: Sequence[int]) -> float:
         """Compute the probability that one answer is made up, from the signals that an engine captured.
 
@@ -173,6 +190,21 @@ def save_detector(detector: Detector, folder: Path) -> Path:
     return folder
 
 
+def encode_detector(detector: Detector) -> tuple[str, bytes]:
+    """Encode a detector for another process of the engine.
+
+    Returns:
+        Card as JSON, and tensors as the bytes of a safetensors file.
+    """
+    tensors = save(_collect_tensors(detector.head, detector.normalizer, detector.calibration))
+    return json.dumps(asdict(detector.card)), tensors
+
+
+def decode_detector(card: str, tensors: bytes) -> Detector:
+    """Return the detector that `encode_detector` encoded. Its digest was checked when it was loaded."""
+    return _assemble_detector(TypeAdapter(DetectorCard).validate_json(card), load(tensors))
+
+
 def load_detector(folder: Path, base: BaseModel | None = None) -> Detector:
     """Load a detector and verify its files.
 
@@ -193,16 +225,19 @@ def load_detector(folder: Path, base: BaseModel | None = None) -> Detector:
     if _compute_digest(tensors) != card.digest:
         raise ArtifactError(f"{folder / FILE}: the tensors are not those of the card (digest differs)")
     try:
-        head = _build_head(card, {name.removeprefix(HEAD): t for name, t in tensors.items() if name.startswith(HEAD)})
-        normalizer, calibration = tensors[NORMALIZER].view(2, len(TRACE)), tensors[CALIBRATION].view(2)
+        return _assemble_detector(card, tensors)
     except (KeyError, RuntimeError, TypeError, ValueError, TrimtabError) as error:
         raise ArtifactError(f"{folder}: {FILE} does not hold the head that the card names ({card.head})") from error
-    return Detector(card, head.eval(), normalizer, calibration)
 
 
 def check_base(card: DetectorCard, base: BaseModel) -> None:
     """Raise ArtifactError unless the detector was made for exactly this base model."""
     check_base_model(card, base, f"detector {card.name!r}", "Collect signals and train a detector on this base model")
+
+
+def _assemble_detector(card: DetectorCard, tensors: Mapping[str, Tensor]) -> Detector:
+    head = _build_head(card, {name.removeprefix(HEAD): t for name, t in tensors.items() if name.startswith(HEAD)})
+    return Detector(card, head.eval(), tensors[NORMALIZER].view(2, len(TRACE)), tensors[CALIBRATION].view(2))
 
 
 def _build_head(card: DetectorCard, weights: Mapping[str, Tensor]) -> Head:

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
 from trimtab.detection import calibration
+from trimtab.engine.policies import Policy as PromptPolicy
+from trimtab.engine.policies import parse_policies
 from trimtab.errors import UsageError
 
 Policy = Literal["annotate", "refuse", "retry"]
@@ -36,6 +38,7 @@ class RequestOptions:
         risk_threshold: risk limit of the policy, from 0 to 1; if None, the detector's threshold.
         max_attempts: maximum number of answers for `retry`, the first one included.
         refusal_text: replacement of a withheld answer.
+        policies: policies on the prompt, in addition to those of the server and of the API key.
     """
 
     detector: str | None = None
@@ -45,11 +48,15 @@ class RequestOptions:
     risk_threshold: float | None = None
     max_attempts: int = 3
     refusal_text: str = "I am not sure enough of my answer to give it."
+    policies: tuple[PromptPolicy, ...] = ()
 
     @property
     def fpr_key(self) -> str:
         """Key of a card's thresholds."""
         return THRESHOLD_KEYS[self.false_positive_rate]
+
+
+DEFAULTS = RequestOptions()
 
 
 def coerce_request(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,10 +92,10 @@ def parse_options(value: Any) -> RequestOptions:
         return RequestOptions()
     if not isinstance(value, dict):
         raise UsageError("trimtab must be an object")
-    names = [f.name for f in fields(RequestOptions)]
+    names = [f.name for f in fields(DEFAULTS)]
     if unknown := [str(name) for name in value if name not in names]:
         raise UsageError(f"trimtab.{unknown[0][:50]} is not a known field; known fields: {', '.join(names)}")
-    options: dict[str, Any] = asdict(RequestOptions()) | value
+    options: dict[str, Any] = {f.name: getattr(DEFAULTS, f.name) for f in fields(DEFAULTS)} | value
     _require(isinstance(options["detector"], str | None), "detector", "a name, NAME@ALIAS, NAME@VERSION, or off")
     rate, threshold, attempts = (options[name] for name in ("false_positive_rate", "risk_threshold", "max_attempts"))
     _require(_is_number(rate) and rate in THRESHOLD_KEYS, "false_positive_rate", "0.01, 0.05 or 0.1")
@@ -99,6 +106,7 @@ def parse_options(value: Any) -> RequestOptions:
     _require(type(attempts) is int and 1 <= attempts <= MAX_ATTEMPTS, "max_attempts", f"from 1 to {MAX_ATTEMPTS}")
     short = isinstance(options["refusal_text"], str) and len(options["refusal_text"]) <= MAX_TEXT
     _require(short, "refusal_text", f"text of at most {MAX_TEXT} characters")
+    options["policies"] = parse_policies(options["policies"], "trimtab.policies")
     return RequestOptions(**options)
 
 

@@ -38,6 +38,11 @@ RISKS = [step / 20 for step in range(1, 21)]
 RISK_LABELS = (*PREFIX_LABELS, "detector", "detector_version")
 RISK = Histogram("trimtab_risk", "Risk that an answer is made up, from 0 to 1.", RISK_LABELS, buckets=RISKS)
 UNCHECKED = Counter("trimtab_unchecked", "Answers without a risk from a detector.", (*PREFIX_LABELS, "status"))
+VERDICTS = Counter(
+    "trimtab_policy_verdicts",
+    "Verdicts of policies on prompts: the action that was triggered, none, or unchecked.",
+    (*PREFIX_LABELS, "detector", "detector_version", "action"),
+)
 SLOTS_USED = Gauge("trimtab_slots_used", "Slots that hold prefixes.")
 REFRESHED = Gauge("trimtab_registry_read_seconds", "Time of the last read of the registry, in seconds since 1970.")
 ALIAS = ("kind", "name", "alias")
@@ -80,6 +85,18 @@ def count_risk(labels: tuple[str, str, str], detector: NamedVersion | None, risk
     RISK.labels(*labels, detector.name, str(detector.version)).observe(risk)
 
 
+def count_verdict(labels: tuple[str, str, str], detector: NamedVersion | None, action: str) -> None:
+    """Count the verdict of a policy on the prompt of an answer that has ended.
+
+    Args:
+        labels: labels of the request, from `request_labels`.
+        detector: detector of the policy; None if it is not available.
+        action: action that was triggered; `none` if there was none, and `unchecked` if the risk is unknown.
+    """
+    name, version = (detector.name, str(detector.version)) if detector else NONE
+    VERDICTS.labels(*labels, name, version, action).inc()
+
+
 def set_alias_versions(kind: str, before: AliasVersions, after: AliasVersions) -> None:
     """Set the version of each alias that moved, and remove the series of deleted aliases.
 
@@ -106,7 +123,8 @@ def remove_version_series(kind: str, name: str, version: int) -> None:
         version: version number.
     """
     if kind == "detector":
-        RISK.remove_by_labels({"detector": name, "detector_version": str(version)})
+        for metric in (RISK, VERDICTS):
+            metric.remove_by_labels({"detector": name, "detector_version": str(version)})
         return
-    for metric in (REQUESTS, TOKENS, FIRST, NEXT, RISK, UNCHECKED):
+    for metric in (REQUESTS, TOKENS, FIRST, NEXT, RISK, UNCHECKED, VERDICTS):
         metric.remove_by_labels({"prefix": name, "version": str(version)})

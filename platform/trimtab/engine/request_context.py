@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from trimtab.engine import asgi
 from trimtab.engine.asgi import Message, Receive, Scope, Send
+from trimtab.engine.policies import DIGITS, Policy
 
 KEY = "trimtab.request"
 # Part of a body that the access log may record (bytes).
@@ -13,6 +15,21 @@ RECORDED_BYTES = 32_768
 
 StartHook = Callable[[Message], Awaitable[None]]
 """Called with the start of the response before it is sent; may change its headers."""
+
+
+@dataclass(frozen=True)
+class KeyRights:
+    """Rights and policies of the API key that sent a request.
+
+    Attributes:
+        policies: policies on the prompts of the key.
+        allows_model: returns whether the key may use a model.
+        digits: number of decimals of the probabilities that the key receives.
+    """
+
+    policies: tuple[Policy, ...] = ()
+    allows_model: Callable[[str], bool] = lambda model: True
+    digits: int = DIGITS
 
 
 class RequestContext:
@@ -26,6 +43,7 @@ class RequestContext:
 
     Attributes:
         notes: fields of the access log's record.
+        rights: rights of the API key; without keys, a request may use all models.
         status: HTTP status of the response; 0 before it starts.
         streams: whether the response is an event stream.
         first_byte_seconds: time from the start of the request to the first byte of the response body (seconds); None before.
@@ -33,6 +51,7 @@ class RequestContext:
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self.notes: dict[str, Any] = {}
+        self.rights = KeyRights()
         self.status = 0
         self.streams = False
         self.first_byte_seconds: float | None = None

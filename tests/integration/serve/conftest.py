@@ -1,11 +1,13 @@
 """One server for all tests of this folder, with four prefixes and two detectors."""
 
 from collections.abc import Callable, Generator
+from dataclasses import replace
 
 import openai
 import pytest
 
-from tests.support.factories import compute_reference_signals, make_detector, make_prefix
+from tests.support.factories import compute_reference_signals, make_detector, make_prefix, make_prompt_detector
+from trimtab.artifacts.card import PrefixCondition
 from trimtab.artifacts.prefix import Prefix, save_prefix
 from trimtab.detection.detector import Detector, save_detector
 from trimtab.engine.config import EngineConfig
@@ -17,9 +19,11 @@ from trimtab.serve.config import ServeConfig
 from trimtab.serve.server import serving
 from trimtab.tracking import registry, runs
 from trimtab.tracking.promotions import promote_version
+from trimtab.types import Side
 from trimtab.util import ports
 
 SLOTS = 4
+SIDES: tuple[Side, ...] = ("above", "below")
 LAYERS = (20, 29)
 
 
@@ -56,7 +60,31 @@ def truth_detector(frozen: FrozenModel, base: BaseModel, tmp_path_factory: pytes
 
 
 @pytest.fixture(scope="package")
-def url(registered_prefixes: None, truth_detector: Detector) -> Generator[str]:
+def guard_detector(frozen: FrozenModel, base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Detector:
+    """Champion `guard`, which reads prompts and flags half of the questions."""
+    folder = tmp_path_factory.mktemp("guards")
+    run = runs.start_run("test", "detect", folder)
+    detector = make_prompt_detector(frozen, base, "guard", LAYERS[:1])
+    promote_version(registry.register_version(save_detector(detector, folder / "guard"), run.run_id), "test")
+    run.finish("FINISHED")
+    return detector
+
+
+@pytest.fixture(scope="package")
+def conditional_prefixes(three_prefixes: list[Prefix], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Candidates with the vectors of prefix `two`, which steer the prompts that `guard` flags, or the others."""
+    folder = tmp_path_factory.mktemp("conditional")
+    run = runs.start_run("test", "align", folder)
+    for side in SIDES:
+        card = replace(three_prefixes[1].card, name=f"only-{side}", condition=PrefixCondition("guard", side))
+        registry.register_version(save_prefix(replace(three_prefixes[1], card=card), folder / side), run.run_id)
+    run.finish("FINISHED")
+
+
+@pytest.fixture(scope="package")
+def url(
+    registered_prefixes: None, truth_detector: Detector, guard_detector: Detector, conditional_prefixes: None
+) -> Generator[str]:
     engine = EngineConfig(num_slots=SLOTS, dtype="fp32", max_model_len=512)
     shares = {"four": {"champion": 1.0, "candidate": 1.0}}
     with serving(

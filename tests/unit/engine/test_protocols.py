@@ -161,9 +161,10 @@ def test_policy_refuse_uses_the_terms_of_each_protocol(risk, withheld):
     choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop", "logprobs": {}}
     chat, message = {"choices": [choice]}, MessagesProtocol().rewrite_response(make_message(), annotate(c0=risk))
     response = ResponsesProtocol().rewrite_response(make_response(), annotate(c0=risk))
-    ChatProtocol().withhold_answers(chat, REFUSAL, make_risk(c0=risk))
-    ResponsesProtocol().withhold_answers(response, REFUSAL, make_risk(c0=risk))
-    MessagesProtocol().withhold_answers(message, REFUSAL, make_risk(c0=risk))
+    texts = {0: REFUSAL.refusal_text} if withheld else {}
+    ChatProtocol().withhold_answers(chat, texts)
+    ResponsesProtocol().withhold_answers(response, texts)
+    MessagesProtocol().withhold_answers(message, texts)
     assert chat["choices"][0]["trimtab"]["withheld"] == withheld
     assert response["trimtab"]["withheld"] == message["trimtab"]["withheld"] == withheld
     if not withheld:

@@ -7,13 +7,16 @@ import pytest
 import torch
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 
+from trimtab import heads
+from trimtab.detection.detector import Detector, DetectorCard, build_detector, encode_detector
 from trimtab.detection.signals import compute_token_statistics, concatenate_states
+from trimtab.engine.prompt_check import PromptCheck, encode_checks
 from trimtab.engine.vllm_ext import patches
 from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START
 from trimtab.engine.vllm_ext.capture import SignalCapture
 from trimtab.engine.vllm_ext.runner import ModelRunnerV1Adapter
 
-LAYERS, WIDTH, VOCABULARY, BLOCK, BLOCKS = 2, 5, 11, 4, 40
+LAYERS, WIDTH, VOCABULARY, BLOCK, BLOCKS, VERDICT = 2, 5, 11, 4, 40, 99
 
 
 class ScriptedRunner:
@@ -57,8 +60,11 @@ class ScriptedRunner:
             sampling_params=types.SimpleNamespace(extra_args=extra),
         )
 
-    def run_step(self, capture: SignalCapture, spans: dict[str, tuple[int, int, list[int]]], new=(), finished=()) -> None:
-        """Run one step. A span is a request's first position, its number of tokens, and the blocks of its table."""
+    def run_step(self, capture: SignalCapture, spans: dict[str, tuple[int, int, list[int]]], new=(), finished=()) -> list[int]:
+        """Run one step and return the sampled tokens.
+
+        A span is a request's first position, its number of tokens, and the blocks of its table.
+        """
         counts = {request: count for request, (_, count, _) in spans.items()}
         scheduled = types.SimpleNamespace(
             scheduled_new_reqs=list(new), finished_req_ids=set(finished), num_scheduled_tokens=counts
@@ -82,7 +88,7 @@ class ScriptedRunner:
         )
         capture.accumulate_step()
         logits, self.execute_model_state = self.execute_model_state.logits, None
-        self._sample(logits, None)
+        return self._sample(logits, None).sampled_token_ids[:, 0].tolist()
 
     def compute_expected_signals(self, request: str, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute psi [L, 3d] and history [tokens, 3] of the first tokens of an answer, from whole tensors."""
@@ -104,7 +110,7 @@ def scripted_runner(monkeypatch):
 
 @pytest.fixture
 def capture(scripted_runner):
-    return SignalCapture(ModelRunnerV1Adapter(scripted_runner), LAYERS, history=True, keep=8)
+    return SignalCapture(ModelRunnerV1Adapter(scripted_runner), range(LAYERS), history=True, keep=8, verdict_token=VERDICT)
 
 
 def check_record(runner: ScriptedRunner, request: str, record: dict, tokens: int) -> None:
@@ -113,7 +119,6 @@ def check_record(runner: ScriptedRunner, request: str, record: dict, tokens: int
     torch.testing.assert_close(captured, psi, rtol=1e-5, atol=1e-5)
     captured = torch.frombuffer(bytearray(record["history"]), dtype=torch.float32).view(-1, 3)
     torch.testing.assert_close(captured, history, rtol=1e-5, atol=1e-5)
-    assert record["prompt_tokens"] == runner.prompts[request]
 
 
 def test_signals_in_one_batch_equal_whole_tensors(scripted_runner, capture):
@@ -156,3 +161,58 @@ def test_requests_are_found_by_engine_id_only(scripted_runner, capture):
     assert capture.pop_signals("x", 1) is None
     assert capture.pop_signals("x-00000001", 1) is not None
     assert capture.pop_signals("x-00000001", 1) is None
+
+
+@pytest.fixture
+def guard(capture) -> Detector:
+    """Linear detector of prompts at the second layer, which reads the last state and the mean."""
+    head = heads.get_head("linear")(WIDTH, 1, parts=2)
+    card = DetectorCard("guard", "b", "f", [1], WIDTH, "linear", {"parts": 2}, -2.0, {"balanced": 0.5}, subject="prompt")
+    normalizer = torch.stack([torch.zeros(7), torch.ones(7)])
+    detector = build_detector(head, normalizer, torch.tensor([1.0, 0.0]), card)
+    capture.checker.add_detector(*encode_detector(detector))
+    return detector
+
+
+def add_checked_request(runner: ScriptedRunner, request: str, detector: Detector, offset: float, **options):
+    """Add a request whose threshold is the risk of its prompt plus an offset; return it and the risk."""
+    new = runner.add_request(request, 6)
+    states = runner.states[request][:6, 1]
+    psi = torch.cat([states[-1], states.mean(0), states[-1] - states.mean(0)])
+    risk = detector.score_prompts(psi[None, None]).item()
+    check = PromptCheck(detector.card.digest, risk + offset, **options)
+    new.sampling_params.extra_args = encode_checks([PromptCheck("gone", 0.0, stops=True), check])
+    return new, risk
+
+
+def test_flagged_prompts_end_with_the_verdict_token(scripted_runner, capture, guard):
+    """Prompts in chunks; thresholds just below and just above the risk, on both sides."""
+    cases = {
+        "above": ({"offset": -1e-4, "stops": True}, True),
+        "not above": ({"offset": 1e-4, "stops": True}, False),
+        "below": ({"offset": 1e-4, "stops": True, "above": False}, True),
+        "only annotated": ({"offset": -1e-4}, False),
+    }
+    added = {name: add_checked_request(scripted_runner, name, guard, **options) for name, (options, _) in cases.items()}
+    blocks = {name: [2 * number, 2 * number + 1] for number, name in enumerate(cases)}
+    scripted_runner.run_step(capture, {name: (0, 3, blocks[name]) for name in cases}, [new for new, _ in added.values()])
+    sampled = scripted_runner.run_step(capture, {name: (3, 3, blocks[name]) for name in cases})
+    assert [token == VERDICT for token in sampled] == [stopped for _, stopped in cases.values()]
+    # Only the first token carries the verdict.
+    assert VERDICT not in scripted_runner.run_step(capture, {"not above": (6, 1, blocks["not above"])}, finished=["above"])
+    for name, (_, risk) in added.items():
+        gone, checked = capture.pop_signals(name, 0)["prompt_risks"]
+        assert np.isnan(gone)
+        assert checked == pytest.approx(risk, abs=1e-5)
+
+
+def test_required_checks_without_a_risk_end_the_request(scripted_runner, capture, guard):
+    """A detector that the worker lacks, and more requests than slots."""
+    unknown = PromptCheck("gone", 0.5, stops=True, required=True)
+    capture.free = capture.free[:1]
+    requests = [scripted_runner.add_request(name, 3) for name in ("with a slot", "without a slot", "unchecked")]
+    for new in requests[:2]:
+        new.sampling_params.extra_args = encode_checks([unknown])
+    spans = {new.req_id: (0, 3, [number]) for number, new in enumerate(requests)}
+    assert [token == VERDICT for token in scripted_runner.run_step(capture, spans, requests)] == [True, True, False]
+    assert capture.pop_signals("without a slot", 0) is None

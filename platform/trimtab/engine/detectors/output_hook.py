@@ -10,16 +10,20 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from copy import copy
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
-from trimtab.detection.detector import Detector
+from vllm.exceptions import VLLMValidationError
+
 from trimtab.engine.context import steering
 from trimtab.engine.detectors.request_risk import RequestRisk, current_risk
 from trimtab.engine.detectors.signal_client import SignalClient
-from trimtab.engine.metrics import FIRST, NEXT, TOKENS, count_risk, request_labels
+from trimtab.engine.metrics import FIRST, NEXT, TOKENS, count_risk, count_verdict, request_labels
+from trimtab.engine.prompt_check import PROMPT_CHECKS, encode_checks
 from trimtab.engine.vllm_ext import patches
+from trimtab.generation_types import Signals
 
 log = logging.getLogger(__name__)
 
@@ -48,18 +52,33 @@ class OutputHook:
     Args:
         reader: client for the engine's signals.
         layers: layers that the engine captures.
+        verdict_token: token that ends a request whose prompt a check stops.
+        turn_end: token that ends a turn, which replaces the verdict token in the response.
     """
 
-    def __init__(self, reader: SignalClient, layers: Sequence[int]) -> None:
+    def __init__(self, reader: SignalClient, layers: Sequence[int], verdict_token: int, turn_end: int) -> None:
         self._reader = reader
         self._layers = layers
+        self._verdict_token = verdict_token
+        self._turn_end = turn_end
 
     def wrap_add_request(self, add_request: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap `add_request` to record the engine's id of each request, since clients may send the same id twice."""
+        """Wrap `add_request` to add the checks of the prompt, and to record the engine's id of each request.
 
-        async def add(request_id: str, *args: Any, **kwargs: Any) -> Any:
-            collector = await add_request(request_id, *args, **kwargs)
-            if (risk := current_risk.get()) is not None:
+        The ids are needed since clients may send the same id twice.
+        """
+
+        async def add(request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+            risk = current_risk.get()
+            if PROMPT_CHECKS in (getattr(params, "extra_args", None) or {}):
+                raise VLLMValidationError(f"{PROMPT_CHECKS} is not a request argument. Use trimtab.policies to check a prompt")
+            if risk is not None and (checks := risk.verdicts.build_checks()):
+                # vLLM uses one object for all prompts of a request.
+                params = copy(params)
+                params.extra_args = (params.extra_args or {}) | encode_checks(checks)
+                params.stop_token_ids = [*(params.stop_token_ids or ()), self._verdict_token]
+            collector = await add_request(request_id, prompt, params, *args, **kwargs)
+            if risk is not None:
                 risk.ids[request_id] = collector.request_id
             return collector
 
@@ -96,40 +115,69 @@ class OutputHook:
                 yield output
 
     async def _score_output(self, answer: Any, risk: RequestRisk, request_id: str, counter: OutputCounter) -> None:
+        if stopped := answer.stop_reason == self._verdict_token:
+            _replace_output(answer, self._turn_end)
         counter.tokens[answer.index] += len(answer.token_ids)
         ended, choice = answer.finish_reason is not None, counter.choices[answer.index]
         risk.ended += ended
-        tokens = counter.tokens[answer.index]
-        if risk.detector is not None and tokens and (ended or risk.running):
-            engine_id = risk.ids[request_id]
-            name = engine_id if len(counter.choices) == 1 else f"{answer.index}_{engine_id}"
-            value = await self._compute_risk(risk.detector.artifact, name, risk.given_tokens or tokens, ended=ended)
-            if value is not None:
-                risk.risks[choice] = value
-            elif ended:
-                risk.risks.pop(choice, None)
+        verdicts = risk.verdicts
+        await self._read_signals(risk, request_id, answer.index, counter, ended=ended, stopped=stopped)
+        if stopped:
+            verdicts.stop(choice)
+        verdicts.started.add(choice)
         if ended:
             status = risk.status if risk.detector is None else "unavailable"
             count_risk(counter.labels, risk.detector and risk.detector.version, risk.risks.get(choice), status)
+            for detector, action in verdicts.list_actions(choice):
+                count_verdict(counter.labels, detector and detector.version, action)
 
-    async def _compute_risk(self, detector: Detector, request: str, tokens: int, *, ended: bool) -> float | None:
+    async def _read_signals(
+        self, risk: RequestRisk, request_id: str, index: int, counter: OutputCounter, *, ended: bool, stopped: bool
+    ) -> None:
+        """Read the signals of an answer that has ended or has running risks, and record its risk and those of its prompt."""
+        tokens, choice, verdicts = counter.tokens[index], counter.choices[index], risk.verdicts
+        scored = risk.detector is not None and tokens > 0 and (ended or risk.running) and not stopped
+        checked = ended and verdicts.is_active and bool(verdicts.policies)
+        if not scored and not checked:
+            return
+        engine_id = risk.ids[request_id]
+        name = engine_id if len(counter.choices) == 1 else f"{index}_{engine_id}"
+        signals = await self._fetch_signals(name, (risk.given_tokens or tokens) if scored else 0, ended=ended)
+        if checked:
+            verdicts.record_risks(choice, signals and signals.prompt_risks)
+        if risk.detector is not None and scored:
+            value = None if signals is None else risk.detector.artifact.score_answer(signals, self._layers)
+            if value is not None and isfinite(value):
+                risk.risks[choice] = value
+            elif ended:
+                risk.risks.pop(choice, None)
+
+    async def _fetch_signals(self, request: str, tokens: int, *, ended: bool) -> Signals | None:
         try:
-            signals = await asyncio.wait_for(self._reader.fetch_signals(request, tokens, ended=ended), READ_SECONDS)
+            return await asyncio.wait_for(self._reader.fetch_signals(request, tokens, ended=ended), READ_SECONDS)
         except Exception:
             # The answer itself is complete. Its risk is reported as unavailable.
             log.warning("fetching the signals of request %s failed", request, exc_info=True)
             return None
-        risk = None if signals is None else detector.score_answer(signals, self._layers)
-        return risk if risk is not None and isfinite(risk) else None
 
 
-def install_output_hook(engine: Any, layers: Sequence[int]) -> None:
+def _replace_output(answer: Any, turn_end: int) -> None:
+    """Replace the verdict token in an output. With a grammar, vLLM ends such a request with an error.
+
+    One token remains, because vLLM drops the chunk of an output without tokens.
+    """
+    answer.token_ids, answer.text, answer.finish_reason, answer.stop_reason = [turn_end], "", "stop", None
+
+
+def install_output_hook(engine: Any, layers: Sequence[int], verdict_token: int, turn_end: int) -> None:
     """Install the output hook in a `vllm.AsyncLLM`.
 
     Args:
         engine: the engine.
         layers: layers that the engine captures.
+        verdict_token: token that ends a request whose prompt a check stops.
+        turn_end: token that ends a turn.
     """
-    hook = OutputHook(SignalClient(engine.collective_rpc, len(layers)), layers)
+    hook = OutputHook(SignalClient(engine.collective_rpc, len(layers)), layers, verdict_token, turn_end)
     patches.patch_generate(engine, hook.wrap_generate)
     patches.patch_add_request(engine, "output_hook", hook.wrap_add_request)

@@ -1,4 +1,4 @@
-"""Risks of the answers to one HTTP request, and selection of its detector."""
+"""Risks of the answers to one HTTP request, the verdicts on its prompts, and selection of the detector of answers."""
 
 from collections.abc import Sequence
 from contextvars import ContextVar
@@ -7,10 +7,11 @@ from typing import Any
 
 from trimtab.artifacts.prefix import Prefix
 from trimtab.detection.detector import Detector, check_base
+from trimtab.engine.detectors.prompt_verdicts import PromptVerdicts
 from trimtab.engine.extensions import RequestOptions
 from trimtab.engine.prefixes.catalog import AliasVersions, VersionCatalog
 from trimtab.engine.prefixes.version_loader import ArtifactSource, LoadedVersion
-from trimtab.errors import ArtifactError
+from trimtab.errors import ArtifactError, UsageError
 from trimtab.model.base_model import BaseModel
 from trimtab.util.identifiers import split_reference
 
@@ -33,6 +34,7 @@ class RequestRisk:
         choices: number of choices.
         ended: number of choices that have ended.
         tokens: number of tokens generated so far.
+        verdicts: policies on the prompts, and their verdicts.
     """
 
     detector: LoadedVersion[Detector] | None = None
@@ -48,10 +50,13 @@ class RequestRisk:
     choices: int = 0
     ended: int = 0
     tokens: int = 0
+    verdicts: PromptVerdicts = field(default_factory=PromptVerdicts)
 
     def copy_settings(self, *, shadow: bool = False) -> "RequestRisk":
-        """Return a RequestRisk with the same detector and settings, and without risks."""
-        return RequestRisk(self.detector, self.status, self.reason, self.fpr_key, self.running, self.warning, shadow)
+        """Return a RequestRisk with the same detector, policies and settings, and without risks."""
+        copy = RequestRisk(self.detector, self.status, self.reason, self.fpr_key, self.running, self.warning, shadow)
+        copy.verdicts = self.verdicts.copy_policies()
+        return copy
 
     @property
     def label(self) -> str | None:
@@ -64,7 +69,7 @@ class RequestRisk:
         return self.detector.artifact.card.thresholds[self.fpr_key] if self.detector else None
 
     def describe_choice(self, index: int) -> dict[str, Any]:
-        """Return the `trimtab` field of a choice: the detectors' probabilities. Empty if they are unknown."""
+        """Return the `trimtab` field of a choice: the probability of the detector of answers. Empty if it is unknown."""
         risk, threshold = self.risks.get(index), self.threshold
         if self.detector is None or risk is None or threshold is None:
             return {}
@@ -73,7 +78,13 @@ class RequestRisk:
         return {"detectors": [{"name": version.name, "version": version.version} | verdict]}
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Return the `trimtab.detectors` field of a response. With several choices it describes the first one."""
+        """Return the `trimtab.detectors` field of a response: the detector of answers, then one entry per policy.
+
+        With several choices it describes the first one.
+        """
+        return [*self._describe_answer(), *(EMPTY | entry for entry in self.verdicts.describe(0))]
+
+    def _describe_answer(self) -> list[dict[str, Any]]:
         if self.detector is None:
             return [EMPTY | {"status": self.status, "reason": self.reason}]
         version = self.detector.version
@@ -103,6 +114,7 @@ EMPTY: dict[str, Any] = {
     "false_positive_rate": None,
     "reason": None,
     "warning": None,
+    "action": None,
 }
 UNSEEN = "this server captures no signals: it had no detector when it started, or was started with --detect false"
 
@@ -147,6 +159,7 @@ class DetectorSelector:
         Raises:
             NotFoundError: if the request names an unknown detector.
             ArtifactError: if the detector cannot be used.
+            UsageError: if the request names a detector of prompts.
         """
         if options.detector == OFF:
             return RequestRisk(reason="the request disabled detection")
@@ -161,23 +174,25 @@ class DetectorSelector:
             choice.detector,
             fpr_key=options.fpr_key,
             running=options.running_risk and request.get("stream") is True,
-            warning=_describe_mismatch(choice.detector.artifact, prefix),
+            warning=describe_mismatch(choice.detector.artifact, prefix),
         )
 
     async def _find_named(self, name: str) -> DetectorChoice:
-        name, ref = split_reference(name)
-        return DetectorChoice(await self.library.find(name, ref))
+        loaded = await self.library.find(*split_reference(name))
+        if loaded.artifact.card.subject != "answer":
+            raise UsageError(f"detector {name!r} reads prompts. Name it in trimtab.policies")
+        return DetectorChoice(loaded)
 
     async def _find_default(self, prefix: Prefix | None) -> DetectorChoice:
         if self._default:
             return await self._find_named(self._default)
-        champions = self.library.list_champions()
+        champions = [c for c in self.library.list_champions() if c.artifact.card.subject == "answer"]
         fitted = [c for c in champions if prefix and c.artifact.card.prefix_digest == prefix.card.digest]
         matching = fitted or [c for c in champions if c.artifact.card.prefix_digest is None] or champions
         if len(matching) == 1:
             return DetectorChoice(matching[0])
         if not matching:
-            return DetectorChoice(None, f"{self._base.name} has no champion among its detectors")
+            return DetectorChoice(None, f"{self._base.name} has no champion among its detectors of answers")
         names = ", ".join(sorted(c.version.name for c in matching))
         return DetectorChoice(
             None, f"several detectors are champions ({names}). Name one in trimtab.detector, or serve with --detector"
@@ -185,8 +200,6 @@ class DetectorSelector:
 
     def _check(self, detector: Detector) -> None:
         check_base(detector.card, self._base)
-        if detector.card.subject != "answer":
-            raise ArtifactError(f"detector {detector.card.name!r} reads prompts; a server checks answers only in this release")
         if missing := sorted(set(detector.card.layers) - set(self._layers)):
             captured = ", ".join(map(str, self._layers))
             raise ArtifactError(
@@ -195,7 +208,8 @@ class DetectorSelector:
             )
 
 
-def _describe_mismatch(detector: Detector, prefix: Prefix | None) -> str | None:
+def describe_mismatch(detector: Detector, prefix: Prefix | None) -> str | None:
+    """Return why a detector may be miscalibrated for requests with a prefix, or without one; None if it fits."""
     fitted, steered = detector.card.prefix_digest, prefix.card.digest if prefix else None
     if fitted == steered:
         return None

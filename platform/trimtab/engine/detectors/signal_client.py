@@ -48,7 +48,7 @@ class SignalClient:
 
         Args:
             request: engine id of the request.
-            tokens: number of answer tokens to include.
+            tokens: number of answer tokens to include; with 0, only the risks of the prompt are fetched.
             ended: whether the answer is complete, so that the worker can discard the signals.
 
         Returns:
@@ -95,5 +95,13 @@ def decode_signals(replies: Sequence[Any], layers: int) -> list[Signals | None]:
 
 
 def _decode_record(record: dict[str, Any], layers: int) -> Signals:
-    psi = torch.frombuffer(bytearray(record["psi"]), dtype=torch.float32).view(layers, -1)
-    return Signals(psi, torch.frombuffer(bytearray(record["history"]), dtype=torch.float32).view(-1, 3))
+    risks = tuple(record["prompt_risks"])
+    if not record["psi"]:
+        return Signals(torch.empty(layers, 0), torch.empty(0, 3), risks)
+    psi, history = (_decode_floats(record[name]) for name in ("psi", "history"))
+    return Signals(psi.view(layers, -1), history.view(-1, 3), risks)
+
+
+def _decode_floats(data: bytes) -> torch.Tensor:
+    # `frombuffer` rejects empty buffers: an engine without token statistics has no history.
+    return torch.frombuffer(bytearray(data), dtype=torch.float32) if data else torch.empty(0)

@@ -8,7 +8,7 @@ where vLLM renders the messages. The app runs with and without Ray Serve.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
@@ -27,13 +27,17 @@ from trimtab.engine.asgi import BufferedRequest, Receive, Scope, Send
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.detectors.output_hook import install_output_hook
 from trimtab.engine.detectors.request_risk import DetectorSelector
+from trimtab.engine.detectors.worker_detectors import WorkerDetectors
 from trimtab.engine.metrics import REFRESHED, SLOTS_USED, VERSIONS_REFUSED, remove_version_series, set_alias_versions
 from trimtab.engine.openai.cancellation import CancellableApp
 from trimtab.engine.openai.handler import SCORE_PATH, RequestHandler
 from trimtab.engine.openai.malformed import MALFORMED_ERRORS, install_malformed_handlers, was_accepted
 from trimtab.engine.openai.models import ModelList
+from trimtab.engine.openai.moderations import MODERATIONS_PATH
 from trimtab.engine.openai.openapi import build_openapi_document
+from trimtab.engine.openai.policy_resolver import PolicyResolver
 from trimtab.engine.openai.request_fields import find_request_fields
+from trimtab.engine.policies import Policy
 from trimtab.engine.prefixes.catalog import VersionCatalog, VersionNames
 from trimtab.engine.prefixes.message_hook import install_message_hook
 from trimtab.engine.prefixes.slots import PrefixSlots, SlotTable
@@ -42,7 +46,7 @@ from trimtab.engine.prefixes.version_loader import ArtifactSource
 from trimtab.engine.protocols.errors import send_error, send_failure
 from trimtab.engine.protocols.paths import CHAT_PATH, COUNT_PATH, PROTOCOLS
 from trimtab.engine.request_context import RequestContext
-from trimtab.engine.vllm_ext.args import build_engine_args
+from trimtab.engine.vllm_ext.args import build_engine_args, get_verdict_token
 from trimtab.engine.vllm_ext.environment import engine_environment
 from trimtab.engine.vllm_ext.grammars import install_grammar_validation
 from trimtab.engine.vllm_ext.patches import patch_detokenizer, patch_messages_conversion
@@ -91,6 +95,7 @@ class OnlineEngine:
         prefixes: VersionCatalog[Prefix],
         detectors: DetectorSelector,
         agree: AgreeOnVersions,
+        policies: Sequence[Policy],
     ) -> None:
         self.base = base
         self.prefixes = prefixes
@@ -100,7 +105,10 @@ class OnlineEngine:
         self.slots = PrefixSlots(engine, SlotTable(renderer.first_slot, config.num_slots))
         self._app = CancellableApp(app, partial(engine.abort, internal=True))
         fields = find_request_fields(app, (*PROTOCOLS, COUNT_PATH))
-        self.handler = RequestHandler(engine, self._app, base, renderer, prefixes, detectors, self.slots, fields)
+        self._prompt_detectors = WorkerDetectors(engine)
+        resolver = PolicyResolver(base.name, detectors.library, policies)
+        arguments = prefixes, detectors, self.slots, resolver, self._prompt_detectors
+        self.handler = RequestHandler(engine, self._app, base, renderer, *arguments, fields)
         self._engine = engine
         self._openapi = app.openapi
         self._agree = agree
@@ -117,6 +125,7 @@ class OnlineEngine:
         detectors: ArtifactSource[Detector],
         detector: str | None = None,
         agree: "AgreeOnVersions | None" = None,
+        policies: Sequence[Policy] = (),
     ) -> "OnlineEngine":
         """Start vLLM, mask and guard its reserved token ids, and load every champion.
 
@@ -128,6 +137,7 @@ class OnlineEngine:
             detector: detector of requests that name none: NAME, NAME@ALIAS or NAME@VERSION.
             agree: agrees on versions with other engines: maps the versions that this engine can serve to those that all engines
                 serve. If None, this engine serves its own.
+            policies: policies on the prompts of all requests.
 
         Returns:
             The engine, ready for requests.
@@ -152,11 +162,11 @@ class OnlineEngine:
         await engine.collective_rpc("trimtab_mask_reserved_ids", args=(renderer.first_slot,))
         install_message_hook(engine, renderer)
         install_token_guard(engine, renderer)
-        install_output_hook(engine, config.layers)
+        install_output_hook(engine, config.layers, get_verdict_token(base, config), renderer.turn_end)
         install_grammar_validation(engine)
         catalog = VersionCatalog(base.name, PREFIX, prefixes, partial(_check_prefix, base=base, slots=config.num_slots))
         selector = DetectorSelector(base, config.layers, detectors, detector)
-        online = cls(engine, app, base, config, catalog, selector, agree or _agree_alone)
+        online = cls(engine, app, base, config, catalog, selector, agree or _agree_alone, policies)
         await online.refresh()
         online._refresh_task = asyncio.create_task(online._refresh_forever())
         return online
@@ -193,6 +203,9 @@ class OnlineEngine:
                 remove_version_series(kind, version.name, version.version)
         self.refused = agreed.refused
         await self.slots.preload(self.prefixes.list_champions())
+        champions = [champion.artifact for champion in self.detectors.library.list_champions()]
+        async with self._prompt_detectors.lease(d for d in champions if d.card.subject == "prompt"):
+            pass
         SLOTS_USED.set(self.slots.count_taken())
         VERSIONS_REFUSED.set(sum(map(len, self.refused.values())))
         if not self.prefixes.source.is_cached:
@@ -256,7 +269,7 @@ class OnlineEngine:
         elif path == OPENAPI and method == "GET":
             document = build_openapi_document(self._openapi(), (*FORWARDED_PATHS, *PROTOCOLS, COUNT_PATH, MODELS))
             await asgi.send_json(context.send, 200, document)
-        elif path in (*PROTOCOLS, COUNT_PATH, SCORE_PATH) and method == "POST":
+        elif path in (*PROTOCOLS, COUNT_PATH, SCORE_PATH, MODERATIONS_PATH) and method == "POST":
             await self.handler(scope, receive, send)
         elif path in (*FORWARDED_PATHS, *PROTOCOLS, COUNT_PATH, MODELS):
             await self._forward(scope, context)

@@ -10,11 +10,19 @@ from trimtab.engine.asgi import App, BufferedRequest, Receive, ResponseBuffer, S
 from trimtab.engine.context import Steering
 from trimtab.engine.context import steering as steering_variable
 from trimtab.engine.detectors.request_risk import DetectorSelector, RequestRisk, current_risk
-from trimtab.engine.extensions import coerce_request, parse_options
+from trimtab.engine.detectors.worker_detectors import WorkerDetectors
+from trimtab.engine.extensions import RequestOptions, coerce_request, parse_options
 from trimtab.engine.metrics import REQUESTS, request_labels
+from trimtab.engine.openai.moderations import (
+    MODERATION_FIELDS,
+    MODERATIONS_PATH,
+    build_moderation_response,
+    moderate_inputs,
+)
 from trimtab.engine.openai.policy import PolicyReply, apply_policy, check_policy
+from trimtab.engine.openai.policy_resolver import PolicyResolver
 from trimtab.engine.openai.request_fields import SCORE_FIELDS
-from trimtab.engine.openai.response_rewriter import ResponseRewriter
+from trimtab.engine.openai.response_rewriter import ResponseRewriter, RouteGate
 from trimtab.engine.openai.score import score_given_answer
 from trimtab.engine.openai.shadow_traffic import ShadowTraffic
 from trimtab.engine.openai.traffic_split import TrafficSplit
@@ -33,11 +41,18 @@ from trimtab.model.chat_template import ChatRenderer
 from trimtab.util.identifiers import split_reference
 
 SCORE_PATH = "/v1/score"
+# Fields of the endpoints that trimtab answers itself.
+OWN_FIELDS = {SCORE_PATH: SCORE_FIELDS, MODERATIONS_PATH: MODERATION_FIELDS}
 
 
 def describe_risk(risk: RequestRisk) -> dict[str, Any]:
     """Return the fields of the access log's record about the answers of a request."""
-    return {"tokens": risk.tokens, "detector": risk.label, "risk": risk.risks.get(0)}
+    return {
+        "tokens": risk.tokens,
+        "detector": risk.label,
+        "risk": risk.risks.get(0),
+        "verdicts": risk.verdicts.list_labels(0) or None,
+    }
 
 
 class RequestHandler:
@@ -51,6 +66,8 @@ class RequestHandler:
         prefixes: catalog of prefixes.
         detectors: selector of detectors.
         slots: slots of the engine.
+        policies: resolver of policies.
+        prompt_detectors: detectors of prompts in the engine's workers.
         fields: names of the fields that an endpoint reads, by path; other fields are dropped.
 
     Attributes:
@@ -66,6 +83,8 @@ class RequestHandler:
         prefixes: VersionCatalog[Prefix],
         detectors: DetectorSelector,
         slots: PrefixSlots,
+        policies: PolicyResolver,
+        prompt_detectors: WorkerDetectors,
         fields: Mapping[str, frozenset[str]],
     ) -> None:
         self.traffic = TrafficSplit()
@@ -76,7 +95,9 @@ class RequestHandler:
         self._prefixes = prefixes
         self._detectors = detectors
         self._slots = slots
-        self._fields = {SCORE_PATH: SCORE_FIELDS, **fields}
+        self._policies = policies
+        self._prompt_detectors = prompt_detectors
+        self._fields = {**OWN_FIELDS, **fields}
         self._shadows = ShadowTraffic(prefixes, slots, self._forward)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,7 +106,7 @@ class RequestHandler:
         context, path = RequestContext.get(scope, receive, send), scope["path"].rstrip("/")
         try:
             # vLLM checks this for its own paths. A page of another site can send other types without a preflight request.
-            if path == SCORE_PATH and not _is_json(scope):
+            if path in OWN_FIELDS and not _is_json(scope):
                 raise UsageError("content-type must be application/json")
             parsed = await context.read_json()
             if parsed is None:
@@ -101,23 +122,29 @@ class RequestHandler:
             if path == COUNT_PATH:
                 await self._count_tokens(request, loaded, scope, context)
                 return
-            risk = await self._detectors.select_detector(options, loaded and loaded.artifact, request)
-            async with self._slots.lease_slots(loaded) as steering:
+            if path == MODERATIONS_PATH:
+                await self._moderate(request, options, loaded, context)
+                return
+            if path == SCORE_PATH:
+                steering = await self._answer_score_request(request, options, loaded, context)
+                return
+            verdicts = await self._policies.resolve(context.rights, options.policies, loaded, request, self._find_model)
+            first = None if verdicts.reads_plain else loaded
+            risk = await self._detectors.select_detector(options, first and first.artifact, request)
+            risk.verdicts = verdicts
+            checking = self._prompt_detectors.lease(verdicts.list_detectors())
+            async with self._slots.lease_slots(first) as steering, checking:
                 context.notes["model"] = Annotation(self._base.name, steering, risk).model
-                if path == SCORE_PATH:
-                    await self._answer_score_request(request, steering, risk, context.send)
-                elif options.policy == "annotate":
+                if options.policy == "annotate":
                     if steering and (alias := self.traffic.shadow.get(steering.name)):
                         self._shadows.start(request, steering.name, alias, risk, scope)
-                    await self._forward(request, steering, risk, scope, context.receive, context.send)
-                    context.notes |= describe_risk(risk)
+                    await self._answer(request, options, steering, risk, scope, context, context.send)
                 else:
                     check_policy(options, request, risk)
 
                     async def ask(changed: dict[str, Any]) -> PolicyReply:
                         response, new_risk = ResponseBuffer(), risk.copy_settings()
-                        await self._forward(changed, steering, new_risk, scope, context.receive, response)
-                        context.notes |= describe_risk(new_risk)
+                        new_risk = await self._answer(changed, options, steering, new_risk, scope, context, response)
                         return PolicyReply(response.status, response.headers, response.body, new_risk)
 
                     reply = await apply_policy(ask, options, request, PROTOCOLS[path])
@@ -129,6 +156,32 @@ class RequestHandler:
         finally:
             REQUESTS.labels(*request_labels(steering), str(context.status)).inc()
 
+    async def _answer(
+        self,
+        request: dict[str, Any],
+        options: RequestOptions,
+        steering: Steering | None,
+        risk: RequestRisk,
+        scope: Scope,
+        context: RequestContext,
+        send: Send,
+    ) -> RequestRisk:
+        """Answer a request with its model, or with the model that a policy routes it to; return the detectors of the answer."""
+        gate = RouteGate(send, risk)
+        await self._forward(request, steering, risk, scope, context.receive, gate if risk.verdicts.can_route else send)
+        if (route := risk.verdicts.route) is not None:
+            loaded = await self._find_model(route.policy.model)
+            routed = await self._detectors.select_detector(options, loaded and loaded.artifact, request)
+            routed.verdicts = risk.verdicts.close()
+            async with self._slots.lease_slots(loaded) as other:
+                context.notes["model"] = Annotation(self._base.name, other, routed).model
+                await self._forward(request, other, routed, scope, context.receive, send)
+            risk = routed
+        else:
+            await gate.release()
+        context.notes |= describe_risk(risk)
+        return risk
+
     async def _forward(
         self, request: dict[str, Any], steering: Steering | None, risk: RequestRisk, scope: Scope, receive: Receive, send: Send
     ) -> None:
@@ -137,7 +190,7 @@ class RequestHandler:
         _check_position(protocol, steering)
         steering_variable.set(steering)
         current_risk.set(risk)
-        replayed = BufferedRequest(scope, receive, self._encode_request(request, steering))
+        replayed = BufferedRequest(scope, receive, self._encode_request(request))
         rewriter = ResponseRewriter(send, protocol, Annotation(self._base.name, steering, risk))
         await self._app(replayed.scope, replayed.receive, rewriter)
 
@@ -151,26 +204,58 @@ class RequestHandler:
             slots = tuple(range(self._renderer.first_slot, self._renderer.first_slot + count))
             steering = Steering(loaded.version.name, loaded.version.version, None, loaded.artifact.card.position, slots, "")
         steering_variable.set(steering)
-        replayed = BufferedRequest(scope, context.receive, self._encode_request(request, steering))
+        replayed = BufferedRequest(scope, context.receive, self._encode_request(request))
         rewriter = ResponseRewriter(context.send, CountTokensProtocol(), Annotation(self._base.name, steering, RequestRisk()))
         await self._app(replayed.scope, replayed.receive, rewriter)
 
-    async def _answer_score_request(
-        self, request: dict[str, Any], steering: Steering | None, risk: RequestRisk, send: Send
+    async def _moderate(
+        self,
+        request: dict[str, Any],
+        options: RequestOptions,
+        loaded: LoadedVersion[Prefix] | None,
+        context: RequestContext,
     ) -> None:
+        """Answer a moderation request with the detectors that it names, or with all champions."""
+        if loaded is not None:
+            raise UsageError(f"moderations use the plain base model. Send model {self._base.name}")
+        verdicts = await self._policies.select_detectors(options.policies)
+        verdicts.digits = context.rights.digits
+        steering_variable.set(None)
+        async with self._prompt_detectors.lease(verdicts.list_detectors()):
+            tokens = await moderate_inputs(self._engine, self._renderer, request, verdicts)
+        await asgi.send_json(context.send, 200, build_moderation_response(self._base.name, verdicts, tokens))
+
+    async def _answer_score_request(
+        self,
+        request: dict[str, Any],
+        options: RequestOptions,
+        loaded: LoadedVersion[Prefix] | None,
+        context: RequestContext,
+    ) -> Steering | None:
+        """Answer a request that scores a given answer; return its prefix."""
+        if options.policies:
+            raise UsageError(f"trimtab.policies checks prompts that the model answers, not those of {SCORE_PATH}")
+        risk = await self._detectors.select_detector(options, loaded and loaded.artifact, request)
         tokens = 0
-        if risk.detector is not None:
-            steering_variable.set(steering)
-            current_risk.set(risk)
-            tokens = await score_given_answer(self._engine, self._renderer, request, steering, risk)
-        usage, annotation = {"prompt_tokens": tokens, "total_tokens": tokens}, Annotation(self._base.name, steering, risk)
-        response = {
-            "object": "score",
-            "model": annotation.model,
-            "usage": usage,
-            "trimtab": annotation.build_field(),
-        }
-        await asgi.send_json(send, 200, response)
+        async with self._slots.lease_slots(loaded) as steering:
+            annotation = Annotation(self._base.name, steering, risk)
+            context.notes["model"] = annotation.model
+            if risk.detector is not None:
+                steering_variable.set(steering)
+                current_risk.set(risk)
+                tokens = await score_given_answer(self._engine, self._renderer, request, steering, risk)
+            response = {
+                "object": "score",
+                "model": annotation.model,
+                "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+                "trimtab": annotation.build_field(),
+            }
+            await asgi.send_json(context.send, 200, response)
+        return steering
+
+    async def _find_model(self, model: str | None) -> LoadedVersion[Prefix] | None:
+        """Find the version that a policy names; None for the base model. Raise NotFoundError for other names."""
+        return await self._find_prefix({"model": model}, SCORE_PATH)
 
     async def _find_prefix(self, request: dict[str, Any], path: str) -> LoadedVersion[Prefix] | None:
         """Find the version that `model` names.
@@ -180,7 +265,7 @@ class RequestHandler:
         """
         model = request.get("model")
         if not isinstance(model, str) or not model.startswith(f"{self._base.name}:"):
-            if path == SCORE_PATH and model not in (None, self._base.name):
+            if path in OWN_FIELDS and model not in (None, self._base.name):
                 raise NotFoundError(f"no model {str(model)[:80]!r}; this server has {self._base.name} and its prefixes")
             return None
         name, ref = split_reference(model[len(self._base.name) + 1 :])
@@ -197,8 +282,11 @@ class RequestHandler:
         fields = self._fields.get(path, request.keys())
         return {key: value for key, value in request.items() if key in fields}
 
-    def _encode_request(self, request: dict[str, Any], steering: Steering | None) -> bytes:
-        return asgi.dump_json(request if steering is None else request | {"model": self._base.name})
+    def _encode_request(self, request: dict[str, Any]) -> bytes:
+        """Encode a request with the name of the base model in the place of that of a prefix."""
+        model = request.get("model")
+        steered = isinstance(model, str) and model.startswith(f"{self._base.name}:")
+        return asgi.dump_json(request | {"model": self._base.name} if steered else request)
 
 
 def _check_position(protocol: Protocol, steering: Steering | None) -> None:

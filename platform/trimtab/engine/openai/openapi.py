@@ -7,6 +7,8 @@ from typing import Any, get_args
 from trimtab.engine.detectors.request_risk import EMPTY
 from trimtab.engine.extensions import MAX_ATTEMPTS, MAX_TEXT, THRESHOLD_KEYS, Policy
 from trimtab.engine.openai.handler import SCORE_PATH
+from trimtab.engine.openai.moderations import MODERATIONS_PATH
+from trimtab.engine.policies import ACTIONS, MAX_POLICIES
 from trimtab.engine.protocols.paths import PROTOCOLS
 
 REQUESTS = ("ChatCompletionRequest", "CompletionRequest", "ResponsesRequest", "AnthropicMessagesRequest")
@@ -20,7 +22,7 @@ def build_openapi_document(vllm: dict[str, Any], paths: Collection[str]) -> dict
         paths: paths of vLLM's server to include.
 
     Returns:
-        The document with the field `trimtab` in completion requests, and with `/v1/score`.
+        The document with the field `trimtab` in completion requests, and with `/v1/score` and `/v1/moderations`.
     """
     response = {"type": "object", "properties": {"trimtab": {"$ref": "#/components/schemas/ResponseField"}}}
     answered = {
@@ -40,6 +42,9 @@ def build_openapi_document(vllm: dict[str, Any], paths: Collection[str]) -> dict
     body = {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ScoreRequest"}}}}
     answer = {"200": answered | {"description": "Risk of the answer."}, "400": {"description": "Bad input."}}
     included[SCORE_PATH] = {"post": {"summary": "Risk of a given answer", "requestBody": body, "responses": answer}}
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/ModerationRequest"}}}
+    body, answer = {"required": True, "content": content}, {"200": {"description": "Verdicts by detector."}}
+    included[MODERATIONS_PATH] = {"post": {"summary": "Moderation of texts", "requestBody": body, "responses": answer}}
     return {
         "openapi": vllm["openapi"],
         "info": {"title": "trimtab", "version": version("trimtab")},
@@ -61,7 +66,31 @@ REQUEST_OPTIONS: dict[str, Any] = {
         "risk_threshold": PROBABILITY,
         "max_attempts": {"type": "integer", "minimum": 1, "maximum": MAX_ATTEMPTS},
         "refusal_text": {"type": "string", "maxLength": MAX_TEXT},
+        "policies": {"type": "array", "items": {"$ref": "#/components/schemas/PromptPolicy"}, "maxItems": MAX_POLICIES},
     },
+}
+PROMPT_POLICY: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "detector": {"type": "string", "minLength": 1},
+        "action": {"enum": list(ACTIONS)},
+        "threshold": PROBABILITY,
+        "false_positive_rate": PROBABILITY,
+        "refusal_text": {"type": "string", "maxLength": MAX_TEXT},
+        "model": TEXT,
+        "unchecked": {"enum": ["fail", "pass"]},
+    },
+    "required": ["detector"],
+}
+MODERATION: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "model": {"type": "string"},
+        "input": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]},
+        "trimtab": {"$ref": "#/components/schemas/RequestOptions"},
+    },
+    "required": ["input"],
 }
 MESSAGE = {
     "type": "object",
@@ -90,7 +119,7 @@ DETECTOR: dict[str, Any] = {
         "name": TEXT,
         "version": {"type": ["integer", "null"]},
         "run_id": TEXT,
-        "subject": {"enum": ["answer"]},
+        "subject": {"enum": ["answer", "prompt"]},
         "status": {"enum": ["scored", "off", "unavailable"]},
         "probability": PROBABILITY,
         "flagged": {"type": ["boolean", "null"]},
@@ -98,6 +127,7 @@ DETECTOR: dict[str, Any] = {
         "false_positive_rate": PROBABILITY,
         "reason": TEXT,
         "warning": TEXT,
+        "action": {"enum": [None, *ACTIONS]},
     },
     "required": list(EMPTY),
     "additionalProperties": False,
@@ -116,7 +146,9 @@ RESPONSE_FIELD: dict[str, Any] = {
 """Field `trimtab` of a response and of the last chunk of a stream."""
 COMPONENTS: dict[str, Any] = {
     "RequestOptions": REQUEST_OPTIONS,
+    "PromptPolicy": PROMPT_POLICY,
     "ScoreRequest": SCORE,
+    "ModerationRequest": MODERATION,
     "DetectorVerdict": DETECTOR,
     "ResponseField": RESPONSE_FIELD,
 }

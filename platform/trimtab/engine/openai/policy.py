@@ -10,7 +10,7 @@ from trimtab.engine.asgi import Headers
 from trimtab.engine.detectors.request_risk import RequestRisk
 from trimtab.engine.extensions import RequestOptions
 from trimtab.engine.protocols.completions import count_prompts
-from trimtab.engine.protocols.protocol import Protocol, is_risky
+from trimtab.engine.protocols.protocol import Protocol
 from trimtab.errors import UsageError
 
 # A greedy retry would repeat the same answer.
@@ -90,7 +90,9 @@ async def _select_reply(ask: AskModel, options: RequestOptions, request: dict[st
     if reply.status != HTTPStatus.OK:
         return reply
     body = asgi.parse_body(reply.body)
-    protocol.withhold_answers(body, options, reply.watch)
+    risky = {index: options.refusal_text for index in range(reply.watch.choices) if _is_risky(reply.watch, index, options)}
+    # An answer to a refused prompt is withheld already.
+    protocol.withhold_answers(body, {i: text for i, text in risky.items() if i not in reply.watch.verdicts.refusals})
     return _replace_body(reply, body)
 
 
@@ -98,7 +100,8 @@ async def _select_least_risky(ask: AskModel, options: RequestOptions, request: d
     replies: list[PolicyReply] = []
     for number in range(options.max_attempts):
         replies.append(await ask(request if number == 0 else _vary_request(request, number)))
-        if replies[-1].status != HTTPStatus.OK or not is_risky(replies[-1].watch, 0, options):
+        watch = replies[-1].watch
+        if replies[-1].status != HTTPStatus.OK or watch.verdicts.refusals or not _is_risky(watch, 0, options):
             break
     answered = [reply for reply in replies if reply.status == HTTPStatus.OK]
     if not answered:
@@ -110,6 +113,14 @@ async def _select_least_risky(ask: AskModel, options: RequestOptions, request: d
     usages = [asgi.parse_body(reply.body)["usage"] for reply in answered]
     body["usage"] |= {key: sum(usage[key] for usage in usages) for key in TOKEN_COUNTS & body["usage"].keys()}
     return _replace_body(best, body)
+
+
+def _is_risky(risk: RequestRisk, index: int, options: RequestOptions) -> bool:
+    """Return whether the risk of a choice is above the limit of the policy, or unknown."""
+    limit = risk.threshold if options.risk_threshold is None else options.risk_threshold
+    value = risk.risks.get(index)
+    # Negated, so that NaN counts as risky.
+    return value is None or limit is None or not value <= limit
 
 
 def _vary_request(request: dict[str, Any], number: int) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""Rewriting of vLLM's responses: the model name with its version, and the `trimtab` field."""
+"""Rewriting of vLLM's responses: the model name with its version, the `trimtab` field, refusals and routed requests."""
 
 import json
 from http import HTTPStatus
 
 from trimtab.engine import asgi
 from trimtab.engine.asgi import Message, Send
+from trimtab.engine.detectors.request_risk import RequestRisk
 from trimtab.engine.protocols.protocol import Annotation, Protocol
 
 
@@ -61,9 +62,47 @@ class ResponseRewriter:
             return
         body, status = self._buffer, self._start["status"]
         if status == HTTPStatus.OK:
-            body = asgi.dump_json(self._protocol.rewrite_response(json.loads(body), self._annotation))
+            rewritten = self._protocol.rewrite_response(json.loads(body), self._annotation)
+            if refusals := self._annotation.refusals:
+                self._protocol.withhold_answers(rewritten, refusals)
+            body = asgi.dump_json(rewritten)
         else:
             body = self._protocol.rewrite_error(status, body)
         self._start["headers"] = asgi.set_content_length(self._start["headers"], body)
         await self._send(self._start)
         await self._send({"type": "http.response.body", "body": body})
+
+
+class RouteGate:
+    """A `send` that holds a response back as long as a policy can route its request to another model.
+
+    The engine decides with the first output of each choice. Before that, vLLM sends at most the start of a stream.
+
+    Args:
+        send: `send` of the client.
+        risk: detectors and verdicts of the request.
+    """
+
+    def __init__(self, send: Send, risk: RequestRisk) -> None:
+        self._send = send
+        self._risk = risk
+        self._held: list[Message] = []
+        self._open = False
+
+    async def __call__(self, message: Message) -> None:
+        """Process one ASGI message of the wrapped app: send it, hold it back, or drop it if the request is routed."""
+        if self._risk.verdicts.route is not None and not self._open:
+            return
+        self._held.append(message)
+        if self._open or self._is_decided():
+            await self.release()
+
+    async def release(self) -> None:
+        """Send the messages that were held back, and all later ones at once."""
+        self._open = True
+        messages, self._held = self._held, []
+        for message in messages:
+            await self._send(message)
+
+    def _is_decided(self) -> bool:
+        return 0 < self._risk.choices <= len(self._risk.verdicts.started)

@@ -6,8 +6,7 @@ from typing import Any
 
 from trimtab.engine import asgi
 from trimtab.engine.detectors.request_risk import RequestRisk
-from trimtab.engine.extensions import RequestOptions
-from trimtab.engine.protocols.protocol import Annotation, JsonObject, Protocol, is_risky
+from trimtab.engine.protocols.protocol import Annotation, JsonObject, Protocol
 from trimtab.errors import UsageError
 
 MAX_ANSWERS = 128
@@ -50,21 +49,19 @@ class CompletionsProtocol(Protocol):
         if "error" in chunk:
             return event
         _add_risks(chunk["choices"], annotation.risk)
+        for choice in chunk["choices"]:
+            # A refused choice has no other text: its request ended before the first token.
+            if choice.get("finish_reason") and (text := annotation.refusals.get(choice["index"])) is not None:
+                _withhold_choice(choice, text)
         field = {"trimtab": annotation.build_field()} if ends else {}
         return b"data: " + asgi.dump_json(chunk | {"model": annotation.model} | field)
 
-    def withhold_answers(self, body: JsonObject, options: RequestOptions, risk: RequestRisk) -> None:
-        """Replace risky choices by the refusal text, with finish reason `content_filter`."""
+    def withhold_answers(self, body: JsonObject, texts: Mapping[int, str]) -> None:
+        """Replace choices by their texts, with finish reason `content_filter`."""
         for choice in body["choices"]:
-            withheld = is_risky(risk, choice["index"], options)
-            choice.setdefault("trimtab", {})["withheld"] = withheld
-            if not withheld:
-                continue
-            choice |= {"finish_reason": "content_filter", "logprobs": None}
-            if "message" in choice:
-                choice["message"] = {"role": "assistant", "content": options.refusal_text}
-            else:
-                choice["text"] = options.refusal_text
+            choice.setdefault("trimtab", {}).setdefault("withheld", False)
+            if (text := texts.get(choice["index"])) is not None:
+                _withhold_choice(choice, text)
 
     def build_stream(self, body: JsonObject, *, usage: bool) -> bytes:
         """Return two chunks per choice, its content and its end, and a usage chunk if requested."""
@@ -98,6 +95,18 @@ def count_prompts(request: Mapping[str, Any]) -> int:
     """Return the number of prompts of a request. A list holds several prompts, or the token ids of one."""
     prompt = request.get("prompt")
     return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
+
+
+def _withhold_choice(choice: JsonObject, text: str) -> None:
+    """Replace the content of a choice or of its last chunk, in place."""
+    choice |= {"finish_reason": "content_filter", "logprobs": None}
+    choice.setdefault("trimtab", {})["withheld"] = True
+    if "message" in choice:
+        choice["message"] = {"role": "assistant", "content": text}
+    elif "delta" in choice:
+        choice["delta"] = {"content": text}
+    else:
+        choice["text"] = text
 
 
 def _add_risks(choices: list[JsonObject], risk: RequestRisk) -> None:

@@ -1,12 +1,10 @@
 """Anthropic's messages."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab.engine import asgi
-from trimtab.engine.detectors.request_risk import RequestRisk
-from trimtab.engine.extensions import RequestOptions
 from trimtab.engine.protocols.errors import MESSAGES_PATH, build_error_body
 from trimtab.engine.protocols.protocol import (
     Annotation,
@@ -14,7 +12,6 @@ from trimtab.engine.protocols.protocol import (
     JsonObject,
     Protocol,
     add_running_risk,
-    is_risky,
     parse_event,
 )
 
@@ -45,6 +42,8 @@ class MessagesProtocol(Protocol):
             message = parsed.data["message"] | {"model": annotation.model}
             return Event(parsed.name, parsed.data | {"message": message}).encode()
         if event.startswith(LAST_EVENTS) and (parsed := parse_event(event)):
+            if parsed.name == "message_delta" and 0 in annotation.refusals:
+                return _refuse_stream(parsed, annotation)
             return Event(parsed.name, parsed.data | {"trimtab": annotation.build_field()}).encode()
         if event.startswith(ERROR_EVENT) and (parsed := parse_event(event)):
             return Event(parsed.name, build_error_body(MESSAGES_PATH, SERVER_ERROR, parsed.data["error"]["message"])).encode()
@@ -60,12 +59,12 @@ class MessagesProtocol(Protocol):
             return body
         return asgi.dump_json(build_error_body(MESSAGES_PATH, status, message))
 
-    def withhold_answers(self, body: JsonObject, options: RequestOptions, risk: RequestRisk) -> None:
-        """Replace a risky answer by the refusal text, with stop reason `refusal`."""
-        withheld = is_risky(risk, 0, options)
-        body["trimtab"]["withheld"] = withheld
-        if withheld:
-            body["content"] = [{"type": "text", "text": options.refusal_text}]
+    def withhold_answers(self, body: JsonObject, texts: Mapping[int, str]) -> None:
+        """Replace the answer by its text, with stop reason `refusal`."""
+        body["trimtab"].setdefault("withheld", False)
+        if 0 in texts:
+            body["trimtab"]["withheld"] = True
+            body["content"] = [{"type": "text", "text": texts[0]}]
             body |= {"stop_reason": "refusal", "stop_sequence": None}
 
     def build_stream(self, body: JsonObject, *, usage: bool) -> bytes:
@@ -75,14 +74,11 @@ class MessagesProtocol(Protocol):
         started["usage"] = body["usage"] | {"output_tokens": 0}
         events: list[JsonObject] = [{"type": "message_start", "message": started}]
         for index, block in enumerate(body["content"]):
-            empty, deltas = _split_block(block)
-            events.append({"type": "content_block_start", "index": index, "content_block": empty})
-            events += [{"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas]
-            events.append({"type": "content_block_stop", "index": index})
+            events += _list_block_events(block, index)
         reason = {"stop_reason": body.get("stop_reason"), "stop_sequence": body.get("stop_sequence")}
         events.append({"type": "message_delta", "delta": reason, "usage": body["usage"], "trimtab": body["trimtab"]})
         events.append({"type": "message_stop", "trimtab": body["trimtab"]})
-        return b"".join(Event(event["type"], event).encode() + b"\n\n" for event in events)
+        return _encode_events(events)
 
 
 class CountTokensProtocol(MessagesProtocol):
@@ -91,6 +87,27 @@ class CountTokensProtocol(MessagesProtocol):
     def rewrite_response(self, body: JsonObject, annotation: Annotation) -> JsonObject:
         """Return the response unchanged: it names no model."""
         return body
+
+
+def _refuse_stream(last: Event, annotation: Annotation) -> bytes:
+    """Return the events of a refusal before the end of a stream that has no content."""
+    delta = last.data["delta"] | {"stop_reason": "refusal", "stop_sequence": None}
+    end = last.data | {"delta": delta, "trimtab": annotation.build_field() | {"withheld": True}}
+    return _encode_events([*_list_block_events({"type": "text", "text": annotation.refusals[0]}, 0), end]).removesuffix(b"\n\n")
+
+
+def _encode_events(events: Sequence[JsonObject]) -> bytes:
+    return b"".join(Event(event["type"], event).encode() + b"\n\n" for event in events)
+
+
+def _list_block_events(block: JsonObject, index: int) -> list[JsonObject]:
+    """Return the events of a content block."""
+    empty, deltas = _split_block(block)
+    return [
+        {"type": "content_block_start", "index": index, "content_block": empty},
+        *({"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas),
+        {"type": "content_block_stop", "index": index},
+    ]
 
 
 def _split_block(block: JsonObject) -> tuple[JsonObject, list[JsonObject]]:

@@ -10,7 +10,6 @@ from typing import Any
 from trimtab.engine import asgi
 from trimtab.engine.context import Steering
 from trimtab.engine.detectors.request_risk import RequestRisk
-from trimtab.engine.extensions import RequestOptions
 
 JsonObject = dict[str, Any]
 
@@ -38,6 +37,11 @@ class Annotation:
     def model(self) -> str:
         """The `model` of the response: `<base>`, or `<base>:<prefix>@<version>`."""
         return f"{self.base}:{self.steering.name}@{self.steering.version}" if self.steering else self.base
+
+    @property
+    def refusals(self) -> Mapping[int, str]:
+        """Answers of policies that refuse the prompt, by index of the choice."""
+        return self.risk.verdicts.refusals
 
     def build_field(self) -> JsonObject:
         """Return the `trimtab` field of a response, with its prefix and detectors."""
@@ -84,8 +88,13 @@ class Protocol(ABC):
         """Return an event of a stream with the name of its version, and the last one with the `trimtab` field."""
 
     @abstractmethod
-    def withhold_answers(self, body: JsonObject, options: RequestOptions, risk: RequestRisk) -> None:
-        """Replace the answers of a complete response that are too risky, in place, and mark them as filtered."""
+    def withhold_answers(self, body: JsonObject, texts: Mapping[int, str]) -> None:
+        """Replace answers of a complete response in place, and mark them as filtered.
+
+        Args:
+            body: complete response with its `trimtab` field.
+            texts: replacement by index of the choice.
+        """
 
     @abstractmethod
     def build_stream(self, body: JsonObject, *, usage: bool) -> bytes:
@@ -113,11 +122,3 @@ def add_running_risk(event: Event, annotation: Annotation) -> bytes:
     """Return a delta of the only answer of a stream with its risk so far, if that is known."""
     described = annotation.risk.describe_choice(0)
     return Event(event.name, event.data | ({"trimtab": described} if described else {})).encode()
-
-
-def is_risky(risk: RequestRisk, index: int, options: RequestOptions) -> bool:
-    """Return whether the risk of a choice is above the limit of the policy, or unknown."""
-    limit = risk.threshold if options.risk_threshold is None else options.risk_threshold
-    value = risk.risks.get(index)
-    # Negated, so that NaN counts as risky.
-    return value is None or limit is None or not value <= limit

@@ -1,17 +1,14 @@
 """OpenAI's responses, without stored state."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.engine.detectors.request_risk import RequestRisk
-from trimtab.engine.extensions import RequestOptions
 from trimtab.engine.protocols.protocol import (
     Annotation,
     Event,
     JsonObject,
     Protocol,
     add_running_risk,
-    is_risky,
     parse_event,
 )
 from trimtab.errors import UsageError
@@ -54,15 +51,17 @@ class ResponsesProtocol(Protocol):
         if scored:
             return add_running_risk(parsed, annotation)
         response = parsed.data["response"]
+        if ends and 0 in annotation.refusals:
+            return self._refuse_stream(parsed, annotation)
         response = self.rewrite_response(response, annotation) if ends else response | {"model": annotation.model}
         return Event(parsed.name, parsed.data | {"response": response}).encode()
 
-    def withhold_answers(self, body: JsonObject, options: RequestOptions, risk: RequestRisk) -> None:
-        """Replace a risky answer by the refusal text; the response is incomplete because of `content_filter`."""
-        withheld = is_risky(risk, 0, options)
-        body["trimtab"]["withheld"] = withheld
-        if withheld:
-            text = {"type": "output_text", "text": options.refusal_text, "annotations": [], "logprobs": None}
+    def withhold_answers(self, body: JsonObject, texts: Mapping[int, str]) -> None:
+        """Replace the answer by its text; the response is incomplete because of `content_filter`."""
+        body["trimtab"].setdefault("withheld", False)
+        if 0 in texts:
+            body["trimtab"]["withheld"] = True
+            text = {"type": "output_text", "text": texts[0], "annotations": [], "logprobs": None}
             item_id = "msg_" + body["id"].removeprefix("resp_")
             item = {"id": item_id, "type": "message", "role": "assistant", "status": "incomplete", "content": [text]}
             body |= {"output": [item], "status": "incomplete", "incomplete_details": {"reason": "content_filter"}}
@@ -75,13 +74,26 @@ class ResponsesProtocol(Protocol):
             {"type": "response.created", "response": started},
             {"type": "response.in_progress", "response": started},
         ]
-        for number, item in enumerate(body["output"]):
-            events += _list_item_events(item, number)
-        end = "incomplete" if body["status"] == "incomplete" else "completed"
-        events.append({"type": f"response.{end}", "response": body})
-        return b"".join(
-            Event(event["type"], event | {"sequence_number": number}).encode() + b"\n\n" for number, event in enumerate(events)
-        )
+        return _encode_events([*events, *_list_output_events(body)], 0)
+
+    def _refuse_stream(self, last: Event, annotation: Annotation) -> bytes:
+        """Return the events of a refusal, instead of the last event of a stream that has no output."""
+        body = self.rewrite_response(last.data["response"], annotation)
+        self.withhold_answers(body, annotation.refusals)
+        return _encode_events(_list_output_events(body), last.data["sequence_number"]).removesuffix(b"\n\n")
+
+
+def _encode_events(events: Sequence[JsonObject], first: int) -> bytes:
+    """Encode events with sequence numbers from `first` up."""
+    numbered = (Event(event["type"], event | {"sequence_number": number}) for number, event in enumerate(events, first))
+    return b"".join(event.encode() + b"\n\n" for event in numbered)
+
+
+def _list_output_events(body: JsonObject) -> list[JsonObject]:
+    """Return the events of the output items of a response, and of its end."""
+    end = "incomplete" if body["status"] == "incomplete" else "completed"
+    items = [event for number, item in enumerate(body["output"]) for event in _list_item_events(item, number)]
+    return [*items, {"type": f"response.{end}", "response": body}]
 
 
 def _list_item_events(item: JsonObject, number: int) -> list[JsonObject]:

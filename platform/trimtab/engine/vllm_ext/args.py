@@ -62,8 +62,7 @@ def build_engine_args(base: BaseModel, config: EngineConfig) -> dict[str, Any]:
         UsageError: if the configuration is invalid for the base model.
     """
     check_engine_config(base, config)
-    renderer = build_renderer(base, config.num_slots)
-    vocabulary = max(base.vocabulary, renderer.first_slot + config.num_slots)
+    vocabulary = max(base.vocabulary, get_verdict_token(base, config) + 1)
     return {
         "model": str(base.path),
         "tokenizer": str(_save_tokenizer(base, config.num_slots)),
@@ -71,7 +70,7 @@ def build_engine_args(base: BaseModel, config: EngineConfig) -> dict[str, Any]:
         "load_format": LOAD_FORMAT,
         "model_loader_extra_config": {"vocabulary": base.vocabulary},
         "hf_overrides": _build_vocabulary_override(base, vocabulary),
-        **_get_worker_args(config),
+        **_get_worker_args(base, config),
         "dtype": str(get_dtype(config.dtype)).removeprefix("torch."),
         "max_model_len": config.max_model_len,
         "max_num_seqs": config.max_num_seqs,
@@ -91,6 +90,11 @@ def build_engine_args(base: BaseModel, config: EngineConfig) -> dict[str, Any]:
     }
 
 
+def get_verdict_token(base: BaseModel, config: EngineConfig) -> int:
+    """Return the token that ends a request whose prompt a check stops: the id after the slots, which no request can sample."""
+    return build_renderer(base, config.num_slots).first_slot + config.num_slots
+
+
 def _build_vocabulary_override(base: BaseModel, vocabulary: int) -> dict[str, Any]:
     config = json.loads((base.path / "config.json").read_text())
     size = {"vocab_size": vocabulary}
@@ -104,13 +108,14 @@ def _get_executor_args(config: EngineConfig) -> dict[str, Any]:
     return {"distributed_executor_backend": "uni"}
 
 
-def _get_worker_args(config: EngineConfig) -> dict[str, Any]:
+def _get_worker_args(base: BaseModel, config: EngineConfig) -> dict[str, Any]:
     """Select the worker: vLLM's with an extension that writes slots, or the capture worker if layers are captured."""
     if not config.layers:
         return {"worker_extension_cls": "trimtab.engine.vllm_ext.worker.EmbeddingWorkerExtension"}
+    settings = {"layers": list(config.layers), "token_statistics": config.token_statistics}
     return {
         "worker_cls": "trimtab.engine.vllm_ext.capture_worker.CaptureWorker",
-        "additional_config": {"trimtab": {"layers": list(config.layers), "token_statistics": config.token_statistics}},
+        "additional_config": {"trimtab": settings | {"verdict_token": get_verdict_token(base, config)}},
     }
 
 

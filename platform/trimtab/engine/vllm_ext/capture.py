@@ -12,7 +12,6 @@ one request.
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,97 +20,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trimtab.detection.signals import (
-    RECENT,
     SignalAccumulator,
     TokenStatistics,
     compute_token_statistics,
     gather_token_statistics,
 )
 from trimtab.engine.vllm_ext import patches
-from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START
+from trimtab.engine.vllm_ext.capture_requests import (
+    EndedRequest,
+    PendingSamples,
+    PendingVerdicts,
+    RequestSpan,
+    RunningRequest,
+    build_record,
+    requires_check,
+    start_request,
+)
+from trimtab.engine.vllm_ext.prompt_checker import PromptChecker
 from trimtab.engine.vllm_ext.runner import RunnerAdapter, RunnerStep
 
 # Number of positions whose logits are computed at once.
 PIECE = 256
-
-
-@dataclass
-class RunningRequest:
-    """Running request.
-
-    Attributes:
-        slot: slot in the accumulator.
-        prompt: number of prompt tokens.
-        given: token ids of a given answer after the prompt; None if the engine generates the answer. Tokens that the engine
-            generates after a given answer are ignored.
-        read: number of prompt tokens processed.
-        written: number of answer tokens accumulated.
-    """
-
-    slot: int
-    prompt: int
-    given: list[int] | None = None
-    read: int = 0
-    written: int = 0
-
-
-@dataclass(frozen=True)
-class RequestSpan:
-    """Tokens of one request in a step.
-
-    Attributes:
-        index: index of the request in the batch.
-        running: the request.
-        first: row of the first token in the tensors of the step.
-        start: position of the first token in the request.
-        count: number of tokens.
-    """
-
-    index: int
-    running: RunningRequest
-    first: int
-    start: int
-    count: int
-
-    @property
-    def end(self) -> int:
-        """Position after the last token."""
-        return self.start + self.count
-
-    def select_rows(self, start: int, end: int) -> range:
-        """Return the rows of the tokens whose position is at least `start` and less than `end`."""
-        offset = self.first - self.start
-        return range(max(start, self.start) + offset, min(end, self.end) + offset)
-
-
-@dataclass(frozen=True)
-class PendingSamples:
-    """Requests whose next token is being sampled.
-
-    Attributes:
-        lines: indices in the batch [n].
-        slots: slots in the accumulator [n].
-        states: hidden states [n, L, d].
-        logp: log-probabilities [n, V].
-    """
-
-    lines: Tensor
-    slots: Tensor
-    states: Tensor
-    logp: Tensor
-
-
-@dataclass(frozen=True)
-class EndedRequest:
-    """Signals of a request on the host.
-
-    Attributes:
-        held: accumulator with the request's slot only.
-        history: log-probability, entropy and margin of each token [m, 3]; None without a history.
-    """
-
-    held: SignalAccumulator
-    history: Tensor | None
 
 
 class SignalCapture:
@@ -119,25 +48,31 @@ class SignalCapture:
 
     Args:
         runner: adapter of vLLM's model runner.
-        layers: number of captured layers.
+        layers: captured layers.
         history: whether to store log-probability, entropy and margin of each token. A detector with any tau_l computes its phi
             from these.
         keep: maximum number of ended requests whose signals are kept until they are fetched.
+        verdict_token: token that ends a request whose prompt a check stops.
     """
 
-    def __init__(self, runner: RunnerAdapter, layers: int, history: bool, keep: int) -> None:
+    def __init__(self, runner: RunnerAdapter, layers: Sequence[int], history: bool, keep: int, verdict_token: int) -> None:
         self.runner = runner
         # Preempted requests keep their slots, in addition to the running ones.
         self.free = list(range(2 * runner.max_requests))
-        self.sums = SignalAccumulator(len(self.free), layers, runner.width, runner.device)
+        self.sums = SignalAccumulator(len(self.free), len(layers), runner.width, runner.device)
+        self.checker = PromptChecker(layers, len(self.free), runner.device)
+        self.verdict_token = verdict_token
+        # Requests that got no slot although their prompt must be checked.
+        self.unchecked: set[str] = set()
         shape = (len(self.free), runner.max_length, 3) if history else (0, 0, 3)
         self.history = torch.zeros(shape, device=runner.device)
         self.running: dict[str, RunningRequest] = {}
         self.ended: OrderedDict[str, EndedRequest] = OrderedDict()
         self.keep = keep
         self.pending: PendingSamples | None = None
+        self.verdicts: PendingVerdicts | None = None
         self.table = runner.get_block_table()
-        self.block_sums = torch.zeros(runner.count_blocks(), layers, runner.width, device=runner.device)
+        self.block_sums = torch.zeros(runner.count_blocks(), len(layers), runner.width, device=runner.device)
         patches.patch_sampling(runner, self._wrap_sample)
 
     def begin_step(self, scheduled: Any) -> None:
@@ -148,9 +83,11 @@ class SignalCapture:
         """
         for request in scheduled.finished_req_ids:
             self.end_request(request)
+            self.unchecked.discard(request)
+        self.unchecked |= {new.req_id for new in scheduled.scheduled_new_reqs[len(self.free) :] if requires_check(new)}
         fresh = scheduled.scheduled_new_reqs[: len(self.free)]
         for new in fresh:
-            self.running[new.req_id] = _start_request(self.free.pop(), new)
+            self.running[new.req_id] = start_request(self.free.pop(), new)
         if fresh:
             self.sums.clear(self._as_indices([self.running[new.req_id].slot for new in fresh]))
 
@@ -159,7 +96,7 @@ class SignalCapture:
         if (running := self.running.pop(request, None)) is None:
             return
         if running.written:
-            self.ended[request] = EndedRequest(self.sums.taken(running.slot), self._copy_history(running))
+            self.ended[request] = self._copy_request(running)
         self.free.append(running.slot)
         while len(self.ended) > self.keep:
             self.ended.popitem(last=False)
@@ -176,7 +113,7 @@ class SignalCapture:
             than the accumulator can take back.
         """
         self.end_request(request)
-        return _build_record(self.ended.pop(request, None), tokens)
+        return build_record(self.ended.pop(request, None), tokens)
 
     def peek_signals(self, request: str, tokens: int) -> dict[str, Any] | None:
         """Return the signals of a request at its first `tokens` answer tokens, and keep the request.
@@ -184,11 +121,14 @@ class SignalCapture:
         Arguments and result as in `pop_signals`.
         """
         if (running := self.running.get(request)) is None:
-            return _build_record(self.ended.get(request), tokens)
-        return _build_record(EndedRequest(self.sums.taken(running.slot), self._copy_history(running)), tokens)
+            return build_record(self.ended.get(request), tokens)
+        return build_record(self._copy_request(running), tokens)
 
-    def _copy_history(self, running: RunningRequest) -> Tensor | None:
-        return self.history[running.slot, : running.written].to("cpu", copy=True) if len(self.history) else None
+    def _copy_request(self, running: RunningRequest) -> EndedRequest:
+        """Copy the signals of a request to the host."""
+        history = self.history[running.slot, : running.written].to("cpu", copy=True) if len(self.history) else None
+        risks = self.checker.list_risks(running.slot, len(running.checks)) if running.written else []
+        return EndedRequest(self.sums.taken(running.slot), history, risks)
 
     def accumulate_step(self) -> None:
         """Accumulate the states of a step. Called after the forward pass and before sampling."""
@@ -202,7 +142,7 @@ class SignalCapture:
         spans = self._build_spans(step, first)
         self._add_prompt_tails(spans, rows)
         self._write_given_answers(spans, rows, step.hidden_states)
-        self._prepare_samples(spans, rows, step.logits)
+        self._prepare_samples(step.requests, spans, rows, step.logits)
 
     def _build_spans(self, step: RunnerStep, first: NDArray[np.int64]) -> list[RequestSpan]:
         """Build the spans of the requests that have a slot."""
@@ -214,7 +154,7 @@ class SignalCapture:
         ]
 
     def _wrap_sample(self, sample: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap the runner's `_sample` to add the sampled tokens to the accumulator."""
+        """Wrap the runner's `_sample` to add the sampled tokens to the accumulator, and to end stopped requests."""
 
         def sample_and_write(*args: Any, **options: Any) -> Any:
             output = sample(*args, **options)
@@ -222,6 +162,10 @@ class SignalCapture:
                 self.pending = None
                 tokens = output.sampled_token_ids[pending.lines, 0].long()
                 self._write_tokens(pending.slots, pending.states, gather_token_statistics(pending.logp, tokens))
+            if (verdicts := self.verdicts) is not None:
+                self.verdicts = None
+                sampled = output.sampled_token_ids[verdicts.lines, 0]
+                output.sampled_token_ids[verdicts.lines, 0] = sampled.masked_fill(verdicts.stopped, self.verdict_token)
             return output
 
         return sample_and_write
@@ -283,10 +227,14 @@ class SignalCapture:
         for slot, states, *values in zip(*parts, strict=True):
             self._write_tokens(slot, states, TokenStatistics(*values))
 
-    def _prepare_samples(self, spans: Sequence[RequestSpan], rows: Tensor, logits: Tensor) -> None:
-        """Set `pending` to the requests that sample a new token, except those in mid-prompt or recomputing after preemption."""
+    def _prepare_samples(self, requests: Sequence[str], spans: Sequence[RequestSpan], rows: Tensor, logits: Tensor) -> None:
+        """Set `pending` to the requests that sample a new token, except those in mid-prompt or recomputing after preemption.
+
+        Also check the prompts that end in this step.
+        """
         size, discarded = self.table.block_size, self.runner.get_discarded()
         sampled: list[RequestSpan] = []
+        checked: list[int] = []
         for span in spans:
             running = span.running
             if running.given is not None or discarded[span.index] or span.end != running.prompt + running.written:
@@ -295,6 +243,8 @@ class SignalCapture:
                 blocks = self._as_indices(self.table.get_numpy_array()[span.index, :full])
                 slot = self._as_indices([running.slot])
                 self.sums.read_sum(slot, self.block_sums[blocks].sum(0, keepdim=True), self._as_indices([full * size]))
+            if running.written == 0 and running.checks:
+                checked.append(len(sampled))
             running.written += 1
             sampled.append(span)
         if sampled:
@@ -302,29 +252,27 @@ class SignalCapture:
             slots = self._as_indices([span.running.slot for span in sampled])
             states = rows[self._as_indices([span.first + span.count - 1 for span in sampled])]
             self.pending = PendingSamples(lines, slots, states, logits[lines].float().log_softmax(-1))
+            if checked:
+                chosen = self._as_indices(checked)
+                self._check_prompts([sampled[n] for n in checked], lines[chosen], slots[chosen], states[chosen])
+        self._stop_unchecked(requests, discarded)
+
+    def _check_prompts(self, spans: Sequence[RequestSpan], lines: Tensor, slots: Tensor, states: Tensor) -> None:
+        """Check the prompts of requests [n] at their last states [n, L, d]."""
+        mean = self.sums.prompt[slots] / self.sums.prompt_tokens[slots, None, None]
+        psi = torch.cat([states, mean, states - mean], -1)
+        self.verdicts = PendingVerdicts(lines, self.checker.check_prompts([span.running.checks for span in spans], slots, psi))
+
+    def _stop_unchecked(self, requests: Sequence[str], discarded: NDArray[np.bool_]) -> None:
+        """End the requests without a slot whose prompt must be checked."""
+        lines = [line for line, request in enumerate(requests) if request in self.unchecked and not discarded[line]]
+        if not lines:
+            return
+        indices = self._as_indices(lines)
+        stopped = torch.ones(len(lines), dtype=torch.bool, device=self.runner.device)
+        if self.verdicts is not None:
+            indices, stopped = torch.cat([self.verdicts.lines, indices]), torch.cat([self.verdicts.stopped, stopped])
+        self.verdicts = PendingVerdicts(indices, stopped)
 
     def _as_indices(self, values: Any) -> Tensor:
         return torch.as_tensor(values, device=self.runner.device).long()
-
-
-def _start_request(slot: int, new: Any) -> RunningRequest:
-    ids: list[int] = list(new.prompt_token_ids or ())
-    start: int | None = ((new.sampling_params and new.sampling_params.extra_args) or {}).get(GIVEN_ANSWER_START)
-    return RunningRequest(slot, len(ids)) if start is None else RunningRequest(slot, start, ids[start:])
-
-
-def _build_record(ended: EndedRequest | None, tokens: int) -> dict[str, Any] | None:
-    """Build the record of a request at its first `tokens` answer tokens."""
-    if ended is None or tokens < 1:
-        return None
-    excess = int(ended.held.tokens[0]) - tokens
-    if not 0 <= excess < RECENT:
-        return None
-    held = ended.held if excess == 0 else ended.held.taken(0)
-    held.take_back(0, excess)
-    slot = torch.zeros(1, dtype=torch.long)
-    return {
-        "psi": held.geometry(slot)[0].numpy().tobytes(),
-        "history": ended.history[:tokens].numpy().tobytes() if ended.history is not None else b"",
-        "prompt_tokens": int(held.prompt_tokens[0]),
-    }

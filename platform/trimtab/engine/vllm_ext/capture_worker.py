@@ -48,13 +48,19 @@ class CaptureWorker(BaseWorker, EmbeddingWorkerExtension):  # pyright: ignore[re
     def execute_model(self, scheduler_output: Any) -> Any:
         """Run one step and accumulate its signals."""
         # All ranks capture, although rank 0 would suffice: the logits of given answers are computed by all ranks together.
-        if self.capture is None:
-            settings, runner = self._settings, ModelRunnerV1Adapter(self.model_runner)
-            self.capture = SignalCapture(runner, len(settings["layers"]), settings["token_statistics"], KEEP)
-        self.capture.begin_step(scheduler_output)
+        capture = self._get_capture()
+        capture.begin_step(scheduler_output)
         output = super().execute_model(scheduler_output)
-        self.capture.accumulate_step()
+        capture.accumulate_step()
         return output
+
+    def trimtab_add_detector(self, card: str, tensors: bytes) -> None:
+        """Add a detector of prompts from the result of `encode_detector`."""
+        self._get_capture().checker.add_detector(card, tensors)
+
+    def trimtab_remove_detector(self, digest: str) -> None:
+        """Remove a detector of prompts."""
+        self._get_capture().checker.remove_detector(digest)
 
     def trimtab_fetch_signals(self, queries: list[tuple[str, int, bool]]) -> list[dict[str, Any] | None] | None:
         """Return the signals of requests.
@@ -63,12 +69,20 @@ class CaptureWorker(BaseWorker, EmbeddingWorkerExtension):  # pyright: ignore[re
             queries: engine id, number of answer tokens, and whether the answer has ended, of each request.
 
         Returns:
-            One record per request: `psi` [L, 3d] and `history` [m, 3] as float32 bytes, and `prompt_tokens`. A record is None
+            One record per request: `psi` [L, 3d] and `history` [m, 3] as float32 bytes, and `prompt_risks`. A record is None
             for an unknown request. Ranks other than 0 return None.
         """
         if self.rank != 0 or (capture := self.capture) is None:
             return None
         return [(capture.pop_signals if ended else capture.peek_signals)(request, tokens) for request, tokens, ended in queries]
+
+    def _get_capture(self) -> SignalCapture:
+        """Return the capture, which is created after the KV cache is allocated."""
+        if self.capture is None:
+            settings, runner = self._settings, ModelRunnerV1Adapter(self.model_runner)
+            layers, statistics, verdict_token = (settings[name] for name in ("layers", "token_statistics", "verdict_token"))
+            self.capture = SignalCapture(runner, layers, statistics, KEEP, verdict_token)
+        return self.capture
 
     @property
     def _settings(self) -> dict[str, Any]:
