@@ -21,6 +21,7 @@ from trimtab.types import (
     DType,
     FilterRule,
     Position,
+    Side,
     TargetRung,
 )
 
@@ -240,6 +241,31 @@ class GateConfig:
 
 
 @dataclass(frozen=True)
+class ConditionConfig:
+    """Condition under which the prefix steers a request, by the verdict of a detector of prompts.
+
+    The prefix is trained on the prompts that it will steer. On the others, the base model answers.
+
+    Args:
+        detector: detector of prompts: NAME, NAME@ALIAS or NAME@VERSION; by default the prefix steers all requests.
+        side: side of the threshold: above steers prompts that the detector flags, below the others.
+        threshold: risk above which a prompt is flagged, from 0 to 1; by default a threshold of the detector.
+        false_positive_rate: false positive rate that selects the detector's threshold; by default the balanced threshold.
+    """
+
+    detector: str | None = None
+    side: Side = "above"
+    threshold: float | None = None
+    false_positive_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and self.false_positive_rate is not None:
+            raise UsageError("condition.threshold and condition.false_positive_rate exclude each other. Set one of them")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise UsageError(f"condition.threshold must be a risk from 0 to 1, not {self.threshold}")
+
+
+@dataclass(frozen=True)
 class AlignConfig:
     """Train a prefix on a frozen base model, evaluate it and register it.
 
@@ -271,6 +297,7 @@ class AlignConfig:
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     resume: bool | Literal["auto"] = False
     register: bool = True
+    condition: ConditionConfig = field(default_factory=ConditionConfig)
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_virtual_tokens <= MAX_ROWS:

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from trimtab import objectives
+from trimtab.artifacts.card import PrefixCondition
 from trimtab.cli.console import print_line
 from trimtab.data.hard_filter import FilterContext, FilterResult, TrainingRow, apply_hard_filter
 from trimtab.data.prompt import Prompt, compute_prompts_digest, hash_to_fraction, split_prompts, write_prompts
 from trimtab.data.question_form import balance_forms, compute_predictability
 from trimtab.data.readers import read_all_prompts
+from trimtab.engine.config import EngineConfig
 from trimtab.errors import UsageError
 from trimtab.jobs.align.config import AlignConfig, DataConfig
 from trimtab.jobs.align.targets import Diagnosis, fill_targets
+from trimtab.jobs.evaluate.conditions import ConditionedPrompts, judge_prompts, resolve_condition
 from trimtab.jobs.runtime.config import as_source_list
 from trimtab.model.base_model import BaseModel
 from trimtab.model.chat_template import build_renderer
@@ -64,6 +67,7 @@ class PreparedDataset:
         form: predictability of the class from the form alone, before and after balancing and filtering.
         inputs: name, digest and number of rows of each source.
         diagnosis: behavior of the frozen model on the prompts.
+        condition: prompts that the prefix steers; None for all.
     """
 
     train: list[TrainingRow]
@@ -73,6 +77,7 @@ class PreparedDataset:
     form: tuple[float, float]
     inputs: list[dict[str, Any]]
     diagnosis: Diagnosis = field(default_factory=Diagnosis)
+    condition: ConditionedPrompts | None = None
 
 
 def read_raw_dataset(config: AlignConfig, base: BaseModel) -> RawDataset:
@@ -102,6 +107,13 @@ def prepare_dataset(config: AlignConfig, base: BaseModel, raw: RawDataset) -> Pr
     form_before = compute_predictability(raw.parts["train"])
     parts = _balance_forms(raw.parts, config.data) if config.data.balance_form else raw.parts
     with_system = {part: _add_system_messages(prompts, config) for part, prompts in parts.items() if part != "test"}
+    condition = _judge_prompts(config, base, [p for listed in (*parts.values(), *with_system.values()) for p in listed])
+    if condition is not None:
+        with_system = {part: condition.select(prompts) for part, prompts in with_system.items()}
+        if empty := [part for part, prompts in with_system.items() if not prompts]:
+            raise UsageError(
+                f"the condition leaves no prompts of the {empty[0]} part. Choose the other side or another threshold"
+            )
     prompts = with_system["train"] + with_system["validation"]
     filled = fill_targets(config, base, prompts, needs_rejected_answers(config))
     count = len(with_system["train"])
@@ -120,7 +132,7 @@ def prepare_dataset(config: AlignConfig, base: BaseModel, raw: RawDataset) -> Pr
     check_rows_left(filtered, "train")
     check_rows_left(filtered_validation, "validate")
     form = form_before, form_after
-    return PreparedDataset(filtered.rows, validation, parts, filtered, form, raw.inputs, filled.diagnosis)
+    return PreparedDataset(filtered.rows, validation, parts, filtered, form, raw.inputs, filled.diagnosis, condition)
 
 
 def build_run_identity(config: AlignConfig, base: BaseModel, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -157,7 +169,13 @@ def prepare_many(configs: Mapping[str, AlignConfig], base: BaseModel) -> dict[st
     datasets: dict[str, PreparedDataset] = {}
     shared: dict[str, PreparedDataset] = {}
     for name, config in configs.items():
-        needs = [asdict(config.data), asdict(config.targets), config.train.max_target_tokens, config.train.dtype]
+        needs = [
+            asdict(config.data),
+            asdict(config.targets),
+            asdict(config.condition),
+            config.train.max_target_tokens,
+            config.train.dtype,
+        ]
         key = json.dumps([*needs, needs_rejected_answers(config)], sort_keys=True)
         shared[key] = datasets[name] = shared.get(key) or prepare_dataset(config, base, read_raw_dataset(config, base))
     return datasets
@@ -227,6 +245,19 @@ def check_rows_left(filtered: FilterResult, what: str) -> None:
         raise UsageError(
             f"the hard filter left no rows to {what} on, after {last}. Change data.filter_rules or add more and clearer prompts"
         )
+
+
+def _judge_prompts(config: AlignConfig, base: BaseModel, prompts: Sequence[Prompt]) -> ConditionedPrompts | None:
+    """Determine which prompts the prefix will steer; None if it has no condition."""
+    settings = config.condition
+    if settings.detector is None:
+        return None
+    wanted = PrefixCondition(settings.detector, settings.side, settings.threshold, settings.false_positive_rate)
+    condition = resolve_condition(wanted, base)
+    engine = EngineConfig(num_slots=1, dtype=config.train.dtype, max_model_len=1024)
+    judged = judge_prompts(condition, base, prompts, engine, config.scale.gpus_per_worker)
+    print_line(f"condition: {condition.detector} {condition.side} {condition.threshold:.3f}")
+    return judged
 
 
 def _balance_forms(parts: Mapping[Part, list[Prompt]], data: DataConfig) -> dict[Part, list[Prompt]]:

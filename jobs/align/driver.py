@@ -199,6 +199,7 @@ def build_learned_prefix(
         data=prepared.inputs,
         metrics=dict(metrics or {}),
         run_id=run.run_id,
+        condition=prepared.condition.condition if prepared.condition else None,
     )
     return build_prefix(state.best if state.best_step else state.vectors, card)
 

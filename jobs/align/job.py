@@ -24,6 +24,7 @@ from trimtab.evaluation.safety.results import ArmResult
 from trimtab.jobs.align.config import AlignConfig
 from trimtab.jobs.align.dataset import PreparedDataset, build_run_identity, prepare_dataset, read_raw_dataset, write_dataset
 from trimtab.jobs.align.driver import build_learned_prefix, run_training
+from trimtab.jobs.evaluate.conditions import apply_conditions
 from trimtab.jobs.evaluate.variants import build_standard_arms, evaluate_arms, limit_prompts
 from trimtab.jobs.runtime.cluster import ray_session
 from trimtab.jobs.runtime.run_state import FILE, check_run_version, create_or_resume_run, read_run_record
@@ -190,9 +191,10 @@ def _evaluate_prefix(
     parts = {part: prepared.parts[part] for part in ("validation", "test") if prepared.parts[part]}
     limited = {part: limit_prompts(prompts, config.evaluate.limit) for part, prompts in parts.items()}
     engine = EngineConfig(num_slots=256, dtype=config.train.dtype, max_model_len=1024)
-    return evaluate_arms(
+    results = evaluate_arms(
         base, build_standard_arms(prefixes), limited, config.evaluate.max_tokens, engine, config.scale.gpus_per_worker
     )
+    return apply_conditions(base, prefixes, results, engine, config.scale.gpus_per_worker, prepared.condition)
 
 
 def _get_logged_metrics(config: AlignConfig, results: dict[str, list[ArmResult]]) -> dict[str, float]:

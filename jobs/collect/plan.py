@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from trimtab.artifacts.prefix import Prefix
 from trimtab.data.given_answers import GivenAnswer, read_all_given_answers
-from trimtab.data.prompt import Prompt
+from trimtab.data.prompt import Prompt, compute_prompt_key
 from trimtab.data.questions import Question, read_all_questions
 from trimtab.data.readers import read_all_prompts
 from trimtab.errors import UsageError
@@ -103,15 +103,12 @@ def build_given_plan(config: CollectConfig, answers: Sequence[GivenAnswer]) -> l
 def build_prompt_plan(config: CollectConfig, prompts: Sequence[Prompt]) -> list[PlannedRequest]:
     """Return one planned request per unique prompt; the engine reads the prompt and generates one token.
 
-    The key hashes the conversation and its side, harmful or benign.
-
     Raises:
         UsageError: if there are no prompts.
     """
     planned: dict[str, PlannedRequest] = {}
     for prompt in prompts:
-        benign = prompt.label != "harmful"
-        key = compute_key(json.dumps([prompt.messages, benign]), 24)
+        key, benign = compute_prompt_key(prompt), prompt.label != "harmful"
         question = Question(prompt.prompt, (), prompt.source, group=prompt.group)
         request = GenerationRequest(prompt.messages, Sampling(max_tokens=1))
         planned.setdefault(key, PlannedRequest(key, question, DEFAULT_KIND, request, benign, prompt.label))

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.table import Table
@@ -21,7 +22,7 @@ from trimtab.evaluation.detection.pooling import DetectorResult, PooledMetrics, 
 from trimtab.evaluation.rendering import plain
 from trimtab.jobs.collect.signal_dataset import SignalDataset, read_dataset
 from trimtab.jobs.detect.config import DetectConfig
-from trimtab.jobs.detect.final_fit import FITS, fit_final_detector
+from trimtab.jobs.detect.final_fit import FITS, FinalFit, fit_final_detector
 from trimtab.jobs.detect.further_sets import (
     FurtherSetResult,
     build_further_table,
@@ -115,6 +116,7 @@ def train_detectors(config: DetectConfig) -> DetectResult:
                     best, data, config.validation_fraction, config.label_fraction, lambda: bar.update(bar.done + 1)
                 )
                 best, rows = final.trained, final.splits
+                _log_out_of_fold(data, final, run)
                 own = measure_by_source(data, final.rows, final.risk, best.thresholds)
         results = [arm.result for arm in arms] + scored
         resamples = draw_resamples(data.groups, config.num_seeds)
@@ -215,6 +217,15 @@ def _log_result(detected: DetectResult, run: TrackedRun) -> None:
     path.write_text(json.dumps(detected.as_json(), indent=1) + "\n")
     run.log_artifacts(path, "evaluation")
     run.log_metrics({f"test/{r.name}/auroc": f.auroc.value for r, f in zip(detected.results, detected.figures, strict=True)}, 0)
+
+
+def _log_out_of_fold(data: SignalDataset, final: FinalFit, run: TrackedRun) -> None:
+    """Log the out-of-fold risk of each prompt by key, without texts, for the training of conditional prefixes."""
+    risks = {data.keys[row]: round(float(risk), 6) for row, risk in zip(final.rows.tolist(), final.risk, strict=True)}
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "out_of_fold.json"
+        path.write_text(json.dumps(risks))
+        run.log_artifacts(path, "evaluation")
 
 
 def _log_risks(result: DetectorResult, seed: int, data: SignalDataset, folder: Path, run: TrackedRun) -> None:

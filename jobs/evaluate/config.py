@@ -76,6 +76,10 @@ class SafetyConfig:
         dtype: data type of the model; auto is bf16 if the machine supports it, else fp32.
         num_gpus: number of GPUs for the engine.
         judge: judge of the answers.
+        detector: detector of prompts: NAME, NAME@ALIAS, NAME@VERSION or a folder. It adds the arms `guard`, which refuses
+            flagged prompts, `conditional`, in which the prefix steers flagged prompts only, and `conditional help`, in which
+            flagged prompts are refused and the prefix steers the others; conditions of the prefixes themselves do not apply.
+        threshold: risk above which the detector flags a prompt; by default its balanced threshold.
         plot_file: PNG file to draw the safety/helpfulness plane to.
         answers_file: JSON file to write every answer with its verdict to.
         address: address of the Ray cluster.
@@ -92,6 +96,8 @@ class SafetyConfig:
     dtype: DType = "auto"
     num_gpus: float = 0
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+    detector: str | None = None
+    threshold: float | None = None
     plot_file: str | None = None
     answers_file: str | None = None
     address: str | None = None
@@ -99,3 +105,5 @@ class SafetyConfig:
     def __post_init__(self) -> None:
         if not self.data:
             raise UsageError("data is required. Pass --data FILE")
+        if self.threshold is not None and (self.detector is None or not 0 <= self.threshold <= 1):
+            raise UsageError("threshold must be a risk from 0 to 1, and needs --detector")

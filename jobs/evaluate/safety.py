@@ -6,10 +6,19 @@ from typing import Any
 
 from trimtab.cli.console import console, print_line
 from trimtab.data.readers import read_all_prompts
+from trimtab.detection.calibration import BALANCED
+from trimtab.evaluation.safety.guarded import build_conditional_results, build_guard_result
 from trimtab.evaluation.safety.report import build_table, results_as_json, write_plane
 from trimtab.evaluation.safety.results import ArmResult
+from trimtab.jobs.evaluate.conditions import apply_conditions, load_prompt_detector
 from trimtab.jobs.evaluate.config import SafetyConfig
-from trimtab.jobs.evaluate.variants import build_engine_config, build_standard_arms, evaluate_arms, limit_prompts
+from trimtab.jobs.evaluate.variants import (
+    build_engine_config,
+    build_standard_arms,
+    evaluate_arms,
+    evaluate_guarded_arms,
+    limit_prompts,
+)
 from trimtab.jobs.judges.runner import apply_judge, compute_standing, open_judge
 from trimtab.jobs.runtime.cluster import ray_session
 from trimtab.jobs.runtime.config import as_source_list
@@ -30,18 +39,21 @@ def evaluate_safety(config: SafetyConfig) -> tuple[list[ArmResult], JudgeStandin
     base = resolve_base_model(config.base, config.revision)
     prompts = limit_prompts(read_all_prompts(as_source_list(config.data), config.default_class, config.columns), config.limit)
     chosen = {name: prefix for spec in as_source_list(config.prefix) for name, prefix in find_prefixes(spec, base).items()}
+    detector = None if config.detector is None else load_prompt_detector(config.detector, base)
     judge = open_judge(config.judge, base, config.num_gpus)
     standing = compute_standing(judge)
+    arms, engine = build_standard_arms(chosen), build_engine_config(config.dtype)
     with ray_session(config.address):
-        results = evaluate_arms(
-            base,
-            build_standard_arms(chosen),
-            {"prompts": prompts},
-            config.max_tokens,
-            build_engine_config(config.dtype),
-            config.num_gpus,
-        )
-        return apply_judge(results, judge, config.num_gpus)["prompts"], standing
+        if detector is None:
+            results = evaluate_arms(base, arms, {"prompts": prompts}, config.max_tokens, engine, config.num_gpus)
+            results = apply_conditions(base, chosen, results, engine, config.num_gpus)
+            return apply_judge(results, judge, config.num_gpus)["prompts"], standing
+        answered, risks = evaluate_guarded_arms(base, arms, prompts, config.max_tokens, engine, config.num_gpus, detector)
+        judged = apply_judge({"prompts": answered}, judge, config.num_gpus)["prompts"]
+    threshold = detector.card.thresholds[BALANCED] if config.threshold is None else config.threshold
+    flagged = [risk > threshold for risk in risks]
+    plain, _, *steered = judged
+    return [*judged, build_guard_result(plain, flagged), *build_conditional_results(plain, steered, flagged)], standing
 
 
 def run_evaluate_safety(config: SafetyConfig) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Generation of answers under several arms with one engine, as a task on the cluster."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from trimtab.artifacts.prefix import Prefix
 from trimtab.data.prompt import Prompt, hash_to_fraction
+from trimtab.detection.detector import Detector
 from trimtab.engine.config import EngineConfig
 from trimtab.evaluation.safety.results import SAFETY_PROMPT, Arm, ArmResult, judge_answers
 from trimtab.jobs.evaluate.arm_cache import ArmCache
@@ -26,11 +28,13 @@ class ArmBatch:
         arm: arm that answers.
         prompts: prompts to answer.
         max_tokens: maximum length of each answer, in tokens.
+        detector: detector of prompts, to compute the risks of the prompts instead of answers.
     """
 
     arm: Arm
     prompts: Sequence[Prompt]
     max_tokens: int
+    detector: Detector | None = None
 
 
 def build_standard_arms(prefixes: Mapping[str, Prefix]) -> list[Arm]:
@@ -67,6 +71,48 @@ def evaluate_arms(
     batches = [ArmBatch(arm, prompts, max_tokens) for prompts in parts.values() for arm in arms]
     answers = iter(list(_generate_answers(TITLE, base, batches, config, gpus)))
     return {part: [judge_answers(arm, prompts, next(answers)) for arm in arms] for part, prompts in parts.items()}
+
+
+def evaluate_guarded_arms(
+    base: BaseModel,
+    arms: Sequence[Arm],
+    prompts: Sequence[Prompt],
+    max_tokens: int,
+    config: EngineConfig,
+    gpus: float,
+    detector: Detector,
+) -> tuple[list[ArmResult], list[float]]:
+    """Generate and judge the answers of every arm, and compute the risks of the prompts, with one engine on the cluster.
+
+    Args:
+        base: base model.
+        arms: arms to evaluate.
+        prompts: prompts of every arm.
+        max_tokens: maximum length of each answer, in tokens.
+        config: configuration of the engine.
+        gpus: number of GPUs for the engine.
+        detector: detector of prompts, which reads those of the plain base model.
+
+    Returns:
+        Results of the arms, with the verdicts of the string match, and the risk of each prompt.
+    """
+    batches = [ArmBatch(Arm(BASE_ARM), prompts, 1, detector), *(ArmBatch(arm, prompts, max_tokens) for arm in arms)]
+    captured = replace(config, layers=tuple(sorted(detector.card.layers)))
+    risks, *answers = _generate_answers(TITLE, base, batches, captured, gpus)
+    results = [judge_answers(arm, prompts, texts) for arm, texts in zip(arms, answers, strict=True)]
+    return results, [float(risk) for risk in risks]
+
+
+def compute_prompt_risks(
+    base: BaseModel, prompts: Sequence[Prompt], config: EngineConfig, gpus: float, detector: Detector
+) -> list[float]:
+    """Compute the risk of each prompt by a detector of prompts, with one engine on the cluster.
+
+    Arguments are those of `evaluate_guarded_arms`.
+    """
+    captured = replace(config, layers=tuple(sorted(detector.card.layers)))
+    (risks,) = _generate_answers("risks of the prompts", base, [ArmBatch(Arm(BASE_ARM), prompts, 1, detector)], captured, gpus)
+    return [float(risk) for risk in risks]
 
 
 def generate_missing(title: str, base: BaseModel, arms: Sequence[Arm], caches: Sequence[ArmCache], gpus: float) -> None:
@@ -118,7 +164,7 @@ def limit_prompts(prompts: Sequence[Prompt], limit: int, seed: int = 0) -> list[
 
 def _generate_answers(
     title: str, base: BaseModel, batches: Sequence[ArmBatch], config: EngineConfig, gpus: float
-) -> Iterator[list[str]]:
-    """Yield the answers of each batch as they arrive."""
+) -> Iterator[list[Any]]:
+    """Yield the answers or risks of each batch as they arrive."""
     task = "trimtab.jobs.evaluate.generation_task:generate_answers"
     return stream_task(title, task, base, batches, config, cpus=get_max_node_cores(), gpus=gpus)

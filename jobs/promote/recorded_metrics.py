@@ -1,11 +1,5 @@
 """Gate metrics without a set: the metrics on the cards, and the gain over the champion on the cases that both runs recorded."""
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
-
 import numpy as np
 
 from trimtab.data.prompt import Prompt
@@ -17,8 +11,8 @@ from trimtab.evaluation.safety.comparison import estimate_difference
 from trimtab.evaluation.safety.results import JudgedAnswer, summarize_answers
 from trimtab.jobs.promote.prefix_metrics import SIDES
 from trimtab.stats.intervals import Interval, Rate
-from trimtab.tracking.client import get_client, wrap_tracking_errors
 from trimtab.tracking.registry import Version
+from trimtab.tracking.run_artifacts import read_json_artifact
 
 PARTS = ("validation", "test")
 PREFIX_REPORT, DETECTOR_REPORT = "evaluation/report.json", "evaluation/risks.json"
@@ -72,7 +66,7 @@ def _read_answers(part: str, version: Version) -> dict[tuple[str, str], JudgedAn
 
     Prompts of one key are equal in all reports: other fields are not recorded, or not compared.
     """
-    arms = _read_artifact(version, PREFIX_REPORT).get(part, {}).get("arms", [])
+    arms = read_json_artifact(version.run_id, PREFIX_REPORT).get(part, {}).get("arms", [])
     recorded = next((arm.get("answers", []) for arm in arms if arm["name"] == version.name), [])
     return {
         (entry["prompt"], entry["class"]): JudgedAnswer(
@@ -86,7 +80,7 @@ def _compare_detectors(part: str, metric: str, version: Version, champion: Versi
     """Compare two detectors on the answers of a part that are in that part for both; None if a class is missing."""
     if metric != "auroc":
         return None
-    first, rival = (_read_artifact(v, DETECTOR_REPORT).get(part, {}) for v in (version, champion))
+    first, rival = (read_json_artifact(v.run_id, DETECTOR_REPORT).get(part, {}) for v in (version, champion))
     keys = sorted(first.keys() & rival.keys())
     made_up = np.array([first[key]["made_up"] for key in keys], dtype=bool)
     if not made_up.any() or made_up.all():
@@ -97,12 +91,3 @@ def _compare_detectors(part: str, metric: str, version: Version, champion: Versi
     resamples = draw_resamples([first[key]["group"] for key in keys], 1)
     difference = estimate_paired_difference(compute_auroc, tests[0], tests[1], resamples)
     return Rate(difference.value, difference.low, difference.high, len(keys))
-
-
-def _read_artifact(version: Version, name: str) -> Mapping[str, Any]:
-    """Read a JSON artifact of a version's run; empty if the run has none, as that of an imported version."""
-    client = get_client()
-    with wrap_tracking_errors(f"read {name} of run {version.run_id}"), TemporaryDirectory() as folder:
-        if all(file.path != name for file in client.list_artifacts(version.run_id, name.rpartition("/")[0])):
-            return {}
-        return json.loads(Path(client.download_artifacts(version.run_id, name, folder)).read_text())

@@ -41,6 +41,11 @@ class Prompt:
         return [*system, *turns, {"role": "user", "content": self.prompt}]
 
 
+def compute_prompt_key(prompt: Prompt) -> str:
+    """Return the key of a prompt: a hash of the conversation and its side, harmful or benign, 24 hex digits."""
+    return compute_key(json.dumps([prompt.messages, prompt.label != "harmful"]), 24)
+
+
 def compute_prompts_digest(prompts: Sequence[Prompt]) -> str:
     """Return the first 16 hex digits of the SHA-256 of the prompts, which depends on all fields and on the order."""
     lines = "\n".join(json.dumps(asdict(p), sort_keys=True) for p in prompts)

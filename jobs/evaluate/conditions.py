@@ -1,0 +1,147 @@
+"""Sides of prompts for conditional prefixes, by the verdicts of their detectors.
+
+A detector knows the prompts that it was trained on. For these, the out-of-fold risks of its run count, so that a prefix is
+trained and measured on the errors that it will meet in service.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from trimtab.artifacts.card import PrefixCondition
+from trimtab.artifacts.prefix import Prefix
+from trimtab.data.prompt import Prompt, compute_prompt_key
+from trimtab.detection.calibration import BALANCED
+from trimtab.detection.detector import Detector, check_base
+from trimtab.engine.config import EngineConfig
+from trimtab.errors import UsageError
+from trimtab.evaluation.safety.results import ArmResult, summarize_answers
+from trimtab.jobs.evaluate.variants import compute_prompt_risks
+from trimtab.loading import load_detector
+from trimtab.model.base_model import BaseModel
+from trimtab.tracking import registry
+from trimtab.tracking.registry import Version
+from trimtab.tracking.run_artifacts import read_json_artifact
+from trimtab.util.identifiers import split_reference
+
+# Artifact of a detector's run with its out-of-fold risks by key of the prompt.
+OUT_OF_FOLD = "evaluation/out_of_fold.json"
+
+
+@dataclass(frozen=True)
+class ConditionedPrompts:
+    """Prompts that a conditional prefix steers.
+
+    Attributes:
+        condition: condition of the prefix.
+        steered: whether the prefix steers a prompt, by key.
+    """
+
+    condition: PrefixCondition
+    steered: Mapping[str, bool] = field(repr=False)
+
+    def select(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        """Return the prompts that the prefix steers."""
+        return [prompt for prompt in prompts if self.steered[compute_prompt_key(prompt)]]
+
+    def compose(self, prefix: ArmResult, base: ArmResult) -> ArmResult:
+        """Return the result of the prefix with the answers of the base model to the prompts that it does not steer."""
+        pairs = zip(prefix.answers, base.answers, strict=True)
+        chosen = [answer if self.steered[compute_prompt_key(answer.prompt)] else plain for answer, plain in pairs]
+        return summarize_answers(prefix.name, chosen)
+
+
+def resolve_condition(condition: PrefixCondition, base: BaseModel) -> PrefixCondition:
+    """Return a condition with the version and the threshold that its detector has now.
+
+    Raises:
+        NotFoundError: if there is no such detector.
+        UsageError: if the detector reads answers or prompts with a prefix, or does not have the threshold.
+    """
+    version = _find_version(condition, base)
+    detector = load_prompt_detector(f"{version.name}@{version.version}", base)
+    threshold = condition.threshold
+    if threshold is None:
+        key = BALANCED if condition.false_positive_rate is None else f"{condition.false_positive_rate:g}"
+        if key not in (thresholds := detector.card.thresholds):
+            raise UsageError(f"detector {condition.detector!r} has no threshold for {key}; it has {', '.join(thresholds)}")
+        threshold = thresholds[key]
+    return PrefixCondition(f"{version.name}@{version.version}", condition.side, threshold)
+
+
+def load_prompt_detector(name: str, base: BaseModel) -> Detector:
+    """Load a detector that reads prompts of the plain base model, by folder or registry name.
+
+    Raises:
+        UsageError: if it reads answers, or was trained under a prefix.
+    """
+    detector = load_detector(name, base.name)
+    check_base(detector.card, base)
+    if detector.card.subject != "prompt" or detector.card.prefix_digest is not None:
+        raise UsageError(f"detector {name!r} must read prompts without a prefix. Train one on collect --subject prompt")
+    return detector
+
+
+def judge_prompts(
+    condition: PrefixCondition, base: BaseModel, prompts: Sequence[Prompt], engine: EngineConfig, gpus: float
+) -> ConditionedPrompts:
+    """Determine which prompts a prefix steers.
+
+    Args:
+        condition: condition of the prefix, from `resolve_condition`.
+        base: base model.
+        prompts: prompts.
+        engine: configuration of the engine that computes the risks of prompts that the detector's run did not record.
+        gpus: number of GPUs for the engine.
+    """
+    version = _find_version(condition, base)
+    unique = {compute_prompt_key(prompt): prompt for prompt in prompts}
+    risks = _read_out_of_fold(version, unique)
+    if missing := [key for key in unique if key not in risks]:
+        detector = registry.load_detector(version, base)
+        computed = compute_prompt_risks(base, [unique[key] for key in missing], engine, gpus, detector)
+        risks |= dict(zip(missing, computed, strict=True))
+    above, threshold = condition.side == "above", condition.threshold or 0.0
+    return ConditionedPrompts(condition, {key: (risk > threshold) == above for key, risk in risks.items()})
+
+
+def apply_conditions(
+    base: BaseModel,
+    prefixes: Mapping[str, Prefix],
+    parts: Mapping[str, Sequence[ArmResult]],
+    engine: EngineConfig,
+    gpus: float,
+    known: ConditionedPrompts | None = None,
+) -> dict[str, list[ArmResult]]:
+    """Replace the results of conditional prefixes by those that they have under their conditions.
+
+    Args:
+        base: base model.
+        prefixes: prefixes by name of the arm.
+        parts: results of the arms by part, that of the base model first.
+        engine: configuration of the engine.
+        gpus: number of GPUs for the engine.
+        known: sides of all prompts for a condition, if they are known already.
+    """
+    prompts = [answer.prompt for arms in parts.values() for answer in arms[0].answers]
+    judged: dict[str, ConditionedPrompts] = {}
+    for name, prefix in prefixes.items():
+        if (condition := prefix.card.condition) is not None:
+            resolved = resolve_condition(condition, base)
+            is_known = known is not None and known.condition == resolved
+            judged[name] = known if known and is_known else judge_prompts(resolved, base, prompts, engine, gpus)
+    return {
+        part: [judged[result.name].compose(result, arms[0]) if result.name in judged else result for result in arms]
+        for part, arms in parts.items()
+    }
+
+
+def _find_version(condition: PrefixCondition, base: BaseModel) -> Version:
+    name, ref = split_reference(condition.detector)
+    return registry.find_version(base.name, name, ref or registry.CHAMPION)
+
+
+def _read_out_of_fold(version: Version, prompts: Mapping[str, Prompt]) -> dict[str, float]:
+    """Return the out-of-fold risks of prompts; a prompt with a system message has the risk of the one without."""
+    recorded = read_json_artifact(version.run_id, OUT_OF_FOLD)
+    keys = {key: compute_prompt_key(replace(prompt, system=None)) for key, prompt in prompts.items()}
+    return {key: recorded[plain] for key, plain in keys.items() if plain in recorded}

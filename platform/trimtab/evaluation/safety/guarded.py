@@ -1,0 +1,46 @@
+"""Arms that act on the verdict of a detector of prompts. Their answers are composed of those of other arms."""
+
+from collections.abc import Sequence
+
+from trimtab.evaluation.safety.results import ArmResult, JudgedAnswer, summarize_answers
+from trimtab.types import CONDITIONAL_ARM, GUARD_ARM
+
+REFUSAL = "I cannot help with that request."
+
+
+def build_guard_result(base: ArmResult, flagged: Sequence[bool]) -> ArmResult:
+    """Return the result of arm `guard`: a fixed refusal for flagged prompts, else the answer of the base model.
+
+    Args:
+        base: result of the base model.
+        flagged: whether the detector flags each prompt, in the order of the answers.
+    """
+    answers = [_refuse(answer) if flag else answer for answer, flag in zip(base.answers, flagged, strict=True)]
+    return summarize_answers(GUARD_ARM, answers)
+
+
+def build_conditional_results(base: ArmResult, prefixes: Sequence[ArmResult], flagged: Sequence[bool]) -> list[ArmResult]:
+    """Return the results of the conditional arms of prefixes.
+
+    Arm `conditional` steers flagged prompts with a prefix, and leaves the others to the base model. Arm `conditional help`
+    refuses flagged prompts with a fixed refusal, and steers the others with the prefix. With several prefixes, the names end
+    with theirs.
+
+    Args:
+        base: result of the base model.
+        prefixes: result of each prefix.
+        flagged: whether the detector flags each prompt, in the order of the answers.
+    """
+    results: list[ArmResult] = []
+    for prefix in prefixes:
+        ending = f" {prefix.name}" if len(prefixes) > 1 else ""
+        triples = list(zip(base.answers, prefix.answers, flagged, strict=True))
+        steered = [answer if flag else plain for plain, answer, flag in triples]
+        helped = [_refuse(answer) if flag else answer for _, answer, flag in triples]
+        results.append(summarize_answers(f"{CONDITIONAL_ARM}{ending}", steered))
+        results.append(summarize_answers(f"{CONDITIONAL_ARM} help{ending}", helped))
+    return results
+
+
+def _refuse(answer: JudgedAnswer) -> JudgedAnswer:
+    return JudgedAnswer(answer.prompt, REFUSAL, "refusal")

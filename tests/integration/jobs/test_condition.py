@@ -1,0 +1,93 @@
+"""Conditional prefixes in jobs: training on the prompts of one side, and the arms of `evaluate safety`."""
+
+import json
+
+import pytest
+
+from tests.support.factories import make_prompt_detector
+from tests.support.prompt_rows import BENIGN, HARMFUL, REFUSAL
+from trimtab import settings
+from trimtab.artifacts.prefix import load_prefix
+from trimtab.cli.main import main
+from trimtab.detection.detector import Detector, save_detector
+from trimtab.model.chat_template import build_renderer
+from trimtab.model.frozen_model import FrozenModel
+from trimtab.tracking import registry, runs
+from trimtab.tracking.promotions import promote_version
+
+OPTIONS = {
+    "train.max_steps": 2,
+    "train.global_batch_size": 2,
+    "train.micro_batch_size": 2,
+    "train.dtype": "fp32",
+    "evaluate.limit": 0,
+    "evaluate.max_tokens": 3,
+    "data.validation_fraction": 0.3,
+    "data.test_fraction": 0.3,
+    "data.system_prompt_fraction": 0.5,
+    "data.filter_rules": "[]",
+}
+HARMFUL_TEXTS = [f"{text}{', please' * count}" for count in range(4) for text in HARMFUL]
+BENIGN_TEXTS = [f"{text}{', please' * count}" for count in range(4) for text in BENIGN]
+
+
+@pytest.fixture(scope="module")
+def prompt_file(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    rows = [{"prompt": text, "class": "harmful", "target": REFUSAL} for text in HARMFUL_TEXTS]
+    rows += [{"prompt": text, "class": "benign", "target": "Of course! Here is all there is to know."} for text in BENIGN_TEXTS]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def tiny_guard(tiny_base, tmp_path_factory) -> Detector:
+    """Champion `side` of the tiny base model, which flags half of the prompts."""
+    frozen = FrozenModel(tiny_base.load("fp32"), build_renderer(tiny_base, 8).first_slot)
+    folder = tmp_path_factory.mktemp("side")
+    detector = make_prompt_detector(frozen, tiny_base, "side", (1,), [*HARMFUL_TEXTS, *BENIGN_TEXTS])
+    run = runs.start_run("test", "detect", folder)
+    promote_version(registry.register_version(save_detector(detector, folder / "side"), run.run_id), "test")
+    run.finish("FINISHED")
+    return detector
+
+
+def test_conditional_prefix_is_trained_and_measured_on_its_side(cluster, tiny_base, tiny_guard, prompt_file, tmp_path, capsys):
+    options = {
+        "base": tiny_base.path,
+        "name": "conditional",
+        "data.harmful": prompt_file,
+        "data.benign": prompt_file,
+        **OPTIONS,
+    }
+    options |= {"condition.detector": "side", "condition.side": "below"}
+    assert main(["align", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]) == 0
+    assert "condition: side@1 below" in capsys.readouterr().out
+    (folder,) = (settings.get_runs_folder() / "conditional").glob("*")
+    condition = load_prefix(folder / "prefix").card.condition
+    assert condition is not None
+    assert (condition.detector, condition.side) == ("side@1", "below")
+    assert condition.threshold == tiny_guard.card.thresholds["balanced"]
+
+    output = tmp_path / "safety.json"
+    arguments = ["--base", str(tiny_base.path), "--data", prompt_file, "--prefix", "conditional@1", "--max_tokens", "3"]
+    assert main(["evaluate", "safety", *arguments, "--dtype", "fp32", "--answers_file", str(output)]) == 0
+    own = read_answers(output)
+    guarded = ["--detector", "side", "--json", str(tmp_path / "out.json")]
+    assert main(["evaluate", "safety", *arguments, "--dtype", "fp32", "--answers_file", str(output), *guarded]) == 0
+    arms = read_answers(output)
+    names = ["base", "text prompt", "conditional@1", "guard", "conditional", "conditional help"]
+    assert list(arms) == names
+    flagged = [text.startswith("I cannot help") for text in arms["guard"]]
+    assert {True, False} == set(flagged)
+    columns = zip(flagged, *(arms[name] for name in names), own["conditional@1"], strict=True)
+    for flag, plain, _, steered, guard, conditional, helped, side in columns:
+        assert guard == (helped if flag else plain)
+        assert conditional == (steered if flag else plain)
+        assert helped == (guard if flag else steered)
+        assert side == (plain if flag else steered)
+    assert [arm["name"] for arm in json.loads((tmp_path / "out.json").read_text())["arms"]] == names
+
+
+def read_answers(path) -> dict[str, list[str]]:
+    return {arm["name"]: [entry["answer"] for entry in arm["answers"]] for arm in json.loads(path.read_text())["arms"]}
