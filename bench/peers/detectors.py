@@ -1,5 +1,6 @@
-"""Untrained detector of the default settings, for benchmarks of its cost."""
+"""Untrained detectors of the default settings, for benchmarks of their cost."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,4 +21,16 @@ def save_untrained_detector(base: BaseModel, folder: Path) -> Path:
     spread = torch.stack([torch.zeros(7), torch.ones(7)])
     saved = save_detector(build_detector(head, spread, torch.tensor([0.01, 0.0]), card), folder / "truth" / "1")
     (folder / "truth" / "aliases.json").write_text('{"champion": 1}')
+    return saved
+
+
+def save_untrained_guard(base: BaseModel, folder: Path, layer: int) -> Path:
+    """Save a detector of prompts `guard` as champion in a folder that serves as registry; return the folder of its version."""
+    options, thresholds = {"parts": 2}, {"balanced": 0.5}
+    card = DetectorCard("guard", base.name, base.fingerprint, [layer], base.width, "linear", options, -2.0, thresholds)
+    head = heads.get_head("linear")(base.width, 1, **options)
+    spread = torch.stack([torch.zeros(7), torch.ones(7)])
+    detector = build_detector(head, spread, torch.tensor([0.01, 0.0]), replace(card, subject="prompt"))
+    saved = save_detector(detector, folder / "guard" / "1")
+    (folder / "guard" / "aliases.json").write_text('{"champion": 1}')
     return saved

@@ -1,11 +1,12 @@
 """Configuration of the collect command."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from trimtab.errors import UsageError
 from trimtab.jobs.judges.config import JudgeConfig
 from trimtab.jobs.runtime.config import ScaleConfig
-from trimtab.types import DEFAULT_BASE, AnswerKind, DType, Label, Subject
+from trimtab.types import DEFAULT_BASE, AnswerKind, Attack, DType, Label, Subject
 
 MOST_SAMPLES = 100
 
@@ -21,6 +22,7 @@ class CollectConfig:
         data: sources of labeled prompts for --subject prompt: files with a class, trimtab:guard (all packaged prompts),
             trimtab:NAME, or Hugging Face datasets.
         label: class of prompts without one: harmful, benign_hard or benign_easy.
+        attacks: rewrites of each prompt to collect as well, which make a detector more robust, or all.
         read_answers: read answers from the files instead of generating them: each row has `answer`, and `truthful` or
             `hallucinated` if the label is known, or lists in `correct_answers` and `incorrect_answers`.
         answer_separator: separator between several given answers in one text.
@@ -50,6 +52,7 @@ class CollectConfig:
     subject: Subject = "answer"
     data: list[str] | str = ""
     label: Label | None = None
+    attacks: list[Attack] | Literal["all"] = field(default_factory=list[Attack])
     read_answers: bool = False
     answer_separator: str | None = None
     columns: dict[str, str] = field(default_factory=dict[str, str])
@@ -71,7 +74,7 @@ class CollectConfig:
     def __post_init__(self) -> None:
         if self.subject == "prompt":
             self._check_prompt_settings()
-        elif not self.questions or not self.out or self.data or self.label:
+        elif not self.questions or not self.out or self.data or self.label or self.attacks:
             raise UsageError("questions and out are required. Pass --questions FILE (or trimtab:countries) --out FOLDER")
         if self.max_tokens < 1 or self.limit < 0:
             raise UsageError("max_tokens must be at least 1, and limit must not be below 0")

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trimtab.artifacts.prefix import Prefix
+from trimtab.data.attacks import add_attacks
 from trimtab.data.given_answers import GivenAnswer, read_all_given_answers
 from trimtab.data.prompt import Prompt, compute_prompt_key
 from trimtab.data.questions import Question, read_all_questions
@@ -19,7 +20,7 @@ from trimtab.jobs.runtime.engine_pool import GenerationRequest
 from trimtab.judges.answer_matching import AnswerMark, mark_answer, parse_expected_number
 from trimtab.judges.llm_answer import LlmAnswerJudge
 from trimtab.model.chat_template import ChatRenderer, Message
-from trimtab.types import AnswerKind, Label
+from trimtab.types import ATTACKS, AnswerKind, Label
 from trimtab.util.identifiers import compute_key
 
 DEFAULT_KIND: AnswerKind = "contains"
@@ -55,7 +56,9 @@ def load_plan(config: CollectConfig) -> list[PlannedRequest]:
         UsageError: if a source cannot be read or is empty.
     """
     if config.subject == "prompt":
-        return build_prompt_plan(config, read_all_prompts(as_source_list(config.data), config.label, config.columns))
+        prompts = read_all_prompts(as_source_list(config.data), config.label, config.columns)
+        attacks = ATTACKS if config.attacks == "all" else config.attacks
+        return build_prompt_plan(config, add_attacks(prompts, attacks))
     files = as_source_list(config.questions)
     if config.read_answers:
         return build_given_plan(config, read_all_given_answers(files, config.columns, config.answer_separator))

@@ -1,10 +1,11 @@
 """Configuration of `trimtab evaluate safety`, `trimtab evaluate utility`, and the utility suites of a study."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from trimtab.errors import UsageError
 from trimtab.jobs.judges.config import JudgeConfig
-from trimtab.types import DEFAULT_BASE, AnswerKind, DType, Label
+from trimtab.types import DEFAULT_BASE, AnswerKind, Attack, DType, Label
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,49 @@ class UtilityConfig(UtilitySuite):
     num_gpus: float = 0
     answers_file: str | None = None
     address: str | None = None
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """Measure how often rewrites of prompts change the verdict of a detector of prompts.
+
+    Args:
+        data: sources of prompts, harmful and benign: files, trimtab:NAME, or Hugging Face datasets.
+        detector: detector of prompts: NAME, NAME@ALIAS, NAME@VERSION or a folder.
+        attacks: names of the rewrites, or all.
+        threshold: risk above which the detector flags a prompt; by default its balanced threshold.
+        default_class: class of prompts without a class: harmful, benign_hard or benign_easy.
+        columns: other names of the fields, as --columns.prompt NAME.
+        base: base model: catalog name, folder, or Hugging Face id.
+        revision: revision of a Hugging Face id.
+        limit: maximum number of harmful prompts, and of benign prompts; 0 for all.
+        max_tokens: maximum length of the base model's answers to harmful prompts, in tokens.
+        dtype: data type of the model; auto is bf16 if the machine supports it, else fp32.
+        num_gpus: number of GPUs for the engine.
+        address: address of the Ray cluster.
+    """
+
+    data: list[str] | str = ""
+    detector: str = ""
+    attacks: list[Attack] | Literal["all"] = "all"
+    threshold: float | None = None
+    default_class: Label | None = None
+    columns: dict[str, str] = field(default_factory=dict[str, str])
+    base: str = DEFAULT_BASE
+    revision: str | None = None
+    limit: int = 100
+    max_tokens: int = 24
+    dtype: DType = "auto"
+    num_gpus: float = 0
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.data or not self.detector:
+            raise UsageError("data and detector are required. Pass --data FILE --detector NAME")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise UsageError(f"threshold must be a risk from 0 to 1, not {self.threshold}")
+        if self.limit < 0 or self.max_tokens < 1:
+            raise UsageError("limit must not be below 0, and max_tokens must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -97,10 +97,25 @@ def evaluate_guarded_arms(
         Results of the arms, with the verdicts of the string match, and the risk of each prompt.
     """
     batches = [ArmBatch(Arm(BASE_ARM), prompts, 1, detector), *(ArmBatch(arm, prompts, max_tokens) for arm in arms)]
-    captured = replace(config, layers=tuple(sorted(detector.card.layers)))
-    risks, *answers = _generate_answers(TITLE, base, batches, captured, gpus)
+    risks, *answers = generate_batches(TITLE, base, batches, config, gpus)
     results = [judge_answers(arm, prompts, texts) for arm, texts in zip(arms, answers, strict=True)]
     return results, [float(risk) for risk in risks]
+
+
+def generate_batches(
+    title: str, base: BaseModel, batches: Sequence[ArmBatch], config: EngineConfig, gpus: float
+) -> list[list[Any]]:
+    """Return the answers or risks of each batch, from one engine that captures the layers of the batches' detectors.
+
+    Args:
+        title: title of the progress bar.
+        base: base model.
+        batches: prompts by arm.
+        config: configuration of the engine.
+        gpus: number of GPUs for the engine.
+    """
+    layers = {layer for batch in batches if batch.detector for layer in batch.detector.card.layers}
+    return list(_generate_answers(title, base, batches, replace(config, layers=tuple(sorted(layers))), gpus))
 
 
 def compute_prompt_risks(
@@ -110,8 +125,8 @@ def compute_prompt_risks(
 
     Arguments are those of `evaluate_guarded_arms`.
     """
-    captured = replace(config, layers=tuple(sorted(detector.card.layers)))
-    (risks,) = _generate_answers("risks of the prompts", base, [ArmBatch(Arm(BASE_ARM), prompts, 1, detector)], captured, gpus)
+    batches = [ArmBatch(Arm(BASE_ARM), prompts, 1, detector)]
+    (risks,) = generate_batches("risks of the prompts", base, batches, config, gpus)
     return [float(risk) for risk in risks]
 
 

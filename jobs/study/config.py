@@ -42,6 +42,9 @@ class StudyConfig:
         suites: prompts to evaluate besides the test part, by name.
         utility: questions and neutral texts to measure the utility cost of every arm, by name.
         judge: judge of the answers.
+        detector: detector of prompts: NAME, NAME@ALIAS or NAME@VERSION. It adds the arms that `trimtab evaluate safety
+            --detector` adds, for each trained prefix.
+        threshold: risk above which the detector flags a prompt; by default its balanced threshold.
         out: folder of the report; by default `report` in the folder of the study.
         address: address of the Ray cluster to run on.
     """
@@ -56,6 +59,8 @@ class StudyConfig:
     suites: dict[str, SuiteConfig] = field(default_factory=dict[str, SuiteConfig])
     utility: dict[str, UtilitySuite] = field(default_factory=dict[str, UtilitySuite])
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+    detector: str | None = None
+    threshold: float | None = None
     out: str | None = None
     address: str | None = None
 

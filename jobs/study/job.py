@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab import settings
+from trimtab.artifacts.card import PrefixCondition
 from trimtab.artifacts.prefix import Prefix
 from trimtab.cli import main
 from trimtab.cli.console import console, print_line
@@ -27,8 +28,9 @@ from trimtab.jobs.align.config import PARTED_BY, AlignConfig
 from trimtab.jobs.align.dataset import PreparedDataset, prepare_many
 from trimtab.jobs.evaluate import utility
 from trimtab.jobs.evaluate.arm_cache import ArmCache
+from trimtab.jobs.evaluate.conditions import apply_conditions
 from trimtab.jobs.evaluate.utility import LoadedSuite
-from trimtab.jobs.evaluate.variants import TITLE, build_standard_arms, generate_missing, limit_prompts
+from trimtab.jobs.evaluate.variants import TITLE, build_engine_config, build_standard_arms, generate_missing, limit_prompts
 from trimtab.jobs.judges.runner import apply_judge, compute_standing, open_judge
 from trimtab.jobs.runtime.cluster import ray_session
 from trimtab.jobs.runtime.config import as_source_list
@@ -36,6 +38,7 @@ from trimtab.jobs.runtime.run_state import create_or_resume_run
 from trimtab.jobs.study.arm_runs import ArmRun, TrainedArm, train_arms
 from trimtab.jobs.study.baselines import build_baselines
 from trimtab.jobs.study.config import StudyConfig
+from trimtab.jobs.study.guarded_arms import add_guarded_arms
 from trimtab.judges import Judge
 from trimtab.judges.human_agreement import JudgeStanding
 from trimtab.model.base_model import BaseModel, resolve_base_model
@@ -134,6 +137,11 @@ def _train_and_compare(session: StudySession, prepared: Mapping[str, PreparedDat
     )
     answered = _answer_all(session, prefixes, _read_prompt_parts(config, first, prepared[first.name]))
     results = apply_judge(answered, session.judge, first.scale.gpus_per_worker)
+    engine, gpus = build_engine_config(first.train.dtype), first.scale.gpus_per_worker
+    if config.detector is not None:
+        condition = PrefixCondition(config.detector, "above", config.threshold)
+        results = add_guarded_arms(condition, base, results, trained, engine, gpus)
+    results = apply_conditions(base, {name: t.prefix for name, t in trained.items()}, results, engine, gpus)
     report = _build_report(config, first, base, prepared[first.name], trained, results, session.standing)
     if not session.suites:
         return report

@@ -18,6 +18,20 @@ AnswerKind = Literal["exact", "contains", "f1", "numeric"]
 ANSWER_KINDS: tuple[AnswerKind, ...] = get_args(AnswerKind)
 # Side of a threshold on which a prefix steers requests.
 Side = Literal["above", "below"]
+# Rewrites of prompts that can hide them from a detector.
+Attack = Literal[
+    "harmless_words",
+    "role_play",
+    "spelling",
+    "upper_case",
+    "mixed_case",
+    "spacing",
+    "homoglyphs",
+    "two_turns",
+    "system_message",
+    "tool_message",
+]
+ATTACKS: tuple[Attack, ...] = get_args(Attack)
 Part = Literal["train", "validation", "test"]
 # Subject of a detector: the risk that an answer is made up, or that a prompt is harmful.
 Subject = Literal["answer", "prompt"]

@@ -22,10 +22,15 @@ function fill(models) {
   const names = [base.id, ...prefixes.flatMap((p) => [p.id, ...aliases(p)])];
   for (const of of SIDES) side("side", of).replaceChildren(...names.map((name) => new Option(name)));
   side("side", "right").selectedIndex = Math.min(1, names.length - 1);
-  const detectors = Object.entries(base.trimtab.detectors).flatMap(([name, held]) => Object.keys(held).map((a) => `${name}@${a}`));
+  const detectors = listAliases(base.trimtab.detectors);
   by("detector").replaceChildren(new Option("the server's choice", ""), ...detectors.map((d) => new Option(d)), new Option("off"));
+  const guards = listAliases(base.trimtab.prompt_detectors);
+  const actions = guards.flatMap((guard) => ["annotate", "refuse"].map((action) => new Option(`${guard}: ${action}`)));
+  by("guard").replaceChildren(new Option("the server's policies", ""), ...actions);
+  by("guards").hidden = !guards.length;
 }
 
+const listAliases = (named) => Object.entries(named).flatMap(([name, held]) => Object.keys(held).map((a) => `${name}@${a}`));
 const aliases = (prefix) => Object.keys(prefix.trimtab.aliases).filter((a) => a !== "champion").map((a) => `${prefix.id}@${a}`);
 
 async function ask() {
@@ -66,6 +71,8 @@ function request(model) {
   const policy = by("policy").value;
   const options = { policy, running_risk: policy === "annotate" };
   if (by("detector").value) options.detector = by("detector").value;
+  const [detector, action] = by("guard").value.split(": ");
+  if (action) options.policies = [{ detector, action }];
   return {
     model,
     messages: [{ role: "user", content: by("prompt").value }],
@@ -95,7 +102,7 @@ function show(chunk, output, note) {
 
 function describe(chunk) {
   const { prefix, detectors, attempts } = chunk.trimtab;
-  const [detector] = detectors;
+  const [detector, ...guards] = detectors;
   const parts = [link(chunk.model, prefix?.run_id)];
   if (detector.status === "scored") {
     const risk = document.createElement("span");
@@ -107,7 +114,17 @@ function describe(chunk) {
   } else {
     parts.push(`not checked: ${detector.reason}`);
   }
+  for (const guard of guards) parts.push(verdict(guard), link(`${guard.name}@${guard.version}`, guard.run_id));
   return parts.flatMap((part, index) => (index ? [" · ", part] : [part]));
+}
+
+function verdict(guard) {
+  if (guard.status !== "scored") return `prompt not checked: ${guard.reason}`;
+  const shown = document.createElement("span");
+  shown.className = guard.flagged ? "flagged" : "";
+  const action = guard.action ? `, ${guard.action}` : "";
+  shown.textContent = `prompt ${guard.probability.toFixed(2)}${guard.flagged ? ", flagged" : ""}${action}`;
+  return shown;
 }
 
 function link(text, run) {

@@ -6,8 +6,8 @@ from typing import Any
 
 from trimtab.engine.policies import MAX_POLICIES
 
-# Extra argument of a request whose prompt the worker checks: the encoded checks.
-PROMPT_CHECKS = "trimtab_prompt_checks"
+# Extra arguments of a request: the encoded checks of its prompt, and whether the worker captures no signals of its answer.
+PROMPT_CHECKS, UNTRACKED = "trimtab_prompt_checks", "trimtab_untracked"
 # Policies of a server, a key and a request, and the condition of a prefix.
 MAX_CHECKS = 3 * MAX_POLICIES + 1
 

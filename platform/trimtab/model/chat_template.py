@@ -36,6 +36,7 @@ class ChatRenderer:
         turn_end: id of the token that ends an answer.
         takes_system: whether the template renders a system message.
         default_system: system message that the template adds by itself, or None.
+        answer_start: ids that the template writes before an answer; empty if it does not mark the start of an answer.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -44,6 +45,7 @@ class ChatRenderer:
     turn_end: int
     takes_system: bool
     default_system: str | None
+    answer_start: tuple[int, ...] = ()
 
     def render_prompt(self, messages: Sequence[Message], position: Position = "system", slots: Sequence[int] = ()) -> list[int]:
         """Render a conversation that the assistant answers next.
@@ -218,7 +220,7 @@ def _renderer(base: BaseModel, slots: int) -> ChatRenderer:
     ids = tokenizer.convert_tokens_to_ids([format_slot_token(i) for i in range(slots)])
     if ids != list(range(first, first + slots)):
         raise UsageError(f"the tokenizer of {base.name} does not take new tokens at the end of its vocabulary")
-    return ChatRenderer(tokenizer, first, slots, turn_end, takes_system, default_system)
+    return ChatRenderer(tokenizer, first, slots, turn_end, takes_system, default_system, _answer_start(tokenizer))
 
 
 def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -228,6 +230,16 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int:
     added = tokenizer.added_tokens_decoder
     ends = (i for i in tokenizer.encode(after, add_special_tokens=False) if i in added and added[i].special)
     return next(ends, tokenizer.eos_token_id)  # pyright: ignore[reportReturnType]
+
+
+def _answer_start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the ids that the template writes before an answer, by rendering with and without a generation prompt."""
+    user = [{"role": "user", "content": "x"}]
+    apply: Any = tokenizer.apply_chat_template
+    without, complete = (
+        list(apply(user, add_generation_prompt=start, tokenize=True, return_dict=False)) for start in (False, True)
+    )
+    return tuple(complete[len(without) :]) if complete[: len(without)] == without else ()
 
 
 def _system(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, str | None]:

@@ -89,5 +89,31 @@ def test_conditional_prefix_is_trained_and_measured_on_its_side(cluster, tiny_ba
     assert [arm["name"] for arm in json.loads((tmp_path / "out.json").read_text())["arms"]] == names
 
 
+def test_study_has_guarded_arms(cluster, tiny_base, tiny_guard, prompt_file, tmp_path):
+    options = {"base": str(tiny_base.path), "data.harmful": prompt_file, "data.benign": prompt_file, **OPTIONS}
+    options["data.filter_rules"] = []
+    config = {"name": "guarded", "seeds": [0], "shared": options, "arms": {"plain": {"objective": "likelihood"}}}
+    config |= {"random_baseline": False, "detector": "side", "out": str(tmp_path / "report")}
+    (tmp_path / "study.yaml").write_text(json.dumps(config))
+    assert main(["study", "--config", str(tmp_path / "study.yaml"), "--json", str(tmp_path / "out.json")]) == 0
+    (part,) = json.loads((tmp_path / "out.json").read_text())["parts"].values()
+    names = [arm["name"] for arm in part["arms"]]
+    assert names == ["base", "text prompt", "plain#0", "guard", "conditional plain#0", "conditional help plain#0"]
+
+
+def test_attacks_on_a_guard(cluster, tiny_base, tiny_guard, prompt_file, tmp_path, capsys):
+    output = tmp_path / "guard.json"
+    arguments = ["--base", str(tiny_base.path), "--data", prompt_file, "--detector", "side", "--dtype", "fp32"]
+    assert main(["evaluate", "guard", *arguments, "--attacks", '["spelling", "two_turns"]', "--json", str(output)]) == 0
+    results = {entry["name"]: entry for entry in json.loads(output.read_text())["attacks"]}
+    assert list(results) == ["none", "spelling", "two_turns"]
+    assert results["none"]["missed"]["value"] == 0
+    for result in results.values():
+        assert result["flagged"]["count"] == len(HARMFUL_TEXTS)
+        assert result["false_alarms"]["count"] == len(BENIGN_TEXTS)
+        assert result["answered"]["value"] <= 1 - result["flagged"]["value"] + 1e-9
+    assert "verdict flipped" in capsys.readouterr().out
+
+
 def read_answers(path) -> dict[str, list[str]]:
     return {arm["name"]: [entry["answer"] for entry in arm["answers"]] for arm in json.loads(path.read_text())["arms"]}

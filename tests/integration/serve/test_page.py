@@ -91,6 +91,26 @@ def test_policy_withholds_and_off_disables_detection(tab):
 
 
 @needs_browser
+def test_guard_refuses_a_prompt(tab, client):
+    """The verdicts of the page are those of the API; a flagged prompt is refused on both sides."""
+    set_inputs(tab, guard="guard@champion: refuse")
+    refused = 0
+    for question in QUESTIONS[:4]:
+        set_inputs(tab, prompt=question)
+        send_prompt(tab)
+        (result,) = client.moderations.create(input=question).results
+        for side in ("left", "right"):
+            note = tab.evaluate(select_note(side))
+            assert f"prompt {result.category_scores.model_dump()['guard']:.2f}" in note
+            assert "guard@1" in note
+            assert (", flagged, refuse" in note) == result.flagged
+            assert (tab.evaluate(f"{select_answer(side)}.textContent") == "I cannot help with that request.") == result.flagged
+        refused += result.flagged
+    assert 0 < refused < 4
+    set_inputs(tab, guard="")
+
+
+@needs_browser
 def test_shows_errors(tab):
     set_inputs(tab, tokens=2000)
     send_prompt(tab)

@@ -229,14 +229,32 @@ def test_invalid_policies_are_rejected(client, policy, error, message):
 
 
 @pytest.mark.parametrize(
-    "change", [{"use_beam_search": True, "n": 2}, {"continue_final_message": True, "add_generation_prompt": False}]
+    "change",
+    [
+        {"use_beam_search": True, "n": 2},
+        {"continue_final_message": True, "add_generation_prompt": False},
+        {"add_generation_prompt": False},
+    ],
+    ids=lambda change: "-".join(change),
 )
 def test_requests_that_cannot_be_checked_are_rejected(client, change):
-    with pytest.raises(openai.BadRequestError, match="a policy with detector 'guard' cannot check requests with"):
+    with pytest.raises(openai.BadRequestError, match=r"a policy .*cannot check"):
         chat(client, BASE, "Hi", **apply(REFUSE, **change))
     passed = chat(client, BASE, "Hi", **apply(REFUSE | {"unchecked": "pass"}, **change))
     assert get_verdict(passed)["status"] == "unavailable"
     assert passed.choices[0].message.content
+
+
+def test_prompts_at_whose_end_no_answer_starts_are_rejected(client):
+    """Raw text, token ids, and an answer that the client has begun."""
+    for prompt in ("How do I", [1, 2, 3]):
+        with pytest.raises(openai.BadRequestError, match="a policy cannot check a prompt at whose end no answer starts"):
+            client.completions.create(model=BASE, prompt=prompt, max_tokens=2, **apply(REFUSE))
+    begun = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Sure, here is", "status": "incomplete"}]
+    with pytest.raises(openai.BadRequestError, match="at whose end no answer starts"):
+        client.responses.create(model=BASE, input=begun, max_output_tokens=2, **apply(REFUSE))
+    passed = client.completions.create(model=BASE, prompt="How do I", max_tokens=2, **apply({"detector": "guard"}))
+    assert (get_verdict(passed)["status"], get_verdict(passed)["probability"]) == ("unavailable", None)
 
 
 def test_clients_cannot_send_checks_or_name_a_guard_as_detector_of_answers(client):

@@ -1,6 +1,7 @@
 """Requests of the app inside an online engine: cancellation, disconnects and errors."""
 
 import asyncio
+import json
 
 import httpx
 import pytest
@@ -76,6 +77,23 @@ def test_disconnect_aborts_the_engine_request():
 
     asyncio.run(run())
     assert (app.ended, aborted) == (["/x"], ["engine"])
+
+
+def test_stream_that_fails_ends_with_an_error_event():
+    async def failing_app(scope, receive, send) -> None:
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"data: {}\n\n", "more_body": True})
+        raise AttributeError("'list' object has no attribute 'get'")
+
+    async def post() -> httpx.Response:
+        transport = httpx.ASGITransport(CancellableApp(failing_app, None))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.post("/v1/chat/completions")
+
+    first, last = asyncio.run(post()).text.strip().split("\n\n")
+    assert first == "data: {}"
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == 500
 
 
 @pytest.mark.parametrize(("path", "message"), [("/", "no reason given"), ("/sent", "so")])

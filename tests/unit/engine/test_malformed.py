@@ -1,15 +1,17 @@
 """Errors of vLLM's app: status 400 for malformed requests, status 500 for all others."""
 
 import asyncio
+import types
 
 import httpx
 import pytest
 from fastapi import FastAPI
+from vllm.exceptions import VLLMValidationError
 
 from trimtab.engine.detectors.request_risk import RequestRisk, current_risk
 from trimtab.engine.metrics import INTERNAL_ERRORS, MALFORMED_REQUESTS
 from trimtab.engine.openai.cancellation import CancellableApp
-from trimtab.engine.openai.malformed import install_malformed_handlers
+from trimtab.engine.openai.malformed import install_malformed_handlers, install_rejection
 
 
 def post(error: Exception, risk: RequestRisk) -> httpx.Response:
@@ -44,6 +46,18 @@ def test_malformed_requests_are_status_400_and_counted(error):
     assert response.json()["error"]["type"] == "BadRequestError"
     assert str(error) in response.json()["error"]["message"]
     assert counter._value.get() == before + 1
+
+
+@pytest.mark.parametrize("error", [ValueError("bad value"), KeyError("type"), VLLMValidationError("too long")])
+def test_errors_of_the_engine_before_acceptance_are_those_of_the_request(error):
+    async def add_request(request_id: str) -> None:
+        raise error
+
+    engine = types.SimpleNamespace(add_request=add_request)
+    install_rejection(engine)
+    with pytest.raises(VLLMValidationError) as raised:
+        asyncio.run(engine.add_request("x"))
+    assert str(error.args[0]) in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -119,10 +119,8 @@ def test_invalid_policy_of_a_request_is_its_error_and_one_of_the_server_stops_al
     assert message in (applied.reason or "")
 
 
-@pytest.mark.parametrize(
-    "change", [{"use_beam_search": True}, {"continue_final_message": True}, {"add_generation_prompt": False}]
-)
-def test_requests_that_cannot_be_checked(change):
+def test_beam_searches_cannot_be_checked():
+    change = {"use_beam_search": True}
     with pytest.raises(UsageError, match="cannot check requests with"):
         resolve([REFUSE], request=change)
     (applied,) = resolve([Policy("guard", "refuse", unchecked="pass")], request=change).policies

@@ -10,7 +10,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCache
 from trimtab import heads
 from trimtab.detection.detector import Detector, DetectorCard, build_detector, encode_detector
 from trimtab.detection.signals import compute_token_statistics, concatenate_states
-from trimtab.engine.prompt_check import PromptCheck, encode_checks
+from trimtab.engine.prompt_check import UNTRACKED, PromptCheck, encode_checks
 from trimtab.engine.vllm_ext import patches
 from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START
 from trimtab.engine.vllm_ext.capture import SignalCapture
@@ -204,6 +204,18 @@ def test_flagged_prompts_end_with_the_verdict_token(scripted_runner, capture, gu
         gone, checked = capture.pop_signals(name, 0)["prompt_risks"]
         assert np.isnan(gone)
         assert checked == pytest.approx(risk, abs=1e-5)
+
+
+def test_untracked_requests_are_checked_without_signals_of_their_answers(scripted_runner, capture, guard):
+    new, risk = add_checked_request(scripted_runner, "guarded", guard, 1e-4, stops=True)
+    other = scripted_runner.add_request("x", 6)
+    new.sampling_params.extra_args |= {UNTRACKED: True}
+    spans = {"guarded": (0, 6, [1, 2]), "x": (0, 6, [3, 4])}
+    scripted_runner.run_step(capture, spans, [new, other])
+    scripted_runner.run_step(capture, {"guarded": (6, 1, [1, 2]), "x": (6, 1, [3, 4])})
+    assert int(capture.sums.tokens[capture.running["guarded"].slot]) == 0
+    assert capture.pop_signals("guarded", 0)["prompt_risks"][1] == pytest.approx(risk, abs=1e-5)
+    check_record(scripted_runner, "x", capture.pop_signals("x", 2), 2)
 
 
 def test_required_checks_without_a_risk_end_the_request(scripted_runner, capture, guard):

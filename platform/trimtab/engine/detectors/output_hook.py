@@ -21,9 +21,11 @@ from trimtab.engine.context import steering
 from trimtab.engine.detectors.request_risk import RequestRisk, current_risk
 from trimtab.engine.detectors.signal_client import SignalClient
 from trimtab.engine.metrics import FIRST, NEXT, TOKENS, count_risk, count_verdict, request_labels
-from trimtab.engine.prompt_check import PROMPT_CHECKS, encode_checks
+from trimtab.engine.prefixes.token_guard import get_token_ids
+from trimtab.engine.prompt_check import PROMPT_CHECKS, UNTRACKED, encode_checks
 from trimtab.engine.vllm_ext import patches
 from trimtab.generation_types import Signals
+from trimtab.model.chat_template import ChatRenderer
 
 log = logging.getLogger(__name__)
 
@@ -53,14 +55,14 @@ class OutputHook:
         reader: client for the engine's signals.
         layers: layers that the engine captures.
         verdict_token: token that ends a request whose prompt a check stops.
-        turn_end: token that ends a turn, which replaces the verdict token in the response.
+        renderer: chat renderer of the base model.
     """
 
-    def __init__(self, reader: SignalClient, layers: Sequence[int], verdict_token: int, turn_end: int) -> None:
+    def __init__(self, reader: SignalClient, layers: Sequence[int], verdict_token: int, renderer: ChatRenderer) -> None:
         self._reader = reader
         self._layers = layers
         self._verdict_token = verdict_token
-        self._turn_end = turn_end
+        self._renderer = renderer
 
     def wrap_add_request(self, add_request: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap `add_request` to add the checks of the prompt, and to record the engine's id of each request.
@@ -70,19 +72,38 @@ class OutputHook:
 
         async def add(request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
             risk = current_risk.get()
-            if PROMPT_CHECKS in (getattr(params, "extra_args", None) or {}):
-                raise VLLMValidationError(f"{PROMPT_CHECKS} is not a request argument. Use trimtab.policies to check a prompt")
-            if risk is not None and (checks := risk.verdicts.build_checks()):
-                # vLLM uses one object for all prompts of a request.
-                params = copy(params)
-                params.extra_args = (params.extra_args or {}) | encode_checks(checks)
-                params.stop_token_ids = [*(params.stop_token_ids or ()), self._verdict_token]
+            if reserved := {PROMPT_CHECKS, UNTRACKED}.intersection(getattr(params, "extra_args", None) or ()):
+                message = f"{min(reserved)} is not a request argument. Use trimtab.policies to check a prompt"
+                raise VLLMValidationError(message)
+            if risk is not None:
+                params = self._add_checks(get_token_ids(prompt), params, risk)
             collector = await add_request(request_id, prompt, params, *args, **kwargs)
             if risk is not None:
                 risk.ids[request_id] = collector.request_id
             return collector
 
         return add
+
+    def _add_checks(self, ids: Sequence[int], params: Any, risk: RequestRisk) -> Any:
+        """Return sampling parameters with the checks of the prompt, and without capture if no detector reads the answer.
+
+        Detectors read prompts at whose end an answer starts. Other prompts, such as raw text and unfinished answers, are not
+        checked.
+        """
+        checks, start = risk.verdicts.build_checks(), self._renderer.answer_start
+        if checks and tuple(ids[max(0, len(ids) - len(start)) :]) != start:
+            if any(check.stops and check.required for check in checks):
+                raise VLLMValidationError("a policy cannot check a prompt at whose end no answer starts. Send a chat instead")
+            checks = []
+        extra_args = (encode_checks(checks) if checks else {}) | ({UNTRACKED: True} if risk.detector is None else {})
+        if not extra_args:
+            return params
+        # vLLM uses one object for all prompts of a request.
+        added = copy(params)
+        added.extra_args = (params.extra_args or {}) | extra_args
+        if checks:
+            added.stop_token_ids = [*(params.stop_token_ids or ()), self._verdict_token]
+        return added
 
     def wrap_generate(self, generate: Callable[..., AsyncGenerator[Any]]) -> Callable[..., AsyncGenerator[Any]]:
         """Wrap `generate` to count the outputs of each request and to score its answers."""
@@ -116,7 +137,7 @@ class OutputHook:
 
     async def _score_output(self, answer: Any, risk: RequestRisk, request_id: str, counter: OutputCounter) -> None:
         if stopped := answer.stop_reason == self._verdict_token:
-            _replace_output(answer, self._turn_end)
+            _replace_output(answer, self._renderer.turn_end)
         counter.tokens[answer.index] += len(answer.token_ids)
         ended, choice = answer.finish_reason is not None, counter.choices[answer.index]
         risk.ended += ended
@@ -169,15 +190,15 @@ def _replace_output(answer: Any, turn_end: int) -> None:
     answer.token_ids, answer.text, answer.finish_reason, answer.stop_reason = [turn_end], "", "stop", None
 
 
-def install_output_hook(engine: Any, layers: Sequence[int], verdict_token: int, turn_end: int) -> None:
+def install_output_hook(engine: Any, layers: Sequence[int], verdict_token: int, renderer: ChatRenderer) -> None:
     """Install the output hook in a `vllm.AsyncLLM`.
 
     Args:
         engine: the engine.
         layers: layers that the engine captures.
         verdict_token: token that ends a request whose prompt a check stops.
-        turn_end: token that ends a turn.
+        renderer: chat renderer of the base model.
     """
-    hook = OutputHook(SignalClient(engine.collective_rpc, len(layers)), layers, verdict_token, turn_end)
+    hook = OutputHook(SignalClient(engine.collective_rpc, len(layers)), layers, verdict_token, renderer)
     patches.patch_generate(engine, hook.wrap_generate)
     patches.patch_add_request(engine, "output_hook", hook.wrap_add_request)

@@ -1,6 +1,6 @@
 """Risks of the answers to one HTTP request, the verdicts on its prompts, and selection of the detector of answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ from trimtab.engine.prefixes.catalog import AliasVersions, VersionCatalog
 from trimtab.engine.prefixes.version_loader import ArtifactSource, LoadedVersion
 from trimtab.errors import ArtifactError, UsageError
 from trimtab.model.base_model import BaseModel
+from trimtab.types import Subject
 from trimtab.util.identifiers import split_reference
 
 
@@ -147,6 +148,12 @@ class DetectorSelector:
     async def refresh(self) -> AliasVersions:
         """Refresh the catalog as in `VersionCatalog.refresh`. An engine that captures no layers has no detectors."""
         return await self.library.refresh() if self._layers else {}
+
+    def list_aliases(self, subject: Subject) -> Mapping[str, Mapping[str, int]]:
+        """Return the detectors of a subject with their aliases and version numbers."""
+        prompts = {loaded.version.name for loaded in self.library.list_aliased() if loaded.artifact.card.subject == "prompt"}
+        wanted = subject == "prompt"
+        return {name: aliases for name, aliases in self.library.list_aliases().items() if (name in prompts) == wanted}
 
     async def select_detector(self, options: RequestOptions, prefix: Prefix | None, request: dict[str, Any]) -> RequestRisk:
         """Select the detector of a request.

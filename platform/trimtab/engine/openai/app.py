@@ -31,7 +31,12 @@ from trimtab.engine.detectors.worker_detectors import WorkerDetectors
 from trimtab.engine.metrics import REFRESHED, SLOTS_USED, VERSIONS_REFUSED, remove_version_series, set_alias_versions
 from trimtab.engine.openai.cancellation import CancellableApp
 from trimtab.engine.openai.handler import SCORE_PATH, RequestHandler
-from trimtab.engine.openai.malformed import MALFORMED_ERRORS, install_malformed_handlers, was_accepted
+from trimtab.engine.openai.malformed import (
+    MALFORMED_ERRORS,
+    install_malformed_handlers,
+    install_rejection,
+    was_accepted,
+)
 from trimtab.engine.openai.models import ModelList
 from trimtab.engine.openai.moderations import MODERATIONS_PATH
 from trimtab.engine.openai.openapi import build_openapi_document
@@ -54,6 +59,7 @@ from trimtab.engine.vllm_ext.tool_parsers import select_tool_parser
 from trimtab.errors import ArtifactError, NotFoundError, TrimtabError, UsageError
 from trimtab.model.base_model import BaseModel
 from trimtab.model.chat_template import build_renderer
+from trimtab.types import SUBJECTS
 
 log = logging.getLogger(__name__)
 
@@ -162,8 +168,9 @@ class OnlineEngine:
         await engine.collective_rpc("trimtab_mask_reserved_ids", args=(renderer.first_slot,))
         install_message_hook(engine, renderer)
         install_token_guard(engine, renderer)
-        install_output_hook(engine, config.layers, get_verdict_token(base, config), renderer.turn_end)
+        install_output_hook(engine, config.layers, get_verdict_token(base, config), renderer)
         install_grammar_validation(engine)
+        install_rejection(engine)
         catalog = VersionCatalog(base.name, PREFIX, prefixes, partial(_check_prefix, base=base, slots=config.num_slots))
         selector = DetectorSelector(base, config.layers, detectors, detector)
         online = cls(engine, app, base, config, catalog, selector, agree or _agree_alone, policies)
@@ -301,5 +308,5 @@ class OnlineEngine:
         await self._app(replayed.scope, replayed.receive, context.send)
 
     def _build_model_list(self) -> ModelList:
-        prefixes, detectors = self.prefixes.list_aliases(), self.detectors.library.list_aliases()
-        return ModelList(self.base.name, self._started, self._max_model_len, prefixes, detectors, self.refused)
+        prefixes, (answers, prompts) = self.prefixes.list_aliases(), map(self.detectors.list_aliases, SUBJECTS)
+        return ModelList(self.base.name, self._started, self._max_model_len, prefixes, answers, prompts, self.refused)

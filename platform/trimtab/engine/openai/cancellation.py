@@ -10,7 +10,7 @@ from trimtab.engine import asgi
 from trimtab.engine.asgi import App, Message, Receive, Scope, Send
 from trimtab.engine.detectors.request_risk import current_risk
 from trimtab.engine.metrics import INTERNAL_ERRORS
-from trimtab.engine.protocols.errors import send_failure
+from trimtab.engine.protocols.errors import build_error_event, send_failure
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class CancellableApp:
     vLLM answers unstreamed requests in separate tasks. These survive the cancellation of a request, but end when the client
     disconnects. Therefore a cancelled request, for example after a timeout, signals a disconnect, and ends when vLLM has
     released it. Until then, no other prefix can evict its slots. An unhandled exception of vLLM becomes a 500 response in
-    OpenAI's format, with one log line instead of a traceback.
+    OpenAI's format, with one log line instead of a traceback; one that ends a stream becomes an error event.
 
     Args:
         app: vLLM's ASGI app.
@@ -48,12 +48,15 @@ class CancellableApp:
             await _wait_until_released(task, channel)
             raise
         except Exception as error:
-            if channel.started and not channel.ended:
+            if channel.started and not channel.ended and not channel.streams:
                 raise
             log.warning("vLLM raised %s for a request", type(error).__name__)
             INTERNAL_ERRORS.labels(type(error).__name__).inc()
             if not channel.started:
                 await send_failure(send, scope["path"], HTTPStatus.INTERNAL_SERVER_ERROR, "no reason given")
+            elif not channel.ended:
+                event = build_error_event(scope["path"], HTTPStatus.INTERNAL_SERVER_ERROR, "the stream failed, no reason given")
+                await channel.send({"type": "http.response.body", "body": event, "more_body": False})
         finally:
             # vLLM's tasks may not have aborted the requests yet.
             if channel.gone.is_set() and (risk := current_risk.get()):

@@ -19,7 +19,8 @@ class ModelList:
         created: time when the engine started, in seconds since 1970; versions have no time of their own in OpenAI's format.
         max_model_len: maximum length of prompt and answer together, in tokens, under the name that vLLM uses.
         prefixes: aliases of each prefix.
-        detectors: aliases of each detector.
+        detectors: aliases of each detector of answers.
+        prompt_detectors: aliases of each detector of prompts.
         refused: reasons why versions with an alias cannot be used, by kind and NAME@VERSION.
     """
 
@@ -28,12 +29,14 @@ class ModelList:
     max_model_len: int
     prefixes: NamedAliases
     detectors: NamedAliases
+    prompt_detectors: NamedAliases
     refused: Mapping[str, Mapping[str, str]]
 
     def list_entries(self) -> list[dict[str, Any]]:
         """Return the entries in OpenAI's format, with aliases in the field `trimtab`."""
         common = {"object": "model", "created": self.created, "owned_by": "trimtab", "max_model_len": self.max_model_len}
-        detectors = {"detectors": self.detectors, "refused": self.refused.get("detector", {})}
+        detectors = {"detectors": self.detectors, "prompt_detectors": self.prompt_detectors}
+        detectors |= {"refused": self.refused.get("detector", {})}
         common |= {"root": self.base}
         base = {"id": self.base, **common, "parent": None, "trimtab": detectors}
         refused = self.refused.get("prefix", {})

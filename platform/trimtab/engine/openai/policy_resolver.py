@@ -199,11 +199,5 @@ def _select_threshold(policy: Policy, loaded: LoadedVersion[Detector]) -> float:
 
 
 def _find_unchecked_feature(request: Mapping[str, Any]) -> str | None:
-    """Return what makes a prompt one that detectors cannot judge: they read prompts at which an answer starts."""
-    if request.get("use_beam_search"):
-        return "use_beam_search"
-    if request.get("continue_final_message"):
-        return "continue_final_message"
-    if request.get("add_generation_prompt") is False:
-        return "add_generation_prompt false"
-    return None
+    """Return a feature of a request whose answers do not follow the checked token; the output hook checks the prompt itself."""
+    return "use_beam_search" if request.get("use_beam_search") else None

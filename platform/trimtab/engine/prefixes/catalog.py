@@ -160,6 +160,11 @@ class VersionCatalog(Generic[ArtifactT]):
         keys = [(name, version) for (name, alias), version in self._aliases.items() if alias == DEFAULT]
         return [loaded for key in keys if (loaded := self._loader.get_loaded(key))]
 
+    def list_aliased(self) -> list[LoadedVersion[ArtifactT]]:
+        """Return the versions that an alias refers to."""
+        keys = {(name, version) for (name, _), version in self._aliases.items()}
+        return [loaded for key in sorted(keys) if (loaded := self._loader.get_loaded(key))]
+
     def _pin_referenced(self) -> None:
         """Keep in memory what an alias refers to, in the registry or here."""
         registered = {key for key, version in self._registered.items() if version.aliases}

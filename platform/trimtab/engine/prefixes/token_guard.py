@@ -46,7 +46,7 @@ def install_token_guard(engine: Any, renderer: ChatRenderer) -> None:
         async def add(request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
             # Some endpoints pass token ids without rendering. All of them call add_request.
             prefix = steering.get()
-            check_token_ids(_get_token_ids(prompt), renderer.first_slot, prefix.slots if prefix else ())
+            check_token_ids(get_token_ids(prompt), renderer.first_slot, prefix.slots if prefix else ())
             _check_extra_args(params)
             added = await add_request(request_id, prompt, params, *args, **kwargs)
             if prefix and prefix.written:
@@ -80,7 +80,7 @@ def _check_extra_args(params: Any) -> None:
 def _admit_prompt(prompt: Any, renderer: ChatRenderer) -> Any:
     """Check a rendered prompt; insert a prefix at position `start`; add the salts of prefix and tenant."""
     prefix = steering.get()
-    ids = _get_token_ids(prompt)
+    ids = get_token_ids(prompt)
     if salt := join_salts(prompt.get("cache_salt")):
         prompt["cache_salt"] = salt
     if prefix is None:
@@ -96,7 +96,8 @@ def _admit_prompt(prompt: Any, renderer: ChatRenderer) -> Any:
     return prompt
 
 
-def _get_token_ids(prompt: Any) -> Sequence[int]:
+def get_token_ids(prompt: Any) -> Sequence[int]:
+    """Return the token ids of a prompt. Raise VLLMValidationError if it has none."""
     ids = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else getattr(prompt, "prompt_token_ids", None)
     if ids is None:
         raise VLLMValidationError("prompt embeddings are not supported. Send text, messages or token ids")

@@ -234,31 +234,36 @@ class SignalCapture:
         """
         size, discarded = self.table.block_size, self.runner.get_discarded()
         sampled: list[RequestSpan] = []
-        checked: list[int] = []
+        checked: list[RequestSpan] = []
         for span in spans:
             running = span.running
             if running.given is not None or discarded[span.index] or span.end != running.prompt + running.written:
                 continue
-            if running.written == 0 and (full := running.prompt // size):
+            if running.written == 0 and (running.is_tracked or running.checks) and (full := running.prompt // size):
                 blocks = self._as_indices(self.table.get_numpy_array()[span.index, :full])
                 slot = self._as_indices([running.slot])
                 self.sums.read_sum(slot, self.block_sums[blocks].sum(0, keepdim=True), self._as_indices([full * size]))
             if running.written == 0 and running.checks:
-                checked.append(len(sampled))
+                checked.append(span)
             running.written += 1
-            sampled.append(span)
+            if running.is_tracked:
+                sampled.append(span)
         if sampled:
-            lines = self._as_indices([span.index for span in sampled])
-            slots = self._as_indices([span.running.slot for span in sampled])
-            states = rows[self._as_indices([span.first + span.count - 1 for span in sampled])]
+            lines, slots, states = self._gather_last_states(sampled, rows)
             self.pending = PendingSamples(lines, slots, states, logits[lines].float().log_softmax(-1))
-            if checked:
-                chosen = self._as_indices(checked)
-                self._check_prompts([sampled[n] for n in checked], lines[chosen], slots[chosen], states[chosen])
+        if checked:
+            self._check_prompts(checked, rows)
         self._stop_unchecked(requests, discarded)
 
-    def _check_prompts(self, spans: Sequence[RequestSpan], lines: Tensor, slots: Tensor, states: Tensor) -> None:
-        """Check the prompts of requests [n] at their last states [n, L, d]."""
+    def _gather_last_states(self, spans: Sequence[RequestSpan], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the indices in the batch [n], slots [n] and last states [n, L, d] of requests."""
+        lines = self._as_indices([span.index for span in spans])
+        slots = self._as_indices([span.running.slot for span in spans])
+        return lines, slots, rows[self._as_indices([span.first + span.count - 1 for span in spans])]
+
+    def _check_prompts(self, spans: Sequence[RequestSpan], rows: Tensor) -> None:
+        """Check the prompts of requests whose last prompt token is in this step."""
+        lines, slots, states = self._gather_last_states(spans, rows)
         mean = self.sums.prompt[slots] / self.sums.prompt_tokens[slots, None, None]
         psi = torch.cat([states, mean, states - mean], -1)
         self.verdicts = PendingVerdicts(lines, self.checker.check_prompts([span.running.checks for span in spans], slots, psi))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trimtab.detection.signals import RECENT, SignalAccumulator
-from trimtab.engine.prompt_check import PromptCheck, decode_checks
+from trimtab.engine.prompt_check import UNTRACKED, PromptCheck, decode_checks
 from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START
 
 
@@ -21,14 +21,16 @@ class RunningRequest:
         given: token ids of a given answer after the prompt; None if the engine generates the answer. Tokens that the engine
             generates after a given answer are ignored.
         checks: checks of the prompt, which are applied when its last token is read.
+        is_tracked: whether the signals of the answer are captured.
         read: number of prompt tokens processed.
-        written: number of answer tokens accumulated.
+        written: number of answer tokens processed.
     """
 
     slot: int
     prompt: int
     given: list[int] | None = None
     checks: tuple[PromptCheck, ...] = ()
+    is_tracked: bool = True
     read: int = 0
     written: int = 0
 
@@ -118,7 +120,7 @@ def start_request(slot: int, new: Any) -> RunningRequest:
     extra_args = _get_extra_args(new)
     if (start := extra_args.get(GIVEN_ANSWER_START)) is not None:
         return RunningRequest(slot, start, ids[start:])
-    return RunningRequest(slot, len(ids), checks=decode_checks(extra_args))
+    return RunningRequest(slot, len(ids), checks=decode_checks(extra_args), is_tracked=not extra_args.get(UNTRACKED))
 
 
 def requires_check(new: Any) -> bool:

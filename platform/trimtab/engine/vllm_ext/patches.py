@@ -3,7 +3,7 @@
 Two symbols are replaced by several patches each. The later patch is the outer one:
 
 - `AsyncLLM.add_request`: the token guard first, then the output hook, which needs the request id that vLLM returns, then the
-  validation of grammars.
+  validation of grammars, then the rejection of what vLLM cannot process.
 - `GPUModelRunner._sample`: `patch_seeded_sampling` when the rows are prepared, then `patch_sampling` at the first step, so that
   the signal capture sees the final tokens.
 """

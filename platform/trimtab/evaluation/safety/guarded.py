@@ -33,7 +33,8 @@ def build_conditional_results(base: ArmResult, prefixes: Sequence[ArmResult], fl
     """
     results: list[ArmResult] = []
     for prefix in prefixes:
-        ending = f" {prefix.name}" if len(prefixes) > 1 else ""
+        # Seeds of one arm have names such as sta#0.
+        ending = f" {prefix.name}" if len(prefixes) > 1 or "#" in prefix.name else ""
         triples = list(zip(base.answers, prefix.answers, flagged, strict=True))
         steered = [answer if flag else plain for plain, answer, flag in triples]
         helped = [_refuse(answer) if flag else answer for _, answer, flag in triples]
