@@ -11,7 +11,9 @@ from trimtab.artifacts.card import PrefixCard
 from trimtab.artifacts.prefix import Prefix, build_prefix
 from trimtab.detection.detector import Detector, DetectorCard, build_detector
 from trimtab.engine.detectors.prompt_verdicts import AppliedPolicy, PromptVerdicts
+from trimtab.engine.detectors.request_risk import RequestRisk
 from trimtab.engine.openai.policy_resolver import PolicyResolver
+from trimtab.engine.openai.response_rewriter import RouteGate
 from trimtab.engine.policies import Policy, parse_policies
 from trimtab.engine.prefixes.catalog import VersionCatalog
 from trimtab.engine.prefixes.version_loader import LoadedVersion, RegisteredVersion
@@ -169,6 +171,7 @@ def test_refusal_of_one_choice_prevents_routing():
     verdicts.record_risks(1, [0.9, 0.9])
     verdicts.stop(1)
     assert verdicts.route is None
+    assert verdicts.refusals == {0: "no", 1: "no"}
 
 
 def test_coarse_probabilities():
@@ -177,3 +180,32 @@ def test_coarse_probabilities():
     verdicts.digits = 1
     assert verdicts.describe(0)[0]["probability"] == 0.9
     assert verdicts.copy_policies().digits == 1
+
+
+@pytest.mark.parametrize("risks", [[0.9], [0.1]])
+def test_response_is_held_back_until_the_engine_decides(risks):
+    """A routed response is dropped, and another one is sent whole; one that no policy can route passes at once."""
+    loaded = LoadedVersion(RegisteredVersion("guard", 1, None), make_detector("guard", "prompt"))
+    risk, sent = RequestRisk(verdicts=PromptVerdicts((AppliedPolicy(ROUTE, loaded, 0.5),))), []
+    messages = [{"type": "http.response.start"}, {"type": "http.response.body", "body": b"x"}]
+
+    async def send(message) -> None:
+        sent.append(message)
+
+    async def respond() -> None:
+        gate = RouteGate(send, risk)
+        await gate(messages[0])
+        assert sent == []
+        risk.choices = 1
+        risk.verdicts.record_risks(0, risks)
+        if risks[0] > 0.5:
+            risk.verdicts.stop(0)
+        risk.verdicts.started.add(0)
+        await gate(messages[1])
+        await gate.end()
+
+    asyncio.run(respond())
+    assert sent == ([] if risks[0] > 0.5 else messages)
+    direct = RouteGate(send, RequestRisk())
+    asyncio.run(direct(messages[0]))
+    assert sent[-1] == messages[0]

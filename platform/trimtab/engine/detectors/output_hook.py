@@ -146,9 +146,10 @@ class OutputHook:
         if stopped:
             verdicts.stop(choice)
         verdicts.started.add(choice)
-        if ended:
+        if ended and not stopped:
             status = risk.status if risk.detector is None else "unavailable"
             count_risk(counter.labels, risk.detector and risk.detector.version, risk.risks.get(choice), status)
+        if ended:
             for detector, action in verdicts.list_actions(choice):
                 count_verdict(counter.labels, detector and detector.version, action)
 

@@ -102,7 +102,9 @@ class PromptVerdicts:
     @property
     def refusals(self) -> Mapping[int, str]:
         """Refusal text by index of the choice."""
-        return {c: a.policy.refusal_text for c, a in self.actions.items() if a.policy.action == "refuse"}
+        texts = {c: a.policy.refusal_text for c, a in self.actions.items() if a.policy.action == "refuse"}
+        # The engine computes the risk for each choice. At a threshold, one choice may be refused and another one routed.
+        return {choice: texts.get(choice, next(iter(texts.values()))) for choice in self.actions} if texts else {}
 
     @property
     def route(self) -> AppliedPolicy | None:

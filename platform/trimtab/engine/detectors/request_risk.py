@@ -56,7 +56,8 @@ class RequestRisk:
     def copy_settings(self, *, shadow: bool = False) -> "RequestRisk":
         """Return a RequestRisk with the same detector, policies and settings, and without risks."""
         copy = RequestRisk(self.detector, self.status, self.reason, self.fpr_key, self.running, self.warning, shadow)
-        copy.verdicts = self.verdicts.copy_policies()
+        # The answers of shadow traffic are discarded, so that no policy has to act on them.
+        copy.verdicts = PromptVerdicts() if shadow else self.verdicts.copy_policies()
         return copy
 
     @property

@@ -102,7 +102,7 @@ class RequestHandler:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
-        steering: Steering | None = None
+        answered: Steering | None = None
         context, path = RequestContext.get(scope, receive, send), scope["path"].rstrip("/")
         try:
             # vLLM checks this for its own paths. A page of another site can send other types without a preflight request.
@@ -126,7 +126,7 @@ class RequestHandler:
                 await self._moderate(request, options, loaded, context)
                 return
             if path == SCORE_PATH:
-                steering = await self._answer_score_request(request, options, loaded, context)
+                answered = await self._answer_score_request(request, options, loaded, context)
                 return
             verdicts = await self._policies.resolve(context.rights, options.policies, loaded, request, self._find_model)
             first = None if verdicts.reads_plain else loaded
@@ -135,16 +135,18 @@ class RequestHandler:
             checking = self._prompt_detectors.lease(verdicts.list_detectors())
             async with self._slots.lease_slots(first) as steering, checking:
                 context.notes["model"] = Annotation(self._base.name, steering, risk).model
+                answered = steering
                 if options.policy == "annotate":
-                    if steering and (alias := self.traffic.shadow.get(steering.name)):
-                        self._shadows.start(request, steering.name, alias, risk, scope)
-                    await self._answer(request, options, steering, risk, scope, context, context.send)
+                    if loaded and (alias := self.traffic.shadow.get(loaded.version.name)):
+                        self._shadows.start(request, loaded.version.name, alias, risk, scope)
+                    answered, _ = await self._answer(request, options, steering, risk, scope, context, context.send)
                 else:
                     check_policy(options, request, risk)
 
                     async def ask(changed: dict[str, Any]) -> PolicyReply:
+                        nonlocal answered
                         response, new_risk = ResponseBuffer(), risk.copy_settings()
-                        new_risk = await self._answer(changed, options, steering, new_risk, scope, context, response)
+                        answered, new_risk = await self._answer(changed, options, steering, new_risk, scope, context, response)
                         return PolicyReply(response.status, response.headers, response.body, new_risk)
 
                     reply = await apply_policy(ask, options, request, PROTOCOLS[path])
@@ -154,7 +156,7 @@ class RequestHandler:
         except RecursionError:
             await send_error(context.send, path, UsageError("the request is nested too deeply"))
         finally:
-            REQUESTS.labels(*request_labels(steering), str(context.status)).inc()
+            REQUESTS.labels(*request_labels(answered), str(context.status)).inc()
 
     async def _answer(
         self,
@@ -165,34 +167,36 @@ class RequestHandler:
         scope: Scope,
         context: RequestContext,
         send: Send,
-    ) -> RequestRisk:
-        """Answer a request with its model, or with the model that a policy routes it to; return the detectors of the answer."""
-        gate = RouteGate(send, risk)
-        await self._forward(request, steering, risk, scope, context.receive, gate if risk.verdicts.can_route else send)
+    ) -> tuple[Steering | None, RequestRisk]:
+        """Answer a request with its model, or with the model that a policy routes it to.
+
+        Returns:
+            Prefix and detectors of the answer.
+        """
+        await self._forward(request, steering, risk, scope, context.receive, send)
         if (route := risk.verdicts.route) is not None:
             loaded = await self._find_model(route.policy.model)
             routed = await self._detectors.select_detector(options, loaded and loaded.artifact, request)
             routed.verdicts = risk.verdicts.close()
-            async with self._slots.lease_slots(loaded) as other:
-                context.notes["model"] = Annotation(self._base.name, other, routed).model
-                await self._forward(request, other, routed, scope, context.receive, send)
+            async with self._slots.lease_slots(loaded) as steering:
+                context.notes["model"] = Annotation(self._base.name, steering, routed).model
+                await self._forward(request, steering, routed, scope, context.receive, send)
             risk = routed
-        else:
-            await gate.release()
         context.notes |= describe_risk(risk)
-        return risk
+        return steering, risk
 
     async def _forward(
         self, request: dict[str, Any], steering: Steering | None, risk: RequestRisk, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Forward a request to vLLM with its prefix and detector."""
+        """Forward a request to vLLM with its prefix and detector; drop the response if a policy routes the request."""
         protocol = PROTOCOLS[scope["path"].rstrip("/")]
         _check_position(protocol, steering)
         steering_variable.set(steering)
         current_risk.set(risk)
         replayed = BufferedRequest(scope, receive, self._encode_request(request))
-        rewriter = ResponseRewriter(send, protocol, Annotation(self._base.name, steering, risk))
-        await self._app(replayed.scope, replayed.receive, rewriter)
+        gate = RouteGate(ResponseRewriter(send, protocol, Annotation(self._base.name, steering, risk)), risk)
+        await self._app(replayed.scope, replayed.receive, gate)
+        await gate.end()
 
     async def _count_tokens(
         self, request: dict[str, Any], loaded: LoadedVersion[Prefix] | None, scope: Scope, context: RequestContext

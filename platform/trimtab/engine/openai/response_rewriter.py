@@ -76,10 +76,11 @@ class ResponseRewriter:
 class RouteGate:
     """A `send` that holds a response back as long as a policy can route its request to another model.
 
-    The engine decides with the first output of each choice. Before that, vLLM sends at most the start of a stream.
+    The engine decides with the first output of each choice. Before that, vLLM sends at most the start of a stream, and the
+    beginnings of its choices. A response of a request that cannot be routed passes at once.
 
     Args:
-        send: `send` of the client.
+        send: `send` that gets the response if the request is not routed.
         risk: detectors and verdicts of the request.
     """
 
@@ -87,22 +88,22 @@ class RouteGate:
         self._send = send
         self._risk = risk
         self._held: list[Message] = []
-        self._open = False
+        self._is_open = not (risk.verdicts.is_active and risk.verdicts.can_route)
 
     async def __call__(self, message: Message) -> None:
-        """Process one ASGI message of the wrapped app: send it, hold it back, or drop it if the request is routed."""
-        if self._risk.verdicts.route is not None and not self._open:
+        """Process one ASGI message of the wrapped app: send it, or hold it back."""
+        if self._is_open:
+            await self._send(message)
             return
         self._held.append(message)
-        if self._open or self._is_decided():
-            await self.release()
+        if 0 < self._risk.choices <= len(self._risk.verdicts.started):
+            await self.end()
 
-    async def release(self) -> None:
-        """Send the messages that were held back, and all later ones at once."""
-        self._open = True
+    async def end(self) -> None:
+        """Send what was held back, and all later messages at once, unless the request is routed."""
+        if self._risk.verdicts.route is not None:
+            return
+        self._is_open = True
         messages, self._held = self._held, []
         for message in messages:
             await self._send(message)
-
-    def _is_decided(self) -> bool:
-        return 0 < self._risk.choices <= len(self._risk.verdicts.started)
