@@ -34,7 +34,7 @@ from trimtab.engine.prompt_check import UNTRACKED, PromptCheck, encode_checks
 from trimtab.engine.vllm_ext.args import get_verdict_token
 from trimtab.model.base_model import BaseModel, resolve_base_model
 
-PAIRS, QUICK_PAIRS = 200, 20
+PAIRS, QUICK_PAIRS = 60, 20
 CLIENTS = 8
 TOKENS = 24
 LAYER = 18
