@@ -12,9 +12,12 @@ from trimtab.detection.signals import convert_to_prompt_states
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.offline import Engine
 from trimtab.errors import JobError
-from trimtab.generation_types import Answer, Progress, Sampling
+from trimtab.generation_types import Progress, Sampling
 from trimtab.jobs.evaluate.variants import ArmBatch, group_batches
 from trimtab.model.base_model import BaseModel, resolve_on_node
+
+# Prompts per engine call, fewer than the requests whose signals the workers keep.
+SCORED_TOGETHER = 512
 
 
 def generate_answers(
@@ -35,32 +38,43 @@ def generate_answers(
     before = 0
     with Engine(resolve_on_node(base), config) as engine:
         for group in group_batches(batches):
+            if (detector := group[0].detector) is not None:
+                yield score_prompts(engine, detector, group[0], lambda done, _, before=before: progress(before + done, total))
+                before += len(group[0].prompts)
+                continue
             asks = [batch.arm.build_ask(prompt) for batch in group for prompt in batch.prompts]
             sampling = [Sampling(max_tokens=batch.max_tokens) for batch in group for _ in batch.prompts]
-            choices = iter(engine.chat_many(asks, sampling, lambda done, _, before=before: progress(before + done, total)))
+            choices = iter(
+                engine.chat_many(
+                    asks, sampling, lambda done, _, before=before: progress(before + done, total), with_signals=False
+                )
+            )
             for batch in group:
-                answers = [next(choices)[0] for _ in batch.prompts]
-                if batch.detector is not None:
-                    yield score_prompt_answers(batch.detector, answers, config.layers)
-                else:
-                    yield [answer.text for answer in answers]
+                yield [next(choices)[0].text for _ in batch.prompts]
             before += len(asks)
 
 
-def score_prompt_answers(detector: Detector, answers: Sequence[Answer], layers: Sequence[int]) -> list[float]:
-    """Compute the risks of prompts from the signals of answers of one token.
+def score_prompts(engine: Engine, detector: Detector, batch: ArmBatch, progress: Progress) -> list[float]:
+    """Compute the risks of prompts.
 
     Args:
+        engine: engine that captures the layers of the detector.
         detector: detector of prompts.
-        answers: answer of one token to each prompt.
-        layers: layers that the engine captures.
+        batch: prompts, and the arm under which they are read.
+        progress: called with the numbers of finished and of all prompts.
 
     Raises:
-        JobError: if the engine has no signals of an answer.
+        JobError: if the engine has no signals of a prompt.
     """
-    signals = [answer.signals for answer in answers if answer.signals is not None]
-    if len(signals) < len(answers):
-        raise JobError("the engine has no signals of a prompt. Run the command again")
-    indices = [layers.index(layer) for layer in detector.card.layers]
-    psi = convert_to_prompt_states(torch.stack([entry.psi[indices] for entry in signals]))
-    return detector.score_prompts(psi).tolist()
+    indices = [engine.config.layers.index(layer) for layer in detector.card.layers]
+    risks: list[float] = []
+    for start in range(0, len(batch.prompts), SCORED_TOGETHER):
+        asks = [batch.arm.build_ask(prompt) for prompt in batch.prompts[start : start + SCORED_TOGETHER]]
+        answers = [answer for (answer,) in engine.chat_many(asks, Sampling(max_tokens=1))]
+        signals = [answer.signals for answer in answers if answer.signals is not None]
+        if len(signals) < len(answers):
+            raise JobError("the engine has no signals of a prompt. Run the command again")
+        psi = convert_to_prompt_states(torch.stack([entry.psi[indices] for entry in signals]))
+        risks += detector.score_prompts(psi).tolist()
+        progress(len(risks), len(batch.prompts))
+    return risks

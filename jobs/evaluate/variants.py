@@ -149,9 +149,14 @@ def generate_missing(title: str, base: BaseModel, arms: Sequence[Arm], caches: S
 
 
 def group_batches(batches: Iterable[ArmBatch]) -> Iterator[list[ArmBatch]]:
-    """Group batches so that each group has enough prompts for one engine call."""
+    """Group batches so that each group has enough prompts for one engine call; a batch with a detector stands alone."""
     group = list[ArmBatch]()
     for batch in batches:
+        if batch.detector is not None:
+            yield from ([group] if group else [])
+            yield [batch]
+            group = []
+            continue
         group.append(batch)
         if sum(len(item.prompts) for item in group) >= TOGETHER:
             yield group

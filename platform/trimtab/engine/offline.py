@@ -22,6 +22,7 @@ from trimtab.detection.detector import Detector
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.detectors.signal_client import decode_signals
 from trimtab.engine.prefixes.slots import ResidentPrefix, SlotTable
+from trimtab.engine.prompt_check import UNTRACKED
 from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START, build_engine_args
 from trimtab.engine.vllm_ext.environment import engine_environment
 from trimtab.errors import UsageError
@@ -103,6 +104,8 @@ class Engine:
         asks: Sequence[Conversation],
         sampling: Sampling | Sequence[Sampling] | None = None,
         progress: Progress | None = None,
+        *,
+        with_signals: bool = True,
     ) -> list[list[Answer]]:
         """Generate answers to many conversations in one batch.
 
@@ -110,6 +113,8 @@ class Engine:
             asks: conversations with their prefixes.
             sampling: sampling options, either one for all conversations or one per conversation; greedy by default.
             progress: called with the numbers of finished and of all answers.
+            with_signals: whether to capture signals if the engine captures layers. The workers keep those of the last 1,024
+                answers.
 
         Returns:
             `sampling.n` answers per conversation, in the order of `asks`.
@@ -122,7 +127,8 @@ class Engine:
         with self._lease_slots(asks) as leases:
             prompts = [self._build_prompt(ask, slots) for ask, slots in zip(asks, leases, strict=True)]
             options = sampling or Sampling()
-            return self._generate(prompts, [options] * len(asks) if isinstance(options, Sampling) else options, progress)
+            listed = [options] * len(asks) if isinstance(options, Sampling) else options
+            return self._generate(prompts, listed, progress, with_signals=with_signals)
 
     def score_many(self, asks: Sequence[Conversation], texts: Sequence[str], progress: Progress | None = None) -> list[Answer]:
         """Compute the signals of given answers, as if the model had generated them.
@@ -202,11 +208,12 @@ class Engine:
         return prompt
 
     def _generate(
-        self, prompts: list[TokensPrompt], sampling: Sequence[Sampling], progress: Progress | None
+        self, prompts: list[TokensPrompt], sampling: Sequence[Sampling], progress: Progress | None, *, with_signals: bool
     ) -> list[list[Answer]]:
-        outputs = self._run(prompts, [SamplingParams(**asdict(s)) for s in sampling], progress)
+        extra_args = None if with_signals else {UNTRACKED: True}
+        outputs = self._run(prompts, [SamplingParams(**asdict(s), extra_args=extra_args) for s in sampling], progress)
         lengths = {_get_engine_id(request, output, o): len(o.token_ids) for request, output in outputs for o in output.outputs}
-        signals = self._fetch_signals(lengths) if self.config.layers else {}
+        signals = self._fetch_signals(lengths) if self.config.layers and with_signals else {}
         return [
             [
                 Answer(
