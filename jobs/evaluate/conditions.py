@@ -4,16 +4,16 @@ A detector knows the prompts that it was trained on. For these, the out-of-fold 
 trained and measured on the errors that it will meet in service.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from trimtab.artifacts.card import PrefixCondition
 from trimtab.artifacts.prefix import Prefix
 from trimtab.data.prompt import Prompt, compute_prompt_key
-from trimtab.detection.calibration import BALANCED
-from trimtab.detection.detector import Detector, check_base
+from trimtab.detection.detector import Detector, check_base, select_threshold
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import UsageError
+from trimtab.evaluation.safety.guarded import build_guarded_results
 from trimtab.evaluation.safety.results import ArmResult, summarize_answers
 from trimtab.jobs.evaluate.variants import compute_prompt_risks
 from trimtab.loading import load_detector
@@ -59,12 +59,7 @@ def resolve_condition(condition: PrefixCondition, base: BaseModel) -> PrefixCond
     """
     version = _find_version(condition, base)
     detector = load_prompt_detector(f"{version.name}@{version.version}", base)
-    threshold = condition.threshold
-    if threshold is None:
-        key = BALANCED if condition.false_positive_rate is None else f"{condition.false_positive_rate:g}"
-        if key not in (thresholds := detector.card.thresholds):
-            raise UsageError(f"detector {condition.detector!r} has no threshold for {key}; it has {', '.join(thresholds)}")
-        threshold = thresholds[key]
+    threshold = select_threshold(detector.card, condition.threshold, condition.false_positive_rate)
     return PrefixCondition(f"{version.name}@{version.version}", condition.side, threshold)
 
 
@@ -133,6 +128,34 @@ def apply_conditions(
         part: [judged[result.name].compose(result, arms[0]) if result.name in judged else result for result in arms]
         for part, arms in parts.items()
     }
+
+
+def add_guarded_arms(
+    condition: PrefixCondition,
+    base: BaseModel,
+    parts: Mapping[str, Sequence[ArmResult]],
+    trained: Collection[str],
+    engine: EngineConfig,
+    gpus: float,
+) -> dict[str, list[ArmResult]]:
+    """Return the results with the arms `guard`, `conditional` and `conditional help` of each trained prefix.
+
+    Args:
+        condition: detector and threshold; prompts above it are flagged.
+        base: base model.
+        parts: results of the arms by part, that of the base model first.
+        trained: names of the trained prefixes.
+        engine: configuration of the engine that computes the risks.
+        gpus: number of GPUs for the engine.
+    """
+    prompts = [answer.prompt for arms in parts.values() for answer in arms[0].answers]
+    judged = judge_prompts(resolve_condition(condition, base), base, prompts, engine, gpus)
+    added: dict[str, list[ArmResult]] = {}
+    for part, arms in parts.items():
+        flagged = [judged.steered[compute_prompt_key(answer.prompt)] for answer in arms[0].answers]
+        steered = [arm for arm in arms if arm.name in trained]
+        added[part] = [*arms, *build_guarded_results(arms[0], steered, flagged)]
+    return added
 
 
 def _find_version(condition: PrefixCondition, base: BaseModel) -> Version:

@@ -10,9 +10,9 @@ from trimtab.cli.console import console, print_line
 from trimtab.data.attacks import apply_attack
 from trimtab.data.prompt import Prompt
 from trimtab.data.readers import read_all_prompts
-from trimtab.detection.calibration import BALANCED
+from trimtab.detection.detector import select_threshold
 from trimtab.errors import UsageError
-from trimtab.evaluation.safety.results import Arm
+from trimtab.evaluation.safety.results import Arm, compute_rate
 from trimtab.jobs.evaluate.conditions import load_prompt_detector
 from trimtab.jobs.evaluate.config import GuardConfig
 from trimtab.jobs.evaluate.variants import ArmBatch, build_engine_config, generate_batches, limit_prompts
@@ -20,7 +20,7 @@ from trimtab.jobs.runtime.cluster import ray_session
 from trimtab.jobs.runtime.config import as_source_list
 from trimtab.model.base_model import BaseModel, resolve_base_model
 from trimtab.model.chat_template import build_renderer
-from trimtab.stats.intervals import Rate, compute_wilson_interval
+from trimtab.stats.intervals import Rate
 from trimtab.text.refusal_phrases import classify_refusal
 from trimtab.types import ATTACKS, BASE_ARM, Attack
 
@@ -59,7 +59,7 @@ def evaluate_guard(config: GuardConfig) -> list[AttackResult]:
     base = resolve_base_model(config.base, config.revision)
     prompts = limit_prompts(read_all_prompts(as_source_list(config.data), config.default_class, config.columns), config.limit)
     detector = load_prompt_detector(config.detector, base)
-    threshold = detector.card.thresholds[BALANCED] if config.threshold is None else config.threshold
+    threshold = select_threshold(detector.card, config.threshold)
     attacks = ATTACKS if config.attacks == "all" else config.attacks
     rewritten = {ORIGINAL: prompts} | _rewrite_prompts(base, prompts, attacks)
     plain = Arm(BASE_ARM)
@@ -124,12 +124,8 @@ def _measure_attack(
     ]
     return AttackResult(
         name,
-        _compute_rate([flagged[index] for index in harmful]),
-        _compute_rate([not flagged[index] for index in harmful if before[index]]),
-        _compute_rate(answered),
-        _compute_rate([flagged[index] for index in benign]),
+        compute_rate([flagged[index] for index in harmful]),
+        compute_rate([not flagged[index] for index in harmful if before[index]]),
+        compute_rate(answered),
+        compute_rate([flagged[index] for index in benign]),
     )
-
-
-def _compute_rate(values: Sequence[bool]) -> Rate:
-    return compute_wilson_interval(sum(values), len(values))

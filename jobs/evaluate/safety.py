@@ -6,8 +6,8 @@ from typing import Any
 
 from trimtab.cli.console import console, print_line
 from trimtab.data.readers import read_all_prompts
-from trimtab.detection.calibration import BALANCED
-from trimtab.evaluation.safety.guarded import build_conditional_results, build_guard_result
+from trimtab.detection.detector import select_threshold
+from trimtab.evaluation.safety.guarded import build_guarded_results
 from trimtab.evaluation.safety.report import build_table, results_as_json, write_plane
 from trimtab.evaluation.safety.results import ArmResult
 from trimtab.jobs.evaluate.conditions import apply_conditions, load_prompt_detector
@@ -50,10 +50,10 @@ def evaluate_safety(config: SafetyConfig) -> tuple[list[ArmResult], JudgeStandin
             return apply_judge(results, judge, config.num_gpus)["prompts"], standing
         answered, risks = evaluate_guarded_arms(base, arms, prompts, config.max_tokens, engine, config.num_gpus, detector)
         judged = apply_judge({"prompts": answered}, judge, config.num_gpus)["prompts"]
-    threshold = detector.card.thresholds[BALANCED] if config.threshold is None else config.threshold
+    threshold = select_threshold(detector.card, config.threshold)
     flagged = [risk > threshold for risk in risks]
     plain, _, *steered = judged
-    return [*judged, build_guard_result(plain, flagged), *build_conditional_results(plain, steered, flagged)], standing
+    return [*judged, *build_guarded_results(plain, steered, flagged)], standing
 
 
 def run_evaluate_safety(config: SafetyConfig) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from trimtab.jobs.align.config import PARTED_BY, AlignConfig
 from trimtab.jobs.align.dataset import PreparedDataset, prepare_many
 from trimtab.jobs.evaluate import utility
 from trimtab.jobs.evaluate.arm_cache import ArmCache
-from trimtab.jobs.evaluate.conditions import apply_conditions
+from trimtab.jobs.evaluate.conditions import add_guarded_arms, apply_conditions
 from trimtab.jobs.evaluate.utility import LoadedSuite
 from trimtab.jobs.evaluate.variants import TITLE, build_engine_config, build_standard_arms, generate_missing, limit_prompts
 from trimtab.jobs.judges.runner import apply_judge, compute_standing, open_judge
@@ -38,7 +38,6 @@ from trimtab.jobs.runtime.run_state import create_or_resume_run
 from trimtab.jobs.study.arm_runs import ArmRun, TrainedArm, train_arms
 from trimtab.jobs.study.baselines import build_baselines
 from trimtab.jobs.study.config import StudyConfig
-from trimtab.jobs.study.guarded_arms import add_guarded_arms
 from trimtab.judges import Judge
 from trimtab.judges.human_agreement import JudgeStanding
 from trimtab.model.base_model import BaseModel, resolve_base_model

@@ -22,7 +22,7 @@ from trimtab.artifacts.card import FILE as CARD
 from trimtab.detection import calibration
 from trimtab.detection.calibration import BALANCED, FALSE_POSITIVE_RATES
 from trimtab.detection.signals import TRACE, compute_trace_features
-from trimtab.errors import ArtifactError, TrimtabError
+from trimtab.errors import ArtifactError, TrimtabError, UsageError
 from trimtab.generation_types import Signals
 from trimtab.heads import Head
 from trimtab.model.base_model import BaseModel
@@ -151,6 +151,25 @@ class Detector:
         return self.compute_risk(
             psi[None], compute_trace_features(logp, entropy, margin, self.card.low_log_probability)[None]
         ).item()
+
+
+def select_threshold(card: DetectorCard, threshold: float | None = None, false_positive_rate: float | None = None) -> float:
+    """Select the risk above which a detector of prompts flags.
+
+    Args:
+        card: card of the detector.
+        threshold: threshold to use instead of those on the card.
+        false_positive_rate: rate of a threshold on the card; if None, the balanced one.
+
+    Raises:
+        UsageError: if the card has no such threshold.
+    """
+    if threshold is not None:
+        return threshold
+    key = BALANCED if false_positive_rate is None else f"{false_positive_rate:g}"
+    if key not in card.thresholds:
+        raise UsageError(f"detector {card.name!r} has no threshold for {key}; it has {', '.join(card.thresholds)}")
+    return card.thresholds[key]
 
 
 def normalize_features(phi: Tensor, normalizer: Tensor) -> Tensor:

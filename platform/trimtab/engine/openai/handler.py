@@ -194,8 +194,10 @@ class RequestHandler:
         steering_variable.set(steering)
         current_risk.set(risk)
         replayed = BufferedRequest(scope, receive, self._encode_request(request))
-        gate = RouteGate(ResponseRewriter(send, protocol, Annotation(self._base.name, steering, risk)), risk)
-        await self._app(replayed.scope, replayed.receive, gate)
+        rewriter = ResponseRewriter(send, protocol, Annotation(self._base.name, steering, risk))
+        gate = RouteGate(rewriter, risk)
+        # Each token of a stream passes here.
+        await self._app(replayed.scope, replayed.receive, rewriter if gate.is_open else gate)
         await gate.end()
 
     async def _count_tokens(

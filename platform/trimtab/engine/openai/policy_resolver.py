@@ -6,8 +6,7 @@ from typing import Any
 
 from trimtab.artifacts.card import PrefixCondition
 from trimtab.artifacts.prefix import Prefix
-from trimtab.detection.calibration import BALANCED
-from trimtab.detection.detector import Detector
+from trimtab.detection.detector import Detector, select_threshold
 from trimtab.engine.detectors.prompt_verdicts import AppliedPolicy, PromptVerdicts
 from trimtab.engine.detectors.request_risk import describe_mismatch
 from trimtab.engine.policies import Policy
@@ -94,8 +93,8 @@ class PolicyResolver:
         loaded = await self._detectors.find(*split_reference(policy.detector))
         if loaded.artifact.card.subject != "prompt":
             raise UsageError(f"detector {policy.detector!r} reads answers; a policy needs one that reads prompts")
-        applied = AppliedPolicy(policy, loaded, _select_threshold(policy, loaded), above)
-        return _add_warning(applied, None)
+        threshold = select_threshold(loaded.artifact.card, policy.threshold, policy.false_positive_rate)
+        return _add_warning(AppliedPolicy(policy, loaded, threshold, above), None)
 
     async def _route_to_prefix(
         self, policies: Sequence[AppliedPolicy], loaded: LoadedVersion[Prefix], request: Mapping[str, Any]
@@ -186,16 +185,6 @@ def _check_rights(rights: KeyRights, own: Sequence[Policy]) -> None:
 def _add_warning(applied: AppliedPolicy, prefix: Prefix | None) -> AppliedPolicy:
     warning = describe_mismatch(applied.detector.artifact, prefix) if applied.detector else None
     return replace(applied, warning=warning)
-
-
-def _select_threshold(policy: Policy, loaded: LoadedVersion[Detector]) -> float:
-    if policy.threshold is not None:
-        return policy.threshold
-    thresholds = loaded.artifact.card.thresholds
-    key = BALANCED if policy.false_positive_rate is None else f"{policy.false_positive_rate:g}"
-    if key not in thresholds:
-        raise UsageError(f"detector {policy.detector!r} has no threshold for {key}; it has {', '.join(thresholds)}")
-    return thresholds[key]
 
 
 def _find_unchecked_feature(request: Mapping[str, Any]) -> str | None:

@@ -82,17 +82,20 @@ class RouteGate:
     Args:
         send: `send` that gets the response if the request is not routed.
         risk: detectors and verdicts of the request.
+
+    Attributes:
+        is_open: whether messages pass at once.
     """
 
     def __init__(self, send: Send, risk: RequestRisk) -> None:
         self._send = send
         self._risk = risk
         self._held: list[Message] = []
-        self._is_open = not (risk.verdicts.is_active and risk.verdicts.can_route)
+        self.is_open = not (risk.verdicts.is_active and risk.verdicts.can_route)
 
     async def __call__(self, message: Message) -> None:
         """Process one ASGI message of the wrapped app: send it, or hold it back."""
-        if self._is_open:
+        if self.is_open:
             await self._send(message)
             return
         self._held.append(message)
@@ -103,7 +106,7 @@ class RouteGate:
         """Send what was held back, and all later messages at once, unless the request is routed."""
         if self._risk.verdicts.route is not None:
             return
-        self._is_open = True
+        self.is_open = True
         messages, self._held = self._held, []
         for message in messages:
             await self._send(message)

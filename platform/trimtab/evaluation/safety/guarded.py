@@ -8,30 +8,20 @@ from trimtab.types import CONDITIONAL_ARM, GUARD_ARM
 REFUSAL = "I cannot help with that request."
 
 
-def build_guard_result(base: ArmResult, flagged: Sequence[bool]) -> ArmResult:
-    """Return the result of arm `guard`: a fixed refusal for flagged prompts, else the answer of the base model.
+def build_guarded_results(base: ArmResult, prefixes: Sequence[ArmResult], flagged: Sequence[bool]) -> list[ArmResult]:
+    """Return the results of the arms that act on the verdicts.
 
-    Args:
-        base: result of the base model.
-        flagged: whether the detector flags each prompt, in the order of the answers.
-    """
-    answers = [_refuse(answer) if flag else answer for answer, flag in zip(base.answers, flagged, strict=True)]
-    return summarize_answers(GUARD_ARM, answers)
-
-
-def build_conditional_results(base: ArmResult, prefixes: Sequence[ArmResult], flagged: Sequence[bool]) -> list[ArmResult]:
-    """Return the results of the conditional arms of prefixes.
-
-    Arm `conditional` steers flagged prompts with a prefix, and leaves the others to the base model. Arm `conditional help`
-    refuses flagged prompts with a fixed refusal, and steers the others with the prefix. With several prefixes, the names end
-    with theirs.
+    Arm `guard` answers flagged prompts with a fixed refusal, and leaves the others to the base model. Arm `conditional` steers
+    flagged prompts with a prefix, and leaves the others to the base model. Arm `conditional help` refuses flagged prompts, and
+    steers the others with the prefix. With several prefixes, the names of the conditional arms end with theirs.
 
     Args:
         base: result of the base model.
         prefixes: result of each prefix.
         flagged: whether the detector flags each prompt, in the order of the answers.
     """
-    results: list[ArmResult] = []
+    guarded = [_refuse(answer) if flag else answer for answer, flag in zip(base.answers, flagged, strict=True)]
+    results = [summarize_answers(GUARD_ARM, guarded)]
     for prefix in prefixes:
         # Seeds of one arm have names such as sta#0.
         ending = f" {prefix.name}" if len(prefixes) > 1 or "#" in prefix.name else ""

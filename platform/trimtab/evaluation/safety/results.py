@@ -95,8 +95,8 @@ def judge_answers(arm: Arm, prompts: Sequence[Prompt], answers: Sequence[str]) -
 
 def summarize_answers(name: str, judged: Sequence[JudgedAnswer]) -> ArmResult:
     """Compute the rates of one arm from its judged answers."""
-    refusal = _compute_rate([j.right for j in judged if j.harmful])
-    compliance = _compute_rate([j.right for j in judged if not j.harmful])
+    refusal = compute_rate([j.right for j in judged if j.harmful])
+    compliance = compute_rate([j.right for j in judged if not j.harmful])
     sets: dict[str, list[bool]] = {}
     for j in judged:
         sets.setdefault(j.set, []).append(j.right)
@@ -106,10 +106,11 @@ def summarize_answers(name: str, judged: Sequence[JudgedAnswer]) -> ArmResult:
         compliance=compliance,
         balanced=average_rates(refusal, compliance),
         partial=sum(j.verdict == "partial" for j in judged) / max(1, len(judged)),
-        sets={key: _compute_rate(values) for key, values in sorted(sets.items())},
+        sets={key: compute_rate(values) for key, values in sorted(sets.items())},
         answers=list(judged),
     )
 
 
-def _compute_rate(correct: Sequence[bool]) -> Rate:
+def compute_rate(correct: Sequence[bool]) -> Rate:
+    """Compute the share of true values with its interval."""
     return compute_wilson_interval(sum(correct), len(correct))
