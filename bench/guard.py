@@ -28,9 +28,9 @@ from peers.servers import Server
 from vllm import SamplingParams
 
 from trimtab.detection.detector import Detector, encode_detector, load_detector
+from trimtab.engine.checks import UNTRACKED, PromptCheck, RequestChecks, encode_checks
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.offline import Engine
-from trimtab.engine.prompt_check import UNTRACKED, PromptCheck, encode_checks
 from trimtab.engine.vllm_ext.args import get_verdict_token
 from trimtab.model.base_model import BaseModel, resolve_base_model
 
@@ -187,7 +187,7 @@ def measure_step_share(base: BaseModel, detector: Detector, prompts: int) -> lis
             max_tokens=TOKENS,
             temperature=0,
             ignore_eos=True,
-            extra_args=encode_checks([check]) | {UNTRACKED: True},
+            extra_args=encode_checks(RequestChecks([check])) | {UNTRACKED: True},
             stop_token_ids=[get_verdict_token(base, config)],
         )
         texts = [f"Number {number}: write a story about {', '.join(TOPICS)}." for number in range(prompts)]

@@ -44,7 +44,7 @@ class ApiKey:
         concurrent: maximum number of concurrent requests on each replica, 0 for the server's default.
         created: creation time (seconds since 1970).
         metrics: whether the key may read `/metrics`, which names the prefixes and counts the requests of all keys.
-        policies: policies on the prompts of the key's requests, in addition to those of the server.
+        policies: policies on the prompts and answers of the key's requests, in addition to those of the server.
         coarse_scores: whether probabilities of detectors of prompts are rounded to tenths.
     """
 
@@ -81,7 +81,7 @@ class AddConfig:
         per_minute: maximum number of requests per minute on each replica, 0 for no limit.
         concurrent: maximum number of concurrent requests on each replica, 0 for the server's `--max_concurrent_per_key`.
         metrics: allow the key to read /metrics, which Prometheus and `trimtab traffic` need.
-        policies: policies on the prompts of the key's requests, as for `trimtab serve --policies`.
+        policies: policies on the prompts and answers of the key's requests, as for `trimtab serve --policies`.
         coarse_scores: round the probabilities of detectors of prompts to tenths, so that they are harder to copy or to evade.
         file: key file, as for `trimtab serve --api_key_file`; by default the one in trimtab's home.
     """

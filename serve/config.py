@@ -55,7 +55,7 @@ class ServeConfig:
             {"mine": {"champion": 95, "candidate": 5}}; requests with the same `user` get the same version.
         shadow: alias of a prefix that gets a copy of the prefix's requests, such as {"mine": "candidate"}; its answers are
             discarded.
-        policies: policies on the prompts of all requests, in JSON or YAML, such as [{"detector": "guard", "action": "refuse"}];
+        policies: policies of all requests, in JSON or YAML, such as [{"detector": "guard", "action": "refuse"}];
             the strictest triggered action wins, so that an API key or a request can only add to them.
         log_dir: folder of the request logs, one JSON line per request; by default in trimtab's home.
         log_retention_days: age at which logs are removed (days), and thus how long `trimtab lineage` finds a response by its

@@ -7,7 +7,8 @@ import torch
 
 from trimtab import heads
 from trimtab.detection.calibration import FALSE_POSITIVE_RATES
-from trimtab.detection.detector import DetectorCard, build_detector, save_detector
+from trimtab.detection.detector import build_detector, save_detector
+from trimtab.detection.detector_card import DetectorCard
 from trimtab.model.base_model import BaseModel
 
 LAYERS = (20, 29)

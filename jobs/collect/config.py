@@ -42,6 +42,8 @@ class CollectConfig:
         num_samples: additional sampled answers per question, which some scores and the sep head need: 10 are enough; each costs
             as many tokens as an answer.
         temperature: sampling temperature of the samples.
+        unfinished: store the signals of each unfinished answer at every 4 tokens as well, which calibrate a policy that stops
+            answers.
         p_true: ask the model if each answer is true, for the score p-true; costs one token.
         dtype: data type of the model; auto is bf16 if the machine supports it, else fp32.
         scale: number of engines and their cluster resources.
@@ -70,6 +72,7 @@ class CollectConfig:
     p_true: bool = False
     dtype: DType = "auto"
     scale: ScaleConfig = field(default_factory=ScaleConfig)
+    unfinished: bool = False
 
     def __post_init__(self) -> None:
         if self.subject == "prompt":
@@ -92,5 +95,6 @@ class CollectConfig:
     def _check_prompt_settings(self) -> None:
         if not self.data or not self.out:
             raise UsageError("data and out are required. Pass --subject prompt --data FILE (or trimtab:guard) --out FOLDER")
-        if self.questions or self.read_answers or self.num_samples or self.p_true or self.answer_separator or self.kind:
+        of_answers = self.questions, self.read_answers, self.num_samples, self.p_true, self.answer_separator, self.kind
+        if any(of_answers) or self.unfinished:
             raise UsageError("--subject prompt generates no answers. Omit the options of questions, answers and samples")

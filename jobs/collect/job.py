@@ -160,6 +160,8 @@ def build_row(
         "whole": answer.finish_reason == "stop",
         "psi": signals.psi.flatten().tolist(),
         "history": signals.history.flatten().tolist(),
+        "windows": signals.windows.flatten().numpy() if len(signals.windows) else None,
+        "unfinished": signals.running.flatten().numpy() if len(signals.running) else None,
         **sample_columns(gathered.samples),
         "p_true": None if gathered.verdict is None else compute_p_true(gathered.verdict, tokenizer),
     }
@@ -170,7 +172,7 @@ def build_prompt_row(
 ) -> dict[str, Any]:
     """Build a row of a data set of prompts, by column name. Arguments and exceptions as in `build_row`."""
     signals = _get_signals(item, gathered)
-    states = Signals(convert_to_prompt_states(signals.psi), signals.history[:0])
+    states = Signals(convert_to_prompt_states(signals.psi), signals.history[:0], windows=signals.windows)
     answer = replace(gathered.answer, text="", finish_reason="stop", signals=states)
     return build_row(item, replace(gathered, answer=answer), label, tokenizer) | {"tokens": answer.prompt_tokens}
 
@@ -199,7 +201,8 @@ def _build_metadata(config: CollectConfig, base: BaseModel, layers: tuple[int, .
     judge["concurrency"] = config.judge.max_concurrency
     options = {"max_tokens": config.max_tokens, "kind": config.kind, "given": config.read_answers, "judge": judge}
     options |= {"max_length": config.max_model_len, "columns": config.columns, "separator": config.answer_separator}
-    stored_settings = json.dumps({**options, **sampling, "p_true": config.p_true})
+    unfinished = {"unfinished": True} if config.unfinished else {}
+    stored_settings = json.dumps({**options, **sampling, "p_true": config.p_true, **unfinished})
     prefix_digest = prefix.card.digest if prefix else None
     # Resolved, because `auto` depends on the machine and a data set has one precision.
     precision = resolve_dtype(config.dtype)

@@ -82,7 +82,12 @@ def build_plan(config: CollectConfig, questions: Sequence[Question]) -> list[Pla
         if kind == "numeric" and config.judge.kind == "string":
             for answer in question.answers:
                 parse_expected_number(answer)
-        planned.setdefault(key, PlannedRequest(key, question, kind, GenerationRequest(question.prompt.messages, sampling)))
+        planned.setdefault(
+            key,
+            PlannedRequest(
+                key, question, kind, GenerationRequest(question.prompt.messages, sampling, recorded=config.unfinished)
+            ),
+        )
     return _subsample(config, planned)
 
 
@@ -98,7 +103,8 @@ def build_given_plan(config: CollectConfig, answers: Sequence[GivenAnswer]) -> l
     for given in answers:
         identity = json.dumps([given.question.prompt.messages, given.text, given.truthful])
         key = compute_key(identity, 24)
-        request = GenerationRequest(given.question.prompt.messages, Sampling(max_tokens=config.max_tokens), given.text)
+        sampling = Sampling(max_tokens=config.max_tokens)
+        request = GenerationRequest(given.question.prompt.messages, sampling, given.text, recorded=config.unfinished)
         planned.setdefault(key, PlannedRequest(key, given.question, DEFAULT_KIND, request, given.truthful))
     return _subsample(config, planned)
 
@@ -113,7 +119,7 @@ def build_prompt_plan(config: CollectConfig, prompts: Sequence[Prompt]) -> list[
     for prompt in prompts:
         key, benign = compute_prompt_key(prompt), prompt.label != "harmful"
         question = Question(prompt.prompt, (), prompt.source, group=prompt.group)
-        request = GenerationRequest(prompt.messages, Sampling(max_tokens=1))
+        request = GenerationRequest(prompt.messages, Sampling(max_tokens=1), recorded=True)
         planned.setdefault(key, PlannedRequest(key, question, DEFAULT_KIND, request, benign, prompt.label))
     return _subsample(config, planned)
 

@@ -18,6 +18,7 @@ import torch
 from pyarrow import ArrowInvalid  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
+from trimtab.detection.signals import build_window_states
 from trimtab.errors import ArtifactError, UsageError
 from trimtab.model.base_model import BaseModel
 from trimtab.types import SUBJECTS, Subject
@@ -46,6 +47,9 @@ SCHEMA = pa.schema(
         ("samples", pa.list_(pa.struct([("text", pa.string()), ("tokens", pa.int32()), ("logp", pa.float32())]))),
         ("states", pa.list_(pa.float16())),
         ("p_true", pa.float32()),
+        # Windows of prompts, and states of unfinished answers; absent from older parts.
+        ("windows", pa.list_(pa.float32())),
+        ("unfinished", pa.list_(pa.float16())),
     ]
 )
 
@@ -127,6 +131,9 @@ class SignalDataset:
         samples: sampled answers of each question; empty if they were not requested.
         p_true: probability with which the model calls each answer true; None if it was not requested.
         digest: digest of the rows.
+        windows: mean states of the windows of each prompt [W, L, d]; None for prompts of one window, and for answers.
+        unfinished: features of each unfinished answer at every `CHECK_INTERVAL` tokens [K, L, 3d], float16; empty if they were
+            not collected.
     """
 
     meta: DatasetMetadata
@@ -142,6 +149,13 @@ class SignalDataset:
     samples: list[tuple[SampledAnswer, ...]]
     p_true: list[float | None]
     digest: str
+    windows: list[Tensor | None]
+    unfinished: list[Tensor]
+
+    def build_windows(self) -> list[Tensor | None]:
+        """Build the features [W, L, 3d] of the windows of each prompt; None for prompts of one window."""
+        pairs = zip(self.psi, self.windows, strict=True)
+        return [None if window is None else build_window_states(psi, window) for psi, window in pairs]
 
 
 def begin_dataset(folder: Folder, meta: DatasetMetadata) -> set[str]:
@@ -209,7 +223,7 @@ def read_dataset(folder: Folder, base: BaseModel | None = None) -> SignalDataset
         raise ArtifactError(f"{folder} holds signals of {actual}, not of {expected}. Collect signals with {base.name}")
     if not tables:
         raise ArtifactError(f"{folder} holds no signals. Run `trimtab collect` to fill it")
-    table = _drop_duplicates(pa.concat_tables(tables).sort_by("key"))
+    table = _drop_duplicates(pa.concat_tables(tables, promote_options="default").sort_by("key"))
     psi = np.stack(table["psi"].to_numpy()).astype(np.float32)
     truth = [float("nan") if value is None else float(value) for value in table["truthful"].to_pylist()]
     samples, p_true = table["samples"].to_pylist(), table["p_true"].to_pylist()
@@ -229,7 +243,23 @@ def read_dataset(folder: Folder, base: BaseModel | None = None) -> SignalDataset
         [_samples(*pair, meta) for pair in zip(samples, table["states"].to_numpy(), strict=True)],
         p_true,
         digest,
+        [_reshape(values, (-1, len(meta.layers), meta.width)) for values in _column(table, "windows")],
+        _list_unfinished(table, meta),
     )
+
+
+def _list_unfinished(table: Any, meta: DatasetMetadata) -> list[Tensor]:
+    states = [_reshape(values, (-1, len(meta.layers), 3 * meta.width)) for values in _column(table, "unfinished")]
+    nothing = torch.empty(0, len(meta.layers), 3 * meta.width, dtype=torch.float16)
+    return [nothing if entry is None else entry for entry in states] if '"unfinished": true' in meta.settings else []
+
+
+def _column(table: Any, name: str) -> list[Any]:
+    return table[name].to_numpy() if name in table.column_names else [None] * len(table)
+
+
+def _reshape(values: Any, shape: tuple[int, ...]) -> Tensor | None:
+    return None if values is None else torch.from_numpy(np.array(values)).view(shape)
 
 
 def _samples(samples: list[dict[str, Any]] | None, states: Any, meta: DatasetMetadata) -> tuple[SampledAnswer, ...]:

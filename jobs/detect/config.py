@@ -46,6 +46,7 @@ class DetectConfig:
         base: base model; must match the signals.
         revision: revision of a Hugging Face id.
         address: address of the Ray cluster.
+        windows: for prompts, read each window of 64 tokens as well, and take the highest risk.
     """
 
     signals: str = ""
@@ -65,6 +66,7 @@ class DetectConfig:
     base: str = DEFAULT_BASE
     revision: str | None = None
     address: str | None = None
+    windows: bool = False
 
     def __post_init__(self) -> None:
         check_split_shares(self.signals, self.num_seeds, self.validation_fraction, self.test_fraction)

@@ -3,7 +3,7 @@
 Each row gets its out-of-fold risk from a detector that was not trained on its group.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -40,7 +40,12 @@ class FinalFit:
 
 
 def fit_final_detector(
-    selected: TrainedDetector, data: SignalDataset, validation: float, labels: float, tick: Callable[[], None]
+    selected: TrainedDetector,
+    data: SignalDataset,
+    validation: float,
+    labels: float,
+    tick: Callable[[], None],
+    windows: Sequence[Tensor | None] = (),
 ) -> FinalFit:
     """Train a selected candidate on the whole data set and on each of `FOLDS` folds.
 
@@ -50,13 +55,15 @@ def fit_final_detector(
         validation: share of the groups for model selection and calibration in each fit.
         labels: share of the training labels to use.
         tick: callback that is called after each of `FITS` fits.
+        windows: features of the windows of each prompt; empty if windows are not read.
 
     Raises:
         UsageError: if a part of a fold lacks a class.
     """
 
     def split(seed: int, test: float, offset: float = 0.0) -> DataSplits:
-        return split_data(data.psi, data.traces, data.truthful, data.groups, seed, validation, test, labels, offset=offset)
+        columns = data.psi, data.traces, data.truthful, data.groups
+        return split_data(*columns, seed, validation, test, labels, offset=offset, windows=windows)
 
     folds = [split(SEED, 1 / FOLDS, number / FOLDS) for number in range(FOLDS)]
     final = split(selected.seed, 0.0)

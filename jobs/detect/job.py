@@ -15,9 +15,11 @@ from rich.table import Table
 
 from trimtab import settings
 from trimtab.cli.console import ProgressBar, console, print_line
-from trimtab.detection.detector import Detector, DetectorCard, build_detector, save_detector
+from trimtab.detection.detector import Detector, build_detector, save_detector
+from trimtab.detection.detector_card import DetectorCard
 from trimtab.detection.subject_terms import TERMS
 from trimtab.detection.training import DataSplits, TrainedDetector
+from trimtab.errors import UsageError
 from trimtab.evaluation.detection.pooling import DetectorResult, PooledMetrics, draw_resamples, measure_result, result_as_json
 from trimtab.evaluation.rendering import plain
 from trimtab.jobs.collect.signal_dataset import SignalDataset, read_dataset
@@ -32,6 +34,7 @@ from trimtab.jobs.detect.further_sets import (
 )
 from trimtab.jobs.detect.gate import check_gate
 from trimtab.jobs.detect.model_selection import list_trials, select_models, split_by_seed
+from trimtab.jobs.detect.stopping import StopResult, build_stop_table, compute_stop_thresholds, measure_stops
 from trimtab.jobs.detect.training_free import build_score_inputs, compute_semantic_entropies, measure_training_free
 from trimtab.jobs.runtime.cluster import ray_session
 from trimtab.jobs.runtime.config import as_source_list
@@ -58,6 +61,7 @@ class DetectResult:
         gate: reason of the gate's decision; None if it was not registered.
         others: results on further data sets.
         out_of_fold: results of out-of-fold risks on the training data, by source; empty for answers.
+        stops: effect of a policy that stops answers; empty without signals of unfinished answers.
     """
 
     subject: Subject
@@ -68,6 +72,7 @@ class DetectResult:
     gate: str | None
     others: Sequence[FurtherSetResult] = ()
     out_of_fold: Sequence[FurtherSetResult] = ()
+    stops: Sequence[StopResult] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return the output of `--json`: metrics of the first head and its rivals.
@@ -79,6 +84,7 @@ class DetectResult:
         output = head | {"rivals": rivals, "detector": str(self.folder), "version": version, "gate": self.gate}
         output |= {"test_signals": [asdict(result) for result in self.others]}
         output |= {"out_of_fold": [asdict(result) for result in self.out_of_fold]}
+        output |= {"stops": [asdict(result) for result in self.stops]}
         return plain(output)
 
 
@@ -95,10 +101,13 @@ def train_detectors(config: DetectConfig) -> DetectResult:
     others = read_further_sets(as_source_list(config.test_signals), base, data)
     # Prompts have no answer to score.
     answers = build_score_inputs(data) if data.meta.subject == "answer" else []
+    if config.windows and data.meta.subject == "answer":
+        raise UsageError("windows are those of prompts, and these signals are of answers. Omit --windows")
+    windows = data.build_windows() if config.windows else ()
     entropies = compute_semantic_entropies(answers, config.similarity)
     trials = list_trials(config.head, data, config.layers, config.head_options, sampled=len(entropies.unique()) > 1)
     splits = split_by_seed(
-        data, config.num_seeds, config.validation_fraction, config.test_fraction, config.label_fraction, entropies
+        data, config.num_seeds, config.validation_fraction, config.test_fraction, config.label_fraction, entropies, windows
     )
     scored = measure_training_free(answers, splits, config.similarity)
     run = runs.start_run(config.name, "detect", settings.get_home() / "outbox")
@@ -112,9 +121,8 @@ def train_detectors(config: DetectConfig) -> DetectResult:
             seed, rows = best.seed, splits[best.seed]
             own: list[FurtherSetResult] = []
             if further_fits:
-                final = fit_final_detector(
-                    best, data, config.validation_fraction, config.label_fraction, lambda: bar.update(bar.done + 1)
-                )
+                shares = config.validation_fraction, config.label_fraction
+                final = fit_final_detector(best, data, *shares, lambda: bar.update(bar.done + 1), windows)
                 best, rows = final.trained, final.splits
                 _log_out_of_fold(data, final, run)
                 own = measure_by_source(data, final.rows, final.risk, best.thresholds)
@@ -122,11 +130,16 @@ def train_detectors(config: DetectConfig) -> DetectResult:
         resamples = draw_resamples(data.groups, config.num_seeds)
         figures = [measure_result(result.tests, resamples) for result in results]
         detector = _build_detector(config, base, data, arms[0].result, best, rows, run)
+        stops: list[StopResult] = []
+        if data.unfinished:
+            thresholds = compute_stop_thresholds(detector, data, rows.validation_indices)
+            detector = replace(detector, card=replace(detector.card, stop_thresholds=thresholds))
+            stops = measure_stops(detector, data, rows.test_indices)
         folder = save_detector(
             detector, Path(config.out) if config.out else settings.get_runs_folder() / f"detect-{config.name}"
         )
         measured = [measure_further_set(detector, name, other, data) for name, other in others.items()]
-        detected = DetectResult(data.meta.subject, folder, results, figures, None, None, measured, own)
+        detected = DetectResult(data.meta.subject, folder, results, figures, None, None, measured, own, stops)
         _log_result(detected, run)
         _log_risks(arms[0].result, seed, data, folder, run)
         if config.register:
@@ -149,6 +162,8 @@ def run_detect(config: DetectConfig) -> dict[str, Any]:
     for title, measured in (("out of fold", detected.out_of_fold), ("other data sets", detected.others)):
         if measured:
             console.print(build_further_table(title, measured, terms.positives, terms.negatives))
+    if detected.stops:
+        console.print(build_stop_table(detected.stops))
     if detected.version:
         print_line(f"registered {config.name} version {detected.version.version} as candidate; gate: {detected.gate}")
     print_line(f"detector: {detected.folder}")
@@ -204,6 +219,7 @@ def _build_detector(
         metrics={"test_auroc": result.auroc, "validation_auroc": best.validation},
         run_id=run.run_id,
         subject=data.meta.subject,
+        windows=config.windows,
     )
     return build_detector(best.head, rows.normalizer, best.calibration, card)
 

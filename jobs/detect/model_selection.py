@@ -77,7 +77,13 @@ class SelectedModel:
 
 
 def split_by_seed(
-    data: SignalDataset, seeds: int, validation: float, test: float, labels: float = 1.0, spread: Tensor | None = None
+    data: SignalDataset,
+    seeds: int,
+    validation: float,
+    test: float,
+    labels: float = 1.0,
+    spread: Tensor | None = None,
+    windows: Sequence[Tensor | None] = (),
 ) -> dict[int, DataSplits]:
     """Split a data set once per seed.
 
@@ -88,6 +94,7 @@ def split_by_seed(
         test: share of the questions for the test part.
         labels: share of the training labels to use.
         spread: semantic entropies [N] if there are samples.
+        windows: features of the windows of each prompt; empty if windows are not read.
 
     Returns:
         Splits by seed.
@@ -100,7 +107,9 @@ def split_by_seed(
         rows = TERMS[data.meta.subject].rows
         raise UsageError(f"there are {labeled} labeled {rows}; a detector needs {LEAST_ANSWERS}. Collect more {rows}")
     splits = {
-        seed: split_data(data.psi, data.traces, data.truthful, data.groups, seed, validation, test, labels, spread)
+        seed: split_data(
+            data.psi, data.traces, data.truthful, data.groups, seed, validation, test, labels, spread, windows=windows
+        )
         for seed in range(seeds)
     }
     for seed, rows in splits.items():

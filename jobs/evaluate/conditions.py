@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from trimtab.artifacts.card import PrefixCondition
 from trimtab.artifacts.prefix import Prefix
 from trimtab.data.prompt import Prompt, compute_prompt_key
-from trimtab.detection.detector import Detector, check_base, select_threshold
+from trimtab.detection.detector import Detector, check_base
+from trimtab.detection.detector_card import select_threshold
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import UsageError
 from trimtab.evaluation.safety.guarded import build_guarded_results

@@ -70,11 +70,13 @@ def score_prompts(engine: Engine, detector: Detector, batch: ArmBatch, progress:
     risks: list[float] = []
     for start in range(0, len(batch.prompts), SCORED_TOGETHER):
         asks = [batch.arm.build_ask(prompt) for prompt in batch.prompts[start : start + SCORED_TOGETHER]]
-        answers = [answer for (answer,) in engine.chat_many(asks, Sampling(max_tokens=1))]
+        recorded = detector.card.windows
+        answers = [answer for (answer,) in engine.chat_many(asks, Sampling(max_tokens=1), recorded=recorded)]
         signals = [answer.signals for answer in answers if answer.signals is not None]
         if len(signals) < len(answers):
             raise JobError("the engine has no signals of a prompt. Run the command again")
         psi = convert_to_prompt_states(torch.stack([entry.psi[indices] for entry in signals]))
-        risks += detector.score_prompts(psi).tolist()
+        windows = [entry.windows[:, indices] if len(entry.windows) else None for entry in signals]
+        risks += detector.score_prompts(psi, windows).tolist()
         progress(len(risks), len(batch.prompts))
     return risks

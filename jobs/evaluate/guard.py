@@ -10,7 +10,7 @@ from trimtab.cli.console import console, print_line
 from trimtab.data.attacks import apply_attack
 from trimtab.data.prompt import Prompt
 from trimtab.data.readers import read_all_prompts
-from trimtab.detection.detector import select_threshold
+from trimtab.detection.detector_card import select_threshold
 from trimtab.errors import UsageError
 from trimtab.evaluation.safety.results import Arm, compute_rate
 from trimtab.jobs.evaluate.conditions import load_prompt_detector

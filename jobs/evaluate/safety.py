@@ -6,7 +6,7 @@ from typing import Any
 
 from trimtab.cli.console import console, print_line
 from trimtab.data.readers import read_all_prompts
-from trimtab.detection.detector import select_threshold
+from trimtab.detection.detector_card import select_threshold
 from trimtab.evaluation.safety.guarded import build_guarded_results
 from trimtab.evaluation.safety.report import build_table, results_as_json, write_plane
 from trimtab.evaluation.safety.results import ArmResult

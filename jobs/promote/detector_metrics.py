@@ -95,6 +95,9 @@ def compute_risk_at(detector: Detector, data: SignalDataset, indices: Tensor) ->
         indices: rows [n] of the answers in the data set.
     """
     layers = [data.meta.layers.index(layer) for layer in detector.card.layers]
+    if detector.card.subject == "prompt":
+        windows = [None if (window := data.windows[i]) is None else window[:, layers] for i in indices.tolist()]
+        return detector.score_prompts(data.psi[indices][:, layers], windows)
     phi = compute_traces([data.traces[i] for i in indices.tolist()], detector.card.low_log_probability)
     return detector.compute_risk(data.psi[indices][:, layers], phi)
 

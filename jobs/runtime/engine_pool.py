@@ -37,12 +37,14 @@ class GenerationRequest:
         sampling: sampling settings of the answers.
         given_answer: answer to read instead of generating one.
         answer_start: opening that generated answers continue; it is not part of them.
+        recorded: whether the signals include those of the unfinished answer and of the windows of the prompt.
     """
 
     messages: Sequence[Message]
     sampling: Sampling
     given_answer: str | None = None
     answer_start: str = ""
+    recorded: bool = False
 
     def key(self, precision: DType) -> str:
         """Return the cache key of the request, 24 hex digits; it is unique per base model.
@@ -161,9 +163,10 @@ class PooledEngine:
         """Return the answers to each request, generated or, if all requests have a given answer, read."""
         asks = [Conversation(request.messages, self.prefix, request.answer_start) for request in requests]
         given = [request.given_answer for request in requests if request.given_answer is not None]
+        recorded = any(request.recorded for request in requests)
         if given:
-            return [[answer] for answer in self.engine.score_many(asks, given)]
-        return self.engine.chat_many(asks, [request.sampling for request in requests])
+            return [[answer] for answer in self.engine.score_many(asks, given, recorded=recorded)]
+        return self.engine.chat_many(asks, [request.sampling for request in requests], recorded=recorded)
 
 
 def _to_object_column(values: Sequence[Any]) -> Any:

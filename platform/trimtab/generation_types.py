@@ -1,8 +1,9 @@
 """Types for text generation, shared by the engine, evaluation and jobs without importing the engine."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from trimtab.artifacts.prefix import Prefix
@@ -58,11 +59,17 @@ class Signals:
         psi: features of the captured layers [L, 3d], float32.
         history: log-probability, entropy and margin of each token [m, 3], float32.
         prompt_risks: risks of the request's prompt checks, in their order; NaN if a risk could not be computed.
+        windows: mean states of the windows of the prompt [W, L, d], float32; empty for a prompt of one window, and if they were
+            not recorded.
+        running: features of the unfinished answer at every `CHECK_INTERVAL` tokens [K, L, 3d], float16; empty if they were not
+            recorded.
     """
 
     psi: Tensor
     history: Tensor
     prompt_risks: tuple[float, ...] = ()
+    windows: Tensor = field(default_factory=lambda: torch.empty(0))
+    running: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float16))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Factories of prompts, prefixes, detectors, signal data sets and packages, and reference outputs of transformers."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ from trimtab.artifacts.card import PrefixCard
 from trimtab.artifacts.prefix import Prefix, build_prefix, save_prefix
 from trimtab.data.prompt import Prompt
 from trimtab.detection.calibration import FALSE_POSITIVE_RATES
-from trimtab.detection.detector import Detector, DetectorCard, build_detector
+from trimtab.detection.detector import Detector, build_detector
+from trimtab.detection.detector_card import DetectorCard
 from trimtab.detection.signals import compute_token_statistics, concatenate_states
 from trimtab.evaluation.detection.metrics import Metric
 from trimtab.generation_types import Conversation, Signals
@@ -195,19 +197,30 @@ def build_signal_row(number: int, question: str, truthful: bool | None, psi: tor
     }
 
 
-def write_signal_dataset(folder: Path, base: BaseModel, layers: tuple[int, int], seed: int = 0) -> Path:
-    """Write signals of 400 answers whose labels show in the last state of the last layer; every tenth has no label."""
-    metadata = DatasetMetadata(base.name, base.fingerprint, layers, base.width, "fp32", None, "")
+def write_signal_dataset(
+    folder: Path, base: BaseModel, layers: tuple[int, int], seed: int = 0, *, unfinished: bool = False
+) -> Path:
+    """Write signals of 400 answers whose labels show in the last state of the last layer; every tenth has no label.
+
+    With `unfinished`, the answers have signals at their fourth token, which is the last one.
+    """
+    settings = json.dumps({"unfinished": True}) if unfinished else ""
+    metadata = DatasetMetadata(base.name, base.fingerprint, layers, base.width, "fp32", None, settings)
     begin_dataset(folder, metadata)
     generator = torch.Generator().manual_seed(seed)
     for part in range(4):
         rows = [_build_random_row(part * 100 + i, base.width, generator, seed) for i in range(100)]
+        if unfinished:
+            rows = [row | {"unfinished": np.array(row["psi"], dtype=np.float16)} for row in rows]
         append_part(folder, metadata, rows)
     return folder
 
 
-def write_prompt_dataset(folder: Path, base: BaseModel, layers: tuple[int, int], seed: int) -> Path:
-    """Write signals of 400 prompts whose labels show in the mean state of the last layer only."""
+def write_prompt_dataset(folder: Path, base: BaseModel, layers: tuple[int, int], seed: int, *, windows: bool = False) -> Path:
+    """Write signals of 400 prompts whose labels show in the mean state of the last layer only.
+
+    With `windows`, half of the prompts look benign as a whole, and their labels show in the second of two windows only.
+    """
     metadata = DatasetMetadata(base.name, base.fingerprint, layers, base.width, "fp32", None, "", subject="prompt")
     begin_dataset(folder, metadata)
     generator = torch.Generator().manual_seed(seed)
@@ -215,11 +228,17 @@ def write_prompt_dataset(folder: Path, base: BaseModel, layers: tuple[int, int],
     for number in range(400):
         benign = number % 2 == 0
         end, mean = torch.randn(2, 2, base.width, generator=generator)
+        is_long = windows and number % 4 < 2
+        plain = mean.clone()
         mean[1, :100] += 0.6 * benign
+        window = torch.stack([plain + 0.6, mean]) if is_long else None
+        if is_long:
+            mean = plain + 0.6
         psi = torch.cat([end, mean, end - mean], -1)
         row = build_signal_row(number, f"Prompt {number} of {seed}?", benign, psi, torch.empty(0))
         # The first ten keys are those of all seeds.
-        rows.append(row | {"answer": "", "key": row["key"] if number < 10 else f"{seed}-{row['key']}"})
+        key = row["key"] if number < 10 else f"{seed}-{row['key']}"
+        rows.append(row | {"answer": "", "key": key, "windows": None if window is None else window.flatten().numpy()})
     append_part(folder, metadata, rows)
     return folder
 

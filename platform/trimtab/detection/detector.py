@@ -6,83 +6,36 @@ On disk a detector is a folder with `detector.safetensors` and `card.json`. Load
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
 
 import torch
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import TypeAdapter
 from safetensors.torch import load, save, save_file
 from torch import Tensor
 
 from trimtab import heads
-from trimtab.artifacts.card import CARD_VERSION, STRICT, check_base_model, read_card_as, read_tensors, write_card
-from trimtab.artifacts.card import FILE as CARD
+from trimtab.artifacts.card import check_base_model, read_tensors, write_card
 from trimtab.detection import calibration
-from trimtab.detection.calibration import BALANCED, FALSE_POSITIVE_RATES
-from trimtab.detection.signals import TRACE, compute_trace_features
-from trimtab.errors import ArtifactError, TrimtabError, UsageError
+from trimtab.detection.detector_card import DetectorCard, read_detector_card
+from trimtab.detection.signals import (
+    CHECK_INTERVAL,
+    TRACE,
+    build_window_states,
+    compute_running_features,
+    compute_trace_features,
+)
+from trimtab.errors import ArtifactError, TrimtabError
 from trimtab.generation_types import Signals
 from trimtab.heads import Head
 from trimtab.model.base_model import BaseModel
-from trimtab.types import Subject
 
 FILE = "detector.safetensors"
 MAX_MIB = 1024
 # Tensors besides those of the head: means and standard deviations of phi, and Platt's slope and offset.
 NORMALIZER, CALIBRATION = "phi", "platt"
 HEAD = "head."
-# Fields of the card by their names in version 1.
-RENAMED = {"settings": "head_options", "low": "low_log_probability", "prefix": "prefix_digest"}
-
-
-@dataclass(frozen=True)
-class DetectorCard:
-    """Card of a detector.
-
-    Attributes:
-        name: name of the detector.
-        base: name of the base model whose signals the detector reads.
-        fingerprint: base model fingerprint.
-        layers: layers that the signals come from; 0 is the embeddings.
-        width: width of the base model.
-        head: registered name of the head.
-        head_options: settings of the head.
-        low_log_probability: log-probability tau_l below which a token counts as low.
-        thresholds: risk threshold by false positive rate. A prompt detector has only the rates that its data supports, and
-            `balanced`, the threshold with the highest balanced accuracy.
-        digest: SHA-256 of the tensors.
-        prefix_digest: digest of the prefix under which the answers were generated, or None.
-        method: training method, as in a prefix's card.
-        data: input data sets, as in a prefix's card.
-        metrics: evaluation metrics.
-        run_id: id of the MLflow run.
-        subject: subject of the detector: `answer` is the risk that an answer is made up, `prompt` that a prompt is harmful.
-        kind: kind of the artifact.
-        card_version: version of the card format.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    name: str
-    base: str
-    fingerprint: str
-    layers: list[int]
-    width: int
-    head: str
-    head_options: dict[str, Any]
-    low_log_probability: float
-    thresholds: dict[str, float]
-    digest: str = ""
-    prefix_digest: str | None = None
-    method: dict[str, Any] = field(default_factory=dict[str, Any])
-    data: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    metrics: dict[str, float] = field(default_factory=dict[str, float])
-    run_id: str | None = None
-    subject: Subject = "answer"
-    kind: str = "detector"
-    card_version: int = CARD_VERSION
 
 
 @dataclass(frozen=True)
@@ -120,17 +73,46 @@ class Detector:
         score = self.head(psi, normalize_features(phi, self.normalizer))
         return calibration.compute_risk(score, self.calibration)
 
-    def score_prompts(self, psi: Tensor) -> Tensor:
+    def score_prompts(self, psi: Tensor, windows: Sequence[Tensor | None] = ()) -> Tensor:
         """Compute the probability that prompts are harmful.
 
         Args:
             psi: features [N, L, 3d] of the prompts at the card's layers, on the device of the detector.
+            windows: mean states of the windows of each prompt [W, L, d], if the detector reads windows; None for prompts of one
+                window.
 
         Returns:
             Risks [N].
         """
+        risk = self._score_states(psi)
+        if not self.card.windows:
+            return risk
+        listed = [(row, window) for row, window in enumerate(windows) if window is not None]
+        if not listed:
+            return risk
+        states = torch.cat([build_window_states(psi[row], window) for row, window in listed])
+        rows = torch.tensor([row for row, window in listed for _ in window], device=psi.device)
+        return risk.scatter_reduce(0, rows, self._score_states(states), "amax")
+
+    def _score_states(self, psi: Tensor) -> Tensor:
         # A prompt has no phi; training sets it to zeros as well.
         return self.compute_risk(psi, psi.new_zeros(len(psi), len(TRACE)))
+
+    def score_unfinished(self, running: Tensor, history: Tensor) -> Tensor:
+        """Compute the risks of one answer before its end, at every `CHECK_INTERVAL` tokens.
+
+        Args:
+            running: features [K, L, 3d] of the unfinished answer at the card's layers.
+            history: log-probability, entropy and margin of each token [m, 3].
+
+        Returns:
+            Risks [K].
+        """
+        if not len(running):
+            return torch.empty(0)
+        lengths = CHECK_INTERVAL * torch.arange(1, len(running) + 1)
+        phi = compute_running_features(history.expand(len(running), -1, -1), lengths, self.card.low_log_probability)
+        return self.compute_risk(running.float(), phi)
 
     def to(self, device: torch.device) -> "Detector":
         """Return the detector with its tensors on a device."""
@@ -151,25 +133,6 @@ class Detector:
         return self.compute_risk(
             psi[None], compute_trace_features(logp, entropy, margin, self.card.low_log_probability)[None]
         ).item()
-
-
-def select_threshold(card: DetectorCard, threshold: float | None = None, false_positive_rate: float | None = None) -> float:
-    """Select the risk above which a detector of prompts flags.
-
-    Args:
-        card: card of the detector.
-        threshold: threshold to use instead of those on the card.
-        false_positive_rate: rate of a threshold on the card; if None, the balanced one.
-
-    Raises:
-        UsageError: if the card has no such threshold.
-    """
-    if threshold is not None:
-        return threshold
-    key = BALANCED if false_positive_rate is None else f"{false_positive_rate:g}"
-    if key not in card.thresholds:
-        raise UsageError(f"detector {card.name!r} has no threshold for {key}; it has {', '.join(card.thresholds)}")
-    return card.thresholds[key]
 
 
 def normalize_features(phi: Tensor, normalizer: Tensor) -> Tensor:
@@ -237,7 +200,7 @@ def load_detector(folder: Path, base: BaseModel | None = None) -> Detector:
             version or head is unknown.
     """
     folder = Path(folder)
-    card = _read_card(folder)
+    card = read_detector_card(folder)
     if base is not None:
         check_base(card, base)
     tensors = _read_tensors(folder / FILE)
@@ -292,16 +255,3 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not all(t.dtype == torch.float32 and torch.isfinite(t).all() for t in tensors.values()):
         raise ArtifactError(f"{path} holds NaN, infinity, or numbers that are not float32")
     return tensors
-
-
-def _read_card(folder: Path) -> DetectorCard:
-    card = read_card_as(DetectorCard, folder, "detector", RENAMED)
-    rates = set(FALSE_POSITIVE_RATES)
-    if card.subject == "prompt" and (BALANCED not in card.thresholds or card.thresholds.keys() - rates != {BALANCED}):
-        raise ArtifactError(f"{folder / CARD}: thresholds must be risks by false positive rates and {BALANCED}")
-    if card.subject == "answer" and card.thresholds.keys() != rates:
-        names = ", ".join(FALSE_POSITIVE_RATES)
-        raise ArtifactError(f"{folder / CARD}: thresholds must be risks by the false positive rates {names}")
-    if not card.layers or min(card.layers) < 0 or len(set(card.layers)) < len(card.layers):
-        raise ArtifactError(f"{folder / CARD}: layers must be different layer numbers")
-    return card

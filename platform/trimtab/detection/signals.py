@@ -19,6 +19,8 @@ PARTS = ("end", "answer", "contrast")
 RECENT = 4
 # Features of phi, in order.
 TRACE = ("mean_logp", "min_logp", "std_logp", "mean_entropy", "mean_margin", "low_share", "tokens")
+# Number of answer tokens between two checks of an unfinished answer, and of prompt tokens in a window (ours).
+CHECK_INTERVAL, WINDOW = 4, 64
 # Number of logit rows that fit into the cache of a CPU core.
 CACHED_ROWS = 16
 
@@ -100,6 +102,40 @@ def convert_to_prompt_states(psi: Tensor) -> Tensor:
     return torch.cat([end, end - contrast, contrast], -1)
 
 
+def compute_window_means(block_sums: Tensor, size: int, total: Tensor, tokens: int) -> Tensor | None:
+    """Compute the mean states of the windows of a prompt: `WINDOW` tokens each, the last one with the remaining tokens [ours].
+
+    Args:
+        block_sums: sums of the states of the full blocks of the prompt [B, L, d].
+        size: number of tokens in a block.
+        total: sum of the states of all tokens [L, d].
+        tokens: number of tokens of the prompt.
+
+    Returns:
+        Means [W, L, d]; None for prompts with one window, whose mean is that of the prompt, and if windows are no whole blocks.
+    """
+    count = tokens // WINDOW
+    if count < 2 or WINDOW % size:
+        return None
+    first = block_sums[: (count - 1) * WINDOW // size].unflatten(0, (count - 1, WINDOW // size)).sum(1)
+    rest = (total - first.sum(0)) / (tokens - (count - 1) * WINDOW)
+    return torch.cat([first / WINDOW, rest[None]])
+
+
+def build_window_states(psi: Tensor, windows: Tensor) -> Tensor:
+    """Build the features of the windows of a prompt, in which the mean of a window takes the place of that of the prompt.
+
+    Args:
+        psi: features of the prompt [L, 3d].
+        windows: mean states of its windows [W, L, d].
+
+    Returns:
+        Features [W, L, 3d].
+    """
+    end = psi[:, : windows.shape[-1]].expand_as(windows)
+    return torch.cat([end, windows, end - windows], -1)
+
+
 def compute_trace_features(logp: Tensor, entropy: Tensor, margin: Tensor, low: float) -> Tensor:
     """Compute phi, the trace features named in `TRACE`, of an answer of m tokens.
 
@@ -124,6 +160,28 @@ def compute_trace_features(logp: Tensor, entropy: Tensor, margin: Tensor, low: f
             logp.new_tensor(len(logp)),
         ]
     ).float()
+
+
+def compute_running_features(history: Tensor, lengths: Tensor, low: float) -> Tensor:
+    """Compute phi of the first tokens of N answers, as `compute_trace_features` does for one.
+
+    Args:
+        history: log-probability, entropy and margin of each token [N, m, 3]; values after the first tokens are ignored.
+        lengths: numbers of first tokens [N], at least 1 and at most m.
+        low: log-probability tau_l below which a token counts as low.
+
+    Returns:
+        phi [N, 7], float32.
+    """
+    inside = torch.arange(history.shape[1], device=history.device) < lengths[:, None]
+    values = history.double().masked_fill(~inside[..., None], 0)
+    count = lengths.double()
+    mean_logp, mean_entropy, mean_margin = (values.sum(1) / count[:, None]).unbind(1)
+    logp = values[..., 0]
+    variance = ((logp - mean_logp[:, None]).masked_fill(~inside, 0) ** 2).sum(1) / count
+    lowest = logp.masked_fill(~inside, torch.inf).min(1).values
+    low_share = ((logp < low) & inside).sum(1) / count
+    return torch.stack([mean_logp, lowest, variance.sqrt(), mean_entropy, mean_margin, low_share, count], 1).float()
 
 
 class SignalAccumulator:

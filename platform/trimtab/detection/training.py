@@ -95,6 +95,7 @@ def split_data(
     labels: float = 1.0,
     spread: Tensor | None = None,
     offset: float = 0.0,
+    windows: Sequence[Tensor | None] = (),
 ) -> DataSplits:
     """Split N answers by group and normalize them with the statistics of the training part.
 
@@ -112,6 +113,7 @@ def split_data(
         spread: semantic entropies [N], or None if no samples were collected.
         offset: position of the test part among the groups in the order of the seed, from 0 to 1. The test parts at multiples
             of `test` are disjoint.
+        windows: features [W, L, 3d] of the windows of each prompt, None for prompts of one window; empty if they are not read.
 
     Raises:
         UsageError: if the training part is empty.
@@ -130,7 +132,7 @@ def split_data(
     phi = compute_traces(traces, low)
     normalizer = torch.stack([phi[is_train].mean(0), phi[is_train].std(0).clamp(min=1e-6)])
     z = normalize_features(phi, normalizer)
-    rows = DetectorRows(psi, z, truthful, torch.empty(0) if spread is None else spread)
+    rows = DetectorRows(psi, z, truthful, torch.empty(0) if spread is None else spread, windows)
     splits = DataSplits(
         rows[is_train],
         rows[is_validation],
@@ -194,7 +196,7 @@ def train_detector(candidate: Candidate, rows: DataSplits, seed: int) -> Trained
 
 def select_features(rows: DetectorRows, candidate: Candidate) -> DetectorRows:
     """Restrict rows to the layers of a candidate."""
-    return DetectorRows(rows.psi[:, list(candidate.layers)], rows.phi, rows.truthful, rows.spread)
+    return rows.select_layers(candidate.layers)
 
 
 def compute_traces(traces: Sequence[Tensor], low: float) -> Tensor:

@@ -8,14 +8,13 @@ from typing import Any, Literal, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from trimtab.detection import calibration
-from trimtab.engine.policies import Policy as PromptPolicy
-from trimtab.engine.policies import parse_policies
+from trimtab.engine.policies import MAX_ATTEMPTS, MAX_TEXT, parse_policies
+from trimtab.engine.policies import Policy as DetectorPolicy
 from trimtab.errors import UsageError
 
-Policy = Literal["annotate", "refuse", "retry"]
+Policy = Literal["annotate", "refuse", "retry", "stop"]
 # Keys of a card's thresholds by false positive rate.
 THRESHOLD_KEYS = {float(key): key for key in calibration.FALSE_POSITIVE_RATES}
-MAX_ATTEMPTS, MAX_TEXT = 8, 2000
 COERCED_FIELDS: dict[str, TypeAdapter[Any]] = {
     "n": TypeAdapter(int),
     "stream": TypeAdapter(bool),
@@ -34,11 +33,12 @@ class RequestOptions:
         false_positive_rate: false positive rate that selects the detector's threshold; an answer with a higher risk is flagged.
         running_risk: report risks in a stream before its end.
         policy: action for an answer whose risk is above `risk_threshold`. `annotate` does nothing, `refuse` replaces the answer
-            by `refusal_text`, and `retry` generates at most `max_attempts` answers and returns the least risky one.
+            by `refusal_text`, `retry` generates at most `max_attempts` answers and returns the least risky one, and `stop` ends
+            the answer while it is generated.
         risk_threshold: risk limit of the policy, from 0 to 1; if None, the detector's threshold.
         max_attempts: maximum number of answers for `retry`, the first one included.
         refusal_text: replacement of a withheld answer.
-        policies: policies on the prompt, in addition to those of the server and of the API key.
+        policies: policies on the prompt and the answer, in addition to those of the server and of the API key.
     """
 
     detector: str | None = None
@@ -48,7 +48,7 @@ class RequestOptions:
     risk_threshold: float | None = None
     max_attempts: int = 3
     refusal_text: str = "I am not sure enough of my answer to give it."
-    policies: tuple[PromptPolicy, ...] = ()
+    policies: tuple[DetectorPolicy, ...] = ()
 
     @property
     def fpr_key(self) -> str:

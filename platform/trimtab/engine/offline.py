@@ -19,10 +19,10 @@ from vllm import LLM, CompletionOutput, RequestOutput, SamplingParams, TokensPro
 from trimtab.artifacts.prefix import Prefix, check_base
 from trimtab.detection import detector as detection
 from trimtab.detection.detector import Detector
+from trimtab.engine.checks import RECORDED, UNTRACKED
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.detectors.signal_client import decode_signals
 from trimtab.engine.prefixes.slots import ResidentPrefix, SlotTable
-from trimtab.engine.prompt_check import UNTRACKED
 from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START, build_engine_args
 from trimtab.engine.vllm_ext.environment import engine_environment
 from trimtab.errors import UsageError
@@ -106,6 +106,7 @@ class Engine:
         progress: Progress | None = None,
         *,
         with_signals: bool = True,
+        recorded: bool = False,
     ) -> list[list[Answer]]:
         """Generate answers to many conversations in one batch.
 
@@ -115,6 +116,7 @@ class Engine:
             progress: called with the numbers of finished and of all answers.
             with_signals: whether to capture signals if the engine captures layers. The workers keep those of the last 1,024
                 answers.
+            recorded: whether the signals include those of the unfinished answers and of the windows of the prompts.
 
         Returns:
             `sampling.n` answers per conversation, in the order of `asks`.
@@ -128,15 +130,25 @@ class Engine:
             prompts = [self._build_prompt(ask, slots) for ask, slots in zip(asks, leases, strict=True)]
             options = sampling or Sampling()
             listed = [options] * len(asks) if isinstance(options, Sampling) else options
-            return self._generate(prompts, listed, progress, with_signals=with_signals)
+            extra_args = ({} if with_signals else {UNTRACKED: True}) | ({RECORDED: True} if recorded else {})
+            parameters = [SamplingParams(**asdict(entry), extra_args=extra_args) for entry in listed]
+            return self._generate(prompts, parameters, progress, with_signals=with_signals)
 
-    def score_many(self, asks: Sequence[Conversation], texts: Sequence[str], progress: Progress | None = None) -> list[Answer]:
+    def score_many(
+        self,
+        asks: Sequence[Conversation],
+        texts: Sequence[str],
+        progress: Progress | None = None,
+        *,
+        recorded: bool = False,
+    ) -> list[Answer]:
         """Compute the signals of given answers, as if the model had generated them.
 
         Args:
             asks: conversations with their prefixes.
             texts: one answer per conversation. Each is tokenized with the token that ends a turn.
             progress: called with the numbers of finished and of all answers.
+            recorded: whether the signals include those of the unfinished answers.
 
         Returns:
             One answer per conversation, with signals. Its finish reason is `length` if it was truncated to the engine's maximum
@@ -158,7 +170,9 @@ class Engine:
             for prompt, ids in zip(prompts, truncated, strict=True):
                 prompt["prompt_token_ids"] = [*prompt["prompt_token_ids"], *ids]
             sampling = [
-                SamplingParams(max_tokens=1, skip_reading_prefix_cache=True, extra_args={GIVEN_ANSWER_START: start})
+                SamplingParams(
+                    max_tokens=1, skip_reading_prefix_cache=True, extra_args={GIVEN_ANSWER_START: start, RECORDED: recorded}
+                )
                 for start in starts
             ]
             requests = [request for request, _ in self._run(prompts, sampling, progress)]
@@ -208,10 +222,9 @@ class Engine:
         return prompt
 
     def _generate(
-        self, prompts: list[TokensPrompt], sampling: Sequence[Sampling], progress: Progress | None, *, with_signals: bool
+        self, prompts: list[TokensPrompt], sampling: Sequence[SamplingParams], progress: Progress | None, *, with_signals: bool
     ) -> list[list[Answer]]:
-        extra_args = None if with_signals else {UNTRACKED: True}
-        outputs = self._run(prompts, [SamplingParams(**asdict(s), extra_args=extra_args) for s in sampling], progress)
+        outputs = self._run(prompts, sampling, progress)
         lengths = {_get_engine_id(request, output, o): len(o.token_ids) for request, output in outputs for o in output.outputs}
         signals = self._fetch_signals(lengths) if self.config.layers and with_signals else {}
         return [

@@ -1,38 +1,51 @@
-"""Policies: actions for prompts that a detector flags. Free of heavy imports: the settings of the server check them."""
+"""Policies: actions for prompts and answers that a detector flags.
+
+Free of heavy imports: the settings of the server check them.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from trimtab.errors import UsageError
+from trimtab.types import Subject
 
-Action = Literal["annotate", "route", "refuse"]
+Action = Literal["annotate", "route", "retry", "stop", "refuse"]
 # From the mildest to the strictest action.
-ACTIONS: tuple[Action, ...] = ("annotate", "route", "refuse")
+ACTIONS: tuple[Action, ...] = ("annotate", "route", "retry", "stop", "refuse")
+# Actions by subject of the detector.
+SUBJECT_ACTIONS: Mapping[Subject, tuple[Action, ...]] = {
+    "prompt": ("annotate", "route", "refuse"),
+    "answer": ("annotate", "retry", "stop", "refuse"),
+}
 REFUSAL = "I cannot help with that request."
 # Decimals of a probability in a response.
 DIGITS = 4
-MAX_POLICIES, MAX_TEXT, MAX_NAME = 8, 2000, 300
+MAX_POLICIES, MAX_TEXT, MAX_NAME, MAX_ATTEMPTS = 8, 2000, 300, 8
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Policy for the prompts that a detector flags.
+    """Policy for the prompts or answers that a detector flags.
 
     Policies of the server, of the API key and of the request are added. Each is applied, and of those that are triggered, the
-    strictest action wins: `refuse` before `route` before `annotate`.
+    strictest action wins: `refuse` before `stop` before `retry`, and `refuse` before `route`, before `annotate`.
 
     Attributes:
-        detector: NAME, NAME@ALIAS or NAME@VERSION of a detector of prompts.
-        action: `annotate` reports the verdict, `route` lets another model answer, and `refuse` answers with `refusal_text`.
-        threshold: risk above which a prompt is flagged, from 0 to 1; if None, a threshold of the detector.
-        false_positive_rate: false positive rate that selects the detector's threshold; if None, the balanced threshold.
+        detector: NAME, NAME@ALIAS or NAME@VERSION of a detector.
+        action: `annotate` reports the verdict. On prompts, `route` lets another model answer, and `refuse` answers with
+            `refusal_text`. On answers, `stop` ends an answer while it is generated, `retry` generates at most `max_attempts`
+            answers and returns the least risky one, and `refuse` replaces a complete answer by `refusal_text`.
+        threshold: risk above which a prompt or answer is flagged, from 0 to 1; if None, a threshold of the detector.
+        false_positive_rate: false positive rate that selects the detector's threshold; if None, the balanced threshold for
+            prompts, and 0.05 for answers.
         refusal_text: answer of `refuse`.
         model: model that answers instead for `route`: BASE, BASE:NAME or BASE:NAME@REFERENCE.
         unchecked: what happens to a request that the detector cannot check: `fail` rejects it, `pass` answers it.
+        max_attempts: maximum number of answers for `retry`, the first one included.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
@@ -44,6 +57,7 @@ class Policy:
     refusal_text: str = REFUSAL
     model: str | None = None
     unchecked: Literal["fail", "pass"] = "fail"
+    max_attempts: int = 3
 
     @property
     def acts(self) -> bool:
@@ -90,6 +104,8 @@ def _parse_policy(value: Any, name: str) -> Policy:
         raise UsageError(f"{name}.detector must be NAME, NAME@ALIAS or NAME@VERSION")
     if len(policy.refusal_text) > MAX_TEXT:
         raise UsageError(f"{name}.refusal_text must be text of at most {MAX_TEXT} characters")
+    if not 1 <= policy.max_attempts <= MAX_ATTEMPTS:
+        raise UsageError(f"{name}.max_attempts must be from 1 to {MAX_ATTEMPTS}")
     if (policy.action == "route") != (policy.model is not None):
         raise UsageError(f"{name}.model is the target of action route, and needed for it")
     return policy

@@ -8,7 +8,8 @@ In docstrings, [paper] marks elements of the cited paper, and [trimtab] marks de
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -27,21 +28,30 @@ class DetectorRows:
         phi: standardized trace features [N, 7].
         truthful: labels [N]: 1 for a right answer, 0 for a made-up one, NaN for an unlabeled one.
         spread: semantic entropies of additional samples [N]; empty if none were collected.
+        windows: features [W, L, 3d] of the windows of each prompt, None for prompts of one window; empty if they are not read.
     """
 
     psi: Tensor
     phi: Tensor
     truthful: Tensor
     spread: Tensor = field(default_factory=lambda: torch.empty(0))
+    windows: Sequence[Tensor | None] = ()
 
     def __len__(self) -> int:
         return len(self.phi)
 
     def __getitem__(self, chosen: Tensor) -> "DetectorRows":
         """Select rows by an index or a mask."""
-        return DetectorRows(
-            self.psi[chosen], self.phi[chosen], self.truthful[chosen], self.spread[chosen] if len(self.spread) else self.spread
-        )
+        spread = self.spread[chosen] if len(self.spread) else self.spread
+        rows = torch.arange(len(self))[chosen].tolist() if self.windows else []
+        windows = [self.windows[row] for row in rows]
+        return DetectorRows(self.psi[chosen], self.phi[chosen], self.truthful[chosen], spread, windows)
+
+    def select_layers(self, layers: Sequence[int]) -> "DetectorRows":
+        """Select layers of the features by their indices."""
+        indices = list(layers)
+        windows = [None if window is None else window[:, indices] for window in self.windows]
+        return replace(self, psi=self.psi[:, indices], windows=windows)
 
     @property
     def labelled(self) -> "DetectorRows":
@@ -223,9 +233,15 @@ def check_both_classes(truthful: Tensor, name: str) -> None:
 
 @torch.no_grad()
 def predict_scores(head: Head, rows: DetectorRows) -> Tensor:
-    """Compute the scores [N] of rows with a trained head."""
+    """Compute the scores [N] of rows with a trained head; a prompt with windows has the lowest of their scores and its own."""
     head.eval()
-    return head(rows.psi, rows.phi)
+    scores = head(rows.psi, rows.phi)
+    listed = [(row, window) for row, window in enumerate(rows.windows) if window is not None]
+    if not listed:
+        return scores
+    psi = torch.cat([window for _, window in listed])
+    owners = torch.tensor([row for row, window in listed for _ in window])
+    return scores.scatter_reduce(0, owners, head(psi, rows.phi[owners]), "amin")
 
 
 def compute_auroc(scores: Tensor, truthful: Tensor) -> float:

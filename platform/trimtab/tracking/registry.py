@@ -25,7 +25,8 @@ from trimtab.artifacts import prefix as prefixes
 from trimtab.artifacts.card import FILE, PrefixCard
 from trimtab.artifacts.prefix import Prefix
 from trimtab.detection import detector as detectors
-from trimtab.detection.detector import Detector, DetectorCard
+from trimtab.detection.detector import Detector
+from trimtab.detection.detector_card import DetectorCard
 from trimtab.errors import NotFoundError, TrackingError, UsageError
 from trimtab.model.base_model import BaseModel
 from trimtab.tracking.client import get_client, get_experiment_id, wrap_tracking_errors

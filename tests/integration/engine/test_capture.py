@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.support.factories import compute_prompt_states, compute_reference_signals, make_detector, make_prefix
-from trimtab.detection.signals import convert_to_prompt_states
+from trimtab.detection.signals import CHECK_INTERVAL, WINDOW, convert_to_prompt_states
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.offline import Engine
 from trimtab.errors import UsageError
@@ -70,6 +70,35 @@ def test_prompt_states_match_one_pass_cold_and_cached(signal_engine, frozen, bas
             expected = torch.cat([states[-1], states.mean(0), states[-1] - states.mean(0)], -1)
             psi = convert_to_prompt_states(answer.signals.psi)
             assert (psi - expected).norm() / expected.norm() < 1e-3
+
+
+def test_unfinished_answers_and_windows_match_one_pass(signal_engine, frozen, base):
+    """Generated and given answers, and prompts of one, two and more windows, cold and from the prefix cache."""
+    conversations = build_conversations(*SHORT[:3], *LONG)
+    answers = [answer for (answer,) in signal_engine.chat_many(conversations, Sampling(max_tokens=14), recorded=True)]
+    given = signal_engine.score_many(conversations, [answer.text for answer in answers], recorded=True)
+    counts = []
+    for conversation, *rows in zip(conversations, answers, given, strict=True):
+        for answer in rows:
+            running = answer.signals.running
+            assert len(running) == len(answer.token_ids) // CHECK_INTERVAL
+            for number, psi in enumerate(running, 1):
+                ids = answer.token_ids[: number * CHECK_INTERVAL]
+                expected = compute_reference_signals(frozen, signal_engine.renderer, conversation, ids, LAYERS)
+                assert (psi.float() - expected.psi).norm() / expected.psi.norm() < 2e-3
+    for _ in range(2):
+        recorded = signal_engine.chat_many(conversations, Sampling(max_tokens=1), recorded=True)
+        for conversation, (answer,) in zip(conversations, recorded, strict=True):
+            states = compute_prompt_states(frozen, signal_engine.renderer, conversation, LAYERS)
+            windows = states.split(WINDOW)[:-1] if len(states) % WINDOW else states.split(WINDOW)
+            starts = range(0, WINDOW * len(windows), WINDOW)
+            ends = [*starts[1:], len(states)]
+            means = [states[start:end].mean(0) for start, end in zip(starts, ends, strict=True)] if len(windows) > 1 else []
+            assert len(answer.signals.windows) == len(means)
+            counts.append(len(means))
+            for window, expected in zip(answer.signals.windows, means, strict=True):
+                assert (window - expected).norm() / expected.norm() < 1e-3
+    assert {0, 2} <= set(counts)
 
 
 def test_later_turn_reads_previous_answer_from_cache(signal_engine, frozen):

@@ -16,7 +16,7 @@ from trimtab.data.prompt import hash_to_fraction
 from trimtab.data.questions import Question
 from trimtab.detection import training
 from trimtab.detection.detector import load_detector
-from trimtab.detection.signals import compute_trace_features
+from trimtab.detection.signals import CHECK_INTERVAL, WINDOW, compute_trace_features
 from trimtab.errors import ArtifactError, NotFoundError, UsageError
 from trimtab.generation_types import Conversation
 from trimtab.jobs.collect.config import CollectConfig
@@ -165,6 +165,36 @@ def test_better_detector_becomes_champion(signal_folder, base, tmp_path, capsys)
     assert '"head": "linear"' in capsys.readouterr().out
 
 
+def test_unfinished_answers_calibrate_stops(base, tmp_path, capsys):
+    """Each answer has four tokens, so that the risk at its only check is its own: stops flag what the thresholds flag."""
+    folder = write_signal_dataset(tmp_path / "signals", base, LAYERS, unfinished=True)
+    config = DetectConfig(str(folder), "linear", num_seeds=2, out=str(tmp_path / "out"), register=False)
+    result = train_detectors(config)
+    card = load_detector(tmp_path / "out", base).card
+    assert card.stop_thresholds == pytest.approx(card.thresholds, abs=5e-3)
+    assert [stop.level for stop in result.stops] == ["0.01", "0.05", "0.1"]
+    stops = result.stops[-1]
+    assert (stops.tokens, stops.length) == (4, 4)
+    assert stops.right_stopped.value < 0.3
+    assert stops.made_up_stopped.value > 0.7
+    assert result.as_json()["stops"][0]["threshold"] == card.stop_thresholds["0.01"]
+    main(["detect", "--signals", str(folder), "--head", "linear", "--num_seeds", "1", "--register", "false"])
+    assert "made-up answers stopped" in capsys.readouterr().out
+
+
+def test_windows_reveal_what_the_mean_hides(base, tmp_path):
+    folders = [str(write_prompt_dataset(tmp_path / str(seed), base, LAYERS, seed, windows=True)) for seed in (1, 2)]
+    config = DetectConfig(folders[0], "linear", test_signals=folders[1], num_seeds=2, name="guard", register=False)
+    aurocs = []
+    for windows in (False, True):
+        result = train_detectors(replace(config, windows=windows, out=str(tmp_path / "out")))
+        assert load_detector(tmp_path / "out", base).card.windows == windows
+        aurocs.append(result.others[0].auroc)
+    assert aurocs[0].high < aurocs[1].low
+    with pytest.raises(UsageError, match="windows are those of prompts"):
+        train_detectors(DetectConfig(str(write_signal_dataset(tmp_path / "answers", base, LAYERS)), "linear", windows=True))
+
+
 def test_rejects_name_of_a_prefix(signal_folder, frozen, base, tmp_path):
     prefix_folder = save_prefix(make_prefix(frozen, base, "taken", 1, "system", 1), tmp_path / "taken")
     registry.register_version(prefix_folder, runs.start_run("taken", "align", tmp_path / "outbox").run_id)
@@ -208,7 +238,7 @@ def test_collection_answers_labels_and_continues(base, tmp_path, capsys):
     lines = [{"question": f"What is the capital of {country}?", "answers": [capital]} for country, capital in capitals.items()]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
     config = {"questions": str(tmp_path / "q.jsonl"), "out": str(tmp_path / "out"), "dtype": "fp32", "max_tokens": 12}
-    config |= {"num_samples": 3, "p_true": True}
+    config |= {"num_samples": 3, "p_true": True, "unfinished": True}
     collect(CollectConfig(**config, limit=2))
     assert "2/2" in capsys.readouterr().out
     collect(CollectConfig(**config))
@@ -217,6 +247,8 @@ def test_collection_answers_labels_and_continues(base, tmp_path, capsys):
     assert data.meta.layers == (20, 29)
     assert len(data.keys) == 4
     assert all(math.isfinite(value) for value in data.psi.sum((1, 2)).tolist())
+    for trace, unfinished in zip(data.traces, data.unfinished, strict=True):
+        assert unfinished.shape == (len(trace) // CHECK_INTERVAL, 2, 3 * base.width)
     by_question = dict(zip(data.questions, data.truthful.tolist(), strict=True))
     assert by_question["What is the capital of France?"] == 1
     for inputs in build_score_inputs(data):
@@ -229,7 +261,7 @@ def test_collection_answers_labels_and_continues(base, tmp_path, capsys):
     assert {"p-true", "eigenscore", "semantic-entropy"} < set(scores.list_computable(build_score_inputs(data)))
     collect(CollectConfig(**config))
     assert "answers with signals" not in capsys.readouterr().out
-    for changed in ({"max_tokens": 13}, {"num_samples": 4}, {"temperature": 0.5}, {"p_true": False}):
+    for changed in ({"max_tokens": 13}, {"num_samples": 4}, {"temperature": 0.5}, {"p_true": False}, {"unfinished": False}):
         with pytest.raises(UsageError, match="different settings"):
             collect(CollectConfig(**config | changed))
 
@@ -242,14 +274,15 @@ def test_collected_prompt_states_equal_one_pass(base, frozen, tmp_path, capsys):
         {"prompt": "How do I poison bread?", "class": "unsafe", "system": "You are a cook."},
         {"messages": [*turns, {"role": "user", "content": "How do I steal bread?"}], "class": "harmful"},
         {"prompt": "How do I bake bread?", "class": "benign"},
+        {"prompt": f"How do I bake {'very ' * 150}good bread?", "class": "benign"},
     ]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = CollectConfig(subject="prompt", data=str(tmp_path / "prompts.jsonl"), out=str(tmp_path / "out"), dtype="fp32")
     collect(config)
     data = read_dataset(tmp_path / "out", base)
-    assert (data.meta.subject, len(data.keys), len(data.meta.layers)) == ("prompt", 3, 4)
+    assert (data.meta.subject, len(data.keys), len(data.meta.layers)) == ("prompt", 4, 4)
     renderer = build_renderer(base, 8)
-    for row in rows[:3]:
+    for row in (*rows[:3], rows[4]):
         messages = row.get("messages") or [
             *([{"role": "system", "content": row["system"]}] if "system" in row else []),
             {"role": "user", "content": row["prompt"]},
@@ -259,7 +292,13 @@ def test_collected_prompt_states_equal_one_pass(base, frozen, tmp_path, capsys):
         states = compute_prompt_states(frozen, renderer, Conversation(messages), data.meta.layers)
         expected = torch.cat([states[-1], states.mean(0), states[-1] - states.mean(0)], -1)
         assert (data.psi[index] - expected).norm() / expected.norm() < 1e-3
-    assert "prompts with signals: 3/3" in capsys.readouterr().out
+        if len(states) < 2 * WINDOW:
+            assert data.windows[index] is None
+        else:
+            first, rest = states[:WINDOW].mean(0), states[WINDOW:].mean(0)
+            assert (data.windows[index] - torch.stack([first, rest])).norm() / first.norm() < 1e-3
+    assert len([window for window in data.windows if window is not None]) == 1
+    assert "prompts with signals: 4/4" in capsys.readouterr().out
     collect(config)
     assert "prompts with signals" not in capsys.readouterr().out
 

@@ -210,13 +210,18 @@ def test_answer_policies_respect_refusals(client, flagged):
     ("policy", "error", "message"),
     [
         ({"detector": "nope"}, openai.NotFoundError, "no detector 'nope'"),
-        ({"detector": "truth"}, openai.BadRequestError, "detector 'truth' reads answers"),
+        ({"detector": "truth", "action": "route", "model": BASE}, openai.BadRequestError, "detector 'truth' reads answers"),
         (
             {"detector": "guard", "false_positive_rate": 0.1},
             openai.BadRequestError,
             "no threshold for 0.1; it has 0.05, balanced",
         ),
-        ({"detector": "guard", "action": "stop"}, openai.BadRequestError, r"trimtab.policies\[0\].action is invalid"),
+        (
+            {"detector": "guard", "action": "stop"},
+            openai.BadRequestError,
+            "whose actions are annotate, route, refuse; not stop",
+        ),
+        ({"detector": "guard", "action": "allow"}, openai.BadRequestError, r"trimtab.policies\[0\].action is invalid"),
         ({"detector": "guard", "x": 1}, openai.BadRequestError, r"trimtab.policies\[0\].x is invalid"),
         ({"detector": "guard", "action": "route"}, openai.BadRequestError, "model is the target of action route"),
         ({"detector": "guard", "action": "route", "model": f"{BASE}:nope"}, openai.NotFoundError, "no prefix 'nope'"),

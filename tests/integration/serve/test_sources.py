@@ -10,7 +10,8 @@ from trimtab import heads
 from trimtab.artifacts.card import PrefixCard
 from trimtab.artifacts.prefix import build_prefix, save_prefix
 from trimtab.detection.calibration import FALSE_POSITIVE_RATES
-from trimtab.detection.detector import FILE, DetectorCard, build_detector, save_detector
+from trimtab.detection.detector import FILE, build_detector, save_detector
+from trimtab.detection.detector_card import DetectorCard
 from trimtab.engine.prefixes import version_loader
 from trimtab.engine.prefixes.catalog import VersionCatalog
 from trimtab.engine.prefixes.version_loader import RegisteredVersion

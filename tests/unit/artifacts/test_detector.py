@@ -13,7 +13,8 @@ from tests.support.factories import compute_metric
 from trimtab import heads
 from trimtab.artifacts.card import add_checksum
 from trimtab.detection.calibration import FALSE_POSITIVE_RATES
-from trimtab.detection.detector import CARD, FILE, DetectorCard, build_detector, load_detector, save_detector
+from trimtab.detection.detector import FILE, build_detector, load_detector, save_detector
+from trimtab.detection.detector_card import CARD, DetectorCard
 from trimtab.errors import ArtifactError
 from trimtab.evaluation.detection.metrics import (
     compute_auprc,

@@ -1,4 +1,4 @@
-"""Policies on prompts: validation, selection of the action, and resolution to detectors."""
+"""Policies: validation, selection of the action, and resolution to detectors."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,9 +9,12 @@ import torch
 from trimtab import heads
 from trimtab.artifacts.card import PrefixCard
 from trimtab.artifacts.prefix import Prefix, build_prefix
-from trimtab.detection.detector import Detector, DetectorCard, build_detector
-from trimtab.engine.detectors.prompt_verdicts import AppliedPolicy, PromptVerdicts
+from trimtab.detection.detector import Detector, build_detector
+from trimtab.detection.detector_card import DetectorCard
+from trimtab.engine.detectors.answer_verdicts import AnswerVerdicts
+from trimtab.engine.detectors.prompt_verdicts import PromptVerdicts
 from trimtab.engine.detectors.request_risk import RequestRisk
+from trimtab.engine.detectors.verdicts import AppliedPolicy
 from trimtab.engine.openai.policy_resolver import PolicyResolver
 from trimtab.engine.openai.response_rewriter import RouteGate
 from trimtab.engine.policies import Policy, parse_policies
@@ -53,14 +56,18 @@ async def find_model(model: str) -> None:
         raise NotFoundError(f"no model {model!r}")
 
 
-def resolve(server=(), key=(), own=(), request=None, *, prefix=None) -> PromptVerdicts:
-    async def run() -> PromptVerdicts:
+def resolve_all(server=(), key=(), own=(), request=None, *, prefix=None) -> tuple[PromptVerdicts, AnswerVerdicts]:
+    async def run() -> tuple[PromptVerdicts, AnswerVerdicts]:
         catalog: VersionCatalog[Detector] = VersionCatalog("base", "detector", DetectorSource(), lambda detector: None)
         await catalog.set_aliases(await catalog.refresh())
         rights = KeyRights(tuple(key), lambda model: model == "base:other")
         return await PolicyResolver("base", catalog, server).resolve(rights, own, prefix, request or {}, find_model)
 
     return asyncio.run(run())
+
+
+def resolve(*policies, **options) -> PromptVerdicts:
+    return resolve_all(*policies, **options)[0]
 
 
 @pytest.mark.parametrize(
@@ -80,6 +87,7 @@ def resolve(server=(), key=(), own=(), request=None, *, prefix=None) -> PromptVe
         ([{"detector": "guard", "model": "base"}], r"policies\[0\].model is the target of action route"),
         ([{"detector": "guard", "refusal_text": "x" * 2001}], r"policies\[0\].refusal_text must be text of at most"),
         ([{"detector": "guard", "unchecked": "maybe"}], r"policies\[0\].unchecked is invalid"),
+        ([{"detector": "truth", "max_attempts": 9}], r"policies\[0\].max_attempts must be from 1 to 8"),
     ],
 )
 def test_invalid_policies_are_rejected(value, message):
@@ -106,7 +114,6 @@ def test_acting_detectors_trained_without_a_prefix_read_the_plain_prompt():
     ("own", "error", "message"),
     [
         (Policy("nope"), NotFoundError, "no detector 'nope'"),
-        (Policy("truth"), UsageError, "detector 'truth' reads answers; a policy needs one that reads prompts"),
         (Policy("guard", false_positive_rate=0.1), UsageError, "no threshold for 0.1; it has 0.05, balanced"),
     ],
 )
@@ -119,6 +126,56 @@ def test_invalid_policy_of_a_request_is_its_error_and_one_of_the_server_stops_al
     (applied,) = resolve([Policy(own.detector, false_positive_rate=own.false_positive_rate)]).policies
     assert applied.detector is None
     assert message in (applied.reason or "")
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (
+            Policy("truth", "route", model="base:other"),
+            "'truth' reads answers, whose actions are annotate, retry, stop, refuse",
+        ),
+        (Policy("guard", "stop"), "'guard' reads prompts, whose actions are annotate, route, refuse; not stop"),
+        (Policy("guard", "retry"), "'guard' reads prompts, whose actions are annotate, route, refuse; not retry"),
+        (Policy("truth", "stop"), "no threshold to stop answers for 0.05: it was trained without unfinished answers"),
+        (Policy("truth", "refuse", false_positive_rate=0.1), "no threshold for 0.1; it has 0.05, balanced"),
+    ],
+)
+def test_actions_and_thresholds_depend_on_the_subject(policy, message):
+    with pytest.raises(UsageError, match=message):
+        resolve_all(own=[policy])
+
+
+def test_policies_on_answers_have_their_own_thresholds_and_checks():
+    policies = [Policy("truth", "stop", threshold=0.7), Policy("truth", "refuse"), Policy("truth", "retry", max_attempts=5)]
+    prompts, answers = resolve_all([REFUSE], own=policies)
+    assert [applied.threshold for applied in answers.policies] == [0.7, 0.9, 0.9]
+    assert len(prompts.policies) == 1
+    assert [check.threshold for check in answers.build_checks()] == [0.7]
+    assert (answers.needs_complete_answer, answers.max_attempts) == (True, 5)
+
+
+@pytest.mark.parametrize(("risk", "refusals", "risky"), [(0.95, {0: "no"}, True), (0.2, {}, False), (None, {0: "no"}, True)])
+def test_answers_without_a_risk_are_withheld(risk, refusals, risky):
+    loaded = LoadedVersion(RegisteredVersion("truth", 1, None), make_detector("truth", "answer"))
+    policies = [Policy("truth", "refuse", refusal_text="no"), Policy("truth", "refuse", unchecked="pass", refusal_text="other")]
+    answers = AnswerVerdicts(tuple(AppliedPolicy(policy, loaded, 0.9) for policy in policies))
+    answers.record_risks(0, None if risk is None else [risk, risk])
+    assert answers.find_refusals(1) == refusals
+    assert answers.is_risky(0) == risky
+    assert [entry["action"] for entry in answers.describe(0)] == [
+        "refuse" if risky else None,
+        "refuse" if risk == 0.95 else None,
+    ]
+
+
+def test_answer_that_ends_before_its_next_check_is_not_stopped():
+    loaded = LoadedVersion(RegisteredVersion("truth", 1, None), make_detector("truth", "answer"))
+    answers = AnswerVerdicts((AppliedPolicy(Policy("truth", "stop"), loaded, 0.9),))
+    answers.record_risks(0, [0.95])
+    assert [(entry["flagged"], entry["action"]) for entry in answers.describe(0)] == [(True, None)]
+    answers.stopped.add(0)
+    assert answers.describe(0)[0]["action"] == "stop"
 
 
 def test_beam_searches_cannot_be_checked():

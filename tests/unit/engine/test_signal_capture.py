@@ -8,9 +8,10 @@ import torch
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 
 from trimtab import heads
-from trimtab.detection.detector import Detector, DetectorCard, build_detector, encode_detector
-from trimtab.detection.signals import compute_token_statistics, concatenate_states
-from trimtab.engine.prompt_check import UNTRACKED, PromptCheck, encode_checks
+from trimtab.detection.detector import Detector, build_detector, encode_detector
+from trimtab.detection.detector_card import DetectorCard
+from trimtab.detection.signals import CHECK_INTERVAL, compute_token_statistics, compute_trace_features, concatenate_states
+from trimtab.engine.checks import RECORDED, UNTRACKED, AnswerCheck, PromptCheck, RequestChecks, encode_checks
 from trimtab.engine.vllm_ext import patches
 from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START
 from trimtab.engine.vllm_ext.capture import SignalCapture
@@ -170,7 +171,7 @@ def guard(capture) -> Detector:
     card = DetectorCard("guard", "b", "f", [1], WIDTH, "linear", {"parts": 2}, -2.0, {"balanced": 0.5}, subject="prompt")
     normalizer = torch.stack([torch.zeros(7), torch.ones(7)])
     detector = build_detector(head, normalizer, torch.tensor([1.0, 0.0]), card)
-    capture.checker.add_detector(*encode_detector(detector))
+    capture.detectors.add_detector(*encode_detector(detector))
     return detector
 
 
@@ -181,7 +182,7 @@ def add_checked_request(runner: ScriptedRunner, request: str, detector: Detector
     psi = torch.cat([states[-1], states.mean(0), states[-1] - states.mean(0)])
     risk = detector.score_prompts(psi[None, None]).item()
     check = PromptCheck(detector.card.digest, risk + offset, **options)
-    new.sampling_params.extra_args = encode_checks([PromptCheck("gone", 0.0, stops=True), check])
+    new.sampling_params.extra_args = encode_checks(RequestChecks([PromptCheck("gone", 0.0, stops=True), check]))
     return new, risk
 
 
@@ -224,7 +225,85 @@ def test_required_checks_without_a_risk_end_the_request(scripted_runner, capture
     capture.free = capture.free[:1]
     requests = [scripted_runner.add_request(name, 3) for name in ("with a slot", "without a slot", "unchecked")]
     for new in requests[:2]:
-        new.sampling_params.extra_args = encode_checks([unknown])
+        new.sampling_params.extra_args = encode_checks(RequestChecks([unknown]))
     spans = {new.req_id: (0, 3, [number]) for number, new in enumerate(requests)}
     assert [token == VERDICT for token in scripted_runner.run_step(capture, spans, requests)] == [True, True, False]
     assert capture.pop_signals("without a slot", 0) is None
+
+
+@pytest.fixture
+def truth(capture) -> Detector:
+    """Detector of answers at the second layer, with the head FLaG, which reads the statistics of the tokens as well."""
+    options = {"groups": 2}
+    thresholds = dict.fromkeys(("0.01", "0.05", "0.1"), 0.5)
+    card = DetectorCard("truth", "b", "f", [1], WIDTH, "flag", options, -2.0, thresholds)
+    normalizer = torch.stack([torch.zeros(7), torch.ones(7)])
+    detector = build_detector(heads.get_head("flag")(WIDTH, 1, **options), normalizer, torch.tensor([1.0, 0.0]), card)
+    capture.detectors.add_detector(*encode_detector(detector))
+    return detector
+
+
+def run_answer(runner: ScriptedRunner, capture: SignalCapture, extra_args: dict, tokens: int) -> list[int]:
+    """Run a request with a prompt of 5 tokens, and return its sampled tokens up to the verdict token."""
+    new = runner.add_request("x", 5)
+    new.sampling_params.extra_args = extra_args
+    blocks = list(range(1, 8))
+    sampled = runner.run_step(capture, {"x": (0, 5, blocks)}, [new])
+    while len(sampled) < tokens and VERDICT not in sampled:
+        sampled += runner.run_step(capture, {"x": (4 + len(sampled), 1, blocks)})
+    return sampled
+
+
+def compute_running_risks(runner: ScriptedRunner, detector: Detector, tokens: int) -> list[float]:
+    """Risks of the first tokens of the answer of a request, from whole tensors."""
+    risks = []
+    for count in range(1, tokens + 1):
+        psi, history = runner.compute_expected_signals("x", count)
+        phi = compute_trace_features(*history.unbind(1), -2.0)
+        risks.append(detector.compute_risk(psi[None, 1:], phi[None]).item())
+    return risks
+
+
+def test_answer_ends_at_the_first_check_above_the_threshold(scripted_runner, capture, truth):
+    """Risks between two checks do not end it, and a stopped answer keeps the signals of its decision."""
+    assert len(run_answer(scripted_runner, capture, {RECORDED: True}, 20)) == 20
+    risks = compute_running_risks(scripted_runner, truth, 20)
+    checked = risks[CHECK_INTERVAL - 1 :: CHECK_INTERVAL]
+    recorded = torch.frombuffer(bytearray(capture.pop_signals("x", 20)["running"]), dtype=torch.float16)
+    history = scripted_runner.compute_expected_signals("x", 20)[1]
+    unfinished = truth.score_unfinished(recorded.view(-1, LAYERS, 3 * WIDTH)[:, 1:], history)
+    assert unfinished.tolist() == pytest.approx(checked, abs=2e-3)
+    lengths = []
+    for threshold in (-1.0, sorted(checked)[2], 1.0):
+        check = AnswerCheck(truth.card.digest, threshold)
+        sampled = run_answer(scripted_runner, capture, encode_checks(RequestChecks(answer=[check])), 24)
+        risks = compute_running_risks(scripted_runner, truth, len(sampled))
+        expected = [number for number, risk in enumerate(risks, 1) if number % CHECK_INTERVAL == 0 and risk > threshold]
+        assert ([len(sampled)] if VERDICT in sampled else []) == expected[:1]
+        check_record(scripted_runner, "x", capture.pop_signals("x", len(sampled)), len(sampled))
+        lengths.append(len(sampled))
+    assert (lengths[0], lengths[-1]) == (CHECK_INTERVAL, 24)
+
+
+@pytest.mark.parametrize(("required", "tokens"), [(True, CHECK_INTERVAL), (False, 10)])
+def test_answer_that_cannot_be_checked_ends_if_required(scripted_runner, capture, required, tokens):
+    extra_args = encode_checks(RequestChecks(answer=[AnswerCheck("gone", 0.5, required)]))
+    assert len(run_answer(scripted_runner, capture, extra_args, 10)) == tokens
+
+
+def test_windows_of_a_prompt_are_exact_cold_and_cached(scripted_runner, capture, guard, monkeypatch):
+    """Windows of 8 tokens; the last one has the remaining tokens, and the first block comes from the cache."""
+    monkeypatch.setattr("trimtab.detection.signals.WINDOW", 2 * BLOCK)
+    first, cached = (scripted_runner.add_request(name, 27) for name in ("first", "cached"))
+    for new in (first, cached):
+        new.sampling_params.extra_args = {RECORDED: True}
+    scripted_runner.states["cached"][:BLOCK] = scripted_runner.states["first"][:BLOCK]
+    blocks = list(range(1, 8))
+    scripted_runner.run_step(capture, {"first": (0, 13, blocks)}, [first])
+    scripted_runner.run_step(capture, {"first": (13, 14, blocks)})
+    scripted_runner.run_step(capture, {"cached": (BLOCK, 23, [1, *range(11, 17)])}, [cached], finished=["first"])
+    for name in ("first", "cached"):
+        windows = torch.frombuffer(bytearray(capture.pop_signals(name, 1)["windows"]), dtype=torch.float32)
+        states = scripted_runner.states[name]
+        expected = torch.stack([states[0:8].mean(0), states[8:16].mean(0), states[16:27].mean(0)])
+        torch.testing.assert_close(windows.view(-1, LAYERS, WIDTH), expected, rtol=1e-5, atol=1e-5)

@@ -17,12 +17,12 @@ from typing import Any
 
 from vllm.exceptions import VLLMValidationError
 
+from trimtab.engine.checks import EXTRA_ARGS, UNTRACKED, RequestChecks, encode_checks
 from trimtab.engine.context import steering
 from trimtab.engine.detectors.request_risk import RequestRisk, current_risk
 from trimtab.engine.detectors.signal_client import SignalClient
 from trimtab.engine.metrics import FIRST, NEXT, TOKENS, count_risk, count_verdict, request_labels
 from trimtab.engine.prefixes.token_guard import get_token_ids
-from trimtab.engine.prompt_check import PROMPT_CHECKS, UNTRACKED, encode_checks
 from trimtab.engine.vllm_ext import patches
 from trimtab.generation_types import Signals
 from trimtab.model.chat_template import ChatRenderer
@@ -54,7 +54,7 @@ class OutputHook:
     Args:
         reader: client for the engine's signals.
         layers: layers that the engine captures.
-        verdict_token: token that ends a request whose prompt a check stops.
+        verdict_token: token that ends a request which a check stops.
         renderer: chat renderer of the base model.
     """
 
@@ -65,15 +65,15 @@ class OutputHook:
         self._renderer = renderer
 
     def wrap_add_request(self, add_request: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap `add_request` to add the checks of the prompt, and to record the engine's id of each request.
+        """Wrap `add_request` to add the checks of the request, and to record the engine's id of each request.
 
         The ids are needed since clients may send the same id twice.
         """
 
         async def add(request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
             risk = current_risk.get()
-            if reserved := {PROMPT_CHECKS, UNTRACKED}.intersection(getattr(params, "extra_args", None) or ()):
-                message = f"{min(reserved)} is not a request argument. Use trimtab.policies to check a prompt"
+            if reserved := EXTRA_ARGS.intersection(getattr(params, "extra_args", None) or ()):
+                message = f"{min(reserved)} is not a request argument. Use trimtab.policies to check a request"
                 raise VLLMValidationError(message)
             if risk is not None:
                 params = self._add_checks(get_token_ids(prompt), params, risk)
@@ -85,23 +85,25 @@ class OutputHook:
         return add
 
     def _add_checks(self, ids: Sequence[int], params: Any, risk: RequestRisk) -> Any:
-        """Return sampling parameters with the checks of the prompt, and without capture if no detector reads the answer.
+        """Return sampling parameters with the checks of the request, and without capture if no detector reads the answer.
 
         Detectors read prompts at whose end an answer starts. Other prompts, such as raw text and unfinished answers, are not
         checked.
         """
-        checks, start = risk.verdicts.build_checks(), self._renderer.answer_start
-        if checks and tuple(ids[max(0, len(ids) - len(start)) :]) != start:
-            if any(check.stops and check.required for check in checks):
+        prompt, start = risk.verdicts.build_checks(), self._renderer.answer_start
+        if prompt and tuple(ids[max(0, len(ids) - len(start)) :]) != start:
+            if RequestChecks(prompt).is_required:
                 raise VLLMValidationError("a policy cannot check a prompt at whose end no answer starts. Send a chat instead")
-            checks = []
-        extra_args = (encode_checks(checks) if checks else {}) | ({UNTRACKED: True} if risk.detector is None else {})
+            prompt = []
+        extra_args = encode_checks(checks := RequestChecks(prompt, risk.answers.build_checks()))
+        if risk.detector is None and not risk.answers.policies:
+            extra_args |= {UNTRACKED: True}
         if not extra_args:
             return params
         # vLLM uses one object for all prompts of a request.
         added = copy(params)
         added.extra_args = (params.extra_args or {}) | extra_args
-        if checks:
+        if checks.can_stop:
             added.stop_token_ids = [*(params.stop_token_ids or ()), self._verdict_token]
         return added
 
@@ -136,21 +138,26 @@ class OutputHook:
                 yield output
 
     async def _score_output(self, answer: Any, risk: RequestRisk, request_id: str, counter: OutputCounter) -> None:
-        if stopped := answer.stop_reason == self._verdict_token:
-            _replace_output(answer, self._renderer.turn_end)
         counter.tokens[answer.index] += len(answer.token_ids)
         ended, choice = answer.finish_reason is not None, counter.choices[answer.index]
         risk.ended += ended
-        verdicts = risk.verdicts
-        await self._read_signals(risk, request_id, answer.index, counter, ended=ended, stopped=stopped)
+        verdicts, stopped = risk.verdicts, answer.stop_reason == self._verdict_token
+        # A prompt ends its request at the first token, and an answer later, unless no check was possible at all.
+        by_prompt = stopped and counter.tokens[answer.index] == 1 and verdicts.can_stop
         if stopped:
+            _replace_output(answer, self._renderer.turn_end, whole=by_prompt)
+        await self._read_signals(risk, request_id, answer.index, counter, ended=ended, stopped=by_prompt)
+        if by_prompt:
             verdicts.stop(choice)
+        elif stopped:
+            risk.answers.stopped.add(choice)
         verdicts.started.add(choice)
-        if ended and not stopped:
+        if ended and not by_prompt:
             status = risk.status if risk.detector is None else "unavailable"
             count_risk(counter.labels, risk.detector and risk.detector.version, risk.risks.get(choice), status)
         if ended:
-            for detector, action in verdicts.list_actions(choice):
+            answers = [] if by_prompt else risk.answers.list_actions(choice)
+            for detector, action in [*verdicts.list_actions(choice), *answers]:
                 count_verdict(counter.labels, detector and detector.version, action)
 
     async def _read_signals(
@@ -158,7 +165,8 @@ class OutputHook:
     ) -> None:
         """Read the signals of an answer that has ended or has running risks, and record its risk and those of its prompt."""
         tokens, choice, verdicts = counter.tokens[index], counter.choices[index], risk.verdicts
-        scored = risk.detector is not None and tokens > 0 and (ended or risk.running) and not stopped
+        has_detector = risk.detector is not None or bool(risk.answers.policies)
+        scored = has_detector and tokens > 0 and (ended or risk.running) and not stopped
         checked = ended and verdicts.is_active and bool(verdicts.policies)
         if not scored and not checked:
             return
@@ -167,6 +175,8 @@ class OutputHook:
         signals = await self._fetch_signals(name, (risk.given_tokens or tokens) if scored else 0, ended=ended)
         if checked:
             verdicts.record_risks(choice, signals and signals.prompt_risks)
+        if scored and ended and risk.answers.policies:
+            risk.answers.score_choice(choice, signals, self._layers)
         if risk.detector is not None and scored:
             value = None if signals is None else risk.detector.artifact.score_answer(signals, self._layers)
             if value is not None and isfinite(value):
@@ -183,12 +193,16 @@ class OutputHook:
             return None
 
 
-def _replace_output(answer: Any, turn_end: int) -> None:
-    """Replace the verdict token in an output. With a grammar, vLLM ends such a request with an error.
+def _replace_output(answer: Any, turn_end: int, *, whole: bool) -> None:
+    """Replace the verdict token in an output, and drop its text if it is the whole answer.
 
-    One token remains, because vLLM drops the chunk of an output without tokens.
+    With a grammar, vLLM ends such a request with an error. One token remains, because vLLM drops the chunk of an output without
+    tokens.
     """
-    answer.token_ids, answer.text, answer.finish_reason, answer.stop_reason = [turn_end], "", "stop", None
+    answer.token_ids = [*answer.token_ids[:-1], turn_end]
+    answer.finish_reason, answer.stop_reason = "stop", None
+    if whole:
+        answer.text = ""
 
 
 def install_output_hook(engine: Any, layers: Sequence[int], verdict_token: int, renderer: ChatRenderer) -> None:
@@ -197,7 +211,7 @@ def install_output_hook(engine: Any, layers: Sequence[int], verdict_token: int, 
     Args:
         engine: the engine.
         layers: layers that the engine captures.
-        verdict_token: token that ends a request whose prompt a check stops.
+        verdict_token: token that ends a request which a check stops.
         renderer: chat renderer of the base model.
     """
     hook = OutputHook(SignalClient(engine.collective_rpc, len(layers)), layers, verdict_token, renderer)

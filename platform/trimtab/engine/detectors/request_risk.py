@@ -7,6 +7,7 @@ from typing import Any
 
 from trimtab.artifacts.prefix import Prefix
 from trimtab.detection.detector import Detector, check_base
+from trimtab.engine.detectors.answer_verdicts import AnswerVerdicts
 from trimtab.engine.detectors.prompt_verdicts import PromptVerdicts
 from trimtab.engine.extensions import RequestOptions
 from trimtab.engine.prefixes.catalog import AliasVersions, VersionCatalog
@@ -36,6 +37,8 @@ class RequestRisk:
         ended: number of choices that have ended.
         tokens: number of tokens generated so far.
         verdicts: policies on the prompts, and their verdicts.
+        answers: policies on the answers, and their verdicts.
+        requested: policies on the answers without that of the field `trimtab.policy`, whose detector depends on the prefix.
     """
 
     detector: LoadedVersion[Detector] | None = None
@@ -52,13 +55,21 @@ class RequestRisk:
     ended: int = 0
     tokens: int = 0
     verdicts: PromptVerdicts = field(default_factory=PromptVerdicts)
+    answers: AnswerVerdicts = field(default_factory=AnswerVerdicts)
+    requested: AnswerVerdicts = field(default_factory=AnswerVerdicts)
 
     def copy_settings(self, *, shadow: bool = False) -> "RequestRisk":
         """Return a RequestRisk with the same detector, policies and settings, and without risks."""
         copy = RequestRisk(self.detector, self.status, self.reason, self.fpr_key, self.running, self.warning, shadow)
         # The answers of shadow traffic are discarded, so that no policy has to act on them.
-        copy.verdicts = PromptVerdicts() if shadow else self.verdicts.copy_policies()
+        if not shadow:
+            copy.verdicts, copy.answers = self.verdicts.copy_policies(), self.answers.copy_policies()
+            copy.requested = self.requested
         return copy
+
+    def list_worker_detectors(self) -> list[Detector]:
+        """Return the detectors that the engine's worker applies."""
+        return [*self.verdicts.list_detectors(), *self.answers.list_detectors()]
 
     @property
     def label(self) -> str | None:
@@ -84,7 +95,8 @@ class RequestRisk:
 
         With several choices it describes the first one.
         """
-        return [*self._describe_answer(), *(EMPTY | entry for entry in self.verdicts.describe(0))]
+        entries = [*self.verdicts.describe(0), *self.answers.describe(0)]
+        return [*self._describe_answer(), *(EMPTY | entry for entry in entries)]
 
     def _describe_answer(self) -> list[dict[str, Any]]:
         if self.detector is None:

@@ -95,13 +95,17 @@ def decode_signals(replies: Sequence[Any], layers: int) -> list[Signals | None]:
 
 
 def _decode_record(record: dict[str, Any], layers: int) -> Signals:
-    risks = tuple(record["prompt_risks"])
-    if not record["psi"]:
-        return Signals(torch.empty(layers, 0), torch.empty(0, 3), risks)
-    psi, history = (_decode_floats(record[name]) for name in ("psi", "history"))
-    return Signals(psi.view(layers, -1), history.view(-1, 3), risks)
+    psi = _decode_floats(record, "psi", torch.float32)
+    history = _decode_floats(record, "history", torch.float32).view(-1, 3)
+    if not len(psi):
+        return Signals(psi.view(layers, 0), history, tuple(record["prompt_risks"]))
+    width = len(psi) // (3 * layers)
+    windows = _decode_floats(record, "windows", torch.float32).view(-1, layers, width)
+    running = _decode_floats(record, "running", torch.float16).view(-1, layers, 3 * width)
+    return Signals(psi.view(layers, -1), history, tuple(record["prompt_risks"]), windows, running)
 
 
-def _decode_floats(data: bytes) -> torch.Tensor:
+def _decode_floats(record: dict[str, Any], name: str, dtype: torch.dtype) -> torch.Tensor:
     # `frombuffer` rejects empty buffers: an engine without token statistics has no history.
-    return torch.frombuffer(bytearray(data), dtype=torch.float32) if data else torch.empty(0)
+    data = record.get(name)
+    return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)

@@ -111,9 +111,9 @@ class OnlineEngine:
         self.slots = PrefixSlots(engine, SlotTable(renderer.first_slot, config.num_slots))
         self._app = CancellableApp(app, partial(engine.abort, internal=True))
         fields = find_request_fields(app, (*PROTOCOLS, COUNT_PATH))
-        self._prompt_detectors = WorkerDetectors(engine)
+        self._worker_detectors = WorkerDetectors(engine)
         resolver = PolicyResolver(base.name, detectors.library, policies)
-        arguments = prefixes, detectors, self.slots, resolver, self._prompt_detectors
+        arguments = prefixes, detectors, self.slots, resolver, self._worker_detectors
         self.handler = RequestHandler(engine, self._app, base, renderer, *arguments, fields)
         self._engine = engine
         self._openapi = app.openapi
@@ -143,7 +143,7 @@ class OnlineEngine:
             detector: detector of requests that name none: NAME, NAME@ALIAS or NAME@VERSION.
             agree: agrees on versions with other engines: maps the versions that this engine can serve to those that all engines
                 serve. If None, this engine serves its own.
-            policies: policies on the prompts of all requests.
+            policies: policies of all requests.
 
         Returns:
             The engine, ready for requests.
@@ -211,7 +211,7 @@ class OnlineEngine:
         self.refused = agreed.refused
         await self.slots.preload(self.prefixes.list_champions())
         champions = [champion.artifact for champion in self.detectors.library.list_champions()]
-        async with self._prompt_detectors.lease(d for d in champions if d.card.subject == "prompt"):
+        async with self._worker_detectors.lease(d for d in champions if d.card.subject == "prompt"):
             pass
         SLOTS_USED.set(self.slots.count_taken())
         VERSIONS_REFUSED.set(sum(map(len, self.refused.values())))

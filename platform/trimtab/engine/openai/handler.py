@@ -9,6 +9,8 @@ from trimtab.engine import asgi
 from trimtab.engine.asgi import App, BufferedRequest, Receive, ResponseBuffer, Scope, Send
 from trimtab.engine.context import Steering
 from trimtab.engine.context import steering as steering_variable
+from trimtab.engine.detectors.answer_verdicts import AnswerVerdicts
+from trimtab.engine.detectors.prompt_verdicts import PromptVerdicts
 from trimtab.engine.detectors.request_risk import DetectorSelector, RequestRisk, current_risk
 from trimtab.engine.detectors.worker_detectors import WorkerDetectors
 from trimtab.engine.extensions import RequestOptions, coerce_request, parse_options
@@ -19,8 +21,8 @@ from trimtab.engine.openai.moderations import (
     build_moderation_response,
     moderate_inputs,
 )
-from trimtab.engine.openai.policy import PolicyReply, apply_policy, check_policy
-from trimtab.engine.openai.policy_resolver import PolicyResolver
+from trimtab.engine.openai.policy import PolicyReply, apply_policies, check_retry
+from trimtab.engine.openai.policy_resolver import PolicyResolver, resolve_own_policy
 from trimtab.engine.openai.request_fields import SCORE_FIELDS
 from trimtab.engine.openai.response_rewriter import ResponseRewriter, RouteGate
 from trimtab.engine.openai.score import score_given_answer
@@ -51,7 +53,7 @@ def describe_risk(risk: RequestRisk) -> dict[str, Any]:
         "tokens": risk.tokens,
         "detector": risk.label,
         "risk": risk.risks.get(0),
-        "verdicts": risk.verdicts.list_labels(0) or None,
+        "verdicts": [*risk.verdicts.list_labels(0), *risk.answers.list_labels(0)] or None,
     }
 
 
@@ -67,7 +69,7 @@ class RequestHandler:
         detectors: selector of detectors.
         slots: slots of the engine.
         policies: resolver of policies.
-        prompt_detectors: detectors of prompts in the engine's workers.
+        worker_detectors: detectors in the engine's workers.
         fields: names of the fields that an endpoint reads, by path; other fields are dropped.
 
     Attributes:
@@ -84,7 +86,7 @@ class RequestHandler:
         detectors: DetectorSelector,
         slots: PrefixSlots,
         policies: PolicyResolver,
-        prompt_detectors: WorkerDetectors,
+        worker_detectors: WorkerDetectors,
         fields: Mapping[str, frozenset[str]],
     ) -> None:
         self.traffic = TrafficSplit()
@@ -96,7 +98,7 @@ class RequestHandler:
         self._detectors = detectors
         self._slots = slots
         self._policies = policies
-        self._prompt_detectors = prompt_detectors
+        self._worker_detectors = worker_detectors
         self._fields = {**OWN_FIELDS, **fields}
         self._shadows = ShadowTraffic(prefixes, slots, self._forward)
 
@@ -128,20 +130,19 @@ class RequestHandler:
             if path == SCORE_PATH:
                 answered = await self._answer_score_request(request, options, loaded, context)
                 return
-            verdicts = await self._policies.resolve(context.rights, options.policies, loaded, request, self._find_model)
-            first = None if verdicts.reads_plain else loaded
-            risk = await self._detectors.select_detector(options, first and first.artifact, request)
-            risk.verdicts = verdicts
-            checking = self._prompt_detectors.lease(verdicts.list_detectors())
+            policies = await self._policies.resolve(context.rights, options.policies, loaded, request, self._find_model)
+            first = None if policies[0].reads_plain else loaded
+            risk = await self._select_risk(options, first, request, *policies)
+            checking = self._worker_detectors.lease(risk.list_worker_detectors())
             async with self._slots.lease_slots(first) as steering, checking:
                 context.notes["model"] = Annotation(self._base.name, steering, risk).model
                 answered = steering
-                if options.policy == "annotate":
+                if not risk.answers.needs_complete_answer:
                     if loaded and (alias := self.traffic.shadow.get(loaded.version.name)):
                         self._shadows.start(request, loaded.version.name, alias, risk, scope)
                     answered, _ = await self._answer(request, options, steering, risk, scope, context, context.send)
                 else:
-                    check_policy(options, request, risk)
+                    check_retry(risk.answers, request)
 
                     async def ask(changed: dict[str, Any]) -> PolicyReply:
                         nonlocal answered
@@ -149,7 +150,7 @@ class RequestHandler:
                         answered, new_risk = await self._answer(changed, options, steering, new_risk, scope, context, response)
                         return PolicyReply(response.status, response.headers, response.body, new_risk)
 
-                    reply = await apply_policy(ask, options, request, PROTOCOLS[path])
+                    reply = await apply_policies(ask, risk.answers, request, PROTOCOLS[path])
                     await asgi.send_response(context.send, reply.status, reply.headers, reply.body)
         except TrimtabError as error:
             await send_error(context.send, path, error)
@@ -176,14 +177,37 @@ class RequestHandler:
         await self._forward(request, steering, risk, scope, context.receive, send)
         if (route := risk.verdicts.route) is not None:
             loaded = await self._find_model(route.policy.model)
-            routed = await self._detectors.select_detector(options, loaded and loaded.artifact, request)
-            routed.verdicts = risk.verdicts.close()
-            async with self._slots.lease_slots(loaded) as steering:
+            routed = await self._select_risk(options, loaded, request, risk.verdicts.close(), risk.requested)
+            checking = self._worker_detectors.lease(routed.list_worker_detectors())
+            async with self._slots.lease_slots(loaded) as steering, checking:
                 context.notes["model"] = Annotation(self._base.name, steering, routed).model
                 await self._forward(request, steering, routed, scope, context.receive, send)
             risk = routed
         context.notes |= describe_risk(risk)
         return steering, risk
+
+    async def _select_risk(
+        self,
+        options: RequestOptions,
+        loaded: LoadedVersion[Prefix] | None,
+        request: dict[str, Any],
+        verdicts: PromptVerdicts,
+        answers: AnswerVerdicts,
+    ) -> RequestRisk:
+        """Select the detector of a request, and add the policy that the request sets for it.
+
+        Args:
+            options: options of the request.
+            loaded: prefix of the request; None for the plain base model.
+            request: request body.
+            verdicts: policies on the prompts.
+            answers: policies on the answers.
+        """
+        risk = await self._detectors.select_detector(options, loaded and loaded.artifact, request)
+        own = resolve_own_policy(options, risk)
+        risk.verdicts, risk.requested = verdicts, answers
+        risk.answers = answers.copy_policies() if own is None else answers.add_policy(own)
+        return risk
 
     async def _forward(
         self, request: dict[str, Any], steering: Steering | None, risk: RequestRisk, scope: Scope, receive: Receive, send: Send
@@ -227,7 +251,7 @@ class RequestHandler:
         verdicts = await self._policies.select_detectors(options.policies)
         verdicts.digits = context.rights.digits
         steering_variable.set(None)
-        async with self._prompt_detectors.lease(verdicts.list_detectors()):
+        async with self._worker_detectors.lease(verdicts.list_detectors()):
             tokens = await moderate_inputs(self._engine, self._renderer, request, verdicts)
         await asgi.send_json(context.send, 200, build_moderation_response(self._base.name, verdicts, tokens))
 
@@ -240,7 +264,7 @@ class RequestHandler:
     ) -> Steering | None:
         """Answer a request that scores a given answer; return its prefix."""
         if options.policies:
-            raise UsageError(f"trimtab.policies checks prompts that the model answers, not those of {SCORE_PATH}")
+            raise UsageError(f"trimtab.policies checks requests that the model answers, not those of {SCORE_PATH}")
         risk = await self._detectors.select_detector(options, loaded and loaded.artifact, request)
         tokens = 0
         async with self._slots.lease_slots(loaded) as steering:

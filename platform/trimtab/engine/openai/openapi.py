@@ -66,10 +66,10 @@ REQUEST_OPTIONS: dict[str, Any] = {
         "risk_threshold": PROBABILITY,
         "max_attempts": {"type": "integer", "minimum": 1, "maximum": MAX_ATTEMPTS},
         "refusal_text": {"type": "string", "maxLength": MAX_TEXT},
-        "policies": {"type": "array", "items": {"$ref": "#/components/schemas/PromptPolicy"}, "maxItems": MAX_POLICIES},
+        "policies": {"type": "array", "items": {"$ref": "#/components/schemas/Policy"}, "maxItems": MAX_POLICIES},
     },
 }
-PROMPT_POLICY: dict[str, Any] = {
+POLICY: dict[str, Any] = {
     "type": "object",
     "additionalProperties": False,
     "properties": {
@@ -78,6 +78,7 @@ PROMPT_POLICY: dict[str, Any] = {
         "threshold": PROBABILITY,
         "false_positive_rate": PROBABILITY,
         "refusal_text": {"type": "string", "maxLength": MAX_TEXT},
+        "max_attempts": {"type": "integer", "minimum": 1, "maximum": MAX_ATTEMPTS},
         "model": TEXT,
         "unchecked": {"enum": ["fail", "pass"]},
     },
@@ -146,7 +147,7 @@ RESPONSE_FIELD: dict[str, Any] = {
 """Field `trimtab` of a response and of the last chunk of a stream."""
 COMPONENTS: dict[str, Any] = {
     "RequestOptions": REQUEST_OPTIONS,
-    "PromptPolicy": PROMPT_POLICY,
+    "Policy": POLICY,
     "ScoreRequest": SCORE,
     "ModerationRequest": MODERATION,
     "DetectorVerdict": DETECTOR,

@@ -6,10 +6,14 @@ from typing import Any
 
 from trimtab.artifacts.card import PrefixCondition
 from trimtab.artifacts.prefix import Prefix
-from trimtab.detection.detector import Detector, select_threshold
-from trimtab.engine.detectors.prompt_verdicts import AppliedPolicy, PromptVerdicts
-from trimtab.engine.detectors.request_risk import describe_mismatch
-from trimtab.engine.policies import Policy
+from trimtab.detection.detector import Detector
+from trimtab.detection.detector_card import DetectorCard, select_stop_threshold, select_threshold
+from trimtab.engine.detectors.answer_verdicts import AnswerVerdicts
+from trimtab.engine.detectors.prompt_verdicts import PromptVerdicts
+from trimtab.engine.detectors.request_risk import RequestRisk, describe_mismatch
+from trimtab.engine.detectors.verdicts import AppliedPolicy
+from trimtab.engine.extensions import RequestOptions
+from trimtab.engine.policies import SUBJECT_ACTIONS, Policy
 from trimtab.engine.prefixes.catalog import VersionCatalog
 from trimtab.engine.prefixes.version_loader import LoadedVersion
 from trimtab.engine.protocols.completions import count_prompts
@@ -45,7 +49,7 @@ class PolicyResolver:
         loaded: LoadedVersion[Prefix] | None,
         request: Mapping[str, Any],
         find_model: FindModel,
-    ) -> PromptVerdicts:
+    ) -> tuple[PromptVerdicts, AnswerVerdicts]:
         """Resolve the policies of server, API key and request, and the condition of the prefix.
 
         Args:
@@ -56,17 +60,18 @@ class PolicyResolver:
             find_model: raises NotFoundError unless a model exists.
 
         Returns:
-            Verdicts without risks.
+            Verdicts on the prompts and on the answers, without risks.
 
         Raises:
             ForbiddenError: if a policy of the request routes to a model that the API key does not allow.
             NotFoundError: if the request names an unknown detector, or a policy an unknown model.
-            UsageError: if a policy of the request names a detector of answers, or a threshold that the detector does not have,
-                or a policy that acts cannot check this kind of request.
+            UsageError: if a policy of the request has an action or threshold that its detector does not have, or a policy that
+                acts cannot check this kind of request.
             BusyError: if a policy of server or key, or the condition, must be applied and has no detector.
         """
         _check_rights(rights, own)
-        policies = await self._resolve_all(rights.policies, own, request)
+        resolved = await self._resolve_all(rights.policies, own, request)
+        policies = [applied for applied in resolved if applied.subject == "prompt"]
         for applied in policies:
             if applied.policy.model is not None:
                 await find_model(applied.policy.model)
@@ -74,9 +79,10 @@ class PolicyResolver:
         if loaded is not None and not routes:
             policies = [_add_warning(applied, loaded.artifact) for applied in policies]
         verdicts = PromptVerdicts((*policies, *routes), reads_plain=bool(routes), digits=rights.digits)
+        warned = [_add_warning(applied, loaded and loaded.artifact) for applied in resolved if applied.subject == "answer"]
         if verdicts.can_route and count_prompts(request) > 1:
             raise UsageError(f"{ROUTES}, needs one prompt per request. Send the prompts one by one")
-        return verdicts
+        return verdicts, AnswerVerdicts(tuple(warned), rights.digits)
 
     async def resolve_policy(self, policy: Policy, *, above: bool = True) -> AppliedPolicy:
         """Resolve one policy for a request to the plain base model.
@@ -88,12 +94,16 @@ class PolicyResolver:
         Raises:
             NotFoundError: if there is no such detector.
             ArtifactError: if the detector cannot be used.
-            UsageError: if it is a detector of answers, or does not have the threshold.
+            UsageError: if it does not have the action or the threshold.
         """
         loaded = await self._detectors.find(*split_reference(policy.detector))
-        if loaded.artifact.card.subject != "prompt":
-            raise UsageError(f"detector {policy.detector!r} reads answers; a policy needs one that reads prompts")
-        threshold = select_threshold(loaded.artifact.card, policy.threshold, policy.false_positive_rate)
+        card = loaded.artifact.card
+        if policy.action not in (actions := SUBJECT_ACTIONS[card.subject]):
+            names = ", ".join(actions)
+            raise UsageError(
+                f"detector {policy.detector!r} reads {card.subject}s, whose actions are {names}; not {policy.action}"
+            )
+        threshold = _select_policy_threshold(card, policy)
         return _add_warning(AppliedPolicy(policy, loaded, threshold, above), None)
 
     async def _route_to_prefix(
@@ -152,7 +162,10 @@ class PolicyResolver:
         selected = policies or [Policy(champion.version.name) for champion in champions]
         if not selected:
             raise NotFoundError("no detector of prompts is a champion. Name one in trimtab.policies")
-        return PromptVerdicts(tuple([await self.resolve_policy(policy) for policy in selected]))
+        resolved = [await self.resolve_policy(policy) for policy in selected]
+        if answers := [applied.policy.detector for applied in resolved if applied.subject == "answer"]:
+            raise UsageError(f"detector {answers[0]!r} reads answers; this endpoint needs one that reads prompts")
+        return PromptVerdicts(tuple(resolved))
 
     async def _resolve_all(
         self, key: Sequence[Policy], own: Sequence[Policy], request: Mapping[str, Any]
@@ -174,6 +187,39 @@ class PolicyResolver:
             if policy.acts and policy.unchecked == "fail":
                 raise BusyError(f"a policy of this server cannot be applied: {error}") from error
             return AppliedPolicy(policy, reason=str(error))
+
+
+def resolve_own_policy(options: RequestOptions, risk: RequestRisk) -> AppliedPolicy | None:
+    """Resolve the policy of the field `trimtab.policy`, which uses the detector of the request; None for `annotate`.
+
+    Args:
+        options: options of the request.
+        risk: detector of the request.
+
+    Raises:
+        UsageError: if the request has no detector, or the detector does not have the threshold.
+    """
+    if options.policy == "annotate":
+        return None
+    if risk.detector is None or risk.label is None:
+        raise UsageError(f"trimtab.policy {options.policy} needs a detector: {risk.reason}")
+    level = options.false_positive_rate if options.risk_threshold is None else None
+    policy = Policy(
+        risk.label,
+        options.policy,
+        options.risk_threshold,
+        level,
+        refusal_text=options.refusal_text,
+        max_attempts=options.max_attempts,
+    )
+    threshold = _select_policy_threshold(risk.detector.artifact.card, policy)
+    # The response describes the detector of the request already; a stop has a threshold of its own.
+    return AppliedPolicy(policy, risk.detector, threshold, warning=risk.warning, is_hidden=options.policy != "stop")
+
+
+def _select_policy_threshold(card: DetectorCard, policy: Policy) -> float:
+    select = select_stop_threshold if policy.action == "stop" else select_threshold
+    return select(card, policy.threshold, policy.false_positive_rate)
 
 
 def _check_rights(rights: KeyRights, own: Sequence[Policy]) -> None:

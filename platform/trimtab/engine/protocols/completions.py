@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from trimtab.engine import asgi
-from trimtab.engine.detectors.request_risk import RequestRisk
 from trimtab.engine.protocols.protocol import Annotation, JsonObject, Protocol
 from trimtab.errors import UsageError
 
@@ -31,7 +30,7 @@ class CompletionsProtocol(Protocol):
 
     def rewrite_response(self, body: JsonObject, annotation: Annotation) -> JsonObject:
         """Add the risk to each choice, and the `trimtab` field."""
-        _add_risks(body["choices"], annotation.risk)
+        _annotate_choices(body["choices"], annotation)
         return super().rewrite_response(body, annotation)
 
     def rewrite_event(self, event: bytes, annotation: Annotation) -> bytes:
@@ -48,7 +47,7 @@ class CompletionsProtocol(Protocol):
         chunk = json.loads(event[len(b"data: ") :])
         if "error" in chunk:
             return event
-        _add_risks(chunk["choices"], annotation.risk)
+        _annotate_choices(chunk["choices"], annotation)
         for choice in chunk["choices"]:
             # A refused choice has no other text: its request ended before the first token.
             if choice.get("finish_reason") and (text := annotation.refusals.get(choice["index"])) is not None:
@@ -109,7 +108,10 @@ def _withhold_choice(choice: JsonObject, text: str) -> None:
         choice["text"] = text
 
 
-def _add_risks(choices: list[JsonObject], risk: RequestRisk) -> None:
+def _annotate_choices(choices: list[JsonObject], annotation: Annotation) -> None:
+    """Add the risk to choices or chunks, and the reason why a policy ended them."""
     for choice in choices:
-        if described := risk.describe_choice(choice["index"]):
+        if described := annotation.risk.describe_choice(choice["index"]):
             choice["trimtab"] = described
+        if choice.get("finish_reason") and choice["index"] in annotation.stopped:
+            choice["finish_reason"] = "content_filter"

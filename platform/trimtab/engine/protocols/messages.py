@@ -21,6 +21,7 @@ LAST_EVENTS = (b"event: message_delta\n", b"event: message_stop\n")
 TEXT_EVENT = b"event: content_block_delta\n"
 ERROR_EVENT = b"event: error\n"
 SERVER_ERROR = 500
+REFUSED: JsonObject = {"stop_reason": "refusal", "stop_sequence": None}
 
 
 class MessagesProtocol(Protocol):
@@ -36,6 +37,10 @@ class MessagesProtocol(Protocol):
         user = metadata.get("user_id") if isinstance(metadata, dict) else None
         return user if isinstance(user, str) else None
 
+    def rewrite_response(self, body: JsonObject, annotation: Annotation) -> JsonObject:
+        """Add the `trimtab` field, and the stop reason `refusal` if a policy stopped the answer."""
+        return super().rewrite_response(body, annotation) | (REFUSED if 0 in annotation.stopped else {})
+
     def rewrite_event(self, event: bytes, annotation: Annotation) -> bytes:
         """Rewrite the first and the last events. Text deltas get the risk if the request wants running risks."""
         if event.startswith(FIRST_EVENT) and (parsed := parse_event(event)):
@@ -44,6 +49,8 @@ class MessagesProtocol(Protocol):
         if event.startswith(LAST_EVENTS) and (parsed := parse_event(event)):
             if parsed.name == "message_delta" and 0 in annotation.refusals:
                 return _refuse_stream(parsed, annotation)
+            if parsed.name == "message_delta" and 0 in annotation.stopped:
+                parsed.data["delta"] |= REFUSED
             return Event(parsed.name, parsed.data | {"trimtab": annotation.build_field()}).encode()
         if event.startswith(ERROR_EVENT) and (parsed := parse_event(event)):
             return Event(parsed.name, build_error_body(MESSAGES_PATH, SERVER_ERROR, parsed.data["error"]["message"])).encode()
@@ -65,7 +72,7 @@ class MessagesProtocol(Protocol):
         if 0 in texts:
             body["trimtab"]["withheld"] = True
             body["content"] = [{"type": "text", "text": texts[0]}]
-            body |= {"stop_reason": "refusal", "stop_sequence": None}
+            body |= REFUSED
 
     def build_stream(self, body: JsonObject, *, usage: bool) -> bytes:
         """Return the events of a complete response; its first and last ones contain the usage."""
@@ -91,7 +98,7 @@ class CountTokensProtocol(MessagesProtocol):
 
 def _refuse_stream(last: Event, annotation: Annotation) -> bytes:
     """Return the events of a refusal before the end of a stream that has no content."""
-    delta = last.data["delta"] | {"stop_reason": "refusal", "stop_sequence": None}
+    delta = last.data["delta"] | REFUSED
     end = last.data | {"delta": delta, "trimtab": annotation.build_field() | {"withheld": True}}
     return _encode_events([*_list_block_events({"type": "text", "text": annotation.refusals[0]}, 0), end]).removesuffix(b"\n\n")
 

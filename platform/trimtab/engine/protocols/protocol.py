@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -42,6 +42,11 @@ class Annotation:
     def refusals(self) -> Mapping[int, str]:
         """Answers of policies that refuse the prompt, by index of the choice."""
         return self.risk.verdicts.refusals
+
+    @property
+    def stopped(self) -> Set[int]:
+        """Choices that a policy stopped while they were generated."""
+        return self.risk.answers.stopped
 
     def build_field(self) -> JsonObject:
         """Return the `trimtab` field of a response, with its prefix and detectors."""

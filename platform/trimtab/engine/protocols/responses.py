@@ -22,6 +22,8 @@ STATEFUL_FIELDS = {
 }
 FIRST_EVENTS = (b"event: response.created\n", b"event: response.in_progress\n")
 LAST_EVENTS = (b"event: response.completed\n", b"event: response.incomplete\n", b"event: response.failed\n")
+INCOMPLETE = "response.incomplete"
+FILTERED: JsonObject = {"status": "incomplete", "incomplete_details": {"reason": "content_filter"}}
 TEXT_EVENT = b"event: response.output_text.delta\n"
 
 
@@ -42,6 +44,10 @@ class ResponsesProtocol(Protocol):
         users = (request.get(name) for name in ("user", "safety_identifier", "prompt_cache_key"))
         return next((user for user in users if isinstance(user, str)), None)
 
+    def rewrite_response(self, body: JsonObject, annotation: Annotation) -> JsonObject:
+        """Add the `trimtab` field, and mark the response as incomplete if a policy stopped the answer."""
+        return super().rewrite_response(body, annotation) | (FILTERED if 0 in annotation.stopped else {})
+
     def rewrite_event(self, event: bytes, annotation: Annotation) -> bytes:
         """Rewrite the events that contain the response. Deltas of the text get the risk if the request wants running risks."""
         ends = event.startswith(LAST_EVENTS)
@@ -54,7 +60,8 @@ class ResponsesProtocol(Protocol):
         if ends and 0 in annotation.refusals:
             return self._refuse_stream(parsed, annotation)
         response = self.rewrite_response(response, annotation) if ends else response | {"model": annotation.model}
-        return Event(parsed.name, parsed.data | {"response": response}).encode()
+        kind = {"type": INCOMPLETE} if ends and 0 in annotation.stopped else {}
+        return Event(kind.get("type", parsed.name), parsed.data | {"response": response} | kind).encode()
 
     def withhold_answers(self, body: JsonObject, texts: Mapping[int, str]) -> None:
         """Replace the answer by its text; the response is incomplete because of `content_filter`."""
@@ -64,7 +71,7 @@ class ResponsesProtocol(Protocol):
             text = {"type": "output_text", "text": texts[0], "annotations": [], "logprobs": None}
             item_id = "msg_" + body["id"].removeprefix("resp_")
             item = {"id": item_id, "type": "message", "role": "assistant", "status": "incomplete", "content": [text]}
-            body |= {"output": [item], "status": "incomplete", "incomplete_details": {"reason": "content_filter"}}
+            body |= {"output": [item]} | FILTERED
 
     def build_stream(self, body: JsonObject, *, usage: bool) -> bytes:
         """Return the events of a complete response; the last one contains the usage."""

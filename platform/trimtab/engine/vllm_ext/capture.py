@@ -20,12 +20,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trimtab.detection.signals import (
+    CHECK_INTERVAL,
     SignalAccumulator,
     TokenStatistics,
     compute_token_statistics,
+    compute_window_means,
     gather_token_statistics,
 )
 from trimtab.engine.vllm_ext import patches
+from trimtab.engine.vllm_ext.answer_checker import AnswerChecker
 from trimtab.engine.vllm_ext.capture_requests import (
     EndedRequest,
     PendingSamples,
@@ -36,6 +39,7 @@ from trimtab.engine.vllm_ext.capture_requests import (
     requires_check,
     start_request,
 )
+from trimtab.engine.vllm_ext.detector_store import DetectorStore
 from trimtab.engine.vllm_ext.prompt_checker import PromptChecker
 from trimtab.engine.vllm_ext.runner import RunnerAdapter, RunnerStep
 
@@ -52,7 +56,10 @@ class SignalCapture:
         history: whether to store log-probability, entropy and margin of each token. A detector with any tau_l computes its phi
             from these.
         keep: maximum number of ended requests whose signals are kept until they are fetched.
-        verdict_token: token that ends a request whose prompt a check stops.
+        verdict_token: token that ends a request which a check stops.
+
+    Attributes:
+        detectors: detectors of the checks.
     """
 
     def __init__(self, runner: RunnerAdapter, layers: Sequence[int], history: bool, keep: int, verdict_token: int) -> None:
@@ -60,9 +67,11 @@ class SignalCapture:
         # Preempted requests keep their slots, in addition to the running ones.
         self.free = list(range(2 * runner.max_requests))
         self.sums = SignalAccumulator(len(self.free), len(layers), runner.width, runner.device)
-        self.checker = PromptChecker(layers, len(self.free), runner.device)
+        self.detectors = DetectorStore(layers, runner.device)
+        self.prompt_checker = PromptChecker(self.detectors, len(self.free))
+        self.answer_checker = AnswerChecker(self.detectors)
         self.verdict_token = verdict_token
-        # Requests that got no slot although their prompt must be checked.
+        # Requests that got no slot although they must be checked.
         self.unchecked: set[str] = set()
         shape = (len(self.free), runner.max_length, 3) if history else (0, 0, 3)
         self.history = torch.zeros(shape, device=runner.device)
@@ -71,6 +80,8 @@ class SignalCapture:
         self.keep = keep
         self.pending: PendingSamples | None = None
         self.verdicts: PendingVerdicts | None = None
+        # Requests whose unfinished answer is checked or recorded after this step has sampled.
+        self.due: list[RequestSpan] = []
         self.table = runner.get_block_table()
         self.block_sums = torch.zeros(runner.count_blocks(), len(layers), runner.width, device=runner.device)
         patches.patch_sampling(runner, self._wrap_sample)
@@ -127,8 +138,10 @@ class SignalCapture:
     def _copy_request(self, running: RunningRequest) -> EndedRequest:
         """Copy the signals of a request to the host."""
         history = self.history[running.slot, : running.written].to("cpu", copy=True) if len(self.history) else None
-        risks = self.checker.list_risks(running.slot, len(running.checks)) if running.written else []
-        return EndedRequest(self.sums.taken(running.slot), history, risks)
+        risks = self.prompt_checker.list_risks(running.slot, len(running.checks.prompt)) if running.written else []
+        windows = running.windows.cpu() if running.is_recorded and running.windows is not None else None
+        psi = torch.stack(running.running).cpu() if running.running else None
+        return EndedRequest(self.sums.taken(running.slot), history, risks, windows, psi)
 
     def accumulate_step(self) -> None:
         """Accumulate the states of a step. Called after the forward pass and before sampling."""
@@ -162,6 +175,9 @@ class SignalCapture:
                 self.pending = None
                 tokens = output.sampled_token_ids[pending.lines, 0].long()
                 self._write_tokens(pending.slots, pending.states, gather_token_statistics(pending.logp, tokens))
+            if self.due:
+                due, self.due = self.due, []
+                self._process_unfinished(due)
             if (verdicts := self.verdicts) is not None:
                 self.verdicts = None
                 sampled = output.sampled_token_ids[verdicts.lines, 0]
@@ -206,6 +222,7 @@ class SignalCapture:
         The accumulator takes at most one token per request and call. Thus the n-th tokens of all requests are written together.
         """
         entries: list[tuple[int, int, int, int]] = []
+        recorded: list[tuple[RunningRequest, range]] = []
         for span in spans:
             running = span.running
             if running.given is None:
@@ -215,6 +232,8 @@ class SignalCapture:
             offset = span.first - span.start + start
             added = span.select_rows(start + running.written, start + len(running.given))
             entries += [(turn, row, running.slot, running.given[row - offset]) for turn, row in enumerate(added)]
+            if running.is_recorded:
+                recorded.append((running, range(running.written + 1, running.written + 1 + len(added))))
             running.written += len(added)
         if not entries:
             return
@@ -224,36 +243,49 @@ class SignalCapture:
         logp, entropy, margin = (torch.cat([getattr(s, name) for s in statistics]) for name in ("logp", "entropy", "margin"))
         sizes = turns.bincount().tolist()
         parts = (values.split(sizes) for values in (slots, rows[selected], logp, entropy, margin))
-        for slot, states, *values in zip(*parts, strict=True):
+        for turn, (slot, states, *values) in enumerate(zip(*parts, strict=True)):
             self._write_tokens(slot, states, TokenStatistics(*values))
+            due = [running for running, numbers in recorded if turn < len(numbers) and numbers[turn] % CHECK_INTERVAL == 0]
+            self._record_unfinished(due)
 
     def _prepare_samples(self, requests: Sequence[str], spans: Sequence[RequestSpan], rows: Tensor, logits: Tensor) -> None:
         """Set `pending` to the requests that sample a new token, except those in mid-prompt or recomputing after preemption.
 
         Also check the prompts that end in this step.
         """
-        size, discarded = self.table.block_size, self.runner.get_discarded()
+        discarded = self.runner.get_discarded()
         sampled: list[RequestSpan] = []
         checked: list[RequestSpan] = []
         for span in spans:
             running = span.running
             if running.given is not None or discarded[span.index] or span.end != running.prompt + running.written:
                 continue
-            if running.written == 0 and (running.is_tracked or running.checks) and (full := running.prompt // size):
-                blocks = self._as_indices(self.table.get_numpy_array()[span.index, :full])
-                slot = self._as_indices([running.slot])
-                self.sums.read_sum(slot, self.block_sums[blocks].sum(0, keepdim=True), self._as_indices([full * size]))
-            if running.written == 0 and running.checks:
+            if running.written == 0 and (running.is_tracked or running.checks.prompt):
+                self._add_full_blocks(span)
+            if running.written == 0 and running.checks.prompt:
                 checked.append(span)
             running.written += 1
             if running.is_tracked:
                 sampled.append(span)
+                if running.needs_running_psi:
+                    self.due.append(span)
         if sampled:
             lines, slots, states = self._gather_last_states(sampled, rows)
             self.pending = PendingSamples(lines, slots, states, logits[lines].float().log_softmax(-1))
         if checked:
             self._check_prompts(checked, rows)
         self._stop_unchecked(requests, discarded)
+
+    def _add_full_blocks(self, span: RequestSpan) -> None:
+        """Add the full blocks of a prompt whose last token is in this step, and compute the means of its windows."""
+        running, size = span.running, self.table.block_size
+        full = running.prompt // size
+        if not full:
+            return
+        blocks = self.block_sums[self._as_indices(self.table.get_numpy_array()[span.index, :full])]
+        self.sums.read_sum(self._as_indices([running.slot]), blocks.sum(0, keepdim=True), self._as_indices([full * size]))
+        if running.checks.prompt or running.is_recorded:
+            running.windows = compute_window_means(blocks, size, self.sums.prompt[running.slot], running.prompt)
 
     def _gather_last_states(self, spans: Sequence[RequestSpan], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the indices in the batch [n], slots [n] and last states [n, L, d] of requests."""
@@ -266,18 +298,39 @@ class SignalCapture:
         lines, slots, states = self._gather_last_states(spans, rows)
         mean = self.sums.prompt[slots] / self.sums.prompt_tokens[slots, None, None]
         psi = torch.cat([states, mean, states - mean], -1)
-        self.verdicts = PendingVerdicts(lines, self.checker.check_prompts([span.running.checks for span in spans], slots, psi))
+        checks, windows = zip(*((span.running.checks.prompt, span.running.windows) for span in spans), strict=True)
+        self._add_verdicts(lines, self.prompt_checker.check_prompts(checks, slots, psi, windows))
+
+    def _process_unfinished(self, spans: Sequence[RequestSpan]) -> None:
+        """Record psi of unfinished answers, and check them."""
+        self._record_unfinished([span.running for span in spans if span.running.is_recorded])
+        checked = [span for span in spans if span.running.checks.answer]
+        if not checked:
+            return
+        slots = self._as_indices([span.running.slot for span in checked])
+        lengths = [span.running.written for span in checked]
+        psi, history = self.sums.geometry(slots), self.history[slots, : max(lengths)]
+        stopped = self.answer_checker.check_answers([span.running.checks.answer for span in checked], psi, history, lengths)
+        self._add_verdicts(self._as_indices([span.index for span in checked]), stopped)
+
+    def _record_unfinished(self, recorded: Sequence[RunningRequest]) -> None:
+        if recorded:
+            psi = self.sums.geometry(self._as_indices([running.slot for running in recorded]))
+            for running, row in zip(recorded, psi.half(), strict=True):
+                running.running.append(row)
 
     def _stop_unchecked(self, requests: Sequence[str], discarded: NDArray[np.bool_]) -> None:
-        """End the requests without a slot whose prompt must be checked."""
+        """End the requests without a slot that must be checked."""
         lines = [line for line, request in enumerate(requests) if request in self.unchecked and not discarded[line]]
         if not lines:
             return
-        indices = self._as_indices(lines)
-        stopped = torch.ones(len(lines), dtype=torch.bool, device=self.runner.device)
+        self._add_verdicts(self._as_indices(lines), torch.ones(len(lines), dtype=torch.bool, device=self.runner.device))
+
+    def _add_verdicts(self, lines: Tensor, stopped: Tensor) -> None:
+        """Add verdicts [n] on the requests at these indices in the batch [n]; the next sample applies them."""
         if self.verdicts is not None:
-            indices, stopped = torch.cat([self.verdicts.lines, indices]), torch.cat([self.verdicts.stopped, stopped])
-        self.verdicts = PendingVerdicts(indices, stopped)
+            lines, stopped = torch.cat([self.verdicts.lines, lines]), torch.cat([self.verdicts.stopped, stopped])
+        self.verdicts = PendingVerdicts(lines, stopped)
 
     def _as_indices(self, values: Any) -> Tensor:
         return torch.as_tensor(values, device=self.runner.device).long()

@@ -1,13 +1,13 @@
 """Requests whose signals the engine's worker captures: their state while they run, and their record at the end."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trimtab.detection.signals import RECENT, SignalAccumulator
-from trimtab.engine.prompt_check import UNTRACKED, PromptCheck, decode_checks
+from trimtab.detection.signals import CHECK_INTERVAL, RECENT, SignalAccumulator
+from trimtab.engine.checks import RECORDED, UNTRACKED, RequestChecks, decode_checks
 from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START
 
 
@@ -20,19 +20,30 @@ class RunningRequest:
         prompt: number of prompt tokens.
         given: token ids of a given answer after the prompt; None if the engine generates the answer. Tokens that the engine
             generates after a given answer are ignored.
-        checks: checks of the prompt, which are applied when its last token is read.
+        checks: checks of the prompt, which are applied when its last token is read, and of the answer.
         is_tracked: whether the signals of the answer are captured.
+        is_recorded: whether the signals of the unfinished answer and the windows of the prompt are stored.
         read: number of prompt tokens processed.
         written: number of answer tokens processed.
+        windows: mean states of the windows of the prompt [W, L, d]; None before they are needed.
+        running: psi of the unfinished answer [L, 3d] at every `CHECK_INTERVAL` tokens, float16.
     """
 
     slot: int
     prompt: int
     given: list[int] | None = None
-    checks: tuple[PromptCheck, ...] = ()
+    checks: RequestChecks = field(default_factory=RequestChecks)
     is_tracked: bool = True
+    is_recorded: bool = False
     read: int = 0
     written: int = 0
+    windows: Tensor | None = None
+    running: list[Tensor] = field(default_factory=list[Tensor])
+
+    @property
+    def needs_running_psi(self) -> bool:
+        """Whether psi of the answer so far is needed at its current token."""
+        return self.written % CHECK_INTERVAL == 0 and bool(self.checks.answer or self.is_recorded)
 
 
 @dataclass(frozen=True)
@@ -102,11 +113,15 @@ class EndedRequest:
         held: accumulator with the request's slot only.
         history: log-probability, entropy and margin of each token [m, 3]; None without a history.
         prompt_risks: risks of the prompt's checks; NaN for unknown ones.
+        windows: mean states of the windows of the prompt [W, L, d]; None if they were not stored.
+        running: psi of the unfinished answer [K, L, 3d], float16; None if it was not stored.
     """
 
     held: SignalAccumulator
     history: Tensor | None
     prompt_risks: list[float]
+    windows: Tensor | None = None
+    running: Tensor | None = None
 
 
 def start_request(slot: int, new: Any) -> RunningRequest:
@@ -119,13 +134,14 @@ def start_request(slot: int, new: Any) -> RunningRequest:
     ids: list[int] = list(new.prompt_token_ids or ())
     extra_args = _get_extra_args(new)
     if (start := extra_args.get(GIVEN_ANSWER_START)) is not None:
-        return RunningRequest(slot, start, ids[start:])
-    return RunningRequest(slot, len(ids), checks=decode_checks(extra_args), is_tracked=not extra_args.get(UNTRACKED))
+        return RunningRequest(slot, start, ids[start:], is_recorded=bool(extra_args.get(RECORDED)))
+    tracked, recorded = not extra_args.get(UNTRACKED), bool(extra_args.get(RECORDED))
+    return RunningRequest(slot, len(ids), None, decode_checks(extra_args), tracked, recorded)
 
 
 def requires_check(new: Any) -> bool:
-    """Return whether a request must not be answered unless its prompt is checked."""
-    return any(check.stops and check.required for check in decode_checks(_get_extra_args(new)))
+    """Return whether a request must not be answered unless it is checked."""
+    return decode_checks(_get_extra_args(new)).is_required
 
 
 def _get_extra_args(new: Any) -> dict[str, Any]:
@@ -137,15 +153,18 @@ def build_record(ended: EndedRequest | None, tokens: int) -> dict[str, Any] | No
     if ended is None:
         return None
     if tokens < 1:
-        return {"psi": b"", "history": b"", "prompt_risks": ended.prompt_risks} if ended.prompt_risks else None
+        return {"psi": b"", "prompt_risks": ended.prompt_risks} if ended.prompt_risks else None
     excess = int(ended.held.tokens[0]) - tokens
     if not 0 <= excess < RECENT:
         return None
     held = ended.held if excess == 0 else ended.held.taken(0)
     held.take_back(0, excess)
     slot = torch.zeros(1, dtype=torch.long)
-    return {
-        "psi": held.geometry(slot)[0].numpy().tobytes(),
-        "history": ended.history[:tokens].numpy().tobytes() if ended.history is not None else b"",
-        "prompt_risks": ended.prompt_risks,
+    tensors = {
+        "psi": held.geometry(slot)[0],
+        "history": None if ended.history is None else ended.history[:tokens],
+        "windows": ended.windows,
+        "running": None if ended.running is None else ended.running[: tokens // CHECK_INTERVAL],
     }
+    encoded = {name: tensor.numpy().tobytes() for name, tensor in tensors.items() if tensor is not None}
+    return encoded | {"prompt_risks": ended.prompt_risks}

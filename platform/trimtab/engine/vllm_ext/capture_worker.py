@@ -55,12 +55,12 @@ class CaptureWorker(BaseWorker, EmbeddingWorkerExtension):  # pyright: ignore[re
         return output
 
     def trimtab_add_detector(self, card: str, tensors: bytes) -> None:
-        """Add a detector of prompts from the result of `encode_detector`."""
-        self._get_capture().checker.add_detector(card, tensors)
+        """Add a detector from the result of `encode_detector`."""
+        self._get_capture().detectors.add_detector(card, tensors)
 
     def trimtab_remove_detector(self, digest: str) -> None:
-        """Remove a detector of prompts."""
-        self._get_capture().checker.remove_detector(digest)
+        """Remove a detector."""
+        self._get_capture().detectors.remove_detector(digest)
 
     def trimtab_fetch_signals(self, queries: list[tuple[str, int, bool]]) -> list[dict[str, Any] | None] | None:
         """Return the signals of requests.
@@ -69,8 +69,9 @@ class CaptureWorker(BaseWorker, EmbeddingWorkerExtension):  # pyright: ignore[re
             queries: engine id, number of answer tokens, and whether the answer has ended, of each request.
 
         Returns:
-            One record per request: `psi` [L, 3d] and `history` [m, 3] as float32 bytes, and `prompt_risks`. A record is None
-            for an unknown request. Ranks other than 0 return None.
+            One record per request: `psi` [L, 3d] and `history` [m, 3] as float32 bytes, `prompt_risks`, and, if they were
+            recorded, `windows` [W, L, d] as float32 and `running` [K, L, 3d] as float16 bytes. A record is None for an unknown
+            request. Ranks other than 0 return None.
         """
         if self.rank != 0 or (capture := self.capture) is None:
             return None
