@@ -174,7 +174,8 @@ def build_prompt_row(
     signals = _get_signals(item, gathered)
     states = Signals(convert_to_prompt_states(signals.psi), signals.history[:0], windows=signals.windows)
     answer = replace(gathered.answer, text="", finish_reason="stop", signals=states)
-    return build_row(item, replace(gathered, answer=answer), label, tokenizer) | {"tokens": answer.prompt_tokens}
+    row = build_row(item, replace(gathered, answer=answer), label, tokenizer)
+    return row | {"tokens": answer.prompt_tokens, "labels": list(item.labels)}
 
 
 def _get_signals(item: PlannedRequest, gathered: GatheredAnswers) -> Signals:

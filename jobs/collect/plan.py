@@ -39,6 +39,7 @@ class PlannedRequest:
         request: request to the engine.
         truthful: label of a given answer or a prompt; None if it is unknown or the answer is generated.
         label: class of a prompt; None for a question.
+        labels: labels of a prompt.
     """
 
     key: str
@@ -47,6 +48,7 @@ class PlannedRequest:
     request: GenerationRequest
     truthful: bool | None = None
     label: Label | None = None
+    labels: tuple[str, ...] = ()
 
 
 def load_plan(config: CollectConfig) -> list[PlannedRequest]:
@@ -120,7 +122,7 @@ def build_prompt_plan(config: CollectConfig, prompts: Sequence[Prompt]) -> list[
         key, benign = compute_prompt_key(prompt), prompt.label != "harmful"
         question = Question(prompt.prompt, (), prompt.source, group=prompt.group)
         request = GenerationRequest(prompt.messages, Sampling(max_tokens=1), recorded=True)
-        planned.setdefault(key, PlannedRequest(key, question, DEFAULT_KIND, request, benign, prompt.label))
+        planned.setdefault(key, PlannedRequest(key, question, DEFAULT_KIND, request, benign, prompt.label, prompt.labels))
     return _subsample(config, planned)
 
 

@@ -6,7 +6,7 @@ data set that can be resumed.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -47,9 +47,10 @@ SCHEMA = pa.schema(
         ("samples", pa.list_(pa.struct([("text", pa.string()), ("tokens", pa.int32()), ("logp", pa.float32())]))),
         ("states", pa.list_(pa.float16())),
         ("p_true", pa.float32()),
-        # Windows of prompts, and states of unfinished answers; absent from older parts.
+        # Windows and labels of prompts, and states of unfinished answers; absent from older parts.
         ("windows", pa.list_(pa.float32())),
         ("unfinished", pa.list_(pa.float16())),
+        ("labels", pa.list_(pa.string())),
     ]
 )
 
@@ -134,6 +135,7 @@ class SignalDataset:
         windows: mean states of the windows of each prompt [W, L, d]; None for prompts of one window, and for answers.
         unfinished: features of each unfinished answer at every `CHECK_INTERVAL` tokens [K, L, 3d], float16; empty if they were
             not collected.
+        labels: labels of each prompt.
     """
 
     meta: DatasetMetadata
@@ -151,6 +153,15 @@ class SignalDataset:
     digest: str
     windows: list[Tensor | None]
     unfinished: list[Tensor]
+    labels: list[tuple[str, ...]]
+
+    def list_labels(self) -> list[str]:
+        """Return the names of all labels in alphabetical order."""
+        return sorted({label for labels in self.labels for label in labels})
+
+    def select_label(self, label: str) -> "SignalDataset":
+        """Return the data set with the rows that have a label as positives, and all others as negatives."""
+        return replace(self, truthful=torch.tensor([float(label not in labels) for labels in self.labels]))
 
     def build_windows(self) -> list[Tensor | None]:
         """Build the features [W, L, 3d] of the windows of each prompt; None for prompts of one window."""
@@ -245,6 +256,7 @@ def read_dataset(folder: Folder, base: BaseModel | None = None) -> SignalDataset
         digest,
         [_reshape(values, (-1, len(meta.layers), meta.width)) for values in _column(table, "windows")],
         _list_unfinished(table, meta),
+        [tuple(labels if labels is not None else ()) for labels in _column(table, "labels")],
     )
 
 

@@ -33,6 +33,7 @@ from trimtab.jobs.detect.further_sets import (
     read_further_sets,
 )
 from trimtab.jobs.detect.gate import check_gate
+from trimtab.jobs.detect.label_fits import LabelFit, check_labels, fit_labels
 from trimtab.jobs.detect.model_selection import list_trials, select_models, split_by_seed
 from trimtab.jobs.detect.stopping import StopResult, build_stop_table, compute_stop_thresholds, measure_stops
 from trimtab.jobs.detect.training_free import build_score_inputs, compute_semantic_entropies, measure_training_free
@@ -114,22 +115,30 @@ def train_detectors(config: DetectConfig) -> DetectResult:
     with runs.close_run(run), ray_session(config.address):
         run.log_params({"config": asdict(config), "base_fingerprint": base.fingerprint})
         run.log_inputs([_describe_source(config, data)], "training")
-        further_fits = FITS if data.meta.subject == "prompt" else 0
+        labels = check_labels(data)
+        further_fits = FITS * max(1, len(labels)) if data.meta.subject == "prompt" else 0
         with ProgressBar("heads", config.num_seeds * sum(head.count for head in trials.values()) + further_fits) as bar:
             arms = select_models(list(trials.values()), splits, lambda: bar.update(bar.done + 1))
             best = max(arms[0].learned, key=lambda trained: trained.validation)
             seed, rows = best.seed, splits[best.seed]
             own: list[FurtherSetResult] = []
+            by_label: LabelFit | None = None
             if further_fits:
-                shares = config.validation_fraction, config.label_fraction
-                final = fit_final_detector(best, data, *shares, lambda: bar.update(bar.done + 1), windows)
+                selected, shares = best, (config.validation_fraction, config.label_fraction)
+
+                def fit(part: SignalDataset) -> FinalFit:
+                    return fit_final_detector(selected, part, *shares, lambda: bar.update(bar.done + 1), windows)
+
+                by_label = fit_labels(data, labels, fit) if labels else None
+                final = by_label.combined if by_label else fit(data)
                 best, rows = final.trained, final.splits
                 _log_out_of_fold(data, final, run)
                 own = measure_by_source(data, final.rows, final.risk, best.thresholds)
+                own += by_label.results if by_label else []
         results = [arm.result for arm in arms] + scored
         resamples = draw_resamples(data.groups, config.num_seeds)
         figures = [measure_result(result.tests, resamples) for result in results]
-        detector = _build_detector(config, base, data, arms[0].result, best, rows, run)
+        detector = _build_detector(config, base, data, arms[0].result, best, rows, run, by_label)
         stops: list[StopResult] = []
         if data.unfinished:
             thresholds = compute_stop_thresholds(detector, data, rows.validation_indices)
@@ -196,6 +205,7 @@ def _build_detector(
     best: TrainedDetector,
     rows: DataSplits,
     run: TrackedRun,
+    by_label: LabelFit | None,
 ) -> Detector:
     """Build the artifact of the seed with the best validation AUROC."""
     card = DetectorCard(
@@ -220,8 +230,9 @@ def _build_detector(
         run_id=run.run_id,
         subject=data.meta.subject,
         windows=config.windows,
+        label_thresholds=dict(by_label.thresholds) if by_label else {},
     )
-    return build_detector(best.head, rows.normalizer, best.calibration, card)
+    return build_detector(by_label.head if by_label else best.head, rows.normalizer, best.calibration, card)
 
 
 def _describe_source(config: DetectConfig, data: SignalDataset) -> dict[str, Any]:

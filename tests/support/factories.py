@@ -15,6 +15,7 @@ from trimtab.data.prompt import Prompt
 from trimtab.detection.calibration import FALSE_POSITIVE_RATES
 from trimtab.detection.detector import Detector, build_detector
 from trimtab.detection.detector_card import DetectorCard
+from trimtab.detection.label_heads import combine_heads
 from trimtab.detection.signals import compute_token_statistics, concatenate_states
 from trimtab.evaluation.detection.metrics import Metric
 from trimtab.generation_types import Conversation, Signals
@@ -130,10 +131,15 @@ def compute_prompt_psi(frozen: FrozenModel, base: BaseModel, conversation: Conve
 
 
 def make_prompt_detector(
-    frozen: FrozenModel, base: BaseModel, name: str, layers: tuple[int, ...], questions: Sequence[str] = QUESTIONS
+    frozen: FrozenModel,
+    base: BaseModel,
+    name: str,
+    layers: tuple[int, ...],
+    questions: Sequence[str] = QUESTIONS,
+    seed: int = 1,
 ) -> Detector:
     """Make a detector of prompts with a random linear head, whose balanced threshold flags half of the questions."""
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     head = heads.get_head("linear")(base.width, len(layers), parts=2)
     conversations = [Conversation([{"role": "user", "content": question}]) for question in questions]
     psi = torch.stack([compute_prompt_psi(frozen, base, conversation, layers) for conversation in conversations])
@@ -149,6 +155,17 @@ def make_prompt_detector(
     middle = float(risks[len(risks) // 2 - 1 : len(risks) // 2 + 1].mean())
     thresholds = {"0.05": float(risks[-1]) + 1e-3, "balanced": middle}
     return build_detector(head, normalizer, calibration, replace(card, thresholds=thresholds))
+
+
+def make_label_detector(
+    frozen: FrozenModel, base: BaseModel, name: str, layers: tuple[int, ...], labels: Sequence[str]
+) -> Detector:
+    """Make a detector of prompts with a random linear head per label; each flags half of `QUESTIONS`."""
+    made = [make_prompt_detector(frozen, base, name, layers, seed=seed) for seed in range(2, 2 + len(labels))]
+    head = combine_heads(dict(zip(labels, (d.head for d in made), strict=True)), [d.calibration for d in made])
+    thresholds = {label: d.card.thresholds for label, d in zip(labels, made, strict=True)}
+    card = replace(made[0].card, label_thresholds=thresholds)
+    return build_detector(head, made[0].normalizer, torch.tensor([1.0, 0.0]), card)
 
 
 def make_random_detector(base: BaseModel, name: str, layers: tuple[int, ...]) -> Detector:
@@ -239,6 +256,23 @@ def write_prompt_dataset(folder: Path, base: BaseModel, layers: tuple[int, int],
         # The first ten keys are those of all seeds.
         key = row["key"] if number < 10 else f"{seed}-{row['key']}"
         rows.append(row | {"answer": "", "key": key, "windows": None if window is None else window.flatten().numpy()})
+    append_part(folder, metadata, rows)
+    return folder
+
+
+def write_label_dataset(folder: Path, base: BaseModel, layers: tuple[int, int]) -> Path:
+    """Write signals of 600 prompts, a third of which have the label `cars` or `food`, or both; each shows in its own states."""
+    metadata = DatasetMetadata(base.name, base.fingerprint, layers, base.width, "fp32", None, "", subject="prompt")
+    begin_dataset(folder, metadata)
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for number in range(600):
+        labels = [label for label, is_in in (("cars", number % 3 == 0), ("food", number % 4 == 0)) if is_in]
+        psi = torch.randn(2, 3 * base.width, generator=generator)
+        psi[1, :50] += 1.5 * ("cars" in labels)
+        psi[1, 50:100] += 1.5 * ("food" in labels)
+        row = build_signal_row(number, f"Prompt {number}?", not labels, psi, torch.empty(0))
+        rows.append(row | {"answer": "", "labels": labels})
     append_part(folder, metadata, rows)
     return folder
 

@@ -23,6 +23,7 @@ class Prompt:
         target: desired answer, if the source provides one.
         system: system message of this prompt, if any.
         history: earlier turns (role, content) of the conversation.
+        labels: properties of the prompt, for a detector with several labels.
     """
 
     prompt: str
@@ -32,6 +33,7 @@ class Prompt:
     target: str | None = None
     system: str | None = None
     history: tuple[tuple[str, str], ...] = ()
+    labels: tuple[str, ...] = ()
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -48,7 +50,9 @@ def compute_prompt_key(prompt: Prompt) -> str:
 
 def compute_prompts_digest(prompts: Sequence[Prompt]) -> str:
     """Return the first 16 hex digits of the SHA-256 of the prompts, which depends on all fields and on the order."""
-    lines = "\n".join(json.dumps(asdict(p), sort_keys=True) for p in prompts)
+    # Prompts without labels have the digest that they had before there were labels.
+    rows = [{name: value for name, value in asdict(p).items() if name != "labels" or value} for p in prompts]
+    lines = "\n".join(json.dumps(row, sort_keys=True) for row in rows)
     return compute_key(lines, 16)
 
 
@@ -94,4 +98,5 @@ def write_prompts(prompts: Sequence[Prompt], path: Path) -> None:
         for p in prompts:
             row = {"prompt": p.prompt, "class": p.label, "source": p.source, "group": p.group}
             extra = {"target": p.target, "system": p.system, "messages": p.messages if p.history else None}
+            extra |= {"labels": list(p.labels)}
             file.write(json.dumps(row | {k: v for k, v in extra.items() if v}) + "\n")

@@ -1,6 +1,7 @@
 """Reader of prompts with classes: files, Hugging Face datasets, `trimtab:NAME` sets."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from trimtab.types import LABELS, Label
 
 log = logging.getLogger(__name__)
 
-FIELDS = ("prompt", "class", "target", "system", "group", "source", "messages")
+FIELDS = ("prompt", "class", "labels", "target", "system", "group", "source", "messages")
 
+LABEL_NAME = re.compile(r"[A-Za-z0-9][\w/-]{0,63}", re.ASCII)
 # Names of columns that usually hold a class.
 LABEL_COLUMNS = {"label", "labels", "category", "harmful", "is_harmful", "safety", "toxic", "unsafe", "verdict"}
 SYNONYMS: dict[str, Label] = {
@@ -32,8 +34,8 @@ def read_prompts(source: str, label: Label | None = None, columns: Mapping[str, 
     Args:
         source: a file (.jsonl, .json, .csv, .parquet), `trimtab:NAME`, or a Hugging Face dataset `org/name[/config][:split]`.
         label: class of rows without one. A packaged set returns only the prompts on the same side (harmful or benign).
-        columns: column names of the fields prompt, class, target, system, group, source and messages, if they differ from
-            the field names.
+        columns: column names of the fields prompt, class, labels, target, system, group, source and messages, if they differ
+            from the field names.
 
     Returns:
         One prompt per row, in order.
@@ -89,7 +91,10 @@ def _parse_prompt(row: Row, number: int, source: str, default: Label | None, nam
     if not isinstance(text, str) or not text.strip():
         raise UsageError(f"{location}: the prompt is empty or not text")
     class_name = row.get(names["class"])
+    labels = _parse_labels(row, names, location)
     label = default if class_name is None else SYNONYMS.get(normalize_name(class_name))
+    if class_name is None and labels is not None:
+        label = "harmful" if labels else "benign_hard"
     if label is None:
         raise UsageError(f"{location}: class {class_name!r} must be one of {', '.join(SYNONYMS)}")
     target, system, group, name = (row.get(names[field]) for field in ("target", "system", "group", "source"))
@@ -102,7 +107,25 @@ def _parse_prompt(row: Row, number: int, source: str, default: Label | None, nam
         target=_as_optional_text(target),
         system=_as_optional_text(system),
         history=tuple(history),
+        labels=labels or (),
     )
+
+
+def _parse_labels(row: Row, names: Mapping[str, str], location: str) -> tuple[str, ...] | None:
+    """Return the labels of a row: a list, or text separated by semicolons; None if the rows have no labels."""
+    column = names["labels"]
+    if column not in row or column == names["class"]:
+        return None
+    value: Any = row[column]
+    if isinstance(value, str):
+        value = parse_list(value, location) if value.strip().startswith("[") else value.split(";")
+    listed = value if isinstance(value, list) else [] if value is None else [None]
+    labels = [label.strip() for label in listed if isinstance(label, str)]
+    if len(labels) < len(listed) or not all(LABEL_NAME.fullmatch(label) for label in labels if label):
+        raise UsageError(f"{location}: labels must be names of letters, digits, '_', '-' and '/', such as [\"violence\"]")
+    if classes := SYNONYMS.keys() & {normalize_name(label) for label in labels}:
+        raise UsageError(f"{location}: label {min(classes)!r} is a class. Set --columns.class {column}")
+    return tuple(dict.fromkeys(filter(None, labels)))
 
 
 def _as_optional_text(value: Any) -> str | None:

@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter
 from safetensors.torch import load, save, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from trimtab import heads
 from trimtab.artifacts.card import check_base_model, read_tensors, write_card
 from trimtab.detection import calibration
 from trimtab.detection.detector_card import DetectorCard, read_detector_card
+from trimtab.detection.label_heads import LabelHeads
 from trimtab.detection.signals import (
     CHECK_INTERVAL,
     TRACE,
@@ -26,9 +27,8 @@ from trimtab.detection.signals import (
     compute_running_features,
     compute_trace_features,
 )
-from trimtab.errors import ArtifactError, TrimtabError
+from trimtab.errors import ArtifactError, TrimtabError, UsageError
 from trimtab.generation_types import Signals
-from trimtab.heads import Head
 from trimtab.model.base_model import BaseModel
 
 FILE = "detector.safetensors"
@@ -44,13 +44,13 @@ class Detector:
 
     Attributes:
         card: card of the detector.
-        head: trained head, in evaluation mode.
+        head: trained head, in evaluation mode: a `Head`, or `LabelHeads` for several labels.
         normalizer: mean and standard deviation of phi over the training answers [2, 7].
         calibration: slope and offset [2] that map a score to the log-odds of a right answer (Platt 1999).
     """
 
     card: DetectorCard
-    head: Head
+    head: nn.Module
     normalizer: Tensor
     calibration: Tensor
 
@@ -114,6 +114,22 @@ class Detector:
         phi = compute_running_features(history.expand(len(running), -1, -1), lengths, self.card.low_log_probability)
         return self.compute_risk(running.float(), phi)
 
+    def select_label(self, label: str | None) -> "Detector":
+        """Return the detector of one label; the detector itself for None.
+
+        Raises:
+            UsageError: if the detector does not have this label.
+        """
+        if label is None:
+            return self
+        if not isinstance(self.head, LabelHeads) or label not in self.card.label_thresholds:
+            names = ", ".join(self.card.label_thresholds) or "no labels"
+            raise UsageError(f"detector {self.card.name!r} has {names}; not label {label!r}")
+        selected = self.head.get_label(label)
+        thresholds, digest = self.card.label_thresholds[label], f"{self.card.digest}:{label}"
+        card = replace(self.card, digest=digest, thresholds=thresholds, label_thresholds={})
+        return Detector(card, selected.head, self.normalizer, selected.calibration)
+
     def to(self, device: torch.device) -> "Detector":
         """Return the detector with its tensors on a device."""
         return Detector(self.card, self.head.to(device), self.normalizer.to(device), self.calibration.to(device))
@@ -145,7 +161,7 @@ def normalize_features(phi: Tensor, normalizer: Tensor) -> Tensor:
     return (phi - normalizer[0]) / normalizer[1]
 
 
-def build_detector(head: Head, normalizer: Tensor, calibration: Tensor, card: DetectorCard) -> Detector:
+def build_detector(head: nn.Module, normalizer: Tensor, calibration: Tensor, card: DetectorCard) -> Detector:
     """Build a detector from its trained parts, and write the digest of its tensors into the card.
 
     Args:
@@ -222,12 +238,16 @@ def _assemble_detector(card: DetectorCard, tensors: Mapping[str, Tensor]) -> Det
     return Detector(card, head.eval(), tensors[NORMALIZER].view(2, len(TRACE)), tensors[CALIBRATION].view(2))
 
 
-def _build_head(card: DetectorCard, weights: Mapping[str, Tensor]) -> Head:
+def _build_head(card: DetectorCard, weights: Mapping[str, Tensor]) -> nn.Module:
     """Build the head of a card with its weights.
 
     The settings on the card could name a head of any size. Its shapes are therefore compared before any memory is allocated.
     """
-    build = partial(heads.get_head(card.head), card.width, len(card.layers), **card.head_options)
+    build_one = partial(heads.get_head(card.head), card.width, len(card.layers), **card.head_options)
+
+    def build() -> nn.Module:
+        return LabelHeads({label: build_one() for label in card.label_thresholds}) if card.label_thresholds else build_one()
+
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in build().state_dict().items()}
     if shapes != {name: tensor.shape for name, tensor in weights.items()}:
@@ -237,7 +257,7 @@ def _build_head(card: DetectorCard, weights: Mapping[str, Tensor]) -> Head:
     return head
 
 
-def _collect_tensors(head: Head, normalizer: Tensor, calibration: Tensor) -> dict[str, Tensor]:
+def _collect_tensors(head: nn.Module, normalizer: Tensor, calibration: Tensor) -> dict[str, Tensor]:
     tensors = {f"{HEAD}{name}": tensor.detach().float().cpu().contiguous() for name, tensor in head.state_dict().items()}
     return tensors | {NORMALIZER: normalizer.float().contiguous(), CALIBRATION: calibration.float().contiguous()}
 

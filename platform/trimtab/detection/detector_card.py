@@ -9,6 +9,7 @@ from pydantic import ConfigDict
 from trimtab.artifacts.card import CARD_VERSION, STRICT, read_card_as
 from trimtab.artifacts.card import FILE as CARD
 from trimtab.detection.calibration import BALANCED, FALSE_POSITIVE_RATES
+from trimtab.detection.label_heads import MAX_LABELS
 from trimtab.errors import ArtifactError, UsageError
 from trimtab.types import Subject
 
@@ -45,6 +46,8 @@ class DetectorCard:
         windows: whether the risk of a prompt is the highest of those of the whole prompt and of its windows.
         stop_thresholds: threshold of the highest risk of an unfinished answer, by the share of right answers above it; empty
             if the detector was trained without signals of unfinished answers.
+        label_thresholds: thresholds of each label; empty for a detector with one label. `thresholds` are then those of the
+            highest risk of all labels.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -69,6 +72,7 @@ class DetectorCard:
     card_version: int = CARD_VERSION
     windows: bool = False
     stop_thresholds: dict[str, float] = field(default_factory=dict[str, float])
+    label_thresholds: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
 
 
 def select_threshold(card: DetectorCard, threshold: float | None = None, false_positive_rate: float | None = None) -> float:
@@ -124,11 +128,14 @@ def read_detector_card(folder: Path) -> DetectorCard:
     """
     card = read_card_as(DetectorCard, folder, "detector", RENAMED)
     rates = set(FALSE_POSITIVE_RATES)
-    if card.subject == "prompt" and (BALANCED not in card.thresholds or card.thresholds.keys() - rates != {BALANCED}):
+    listed = [card.thresholds, *card.label_thresholds.values()]
+    if card.subject == "prompt" and any(thresholds.keys() - rates != {BALANCED} for thresholds in listed):
         raise ArtifactError(f"{folder / CARD}: thresholds must be risks by false positive rates and {BALANCED}")
     if card.subject == "answer" and (card.thresholds.keys() != rates or card.stop_thresholds.keys() - rates):
         names = ", ".join(FALSE_POSITIVE_RATES)
         raise ArtifactError(f"{folder / CARD}: thresholds must be risks by the false positive rates {names}")
+    if card.label_thresholds and (card.subject == "answer" or len(card.label_thresholds) > MAX_LABELS):
+        raise ArtifactError(f"{folder / CARD}: at most {MAX_LABELS} labels are allowed, and for prompts only")
     if not card.layers or min(card.layers) < 0 or len(set(card.layers)) < len(card.layers):
         raise ArtifactError(f"{folder / CARD}: layers must be different layer numbers")
     return card

@@ -46,6 +46,7 @@ class Policy:
         model: model that answers instead for `route`: BASE, BASE:NAME or BASE:NAME@REFERENCE.
         unchecked: what happens to a request that the detector cannot check: `fail` rejects it, `pass` answers it.
         max_attempts: maximum number of answers for `retry`, the first one included.
+        label: label of a detector with several; if None, the highest risk of all labels counts.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
@@ -58,6 +59,7 @@ class Policy:
     model: str | None = None
     unchecked: Literal["fail", "pass"] = "fail"
     max_attempts: int = 3
+    label: str | None = None
 
     @property
     def acts(self) -> bool:

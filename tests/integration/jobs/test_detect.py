@@ -8,7 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.support.factories import compute_prompt_states, make_prefix, write_prompt_dataset, write_signal_dataset
+from tests.support.factories import (
+    compute_prompt_states,
+    make_prefix,
+    write_label_dataset,
+    write_prompt_dataset,
+    write_signal_dataset,
+)
 from trimtab import scores
 from trimtab.artifacts.prefix import save_prefix
 from trimtab.cli.main import main
@@ -193,6 +199,25 @@ def test_windows_reveal_what_the_mean_hides(base, tmp_path):
     assert aurocs[0].high < aurocs[1].low
     with pytest.raises(UsageError, match="windows are those of prompts"):
         train_detectors(DetectConfig(str(write_signal_dataset(tmp_path / "answers", base, LAYERS)), "linear", windows=True))
+
+
+def test_several_labels_give_one_artifact(base, tmp_path, capsys):
+    """Each label has its own head and thresholds; the detector as a whole flags prompts with any label."""
+    folder = write_label_dataset(tmp_path / "topics", base, LAYERS)
+    train_detectors(DetectConfig(str(folder), "linear", num_seeds=2, name="topics", out=str(tmp_path / "out")))
+    detector, data = load_detector(tmp_path / "out", base), read_dataset(folder)
+    assert list(detector.card.label_thresholds) == ["cars", "food"]
+    index = data.meta.layers.index(detector.card.layers[0])
+    risks = {label: detector.select_label(label).score_prompts(data.psi[:, [index]]) for label in ("cars", "food", None)}
+    assert torch.equal(risks[None], torch.stack([risks["cars"], risks["food"]]).max(0).values)
+    for label in ("cars", "food"):
+        wanted = torch.tensor([label in labels for labels in data.labels])
+        threshold = detector.card.label_thresholds[label]["balanced"]
+        assert ((risks[label] > threshold) == wanted).float().mean() > 0.8
+    with pytest.raises(UsageError, match="has cars, food; not label 'tax'"):
+        detector.select_label("tax")
+    main(["detect", "--signals", str(folder), "--head", "linear", "--num_seeds", "1", "--register", "false"])
+    assert "label food" in capsys.readouterr().out
 
 
 def test_rejects_name_of_a_prefix(signal_folder, frozen, base, tmp_path):

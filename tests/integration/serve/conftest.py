@@ -6,7 +6,13 @@ from dataclasses import replace
 import openai
 import pytest
 
-from tests.support.factories import compute_reference_signals, make_detector, make_prefix, make_prompt_detector
+from tests.support.factories import (
+    compute_reference_signals,
+    make_detector,
+    make_label_detector,
+    make_prefix,
+    make_prompt_detector,
+)
 from trimtab.artifacts.card import PrefixCondition
 from trimtab.artifacts.prefix import Prefix, save_prefix
 from trimtab.detection.detector import Detector, save_detector
@@ -25,6 +31,7 @@ from trimtab.util import ports
 SLOTS = 4
 SIDES: tuple[Side, ...] = ("above", "below")
 LAYERS = (20, 29)
+LABELS = ("travel", "personal/data")
 
 
 @pytest.fixture(scope="package")
@@ -61,11 +68,13 @@ def truth_detector(frozen: FrozenModel, base: BaseModel, tmp_path_factory: pytes
 
 @pytest.fixture(scope="package")
 def guard_detector(frozen: FrozenModel, base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Detector:
-    """Champion `guard`, which reads prompts and flags half of the questions."""
+    """Champion `guard`, which reads prompts and flags half of the questions; candidate `topics` has two labels."""
     folder = tmp_path_factory.mktemp("guards")
     run = runs.start_run("test", "detect", folder)
     detector = make_prompt_detector(frozen, base, "guard", LAYERS[:1])
     promote_version(registry.register_version(save_detector(detector, folder / "guard"), run.run_id), "test")
+    topics = make_label_detector(frozen, base, "topics", LAYERS[:1], LABELS)
+    registry.register_version(save_detector(topics, folder / "topics"), run.run_id)
     run.finish("FINISHED")
     return detector
 

@@ -7,8 +7,9 @@ import httpx
 import openai
 import pytest
 
+from tests.integration.serve.conftest import LABELS
 from tests.support.chat_client import BASE, chat, send_concurrently
-from tests.support.factories import QUESTIONS, compute_prompt_psi
+from tests.support.factories import QUESTIONS, compute_prompt_psi, make_label_detector
 from trimtab.generation_types import Conversation
 
 REFUSAL = "That I will not answer."
@@ -296,3 +297,34 @@ def test_refused_requests_leave_no_running_request_and_are_counted(client, url, 
     running = re.findall(r"^vllm:num_requests_running\{.*\} (\S+)$", metrics, re.MULTILINE)
     assert [float(value) for value in running] == [0.0]
     assert re.search(r'trimtab_policy_verdicts_total\{action="refuse",detector="guard",detector_version="1"', metrics)
+
+
+def test_labels_of_one_detector_are_categories_and_policies(client, frozen, base, guard_detector):
+    """Both labels are scored in one pass; the detector as a whole has the risk of the riskiest label."""
+    topics = make_label_detector(frozen, base, "topics", (20,), LABELS)
+    states = {
+        text: compute_prompt_psi(frozen, base, Conversation([{"role": "user", "content": text}]), (20,)) for text in TEXTS
+    }
+    expected = {
+        label: [topics.select_label(label).score_prompts(states[text][None]).item() for text in TEXTS]
+        for label in (*LABELS, None)
+    }
+    assert expected[None] == [max(pair) for pair in zip(*(expected[label] for label in LABELS), strict=True)]
+    extra = {"trimtab": {"policies": [{"detector": "topics@candidate"}]}}
+    results = client.moderations.create(input=TEXTS, extra_body=extra).results
+    for label in LABELS:
+        scores = [result.category_scores.model_dump()[label] for result in results]
+        assert scores == pytest.approx(expected[label], abs=2e-3)
+    number = max(range(len(TEXTS)), key=lambda n: expected[LABELS[0]][n] - expected[LABELS[1]][n])
+    policies = [{"detector": "topics@1", "action": "refuse", "label": label, "refusal_text": label} for label in LABELS]
+    response = chat(client, BASE, TEXTS[number], **apply(*policies, {"detector": "topics@1"}))
+    entries = response.model_extra["trimtab"]["detectors"][1:]
+    assert [entry["label"] for entry in entries] == [*LABELS, None]
+    assert [entry["probability"] for entry in entries] == pytest.approx(
+        [expected[k][number] for k in (*LABELS, None)], abs=2e-3
+    )
+    assert response.choices[0].message.content == LABELS[0]
+    with pytest.raises(openai.BadRequestError, match="detector 'topics' has personal/data, travel; not label 'x'"):
+        chat(client, BASE, "Hi", **apply({"detector": "topics@1", "label": "x"}))
+    with pytest.raises(openai.BadRequestError, match="detector 'guard' has no labels; not label 'x'"):
+        chat(client, BASE, "Hi", **apply({"detector": "guard", "label": "x"}))

@@ -96,3 +96,30 @@ def test_contrast_set_has_balanced_pairs():
     assert Counter(p.label for p in prompts) == {"harmful": 1222, "benign_hard": 1222}
     assert all(count == 2 for count in Counter(p.group for p in prompts).values())
     assert compute_predictability(prompts) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("cell", ['["violence", "personal/data"]', "violence; personal/data", ["violence", "personal/data"]])
+def test_labels_are_lists_or_separated_by_semicolons(tmp_path, cell):
+    rows = [{"prompt": "a", "topics": cell}, {"prompt": "b", "topics": None}, {"prompt": "c", "topics": ""}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    prompts = read_prompts(str(tmp_path / "rows.jsonl"), columns={"labels": "topics"})
+    assert [prompt.labels for prompt in prompts] == [("violence", "personal/data"), (), ()]
+    assert [prompt.label for prompt in prompts] == ["harmful", "benign_hard", "benign_hard"]
+    write_prompts(prompts, tmp_path / "written.jsonl")
+    written = read_prompts(str(tmp_path / "written.jsonl"))
+    assert [prompt.labels for prompt in written] == [prompt.labels for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("harmful", "label 'harmful' is a class. Set --columns.class labels"),
+        (["a b"], "labels must be names of letters"),
+        ([1], "labels must be names of letters"),
+        (5, "labels must be names of letters"),
+    ],
+)
+def test_invalid_labels_are_rejected(tmp_path, cell, message):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "a", "labels": cell}))
+    with pytest.raises(UsageError, match=message):
+        read_prompts(str(tmp_path / "rows.jsonl"))

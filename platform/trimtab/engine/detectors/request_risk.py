@@ -121,6 +121,7 @@ EMPTY: dict[str, Any] = {
     "version": None,
     "run_id": None,
     "subject": "answer",
+    "label": None,
     "status": "off",
     "probability": None,
     "flagged": None,

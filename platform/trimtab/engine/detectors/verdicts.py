@@ -76,7 +76,8 @@ class Verdicts:
         labels: list[str] = []
         for entry in self.describe(choice):
             version = "?" if entry["version"] is None else entry["version"]
-            labels.append(f"{entry['name']}@{version} {entry['probability']} {entry['action'] or 'none'}")
+            name = f"{entry['name']}@{version}" + (f"/{entry['label']}" if entry["label"] else "")
+            labels.append(f"{name} {entry['probability']} {entry['action'] or 'none'}")
         return labels
 
     def list_actions(self, choice: int) -> list[tuple[LoadedVersion[Detector] | None, str]]:
@@ -105,6 +106,7 @@ class Verdicts:
         known = risk is not None
         reason = None if known else applied.reason or f"the engine has no signals of this {applied.subject}"
         return entry | {
+            "label": policy.label,
             "status": "scored" if known else "unavailable",
             "probability": round(risk, self.digits) if known else None,
             "flagged": risk > applied.threshold if known else None,

@@ -59,7 +59,7 @@ async def moderate_inputs(engine: Any, renderer: ChatRenderer, request: Mapping[
 
 
 def build_moderation_response(model: str, verdicts: PromptVerdicts, tokens: int) -> dict[str, Any]:
-    """Build the response to a request whose texts are scored: a category per detector.
+    """Build the response to a request whose texts are scored: a category per label, or per detector without labels.
 
     Args:
         model: name of the base model.
@@ -67,18 +67,30 @@ def build_moderation_response(model: str, verdicts: PromptVerdicts, tokens: int)
         tokens: number of tokens of all texts.
     """
     results: list[dict[str, Any]] = []
+    names = _name_categories(verdicts)
     for number in sorted(verdicts.risks):
         entries = verdicts.describe(number)
-        flags = {entry["name"]: entry["flagged"] for entry in entries}
-        scores = {entry["name"]: entry["probability"] for entry in entries}
+        flags = {name: entry["flagged"] for name, entry in zip(names, entries, strict=True)}
+        scores = {name: entry["probability"] for name, entry in zip(names, entries, strict=True)}
         kinds = {name: ["text"] for name in flags}
         result = {"flagged": any(flags.values()), "categories": flags, "category_scores": scores}
         results.append(result | {"category_applied_input_types": kinds})
-    keys = ("name", "version", "run_id", "threshold", "false_positive_rate")
+    keys = ("name", "label", "version", "run_id", "threshold", "false_positive_rate")
     detectors = [{key: entry[key] for key in keys} for entry in verdicts.describe(0)]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     response = {"id": f"modr-{uuid.uuid4().hex}", "model": model, "results": results, "usage": usage}
     return response | {"trimtab": {"detectors": detectors}}
+
+
+def _name_categories(verdicts: PromptVerdicts) -> list[str]:
+    """Return the name of the category of each policy: its label, with its detector if another one has the same label."""
+    entries = verdicts.describe(0)
+    labels = [entry["label"] or entry["name"] for entry in entries]
+    repeated = {label for label in labels if labels.count(label) > 1}
+    return [
+        f"{entry['name']}/{label}" if label in repeated and entry["label"] else label
+        for label, entry in zip(labels, entries, strict=True)
+    ]
 
 
 async def _exhaust(stream: AsyncGenerator[Any]) -> None:

@@ -8,6 +8,7 @@ from trimtab.artifacts.card import PrefixCondition
 from trimtab.artifacts.prefix import Prefix
 from trimtab.detection.detector import Detector
 from trimtab.detection.detector_card import DetectorCard, select_stop_threshold, select_threshold
+from trimtab.engine.checks import MAX_CHECKS
 from trimtab.engine.detectors.answer_verdicts import AnswerVerdicts
 from trimtab.engine.detectors.prompt_verdicts import PromptVerdicts
 from trimtab.engine.detectors.request_risk import RequestRisk, describe_mismatch
@@ -94,9 +95,10 @@ class PolicyResolver:
         Raises:
             NotFoundError: if there is no such detector.
             ArtifactError: if the detector cannot be used.
-            UsageError: if it does not have the action or the threshold.
+            UsageError: if it does not have the action, the label or the threshold.
         """
         loaded = await self._detectors.find(*split_reference(policy.detector))
+        loaded = replace(loaded, artifact=loaded.artifact.select_label(policy.label))
         card = loaded.artifact.card
         if policy.action not in (actions := SUBJECT_ACTIONS[card.subject]):
             names = ", ".join(actions)
@@ -162,10 +164,23 @@ class PolicyResolver:
         selected = policies or [Policy(champion.version.name) for champion in champions]
         if not selected:
             raise NotFoundError("no detector of prompts is a champion. Name one in trimtab.policies")
-        resolved = [await self.resolve_policy(policy) for policy in selected]
+        resolved = [await self.resolve_policy(policy) for policy in await self._split_labels(selected)]
+        if len(resolved) > MAX_CHECKS:
+            raise UsageError(
+                f"the detectors have {len(resolved)} labels; a request checks at most {MAX_CHECKS}. Name fewer of them"
+            )
         if answers := [applied.policy.detector for applied in resolved if applied.subject == "answer"]:
             raise UsageError(f"detector {answers[0]!r} reads answers; this endpoint needs one that reads prompts")
         return PromptVerdicts(tuple(resolved))
+
+    async def _split_labels(self, policies: Sequence[Policy]) -> list[Policy]:
+        """Return one policy per label of the detectors that have several."""
+        split: list[Policy] = []
+        for policy in policies:
+            loaded = await self._detectors.find(*split_reference(policy.detector))
+            labels = () if policy.label else loaded.artifact.card.label_thresholds
+            split += [replace(policy, label=label) for label in labels] or [policy]
+        return split
 
     async def _resolve_all(
         self, key: Sequence[Policy], own: Sequence[Policy], request: Mapping[str, Any]

@@ -64,9 +64,10 @@ class PromptChecker:
 
     def _select_stopped(self, checks: Sequence[Sequence[PromptCheck]], risks: Tensor) -> Tensor:
         padding = PromptCheck("", 0.0)
-        padded = [[*listed, *[padding] * (MAX_CHECKS - len(listed))] for listed in checks]
+        most = max(map(len, checks))
+        padded = [[*listed, *[padding] * (most - len(listed))] for listed in checks]
         values = [[(c.threshold, c.above, c.stops, c.required) for c in listed] for listed in padded]
         threshold, above, stops, required = torch.tensor(values, dtype=torch.float64, device=self._store.device).unbind(-1)
-        triggered = (risks > threshold) == above.bool()
-        unknown = ~risks.isfinite()
+        triggered = (risks[:, :most] > threshold) == above.bool()
+        unknown = ~risks[:, :most].isfinite()
         return (stops.bool() & torch.where(unknown, required.bool(), triggered)).any(1)
