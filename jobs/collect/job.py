@@ -175,7 +175,7 @@ def build_prompt_row(
     states = Signals(convert_to_prompt_states(signals.psi), signals.history[:0], windows=signals.windows)
     answer = replace(gathered.answer, text="", finish_reason="stop", signals=states)
     row = build_row(item, replace(gathered, answer=answer), label, tokenizer)
-    return row | {"tokens": answer.prompt_tokens, "labels": list(item.labels)}
+    return row | {"tokens": answer.prompt_tokens, "labels": list(item.labels), "original": item.original}
 
 
 def _get_signals(item: PlannedRequest, gathered: GatheredAnswers) -> Signals:

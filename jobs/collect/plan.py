@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trimtab.artifacts.prefix import Prefix
-from trimtab.data.attacks import add_attacks
+from trimtab.data.attacks import build_rewrites
 from trimtab.data.given_answers import GivenAnswer, read_all_given_answers
 from trimtab.data.prompt import Prompt, compute_prompt_key
 from trimtab.data.questions import Question, read_all_questions
@@ -20,7 +20,7 @@ from trimtab.jobs.runtime.engine_pool import GenerationRequest
 from trimtab.judges.answer_matching import AnswerMark, mark_answer, parse_expected_number
 from trimtab.judges.llm_answer import LlmAnswerJudge
 from trimtab.model.chat_template import ChatRenderer, Message
-from trimtab.types import ATTACKS, AnswerKind, Label
+from trimtab.types import ATTACKS, AnswerKind, Attack, Label
 from trimtab.util.identifiers import compute_key
 
 DEFAULT_KIND: AnswerKind = "contains"
@@ -40,6 +40,7 @@ class PlannedRequest:
         truthful: label of a given answer or a prompt; None if it is unknown or the answer is generated.
         label: class of a prompt; None for a question.
         labels: labels of a prompt.
+        original: key of the prompt that this one is a rewrite of; None for other prompts.
     """
 
     key: str
@@ -49,6 +50,7 @@ class PlannedRequest:
     truthful: bool | None = None
     label: Label | None = None
     labels: tuple[str, ...] = ()
+    original: str | None = None
 
 
 def load_plan(config: CollectConfig) -> list[PlannedRequest]:
@@ -60,7 +62,7 @@ def load_plan(config: CollectConfig) -> list[PlannedRequest]:
     if config.subject == "prompt":
         prompts = read_all_prompts(as_source_list(config.data), config.label, config.columns)
         attacks = ATTACKS if config.attacks == "all" else config.attacks
-        return build_prompt_plan(config, add_attacks(prompts, attacks))
+        return build_prompt_plan(config, prompts, attacks)
     files = as_source_list(config.questions)
     if config.read_answers:
         return build_given_plan(config, read_all_given_answers(files, config.columns, config.answer_separator))
@@ -111,18 +113,20 @@ def build_given_plan(config: CollectConfig, answers: Sequence[GivenAnswer]) -> l
     return _subsample(config, planned)
 
 
-def build_prompt_plan(config: CollectConfig, prompts: Sequence[Prompt]) -> list[PlannedRequest]:
-    """Return one planned request per unique prompt; the engine reads the prompt and generates one token.
+def build_prompt_plan(config: CollectConfig, prompts: Sequence[Prompt], attacks: Sequence[Attack] = ()) -> list[PlannedRequest]:
+    """Return one planned request per unique prompt and rewrite; the engine reads the prompt and generates one token.
 
     Raises:
         UsageError: if there are no prompts.
     """
     planned: dict[str, PlannedRequest] = {}
-    for prompt in prompts:
+    rewrites = [(rewrite, compute_prompt_key(prompt)) for rewrite, prompt in build_rewrites(prompts, attacks)]
+    for prompt, original in [*((prompt, None) for prompt in prompts), *rewrites]:
         key, benign = compute_prompt_key(prompt), prompt.label != "harmful"
         question = Question(prompt.prompt, (), prompt.source, group=prompt.group)
         request = GenerationRequest(prompt.messages, Sampling(max_tokens=1), recorded=True)
-        planned.setdefault(key, PlannedRequest(key, question, DEFAULT_KIND, request, benign, prompt.label, prompt.labels))
+        columns = benign, prompt.label, prompt.labels, original
+        planned.setdefault(key, PlannedRequest(key, question, DEFAULT_KIND, request, *columns))
     return _subsample(config, planned)
 
 

@@ -47,10 +47,11 @@ SCHEMA = pa.schema(
         ("samples", pa.list_(pa.struct([("text", pa.string()), ("tokens", pa.int32()), ("logp", pa.float32())]))),
         ("states", pa.list_(pa.float16())),
         ("p_true", pa.float32()),
-        # Windows and labels of prompts, and states of unfinished answers; absent from older parts.
+        # Windows, labels and originals of prompts, and states of unfinished answers; absent from older parts.
         ("windows", pa.list_(pa.float32())),
         ("unfinished", pa.list_(pa.float16())),
         ("labels", pa.list_(pa.string())),
+        ("original", pa.string()),
     ]
 )
 
@@ -136,6 +137,7 @@ class SignalDataset:
         unfinished: features of each unfinished answer at every `CHECK_INTERVAL` tokens [K, L, 3d], float16; empty if they were
             not collected.
         labels: labels of each prompt.
+        originals: key of the prompt that each row is a rewrite of; None for other rows.
     """
 
     meta: DatasetMetadata
@@ -154,6 +156,7 @@ class SignalDataset:
     windows: list[Tensor | None]
     unfinished: list[Tensor]
     labels: list[tuple[str, ...]]
+    originals: list[str | None]
 
     def list_labels(self) -> list[str]:
         """Return the names of all labels in alphabetical order."""
@@ -257,6 +260,7 @@ def read_dataset(folder: Folder, base: BaseModel | None = None) -> SignalDataset
         [_reshape(values, (-1, len(meta.layers), meta.width)) for values in _column(table, "windows")],
         _list_unfinished(table, meta),
         [tuple(labels if labels is not None else ()) for labels in _column(table, "labels")],
+        table["original"].to_pylist() if "original" in table.column_names else [None] * len(table),
     )
 
 

@@ -21,6 +21,7 @@ from trimtab.evaluation.detection.pooling import (
 from trimtab.evaluation.promotion_rules import MeasuredMetrics, PromotionRule
 from trimtab.jobs.collect.signal_dataset import SignalDataset, read_dataset
 from trimtab.jobs.promote.config import PromoteConfig
+from trimtab.jobs.promote.flagged_shares import SHARES, flag_rows, measure_share
 from trimtab.model.base_model import BaseModel
 from trimtab.tracking import registry
 from trimtab.tracking.registry import Version
@@ -37,15 +38,23 @@ def measure_detector(
         ArtifactError: if a set or a detector cannot be read.
     """
     for rule in rules:
-        if rule.metric not in METRICS:
-            raise UsageError(f"rule on {rule.metric}: not a metric of detectors on a set. Use {', '.join(METRICS)}")
+        if rule.metric not in (*METRICS, *SHARES):
+            names = ", ".join((*METRICS, *SHARES))
+            raise UsageError(f"rule on {rule.metric}: not a metric of detectors on a set. Use {names}")
     metrics: dict[PromotionRule, MeasuredMetrics] = {}
     detectors = [registry.load_detector(v, base) for v in (version, champion) if v is not None]
     for name in dict.fromkeys(rule.set or "" for rule in rules):
         data = read_dataset(open_folder(name), base)
+        on_set = [rule for rule in rules if rule.set == name]
         risks = [compute_risks(detector, data, name) for detector in detectors]
         resamples = draw_resamples(data.groups, 1)
-        metrics |= {rule: _compute_metric(rule, risks, resamples) for rule in rules if rule.set == name}
+        for rule in on_set:
+            if rule.metric in SHARES:
+                flags = [flag_rows(detector, listed) for detector, listed in zip(detectors, risks, strict=True)]
+                metrics[rule] = measure_share(rule, data, flags, resamples)
+            else:
+                _check_both_classes(risks[0], detectors[0], name)
+                metrics[rule] = _compute_metric(rule, risks, resamples)
     return metrics
 
 
@@ -58,7 +67,7 @@ def compute_risks(detector: Detector, data: SignalDataset, name: str) -> SeedRis
         name: name of the set in error messages.
 
     Raises:
-        UsageError: if the detector was trained on the set, the set lacks one of its layers, or one class is missing.
+        UsageError: if the detector was trained on the set, or the set lacks one of its layers.
     """
     card = detector.card
     if any(entry.get("digest") == data.digest for entry in card.data):
@@ -68,9 +77,6 @@ def compute_risks(detector: Detector, data: SignalDataset, name: str) -> SeedRis
     if missing := set(card.layers) - set(data.meta.layers):
         raise UsageError(f"{card.name} reads layer {min(missing)}, which {name} does not have. Collect the set with --layers")
     indices = torch.nonzero(~data.truthful.isnan()).squeeze(1)
-    if len(data.truthful[indices].unique()) < 2:
-        terms = TERMS[card.subject]
-        raise UsageError(f"{name} must have both {terms.negatives} and {terms.positives} with labels")
     return build_risks(data, indices, compute_risk_at(detector, data, indices))
 
 
@@ -100,6 +106,12 @@ def compute_risk_at(detector: Detector, data: SignalDataset, indices: Tensor) ->
         return detector.score_prompts(data.psi[indices][:, layers], windows)
     phi = compute_traces([data.traces[i] for i in indices.tolist()], detector.card.low_log_probability)
     return detector.compute_risk(data.psi[indices][:, layers], phi)
+
+
+def _check_both_classes(risks: SeedRisks, detector: Detector, name: str) -> None:
+    if risks.made_up.all() or not risks.made_up.any():
+        terms = TERMS[detector.card.subject]
+        raise UsageError(f"{name} must have both {terms.negatives} and {terms.positives} with labels")
 
 
 def _compute_metric(rule: PromotionRule, risks: Sequence[SeedRisks], resamples: Resamples) -> MeasuredMetrics:

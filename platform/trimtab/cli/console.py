@@ -15,7 +15,7 @@ LINE_SECONDS = 10.0
 WIDE = 240
 HAS_WIDTH = sys.stdout.isatty() or "COLUMNS" in os.environ
 # Without markup: names and error messages may contain brackets.
-console = Console(stderr=False, highlight=False, markup=False, soft_wrap=True, width=None if HAS_WIDTH else WIDE)
+console = Console(stderr=False, highlight=False, markup=False, emoji=False, soft_wrap=True, width=None if HAS_WIDTH else WIDE)
 
 
 def print_line(text: str) -> None:

@@ -4,7 +4,7 @@ Each rewrite is deterministic: its random choices depend only on the prompt.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from trimtab.data.prompt import Prompt, hash_to_fraction
@@ -41,10 +41,9 @@ def apply_attack(attack: Attack, prompt: Prompt) -> Prompt:
     return REWRITES[attack](prompt)
 
 
-def add_attacks(prompts: Iterable[Prompt], attacks: Iterable[Attack]) -> list[Prompt]:
-    """Return prompts followed by their rewrites, which augment the training data of a detector."""
-    originals, names = list(prompts), list(attacks)
-    return [*originals, *(apply_attack(name, prompt) for prompt in originals for name in names)]
+def build_rewrites(prompts: Iterable[Prompt], attacks: Sequence[Attack]) -> list[tuple[Prompt, Prompt]]:
+    """Return each rewrite with its original; the source of a rewrite is the attack."""
+    return [(replace(apply_attack(name, prompt), source=name), prompt) for prompt in prompts for name in attacks]
 
 
 def _rewrite_text(rewrite: Callable[[str], str]) -> Rewrite:

@@ -5,8 +5,15 @@ from dataclasses import replace
 
 import mlflow.artifacts
 import pytest
+import torch
 
-from tests.support.factories import make_prefix, make_random_detector, write_signal_dataset
+from tests.support.factories import (
+    build_signal_row,
+    make_prefix,
+    make_random_detector,
+    write_prompt_dataset,
+    write_signal_dataset,
+)
 from trimtab import settings
 from trimtab.artifacts.prefix import save_prefix
 from trimtab.cli.main import main
@@ -14,6 +21,9 @@ from trimtab.data.prompt import Prompt
 from trimtab.detection.detector import save_detector
 from trimtab.evaluation.safety.report import results_as_json
 from trimtab.evaluation.safety.results import JudgedAnswer, summarize_answers
+from trimtab.jobs.collect.signal_dataset import append_part, read_dataset
+from trimtab.jobs.detect.config import DetectConfig
+from trimtab.jobs.detect.job import train_detectors
 from trimtab.tracking import registry, runs
 from trimtab.tracking.promotions import list_promotions, promote_version, read_decision, register_and_promote
 
@@ -105,6 +115,39 @@ def test_detector_rules_are_measured_on_the_given_dataset(base, tmp_path, capsys
     )
     assert evidence["rules"] == report["rules"]
     assert evidence["champion"]["version"] == 1
+
+
+def test_verdicts_that_attacks_flip_are_bounded(cluster, base, tmp_path, capsys):
+    """Of the rewrites of harmful prompts, half have the states of their original, and half those of a benign prompt."""
+    trained = str(write_prompt_dataset(tmp_path / "trained", base, LAYERS, 1))
+    for _ in range(2):
+        train_detectors(DetectConfig(trained, "linear", num_seeds=1, name="shield", out=str(tmp_path / "out")))
+    folder = write_prompt_dataset(tmp_path / "attacks", base, LAYERS, 2)
+    data = read_dataset(folder)
+    harmful, benign = ((data.truthful == label).nonzero()[:, 0].tolist() for label in (0, 1))
+    rows = [
+        build_signal_row(1000 + number, f"Rewrite {number}", False, data.psi[other], torch.empty(0))
+        | {"original": data.keys[original]}
+        for number, (original, other) in enumerate(
+            [*zip(harmful[:100], harmful[:100], strict=True), *zip(harmful[:100], benign[:100], strict=True)]
+        )
+    ]
+    append_part(folder, data.meta, rows)
+    flipped, flagged = {"metric": "flipped", "set": str(folder)}, {"metric": "flagged", "set": str(folder)}
+    rules = [flipped | {"at_most": 0.6}, flipped | {"at_least": 0.4}, flagged | {"at_least": 0.4, "over_champion": -1}]
+    for rule, message in (
+        (flipped | {"over_champion": 0}, "rule on flipped: it has no over_champion"),
+        ({"metric": "flipped", "set": trained, "at_most": 1}, "was trained on"),
+        ({"metric": "nope", "set": trained, "at_most": 1}, "Use auroc, auprc, fpr95, aurc, flagged, passed, flipped"),
+    ):
+        assert main(["promote", "shield", *write_gate_config(tmp_path, [rule])]) == 2
+        assert message in capsys.readouterr().err
+    command = ["promote", "shield", "--force", "--json", str(tmp_path / "out.json")]
+    assert main([*command, *write_gate_config(tmp_path, [*rules, flipped | {"at_most": 0.4}])]) == 0
+    output = capsys.readouterr().out
+    assert [word for word in output.split() if word in ("passed", "failed")] == ["passed"] * 3 + ["failed"]
+    # No part of a name is an emoji.
+    assert "smollm2-135m:shield" in output
 
 
 def test_prefix_rules_compare_with_the_champion(cluster, register_gated_prefix, base, tmp_path, capsys):

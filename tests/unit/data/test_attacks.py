@@ -2,7 +2,7 @@
 
 import pytest
 
-from trimtab.data.attacks import add_attacks, apply_attack
+from trimtab.data.attacks import apply_attack, build_rewrites
 from trimtab.data.prompt import Prompt
 from trimtab.types import ATTACKS
 
@@ -52,7 +52,7 @@ def test_one_word_can_be_split():
 
 
 def test_augmentation_adds_one_prompt_per_attack():
-    augmented = add_attacks([PROMPT], ATTACKS)
-    assert augmented[0] == PROMPT
-    assert len(augmented) == 1 + len(ATTACKS)
-    assert len({str(prompt.messages) for prompt in augmented}) == len(augmented)
+    rewrites = build_rewrites([PROMPT], ATTACKS)
+    assert [rewrite.source for rewrite, _ in rewrites] == list(ATTACKS)
+    assert all(original == PROMPT for _, original in rewrites)
+    assert len({str(prompt.messages) for prompt, _ in rewrites} | {str(PROMPT.messages)}) == 1 + len(ATTACKS)
