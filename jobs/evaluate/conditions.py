@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from trimtab.artifacts.card import PrefixCondition
 from trimtab.artifacts.prefix import Prefix
+from trimtab.cli.console import print_line
 from trimtab.data.prompt import Prompt, compute_prompt_key
 from trimtab.detection.detector import Detector, check_base
 from trimtab.detection.detector_card import select_threshold
@@ -91,7 +92,7 @@ def judge_prompts(
     """
     version = _find_version(condition, base)
     unique = {compute_prompt_key(prompt): prompt for prompt in prompts}
-    risks = _read_out_of_fold(version, unique)
+    risks = read_out_of_fold(version.run_id, unique)
     if missing := [key for key in unique if key not in risks]:
         detector = registry.load_detector(version, base)
         computed = compute_prompt_risks(base, [unique[key] for key in missing], engine, gpus, detector)
@@ -164,8 +165,35 @@ def _find_version(condition: PrefixCondition, base: BaseModel) -> Version:
     return registry.find_version(base.name, name, ref or registry.CHAMPION)
 
 
-def _read_out_of_fold(version: Version, prompts: Mapping[str, Prompt]) -> dict[str, float]:
-    """Return the out-of-fold risks of prompts; a prompt with a system message has the risk of the one without."""
-    recorded = read_json_artifact(version.run_id, OUT_OF_FOLD)
+def replace_trained_risks(detector: Detector, prompts: Sequence[Prompt], risks: Sequence[float]) -> list[float]:
+    """Return risks in which those of prompts that the detector was trained on are out of fold, and print their number.
+
+    Args:
+        detector: detector of prompts.
+        prompts: prompts.
+        risks: risks of the prompts by the detector.
+
+    Raises:
+        TrackingError: if the run of the detector cannot be read.
+    """
+    keys = [compute_prompt_key(prompt) for prompt in prompts]
+    unique = dict(zip(keys, prompts, strict=True))
+    recorded = read_out_of_fold(detector.card.run_id, unique) if detector.card.run_id else {}
+    if trained := sum(key in recorded for key in keys):
+        print_line(f"{detector.card.name} was trained on {trained} of {len(prompts)} prompts, whose risks are out of fold")
+    return [recorded.get(key, risk) for key, risk in zip(keys, risks, strict=True)]
+
+
+def read_out_of_fold(run_id: str, prompts: Mapping[str, Prompt]) -> dict[str, float]:
+    """Return the out-of-fold risks of prompts by key; a prompt with a system message has the risk of the one without.
+
+    Args:
+        run_id: id of the run that trained the detector.
+        prompts: prompts by key.
+
+    Raises:
+        TrackingError: if the run cannot be read.
+    """
+    recorded = read_json_artifact(run_id, OUT_OF_FOLD)
     keys = {key: compute_prompt_key(replace(prompt, system=None)) for key, prompt in prompts.items()}
     return {key: recorded[plain] for key, plain in keys.items() if plain in recorded}

@@ -10,7 +10,7 @@ from trimtab.detection.detector_card import select_threshold
 from trimtab.evaluation.safety.guarded import build_guarded_results
 from trimtab.evaluation.safety.report import build_table, results_as_json, write_plane
 from trimtab.evaluation.safety.results import ArmResult
-from trimtab.jobs.evaluate.conditions import apply_conditions, load_prompt_detector
+from trimtab.jobs.evaluate.conditions import apply_conditions, load_prompt_detector, replace_trained_risks
 from trimtab.jobs.evaluate.config import SafetyConfig
 from trimtab.jobs.evaluate.variants import (
     build_engine_config,
@@ -51,7 +51,7 @@ def evaluate_safety(config: SafetyConfig) -> tuple[list[ArmResult], JudgeStandin
         answered, risks = evaluate_guarded_arms(base, arms, prompts, config.max_tokens, engine, config.num_gpus, detector)
         judged = apply_judge({"prompts": answered}, judge, config.num_gpus)["prompts"]
     threshold = select_threshold(detector.card, config.threshold)
-    flagged = [risk > threshold for risk in risks]
+    flagged = [risk > threshold for risk in replace_trained_risks(detector, prompts, risks)]
     plain, _, *steered = judged
     return [*judged, *build_guarded_results(plain, steered, flagged)], standing
 

@@ -27,6 +27,8 @@ from trimtab.types import DEFAULT_BASE
 from trimtab.util import ports
 
 HARMFUL = ("advbench", "harmbench", "pairs")
+# Prompts that the prefix is not trained on. The guard is trained on some of them, for which its out-of-fold risks count.
+COMPARED = "trimtab:contrast"
 BENIGN = ("pairs", "scary", "plain", "countries")
 START_SECONDS = 400.0
 STOP_SECONDS = 60.0
@@ -48,27 +50,32 @@ FACTS = (
 
 
 def run_demo(config: DemoConfig) -> dict[str, Any]:
-    """Train a prefix and a detector, serve both, and print answers with and without the prefix.
+    """Train a prefix, a guard and a detector of made-up answers, serve them, and print answers with and without them.
 
     Returns:
-        Results of `trimtab align` and `trimtab detect`, answers, factual answers with their risks, and total seconds.
+        Results of `trimtab align`, `trimtab detect` and `trimtab evaluate safety`, answers, factual answers with their risks,
+        and total seconds.
     """
     started = time.monotonic()
-    print_line(f"1/4  train a one-token prefix on the frozen {DEFAULT_BASE} and evaluate it on held-out prompts")
+    print_line(f"1/5  train a one-token prefix on the frozen {DEFAULT_BASE} and evaluate it on held-out prompts")
     aligned = _run_align(config)
     print_line(
         "gate: the first champion is promoted by point estimate; a later one needs the whole interval of its improvement"
     )
     print_line("")
-    print_line("2/4  ask the frozen model factual questions and train a detector of made-up answers on its signals")
+    print_line("2/5  train a guard, a detector of harmful prompts, on the frozen model's states, and compare the arms")
+    guarded = _run_guard(config, aligned["version"])
+    print_line("")
+    print_line("3/5  ask the frozen model factual questions and train a detector of made-up answers on its signals")
     detected = _run_detect(config)
     print_line("")
-    print_line("3/4  serve the frozen model with Ray Serve and vLLM; each request selects its prefix and detector")
+    print_line("4/5  serve the frozen model with Ray Serve and vLLM; each request selects its prefix and detectors")
     with _run_server(config) as url:
-        print_line("4/4  ask the same questions with and without the prefix through the OpenAI client")
+        print_line("5/5  ask the same questions with and without prefix and guard through the OpenAI client")
         name = f"{DEFAULT_BASE}:{config.name}" + ("" if aligned["champion"] else f"@{aligned['version']}")
         client = OpenAI(base_url=f"{url}/v1", api_key="none", timeout=300)
-        answers = _ask_questions(client, name)
+        guard = {"detector": f"{config.name}-guard@{guarded['detector']['version']['version']}", "action": "refuse"}
+        answers = _ask_questions(client, name, guard)
         facts = _ask_factual_questions(client, f"{config.name}-truth@{detected['version']['version']}")
     _print_answers(answers, name)
     _print_risks(facts)
@@ -76,7 +83,8 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     print_line("show the runs:        trimtab ui")
     print_line(f"serve again:          trimtab serve --base {DEFAULT_BASE}")
     print_line(f"plot of the arms:     {aligned['folder']}/plane.png")
-    return aligned | {"detector": detected, "answers": answers, "facts": facts, "seconds": time.monotonic() - started}
+    results = aligned | {"detector": detected, "guard": guarded, "answers": answers, "facts": facts}
+    return results | {"seconds": time.monotonic() - started}
 
 
 def _run_align(config: DemoConfig) -> dict[str, Any]:
@@ -102,6 +110,27 @@ def _run_align(config: DemoConfig) -> dict[str, Any]:
         }
         _run_command(["align", *_format_options(options)])
         return json.loads(output.read_text())
+
+
+def _run_guard(config: DemoConfig, version: int) -> dict[str, Any]:
+    """Train the guard, and compare base model, text prompt, prefix and guard on prompts that the prefix is not trained on."""
+    with tempfile.TemporaryDirectory() as folder:
+        signals, trained, compared = (Path(folder) / name for name in ("signals", "detect.json", "safety.json"))
+        collect_options = {"subject": "prompt", "data": "trimtab:guard", "out": signals, "limit": config.guard_prompts}
+        _run_command(["collect", *_format_options(collect_options | {"layers": "[18]"})])
+        detect_options = {"signals": signals, "head": "linear", "name": f"{config.name}-guard", "json": trained}
+        _run_command(["detect", *_format_options(detect_options)])
+        detector = json.loads(trained.read_text())
+        safety_options = {
+            "data": COMPARED,
+            "prefix": f"{config.name}@{version}",
+            "detector": f"{config.name}-guard@{detector['version']['version']}",
+            "limit": 100,
+            "max_tokens": 16,
+            "json": compared,
+        }
+        _run_command(["evaluate", "safety", *_format_options(safety_options)])
+        return {"detector": detector, "safety": json.loads(compared.read_text())}
 
 
 def _run_detect(config: DemoConfig) -> dict[str, Any]:
@@ -167,13 +196,18 @@ def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
     raise JobError(f"the server did not respond within {START_SECONDS:.0f} s")
 
 
-def _ask_questions(client: OpenAI, prefixed: str) -> list[dict[str, str]]:
+def _ask_questions(client: OpenAI, prefixed: str, guard: Mapping[str, Any]) -> list[dict[str, str]]:
     answers: list[dict[str, str]] = []
+    columns = (("base", DEFAULT_BASE, []), ("prefix", prefixed, []), ("guard", DEFAULT_BASE, [guard]))
     for question in QUESTIONS:
         row = {"question": question}
-        for column, model in (("base", DEFAULT_BASE), ("prefix", prefixed)):
+        for column, model, policies in columns:
             response = client.chat.completions.create(
-                model=model, messages=[{"role": "user", "content": question}], max_tokens=40, temperature=0
+                model=model,
+                messages=[{"role": "user", "content": question}],
+                max_tokens=40,
+                temperature=0,
+                extra_body={"trimtab": {"policies": policies}},
             )
             row[column] = (response.choices[0].message.content or "").strip()
             row[f"{column}_model"] = response.model
@@ -198,10 +232,10 @@ def _ask_factual_questions(client: OpenAI, detector: str) -> list[dict[str, Any]
 
 def _print_answers(answers: Sequence[dict[str, str]], name: str) -> None:
     table = Table(show_lines=True)
-    for column in ("question", DEFAULT_BASE, name):
+    for column in ("question", DEFAULT_BASE, name, f"{DEFAULT_BASE} with the guard"):
         table.add_column(column, ratio=1)
     for row in answers:
-        table.add_row(row["question"], row["base"], row["prefix"])
+        table.add_row(row["question"], row["base"], row["prefix"], row["guard"])
     console.print(table)
 
 

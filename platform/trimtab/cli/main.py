@@ -266,7 +266,7 @@ ABOUT = {
     "align": "train a prefix on a frozen base model, evaluate it and register it",
     "assets": "list models and data sets that can be fetched by name",
     "collect": "store the model's signals on answers or prompts, the training data of detectors",
-    "demo": "train, serve and query a prefix and a detector on this machine in minutes",
+    "demo": "train, serve and query a prefix, a guard and a detector on this machine in minutes",
     "detect": "train detectors on collected signals, select on validation and report on test data",
     "evaluate-guard": "measure how often rewrites of prompts change the verdict of a detector of prompts",
     "evaluate-safety": "measure refusal and compliance of the base model, a text prompt and prefixes on any prompt files",

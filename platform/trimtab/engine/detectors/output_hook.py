@@ -16,6 +16,7 @@ from math import isfinite
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
+from vllm.logprobs import Logprob
 
 from trimtab.engine.checks import EXTRA_ARGS, UNTRACKED, RequestChecks, encode_checks
 from trimtab.engine.context import steering
@@ -197,9 +198,11 @@ def _replace_output(answer: Any, turn_end: int, *, whole: bool) -> None:
     """Replace the verdict token in an output, and drop its text if it is the whole answer.
 
     With a grammar, vLLM ends such a request with an error. One token remains, because vLLM drops the chunk of an output without
-    tokens.
+    tokens. Its log-probability is 0: the decision of the engine leaves no other token.
     """
     answer.token_ids = [*answer.token_ids[:-1], turn_end]
+    if answer.logprobs:
+        answer.logprobs = [*answer.logprobs[:-1], {turn_end: Logprob(0.0, 1, "")}]
     answer.finish_reason, answer.stop_reason = "stop", None
     if whole:
         answer.text = ""
