@@ -5,6 +5,7 @@ python bench/guard.py [--quick] [--json FILE]
 One server with a champion that reads prompts at one layer. A client streams answers one after another, in pairs of a request
 without a policy and one whose policy never triggers, in random order; then many clients do. A refused request and a plain one
 take turns, and so do a request that is checked in the engine and one that is checked by a moderation request before it. The
+same holds for a prefix with a condition on either side and the same prefix without one. The
 time of the check in the worker, and of the whole capture, is measured in an engine of its own, as a share of its steps.
 """
 
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,11 @@ import numpy as np
 from peers import servers
 from peers.detectors import save_untrained_guard
 from peers.homes import own_home
-from peers.servers import Server
+from peers.servers import Server, random_prefixes
 from vllm import SamplingParams
 
+from trimtab.artifacts.card import PrefixCondition
+from trimtab.artifacts.prefix import load_prefix, save_prefix
 from trimtab.detection.detector import Detector, encode_detector, load_detector
 from trimtab.engine.checks import UNTRACKED, PromptCheck, RequestChecks, encode_checks
 from trimtab.engine.config import EngineConfig
@@ -42,6 +46,8 @@ LAYER = 18
 STEP_SHARE, SLOWDOWN = 0.01, 1.05
 RESAMPLES, QUANTILES = 2000, (0.025, 0.975)
 TOPICS = ("bread", "the moon", "a garden", "old maps", "trains", "a small boat", "winter", "bees")
+# Thresholds of prefixes that steer prompts above them: all prompts, which are then read twice, or none.
+CONDITIONS = {"steers": 0.0, "does not steer": 1.0}
 NEVER = {"detector": "guard", "action": "refuse", "threshold": 1.0}
 ALWAYS = {"detector": "guard", "action": "refuse", "threshold": 0.0}
 
@@ -55,6 +61,9 @@ def main() -> None:
         base = resolve_base_model(options.base)
         registry = folder / "registry"
         saved = save_untrained_guard(base, registry, LAYER)
+        random_prefixes(base, registry, 1)
+        for name, threshold in CONDITIONS.items():
+            save_conditional_prefix(registry, name, PrefixCondition("guard", "above", threshold))
         lines = measure_step_share(base, load_detector(saved, base), pairs)
         command = servers.trimtab(base.name, "--registry", str(registry), "--engine.max_model_len", "512")
         with servers.running(Server("guard", command)) as up:
@@ -95,6 +104,7 @@ class GuardBench:
                 self._stream(client, [])
             alone = self._alternate(lambda policies: self._stream(client, policies), NEVER)
             refused = self._alternate(lambda policies: self._stream(client, policies), ALWAYS)
+            conditional = {name: self._alternate(lambda names: self._stream_prefix(client, names), name) for name in CONDITIONS}
             checked = [self._compare_moderation(client) for _ in range(self._pairs)]
         together = asyncio.run(self._run_clients())
         plain, guarded = zip(*alone, strict=True)
@@ -106,6 +116,9 @@ class GuardBench:
         lines.append(build_line("24 tokens, 8 clients", guarded, plain, lambda sample: sample[1], SLOWDOWN))
         plain, stopped = zip(*refused, strict=True)
         lines.append(build_line("refusal against the first token of an answer", stopped, plain, lambda s: s[0], None))
+        for name, samples in conditional.items():
+            plain, steered = zip(*samples, strict=True)
+            lines.append(build_line(f"first token, conditional prefix that {name}", steered, plain, lambda s: s[0], None))
         inside, before = zip(*checked, strict=True)
         lines.append(build_line("24 tokens, check by a second request", before, inside, lambda s: s[1], None))
         return lines
@@ -149,9 +162,17 @@ class GuardBench:
             samples.append((times[1], times[0]) if swapped else (times[0], times[1]))
         return samples
 
-    def _stream(self, client: httpx.Client, policies: list[Any], text: str = "") -> tuple[float, float]:
+    def _stream_prefix(self, client: httpx.Client, names: list[Any]) -> tuple[float, float]:
+        """Stream an answer with the named conditional prefix, or with the prefix without a condition."""
+        return self._stream(client, [], prefix=names[0].replace(" ", "-") if names else "p0")
+
+    def _stream(
+        self, client: httpx.Client, policies: list[Any], text: str = "", prefix: str | None = None
+    ) -> tuple[float, float]:
         """Return the times until the first text and until the end of a stream (seconds)."""
         body = self._build_request(policies, text) | {"stream": True}
+        if prefix:
+            body["model"] = f"{self._model}:{prefix}"
         began, first = time.perf_counter(), 0.0
         with client.stream("POST", "/v1/chat/completions", json=body) as response:
             response.raise_for_status()
@@ -170,6 +191,15 @@ class GuardBench:
         self._number += 1
         topics = ", ".join(self._random.choices(TOPICS, k=8))
         return f"Number {self._number}: write a story about {topics}."
+
+
+def save_conditional_prefix(registry: Path, name: str, condition: PrefixCondition) -> None:
+    """Save the prefix `p0` of the registry with a condition, as champion of another name."""
+    prefix = load_prefix(registry / "p0" / "1")
+    folder = name.replace(" ", "-")
+    card = replace(prefix.card, name=folder, condition=condition)
+    save_prefix(replace(prefix, card=card), registry / folder / "1")
+    (registry / folder / "aliases.json").write_text('{"champion": 1}')
 
 
 def measure_step_share(base: BaseModel, detector: Detector, prompts: int) -> list[dict[str, Any]]:

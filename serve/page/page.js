@@ -78,7 +78,7 @@ function request(model) {
     messages: [{ role: "user", content: by("prompt").value }],
     max_tokens: by("tokens").valueAsNumber,
     temperature: by("temperature").valueAsNumber,
-    stream: policy === "annotate",
+    stream: policy === "annotate" || policy === "stop",
     trimtab: options,
   };
 }
@@ -102,7 +102,7 @@ function show(chunk, output, note) {
 
 function describe(chunk) {
   const { prefix, detectors, attempts } = chunk.trimtab;
-  const [detector, ...guards] = detectors;
+  const [detector, ...policies] = detectors;
   const parts = [link(chunk.model, prefix?.run_id)];
   if (detector.status === "scored") {
     const risk = document.createElement("span");
@@ -114,16 +114,17 @@ function describe(chunk) {
   } else {
     parts.push(`not checked: ${detector.reason}`);
   }
-  for (const guard of guards) parts.push(verdict(guard), link(`${guard.name}@${guard.version}`, guard.run_id));
+  for (const policy of policies) parts.push(verdict(policy), link(`${policy.name}@${policy.version}`, policy.run_id));
   return parts.flatMap((part, index) => (index ? [" · ", part] : [part]));
 }
 
-function verdict(guard) {
-  if (guard.status !== "scored") return `prompt not checked: ${guard.reason}`;
+function verdict(policy) {
+  const subject = policy.label ? `${policy.subject}, ${policy.label}` : policy.subject;
+  if (policy.status !== "scored") return `${subject} not checked: ${policy.reason}`;
   const shown = document.createElement("span");
-  shown.className = guard.flagged ? "flagged" : "";
-  const action = guard.action ? `, ${guard.action}` : "";
-  shown.textContent = `prompt ${guard.probability.toFixed(2)}${guard.flagged ? ", flagged" : ""}${action}`;
+  shown.className = policy.flagged ? "flagged" : "";
+  const action = policy.action ? `, ${policy.action}` : "";
+  shown.textContent = `${subject} ${policy.probability.toFixed(2)}${policy.flagged ? ", flagged" : ""}${action}`;
   return shown;
 }
 

@@ -111,6 +111,15 @@ def test_guard_refuses_a_prompt(tab, client):
 
 
 @needs_browser
+def test_page_shows_why_a_detector_cannot_stop_answers(tab):
+    """The detectors of this server were trained without unfinished answers."""
+    set_inputs(tab, policy="stop", detector="truth@champion")
+    send_prompt(tab)
+    assert "has no threshold to stop answers" in tab.evaluate(f"{select_answer('left')}.textContent")
+    set_inputs(tab, policy="annotate", detector="")
+
+
+@needs_browser
 def test_shows_errors(tab):
     set_inputs(tab, tokens=2000)
     send_prompt(tab)
