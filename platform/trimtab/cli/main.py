@@ -210,6 +210,10 @@ def _nest_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
+# Beginning of the text of a type such as `list[Attack] | Literal["all"]`.
+UNION = "typing.Union["
+
+
 def _expand_options(settings_class: type, arguments: list[str]) -> list[str]:
     """Expand the short forms of options to the forms of the parser.
 
@@ -225,7 +229,7 @@ def _expand_options(settings_class: type, arguments: list[str]) -> list[str]:
         kind = types.get(option, "")
         if "bool" in kind and not values:
             expanded.append(f"{option}=true")
-        elif kind.startswith(("list[", "tuple[")) and values:
+        elif kind.removeprefix(UNION).startswith(("list[", "tuple[")) and values:
             expanded += [option, _format_list(values, kind)]
         else:
             expanded += [option, *values]
@@ -233,8 +237,8 @@ def _expand_options(settings_class: type, arguments: list[str]) -> list[str]:
 
 
 def _format_list(values: list[str], kind: str) -> str:
-    """Format the values of a list option as YAML. One value stays as it is if it is a list, or if the type allows text."""
-    if len(values) == 1 and (values[0].startswith("[") or kind.endswith("| str")):
+    """Format the values of a list option as YAML. One value stays as it is if it is a list, or if the type allows it alone."""
+    if len(values) == 1 and (values[0].startswith("[") or kind.endswith("| str") or f"Literal['{values[0]}']" in kind):
         return values[0]
     return json.dumps(values) if "list[str]" in kind else f"[{', '.join(values)}]"
 

@@ -51,6 +51,10 @@ def test_lists_accept_several_words_at_any_depth():
     assert parse_config("study", "--seeds", "3", "4").seeds == [3, 4]
     assert parse_config("evaluate-truth", "--signals", "x", "--label_fractions", "0.1", "0.5").label_fractions == [0.1, 0.5]
     assert parse_config("serve", "--engine.layers", "9", "18").engine.layers == (9, 18)
+    guard = ("evaluate-guard", "--data", "x", "--detector", "y", "--attacks")
+    assert parse_config(*guard, "all").attacks == "all"
+    assert parse_config(*guard, "spelling").attacks == ["spelling"]
+    assert parse_config(*guard, "spelling", "spacing").attacks == ["spelling", "spacing"]
 
 
 def test_words_after_double_dash_are_the_command():
@@ -62,10 +66,10 @@ def test_words_after_double_dash_are_the_command():
 def test_demo_runs_valid_commands(monkeypatch):
     commands: list[list[str]] = []
     monkeypatch.setattr(demo, "_run_command", lambda arguments: commands.append(list(arguments)))
-    for step in (demo._run_align, demo._run_detect):
+    for step in (demo._run_align, lambda config: demo._run_guard(config, 1), demo._run_detect):
         # The replaced command writes no result to read.
         with pytest.raises(FileNotFoundError):
             step(DemoConfig())
-    assert [words[0] for words in commands] == ["align", "collect", "detect"]
+    assert [words[0] for words in commands] == ["align", "collect", "detect", "collect", "detect"]
     for words in commands:
         check_arguments(words)
