@@ -252,6 +252,7 @@ def test_metrics_are_counted_by_prefix_and_detector(url, client):
     response = chat(client, f"{BASE}:two", QUESTIONS[0])
     list(chat(client, f"{BASE}:two", QUESTIONS[0], stream=True))
     chat(client, BASE, "Hi", **with_options(detector="off"))
+    chat(client, BASE, "Hi", **with_options(policies=[{"detector": "guard"}]))
     with pytest.raises(openai.NotFoundError):
         chat(client, f"{BASE}:nope", "Hi")
     after = read_metrics(url)
