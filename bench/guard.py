@@ -15,7 +15,7 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ import numpy as np
 from peers import servers
 from peers.detectors import save_untrained_guard
 from peers.homes import own_home
+from peers.ratios import build_line
 from peers.servers import Server, random_prefixes
 from vllm import SamplingParams
 
@@ -44,7 +45,6 @@ TOKENS = 24
 LAYER = 18
 # Goals: share of a step, and cost of an unflagged request.
 STEP_SHARE, SLOWDOWN = 0.01, 1.05
-RESAMPLES, QUANTILES = 2000, (0.025, 0.975)
 TOPICS = ("bread", "the moon", "a garden", "old maps", "trains", "a small boat", "winter", "bees")
 # Thresholds of prefixes that steer prompts above them: all prompts, which are then read twice, or none.
 CONDITIONS = {"steers": 0.0, "does not steer": 1.0}
@@ -257,22 +257,6 @@ def record_times(owner: Any, name: str) -> Generator[list[tuple[float, float]]]:
         yield recorded
     finally:
         setattr(owner, name, original)
-
-
-def build_line(
-    name: str, measured: Sequence[Any], peer: Sequence[Any], pick: Callable[[Any], float], goal: float | None
-) -> dict[str, Any]:
-    """Build the line of a ratio of medians, which must stay below the goal."""
-    first, second = np.array([pick(sample) for sample in measured]), np.array([pick(sample) for sample in peer])
-    generator = np.random.default_rng(0)
-    draws = generator.integers(len(first), size=(RESAMPLES, len(first)))
-    ratios = np.median(first[draws], 1) / np.median(second[draws], 1)
-    low, high = np.quantile(ratios, QUANTILES)
-    ratio = float(np.median(first) / np.median(second))
-    met = None if goal is None else True if high < goal else False if low > goal else None
-    line = {"name": name, "value": float(np.median(first)) * 1e3, "unit": "ms", "peer": float(np.median(second)) * 1e3}
-    print(f"{name}: {line['value']:.1f} ms, {ratio:.3f} [{low:.3f}, {high:.3f}] of {line['peer']:.1f} ms", flush=True)
-    return line | {"ratio": ratio, "low": float(low), "high": float(high), "goal": goal, "met": met, "pairs": len(first)}
 
 
 def describe(name: str, value: float, unit: str, goal: float | None) -> dict[str, Any]:

@@ -25,6 +25,7 @@ import torch
 from peers import servers
 from peers.detectors import save_untrained_detector
 from peers.homes import own_home
+from peers.ratios import build_line
 from peers.servers import Server
 from transformers import AutoModelForCausalLM
 
@@ -217,11 +218,8 @@ def describe_release(seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def describe_cost(times: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    checked, plain = (median(column) for column in zip(*times, strict=True))
-    ratios = sorted(first / second for first, second in times)
-    low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-    line = describe(f"{TOKENS} tokens with checks, of those without", checked / plain, "ratio", None)
-    return line | {"peer": plain, "low": low, "high": high, "goal": SLOWDOWN, "met": checked / plain <= SLOWDOWN}
+    checked, plain = zip(*times, strict=True)
+    return build_line(f"{TOKENS} tokens with checks", checked, plain, float, SLOWDOWN)
 
 
 def describe(name: str, value: float, unit: str, goal: float | None) -> dict[str, Any]:

@@ -86,12 +86,8 @@ def build_plan(config: CollectConfig, questions: Sequence[Question]) -> list[Pla
         if kind == "numeric" and config.judge.kind == "string":
             for answer in question.answers:
                 parse_expected_number(answer)
-        planned.setdefault(
-            key,
-            PlannedRequest(
-                key, question, kind, GenerationRequest(question.prompt.messages, sampling, recorded=config.unfinished)
-            ),
-        )
+        request = GenerationRequest(question.prompt.messages, sampling, recorded=config.unfinished)
+        planned.setdefault(key, PlannedRequest(key, question, kind, request))
     return _subsample(config, planned)
 
 

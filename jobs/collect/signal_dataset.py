@@ -265,9 +265,11 @@ def read_dataset(folder: Folder, base: BaseModel | None = None) -> SignalDataset
 
 
 def _list_unfinished(table: Any, meta: DatasetMetadata) -> list[Tensor]:
+    if not json.loads(meta.settings or "{}").get("unfinished"):
+        return []
     states = [_reshape(values, (-1, len(meta.layers), 3 * meta.width)) for values in _column(table, "unfinished")]
     nothing = torch.empty(0, len(meta.layers), 3 * meta.width, dtype=torch.float16)
-    return [nothing if entry is None else entry for entry in states] if '"unfinished": true' in meta.settings else []
+    return [nothing if entry is None else entry for entry in states]
 
 
 def _column(table: Any, name: str) -> list[Any]:

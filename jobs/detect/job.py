@@ -105,6 +105,7 @@ def train_detectors(config: DetectConfig) -> DetectResult:
     if config.windows and data.meta.subject == "answer":
         raise UsageError("windows are those of prompts, and these signals are of answers. Omit --windows")
     windows = data.build_windows() if config.windows else ()
+    labels = check_labels(data)
     entropies = compute_semantic_entropies(answers, config.similarity)
     trials = list_trials(config.head, data, config.layers, config.head_options, sampled=len(entropies.unique()) > 1)
     splits = split_by_seed(
@@ -115,7 +116,6 @@ def train_detectors(config: DetectConfig) -> DetectResult:
     with runs.close_run(run), ray_session(config.address):
         run.log_params({"config": asdict(config), "base_fingerprint": base.fingerprint})
         run.log_inputs([_describe_source(config, data)], "training")
-        labels = check_labels(data)
         further_fits = FITS * max(1, len(labels)) if data.meta.subject == "prompt" else 0
         with ProgressBar("heads", config.num_seeds * sum(head.count for head in trials.values()) + further_fits) as bar:
             arms = select_models(list(trials.values()), splits, lambda: bar.update(bar.done + 1))

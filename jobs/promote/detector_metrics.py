@@ -45,12 +45,11 @@ def measure_detector(
     detectors = [registry.load_detector(v, base) for v in (version, champion) if v is not None]
     for name in dict.fromkeys(rule.set or "" for rule in rules):
         data = read_dataset(open_folder(name), base)
-        on_set = [rule for rule in rules if rule.set == name]
         risks = [compute_risks(detector, data, name) for detector in detectors]
+        flags = [flag_rows(detector, listed) for detector, listed in zip(detectors, risks, strict=True)]
         resamples = draw_resamples(data.groups, 1)
-        for rule in on_set:
+        for rule in (rule for rule in rules if rule.set == name):
             if rule.metric in SHARES:
-                flags = [flag_rows(detector, listed) for detector, listed in zip(detectors, risks, strict=True)]
                 metrics[rule] = measure_share(rule, data, flags, resamples)
             else:
                 _check_both_classes(risks[0], detectors[0], name)

@@ -84,19 +84,11 @@ class Detector:
         Returns:
             Risks [N].
         """
-        risk = self._score_states(psi)
-        if not self.card.windows:
-            return risk
-        listed = [(row, window) for row, window in enumerate(windows) if window is not None]
-        if not listed:
-            return risk
-        states = torch.cat([build_window_states(psi[row], window) for row, window in listed])
-        rows = torch.tensor([row for row, window in listed for _ in window], device=psi.device)
-        return risk.scatter_reduce(0, rows, self._score_states(states), "amax")
-
-    def _score_states(self, psi: Tensor) -> Tensor:
         # A prompt has no phi; training sets it to zeros as well.
-        return self.compute_risk(psi, psi.new_zeros(len(psi), len(TRACE)))
+        phi = normalize_features(psi.new_zeros(len(psi), len(TRACE)), self.normalizer)
+        pairs = zip(psi, windows, strict=True) if self.card.windows and windows else ()
+        states = [None if window is None else build_window_states(row, window) for row, window in pairs]
+        return calibration.compute_risk(heads.score_with_windows(self.head, psi, phi, states), self.calibration)
 
     def score_unfinished(self, running: Tensor, history: Tensor) -> Tensor:
         """Compute the risks of one answer before its end, at every `CHECK_INTERVAL` tokens.

@@ -231,17 +231,29 @@ def check_both_classes(truthful: Tensor, name: str) -> None:
         raise UsageError(f"the {name} rows are all of one class; a detector needs right and made-up answers")
 
 
-@torch.no_grad()
 def predict_scores(head: Head, rows: DetectorRows) -> Tensor:
     """Compute the scores [N] of rows with a trained head; a prompt with windows has the lowest of their scores and its own."""
     head.eval()
-    scores = head(rows.psi, rows.phi)
-    listed = [(row, window) for row, window in enumerate(rows.windows) if window is not None]
+    return score_with_windows(head, rows.psi, rows.phi, rows.windows)
+
+
+@torch.no_grad()
+def score_with_windows(head: nn.Module, psi: Tensor, phi: Tensor, windows: Sequence[Tensor | None]) -> Tensor:
+    """Compute the scores [N] of rows; a prompt with windows has the lowest of their scores and its own.
+
+    Args:
+        head: trained head, in evaluation mode.
+        psi: features [N, L, 3d].
+        phi: standardized trace features [N, 7].
+        windows: features [W, L, 3d] of the windows of each prompt, None for prompts of one window; empty if they are not read.
+    """
+    scores = head(psi, phi)
+    listed = [(row, window) for row, window in enumerate(windows) if window is not None]
     if not listed:
         return scores
-    psi = torch.cat([window for _, window in listed])
-    owners = torch.tensor([row for row, window in listed for _ in window])
-    return scores.scatter_reduce(0, owners, head(psi, rows.phi[owners]), "amin")
+    owners = torch.tensor([row for row, window in listed for _ in window], device=psi.device)
+    states = torch.cat([window for _, window in listed])
+    return scores.scatter_reduce(0, owners, head(states, phi[owners]), "amin")
 
 
 def compute_auroc(scores: Tensor, truthful: Tensor) -> float:

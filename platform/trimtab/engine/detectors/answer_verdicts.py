@@ -1,14 +1,13 @@
 """Verdicts of policies on the answers to one HTTP request."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import inf
+from math import nan
 
 from trimtab.detection.detector import Detector
 from trimtab.engine.checks import AnswerCheck
 from trimtab.engine.detectors.verdicts import AppliedPolicy, Verdicts
 from trimtab.engine.policies import Action
-from trimtab.generation_types import Signals
 
 
 @dataclass
@@ -40,25 +39,15 @@ class AnswerVerdicts(Verdicts):
         """Return the detectors that the engine's worker applies."""
         return [a.detector.artifact for a in self.policies if a.detector and a.policy.action == "stop"]
 
-    def score_choice(self, choice: int, signals: Signals | None, layers: Sequence[int]) -> None:
-        """Record the risks of a choice that has ended.
-
-        Args:
-            choice: index of the choice.
-            signals: signals of the answer; None if the engine has none.
-            layers: layers that the engine captures.
-        """
-        if signals is None:
-            self.record_risks(choice, None)
-            return
-        detectors = {a.detector.artifact.card.digest: a.detector.artifact for a in self.policies if a.detector}
-        risks = {digest: detector.score_answer(signals, layers) for digest, detector in detectors.items()}
-        self.record_risks(choice, [risks[a.detector.artifact.card.digest] if a.detector else inf for a in self.policies])
+    def record_scores(self, choice: int, scores: Mapping[str, float]) -> None:
+        """Record the risks of a choice that has ended, by digest of the detector; NaN or absent ones are unknown."""
+        digests = [a.detector.artifact.card.digest if a.detector else "" for a in self.policies]
+        self.record_risks(choice, [scores.get(digest, nan) for digest in digests])
 
     @property
     def needs_complete_answer(self) -> bool:
         """Whether a policy acts on the complete answer."""
-        return any(applied.policy.action in ("retry", "refuse") for applied in self.policies)
+        return self.can_retry or self.can_refuse
 
     @property
     def max_attempts(self) -> int:
@@ -77,12 +66,12 @@ class AnswerVerdicts(Verdicts):
 
     def is_risky(self, choice: int) -> bool:
         """Return whether a policy that retries or refuses is triggered by a choice."""
-        return any(self._list_triggered(choice, "retry")) or any(self._list_triggered(choice, "refuse"))
+        return bool(self._list_triggered(choice, "retry", "refuse"))
 
     def rank_choice(self, choice: int) -> tuple[int, float]:
         """Return a value that is lower for less risky answers: the number of triggered policies, then the highest risk."""
-        triggered = len([*self._list_triggered(choice, "retry"), *self._list_triggered(choice, "refuse")])
-        return triggered, max((1.0 if risk is None else risk for _, risk in self.pair_risks(choice)), default=0.0)
+        triggered = self._list_triggered(choice, "retry", "refuse")
+        return len(triggered), max((1.0 if risk is None else risk for _, risk in self.pair_risks(choice)), default=0.0)
 
     def find_refusals(self, choices: int) -> Mapping[int, str]:
         """Return the refusal texts of the choices that a policy withholds, by index of the choice."""
@@ -98,6 +87,6 @@ class AnswerVerdicts(Verdicts):
     def _has(self, action: Action) -> bool:
         return any(applied.policy.action == action for applied in self.policies)
 
-    def _list_triggered(self, choice: int, action: Action) -> list[AppliedPolicy]:
+    def _list_triggered(self, choice: int, *actions: Action) -> list[AppliedPolicy]:
         pairs = self.pair_risks(choice)
-        return [applied for applied, risk in pairs if applied.policy.action == action and applied.is_triggered(risk)]
+        return [applied for applied, risk in pairs if applied.policy.action in actions and applied.is_triggered(risk)]

@@ -176,10 +176,17 @@ class OutputHook:
         signals = await self._fetch_signals(name, (risk.given_tokens or tokens) if scored else 0, ended=ended)
         if checked:
             verdicts.record_risks(choice, signals and signals.prompt_risks)
-        if scored and ended and risk.answers.policies:
-            risk.answers.score_choice(choice, signals, self._layers)
-        if risk.detector is not None and scored:
-            value = None if signals is None else risk.detector.artifact.score_answer(signals, self._layers)
+        if not scored:
+            return
+        policies = risk.answers.policies if ended else ()
+        loaded = (risk.detector, *(applied.detector for applied in policies))
+        # Policies often name the detector of the request.
+        detectors = {entry.artifact.card.digest: entry.artifact for entry in loaded if entry}
+        scores = {} if signals is None else {key: d.score_answer(signals, self._layers) for key, d in detectors.items()}
+        if policies:
+            risk.answers.record_scores(choice, scores)
+        if risk.detector is not None:
+            value = scores.get(risk.detector.artifact.card.digest)
             if value is not None and isfinite(value):
                 risk.risks[choice] = value
             elif ended:

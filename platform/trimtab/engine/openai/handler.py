@@ -130,9 +130,10 @@ class RequestHandler:
             if path == SCORE_PATH:
                 answered = await self._answer_score_request(request, options, loaded, context)
                 return
-            policies = await self._policies.resolve(context.rights, options.policies, loaded, request, self._find_model)
-            first = None if policies[0].reads_plain else loaded
-            risk = await self._select_risk(options, first, request, *policies)
+            resolving = self._policies.resolve(context.rights, options.policies, loaded, request, self._find_model)
+            verdicts, answers = await resolving
+            first = None if verdicts.reads_plain else loaded
+            risk = await self._select_risk(options, first, request, verdicts, answers)
             checking = self._worker_detectors.lease(risk.list_worker_detectors())
             async with self._slots.lease_slots(first) as steering, checking:
                 context.notes["model"] = Annotation(self._base.name, steering, risk).model

@@ -284,7 +284,7 @@ class SignalCapture:
             return
         blocks = self.block_sums[self._as_indices(self.table.get_numpy_array()[span.index, :full])]
         self.sums.read_sum(self._as_indices([running.slot]), blocks.sum(0, keepdim=True), self._as_indices([full * size]))
-        if running.checks.prompt or running.is_recorded:
+        if running.is_recorded or self.prompt_checker.reads_windows(running.checks.prompt):
             running.windows = compute_window_means(blocks, size, self.sums.prompt[running.slot], running.prompt)
 
     def _gather_last_states(self, spans: Sequence[RequestSpan], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,6 +26,11 @@ class PromptChecker:
         self._store = store
         self._risks = torch.full((slots, MAX_CHECKS), torch.nan, dtype=torch.float64, device=store.device)
 
+    def reads_windows(self, checks: Sequence[PromptCheck]) -> bool:
+        """Return whether a detector of the checks reads the windows of prompts."""
+        detectors = (self._store.get_detector(check.digest) for check in checks)
+        return any(detector is not None and detector.card.windows for detector in detectors)
+
     def check_prompts(
         self,
         checks: Sequence[Sequence[PromptCheck]],
