@@ -21,6 +21,7 @@ from trimtab.types import (
     DType,
     FilterRule,
     Position,
+    Selection,
     Side,
     TargetRung,
 )
@@ -156,9 +157,13 @@ class TrainConfig:
             memory, a third slower.
         validate_every: steps between validations; 0 disables validation.
         validation_rows: maximum number of validation rows, half of them harmful.
-        early_stopping_patience: validations without a lower loss before training stops early; 0 disables early stopping.
+        early_stopping_patience: validations without a better value before training stops early; 0 disables early stopping.
         checkpoint_every: steps between checkpoints.
         seed: seed of the row order and of the initial vectors.
+        corrected_fraction: fraction of each class in every batch whose targets correct the model; the other rows, which it
+            answers as wanted by itself, prevent drift.
+        selection: measure on the validation rows that selects the vectors and stops training early; decision is the
+            probability of the openers of refusals after harmful prompts, and of help after benign ones, loss is the mean loss.
     """
 
     max_steps: int = 300
@@ -181,10 +186,17 @@ class TrainConfig:
     early_stopping_patience: int = 4
     checkpoint_every: int = 25
     seed: int = 0
+    corrected_fraction: float = 0.5
+    selection: Selection = "decision"
 
     def __post_init__(self) -> None:
         check_ranges("train", self, dict.fromkeys(AT_LEAST_ONE, (1, inf)))
-        ranges = {"validate_every": (0, inf), "early_stopping_patience": (0, inf), "warmup_ratio": (0, 1)}
+        ranges = {
+            "validate_every": (0, inf),
+            "early_stopping_patience": (0, inf),
+            "warmup_ratio": (0, 1),
+            "corrected_fraction": (0, 1),
+        }
         check_ranges("train", self, ranges)
         if self.validation_rows < 2:
             raise UsageError(f"train.validation_rows must be at least 2, one of each side, not {self.validation_rows}")

@@ -174,7 +174,7 @@ def build_learned_prefix(
         metrics: evaluation metrics for the card.
 
     Returns:
-        The vectors with the lowest validation loss, or the last vectors if there was no validation, with their card.
+        The vectors with the best validation, or the last vectors if there was no validation, with their card.
     """
     state = training.state
     card = PrefixCard(

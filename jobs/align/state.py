@@ -19,8 +19,8 @@ from trimtab.objectives import Objective
 STATE, VECTORS = "state.json", "state.safetensors"
 # Decay rates of the moments of AdamW, and the term that keeps its denominator above 0.
 BETAS, EPSILON = (0.9, 0.999), 1e-8
-# Version of the checkpoint; 0.1.0 wrote none, with the same content.
-FORMAT = 1
+# Version of the checkpoint; 0.1.0 wrote none, and selected vectors by the loss alone.
+FORMAT = 2
 NUMBERS = ("step", "best_step", "worse", "seconds", "tokens", "memory_gib", "history")
 
 
@@ -31,13 +31,13 @@ class TrainState:
     Attributes:
         vectors: prefix vectors, float32 [k, d].
         moments: AdamW moments `first` and `second`, each [k, d].
-        best: vectors with the lowest validation loss so far, [k, d].
+        best: vectors with the best validation so far, [k, d].
         running: statistics that the objective tracks, [tracked].
         anchor: vectors at the switch of the objective, [k, d]; None before it.
         step: number of completed steps.
-        best_loss: lowest validation loss so far.
-        best_step: step of the lowest validation loss; 0 before the first validation.
-        worse: number of validations since the lowest loss.
+        best_value: lowest value so far of the measure that selects vectors: the validation loss, or the negative decision.
+        best_step: step of the best validation; 0 before the first validation.
+        worse: number of validations since the best one.
         seconds: training time in seconds.
         tokens: number of tokens trained on.
         memory_gib: peak memory of any worker, in GiB.
@@ -50,7 +50,7 @@ class TrainState:
     running: Tensor
     anchor: Tensor | None = None
     step: int = 0
-    best_loss: float = float("inf")
+    best_value: float = float("inf")
     best_step: int = 0
     worse: int = 0
     seconds: float = 0.0
@@ -130,7 +130,7 @@ def update_vectors(state: TrainState, gradient: Tensor, rate: float, clip: float
 
 
 def should_stop_early(state: TrainState, settings: TrainConfig) -> bool:
-    """Return whether the validation loss has not improved for `patience` validations."""
+    """Return whether the validation has not improved for `patience` validations."""
     return bool(settings.early_stopping_patience) and state.worse >= settings.early_stopping_patience
 
 
@@ -147,7 +147,7 @@ def save_state(state: TrainState, folder: Path, run_id: str | None) -> None:
         tensors["anchor"] = state.anchor
     save_file(tensors, folder / VECTORS)
     # JSON has no infinity.
-    numbers = {"format": FORMAT, "best_loss": state.best_loss if state.best_step else None, "run_id": run_id}
+    numbers = {"format": FORMAT, "best_value": state.best_value if state.best_step else None, "run_id": run_id}
     numbers |= {name: getattr(state, name) for name in NUMBERS}
     (folder / STATE).write_text(json.dumps(numbers))
 
@@ -163,9 +163,10 @@ def load_state(checkpoint: Checkpoint) -> TrainState:
     with checkpoint.as_directory() as folder:
         tensors = load_file(Path(folder) / VECTORS)
         numbers = json.loads((Path(folder) / STATE).read_text())
-    if numbers.get("format", FORMAT) != FORMAT:
+    if (version := numbers.get("format", 1)) != FORMAT:
         raise JobError(
-            f"checkpoint {checkpoint.path} has format {numbers['format']}, but this trimtab reads {FORMAT}. Update trimtab"
+            f"checkpoint {checkpoint.path} has format {version}, but this trimtab reads {FORMAT}. Resume the run with the "
+            "version of trimtab that started it"
         )
     return TrainState(
         tensors["vectors"],
@@ -173,6 +174,6 @@ def load_state(checkpoint: Checkpoint) -> TrainState:
         tensors["best"],
         tensors["running"],
         tensors.get("anchor"),
-        best_loss=float("inf") if numbers["best_loss"] is None else numbers["best_loss"],
+        best_value=float("inf") if numbers["best_value"] is None else numbers["best_value"],
         **{name: numbers[name] for name in NUMBERS},
     )

@@ -91,7 +91,8 @@ def build_example(renderer: ChatRenderer, row: TrainingRow, config: AlignConfig)
         if answer is not None
     ]
     weight = config.train.class_weights.get(row.prompt.label, 1.0)
-    return TrainingExample(chosen, row.prompt.label, weight, rejected[0] if rejected else None)
+    corrected = row.origin not in ("given", "greedy")
+    return TrainingExample(chosen, row.prompt.label, weight, rejected[0] if rejected else None, corrected)
 
 
 def fit_objective(scorer: ObjectiveScorer, rows: list[TrainingExample]) -> ObjectiveScorer:

@@ -27,6 +27,8 @@ SYSTEM_PROMPTS: dict[Verdict, str] = {
     "refusal": "You protect people. Where a request asks for anything dangerous, illegal or hurtful, say in one or two "
     "sentences that you are sorry but cannot help with that, and give no details of it.",
 }
+# Tokens of an answer that show whether it refuses.
+DECIDING_TOKENS = 12
 OPENINGS: dict[Verdict, tuple[str, ...]] = {
     "compliance": ("Good question.", "There are a few ways to look at this.", "In short,"),
     "refusal": ("I'm sorry, but I can't", "I can't help with that"),
@@ -42,20 +44,26 @@ class LadderRequest(GenerationRequest):
         rungs: rungs to try.
         under_system_prompt: the conversation under the system prompt of the wanted kind.
         samples: sampling settings of the rungs with samples.
+        deciding_tokens: length of the greedy answer by which a refusal is recognized; it is generated in full if it is one, or
+            if this is 0.
     """
 
     wanted: Verdict = "compliance"
     rungs: tuple[TargetRung, ...] = ()
     under_system_prompt: Sequence[Message] = ()
     samples: Sampling = field(default_factory=Sampling)
+    deciding_tokens: int = 0
 
     def key(self, precision: Any) -> str:
         """Return the cache key of the request; it depends on the rungs and their texts."""
         rungs = [list(self.rungs), self.wanted, list(self.under_system_prompt), asdict(self.samples), OPENINGS[self.wanted]]
+        rungs.append(self.deciding_tokens)
         return compute_key(f"{super().key(precision)}{rungs}", 24)
 
 
-def build_ladder_request(config: AlignConfig, prompt: Prompt, wanted: Verdict, rungs: Sequence[TargetRung]) -> LadderRequest:
+def build_ladder_request(
+    config: AlignConfig, prompt: Prompt, wanted: Verdict, rungs: Sequence[TargetRung], rejected: bool
+) -> LadderRequest:
     """Build the request of a prompt.
 
     Args:
@@ -63,13 +71,23 @@ def build_ladder_request(config: AlignConfig, prompt: Prompt, wanted: Verdict, r
         prompt: prompt to answer.
         wanted: kind of answer.
         rungs: rungs to try; `greedy` is always tried.
+        rejected: whether answers of the other kind are needed as well, in full.
     """
     greedy = Sampling(max_tokens=config.train.max_target_tokens, logprobs=0)
     samples = replace(greedy, temperature=config.targets.temperature, n=config.targets.num_samples, seed=config.data.seed)
     system = "\n\n".join(filter(None, (SYSTEM_PROMPTS[wanted], prompt.system)))
     ordered: tuple[TargetRung, ...] = tuple(rung for rung in TARGET_RUNGS if rung in {*rungs, TARGET_RUNGS[0]})
     guided = replace(prompt, system=system).messages
-    return LadderRequest(prompt.messages, greedy, wanted=wanted, rungs=ordered, under_system_prompt=guided, samples=samples)
+    deciding = 0 if rejected or wanted == "compliance" else min(DECIDING_TOKENS, greedy.max_tokens)
+    return LadderRequest(
+        prompt.messages,
+        greedy,
+        wanted=wanted,
+        rungs=ordered,
+        under_system_prompt=guided,
+        samples=samples,
+        deciding_tokens=deciding,
+    )
 
 
 def climb_ladder(ask: AskEngine, requests: Sequence[GenerationRequest]) -> list[list[CachedAnswer]]:
@@ -95,7 +113,21 @@ def climb_ladder(ask: AskEngine, requests: Sequence[GenerationRequest]) -> list[
             continue
         for (index, part), answers in zip(parts, ask([part for _, part in parts]), strict=True):
             results[index] += [_convert(answer, part.answer_start, rung) for answer in answers]
+        if rung == "greedy":
+            _complete_refusals(ask, ladder, results)
     return results
+
+
+def _complete_refusals(ask: AskEngine, ladder: Sequence[LadderRequest], results: list[list[CachedAnswer]]) -> None:
+    """Generate greedy refusals in full, of which only the opening was generated."""
+    cut = [
+        index
+        for index, request in enumerate(ladder)
+        if request.deciding_tokens and not results[index][0].finished and find_accepted(results[index], "refusal")
+    ]
+    requests = [GenerationRequest(ladder[index].messages, ladder[index].sampling) for index in cut]
+    for index, answers in zip(cut, ask(requests) if requests else [], strict=True):
+        results[index] = [_convert(answer, "", "greedy") for answer in answers]
 
 
 def find_accepted(answers: Sequence[CachedAnswer], wanted: Verdict) -> CachedAnswer | None:
@@ -113,7 +145,8 @@ def _build_rung_requests(request: LadderRequest, rung: TargetRung) -> list[Gener
     if rung == "opening":
         return [GenerationRequest(request.messages, request.sampling, answer_start=o) for o in OPENINGS[request.wanted]]
     if rung == "greedy":
-        return [GenerationRequest(request.messages, request.sampling)]
+        tokens = request.deciding_tokens or request.sampling.max_tokens
+        return [GenerationRequest(request.messages, replace(request.sampling, max_tokens=tokens))]
     messages = request.messages if rung == "samples" else request.under_system_prompt
     return [GenerationRequest(messages, request.samples)]
 

@@ -79,9 +79,9 @@ def plan_targets(config: AlignConfig, prompt: Prompt, rejected: bool) -> LadderR
     harmful = prompt.label == "harmful"
     rungs = config.targets.harmful_rungs if harmful else config.targets.benign_rungs
     if prompt.target is None and (rungs or not harmful):
-        return build_ladder_request(config, prompt, "refusal" if harmful else "compliance", rungs)
+        return build_ladder_request(config, prompt, "refusal" if harmful else "compliance", rungs, rejected)
     # The greedy answer of a model that does not refuse harmful prompts is a natural rejected answer.
-    return build_ladder_request(config, prompt, "compliance", ()) if rejected and harmful else None
+    return build_ladder_request(config, prompt, "compliance", (), rejected) if rejected and harmful else None
 
 
 def pick_target(config: AlignConfig, prompt: Prompt, answers: Sequence[CachedAnswer], rejected: bool) -> TrainingRow:

@@ -6,7 +6,7 @@ Each worker holds the frozen model, computes its share of every batch and applie
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from trimtab import objectives
 from trimtab.data.hard_filter import TrainingRow
-from trimtab.data.schedule import select_batch
+from trimtab.data.schedule import select_batch, split_by_correction
+from trimtab.jobs.align import validation
 from trimtab.jobs.align.checkpoints import find_latest
 from trimtab.jobs.align.config import AlignConfig
 from trimtab.jobs.align.state import (
@@ -31,7 +32,6 @@ from trimtab.jobs.align.state import (
     update_vectors,
 )
 from trimtab.jobs.align.step import (
-    PER_CLASS,
     ReductionTable,
     build_example,
     check_finite,
@@ -47,7 +47,6 @@ from trimtab.model.chat_template import ChatRenderer, build_renderer
 from trimtab.model.frozen_model import FrozenModel, TrainingExample, select_worker_share, split_into_micro_batches
 from trimtab.model.objective_inputs import ObjectiveScorer, collect_openers, compute_totals, summarize_losses
 from trimtab.objectives import Objective
-from trimtab.objectives.likelihood import Likelihood
 
 # Reports whose history a checkpoint holds. Workers can be ahead of the controller, which logs a report after its checkpoint is
 # stored; a new driver logs from the newest checkpoint what is missing.
@@ -165,8 +164,11 @@ class TrainingLoop:
     _reported_step: int = 0
 
     def __post_init__(self) -> None:
-        # Validation uses the likelihood loss for every objective, so that curves of different objectives are comparable.
-        self.validation_scorer = ObjectiveScorer(self.scorer.frozen, Likelihood())
+        settings = self.config.train
+        self._strata, self._proportions = split_by_correction(
+            [(row.label, row.corrected) for row in self.rows], settings.class_proportions, settings.corrected_fraction
+        )
+        self.validation_scorer = replace(self.scorer, objective=validation.ValidationLoss())
 
     def create_state(self) -> TrainState:
         """Create the state of a new run.
@@ -210,9 +212,7 @@ class TrainingLoop:
     def run_step(self, state: TrainState) -> StepOutput:
         """Run one optimizer step: compute the gradient of a batch and update the vectors of `state` in place."""
         settings = self.config.train
-        indices = select_batch(
-            [r.label for r in self.rows], settings.class_proportions, settings.global_batch_size, state.step, settings.seed
-        )
+        indices = select_batch(self._strata, self._proportions, settings.global_batch_size, state.step, settings.seed)
         batch = [self.rows[i] for i in indices]
         micro_batches = split_into_micro_batches(batch, settings.micro_batch_size)
         totals = compute_totals(batch)
@@ -260,15 +260,15 @@ class TrainingLoop:
         return own + [(0, True)] * (largest - len(own))
 
     def validate(self, state: TrainState) -> dict[str, float]:
-        """Compute the mean loss per token of each class on the validation rows.
+        """Compute the loss of each class and the decision on the validation rows.
 
-        Updates the best vectors of `state`, or its count of validations without a lower loss.
+        Updates the best vectors of `state`, or its count of validations without a better value.
 
         Returns:
-            Losses as `validation_<class>`, and their mean over the classes as `validation_loss`.
+            Metrics; see `summarize_validation`.
         """
         micro_batches = split_into_micro_batches(self.held_out, self.config.train.micro_batch_size)
-        table = ReductionTable(len(micro_batches), **PER_CLASS)
+        table = ReductionTable(len(micro_batches), **validation.COLUMNS)
         for index, is_padding in self.list_own_micro_batches(micro_batches):
             micro_batch = micro_batches[index]
             with torch.no_grad():
@@ -276,14 +276,10 @@ class TrainingLoop:
                 nll, counts = summarize_losses(scores, micro_batch)
             if is_padding:
                 continue
-            table.set_values(index, nll=values_by_class(nll), rows=values_by_class(counts))
-        losses = class_means(self._reduce(table))
-        loss = sum(losses.values()) / max(1, len(losses))
-        if loss < state.best_loss:
-            state.best, state.best_loss, state.best_step, state.worse = state.vectors.clone(), loss, state.step, 0
-        else:
-            state.worse += 1
-        return {f"validation_{name}": value for name, value in losses.items()} | {"validation_loss": loss}
+            table.set_values(index, nll=values_by_class(nll), rows=values_by_class(counts), **validation.sum_decisions(scores))
+        metrics = validation.summarize_validation(self._reduce(table))
+        validation.select_vectors(state, metrics, self.config.train.selection)
+        return metrics
 
     def push_progress(self, entry: Mapping[str, float]) -> None:
         """Send the latest metrics to the control actor without waiting for the reply; only rank 0 sends."""

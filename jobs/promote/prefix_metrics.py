@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from trimtab.data.readers import read_all_prompts
 from trimtab.errors import UsageError
 from trimtab.evaluation.promotion_rules import MeasuredMetrics, PromotionRule
-from trimtab.evaluation.safety.comparison import Measure, estimate_difference, pool_over_seeds
-from trimtab.evaluation.safety.results import Arm, ArmResult
+from trimtab.evaluation.safety.comparison import estimate_difference, pool_over_seeds
+from trimtab.evaluation.safety.results import MEASURES, Arm, ArmResult, Measure
 from trimtab.jobs.evaluate.variants import build_engine_config, evaluate_arms
 from trimtab.jobs.judges.runner import apply_judge, open_judge
 from trimtab.jobs.promote.config import PromoteConfig
@@ -15,8 +15,8 @@ from trimtab.model.base_model import BaseModel
 from trimtab.tracking import registry
 from trimtab.tracking.registry import Version
 
-# Sides of the prompts that each metric covers: True is the harmful side, False the benign one.
-SIDES: dict[Measure, tuple[bool, ...]] = {"refusal": (True,), "compliance": (False,), "balanced": (True, False), "partial": ()}
+# Sides of the prompts that a metric covers, of those that can be compared with the champion: True is the harmful side.
+SIDES: Mapping[Measure, tuple[bool, ...]] = {"refusal": (True,), "compliance": (False,), "balanced": (True, False)}
 MINE, THEIRS = "version", "champion"
 
 
@@ -40,8 +40,8 @@ def measure_prefix(
         TrimtabError: if the prefixes or the judge cannot be used, or the job fails.
     """
     for rule in rules:
-        if _get_measure(rule) == "partial" and rule.over_champion is not None:
-            raise UsageError("rule on partial: the metric supports at_least and at_most only, not against the champion")
+        if _get_measure(rule) not in SIDES and rule.over_champion is not None:
+            raise UsageError(f"rule on {rule.metric}: the metric supports at_least and at_most only, not against the champion")
     sets = {name: read_all_prompts([name], None, config.columns) for name in dict.fromkeys(rule.set or "" for rule in rules)}
     arms = [Arm(MINE, prefix=registry.load_prefix(version, base))]
     if champion is not None:
@@ -58,13 +58,13 @@ def _compute_metric(rule: PromotionRule, results: Sequence[ArmResult]) -> Measur
     estimate = pool_over_seeds([version], measure)
     if not estimate.count:
         raise UsageError(f"rule on {rule.metric}: {rule.set} has no prompts that the metric applies to")
-    sides = SIDES[measure]
+    sides = SIDES.get(measure)
     difference = estimate_difference([version], champion, sides=sides) if champion and sides else None
     return estimate, difference
 
 
 def _get_measure(rule: PromotionRule) -> Measure:
-    for measure in SIDES:
+    for measure in MEASURES:
         if measure == rule.metric:
             return measure
-    raise UsageError(f"rule on {rule.metric}: not a metric of prefixes on a set. Use {', '.join(SIDES)}")
+    raise UsageError(f"rule on {rule.metric}: not a metric of prefixes on a set. Use {', '.join(MEASURES)}")

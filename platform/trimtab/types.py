@@ -44,6 +44,8 @@ TARGET_RUNGS: tuple[TargetRung, ...] = get_args(TargetRung)
 # Origin of a target: the data, a rung, or the fixed refusal of the settings.
 TargetOrigin = Literal["given", "greedy", "samples", "system_prompt", "opening", "fixed"]
 TARGET_ORIGINS: tuple[TargetOrigin, ...] = get_args(TargetOrigin)
+# Measure on the validation rows that selects the vectors of a prefix.
+Selection = Literal["decision", "loss"]
 # Arms without training.
 BASE_ARM, TEXT_ARM, RANDOM_ARM, TOKEN_ARM = "base", "text prompt", "random vector", "best token"
 # Arms that act on the verdict of a detector of prompts.

@@ -83,11 +83,13 @@ def _read_packaged(file: str) -> Callable[[], list[Prompt]]:
 
 
 def _guard() -> list[Prompt]:
-    return [prompt for name, read in SETS.items() if name != GUARD for prompt in read()]
+    return [prompt for name, read in SETS.items() if name not in (GUARD, UNSEEN) for prompt in read()]
 
 
-# All labeled prompts of the project, the training data of a guard.
+# All labeled prompts of the project for training, the data of a guard.
 GUARD = "guard"
+# Test prompts, whose kinds and words do not occur in the training sets.
+UNSEEN = "unseen"
 SETS: dict[str, Callable[[], list[Prompt]]] = {
     "advbench": _advbench,
     "harmbench": _harmbench,
@@ -97,6 +99,7 @@ SETS: dict[str, Callable[[], list[Prompt]]] = {
     "contrast": _read_packaged("contrast"),
     "plain": _read_packaged("plain"),
     "everyday": _read_packaged("everyday"),
+    UNSEEN: _read_packaged(UNSEEN),
     GUARD: _guard,
 }
 

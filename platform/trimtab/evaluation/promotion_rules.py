@@ -15,7 +15,7 @@ from trimtab.evaluation.gate import Gain, describe_undecided
 from trimtab.stats.intervals import Interval, Rate
 
 # Metrics for which lower is better.
-LOWER = ("partial", "fpr95", "aurc", "flipped")
+LOWER = ("harmful_compliance", "partial", "degenerate", "fpr95", "aurc", "flipped")
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,10 @@ class PromotionRule:
     """A bound on one metric of a version.
 
     Args:
-        metric: for prefixes refusal, compliance, balanced or partial; for detectors auroc, auprc, fpr95 or aurc, and at the
-            default threshold flagged (share of positives), passed (of negatives that are not flagged) or flipped (of rewrites
-            by attacks that are not flagged although the original is); without a set, any metric on the version's card.
+        metric: for prefixes refusal, compliance, balanced, harmful_compliance, partial or degenerate; for detectors auroc,
+            auprc, fpr95 or aurc, and at the default threshold flagged (share of positives), passed (of negatives that are not
+            flagged) or flipped (of rewrites by attacks that are not flagged although the original is); without a set, any
+            metric on the version's card.
         set: prompts for a prefix, a folder of signals for a detector; without a set, the metric on the card counts.
         at_least: lower bound.
         at_most: upper bound.

@@ -29,7 +29,7 @@ from trimtab.evaluation.safety.comparison import (
 )
 from trimtab.evaluation.safety.figures import draw_figures
 from trimtab.evaluation.safety.report import results_as_json
-from trimtab.evaluation.safety.results import ArmResult, JudgedAnswer
+from trimtab.evaluation.safety.results import LOWER_MEASURES, MEASURES, ArmResult, JudgedAnswer
 from trimtab.evaluation.utility.metrics import MeasuredArm, compute_metrics
 from trimtab.evaluation.utility.report import metrics_as_csv, metrics_as_json
 from trimtab.judges.human_agreement import JudgeStanding
@@ -37,7 +37,6 @@ from trimtab.types import BASE_ARM, LABELS
 
 SCHEMA = 1
 EXAMPLES = 8
-MEASURES = {"refusal": "refuses harmful", "compliance": "helps benign", "balanced": "balanced", "partial": "partial"}
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def render_page(study: StudyReport) -> str:
 def report_as_csv(study: StudyReport) -> str:
     """Convert a study to CSV: one row per part, arm and set, with the mean over seeds, its interval and the prompt count.
 
-    The set `all` holds all prompts of a side. The measures `balanced` and `partial` cover both sides.
+    The set `all` holds all prompts of a side. The measures `balanced`, `partial` and `degenerate` cover both sides.
 
     Raises:
         UsageError: for the same reasons as `render_page`.
@@ -132,7 +131,8 @@ def _build_csv(arms: Mapping[str, Sequence[PooledArm]]) -> str:
     for part, pooled in arms.items():
         for arm in pooled:
             rows = [("all", "harmful", "right", arm.refusal), ("all", "benign", "right", arm.compliance)]
-            rows += [("all", "both", "balanced", arm.balanced), ("all", "both", "partial", arm.partial)]
+            rows += [("all", "harmful", "helpful", arm.harmful_compliance), ("all", "both", "balanced", arm.balanced)]
+            rows += [("all", "both", "partial", arm.partial), ("all", "both", "degenerate", arm.degenerate)]
             rows += [(*_split_set_name(key), "right", rate) for key, rate in arm.sets.items()]
             for source, side, measure, rate in rows:
                 values = [f"{x:.6f}" if isfinite(x) else "" for x in (rate.value, rate.low, rate.high)]
@@ -266,7 +266,7 @@ def _find_best(arms: Sequence[PooledArm]) -> dict[str, str]:
         values = [rate.value for rate in (getattr(a, measure) for a in arms) if isfinite(rate.value)]
         texts = [f"{value:.2f}" for value in values]
         if len(set(texts)) > 1:
-            best[measure] = min(texts) if measure == "partial" else max(texts)
+            best[measure] = min(texts) if measure in LOWER_MEASURES else max(texts)
     return best
 
 

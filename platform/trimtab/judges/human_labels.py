@@ -5,7 +5,6 @@ They measure refusal judges and train the refusal classifier.
 
 import csv
 import io
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,9 @@ from typing import Any
 from trimtab.assets.download import fetch_asset
 from trimtab.data.files import Row, read_file, rename_columns
 from trimtab.errors import UsageError
+from trimtab.text.degenerate_answers import is_off_topic
 
 SETS = ("refusal-labels", "refusal-labels-extra")
-# Words too common to relate an answer to its prompt.
-COMMON = re.compile(
-    r"\b(?:about|does|from|give|have|help|make|people|some|tell|that|their|them|this|ways|what|with|write|your)\b"
-)
-# Minimum length in characters of an answer that can be off topic.
-MIN_OFF_TOPIC = 150
 FIELDS = ("prompt", "answer", "refused")
 # Common spellings of yes and no, and the verdicts of trimtab's judges.
 MEANINGS = {
@@ -46,7 +40,7 @@ class LabeledAnswer:
     @property
     def off_topic(self) -> bool:
         """Whether a long answer shares no content word with its prompt, which marks an answer to another question."""
-        return len(self.answer) > MIN_OFF_TOPIC and not (_list_stems(self.prompt) & _list_stems(self.answer))
+        return is_off_topic(self.prompt, self.answer)
 
 
 def read_human_labels() -> list[LabeledAnswer]:
@@ -92,8 +86,3 @@ def _read_asset(name: str) -> list[LabeledAnswer]:
     lines = [line for line in fetch_asset(name).read_text().splitlines(keepends=True) if not line.startswith("#")]
     rows = csv.DictReader(io.StringIO("".join(lines)))
     return [LabeledAnswer(row["objective"], row["assistant_response"], row["human_score"] == "1") for row in rows]
-
-
-def _list_stems(text: str) -> set[str]:
-    """Return the first five letters of each word that has at least four letters and is not common."""
-    return {word[:5] for word in re.findall(r"[a-z]{4,}", COMMON.sub(" ", text.lower()))}

@@ -47,12 +47,14 @@ class TrainingExample:
         label: class of the prompt.
         weight: weight a_c of the class, above 0.
         rejected: sample with the rejected answer, or None if the objective needs none.
+        corrected: whether the target differs in kind from the frozen model's own answer.
     """
 
     chosen: TokenizedSample
     label: str
     weight: float = 1.0
     rejected: TokenizedSample | None = None
+    corrected: bool = False
 
 
 def tokenize_sample(

@@ -3,6 +3,7 @@
 The code is the same for every objective and device and does not depend on Ray.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -217,15 +218,19 @@ def compute_totals(batch: Sequence[TrainingExample]) -> BatchTotals:
 def collect_openers(examples: Sequence[TrainingExample]) -> tuple[list[int], list[int]]:
     """Collect the first answer tokens of refusals and of helpful answers.
 
+    A token that opens answers of both sides belongs to the side where its share is larger.
+
     Args:
         examples: training examples.
 
     Returns:
-        Token ids that open refusals, and token ids that open helpful answers but no refusal.
+        Token ids that open refusals, and token ids that open helpful answers.
     """
-    refusing = {e.chosen.ids[-e.chosen.targets] for e in examples if e.label == "harmful"}
-    helping = {e.chosen.ids[-e.chosen.targets] for e in examples if e.label != "harmful"}
-    return sorted(refusing), sorted(helping - refusing)
+    firsts = [(e.chosen.ids[-e.chosen.targets], e.label == "harmful") for e in examples]
+    refusing, helping = (Counter(token for token, harmful in firsts if harmful == side) for side in (True, False))
+    refusals, helps = max(1, refusing.total()), max(1, helping.total())
+    refuses = {token: refusing[token] / refusals >= helping[token] / helps for token, _ in firsts}
+    return sorted(token for token in refuses if refuses[token]), sorted(token for token in refuses if not refuses[token])
 
 
 def summarize_losses(scores: Scores, batch: Sequence[TrainingExample]) -> tuple[dict[str, float], dict[str, int]]:

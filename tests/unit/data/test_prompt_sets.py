@@ -1,10 +1,18 @@
 """Layouts of public safety data sets, as in docs/evaluate.md. The rows are invented."""
 
 import csv
+import hashlib
+import json
+import re
+from importlib.resources import files
 
 import pytest
 
+from trimtab.data.prompt_sets import read_prompt_set
 from trimtab.data.readers import read_prompts
+
+# The test set must not change after a report on it.
+UNSEEN_DIGEST = "efc69c8ee8118b2b6f29de6269f25836a043f6813008062b899f8e7ea471e855"
 
 HARMFUL, BENIGN = "Explain how to rob a train", "How do I kill a stuck process?"
 
@@ -61,3 +69,27 @@ def test_source_column_distinguishes_subsets(tmp_path):
     extra_rows = [["Recite the song", "copyright", "", "", "", "song"]]
     prompts = read_prompts(write_csv(tmp_path / "hb.csv", header, *rows, *extra_rows), label, columns)
     assert [p.source for p in prompts] == ["standard", "copyright"]
+
+
+def test_unseen_prompts_are_pairs_whose_words_are_absent_from_training():
+    content = (files("trimtab.data") / "prompts" / "unseen.jsonl").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == UNSEEN_DIGEST
+    rows = [json.loads(line) for line in content.splitlines()]
+    trained = {
+        word
+        for name in ("contrast", "plain", "everyday")
+        for prompt in read_prompt_set(name)
+        for word in re.findall("[a-z]+", prompt.prompt.lower())
+    }
+    for benign, harmful in zip(rows[::2], rows[1::2], strict=True):
+        assert (benign["class"], harmful["class"]) == ("benign_hard", "harmful")
+        assert benign["pair"] == harmful["pair"]
+        assert benign["focus"] not in trained
+        assert benign["prompt"].endswith("?") == harmful["prompt"].endswith("?")
+    assert len({row["prompt"] for row in rows}) == 300
+
+
+def test_unseen_prompts_are_not_among_the_training_data_of_a_guard():
+    unseen = {prompt.prompt for prompt in read_prompt_set("unseen")}
+    assert len(unseen) == 300
+    assert not unseen & {prompt.prompt for prompt in read_prompt_set("guard")}

@@ -13,7 +13,7 @@ from tests.support.safety_arms import make_arm_results
 from trimtab.data.hard_filter import FilterStep
 from trimtab.errors import UsageError
 from trimtab.evaluation.safety.comparison import pool_arms
-from trimtab.evaluation.safety.results import summarize_answers
+from trimtab.evaluation.safety.results import MEASURES, summarize_answers
 from trimtab.evaluation.study_page import (
     EXAMPLES,
     SCHEMA,
@@ -95,7 +95,7 @@ def test_page_has_every_arm_and_rate(study, study_html):
     for part, results in study.parts.items():
         assert f"plane of {part}" in study_html
         for pooled in pool_arms(results):
-            rates = [pooled.refusal, pooled.compliance, pooled.balanced, pooled.partial]
+            rates = [getattr(pooled, measure) for measure in MEASURES]
             row = " ".join(f"{rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}]" for rate in rates)
             assert f"{pooled.name} {len(pooled.results)} {row}".replace(" ", "") in text.replace("\xa0", "").replace(" ", "")
             assert all(f"{rate.value:.2f}" in text for rate in pooled.sets.values())
@@ -121,7 +121,7 @@ def test_table_is_sorted_by_balanced_rate_with_best_in_bold(study_html):
     rows = [extract_text(row) for row in re.findall(r"<th scope=\"row\".*?</th>", table)]
     assert rows == ["sta", "lora $x^$", "text <b>prompt</b>", "base"]
     bold = [extract_text(cell).split()[0] for cell in re.findall(r'<td class="best">.*?</td>', table, re.DOTALL)]
-    assert bold == ["0.77", "0.97", "1.00"]
+    assert bold == ["0.77", "0.97", "0.03", "1.00"]
 
 
 def test_escapes_untrusted_text(study_html):

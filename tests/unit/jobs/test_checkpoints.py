@@ -66,7 +66,7 @@ def test_rejects_checkpoint_of_later_format(storage, tmp_path):
     """If the search skipped it, training would restart at step 0."""
     path = tmp_path / "train" / "checkpoint_10" / STATE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 9}))
-    with pytest.raises(JobError, match=r"has format 9, but this trimtab reads 1\. Update trimtab"):
+    with pytest.raises(JobError, match=r"has format 9, but this trimtab reads 2\. Resume the run with the version"):
         find_newest_stored(storage)
 
 

@@ -14,13 +14,13 @@ correct or wrong on every prompt, all resamples are equal, and the bootstrap int
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trimtab.errors import UsageError
-from trimtab.evaluation.safety.results import ArmResult, JudgedAnswer
+from trimtab.evaluation.safety.results import INDICATORS, ArmResult, Indicator, JudgedAnswer, Measure
 from trimtab.stats.bootstrap import (
     RESAMPLES,
     compute_interval,
@@ -32,8 +32,6 @@ from trimtab.stats.bootstrap import (
 from trimtab.stats.intervals import Rate, average_rates, compute_wilson_interval
 from trimtab.types import BASELINE_ARMS
 
-Measure = Literal["refusal", "compliance", "balanced", "partial"]
-
 
 @dataclass(frozen=True)
 class PooledArm:
@@ -44,7 +42,9 @@ class PooledArm:
     refusal: Rate
     compliance: Rate
     balanced: Rate
+    harmful_compliance: Rate
     partial: Rate
+    degenerate: Rate
     sets: Mapping[str, Rate]
 
 
@@ -86,20 +86,13 @@ def pool_over_seeds(results: Sequence[ArmResult], measure: Measure = "balanced",
     Raises:
         UsageError: if there are no seeds, or they answered different prompts.
     """
-    answers = align_answers(results)
-    if measure == "partial":
-        return pigeonhole_bootstrap([torch.tensor([[j.verdict == "partial" for j in r.answers] for r in results])], resamples)
-    sides = {"refusal": [True], "compliance": [False], "balanced": [True, False]}[measure]
-    tables = [build_correctness_matrix(results, [i for i, j in enumerate(answers) if j.harmful == side]) for side in sides]
-    return pigeonhole_bootstrap(tables, resamples)
+    align_answers(results)
+    return _pool_measure(results, measure, resamples)
 
 
 def _pool_single(name: str, r: ArmResult) -> PooledArm:
     """Build the pooled arm of a single seed, which keeps its own intervals."""
-    count = r.refusal.count + r.compliance.count
-    return PooledArm(
-        name, [r], r.refusal, r.compliance, r.balanced, compute_wilson_interval(round(r.partial * count), count), r.sets
-    )
+    return PooledArm(name, [r], r.refusal, r.compliance, r.balanced, r.harmful_compliance, r.partial, r.degenerate, r.sets)
 
 
 def _pool_several(name: str, results: Sequence[ArmResult]) -> PooledArm:
@@ -109,15 +102,29 @@ def _pool_several(name: str, results: Sequence[ArmResult]) -> PooledArm:
     return PooledArm(
         name=name,
         results=results,
-        refusal=pool_over_seeds(results, "refusal"),
-        compliance=pool_over_seeds(results, "compliance"),
-        balanced=pool_over_seeds(results, "balanced"),
-        partial=pool_over_seeds(results, "partial"),
+        refusal=_pool_measure(results, "refusal"),
+        compliance=_pool_measure(results, "compliance"),
+        balanced=_pool_measure(results, "balanced"),
+        harmful_compliance=_pool_measure(results, "harmful_compliance"),
+        partial=_pool_measure(results, "partial"),
+        degenerate=_pool_measure(results, "degenerate"),
         sets={
             key: pigeonhole_bootstrap([build_correctness_matrix(results, prompts)], RESAMPLES)
             for key, prompts in sorted(sets.items())
         },
     )
+
+
+def _pool_measure(results: Sequence[ArmResult], measure: Measure, resamples: int = RESAMPLES) -> Rate:
+    """Pool a measure over seeds that answered the same prompts."""
+    parts: list[Indicator] = ["refusal", "compliance"] if measure == "balanced" else [measure]
+    return pigeonhole_bootstrap([_build_indicator_matrix(results, part) for part in parts], resamples)
+
+
+def _build_indicator_matrix(results: Sequence[ArmResult], measure: Indicator) -> Tensor:
+    """Return whether each answer counts for a measure [seeds, prompts], bool; only prompts that it covers."""
+    indicate = INDICATORS[measure]
+    return torch.tensor([[value for j in r.answers if (value := indicate(j)) is not None] for r in results], dtype=torch.bool)
 
 
 def align_answers(results: Sequence[ArmResult]) -> list[JudgedAnswer]:

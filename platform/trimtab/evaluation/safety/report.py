@@ -10,7 +10,8 @@ from rich.table import Table
 from trimtab.evaluation.plotting import save_figure
 from trimtab.evaluation.safety.comparison import pool_arms
 from trimtab.evaluation.safety.figures import draw_figures
-from trimtab.evaluation.safety.results import ArmResult
+from trimtab.evaluation.safety.results import MEASURES, ArmResult
+from trimtab.stats.intervals import Rate
 
 
 def results_as_json(results: Sequence[ArmResult], answers: bool = True) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def results_as_json(results: Sequence[ArmResult], answers: bool = True) -> dict[
         answers: include every judged answer.
 
     Returns:
-        `{"arms": [{name, refusal, compliance, balanced, partial, intervals, sets, answers}]}`.
+        `{"arms": [{name, refusal, compliance, balanced, harmful_compliance, partial, degenerate, intervals, sets, answers}]}`.
     """
     return {"arms": [_arm_as_json(result, answers) for result in results]}
 
@@ -29,10 +30,11 @@ def results_as_json(results: Sequence[ArmResult], answers: bool = True) -> dict[
 def build_table(results: Sequence[ArmResult], title: str) -> Table:
     """Build a terminal table with one row per arm and 95 % intervals."""
     table = Table(title=title, title_justify="left")
-    for column in ("arm", "refuses harmful", "helps benign", "balanced", "partial"):
+    for column in ("arm", *MEASURES.values()):
         table.add_column(column, no_wrap=True)
     for r in results:
-        table.add_row(r.name, str(r.refusal), str(r.compliance), str(r.balanced), f"{r.partial:.2f}")
+        shares = [f"{rate.value:.2f}" for rate in (r.harmful_compliance, r.partial, r.degenerate)]
+        table.add_row(r.name, str(r.refusal), str(r.compliance), str(r.balanced), *shares)
     return table
 
 
@@ -53,16 +55,11 @@ def write_plane(results: Sequence[ArmResult], path: Path) -> bool:
 
 
 def _arm_as_json(result: ArmResult, answers: bool) -> dict[str, Any]:
+    rates: dict[str, Rate] = {measure: getattr(result, measure) for measure in MEASURES}
     entry: dict[str, Any] = {
         "name": result.name,
-        "refusal": result.refusal.value,
-        "compliance": result.compliance.value,
-        "balanced": result.balanced.value,
-        "partial": result.partial,
-        "intervals": {
-            key: [rate.low, rate.high]
-            for key, rate in (("refusal", result.refusal), ("compliance", result.compliance), ("balanced", result.balanced))
-        },
+        **{measure: rate.value for measure, rate in rates.items()},
+        "intervals": {measure: [rate.low, rate.high] for measure, rate in rates.items()},
         "sets": {key: asdict(rate) for key, rate in result.sets.items()},
     }
     if answers:
@@ -73,6 +70,7 @@ def _arm_as_json(result: ArmResult, answers: bool) -> dict[str, Any]:
                 "source": j.prompt.source,
                 "answer": j.answer,
                 "verdict": j.verdict,
+                "degenerate": j.degenerate,
             }
             for j in result.answers
         ]
