@@ -16,6 +16,7 @@ from trimtab.jobs.align.config import AlignConfig
 from trimtab.jobs.runtime.engine_pool import AskEngine, GenerationRequest
 from trimtab.jobs.runtime.generation_cache import CachedAnswer, convert_answer
 from trimtab.model.chat_template import Message
+from trimtab.text.degenerate_answers import is_repetitive
 from trimtab.text.refusal_phrases import classify_refusal
 from trimtab.types import TARGET_RUNGS, TargetRung, Verdict
 from trimtab.util.identifiers import compute_key
@@ -62,7 +63,7 @@ class LadderRequest(GenerationRequest):
 
 
 def build_ladder_request(
-    config: AlignConfig, prompt: Prompt, wanted: Verdict, rungs: Sequence[TargetRung], rejected: bool
+    config: AlignConfig, prompt: Prompt, wanted: Verdict, rungs: Sequence[TargetRung], rejected: bool = False
 ) -> LadderRequest:
     """Build the request of a prompt.
 
@@ -131,13 +132,13 @@ def _complete_refusals(ask: AskEngine, ladder: Sequence[LadderRequest], results:
 
 
 def find_accepted(answers: Sequence[CachedAnswer], wanted: Verdict) -> CachedAnswer | None:
-    """Return the most likely answer of the wanted kind, None if there is none.
+    """Return the most likely answer of the wanted kind that does not repeat itself, None if there is none.
 
     Args:
         answers: answers of one request.
         wanted: kind of answer.
     """
-    accepted = [answer for answer in answers if classify_refusal(answer.text) == wanted]
+    accepted = [a for a in answers if a.text and classify_refusal(a.text) == wanted and not is_repetitive(a.text)]
     return max(accepted, key=lambda answer: answer.mean_log_probability, default=None)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from rapidfuzz import fuzz, process
 
 from trimtab.data.prompt import Prompt, hash_to_fraction
+from trimtab.text.degenerate_answers import is_degenerate
 from trimtab.text.normalization import normalize_words
 from trimtab.text.refusal_phrases import STEPS, classify_refusal
 from trimtab.types import FILTER_RULES, LABELS, FilterRule, Label, TargetOrigin
@@ -123,9 +124,10 @@ def _drop_contradictory(rows: Sequence[TrainingRow], context: FilterContext) -> 
 
 
 def _drop_unclear(rows: Sequence[TrainingRow], context: FilterContext) -> list[TrainingRow]:
-    """(b) Keep harmful rows with a clear refusal and benign rows with clear compliance; drop partial refusals."""
+    """(b) Keep harmful rows with a clear refusal, and benign rows with clear help that is not degenerate."""
     expected = {label: "refusal" if label == "harmful" else "compliance" for label in LABELS}
-    return [row for row in rows if classify_refusal(row.target) == expected[row.prompt.label]]
+    clear = [row for row in rows if classify_refusal(row.target) == expected[row.prompt.label]]
+    return [row for row in clear if row.prompt.label == "harmful" or not is_degenerate(row.prompt.prompt, row.target)]
 
 
 def _drop_leaking(rows: Sequence[TrainingRow], context: FilterContext) -> list[TrainingRow]:

@@ -7,7 +7,7 @@ import pytest
 from tests.support.factories import make_prompt
 from trimtab.data.hard_filter import TrainingRow
 from trimtab.data.prompt import Prompt, split_prompts
-from trimtab.data.schedule import select_batch
+from trimtab.data.schedule import select_batch, split_by_correction
 from trimtab.errors import UsageError
 from trimtab.jobs.align.dataset import interleave_classes
 from trimtab.types import Label
@@ -44,6 +44,20 @@ def test_batches_depend_on_seed_and_step_only():
 
 def test_share_of_an_empty_class_is_redistributed():
     assert len(select_batch(["harmful", "benign_easy"], {"harmful": 1, "benign_hard": 1, "benign_easy": 1}, 6, 0, 0)) == 6
+
+
+def test_rows_that_correct_the_model_have_their_share_of_each_class():
+    rows = [("harmful", True)] * 9 + [("harmful", False)] + [("benign_hard", False)] * 5 + [("benign_easy", True)] * 2
+    strata, mix = split_by_correction(rows, {"harmful": 0.5, "benign_hard": 0.25, "benign_easy": 0.25}, 0.25)
+    batch = Counter(rows[i] for i in select_batch(strata, mix, 16, 0, 0))
+    assert batch == {("harmful", True): 2, ("harmful", False): 6, ("benign_hard", False): 4, ("benign_easy", True): 4}
+
+
+@pytest.mark.parametrize(("fraction", "corrected"), [(0.0, 0), (1.0, 4)])
+def test_rows_of_one_kind_can_be_left_out(fraction, corrected):
+    rows = [("harmful", True)] * 3 + [("harmful", False)] * 3
+    strata, mix = split_by_correction(rows, {"harmful": 1.0}, fraction)
+    assert sum(rows[i][1] for i in select_batch(strata, mix, 4, 0, 0)) == corrected
 
 
 def test_interleaved_rows_are_balanced_from_the_start():

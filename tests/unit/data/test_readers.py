@@ -86,7 +86,7 @@ def test_unknown_set_lists_known_sets():
 def test_guard_set_has_all_packaged_prompts():
     prompts = read_prompts("trimtab:guard")
     counts = Counter(p.source for p in prompts)
-    assert counts.keys() == SETS.keys() - {"guard"}
+    assert counts.keys() == SETS.keys() - {"guard", "unseen"}
     assert counts["contrast"] == 2444
     assert 0.4 < sum(p.label == "harmful" for p in prompts) / len(prompts) < 0.6
 

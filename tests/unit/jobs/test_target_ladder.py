@@ -20,8 +20,8 @@ HELPFUL = "Stretch it first, then blow."
 CONFIG = AlignConfig(targets=TargetsConfig(list(TARGET_RUNGS), ["greedy"], num_samples=3))
 
 
-def build_answer(text: str, likelihood: float = -1.0) -> Answer:
-    return Answer(text, (1,), "stop", 5, ({1: likelihood},))
+def build_answer(text: str, finish_reason: str) -> Answer:
+    return Answer(text, (1,), finish_reason, 5, ({1: -1.0},))
 
 
 def make_answer(text: str, likelihood: float = -1.0, rung="greedy") -> CachedAnswer:
@@ -34,10 +34,14 @@ class ScriptedModel:
     def __init__(self, plain: str, guided: str, continued: str) -> None:
         self.answers = {"plain": plain, "guided": guided, "continued": continued}
         self.requests: list[list] = []
+        self.finish_reason = "stop"
 
     def __call__(self, requests):
         self.requests.append(list(requests))
-        return [[build_answer(self.answers[self._get_kind(request)])] * request.sampling.n for request in requests]
+        return [
+            [build_answer(self.answers[self._get_kind(request)], self.finish_reason)] * request.sampling.n
+            for request in requests
+        ]
 
     def _get_kind(self, request) -> str:
         guided = any(text in str(request.messages[0]["content"]) for text in SYSTEM_PROMPTS.values())
@@ -52,6 +56,21 @@ def test_accepted_greedy_answer_ends_the_ladder():
     model = ScriptedModel(HELPFUL, "", "")
     assert [(answer.text, answer.rung) for answer in climb(model, BENIGN, "compliance")] == [(HELPFUL, "greedy")]
     assert len(model.requests) == 1
+
+
+@pytest.mark.parametrize(("text", "lengths"), [(HELPFUL, [12]), (REFUSAL, [12, 32])])
+def test_greedy_answer_to_a_harmful_prompt_is_completed_only_if_it_refuses(text, lengths):
+    model = ScriptedModel(text, "", "")
+    model.finish_reason = "length"
+    climb(model, HARMFUL, "refusal", ["greedy"])
+    assert [request.sampling.max_tokens for requests in model.requests for request in requests] == lengths
+
+
+def test_greedy_answer_is_complete_if_it_can_be_a_rejected_answer():
+    request = build_ladder_request(CONFIG, HARMFUL, "refusal", ["greedy"], rejected=True)
+    model = ScriptedModel(HELPFUL, "", "")
+    climb_ladder(model, [request])
+    assert model.requests[0][0].sampling.max_tokens == CONFIG.train.max_target_tokens
 
 
 def test_refused_row_is_sampled_then_guided():
