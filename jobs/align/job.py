@@ -24,6 +24,7 @@ from trimtab.evaluation.safety.results import ArmResult
 from trimtab.jobs.align.config import AlignConfig
 from trimtab.jobs.align.dataset import PreparedDataset, build_run_identity, prepare_dataset, read_raw_dataset, write_dataset
 from trimtab.jobs.align.driver import build_learned_prefix, run_training
+from trimtab.jobs.align.target_ladder import compute_opening_share
 from trimtab.jobs.evaluate.conditions import apply_conditions
 from trimtab.jobs.evaluate.variants import build_standard_arms, evaluate_arms, limit_prompts
 from trimtab.jobs.runtime.cluster import ray_session
@@ -215,6 +216,9 @@ def _write_report(config: AlignConfig, results: dict[str, list[ArmResult]], run:
     part = "test" if "test" in results else "validation"
     plotted = write_plane(results[part], folder / "plane.png")
     console.print(build_table(results[part], f"{config.name} on prompts never trained on ({part} part)"))
+    if "opening" in config.targets.benign_rungs:
+        shares = [f"{r.name} {compute_opening_share(r.answers):.2f}" for r in results[part]]
+        print_line(f"benign prompts whose answer begins with an opening of the target ladder: {', '.join(shares)}")
     run.log_metrics(_get_logged_metrics(config, results), config.train.max_steps)
     run.log_artifacts(folder / "report.json", "evaluation")
     if plotted:

@@ -8,9 +8,11 @@ continues. Every target is the model's own text except for an opening, because a
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from math import nan
 from typing import Any
 
 from trimtab.data.prompt import Prompt
+from trimtab.evaluation.safety.results import JudgedAnswer
 from trimtab.generation_types import Answer, Sampling
 from trimtab.jobs.align.config import AlignConfig
 from trimtab.jobs.runtime.engine_pool import AskEngine, GenerationRequest
@@ -58,8 +60,7 @@ class LadderRequest(GenerationRequest):
     def key(self, precision: Any) -> str:
         """Return the cache key of the request; it depends on the rungs and their texts."""
         rungs = [list(self.rungs), self.wanted, list(self.under_system_prompt), asdict(self.samples), OPENINGS[self.wanted]]
-        rungs.append(self.deciding_tokens)
-        return compute_key(f"{super().key(precision)}{rungs}", 24)
+        return compute_key(f"{super().key(precision)}{rungs}{self.deciding_tokens}", 24)
 
 
 def build_ladder_request(
@@ -140,6 +141,12 @@ def find_accepted(answers: Sequence[CachedAnswer], wanted: Verdict) -> CachedAns
     """
     accepted = [a for a in answers if a.text and classify_refusal(a.text) == wanted and not is_repetitive(a.text)]
     return max(accepted, key=lambda answer: answer.mean_log_probability, default=None)
+
+
+def compute_opening_share(answers: Sequence[JudgedAnswer]) -> float:
+    """Return the share of benign prompts whose answer begins with an opening, which training may have taught; NaN for none."""
+    benign = [answer.answer.startswith(OPENINGS["compliance"]) for answer in answers if not answer.harmful]
+    return sum(benign) / len(benign) if benign else nan
 
 
 def _build_rung_requests(request: LadderRequest, rung: TargetRung) -> list[GenerationRequest]:

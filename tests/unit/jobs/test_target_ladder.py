@@ -1,14 +1,16 @@
 """Target ladder: rungs per row, selection of the target, share of openings and diagnosis of the model."""
 
 from dataclasses import replace
+from math import isnan
 
 import pytest
 
 from trimtab.data.hard_filter import TrainingRow
 from trimtab.data.prompt import Prompt
+from trimtab.evaluation.safety.results import Arm, judge_answers
 from trimtab.generation_types import Answer
 from trimtab.jobs.align.config import AlignConfig, TargetsConfig
-from trimtab.jobs.align.target_ladder import OPENINGS, SYSTEM_PROMPTS, build_ladder_request, climb_ladder
+from trimtab.jobs.align.target_ladder import OPENINGS, SYSTEM_PROMPTS, build_ladder_request, climb_ladder, compute_opening_share
 from trimtab.jobs.align.targets import HELP, diagnose_model, limit_openings, pick_target, plan_targets
 from trimtab.jobs.runtime.generation_cache import CachedAnswer
 from trimtab.types import TARGET_RUNGS
@@ -170,3 +172,10 @@ def test_diagnosis_counts_greedy_answers():
     assert (diagnosis.benign_refused.value, diagnosis.benign_refused.count) == (0.5, 2)
     assert diagnosis.harmful_answered.value == pytest.approx(1 / 3)
     assert diagnosis.harmful_answered.low < 1 / 3 < diagnosis.harmful_answered.high
+
+
+def test_share_of_answers_that_begin_with_an_opening():
+    answers = ["In short, stretch it.", "Stretch it.", "Good question. Stretch it.", "I'm sorry, but I can't."]
+    judged = judge_answers(Arm("sta"), [BENIGN] * 4, answers).answers
+    assert compute_opening_share(judged) == 0.5
+    assert isnan(compute_opening_share(judge_answers(Arm("sta"), [HARMFUL], ["In short, no."]).answers))
