@@ -26,7 +26,7 @@ from peers.servers import Server
 
 from trimtab import heads
 from trimtab.data.questions import Question, read_questions
-from trimtab.jobs.collect.signal_dataset import read_dataset
+from trimtab.detection.signal_dataset import read_dataset
 from trimtab.jobs.detect.model_selection import split_by_seed
 from trimtab.judges.answer_matching import mark_answer
 from trimtab.model.base_model import resolve_base_model

@@ -46,6 +46,7 @@ class ApiKey:
         metrics: whether the key may read `/metrics`, which names the prefixes and counts the requests of all keys.
         policies: policies on the prompts and answers of the key's requests, in addition to those of the server.
         coarse_scores: whether probabilities of detectors of prompts are rounded to tenths.
+        rater: whether the key may label the answers of all keys, as a rater that the operator trusts.
     """
 
     name: str
@@ -57,12 +58,13 @@ class ApiKey:
     metrics: bool = False
     policies: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     coarse_scores: bool = False
+    rater: bool = False
 
     @cached_property
     def rights(self) -> KeyRights:
         """Rights and policies, as the engine reads them."""
         digits = COARSE_DIGITS if self.coarse_scores else DIGITS
-        return KeyRights(parse_policies(self.policies, "policies"), self.allows_model, digits)
+        return KeyRights(parse_policies(self.policies, "policies"), self.allows_model, digits, self.rater)
 
     def allows_model(self, model: str) -> bool:
         """Return whether a pattern of the key matches a model name. Only * is special: names may contain brackets."""
@@ -84,6 +86,7 @@ class AddConfig:
         policies: policies on the prompts and answers of the key's requests, as for `trimtab serve --policies`.
         coarse_scores: round the probabilities of detectors of prompts to tenths, so that they are harder to copy or to evade.
         file: key file, as for `trimtab serve --api_key_file`; by default the one in trimtab's home.
+        rater: let the key label the answers of all keys with `POST /v1/feedback`, as a rater that you trust.
     """
 
     name: str
@@ -94,6 +97,7 @@ class AddConfig:
     policies: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]], kw_only=True)
     coarse_scores: bool = field(default=False, kw_only=True)
     file: str | None = field(default=None, kw_only=True)
+    rater: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.name or self.per_minute < 0 or self.concurrent < 0:
@@ -149,7 +153,7 @@ def read_keys(path: Path) -> list[ApiKey]:
 def _is_valid(entry: dict[str, Any]) -> bool:
     """Return whether an entry of a key file has the fields of a key with values of their types, as people may edit the file."""
     key: dict[str, Any] = {"models": [ANY], "per_minute": 0, "concurrent": 0, "created": 0.0, "metrics": False}
-    key |= {"policies": [], "coarse_scores": False} | entry
+    key |= {"policies": [], "coarse_scores": False, "rater": False} | entry
     return (
         {"name", "digest"} <= entry.keys() <= {f.name for f in fields(ApiKey)}
         and isinstance(key["name"], str)
@@ -159,7 +163,7 @@ def _is_valid(entry: dict[str, Any]) -> bool:
         and all(isinstance(pattern, str) for pattern in key["models"])
         and all(type(key[limit]) is int and key[limit] >= 0 for limit in ("per_minute", "concurrent"))
         and isinstance(key["created"], int | float)
-        and all(isinstance(key[flag], bool) for flag in ("metrics", "coarse_scores"))
+        and all(isinstance(key[flag], bool) for flag in ("metrics", "coarse_scores", "rater"))
         and _are_policies(key["policies"])
     )
 
@@ -212,7 +216,7 @@ def run_keys_add(config: AddConfig) -> dict[str, Any]:
         if any(key.name == config.name for key in keys):
             raise UsageError(f"a key named {config.name!r} already exists. Remove it first, or choose another name")
         limits = config.models, config.per_minute, config.concurrent
-        options = config.metrics, config.policies, config.coarse_scores
+        options = config.metrics, config.policies, config.coarse_scores, config.rater
         new_key = ApiKey(config.name, hash_key(token), *limits, time.time(), *options)
         _write_keys(path, [*keys, new_key])
     print_line(f"API key of {config.name}, shown only once: {token}")

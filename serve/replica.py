@@ -12,6 +12,7 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 from ray import serve
 
+from trimtab.detection.live_labels import LabelJournal
 from trimtab.engine import asgi
 from trimtab.engine.asgi import App, Message, Receive, Scope, Send
 from trimtab.engine.openai.traffic_split import TrafficSplit
@@ -22,6 +23,9 @@ from trimtab.model.base_model import BaseModel, resolve_on_node
 from trimtab.ray_patches import patch_http10_streams, patch_replica_address
 from trimtab.serve.api_keys import LOOPBACK, get_default_path
 from trimtab.serve.config import ServeConfig
+from trimtab.serve.live.answer_ids import open_answer_ids
+from trimtab.serve.live.feedback import FeedbackMiddleware
+from trimtab.serve.live.signal_store import SignalStore, open_signal_store
 from trimtab.serve.metrics import CachedMetrics
 from trimtab.serve.middleware.access_log import AccessLogMiddleware
 from trimtab.serve.middleware.admission import AdmissionMiddleware
@@ -31,6 +35,7 @@ from trimtab.serve.registry.coordinator_client import CoordinatorClient
 from trimtab.serve.registry.sources import find_detector_layers, open_sources
 from trimtab.serve.static_page import ABOUT, build_about, load_page
 from trimtab.util.heap import start_heap_trimmer
+from trimtab.util.remote_paths import open_folder
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +62,7 @@ class Replica:
         self._engine: OnlineEngine | None = None
         self._peers: CoordinatorClient | None = None
         self._sinks: RecordSinks | None = None
+        self._signals: SignalStore | None = None
         self._metrics = CachedMetrics(self._collect_metrics)
         patch_replica_address()
         patch_http10_streams()
@@ -76,8 +82,11 @@ class Replica:
         self._sinks = await asyncio.to_thread(open_sinks, config, replica)
         agree = self._peers.agree if self._peers else None
         policies = parse_policies(config.policies, "policies")
-        self._engine = await OnlineEngine.start(local, engine, prefixes, detectors, config.detector, agree, policies)
-        self._middleware = self._build_middleware(config, self._sinks)
+        if config.keep_signals is not None:
+            self._signals = await asyncio.to_thread(open_signal_store, config, local, engine)
+        arguments = config.detector, agree, policies, self._signals
+        self._engine = await OnlineEngine.start(local, engine, prefixes, detectors, *arguments)
+        self._middleware = await asyncio.to_thread(self._build_middleware, config, self._sinks, replica)
         self._watch = asyncio.create_task(self._exit_when_engine_dies(self._engine.is_healthy))
 
     def __serve_build_asgi_app__(self) -> App:
@@ -129,10 +138,15 @@ class Replica:
             await self._peers.leave()
         if self._sinks is not None:
             await asyncio.to_thread(self._sinks.stop)
+        if self._signals is not None:
+            await asyncio.to_thread(self._signals.stop)
 
-    def _build_middleware(self, config: ServeConfig, sinks: RecordSinks) -> App:
+    def _build_middleware(self, config: ServeConfig, sinks: RecordSinks, replica: str) -> App:
         most = config.max_ongoing_requests + config.max_queued_requests
         app: App = AdmissionMiddleware(self._answer_request, most, config.request_timeout_s, config.stream_timeout_s)
+        if config.keep_signals is not None:
+            folder = open_folder(config.keep_signals)
+            app = FeedbackMiddleware(app, open_answer_ids(folder), LabelJournal(folder, replica))
         path = Path(config.api_key_file) if config.api_key_file else get_default_path()
         limit = config.max_concurrent_per_key or max(1, most // 2)
         app = AuthenticationMiddleware(app, path, limit, share_cache=config.share_cache)

@@ -16,6 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from trimtab.artifacts.prefix import Prefix
 from trimtab.cli.console import print_line
+from trimtab.detection.signal_dataset import read_dataset, sample_columns
+from trimtab.detection.signal_files import DatasetMetadata, append_part, begin_dataset, metadata_as_json
 from trimtab.detection.signals import convert_to_prompt_states
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import ArtifactError, InterruptedByUserError, UsageError
@@ -23,14 +25,6 @@ from trimtab.generation_types import Answer, Signals
 from trimtab.jobs.collect.config import CollectConfig
 from trimtab.jobs.collect.plan import AnswerLabel, PlannedRequest, drop_overlong, label_answers, load_plan
 from trimtab.jobs.collect.sampler import AnswerSampler, GatheredAnswers
-from trimtab.jobs.collect.signal_dataset import (
-    DatasetMetadata,
-    append_part,
-    begin_dataset,
-    metadata_as_json,
-    read_dataset,
-    sample_columns,
-)
 from trimtab.jobs.runtime.cluster import ray_session
 from trimtab.jobs.runtime.engine_pool import run_pool
 from trimtab.loading import find_prefixes

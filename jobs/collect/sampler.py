@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trimtab.detection.signal_dataset import SampledAnswer
 from trimtab.errors import ArtifactError
 from trimtab.generation_types import Answer, Sampling
-from trimtab.jobs.collect.signal_dataset import SampledAnswer
 from trimtab.jobs.runtime.engine_pool import BATCH, AskEngine, GenerationRequest
 from trimtab.scores import p_true
 

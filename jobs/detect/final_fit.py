@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from trimtab.detection.calibration import compute_supported_thresholds
+from trimtab.detection.signal_dataset import SignalDataset
 from trimtab.detection.training import DataSplits, TrainedDetector, split_data
 from trimtab.errors import UsageError
-from trimtab.jobs.collect.signal_dataset import SignalDataset
 from trimtab.jobs.detect.model_selection import FitTask, compute_risks, has_two_classes, run_fits
 
 FOLDS = 5

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from trimtab.cli.console import print_line
 from trimtab.detection.detector import Detector
+from trimtab.detection.signal_dataset import SignalDataset, read_dataset
 from trimtab.errors import UsageError
 from trimtab.evaluation.detection.metrics import compute_auroc
 from trimtab.evaluation.detection.pooling import Resamples, SeedRisks, draw_resamples, estimate_metric
-from trimtab.jobs.collect.signal_dataset import SignalDataset, read_dataset
 from trimtab.jobs.promote.detector_metrics import build_risks, compute_risk_at
 from trimtab.model.base_model import BaseModel
 from trimtab.stats.intervals import Interval, Rate, average_rates, compute_wilson_interval

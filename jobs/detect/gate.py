@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from trimtab.detection.detector import Detector
+from trimtab.detection.signal_dataset import SignalDataset
 from trimtab.detection.subject_terms import TERMS
 from trimtab.errors import ArtifactError, NotFoundError
 from trimtab.evaluation.detection.metrics import compute_auroc
@@ -22,7 +23,6 @@ from trimtab.evaluation.detection.pooling import (
     estimate_paired_difference,
 )
 from trimtab.evaluation.gate import Gain, GateDecision, decide_on_gain
-from trimtab.jobs.collect.signal_dataset import SignalDataset
 from trimtab.jobs.detect.config import DetectConfig
 from trimtab.jobs.promote.detector_metrics import compute_risk_at
 from trimtab.model.base_model import BaseModel

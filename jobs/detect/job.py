@@ -17,12 +17,12 @@ from trimtab import settings
 from trimtab.cli.console import ProgressBar, console, print_line
 from trimtab.detection.detector import Detector, build_detector, save_detector
 from trimtab.detection.detector_card import DetectorCard
+from trimtab.detection.signal_dataset import SignalDataset, read_dataset
 from trimtab.detection.subject_terms import TERMS
 from trimtab.detection.training import DataSplits, TrainedDetector
 from trimtab.errors import UsageError
 from trimtab.evaluation.detection.pooling import DetectorResult, PooledMetrics, draw_resamples, measure_result, result_as_json
 from trimtab.evaluation.rendering import plain
-from trimtab.jobs.collect.signal_dataset import SignalDataset, read_dataset
 from trimtab.jobs.detect.config import DetectConfig
 from trimtab.jobs.detect.final_fit import FITS, FinalFit, fit_final_detector
 from trimtab.jobs.detect.further_sets import (

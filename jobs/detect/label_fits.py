@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from trimtab.detection.calibration import compute_supported_thresholds
 from trimtab.detection.label_heads import MAX_LABELS, combine_heads
+from trimtab.detection.signal_dataset import SignalDataset
 from trimtab.errors import UsageError
-from trimtab.jobs.collect.signal_dataset import SignalDataset
 from trimtab.jobs.detect.final_fit import FinalFit
 from trimtab.jobs.detect.further_sets import FurtherSetResult, measure_by_source
 

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from trimtab import heads
 from trimtab.detection.calibration import compute_risk, fit_platt
+from trimtab.detection.signal_dataset import SignalDataset
 from trimtab.detection.subject_terms import TERMS
 from trimtab.detection.training import Candidate, DataSplits, TrainedDetector, select_features, split_data, train_detector
 from trimtab.errors import UsageError
 from trimtab.evaluation.detection.pooling import DetectorResult, SeedRisks
 from trimtab.heads import DetectorRows
-from trimtab.jobs.collect.signal_dataset import SignalDataset
 from trimtab.jobs.runtime.cluster import POLL_SECONDS, unwrap_ray_error
 from trimtab.jobs.runtime.config import as_source_list
 from trimtab.types import Subject

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trimtab import heads, settings
 from trimtab.cli.console import ProgressBar, console, print_line
+from trimtab.detection.signal_dataset import SignalDataset, read_dataset
 from trimtab.detection.training import DataSplits, build_foreign_rows, drop_labels
 from trimtab.errors import UsageError
 from trimtab.evaluation.detection.page import write_report
@@ -32,7 +33,6 @@ from trimtab.evaluation.detection.report import (
     report_as_json,
 )
 from trimtab.heads import DetectorRows
-from trimtab.jobs.collect.signal_dataset import SignalDataset, read_dataset
 from trimtab.jobs.detect.job import build_table
 from trimtab.jobs.detect.model_selection import (
     HeadTrials,

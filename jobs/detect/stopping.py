@@ -10,8 +10,8 @@ from torch import Tensor
 
 from trimtab.detection.calibration import compute_thresholds
 from trimtab.detection.detector import Detector
+from trimtab.detection.signal_dataset import SignalDataset
 from trimtab.detection.signals import CHECK_INTERVAL
-from trimtab.jobs.collect.signal_dataset import SignalDataset
 from trimtab.stats.intervals import Rate, compute_wilson_interval
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from trimtab import scores
+from trimtab.detection.signal_dataset import SignalDataset
 from trimtab.detection.training import DataSplits
 from trimtab.evaluation.detection.pooling import DetectorResult
-from trimtab.jobs.collect.signal_dataset import SignalDataset
 from trimtab.jobs.detect.model_selection import build_score_result
 from trimtab.scores import Generation, ScoreInputs
 from trimtab.scores.similarity import build_similarity

@@ -17,8 +17,9 @@ from rich.table import Table
 from trimtab import settings
 from trimtab.artifacts.card import FILE
 from trimtab.cli.console import console, print_line
+from trimtab.detection.signal_dataset import read_dataset
+from trimtab.detection.signal_files import META
 from trimtab.errors import ArtifactError, UsageError
-from trimtab.jobs.collect.signal_dataset import META, read_dataset
 from trimtab.jobs.gc.config import GcConfig
 from trimtab.jobs.runtime import run_state
 from trimtab.jobs.runtime.config import as_source_list

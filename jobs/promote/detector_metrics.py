@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from trimtab.detection.detector import Detector
+from trimtab.detection.signal_dataset import SignalDataset, read_dataset
 from trimtab.detection.subject_terms import TERMS
 from trimtab.detection.training import compute_traces
 from trimtab.errors import UsageError
@@ -19,7 +20,6 @@ from trimtab.evaluation.detection.pooling import (
     estimate_paired_difference,
 )
 from trimtab.evaluation.promotion_rules import MeasuredMetrics, PromotionRule
-from trimtab.jobs.collect.signal_dataset import SignalDataset, read_dataset
 from trimtab.jobs.promote.config import PromoteConfig
 from trimtab.jobs.promote.flagged_shares import SHARES, flag_rows, measure_share
 from trimtab.model.base_model import BaseModel

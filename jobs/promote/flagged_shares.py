@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from trimtab.detection.detector import Detector
 from trimtab.detection.detector_card import select_threshold
+from trimtab.detection.signal_dataset import SignalDataset
 from trimtab.errors import UsageError
 from trimtab.evaluation.detection.metrics import Floats, Labels, ResampleCounts
 from trimtab.evaluation.detection.pooling import Resamples, SeedRisks, estimate_paired_difference
 from trimtab.evaluation.promotion_rules import MeasuredMetrics, PromotionRule
-from trimtab.jobs.collect.signal_dataset import SignalDataset
 from trimtab.stats.intervals import Rate, compute_wilson_interval
 
 FLIPPED = "flipped"

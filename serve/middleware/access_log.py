@@ -89,12 +89,14 @@ class AccessLogMiddleware:
         headers = dict(scope["headers"])
         client_id = headers.get(REQUEST_ID, b"").decode("latin-1")
         server_id = uuid.uuid4().hex
-        request_id = client_id if FIT.fullmatch(client_id) else server_id
         context = RequestContext.get(scope, receive, send)
+        context.server_id = server_id
+        request_id = client_id if FIT.fullmatch(client_id) else server_id
 
         async def add_request_id(message: Message) -> None:
             headers = set_header(message["headers"], REQUEST_ID, request_id.encode())
-            message["headers"] = set_header(headers, SERVER_ID, server_id.encode())
+            # It may have been signed since.
+            message["headers"] = set_header(headers, SERVER_ID, context.server_id.encode())
 
         context.on_start(add_request_id)
         scope = {**scope, "headers": set_header(scope["headers"], REQUEST_ID, request_id.encode())}
@@ -104,7 +106,7 @@ class AccessLogMiddleware:
         finally:
             # Strangers must not be able to fill the log.
             if context.status != HTTPStatus.UNAUTHORIZED:
-                self._sink(self._build_record((request_id, server_id), scope, context, headers, began))
+                self._sink(self._build_record((request_id, context.server_id), scope, context, headers, began))
 
     def _build_record(
         self, ids: tuple[str, str], scope: Scope, context: RequestContext, headers: dict[bytes, bytes], began: int

@@ -14,6 +14,7 @@ from time import monotonic
 from trimtab.engine.asgi import App, Receive, Scope, Send
 from trimtab.engine.context import tenant
 from trimtab.engine.protocols.errors import send_error, send_failure
+from trimtab.engine.protocols.paths import FEEDBACK_PATH
 from trimtab.engine.request_context import RequestContext
 from trimtab.errors import TrimtabError, UsageError
 from trimtab.serve.api_keys import ANY, LOOPBACK, ApiKey, hash_key, read_keys
@@ -158,7 +159,7 @@ class AuthenticationMiddleware:
         return False
 
     async def _allows_model(self, key: ApiKey, context: RequestContext, scope: Scope) -> bool:
-        if key.models == [ANY] or scope["method"] != "POST":
+        if key.models == [ANY] or scope["method"] != "POST" or scope["path"].rstrip("/") == FEEDBACK_PATH:
             return True
         try:
             if (request := await context.read_json()) is None:

@@ -31,7 +31,7 @@ ALLOWED = {
     # A pattern that matches words of answers.
     ("platform/trimtab/text/refusal_phrases.py", "said"): 1,
     # Names in files and tags that 0.1.0 wrote: signal data sets, cards of refusal heads, gate decisions.
-    ("jobs/collect/signal_dataset.py", "asked"): 1,
+    ("platform/trimtab/detection/signal_files.py", "asked"): 1,
     ("platform/trimtab/judges/refusal_head.py", "said"): 2,
     ("platform/trimtab/tracking/promotions.py", "said"): 2,
 }

@@ -16,10 +16,10 @@ from trimtab.detection.calibration import FALSE_POSITIVE_RATES
 from trimtab.detection.detector import Detector, build_detector
 from trimtab.detection.detector_card import DetectorCard
 from trimtab.detection.label_heads import combine_heads
+from trimtab.detection.signal_files import DatasetMetadata, append_part, begin_dataset
 from trimtab.detection.signals import compute_token_statistics, concatenate_states
 from trimtab.evaluation.detection.metrics import Metric
 from trimtab.generation_types import Conversation, Signals
-from trimtab.jobs.collect.signal_dataset import DatasetMetadata, append_part, begin_dataset
 from trimtab.model.base_model import BaseModel
 from trimtab.model.chat_template import ChatRenderer, build_renderer
 from trimtab.model.frozen_model import FrozenModel

@@ -12,7 +12,8 @@ from trimtab.types import Position
 class Steering:
     """Prefix of one request as it is in the engine: its slots and the salt of its KV cache.
 
-    `written` is set while the vectors are still being sent to the slots; it is done when they have arrived.
+    `written` is set while the vectors are still being sent to the slots; it is done when they have arrived. `digest` is that of
+    the vectors.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Steering:
     slots: tuple[int, ...]
     salt: str
     written: asyncio.Future[None] | None = None
+    digest: str | None = None
 
 
 steering: ContextVar[Steering | None] = ContextVar("steering", default=None)

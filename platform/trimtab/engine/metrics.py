@@ -53,6 +53,9 @@ MALFORMED_REQUESTS = Counter(
     "trimtab_malformed_requests", "Requests that vLLM could not parse, by error type; answered with status 400.", ("error",)
 )
 INTERNAL_ERRORS = Counter("trimtab_internal_errors", "Errors of vLLM, by type; answered with status 500.", ("error",))
+SIGNALS_STORED = Counter("trimtab_signals_stored", "Answers whose signals were stored.")
+SIGNALS_LOST = Counter("trimtab_signals_lost", "Answers whose signals were dropped or could not be stored.")
+FEEDBACK = Counter("trimtab_feedback", "Labels that were stored, by whether the answer is right.", ("correct",))
 UNRECORDED = Counter("trimtab_records_lost", "Requests that were written to neither log nor trace.")
 
 

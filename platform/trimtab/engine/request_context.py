@@ -25,11 +25,13 @@ class KeyRights:
         policies: policies on the prompts of the key.
         allows_model: returns whether the key may use a model.
         digits: number of decimals of the probabilities that the key receives.
+        rates: whether the key may label answers to requests of other keys.
     """
 
     policies: tuple[Policy, ...] = ()
     allows_model: Callable[[str], bool] = lambda model: True
     digits: int = DIGITS
+    rates: bool = False
 
 
 class RequestContext:
@@ -44,6 +46,7 @@ class RequestContext:
     Attributes:
         notes: fields of the access log's record.
         rights: rights of the API key; without keys, a request may use all models.
+        server_id: request id of the server; empty for requests without a record.
         status: HTTP status of the response; 0 before it starts.
         streams: whether the response is an event stream.
         first_byte_seconds: time from the start of the request to the first byte of the response body (seconds); None before.
@@ -52,6 +55,7 @@ class RequestContext:
     def __init__(self, receive: Receive, send: Send) -> None:
         self.notes: dict[str, Any] = {}
         self.rights = KeyRights()
+        self.server_id = ""
         self.status = 0
         self.streams = False
         self.first_byte_seconds: float | None = None

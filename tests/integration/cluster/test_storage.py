@@ -9,8 +9,9 @@ import torch
 
 from tests.support.factories import write_signal_dataset
 from trimtab.cli.main import main
+from trimtab.detection.signal_dataset import read_dataset
+from trimtab.detection.signal_files import DatasetMetadata, begin_dataset
 from trimtab.errors import ArtifactError
-from trimtab.jobs.collect.signal_dataset import DatasetMetadata, begin_dataset, read_dataset
 from trimtab.util.remote_paths import open_folder
 
 BUCKET = "trimtab-tests"

@@ -22,13 +22,14 @@ from trimtab.data.prompt import hash_to_fraction
 from trimtab.data.questions import Question
 from trimtab.detection import training
 from trimtab.detection.detector import load_detector
+from trimtab.detection.signal_dataset import read_dataset
+from trimtab.detection.signal_files import begin_dataset, metadata_as_json
 from trimtab.detection.signals import CHECK_INTERVAL, WINDOW, compute_trace_features
 from trimtab.errors import ArtifactError, NotFoundError, UsageError
 from trimtab.generation_types import Conversation
 from trimtab.jobs.collect.config import CollectConfig
 from trimtab.jobs.collect.job import collect
 from trimtab.jobs.collect.plan import build_plan
-from trimtab.jobs.collect.signal_dataset import begin_dataset, metadata_as_json, read_dataset
 from trimtab.jobs.detect.config import DetectConfig
 from trimtab.jobs.detect.job import train_detectors
 from trimtab.jobs.detect.report import evaluate_detectors

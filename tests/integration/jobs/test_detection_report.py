@@ -13,9 +13,9 @@ from tests.support.factories import build_signal_row
 from tests.unit.evaluation.test_study_page import PageParser, extract_text
 from trimtab import settings
 from trimtab.cli import main as cli
+from trimtab.detection.signal_files import DatasetMetadata, append_part, begin_dataset
 from trimtab.errors import ArtifactError, UsageError
 from trimtab.evaluation.detection.page import render_page
-from trimtab.jobs.collect.signal_dataset import DatasetMetadata, append_part, begin_dataset
 from trimtab.jobs.detect.report import ABLATIONS, evaluate_detectors, open_sources
 from trimtab.jobs.detect.report_config import TruthConfig
 from trimtab.tracking.client import get_client, get_experiment_id

@@ -19,9 +19,10 @@ from trimtab.artifacts.prefix import save_prefix
 from trimtab.cli.main import main
 from trimtab.data.prompt import Prompt
 from trimtab.detection.detector import save_detector
+from trimtab.detection.signal_dataset import read_dataset
+from trimtab.detection.signal_files import append_part
 from trimtab.evaluation.safety.report import results_as_json
 from trimtab.evaluation.safety.results import JudgedAnswer, summarize_answers
-from trimtab.jobs.collect.signal_dataset import append_part, read_dataset
 from trimtab.jobs.detect.config import DetectConfig
 from trimtab.jobs.detect.job import train_detectors
 from trimtab.tracking import registry, runs

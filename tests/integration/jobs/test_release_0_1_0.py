@@ -10,7 +10,7 @@ from tests.support import ROOT
 from trimtab.artifacts.prefix import check_base
 from trimtab.cli.main import main
 from trimtab.detection.detector import load_detector
-from trimtab.jobs.collect.signal_dataset import read_dataset
+from trimtab.detection.signal_dataset import read_dataset
 from trimtab.judges.refusal_head import load_head
 from trimtab.model.base_model import resolve_base_model
 from trimtab.tracking import registry

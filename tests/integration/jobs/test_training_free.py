@@ -8,16 +8,10 @@ import torch
 
 from tests.support.factories import build_signal_row
 from trimtab import heads, scores
+from trimtab.detection.signal_dataset import SampledAnswer, read_dataset, sample_columns
+from trimtab.detection.signal_files import DatasetMetadata, append_part, begin_dataset
 from trimtab.errors import ArtifactError, NotFoundError, UsageError
 from trimtab.jobs.collect.config import CollectConfig
-from trimtab.jobs.collect.signal_dataset import (
-    DatasetMetadata,
-    SampledAnswer,
-    append_part,
-    begin_dataset,
-    read_dataset,
-    sample_columns,
-)
 from trimtab.jobs.detect.config import DetectConfig
 from trimtab.jobs.detect.job import build_table, train_detectors
 from trimtab.jobs.detect.training_free import build_score_inputs, compute_semantic_entropies

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator
 from dataclasses import replace
+from pathlib import Path
 
 import openai
 import pytest
@@ -91,14 +92,23 @@ def conditional_prefixes(three_prefixes: list[Prefix], tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="package")
+def signals_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder in which the server stores the signals of its answers."""
+    return tmp_path_factory.mktemp("live") / "signals"
+
+
+@pytest.fixture(scope="package")
 def url(
-    registered_prefixes: None, truth_detector: Detector, guard_detector: Detector, conditional_prefixes: None
+    registered_prefixes: None,
+    truth_detector: Detector,
+    guard_detector: Detector,
+    conditional_prefixes: None,
+    signals_folder: Path,
 ) -> Generator[str]:
     engine = EngineConfig(num_slots=SLOTS, dtype="fp32", max_model_len=512)
     shares = {"four": {"champion": 1.0, "candidate": 1.0}}
-    with serving(
-        ServeConfig(port=ports.find_free_ports()[0], engine=engine, traffic=shares, shadow={"four": "candidate"})
-    ) as url:
+    config = ServeConfig(port=ports.find_free_ports()[0], engine=engine, traffic=shares, shadow={"four": "candidate"})
+    with serving(replace(config, keep_signals=str(signals_folder), signals_flush_s=0.5)) as url:
         yield url
 
 

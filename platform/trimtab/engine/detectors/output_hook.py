@@ -24,6 +24,7 @@ from trimtab.engine.detectors.request_risk import RequestRisk, current_risk
 from trimtab.engine.detectors.signal_client import SignalClient
 from trimtab.engine.metrics import FIRST, NEXT, TOKENS, count_risk, count_verdict, request_labels
 from trimtab.engine.prefixes.token_guard import get_token_ids
+from trimtab.engine.recording import AnswerSignals
 from trimtab.engine.vllm_ext import patches
 from trimtab.generation_types import Signals
 from trimtab.model.chat_template import ChatRenderer
@@ -97,7 +98,7 @@ class OutputHook:
                 raise VLLMValidationError("a policy cannot check a prompt at whose end no answer starts. Send a chat instead")
             prompt = []
         extra_args = encode_checks(checks := RequestChecks(prompt, risk.answers.build_checks()))
-        if risk.detector is None and not risk.answers.policies:
+        if not risk.reads_answers:
             extra_args |= {UNTRACKED: True}
         if not extra_args:
             return params
@@ -147,7 +148,10 @@ class OutputHook:
         by_prompt = stopped and counter.tokens[answer.index] == 1 and verdicts.can_stop
         if stopped:
             _replace_output(answer, self._renderer.turn_end, whole=by_prompt)
-        await self._read_signals(risk, request_id, answer.index, counter, ended=ended, stopped=by_prompt)
+        signals = await self._read_signals(risk, request_id, answer.index, counter, ended=ended, stopped=by_prompt)
+        if ended and risk.keeps_signals and signals is not None:
+            finished = answer.finish_reason == "stop" and not stopped
+            risk.recorded[choice] = AnswerSignals(signals, counter.tokens[answer.index], finished)
         if by_prompt:
             verdicts.stop(choice)
         elif stopped:
@@ -163,21 +167,24 @@ class OutputHook:
 
     async def _read_signals(
         self, risk: RequestRisk, request_id: str, index: int, counter: OutputCounter, *, ended: bool, stopped: bool
-    ) -> None:
-        """Read the signals of an answer that has ended or has running risks, and record its risk and those of its prompt."""
+    ) -> Signals | None:
+        """Read the signals of an answer that has ended or has running risks, and record its risk and those of its prompt.
+
+        Returns:
+            Signals of the answer; None if they were not read.
+        """
         tokens, choice, verdicts = counter.tokens[index], counter.choices[index], risk.verdicts
-        has_detector = risk.detector is not None or bool(risk.answers.policies)
-        scored = has_detector and tokens > 0 and (ended or risk.running) and not stopped
+        scored = risk.reads_answers and tokens > 0 and (ended or risk.running) and not stopped
         checked = ended and verdicts.is_active and bool(verdicts.policies)
         if not scored and not checked:
-            return
+            return None
         engine_id = risk.ids[request_id]
         name = engine_id if len(counter.choices) == 1 else f"{index}_{engine_id}"
         signals = await self._fetch_signals(name, (risk.given_tokens or tokens) if scored else 0, ended=ended)
         if checked:
             verdicts.record_risks(choice, signals and signals.prompt_risks)
         if not scored:
-            return
+            return None
         policies = risk.answers.policies if ended else ()
         loaded = (risk.detector, *(applied.detector for applied in policies))
         # Policies often name the detector of the request.
@@ -191,6 +198,7 @@ class OutputHook:
                 risk.risks[choice] = value
             elif ended:
                 risk.risks.pop(choice, None)
+        return signals
 
     async def _fetch_signals(self, request: str, tokens: int, *, ended: bool) -> Signals | None:
         try:

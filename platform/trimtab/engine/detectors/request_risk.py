@@ -12,6 +12,7 @@ from trimtab.engine.detectors.prompt_verdicts import PromptVerdicts
 from trimtab.engine.extensions import RequestOptions
 from trimtab.engine.prefixes.catalog import AliasVersions, VersionCatalog
 from trimtab.engine.prefixes.version_loader import ArtifactSource, LoadedVersion
+from trimtab.engine.recording import AnswerSignals
 from trimtab.errors import ArtifactError, UsageError
 from trimtab.model.base_model import BaseModel
 from trimtab.types import Subject
@@ -39,6 +40,8 @@ class RequestRisk:
         verdicts: policies on the prompts, and their verdicts.
         answers: policies on the answers, and their verdicts.
         requested: policies on the answers without that of the field `trimtab.policy`, whose detector depends on the prefix.
+        keeps_signals: whether the signals of the answers are collected in `recorded`.
+        recorded: signals of the answers that have ended, by index of the choice.
     """
 
     detector: LoadedVersion[Detector] | None = None
@@ -57,6 +60,8 @@ class RequestRisk:
     verdicts: PromptVerdicts = field(default_factory=PromptVerdicts)
     answers: AnswerVerdicts = field(default_factory=AnswerVerdicts)
     requested: AnswerVerdicts = field(default_factory=AnswerVerdicts)
+    keeps_signals: bool = False
+    recorded: dict[int, AnswerSignals] = field(default_factory=dict[int, AnswerSignals])
 
     def copy_settings(self, *, shadow: bool = False) -> "RequestRisk":
         """Return a RequestRisk with the same detector, policies and settings, and without risks."""
@@ -64,12 +69,17 @@ class RequestRisk:
         # The answers of shadow traffic are discarded, so that no policy has to act on them.
         if not shadow:
             copy.verdicts, copy.answers = self.verdicts.copy_policies(), self.answers.copy_policies()
-            copy.requested = self.requested
+            copy.requested, copy.keeps_signals = self.requested, self.keeps_signals
         return copy
 
     def list_worker_detectors(self) -> list[Detector]:
         """Return the detectors that the engine's worker applies."""
         return [*self.verdicts.list_detectors(), *self.answers.list_detectors()]
+
+    @property
+    def reads_answers(self) -> bool:
+        """Whether the signals of the answers are needed."""
+        return self.detector is not None or bool(self.answers.policies) or self.keeps_signals
 
     @property
     def label(self) -> str | None:
@@ -80,6 +90,11 @@ class RequestRisk:
     def threshold(self) -> float | None:
         """Risk above which an answer is flagged."""
         return self.detector.artifact.card.thresholds[self.fpr_key] if self.detector else None
+
+    def as_notes(self) -> dict[str, Any]:
+        """Return the fields of the access log's record about the answers."""
+        labels = [*self.verdicts.list_labels(0), *self.answers.list_labels(0)]
+        return {"tokens": self.tokens, "detector": self.label, "risk": self.risks.get(0), "verdicts": labels or None}
 
     def describe_choice(self, index: int) -> dict[str, Any]:
         """Return the `trimtab` field of a choice: the probability of the detector of answers. Empty if it is unknown."""

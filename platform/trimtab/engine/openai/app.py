@@ -50,6 +50,7 @@ from trimtab.engine.prefixes.token_guard import install_token_guard
 from trimtab.engine.prefixes.version_loader import ArtifactSource
 from trimtab.engine.protocols.errors import send_error, send_failure
 from trimtab.engine.protocols.paths import CHAT_PATH, COUNT_PATH, PROTOCOLS
+from trimtab.engine.recording import AnswerSink
 from trimtab.engine.request_context import RequestContext
 from trimtab.engine.vllm_ext.args import build_engine_args, get_verdict_token
 from trimtab.engine.vllm_ext.environment import engine_environment
@@ -102,6 +103,7 @@ class OnlineEngine:
         detectors: DetectorSelector,
         agree: AgreeOnVersions,
         policies: Sequence[Policy],
+        sink: AnswerSink | None = None,
     ) -> None:
         self.base = base
         self.prefixes = prefixes
@@ -114,7 +116,7 @@ class OnlineEngine:
         self._worker_detectors = WorkerDetectors(engine)
         resolver = PolicyResolver(base.name, detectors.library, policies)
         arguments = prefixes, detectors, self.slots, resolver, self._worker_detectors
-        self.handler = RequestHandler(engine, self._app, base, renderer, *arguments, fields)
+        self.handler = RequestHandler(engine, self._app, base, renderer, *arguments, fields, sink)
         self._engine = engine
         self._openapi = app.openapi
         self._agree = agree
@@ -132,6 +134,7 @@ class OnlineEngine:
         detector: str | None = None,
         agree: "AgreeOnVersions | None" = None,
         policies: Sequence[Policy] = (),
+        sink: AnswerSink | None = None,
     ) -> "OnlineEngine":
         """Start vLLM, mask and guard its reserved token ids, and load every champion.
 
@@ -144,6 +147,7 @@ class OnlineEngine:
             agree: agrees on versions with other engines: maps the versions that this engine can serve to those that all engines
                 serve. If None, this engine serves its own.
             policies: policies of all requests.
+            sink: sink of the answers' signals; None to store none.
 
         Returns:
             The engine, ready for requests.
@@ -173,7 +177,7 @@ class OnlineEngine:
         install_rejection(engine)
         catalog = VersionCatalog(base.name, PREFIX, prefixes, partial(_check_prefix, base=base, slots=config.num_slots))
         selector = DetectorSelector(base, config.layers, detectors, detector)
-        online = cls(engine, app, base, config, catalog, selector, agree or _agree_alone, policies)
+        online = cls(engine, app, base, config, catalog, selector, agree or _agree_alone, policies, sink)
         await online.refresh()
         online._refresh_task = asyncio.create_task(online._refresh_forever())
         return online

@@ -35,6 +35,7 @@ from trimtab.engine.protocols.errors import send_error
 from trimtab.engine.protocols.messages import CountTokensProtocol
 from trimtab.engine.protocols.paths import CHAT_PATH, COUNT_PATH, PROTOCOLS
 from trimtab.engine.protocols.protocol import Annotation, Protocol
+from trimtab.engine.recording import AnswerSink, RecordedAnswer
 from trimtab.engine.request_context import RequestContext
 from trimtab.engine.vllm_ext.grammars import GRAMMAR_FIELDS, check_grammar
 from trimtab.errors import NotFoundError, TrimtabError, UsageError
@@ -45,16 +46,6 @@ from trimtab.util.identifiers import split_reference
 SCORE_PATH = "/v1/score"
 # Fields of the endpoints that trimtab answers itself.
 OWN_FIELDS = {SCORE_PATH: SCORE_FIELDS, MODERATIONS_PATH: MODERATION_FIELDS}
-
-
-def describe_risk(risk: RequestRisk) -> dict[str, Any]:
-    """Return the fields of the access log's record about the answers of a request."""
-    return {
-        "tokens": risk.tokens,
-        "detector": risk.label,
-        "risk": risk.risks.get(0),
-        "verdicts": [*risk.verdicts.list_labels(0), *risk.answers.list_labels(0)] or None,
-    }
 
 
 class RequestHandler:
@@ -71,6 +62,7 @@ class RequestHandler:
         policies: resolver of policies.
         worker_detectors: detectors in the engine's workers.
         fields: names of the fields that an endpoint reads, by path; other fields are dropped.
+        sink: sink of the answers' signals; None to store none.
 
     Attributes:
         traffic: traffic split; may be replaced at any time.
@@ -88,6 +80,7 @@ class RequestHandler:
         policies: PolicyResolver,
         worker_detectors: WorkerDetectors,
         fields: Mapping[str, frozenset[str]],
+        sink: AnswerSink | None = None,
     ) -> None:
         self.traffic = TrafficSplit()
         self._engine = engine
@@ -100,6 +93,7 @@ class RequestHandler:
         self._policies = policies
         self._worker_detectors = worker_detectors
         self._fields = {**OWN_FIELDS, **fields}
+        self._sink = sink
         self._shadows = ShadowTraffic(prefixes, slots, self._forward)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -134,6 +128,7 @@ class RequestHandler:
             verdicts, answers = await resolving
             first = None if verdicts.reads_plain else loaded
             risk = await self._select_risk(options, first, request, verdicts, answers)
+            risk.keeps_signals = self._sink is not None and self._sink.is_sampled(context.server_id)
             checking = self._worker_detectors.lease(risk.list_worker_detectors())
             async with self._slots.lease_slots(first) as steering, checking:
                 context.notes["model"] = Annotation(self._base.name, steering, risk).model
@@ -141,7 +136,8 @@ class RequestHandler:
                 if not risk.answers.needs_complete_answer:
                     if loaded and (alias := self.traffic.shadow.get(loaded.version.name)):
                         self._shadows.start(request, loaded.version.name, alias, risk, scope)
-                    answered, _ = await self._answer(request, options, steering, risk, scope, context, context.send)
+                    answered, risk = await self._answer(request, options, steering, risk, scope, context, context.send)
+                    self._record(risk, answered, context)
                 else:
                     check_retry(risk.answers, request)
 
@@ -153,6 +149,7 @@ class RequestHandler:
 
                     reply = await apply_policies(ask, risk.answers, request, PROTOCOLS[path])
                     await asgi.send_response(context.send, reply.status, reply.headers, reply.body)
+                    self._record(reply.watch, answered, context)
         except TrimtabError as error:
             await send_error(context.send, path, error)
         except RecursionError:
@@ -179,13 +176,23 @@ class RequestHandler:
         if (route := risk.verdicts.route) is not None:
             loaded = await self._find_model(route.policy.model)
             routed = await self._select_risk(options, loaded, request, risk.verdicts.close(), risk.requested)
+            routed.keeps_signals = risk.keeps_signals
             checking = self._worker_detectors.lease(routed.list_worker_detectors())
             async with self._slots.lease_slots(loaded) as steering, checking:
                 context.notes["model"] = Annotation(self._base.name, steering, routed).model
                 await self._forward(request, steering, routed, scope, context.receive, send)
             risk = routed
-        context.notes |= describe_risk(risk)
+        context.notes |= risk.as_notes()
         return steering, risk
+
+    def _record(self, risk: RequestRisk, steering: Steering | None, context: RequestContext) -> None:
+        """Pass the signals of the answers to the sink, if the request is sampled."""
+        if self._sink is None:
+            return
+        model, digest = Annotation(self._base.name, steering, risk).model, steering and steering.digest
+        for choice, answer in risk.recorded.items():
+            key, value = context.notes.get("key"), risk.risks.get(choice)
+            self._sink(RecordedAnswer(context.server_id, choice, key, model, digest, risk.label, value, answer))
 
     async def _select_risk(
         self,

@@ -141,9 +141,8 @@ class PrefixSlots:
             if written:
                 # Lets the write task send the vectors before the request that reads them.
                 await asyncio.sleep(0)
-            yield Steering(
-                version.name, version.version, version.run_id, prefix.card.position, resident.slots, prefix.salt, written
-            )
+            card, labels = prefix.card, (version.name, version.version, version.run_id)
+            yield Steering(*labels, card.position, resident.slots, prefix.salt, written, card.digest)
         finally:
             self._table.release_slots(resident)
 

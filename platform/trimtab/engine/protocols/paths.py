@@ -13,4 +13,5 @@ PROTOCOLS: dict[str, Protocol] = {
     RESPONSES_PATH: ResponsesProtocol(),
     MESSAGES_PATH: MessagesProtocol(),
 }
+FEEDBACK_PATH = "/v1/feedback"
 COUNT_PATH = f"{MESSAGES_PATH}/count_tokens"

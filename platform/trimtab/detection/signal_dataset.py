@@ -1,100 +1,22 @@
-"""Data set of answers or prompts with signals: a folder of Parquet parts and their metadata in `dataset.json`.
-
-The folder is local or on any file system that fsspec supports. Parts are written atomically, so an interrupted job leaves a
-data set that can be resumed.
-"""
+"""Data set of answers or prompts with signals, as training and evaluation of detectors read it."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
-import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
 import torch
-from pyarrow import ArrowInvalid  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
+from trimtab.detection.live_labels import LIVE_SOURCE, read_labels, select_latest
+from trimtab.detection.signal_files import DatasetMetadata, list_parts, read_metadata, read_part
 from trimtab.detection.signals import build_window_states
-from trimtab.errors import ArtifactError, UsageError
+from trimtab.errors import ArtifactError
 from trimtab.model.base_model import BaseModel
-from trimtab.types import SUBJECTS, Subject
-from trimtab.util.atomic_files import write_atomic
 from trimtab.util.identifiers import compute_key
 from trimtab.util.remote_paths import Folder, wrap_storage_errors
-
-VERSION = 3
-META = "dataset.json"
-# Metadata key of a Parquet part under which it names its model, layers and prefix.
-OF = b"trimtab"
-SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("question", pa.string()),
-        ("source", pa.string()),
-        ("group", pa.string()),
-        ("answer", pa.string()),
-        ("truthful", pa.bool_()),
-        ("why", pa.string()),
-        ("tokens", pa.int32()),
-        ("whole", pa.bool_()),
-        ("psi", pa.list_(pa.float32())),
-        ("history", pa.list_(pa.float32())),
-        # Null if they were not requested.
-        ("samples", pa.list_(pa.struct([("text", pa.string()), ("tokens", pa.int32()), ("logp", pa.float32())]))),
-        ("states", pa.list_(pa.float16())),
-        ("p_true", pa.float32()),
-        # Windows, labels and originals of prompts, and states of unfinished answers; absent from older parts.
-        ("windows", pa.list_(pa.float32())),
-        ("unfinished", pa.list_(pa.float16())),
-        ("labels", pa.list_(pa.string())),
-        ("original", pa.string()),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class DatasetMetadata:
-    """Identity of a data set.
-
-    Attributes:
-        base: name of the base model.
-        fingerprint: base model fingerprint.
-        layers: layers of psi.
-        width: width d of the base model.
-        dtype: data type of the model.
-        prefix_digest: digest of the prefix that the answers were generated under; None without a prefix.
-        settings: all other settings that an answer depends on, as JSON.
-        version: version of the file format.
-        subject: `answer` for answers to questions, `prompt` for prompts.
-    """
-
-    base: str
-    fingerprint: str
-    layers: tuple[int, ...]
-    width: int
-    dtype: str
-    prefix_digest: str | None
-    settings: str
-    version: int = VERSION
-    subject: Subject = "answer"
-
-
-# Names in `dataset.json` by field. They are part of the format, and do not follow the fields.
-STORED_NAMES = {
-    "base": "base",
-    "fingerprint": "fingerprint",
-    "layers": "layers",
-    "width": "width",
-    "dtype": "precision",
-    "prefix_digest": "prefix",
-    "settings": "asked",
-    "version": "version",
-    "subject": "subject",
-}
 
 
 @dataclass(frozen=True)
@@ -172,43 +94,6 @@ class SignalDataset:
         return [None if window is None else build_window_states(psi, window) for psi, window in pairs]
 
 
-def begin_dataset(folder: Folder, meta: DatasetMetadata) -> set[str]:
-    """Create the data set, or open an existing one.
-
-    Returns:
-        Keys of the existing rows.
-
-    Raises:
-        UsageError: if the folder holds a data set with another identity.
-        ArtifactError: if the file system fails or the data set is damaged.
-    """
-    with wrap_storage_errors(folder):
-        path = folder / META
-        if not path.exists():
-            if isinstance(folder, Path):
-                folder.mkdir(parents=True, exist_ok=True)
-            _write(path, (json.dumps(metadata_as_json(meta), indent=2) + "\n").encode())
-            return set()
-        existing = _meta(folder)
-        if different := [name for name, value in vars(meta).items() if vars(existing)[name] != value]:
-            raise UsageError(f"{folder} was collected with different {different[0]}. Pass another --out, or the same settings")
-        return {key for part in _parts(folder) for key in _table(part, meta, ["key"])["key"].to_pylist()}
-
-
-def metadata_as_json(meta: DatasetMetadata) -> dict[str, Any]:
-    """Return the content of `dataset.json`."""
-    return {name: getattr(meta, field) for field, name in STORED_NAMES.items()}
-
-
-def append_part(folder: Folder, meta: DatasetMetadata, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows as a new part of an existing data set."""
-    buffer = pa.BufferOutputStream()
-    schema = SCHEMA.with_metadata({OF: _of(meta)})
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), buffer, compression="zstd")
-    with wrap_storage_errors(folder):
-        _write(folder / f"part-{uuid4().hex}.parquet", buffer.getvalue().to_pybytes())
-
-
 def sample_columns(samples: Sequence[SampledAnswer]) -> dict[str, Any]:
     """Return the sample columns of a row for `append_part`; nulls if there are no samples."""
     if not samples:
@@ -230,8 +115,8 @@ def read_dataset(folder: Folder, base: BaseModel | None = None) -> SignalDataset
         ArtifactError: if the data set is missing, damaged, empty, unreachable, or of another base model than `base`.
     """
     with wrap_storage_errors(folder):
-        meta = _meta(folder)
-        tables = [_table(part, meta) for part in _parts(folder)]
+        meta = read_metadata(folder)
+        tables = [read_part(part, meta) for part in list_parts(folder)]
     if base is not None and meta.fingerprint != base.fingerprint:
         actual, expected = f"{meta.base} ({meta.fingerprint})", f"{base.name} ({base.fingerprint})"
         raise ArtifactError(f"{folder} holds signals of {actual}, not of {expected}. Collect signals with {base.name}")
@@ -239,7 +124,7 @@ def read_dataset(folder: Folder, base: BaseModel | None = None) -> SignalDataset
         raise ArtifactError(f"{folder} holds no signals. Run `trimtab collect` to fill it")
     table = _drop_duplicates(pa.concat_tables(tables, promote_options="default").sort_by("key"))
     psi = np.stack(table["psi"].to_numpy()).astype(np.float32)
-    truth = [float("nan") if value is None else float(value) for value in table["truthful"].to_pylist()]
+    truth = [float("nan") if value is None else float(value) for value in _read_truth(folder, meta, table)]
     samples, p_true = table["samples"].to_pylist(), table["p_true"].to_pylist()
     rest = json.dumps([table["key"].to_pylist(), truth, samples, p_true])
     digest = compute_key(psi.tobytes() + rest.encode(), 16)
@@ -262,6 +147,14 @@ def read_dataset(folder: Folder, base: BaseModel | None = None) -> SignalDataset
         [tuple(labels if labels is not None else ()) for labels in _column(table, "labels")],
         table["original"].to_pylist() if "original" in table.column_names else [None] * len(table),
     )
+
+
+def _read_truth(folder: Folder, meta: DatasetMetadata, table: Any) -> list[bool | None]:
+    """Return the labels of the rows. Those of answers that a server stored are in a journal next to the data set."""
+    if json.loads(meta.settings or "{}").get("source") != LIVE_SOURCE:
+        return table["truthful"].to_pylist()
+    labels = select_latest(read_labels(folder.parent))
+    return [labels[key].correct if key in labels else None for key in table["key"].to_pylist()]
 
 
 def _list_unfinished(table: Any, meta: DatasetMetadata) -> list[Tensor]:
@@ -287,54 +180,7 @@ def _samples(samples: list[dict[str, Any]] | None, states: Any, meta: DatasetMet
     return tuple(SampledAnswer(state=state, **fields) for fields, state in zip(samples, stacked, strict=True))
 
 
-def _meta(folder: Folder) -> DatasetMetadata:
-    path = folder / META
-    if not path.exists():
-        raise ArtifactError(f"{folder} is no data set of signals: it has no {META}. Run `trimtab collect` to create one")
-    try:
-        # Data sets of release 0.1.0 have no subject.
-        raw: dict[str, Any] = {"subject": "answer"} | json.loads(path.read_text())
-        values: dict[str, Any] = {field: raw[name] for field, name in STORED_NAMES.items()}
-        values["layers"] = tuple(values["layers"])
-        meta = DatasetMetadata(**values)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ArtifactError(f"{path} is not the metadata of a signal data set") from error
-    if meta.subject not in SUBJECTS:
-        raise ArtifactError(f"{path} has subject {meta.subject!r}; this trimtab reads {', '.join(SUBJECTS)}")
-    if meta.version != VERSION:
-        raise ArtifactError(f"{path} is of version {meta.version}; this trimtab reads {VERSION}")
-    return meta
-
-
-def _parts(folder: Folder) -> list[Folder]:
-    return sorted(folder.glob("part-*.parquet"), key=str)
-
-
-def _table(part: Folder, meta: DatasetMetadata, columns: list[str] | None = None) -> Any:
-    try:
-        with part.open("rb") as file:
-            table = pq.read_table(file, columns=columns)
-    except (ArrowInvalid, OSError) as error:
-        raise ArtifactError(f"{part} is not a whole Parquet file. Remove it and rerun `trimtab collect`") from error
-    if (table.schema.metadata or {}).get(OF) != _of(meta):
-        raise ArtifactError(f"{part} does not match the model, layers and prefix in {META} of the same folder. Remove it")
-    return table
-
-
-def _of(meta: DatasetMetadata) -> bytes:
-    """Encode the identity that every part carries."""
-    return json.dumps([meta.version, meta.fingerprint, meta.layers, meta.width, meta.dtype, meta.prefix_digest]).encode()
-
-
 def _drop_duplicates(table: Any) -> Any:
     """Drop repeated keys of a table sorted by key; two jobs may have written to the same folder."""
     keys = table["key"].to_pylist()
     return table.take([index for index, key in enumerate(keys) if index == 0 or key != keys[index - 1]])
-
-
-def _write(path: Folder, content: bytes) -> None:
-    """Write a file atomically; writes to object stores are atomic by themselves."""
-    if isinstance(path, Path):
-        write_atomic(path, content)
-    else:
-        path.write_bytes(content)

@@ -1,0 +1,128 @@
+"""Labels of answers that a server has stored, as a journal next to their signals.
+
+Labels may arrive hours after an answer, on another replica, and more than once. A label is written before it is acknowledged,
+and the latest one of an answer is valid.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab.util.remote_paths import Folder, wrap_storage_errors
+
+# Value of `source` in the settings of data sets that a server wrote.
+LIVE_SOURCE = "server"
+FOLDER = "labels"
+OWNER_ONLY = 0o600
+
+
+@dataclass(frozen=True)
+class LiveLabel:
+    """Label of one answer.
+
+    Attributes:
+        id: request id of the server.
+        choice: index of the answer in the response.
+        correct: whether the answer is right.
+        rater: name of the rater: the API key, or a person that the key names.
+        trusted: whether the API key belongs to a rater that the operator trusts.
+        at: time of the label (seconds since 1970).
+    """
+
+    id: str
+    choice: int
+    correct: bool
+    rater: str
+    trusted: bool
+    at: float
+
+    @property
+    def key(self) -> str:
+        """Key of the answer in the data set of signals."""
+        return format_answer_key(self.id, self.choice)
+
+
+def format_answer_key(request_id: str, choice: int) -> str:
+    """Return the key of an answer in a data set of signals."""
+    return f"{request_id}/{choice}"
+
+
+@dataclass(frozen=True)
+class LabelJournal:
+    """Journal of labels that this process writes.
+
+    Attributes:
+        folder: folder of the server's answers.
+        name: name of the process, which no other process has.
+    """
+
+    folder: Folder
+    name: str
+
+    def append_label(self, label: LiveLabel) -> None:
+        """Write a label, which survives a crash of the process or of the machine when this returns.
+
+        Raises:
+            OSError: if a local disk is full.
+            ArtifactError: if remote storage cannot be reached.
+        """
+        line = json.dumps(asdict(label)) + "\n"
+        folder = self.folder / FOLDER
+        if isinstance(folder, Path):
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder / f"{self.name}.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, OWNER_ONLY)
+            try:
+                _write_line(descriptor, line.encode())
+            finally:
+                os.close(descriptor)
+            return
+        with wrap_storage_errors(self.folder):
+            # Object stores cannot append.
+            (folder / f"{self.name}-{uuid.uuid4().hex}.jsonl").write_text(line)
+
+
+def read_labels(folder: Folder) -> list[LiveLabel]:
+    """Read all labels of a folder of answers, in the order of their times; damaged lines are skipped.
+
+    Raises:
+        ArtifactError: if remote storage cannot be reached.
+    """
+    with wrap_storage_errors(folder):
+        lines = [line for file in (folder / FOLDER).glob("*.jsonl") for line in file.read_text().splitlines()]
+    labels = [label for line in lines if (label := _parse_label(line)) is not None]
+    return sorted(labels, key=lambda label: (label.at, label.rater))
+
+
+def select_latest(labels: list[LiveLabel]) -> Mapping[str, LiveLabel]:
+    """Return the valid label of each answer by its key: the latest one of trusted raters, else the latest one.
+
+    Args:
+        labels: labels in the order of their times.
+    """
+    return {label.key: label for label in sorted(labels, key=lambda label: label.trusted)}
+
+
+def _parse_label(line: str) -> LiveLabel | None:
+    try:
+        raw: dict[str, Any] = json.loads(line)
+        label = LiveLabel(**raw)
+    except (ValueError, TypeError):
+        return None
+    types: dict[str, Any] = {"id": str, "choice": int, "correct": bool, "rater": str, "trusted": bool, "at": int | float}
+    return label if all(isinstance(getattr(label, name), kind) for name, kind in types.items()) else None
+
+
+def _write_line(descriptor: int, line: bytes) -> None:
+    """Write a line and flush it to the disk. A part of a line is removed, so that it does not damage the next one."""
+    end = os.fstat(descriptor).st_size
+    try:
+        if os.write(descriptor, line) != len(line):
+            raise OSError("the disk is full")
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, end)
+        raise

@@ -1,0 +1,1 @@
+"""Storage of the signals of live answers, and labels for them."""

@@ -1,0 +1,216 @@
+"""Background writer of the signals of live answers.
+
+Each replica has one. It never delays an answer: what it cannot write is dropped and counted.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from queue import Empty, Full, Queue
+from typing import Any
+
+import numpy as np
+
+from trimtab.detection.live_labels import LIVE_SOURCE, format_answer_key
+from trimtab.detection.signal_files import DatasetMetadata, append_part, begin_dataset
+from trimtab.engine.config import EngineConfig
+from trimtab.engine.metrics import SIGNALS_LOST, SIGNALS_STORED
+from trimtab.engine.recording import RecordedAnswer
+from trimtab.errors import UsageError
+from trimtab.model.base_model import BaseModel, resolve_dtype
+from trimtab.serve.config import ServeConfig
+from trimtab.util.identifiers import compute_key
+from trimtab.util.remote_paths import Folder, open_folder
+
+log = logging.getLogger(__name__)
+
+# Answers that wait for the writer, and answers per part.
+MOST_WAITING, PART_ROWS = 1000, 256
+# Time between two removals of old parts (seconds).
+SWEEP_SECONDS = 600.0
+STOP_SECONDS = 10.0
+DAY = 86_400.0
+# Hexadecimal digits of a request id that decide whether it is sampled.
+SAMPLED_DIGITS = 8
+
+
+@dataclass(frozen=True)
+class StoreLimits:
+    """Limits of stored signals.
+
+    Attributes:
+        sampling_ratio: share of the requests whose answers are stored, from 0 to 1.
+        retention_seconds: age at which parts are removed.
+        max_bytes: size above which the oldest parts are removed.
+        flush_seconds: time after which an answer is written.
+        with_history: store the statistics of each token, which some heads read.
+    """
+
+    sampling_ratio: float = 1.0
+    retention_seconds: float = 30 * DAY
+    max_bytes: int = 10 << 30
+    flush_seconds: float = 30.0
+    with_history: bool = True
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """Model and layers of the signals.
+
+    Attributes:
+        base: name of the base model.
+        fingerprint: base model fingerprint.
+        layers: captured layers.
+        width: width d of the base model.
+        dtype: data type of the model.
+    """
+
+    base: str
+    fingerprint: str
+    layers: tuple[int, ...]
+    width: int
+    dtype: str
+
+    def describe_dataset(self, prefix_digest: str | None) -> DatasetMetadata:
+        """Return the identity of the data set with the answers under a prefix."""
+        settings = json.dumps({"source": LIVE_SOURCE})
+        return DatasetMetadata(self.base, self.fingerprint, self.layers, self.width, self.dtype, prefix_digest, settings)
+
+
+class SignalStore:
+    """Sink of answers that writes Parquet parts in a thread; see `trimtab.engine.recording.AnswerSink`.
+
+    Args:
+        folder: folder of the data sets; one per prefix.
+        model: model and layers of the signals.
+        limits: sampling, retention and size.
+    """
+
+    def __init__(self, folder: Folder, model: StoredModel, limits: StoreLimits) -> None:
+        self._folder = folder
+        self._model = model
+        self._limits = limits
+        self._queue: Queue[RecordedAnswer | None] = Queue(MOST_WAITING)
+        self._begun: set[Folder] = set()
+        self._last_sweep = float("-inf")
+        self._thread = threading.Thread(target=self._run, name="signals", daemon=True)
+        self._thread.start()
+
+    def is_sampled(self, request_id: str) -> bool:
+        """Return whether the answers to a request are stored; the same for all replicas."""
+        drawn = int(request_id[:SAMPLED_DIGITS] or "0", 16) / 16**SAMPLED_DIGITS
+        return bool(request_id) and drawn < self._limits.sampling_ratio
+
+    def __call__(self, answer: RecordedAnswer) -> None:
+        """Queue an answer without blocking; drop and count it if the queue is full."""
+        try:
+            self._queue.put_nowait(answer)
+        except Full:
+            SIGNALS_LOST.inc()
+
+    def stop(self) -> None:
+        """Write the queued answers; give up after STOP_SECONDS."""
+        try:
+            self._queue.put(None, timeout=STOP_SECONDS)
+        except Full:
+            return
+        self._thread.join(STOP_SECONDS)
+
+    def _run(self) -> None:
+        waiting: dict[str | None, list[dict[str, Any]]] = {}
+        oldest, is_open = 0.0, True
+        while is_open:
+            try:
+                answer = self._queue.get(timeout=1.0)
+                is_open = answer is not None
+                if answer is not None:
+                    oldest = oldest or time.monotonic()
+                    waiting.setdefault(answer.prefix_digest, []).append(self._build_row(answer))
+            except Empty:
+                pass
+            is_old = bool(oldest) and time.monotonic() - oldest > self._limits.flush_seconds
+            for digest in [d for d, rows in waiting.items() if len(rows) >= PART_ROWS or is_old or not is_open]:
+                self._write_rows(digest, waiting.pop(digest))
+            if not waiting:
+                oldest = 0.0
+            if time.monotonic() - self._last_sweep > SWEEP_SECONDS:
+                self._remove_old_parts()
+
+    def _build_row(self, answer: RecordedAnswer) -> dict[str, Any]:
+        signals, history = answer.answer.signals, answer.answer.signals.history
+        return {
+            "key": format_answer_key(answer.request_id, answer.choice),
+            "question": "",
+            "source": answer.key or "",
+            "group": answer.request_id,
+            "answer": "",
+            "tokens": answer.answer.tokens,
+            "whole": answer.answer.finished,
+            "psi": signals.psi.flatten().numpy().astype(np.float16),
+            "history": history.flatten().numpy().astype(np.float16) if self._limits.with_history else [],
+            "at": time.time(),
+            "model": answer.model,
+            "detector": answer.detector,
+            "risk": answer.risk,
+        }
+
+    def _write_rows(self, digest: str | None, rows: Sequence[dict[str, Any]]) -> None:
+        meta = self._model.describe_dataset(digest)
+        folder = self._folder / format_dataset_name(meta)
+        try:
+            if folder not in self._begun:
+                begin_dataset(folder, meta)
+                self._begun.add(folder)
+            append_part(folder, meta, rows, halved=True)
+        except Exception as error:
+            SIGNALS_LOST.inc(len(rows))
+            log.warning("signals of %d answers lost: %s", len(rows), error)
+            return
+        SIGNALS_STORED.inc(len(rows))
+
+    def _remove_old_parts(self) -> None:
+        """Remove parts beyond the retention time, and the oldest ones beyond the size. Another replica may do the same."""
+        self._last_sweep = time.monotonic()
+        try:
+            entries = [(part, part.stat()) for part in self._folder.glob("*/part-*.parquet")]
+            entries.sort(key=lambda entry: entry[1].st_mtime, reverse=True)
+            size = 0
+            for part, status in entries:
+                size += status.st_size
+                if size > self._limits.max_bytes or time.time() - status.st_mtime > self._limits.retention_seconds:
+                    part.unlink(missing_ok=True)
+        except Exception as error:
+            log.warning("removing old signals failed: %s", error)
+
+
+def open_signal_store(config: ServeConfig, base: BaseModel, engine: EngineConfig) -> SignalStore:
+    """Open the store that the settings of a server name.
+
+    Args:
+        config: settings of the server, with `keep_signals`.
+        base: base model.
+        engine: settings of the engine, with its layers.
+
+    Raises:
+        UsageError: if the engine captures no layers, or the storage is not supported.
+        ArtifactError: if remote storage cannot be reached.
+        OSError: if the folder cannot be written.
+    """
+    if not engine.layers:
+        raise UsageError("keep_signals needs captured layers, but there is no detector. Name them: --engine.layers '[20, 30]'")
+    model = StoredModel(base.name, base.fingerprint, tuple(engine.layers), base.width, resolve_dtype(engine.dtype))
+    seconds, size = config.signals_retention_days * DAY, config.signals_max_bytes
+    limits = StoreLimits(config.signals_sampling_ratio, seconds, size, config.signals_flush_s, config.signals_history)
+    folder = open_folder(config.keep_signals or "")
+    # A folder that cannot be written must end the start, not lose every answer.
+    begin_dataset(folder / format_dataset_name(meta := model.describe_dataset(None)), meta)
+    return SignalStore(folder, model, limits)
+
+
+def format_dataset_name(meta: DatasetMetadata) -> str:
+    """Return the name of the folder of a data set, which depends on model, layers and prefix."""
+    identity = json.dumps([meta.fingerprint, meta.layers, meta.width, meta.dtype, meta.prefix_digest])
+    return f"{'base' if meta.prefix_digest is None else 'prefix'}-{compute_key(identity, 12)}"
