@@ -52,6 +52,7 @@ class FeedbackMiddleware:
             await self._app(scope, receive, send)
             return
         try:
+            asgi.check_json_type(scope)
             if (body := await context.read_json()) is None:
                 return
             label = parse_label(body, key, trusted=context.rights.rates)

@@ -13,6 +13,7 @@ from queue import Empty, Full, Queue
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from trimtab.detection.live_labels import LIVE_SOURCE, format_answer_key
 from trimtab.detection.signal_files import DatasetMetadata, append_part, begin_dataset
@@ -35,6 +36,7 @@ STOP_SECONDS = 10.0
 DAY = 86_400.0
 # Hexadecimal digits of a request id that decide whether it is sampled.
 SAMPLED_DIGITS = 8
+HALF_MAX = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,8 @@ class SignalStore:
             "answer": "",
             "tokens": answer.answer.tokens,
             "whole": answer.answer.finished,
-            "psi": signals.psi.flatten().numpy().astype(np.float16),
-            "history": history.flatten().numpy().astype(np.float16) if self._limits.with_history else [],
+            "psi": _halve(signals.psi),
+            "history": _halve(history) if self._limits.with_history else [],
             "at": time.time(),
             "model": answer.model,
             "detector": answer.detector,
@@ -184,6 +186,11 @@ class SignalStore:
                     part.unlink(missing_ok=True)
         except Exception as error:
             log.warning("removing old signals failed: %s", error)
+
+
+def _halve(values: Tensor) -> "np.ndarray[Any, np.dtype[np.float16]]":
+    """Return values in half precision; single states of some models are beyond its range."""
+    return values.flatten().clamp(-HALF_MAX, HALF_MAX).numpy().astype(np.float16)
 
 
 def open_signal_store(config: ServeConfig, base: BaseModel, engine: EngineConfig) -> SignalStore:

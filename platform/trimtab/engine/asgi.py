@@ -100,6 +100,17 @@ async def _read_chunks(receive: Receive) -> bytes | None:
             return b"".join(parts)
 
 
+def check_json_type(scope: Scope) -> None:
+    """Check that a request declares its body as JSON. A page of another site can send other types without a preflight request.
+
+    Raises:
+        UsageError: if the content type is another one.
+    """
+    media_type = dict(scope["headers"]).get(b"content-type", b"").partition(b";")[0]
+    if media_type.strip().lower() != b"application/json":
+        raise UsageError("content-type must be application/json")
+
+
 def parse_body(body: bytes) -> dict[str, Any]:
     """Parse a request body as a JSON object.
 

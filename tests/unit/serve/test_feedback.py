@@ -108,6 +108,21 @@ def test_invalid_feedback_is_rejected(app, folder, body, message):
     assert read_labels(folder) == []
 
 
+def test_feedback_of_another_site_is_rejected(app, folder):
+    """A browser sends text/plain to other sites without asking them."""
+
+    async def run():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            answered = await client.post("/v1/answer", json={})
+            body = json.dumps({"id": answered.headers["x-trimtab-request-id"], "correct": True})
+            return await client.post(FEEDBACK, content=body, headers={"content-type": "text/plain"})
+
+    response = asyncio.run(run())
+    assert response.status_code == 400
+    assert "content-type must be application/json" in response.json()["error"]["message"]
+    assert read_labels(folder) == []
+
+
 def test_a_key_has_a_limited_number_of_labels(app, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(feedback, "MOST_PER_HOUR", 2)
     token, rater = create_key(tmp_path / "keys.json", "alice"), create_key(tmp_path / "keys.json", "expert", rater=True)

@@ -2,31 +2,20 @@
 
 import os
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
+from tests.support.live_answers import MODEL, build_answer, get_dataset
 from trimtab.detection import signal_files
 from trimtab.detection.live_labels import LabelJournal, LiveLabel, read_labels
 from trimtab.detection.signal_dataset import read_dataset
 from trimtab.engine.metrics import SIGNALS_LOST, SIGNALS_STORED
-from trimtab.engine.recording import AnswerSignals, RecordedAnswer
 from trimtab.generation_types import Signals
 from trimtab.serve.live import signal_store
 from trimtab.serve.live.answer_ids import open_answer_ids
-from trimtab.serve.live.signal_store import SignalStore, StoredModel, StoreLimits, format_dataset_name
-
-MODEL = StoredModel("tiny", "f" * 16, (1, 2), 4, "fp32")
-
-
-def build_answer(number, prefix_digest=None, choice=0):
-    signals = Signals(torch.full((2, 12), number / 8), torch.tensor([[-1.0, 0.5, 0.25]] * 3))
-    answer = AnswerSignals(signals, 3, finished=True)
-    return RecordedAnswer(f"{number:032x}", choice, "alice", "tiny", prefix_digest, "truth@1", 0.5, answer)
-
-
-def get_dataset(folder, prefix_digest=None):
-    return folder / format_dataset_name(MODEL.describe_dataset(prefix_digest))
+from trimtab.serve.live.signal_store import SignalStore, StoreLimits
 
 
 def label(number, correct, *, rater="alice", trusted=False, at=1.0):
@@ -75,6 +64,14 @@ def test_history_can_be_left_out(tmp_path):
     store(build_answer(1))
     store.stop()
     assert read_dataset(get_dataset(tmp_path)).traces[0].shape == (0, 3)
+
+
+def test_large_states_stay_finite(tmp_path):
+    store = SignalStore(tmp_path, MODEL, StoreLimits())
+    answer = build_answer(1)
+    store(replace(answer, answer=replace(answer.answer, signals=Signals(torch.full((2, 12), 1e6), torch.zeros(3, 3)))))
+    store.stop()
+    assert read_dataset(get_dataset(tmp_path)).psi.isfinite().all()
 
 
 def test_sampling_depends_on_the_id_only(tmp_path):

@@ -101,9 +101,9 @@ class RequestHandler:
         answered: Steering | None = None
         context, path = RequestContext.get(scope, receive, send), scope["path"].rstrip("/")
         try:
-            # vLLM checks this for its own paths. A page of another site can send other types without a preflight request.
-            if path in OWN_FIELDS and not _is_json(scope):
-                raise UsageError("content-type must be application/json")
+            # vLLM checks this for its own paths.
+            if path in OWN_FIELDS:
+                asgi.check_json_type(scope)
             parsed = await context.read_json()
             if parsed is None:
                 return
@@ -128,7 +128,7 @@ class RequestHandler:
             verdicts, answers = await resolving
             first = None if verdicts.reads_plain else loaded
             risk = await self._select_risk(options, first, request, verdicts, answers)
-            risk.keeps_signals = self._sink is not None and self._sink.is_sampled(context.server_id)
+            risk.keeps_signals = self._keeps_signals(request, context)
             checking = self._worker_detectors.lease(risk.list_worker_detectors())
             async with self._slots.lease_slots(first) as steering, checking:
                 context.notes["model"] = Annotation(self._base.name, steering, risk).model
@@ -184,6 +184,10 @@ class RequestHandler:
             risk = routed
         context.notes |= risk.as_notes()
         return steering, risk
+
+    def _keeps_signals(self, request: Mapping[str, Any], context: RequestContext) -> bool:
+        """Return whether the signals of the answers are stored. A beam search generates many answers that nobody gets."""
+        return self._sink is not None and not request.get("use_beam_search") and self._sink.is_sampled(context.server_id)
 
     def _record(self, risk: RequestRisk, steering: Steering | None, context: RequestContext) -> None:
         """Pass the signals of the answers to the sink, if the request is sampled."""
@@ -334,8 +338,3 @@ def _check_position(protocol: Protocol, steering: Steering | None) -> None:
             f"prefix {steering.name!r} has position {steering.position}, which needs a chat. Use {CHAT_PATH}, or a prefix of "
             "position start"
         )
-
-
-def _is_json(scope: Scope) -> bool:
-    media_type = dict(scope["headers"]).get(b"content-type", b"").partition(b";")[0]
-    return media_type.strip().lower() == b"application/json"

@@ -1,0 +1,123 @@
+"""Commands `trimtab feedback import` and `trimtab feedback list`: labels of answers that a server has stored."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from rich.table import Table
+
+from trimtab.cli.console import console, print_line
+from trimtab.data.files import Row, read_file, rename_columns
+from trimtab.detection.live_labels import LabelJournal, LiveLabel, read_labels, select_latest
+from trimtab.detection.signal_files import META, list_parts, read_metadata, read_part
+from trimtab.errors import ArtifactError, UsageError
+from trimtab.serve.live.answer_ids import FORM
+from trimtab.serve.live.label_config import FeedbackImportConfig, FeedbackListConfig
+from trimtab.util.remote_paths import Folder, open_folder, wrap_storage_errors
+
+FIELDS = ("id", "choice", "correct", "rater")
+ANSWERS = {**dict.fromkeys(("1", "true", "yes", "right"), True), **dict.fromkeys(("0", "false", "no", "wrong"), False)}
+
+
+@dataclass(frozen=True)
+class StoredAnswers:
+    """Answers of one data set.
+
+    Attributes:
+        name: name of the data set, a folder.
+        models: models that generated the answers.
+        answers: number of answers.
+        labeled: number of answers with a label.
+        right: number of answers that are labeled as right.
+        trusted: number of answers with a label of a rater that the operator trusts.
+    """
+
+    name: str
+    models: list[str]
+    answers: int
+    labeled: int
+    right: int
+    trusted: int
+
+
+def run_feedback_import(config: FeedbackImportConfig) -> dict[str, Any]:
+    """Run `trimtab feedback import`.
+
+    Returns:
+        Number of imported labels, and of those whose answer is stored.
+
+    Raises:
+        UsageError: if the file cannot be read, or a row is invalid; no label is imported then.
+        ArtifactError: if the folder has no stored answers.
+    """
+    rows = read_file(Path(config.file))
+    names = rename_columns(FIELDS, config.columns, rows)
+    labels = [_parse_row(row, names, f"{config.file}, row {number}") for number, row in enumerate(rows, 1)]
+    folder = open_folder(config.signals)
+    stored = {key for dataset in _list_datasets(folder) for key in _read_keys(dataset)}
+    journal = LabelJournal(folder, f"import-{uuid4().hex}")
+    for label in labels:
+        journal.append_label(label)
+    known = sum(label.key in stored for label in labels)
+    print_line(f"{len(labels)} labels imported, {known} of them for stored answers")
+    return {"labels": len(labels), "stored": known}
+
+
+def run_feedback_list(config: FeedbackListConfig) -> list[dict[str, Any]]:
+    """Run `trimtab feedback list`.
+
+    Returns:
+        Counts of each data set.
+
+    Raises:
+        ArtifactError: if the folder has no stored answers.
+    """
+    folder = open_folder(config.signals)
+    labels = select_latest(read_labels(folder))
+    counted = [_count_answers(dataset, labels) for dataset in _list_datasets(folder)]
+    table = Table(*("data set", "models", "answers", "labeled", "right", "by trusted raters"))
+    for entry in counted:
+        numbers = (entry.answers, entry.labeled, entry.right, entry.trusted)
+        table.add_row(entry.name, " ".join(entry.models), *map(str, numbers))
+    console.print(table)
+    return [vars(entry) for entry in counted]
+
+
+def _parse_row(row: Row, names: Mapping[str, str], location: str) -> LiveLabel:
+    values = {name: row.get(column) for name, column in names.items()}
+    request_id, choice, rater = str(values["id"] or ""), values["choice"] or 0, str(values["rater"] or "import")
+    if not FORM.fullmatch(request_id):
+        raise UsageError(f"{location}: id must be the x-trimtab-request-id of a response, not {request_id[:40]!r}")
+    correct = ANSWERS.get(str(values["correct"]).strip().lower())
+    if correct is None:
+        raise UsageError(f"{location}: correct is {str(values['correct'])[:40]!r}, but must be one of {', '.join(ANSWERS)}")
+    if not str(choice).isdigit():
+        raise UsageError(f"{location}: choice must be the index of an answer, not {str(choice)[:40]!r}")
+    return LiveLabel(request_id, int(choice), correct, rater, trusted=True, at=time.time())
+
+
+def _list_datasets(folder: Folder) -> list[Folder]:
+    """Return the data sets of a folder, which is that of `keep_signals`."""
+    with wrap_storage_errors(folder):
+        datasets = sorted((path.parent for path in folder.glob(f"*/{META}")), key=str)
+    if not datasets:
+        raise ArtifactError(f"{folder} has no stored answers. Name the folder of trimtab serve --keep_signals")
+    return datasets
+
+
+def _read_keys(dataset: Folder) -> list[str]:
+    meta = read_metadata(dataset)
+    return [key for part in list_parts(dataset) for key in read_part(part, meta, ["key"])["key"].to_pylist()]
+
+
+def _count_answers(dataset: Folder, labels: Mapping[str, LiveLabel]) -> StoredAnswers:
+    meta = read_metadata(dataset)
+    tables = [read_part(part, meta, ["key", "model"]) for part in list_parts(dataset)]
+    keys = {key for table in tables for key in table["key"].to_pylist()}
+    models = sorted({model for table in tables for model in table["model"].to_pylist() if model})
+    own = [labels[key] for key in keys if key in labels]
+    right, trusted = sum(label.correct for label in own), sum(label.trusted for label in own)
+    return StoredAnswers(dataset.name, models, len(keys), len(own), right, trusted)
