@@ -186,7 +186,7 @@ class RequestHandler:
         return steering, risk
 
     def _keeps_signals(self, request: Mapping[str, Any], context: RequestContext) -> bool:
-        """Return whether the signals of the answers are stored. A beam search generates many answers that nobody gets."""
+        """Return whether the signals of the answers are stored. Most answers of a beam search are not returned."""
         return self._sink is not None and not request.get("use_beam_search") and self._sink.is_sampled(context.server_id)
 
     def _record(self, risk: RequestRisk, steering: Steering | None, context: RequestContext) -> None:
