@@ -73,7 +73,7 @@ class DataConfig:
         filter_rules: enabled hard-filter rules.
         decontaminate_against: sources of evaluation prompts; rule contamination removes training rows that resemble one of
             them, and near-duplicates of this job's validation and test prompts.
-        limit: maximum number of prompts of each side (harmful, benign), 0 for all.
+        limit: maximum number of prompts of each side (harmful, benign), 0 for all; by default as many as training reads.
         seed: seed of the split, the form balancing and the filter; runs that differ only in train.seed train on the same
             rows.
     """
@@ -88,11 +88,13 @@ class DataConfig:
     refusal: str = REFUSAL
     filter_rules: list[FilterRule] = field(default_factory=lambda: list(FILTER_RULES))
     decontaminate_against: list[str] | str = field(default_factory=list[str])
-    limit: int = 0
+    limit: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_ranges("data", self, {"system_prompt_fraction": (0, 1), "limit": (0, inf)})
+        check_ranges("data", self, {"system_prompt_fraction": (0, 1)})
+        if self.limit is not None:
+            check_ranges("data", self, {"limit": (0, inf)})
         if not (
             0 <= self.test_fraction < 0.9
             and 0 < self.validation_fraction < 0.9
@@ -120,8 +122,8 @@ class TargetsConfig:
         max_opening_fraction: maximum fraction of benign targets that begin with an opening.
     """
 
-    benign_rungs: list[TargetRung] = field(default_factory=lambda: list(TARGET_RUNGS[:1]))
-    harmful_rungs: list[TargetRung] = field(default_factory=list[TargetRung])
+    benign_rungs: list[TargetRung] = field(default_factory=lambda: list(TARGET_RUNGS))
+    harmful_rungs: list[TargetRung] = field(default_factory=lambda: list(TARGET_RUNGS[:1]))
     num_samples: int = 2
     temperature: float = 0.8
     max_opening_fraction: float = 0.5
@@ -166,13 +168,13 @@ class TrainConfig:
             probability of the openers of refusals after harmful prompts, and of help after benign ones, loss is the mean loss.
     """
 
-    max_steps: int = 300
-    global_batch_size: int = 16
+    max_steps: int = 120
+    global_batch_size: int = 8
     micro_batch_size: int = 4
     learning_rate: float = 0.03
     warmup_ratio: float = 0.05
     max_grad_norm: float = 1.0
-    max_target_tokens: int = 32
+    max_target_tokens: int = 12
     class_proportions: dict[str, float] = field(
         default_factory=lambda: {"harmful": 0.5, "benign_hard": 0.35, "benign_easy": 0.15}
     )
@@ -181,10 +183,10 @@ class TrainConfig:
     dtype: DType = "auto"
     compile: bool = False
     activation_checkpointing: bool = False
-    validate_every: int = 50
+    validate_every: int = 20
     validation_rows: int = 64
     early_stopping_patience: int = 4
-    checkpoint_every: int = 25
+    checkpoint_every: int = 20
     seed: int = 0
     corrected_fraction: float = 0.5
     selection: Selection = "decision"

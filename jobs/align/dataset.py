@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def read_raw_dataset(config: AlignConfig, base: BaseModel) -> RawDataset:
     """
     build_renderer(base, config.num_virtual_tokens).insert_slot_tokens([{"role": "user", "content": "x"}], config.position, ())
     data = config.data
-    parts, inputs = _read_and_split(data)
+    parts, inputs = _read_and_split(config)
     held_out = [p.prompt for p in read_all_prompts(as_source_list(data.decontaminate_against), "benign_hard", data.columns)]
     return RawDataset(parts, held_out, inputs)
 
@@ -264,7 +265,8 @@ def _balance_forms(parts: Mapping[Part, list[Prompt]], data: DataConfig) -> dict
     return {part: balance_forms(prompts, data.seed) for part, prompts in parts.items()}
 
 
-def _read_and_split(data: DataConfig) -> tuple[dict[Part, list[Prompt]], list[dict[str, Any]]]:
+def _read_and_split(config: AlignConfig) -> tuple[dict[Part, list[Prompt]], list[dict[str, Any]]]:
+    data, limit = config.data, _count_side_prompts(config)
     prompts: list[Prompt] = []
     inputs: list[dict[str, Any]] = []
     sides: dict[Label, list[str] | str] = {"harmful": data.harmful, "benign_hard": data.benign}
@@ -276,10 +278,23 @@ def _read_and_split(data: DataConfig) -> tuple[dict[Part, list[Prompt]], list[di
             ]
             inputs.append({"name": source, "digest": compute_prompts_digest(source_prompts), "rows": len(source_prompts)})
             side += source_prompts
-        if data.limit:
-            side = sorted(side, key=lambda p: hash_to_fraction(p.prompt, data.seed))[: data.limit]
+        if limit:
+            # By group, so that most pairs of twins stay complete.
+            side = sorted(side, key=lambda p: hash_to_fraction(p.group, data.seed))[:limit]
         prompts += side
     return split_prompts(prompts, data.validation_fraction, data.test_fraction, data.seed), inputs
+
+
+def _count_side_prompts(config: AlignConfig) -> int:
+    """Return the maximum number of prompts of each side, 0 for all.
+
+    By default, answers are generated only for as many prompts as training reads: half of the rows of all batches, and the
+    held-out fractions.
+    """
+    if config.data.limit is not None:
+        return config.data.limit
+    trained = config.train.max_steps * config.train.global_batch_size / 2
+    return ceil(trained / (1 - config.data.validation_fraction - config.data.test_fraction))
 
 
 def _row_as_json(row: TrainingRow) -> dict[str, str]:

@@ -97,6 +97,7 @@ def _run_align(config: DemoConfig) -> dict[str, Any]:
             "data.benign": json.dumps([f"trimtab:{name}" for name in BENIGN]),
             "data.limit": config.prompts,
             "train.max_steps": config.steps,
+            "train.global_batch_size": 16,
             # The first words decide whether an answer is a refusal, and training on only those is fast.
             "train.max_target_tokens": 8,
             "train.learning_rate": 0.05,
