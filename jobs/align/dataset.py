@@ -279,8 +279,8 @@ def _read_and_split(config: AlignConfig) -> tuple[dict[Part, list[Prompt]], list
             inputs.append({"name": source, "digest": compute_prompts_digest(source_prompts), "rows": len(source_prompts)})
             side += source_prompts
         if limit:
-            # By group, so that most pairs of twins stay complete.
-            side = sorted(side, key=lambda p: hash_to_fraction(p.group, data.seed))[:limit]
+            # By group, so that most pairs of twins stay complete; with another hash than the split, which it would distort.
+            side = sorted(side, key=lambda p: hash_to_fraction(f"limit|{p.group}", data.seed))[:limit]
         prompts += side
     return split_prompts(prompts, data.validation_fraction, data.test_fraction, data.seed), inputs
 
