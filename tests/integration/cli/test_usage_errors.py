@@ -55,7 +55,7 @@ COMMANDS = [
     Case("align --objective_options.gamma -1 --base {base}", "gamma (-1"),
     Case("align --objective_options.speed 1 --base {base}", "speed"),
     Case("align --data.filter_rules [z]", "data.filter_rules"),
-    Case("align --scale.num_workers 9", "9 workers cannot share 4 micro-batches"),
+    Case("align --scale.num_workers 9", "9 workers cannot share 2 micro-batches"),
     Case("align --scale.num_workers 0", "0 workers cannot share"),
     Case("align --scale.min_workers 2", "scale.min_workers must be from 0"),
     Case("align --targets.num_samples 65", "targets.num_samples must be from 1 to 64"),

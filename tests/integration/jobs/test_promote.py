@@ -182,7 +182,7 @@ def test_prefix_rules_compare_with_the_champion(cluster, register_gated_prefix, 
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ({"metric": "auroc", "set": "x", "at_least": 0.5}, "Use refusal, compliance, balanced, partial"),
+        ({"metric": "auroc", "set": "x", "at_least": 0.5}, "Use refusal, compliance, balanced, harmful_compliance"),
         ({"metric": "partial", "set": "x", "over_champion": 0.5}, "not against the champion"),
         ({"metric": "balanced", "set": "/nowhere.jsonl", "at_least": 0.5}, "/nowhere.jsonl"),
         ({"metric": "balanced"}, "give at_least, at_most or over_champion"),

@@ -9,7 +9,7 @@ from trimtab.data.hard_filter import TrainingRow
 from trimtab.data.prompt import Prompt
 from trimtab.evaluation.safety.results import Arm, judge_answers
 from trimtab.generation_types import Answer
-from trimtab.jobs.align.config import AlignConfig, TargetsConfig
+from trimtab.jobs.align.config import AlignConfig, TargetsConfig, TrainConfig
 from trimtab.jobs.align.target_ladder import OPENINGS, SYSTEM_PROMPTS, build_ladder_request, climb_ladder, compute_opening_share
 from trimtab.jobs.align.targets import HELP, diagnose_model, limit_openings, pick_target, plan_targets
 from trimtab.jobs.runtime.generation_cache import CachedAnswer
@@ -19,7 +19,9 @@ HARMFUL = Prompt("Steal a car", "harmful", "t", "t")
 BENIGN = Prompt("Blow up a balloon", "benign_hard", "t", "t", system="Be brief.")
 REFUSAL = "I'm sorry, but I can't help with that."
 HELPFUL = "Stretch it first, then blow."
-CONFIG = AlignConfig(targets=TargetsConfig(list(TARGET_RUNGS), ["greedy"], num_samples=3))
+CONFIG = AlignConfig(
+    targets=TargetsConfig(list(TARGET_RUNGS), ["greedy"], num_samples=3), train=TrainConfig(max_target_tokens=32)
+)
 
 
 def build_answer(text: str, finish_reason: str) -> Answer:
@@ -123,7 +125,9 @@ def test_requests_follow_class_and_settings():
     assert plan_targets(CONFIG, HARMFUL, False).rungs == ("greedy",)
     given = replace(BENIGN, target="Stretch it.")
     assert plan_targets(CONFIG, given, False) is None
-    fixed = AlignConfig()
+    assert plan_targets(AlignConfig(), BENIGN, False).rungs == TARGET_RUNGS
+    assert plan_targets(AlignConfig(), HARMFUL, False).rungs == ("greedy",)
+    fixed = AlignConfig(targets=TargetsConfig(["greedy"], []))
     assert plan_targets(fixed, BENIGN, False).rungs == ("greedy",)
     assert plan_targets(fixed, HARMFUL, False) is None
     assert plan_targets(fixed, HARMFUL, True).wanted == "compliance"
