@@ -4,7 +4,6 @@ import logging
 import os
 import random
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,7 +11,7 @@ from functools import partial
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from queue import Full, Queue
+from queue import Queue
 from typing import Protocol
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -24,6 +23,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from trimtab import settings
 from trimtab.engine.metrics import UNRECORDED
+from trimtab.serve.background_queue import BackgroundQueue
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.middleware.access_log import AccessRecord, format_record
 from trimtab.tracking.client import RequestTraces
@@ -59,29 +59,23 @@ class RecordSinks:
 
     def __init__(self, writers: Sequence[RecordWriter]) -> None:
         self._writers = writers
-        self._queue: Queue[AccessRecord | None] = Queue(MOST_WAITING)
-        self._thread = threading.Thread(target=self._run, name="records", daemon=True)
-        self._thread.start()
+        self._queue: BackgroundQueue[AccessRecord] = BackgroundQueue(
+            "records", MOST_WAITING, self._run, UNRECORDED, STOP_SECONDS
+        )
 
     def __call__(self, record: AccessRecord) -> None:
         """Queue a record without blocking; drop and count it if the queue is full."""
-        try:
-            self._queue.put_nowait(record)
-        except Full:
-            UNRECORDED.inc()
+        self._queue.put(record)
 
     def stop(self) -> None:
         """Write the queued records and flush the writers; give up after STOP_SECONDS per step."""
-        try:
-            self._queue.put(None, timeout=STOP_SECONDS)
-        except Full:
+        if not self._queue.stop():
             return
-        self._thread.join(STOP_SECONDS)
         for write in self._writers:
             write.flush()
 
-    def _run(self) -> None:
-        while (record := self._queue.get()) is not None:
+    def _run(self, queue: Queue[AccessRecord | None]) -> None:
+        while (record := queue.get()) is not None:
             for write in self._writers:
                 try:
                     write(record)

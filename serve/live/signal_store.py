@@ -5,11 +5,10 @@ Each replica has one. It never delays an answer: what it cannot write is dropped
 
 import json
 import logging
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from queue import Empty, Full, Queue
+from queue import Empty, Queue
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from trimtab.engine.metrics import SIGNALS_LOST, SIGNALS_STORED
 from trimtab.engine.recording import RecordedAnswer
 from trimtab.errors import UsageError
 from trimtab.model.base_model import BaseModel, resolve_dtype
+from trimtab.serve.background_queue import BackgroundQueue
 from trimtab.serve.config import ServeConfig
 from trimtab.util.identifiers import compute_key
 from trimtab.util.remote_paths import Folder, open_folder
@@ -95,11 +95,12 @@ class SignalStore:
         self._folder = folder
         self._model = model
         self._limits = limits
-        self._queue: Queue[RecordedAnswer | None] = Queue(MOST_WAITING)
         self._begun: set[Folder] = set()
         self._last_sweep = float("-inf")
-        self._thread = threading.Thread(target=self._run, name="signals", daemon=True)
-        self._thread.start()
+        # Last: its thread uses the other attributes.
+        self._queue: BackgroundQueue[RecordedAnswer] = BackgroundQueue(
+            "signals", MOST_WAITING, self._run, SIGNALS_LOST, STOP_SECONDS
+        )
 
     def is_sampled(self, request_id: str) -> bool:
         """Return whether the answers to a request are stored; the same for all replicas."""
@@ -108,25 +109,18 @@ class SignalStore:
 
     def __call__(self, answer: RecordedAnswer) -> None:
         """Queue an answer without blocking; drop and count it if the queue is full."""
-        try:
-            self._queue.put_nowait(answer)
-        except Full:
-            SIGNALS_LOST.inc()
+        self._queue.put(answer)
 
     def stop(self) -> None:
         """Write the queued answers; give up after STOP_SECONDS."""
-        try:
-            self._queue.put(None, timeout=STOP_SECONDS)
-        except Full:
-            return
-        self._thread.join(STOP_SECONDS)
+        self._queue.stop()
 
-    def _run(self) -> None:
+    def _run(self, queue: Queue[RecordedAnswer | None]) -> None:
         waiting: dict[str | None, list[dict[str, Any]]] = {}
         oldest, is_open = 0.0, True
         while is_open:
             try:
-                answer = self._queue.get(timeout=1.0)
+                answer = queue.get(timeout=1.0)
                 is_open = answer is not None
                 if answer is not None:
                     oldest = oldest or time.monotonic()

@@ -100,7 +100,7 @@ def test_answers_that_cannot_be_written_are_counted_and_do_not_stop_the_writer(t
 
 def test_full_queue_drops_answers_without_waiting(tmp_path, monkeypatch):
     monkeypatch.setattr(signal_store, "MOST_WAITING", 2)
-    monkeypatch.setattr(SignalStore, "_run", lambda self: None)
+    monkeypatch.setattr(SignalStore, "_run", lambda self, queue: None)
     lost = SIGNALS_LOST._value.get()
     store = SignalStore(tmp_path, MODEL, StoreLimits())
     for number in range(5):
