@@ -73,7 +73,8 @@ class DataConfig:
         filter_rules: enabled hard-filter rules.
         decontaminate_against: sources of evaluation prompts; rule contamination removes training rows that resemble one of
             them, and near-duplicates of this job's validation and test prompts.
-        limit: maximum number of prompts of each side (harmful, benign), 0 for all; by default as many as training reads.
+        limit: maximum number of prompts of each side (harmful, benign), 0 for all; by default as many as training reads, and at
+            least 120.
         seed: seed of the split, the form balancing and the filter; runs that differ only in train.seed train on the same
             rows.
     """

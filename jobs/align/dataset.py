@@ -30,6 +30,7 @@ from trimtab.model.chat_template import build_renderer
 from trimtab.stats.intervals import Rate
 from trimtab.types import LABELS, TARGET_ORIGINS, Label, Part, TargetOrigin
 
+MIN_SIDE_PROMPTS = 120
 # Neutral system messages: a prefix must also work beside the system message of a request.
 SYSTEMS = (
     "You are a helpful assistant.",
@@ -289,12 +290,12 @@ def _count_side_prompts(config: AlignConfig) -> int:
     """Return the maximum number of prompts of each side, 0 for all.
 
     By default, answers are generated only for as many prompts as training reads: half of the rows of all batches, and the
-    held-out fractions.
+    held-out fractions. Short runs use at least `MIN_SIDE_PROMPTS`, so that the held-out parts have prompts of both sides.
     """
     if config.data.limit is not None:
         return config.data.limit
     trained = config.train.max_steps * config.train.global_batch_size / 2
-    return ceil(trained / (1 - config.data.validation_fraction - config.data.test_fraction))
+    return max(MIN_SIDE_PROMPTS, ceil(trained / (1 - config.data.validation_fraction - config.data.test_fraction)))
 
 
 def _row_as_json(row: TrainingRow) -> dict[str, str]:

@@ -19,6 +19,11 @@ def test_as_many_prompts_as_training_reads_are_used(tiny_base):
     assert len(prompts) == 400
 
 
+def test_short_runs_use_enough_prompts_for_the_held_out_parts(tiny_base):
+    prompts = read_prompts(tiny_base, max_steps=2, global_batch_size=2)
+    assert sum(prompt.label == "harmful" for prompt in prompts) == 120
+
+
 def test_limit_selects_pairs_of_twins(tiny_base):
     prompts = read_prompts(tiny_base, limit=100)
     sides = [{prompt.group for prompt in prompts if (prompt.label == "harmful") == side} for side in (True, False)]
