@@ -5,7 +5,7 @@ from typing import Literal, get_args
 # Base model that commands use by default.
 DEFAULT_BASE = "smollm2-135m"
 DType = Literal["auto", "bf16", "fp32"]
-Position = Literal["system", "system-end", "user", "start"]
+Position = Literal["system", "system-end", "user", "user-end", "start"]
 POSITIONS: tuple[Position, ...] = get_args(Position)
 # Maximum number of rows of a prefix (k).
 MAX_ROWS = 64

@@ -159,22 +159,23 @@ class ChatRenderer:
 
         Args:
             messages: messages of the conversation.
-            position: `system`, `system-end` or `user`.
+            position: `system`, `system-end`, `user` (start of the first user message) or `user-end` (end of the last one).
             slots: ids of the slot tokens to insert.
 
         Raises:
-            UsageError: if the template renders no system message, or `position` is `user` and there is no user message.
+            UsageError: if the template renders no system message, or the position is in a user message and there is none.
         """
         text = self.slot_text(slots)
         marked = self.fold_system_message(messages)
-        if position == "user":
-            first_user = next((m for m in marked if m.get("role") == "user"), None)
-            if first_user is None:
-                raise UsageError("this prefix goes into the first user message, and the conversation has none")
-            first_user["content"] = _prepend(first_user.get("content"), text)
+        if position in ("user", "user-end"):
+            users = [m for m in marked if m.get("role") == "user"]
+            if not users:
+                raise UsageError("this prefix goes into a user message, and the conversation has none")
+            message, insert = (users[0], _prepend) if position == "user" else (users[-1], _append)
+            message["content"] = insert(message.get("content"), text)
             return marked
         if not self.takes_system:
-            raise UsageError("this chat template takes no system message; use position user or start")
+            raise UsageError("this chat template takes no system message; use position user, user-end or start")
         if not marked or marked[0].get("role") not in SYSTEM_ROLES:
             default = (self.default_system or "") if position == "system-end" else ""
             return [{"role": "system", "content": default + text}, *marked]

@@ -133,7 +133,7 @@ def test_template_without_system_turn_allows_other_positions(family_models, name
     renderer = build_renderer(family_models[name], 4)
     rows = [renderer.first_slot]
     for position in ("system", "system-end"):
-        with pytest.raises(UsageError, match="takes no system message; use position user or start"):
+        with pytest.raises(UsageError, match="takes no system message; use position user, user-end or start"):
             renderer.render_prompt([USER], position, rows)
     with pytest.raises(UsageError) as error:
         renderer.render_prompt([SYSTEM])

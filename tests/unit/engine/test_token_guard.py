@@ -157,7 +157,7 @@ def test_rendered_prompt_without_a_prefix_is_checked(guarded_engine, name):
         render(guarded_engine, {"prompt_token_ids": [1, 100]}, name=name)
 
 
-@pytest.mark.parametrize("position", ["system", "system-end", "user"])
+@pytest.mark.parametrize("position", ["system", "system-end", "user", "user-end"])
 def test_rendered_prompt_with_a_prefix_gets_its_salt(guarded_engine, position):
     rendered = render(guarded_engine, {"prompt_token_ids": [1, 100, 101]}, steer(position))
     assert rendered == {"prompt_token_ids": [1, 100, 101], "cache_salt": "salt"}

@@ -29,6 +29,8 @@ def render_text(renderer, messages, position):
         ("system-end", [USER], "trained by Hugging Face@<|im_end|>"),
         ("system-end", [SYSTEM, USER], "<|im_start|>system\nBe brief.@<|im_end|>"),
         ("user", [SYSTEM, USER], "Be brief.<|im_end|>\n<|im_start|>user\n@Hello<|im_end|>"),
+        ("user-end", [SYSTEM, USER], "user\nHello@<|im_end|>"),
+        ("user-end", [USER, {"role": "assistant", "content": "Hi"}, USER], "Hi<|im_end|>\n<|im_start|>user\nHello@<|im_end|>"),
         ("start", [SYSTEM, USER], "@<|im_start|>system\nBe brief."),
     ],
 )
@@ -57,7 +59,7 @@ def test_content_parts_and_developer_role(renderer):
 
 
 def test_user_position_requires_a_user_message(renderer):
-    with pytest.raises(UsageError, match="first user message"):
+    with pytest.raises(UsageError, match="into a user message"):
         renderer.insert_slot_tokens([SYSTEM], "user", [renderer.first_slot])
 
 
