@@ -1,11 +1,15 @@
 """Configuration of the detect command."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from trimtab.errors import UsageError
 from trimtab.evaluation.gate import GateRule
+from trimtab.jobs.runtime.config import as_source_list
 from trimtab.types import DEFAULT_BASE
+
+Split = Literal["random", "time"]
+MAX_WEIGHT = 100
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,9 @@ class DetectConfig:
     """Train detectors on collected signals, select on validation and report on test data.
 
     Args:
-        signals: folder of a data set that `trimtab collect` wrote, of answers or of prompts.
+        signals: folders of data sets, of answers or of prompts, that `trimtab collect` or `trimtab serve --keep_signals` wrote.
+            They are merged at their common layers.
+        signal_weights: how often the rows of each folder count in training, in the order of signals; by default once.
         head: heads to train; the first one is saved: flag, linear, saplma, mlp, sep, haloscope; all selects every head that
             the data set supports.
         head_options: settings of the first head, as --head_options.groups '[4, 8, 16]': a list is a set of choices to try.
@@ -47,9 +53,12 @@ class DetectConfig:
         revision: revision of a Hugging Face id.
         address: address of the Ray cluster.
         windows: for prompts, read each window of 64 tokens as well, and take the highest risk.
+        split: random, or time to validate and test on the latest answers of live traffic.
+        reserved_fraction: share of the live answers that no detector is trained on; their labels calibrate the detector and
+            decide the gate.
     """
 
-    signals: str = ""
+    signals: list[str] | str = ""
     head: list[str] | str = "flag"
     head_options: dict[str, Any] = field(default_factory=dict[str, Any])
     layers: list[int] = field(default_factory=list[int])
@@ -67,11 +76,21 @@ class DetectConfig:
     revision: str | None = None
     address: str | None = None
     windows: bool = False
+    signal_weights: list[int] = field(default_factory=list[int])
+    split: Split = "random"
+    reserved_fraction: float = 0.2
 
     def __post_init__(self) -> None:
         check_split_shares(self.signals, self.num_seeds, self.validation_fraction, self.test_fraction)
         if not 0 < self.label_fraction <= 1:
             raise UsageError(f"label_fraction must be above 0 and at most 1, not {self.label_fraction}")
+        if not 0 <= self.reserved_fraction < 0.9:
+            raise UsageError(f"reserved_fraction must be at least 0 and below 0.9, not {self.reserved_fraction}")
+        folders = as_source_list(self.signals)
+        if self.signal_weights and len(self.signal_weights) != len(folders):
+            raise UsageError(f"signal_weights has {len(self.signal_weights)} numbers for {len(folders)} folders of signals")
+        if not all(1 <= weight <= MAX_WEIGHT for weight in self.signal_weights):
+            raise UsageError(f"signal_weights must be from 1 to {MAX_WEIGHT}, not {self.signal_weights}")
 
 
 def check_split_shares(signals: list[str] | str, seeds: int, validation: float, test: float) -> None:

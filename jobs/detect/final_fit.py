@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from trimtab.detection.calibration import compute_supported_thresholds
+from trimtab.detection.calibration import compute_supported_thresholds, compute_thresholds
 from trimtab.detection.signal_dataset import SignalDataset
 from trimtab.detection.training import DataSplits, TrainedDetector, split_data
 from trimtab.errors import UsageError
@@ -46,6 +46,7 @@ def fit_final_detector(
     labels: float,
     tick: Callable[[], None],
     windows: Sequence[Tensor | None] = (),
+    spread: Tensor | None = None,
 ) -> FinalFit:
     """Train a selected candidate on the whole data set and on each of `FOLDS` folds.
 
@@ -56,6 +57,7 @@ def fit_final_detector(
         labels: share of the training labels to use.
         tick: callback that is called after each of `FITS` fits.
         windows: features of the windows of each prompt; empty if windows are not read.
+        spread: semantic entropies [N] if there are samples.
 
     Raises:
         UsageError: if a part of a fold lacks a class.
@@ -63,7 +65,7 @@ def fit_final_detector(
 
     def split(seed: int, test: float, offset: float = 0.0) -> DataSplits:
         columns = data.psi, data.traces, data.truthful, data.groups
-        return split_data(*columns, seed, validation, test, labels, offset=offset, windows=windows)
+        return split_data(*columns, seed, validation, test, labels, spread, offset, windows=windows, repeats=data.repeats)
 
     folds = [split(SEED, 1 / FOLDS, number / FOLDS) for number in range(FOLDS)]
     final = split(selected.seed, 0.0)
@@ -73,5 +75,7 @@ def fit_final_detector(
     *fold_fits, trained = run_fits([*tasks, FitTask(selected.candidate, selected.seed, final)], tick)
     risks = [compute_risks(fit, fold.test, fold.test_indices) for fit, fold in zip(fold_fits, folds, strict=True)]
     rows, risk = torch.cat([fold.test_indices for fold in folds]), torch.cat([torch.from_numpy(risk.risk) for risk in risks])
-    thresholds = compute_supported_thresholds(risk, data.truthful[rows])
+    # Detectors of answers have a threshold of every level.
+    compute = compute_supported_thresholds if data.meta.subject == "prompt" else compute_thresholds
+    thresholds = compute(risk, data.truthful[rows])
     return FinalFit(replace(trained, thresholds=thresholds), final, rows, risk)

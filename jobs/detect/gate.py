@@ -24,6 +24,7 @@ from trimtab.evaluation.detection.pooling import (
 )
 from trimtab.evaluation.gate import Gain, GateDecision, decide_on_gain
 from trimtab.jobs.detect.config import DetectConfig
+from trimtab.jobs.detect.reserved_labels import MIN_LABELS, compare_on_reserved, select_evidence
 from trimtab.jobs.promote.detector_metrics import compute_risk_at
 from trimtab.model.base_model import BaseModel
 from trimtab.tracking import registry
@@ -31,13 +32,20 @@ from trimtab.tracking.registry import CHAMPION, Version
 
 
 def check_gate(
-    config: DetectConfig, base: BaseModel, data: SignalDataset, results: Sequence[DetectorResult], seed: int
+    config: DetectConfig,
+    base: BaseModel,
+    data: SignalDataset,
+    results: Sequence[DetectorResult],
+    seed: int,
+    detector: Detector,
+    reserved: SignalDataset | None = None,
 ) -> GateDecision:
     """Decide whether a new detector may become champion of its name.
 
     Training-free scores are compared over all seeds, because the AUROC of a single seed depends on its split. The current
     champion is compared on the same validation answers as the new detector. The champion may have been trained on these
-    answers, which can only favor it. The first champion of a name is promoted by point estimate.
+    answers, which can only favor it. With data of live traffic, it is compared on reserved labels of trusted raters instead.
+    The first champion of a name is promoted by point estimate.
 
     Args:
         config: settings of the job.
@@ -45,6 +53,8 @@ def check_gate(
         data: data set that the detector was trained on.
         results: results of all heads and scores, the new detector's first.
         seed: seed of the new detector.
+        detector: new detector.
+        reserved: reserved rows of live traffic; None if the data set has no live rows.
     """
     first = results[0]
     resamples = draw_resamples(data.groups, len(first.validations))
@@ -56,12 +66,21 @@ def check_gate(
     except NotFoundError:
         version = None
     if version is not None:
-        own = next(risks for risks in first.validations if risks.seed == seed)
+        rival = f"champion v{version.version}"
         try:
-            rival = _measure_champion(version, base, data, own)
+            champion = _load_champion(version, base, data)
         except ArtifactError as error:
             return GateDecision(False, f"cannot compare with champion version {version.version}: {error}")
-        gains.append(_compare(f"champion v{version.version}", [own], [rival], draw_resamples(data.groups, 1)))
+        if reserved is None:
+            own = next(risks for risks in first.validations if risks.seed == seed)
+            other = _measure_champion(champion, data, own)
+            gains.append(_compare(rival, [own], [other], draw_resamples(data.groups, 1)))
+        elif (gain := compare_on_reserved(detector, champion, reserved, rival)) is not None:
+            gains.append(gain)
+        else:
+            count = len(select_evidence(reserved))
+            reason = f"{count} reserved labels of trusted raters; the gate needs {MIN_LABELS} of each class"
+            return GateDecision(False, f"not decided: {reason}. Label more answers: trimtab feedback ask", decided=False)
     worst = min(gains, key=lambda gain: gain.difference.value)
     return decide_on_gain(worst, config.gate.min_improvement, "point" if version is None else config.gate.rule)
 
@@ -77,15 +96,20 @@ def _flatten(risks: Sequence[SeedRisks]) -> list[SeedRisks]:
     return [replace(r, risk=np.zeros_like(r.risk), raw=np.zeros_like(r.raw)) for r in risks]
 
 
-def _measure_champion(version: Version, base: BaseModel, data: SignalDataset, own: SeedRisks) -> SeedRisks:
-    """Compute the champion's risks of the validation answers of a new detector.
+def _load_champion(version: Version, base: BaseModel, data: SignalDataset) -> Detector:
+    """Load the champion.
 
     Raises:
-        ArtifactError: if the champion cannot be loaded, or cannot score these answers.
+        ArtifactError: if the champion cannot be loaded, or cannot score the rows of a data set.
     """
     champion = registry.load_detector(version, base)
     if reason := _check_comparable(champion, data):
         raise ArtifactError(f"it {reason}")
+    return champion
+
+
+def _measure_champion(champion: Detector, data: SignalDataset, own: SeedRisks) -> SeedRisks:
+    """Compute the champion's risks of the validation answers of a new detector."""
     risk = compute_risk_at(champion, data, torch.from_numpy(own.at)).double().numpy()
     return SeedRisks(own.seed, own.at, risk, risk, own.made_up)
 

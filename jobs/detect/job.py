@@ -17,7 +17,7 @@ from trimtab import settings
 from trimtab.cli.console import ProgressBar, console, print_line
 from trimtab.detection.detector import Detector, build_detector, save_detector
 from trimtab.detection.detector_card import DetectorCard
-from trimtab.detection.signal_dataset import SignalDataset, read_dataset
+from trimtab.detection.signal_dataset import SignalDataset
 from trimtab.detection.subject_terms import TERMS
 from trimtab.detection.training import DataSplits, TrainedDetector
 from trimtab.errors import UsageError
@@ -35,7 +35,9 @@ from trimtab.jobs.detect.further_sets import (
 from trimtab.jobs.detect.gate import check_gate
 from trimtab.jobs.detect.label_fits import LabelFit, check_labels, fit_labels
 from trimtab.jobs.detect.model_selection import list_trials, select_models, split_by_seed
+from trimtab.jobs.detect.reserved_labels import calibrate_on_reserved, select_evidence
 from trimtab.jobs.detect.stopping import StopResult, build_stop_table, compute_stop_thresholds, measure_stops
+from trimtab.jobs.detect.training_data import TrainingData, read_training_data
 from trimtab.jobs.detect.training_free import build_score_inputs, compute_semantic_entropies, measure_training_free
 from trimtab.jobs.runtime.cluster import ray_session
 from trimtab.jobs.runtime.config import as_source_list
@@ -46,7 +48,6 @@ from trimtab.tracking.registry import Version
 from trimtab.tracking.runs import TrackedRun
 from trimtab.types import Subject
 from trimtab.util.identifiers import compute_key
-from trimtab.util.remote_paths import open_folder
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def train_detectors(config: DetectConfig) -> DetectResult:
     registry.format_model_name("base", config.name)
     base = resolve_base_model(config.base, config.revision)
     registry.format_model_name(base.name, config.name)
-    data = read_dataset(open_folder(config.signals), base)
+    read = read_training_data(config, base)
+    data = read.data
     others = read_further_sets(as_source_list(config.test_signals), base, data)
     # Prompts have no answer to score.
     answers = build_score_inputs(data) if data.meta.subject == "answer" else []
@@ -109,14 +111,23 @@ def train_detectors(config: DetectConfig) -> DetectResult:
     entropies = compute_semantic_entropies(answers, config.similarity)
     trials = list_trials(config.head, data, config.layers, config.head_options, sampled=len(entropies.unique()) > 1)
     splits = split_by_seed(
-        data, config.num_seeds, config.validation_fraction, config.test_fraction, config.label_fraction, entropies, windows
+        data,
+        config.num_seeds,
+        config.validation_fraction,
+        config.test_fraction,
+        config.label_fraction,
+        entropies,
+        windows,
+        by_time=config.split == "time",
     )
     scored = measure_training_free(answers, splits, config.similarity)
     run = runs.start_run(config.name, "detect", settings.get_home() / "outbox")
     with runs.close_run(run), ray_session(config.address):
         run.log_params({"config": asdict(config), "base_fingerprint": base.fingerprint})
-        run.log_inputs([_describe_source(config, data)], "training")
-        further_fits = FITS * max(1, len(labels)) if data.meta.subject == "prompt" else 0
+        run.log_inputs(read.sources, "training")
+        # Live labels are few: no row is left out of the detector that is saved.
+        is_refit = data.meta.subject == "prompt" or read.has_live_rows
+        further_fits = FITS * max(1, len(labels)) if is_refit else 0
         with ProgressBar("heads", config.num_seeds * sum(head.count for head in trials.values()) + further_fits) as bar:
             arms = select_models(list(trials.values()), splits, lambda: bar.update(bar.done + 1))
             best = max(arms[0].learned, key=lambda trained: trained.validation)
@@ -127,7 +138,7 @@ def train_detectors(config: DetectConfig) -> DetectResult:
                 selected, shares = best, (config.validation_fraction, config.label_fraction)
 
                 def fit(part: SignalDataset) -> FinalFit:
-                    return fit_final_detector(selected, part, *shares, lambda: bar.update(bar.done + 1), windows)
+                    return fit_final_detector(selected, part, *shares, lambda: bar.update(bar.done + 1), windows, entropies)
 
                 by_label = fit_labels(data, labels, fit) if labels else None
                 final = by_label.combined if by_label else fit(data)
@@ -138,7 +149,10 @@ def train_detectors(config: DetectConfig) -> DetectResult:
         results = [arm.result for arm in arms] + scored
         resamples = draw_resamples(data.groups, config.num_seeds)
         figures = [measure_result(result.tests, resamples) for result in results]
-        detector = _build_detector(config, base, data, arms[0].result, best, rows, run, by_label)
+        detector = _build_detector(config, base, read, arms[0].result, best, rows, run, by_label)
+        if read.reserved is not None:
+            detector = calibrate_on_reserved(detector, read.reserved)
+            _log_evidence(read.reserved, run)
         stops: list[StopResult] = []
         if data.unfinished:
             thresholds = compute_stop_thresholds(detector, data, rows.validation_indices)
@@ -152,7 +166,7 @@ def train_detectors(config: DetectConfig) -> DetectResult:
         _log_result(detected, run)
         _log_risks(arms[0].result, seed, data, folder, run)
         if config.register:
-            decision = check_gate(config, base, data, results, seed)
+            decision = check_gate(config, base, data, results, seed, detector, read.reserved)
             version = register_and_promote(folder, run, decision.passed, decision.reason)
             detected = replace(detected, version=version, gate=decision.reason)
     return detected
@@ -166,7 +180,7 @@ def run_detect(config: DetectConfig) -> dict[str, Any]:
     """
     detected = train_detectors(config)
     terms = TERMS[detected.subject]
-    title = f"{terms.positives} in {config.signals}: test part, mean of {config.num_seeds} seeds"
+    title = f"{terms.positives} in {' and '.join(as_source_list(config.signals))}: test part, mean of {config.num_seeds} seeds"
     console.print(build_table(detected.results, detected.figures, title))
     for title, measured in (("out of fold", detected.out_of_fold), ("other data sets", detected.others)):
         if measured:
@@ -200,7 +214,7 @@ def _flatten_metrics(entry: dict[str, Any]) -> dict[str, Any]:
 def _build_detector(
     config: DetectConfig,
     base: BaseModel,
-    data: SignalDataset,
+    read: TrainingData,
     result: DetectorResult,
     best: TrainedDetector,
     rows: DataSplits,
@@ -208,6 +222,7 @@ def _build_detector(
     by_label: LabelFit | None,
 ) -> Detector:
     """Build the artifact of the seed with the best validation AUROC."""
+    data = read.data
     card = DetectorCard(
         name=config.name,
         base=base.name,
@@ -225,7 +240,7 @@ def _build_detector(
             "validation": config.validation_fraction,
             "test": config.test_fraction,
         },
-        data=[_describe_source(config, data)],
+        data=read.sources,
         metrics={"test_auroc": result.auroc, "validation_auroc": best.validation},
         run_id=run.run_id,
         subject=data.meta.subject,
@@ -233,10 +248,6 @@ def _build_detector(
         label_thresholds=dict(by_label.thresholds) if by_label else {},
     )
     return build_detector(by_label.head if by_label else best.head, rows.normalizer, best.calibration, card)
-
-
-def _describe_source(config: DetectConfig, data: SignalDataset) -> dict[str, Any]:
-    return {"name": config.signals, "digest": data.digest, "rows": len(data.keys)}
 
 
 def _log_result(detected: DetectResult, run: TrackedRun) -> None:
@@ -252,6 +263,15 @@ def _log_out_of_fold(data: SignalDataset, final: FinalFit, run: TrackedRun) -> N
     with TemporaryDirectory() as folder:
         path = Path(folder) / "out_of_fold.json"
         path.write_text(json.dumps(risks))
+        run.log_artifacts(path, "evaluation")
+
+
+def _log_evidence(reserved: SignalDataset, run: TrackedRun) -> None:
+    """Log the keys of the reserved answers whose labels calibrate the detector and decide the gate."""
+    keys = [reserved.keys[row] for row in select_evidence(reserved).tolist()]
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "evidence.json"
+        path.write_text(json.dumps({"keys": keys}))
         run.log_artifacts(path, "evaluation")
 
 

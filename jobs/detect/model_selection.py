@@ -84,6 +84,8 @@ def split_by_seed(
     labels: float = 1.0,
     spread: Tensor | None = None,
     windows: Sequence[Tensor | None] = (),
+    *,
+    by_time: bool = False,
 ) -> dict[int, DataSplits]:
     """Split a data set once per seed.
 
@@ -95,6 +97,7 @@ def split_by_seed(
         labels: share of the training labels to use.
         spread: semantic entropies [N] if there are samples.
         windows: features of the windows of each prompt; empty if windows are not read.
+        by_time: test on the latest answers of live traffic, and validate on those before.
 
     Returns:
         Splits by seed.
@@ -108,7 +111,10 @@ def split_by_seed(
         raise UsageError(f"there are {labeled} labeled {rows}; a detector needs {LEAST_ANSWERS}. Collect more {rows}")
     splits = {
         seed: split_data(
-            data.psi, data.traces, data.truthful, data.groups, seed, validation, test, labels, spread, windows=windows
+            *(data.psi, data.traces, data.truthful, data.groups, seed, validation, test, labels, spread),
+            windows=windows,
+            times=data.times if by_time else None,
+            repeats=data.repeats,
         )
         for seed in range(seeds)
     }

@@ -1,11 +1,15 @@
 """Answers as a server stores them."""
 
+import json
 from pathlib import Path
 
 import torch
 
+from trimtab.detection.live_labels import LIVE_SOURCE, LabelJournal, LiveLabel, format_answer_key
+from trimtab.detection.signal_files import DatasetMetadata, append_part, begin_dataset
 from trimtab.engine.recording import AnswerSignals, RecordedAnswer
 from trimtab.generation_types import Signals
+from trimtab.model.base_model import BaseModel
 from trimtab.serve.live.signal_store import StoredModel, format_dataset_name
 
 MODEL = StoredModel("tiny", "f" * 16, (1, 2), 4, "fp32")
@@ -21,3 +25,48 @@ def build_answer(number: int, prefix_digest: str | None = None, choice: int = 0)
 def get_dataset(folder: Path, prefix_digest: str | None = None) -> Path:
     """Return the folder of the data set of a prefix."""
     return folder / format_dataset_name(MODEL.describe_dataset(prefix_digest))
+
+
+def write_live_dataset(
+    folder: Path, base: BaseModel, layers: tuple[int, int], count: int, labeled: int, *, trusted: bool = True
+) -> Path:
+    """Write signals of answers whose labels show in other components than those of `write_signal_dataset`.
+
+    The first answers have labels. Each answer is an hour later than the one before.
+
+    Returns:
+        Folder of the data set, in a folder with the labels.
+    """
+    settings = json.dumps({"source": LIVE_SOURCE})
+    metadata = DatasetMetadata(base.name, base.fingerprint, layers, base.width, "fp32", None, settings)
+    dataset = folder / format_dataset_name(metadata)
+    begin_dataset(dataset, metadata)
+    generator = torch.Generator().manual_seed(count)
+    journal = LabelJournal(folder, "test")
+    rows = []
+    for number in range(count):
+        right = bool(torch.rand(1, generator=generator) < 0.5)
+        psi = torch.randn(2, 3 * base.width, generator=generator)
+        psi[1, 100:200] += right
+        history = torch.randn(4, 3, generator=generator).abs() * torch.tensor([-1.0, 1.0, 1.0])
+        request_id, at = f"{number:032x}", 3600.0 * number
+        rows.append(
+            {
+                "key": format_answer_key(request_id, 0),
+                "question": "",
+                "source": "alice",
+                "group": request_id,
+                "answer": "",
+                "tokens": 4,
+                "whole": True,
+                "psi": psi.flatten().half().numpy(),
+                "history": history.flatten().half().numpy(),
+                "at": at,
+                "model": base.name,
+                "risk": 0.5,
+            }
+        )
+        if number < labeled:
+            journal.append_label(LiveLabel(request_id, 0, right, "ann", trusted, at + 60))
+    append_part(dataset, metadata, rows, halved=True)
+    return dataset

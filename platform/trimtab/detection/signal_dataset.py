@@ -60,6 +60,9 @@ class SignalDataset:
             not collected.
         labels: labels of each prompt.
         originals: key of the prompt that each row is a rewrite of; None for other rows.
+        times: times [N] at which a server stored the rows (seconds since 1970); NaN for collected rows.
+        trusted: whether the label of each row is from a rater that the operator trusts [N]; true for collected rows.
+        repeats: number of times that each row counts in training [N].
     """
 
     meta: DatasetMetadata
@@ -79,6 +82,25 @@ class SignalDataset:
     unfinished: list[Tensor]
     labels: list[tuple[str, ...]]
     originals: list[str | None]
+    times: Tensor
+    trusted: Tensor
+    repeats: Tensor
+
+    @property
+    def is_live(self) -> Tensor:
+        """Whether a server stored each row [N]."""
+        return ~self.times.isnan()
+
+    def select_rows(self, rows: Tensor) -> "SignalDataset":
+        """Return the data set with a selection of rows, by an index or a mask."""
+        chosen = torch.arange(len(self.keys))[rows]
+        columns: dict[str, Any] = {}
+        for name, column in vars(self).items():
+            if isinstance(column, Tensor):
+                columns[name] = column[chosen]
+            elif isinstance(column, list) and column:
+                columns[name] = [column[index] for index in chosen.tolist()]
+        return replace(self, **columns)
 
     def list_labels(self) -> list[str]:
         """Return the names of all labels in alphabetical order."""
@@ -124,7 +146,9 @@ def read_dataset(folder: Folder, base: BaseModel | None = None) -> SignalDataset
         raise ArtifactError(f"{folder} holds no signals. Run `trimtab collect` to fill it")
     table = _drop_duplicates(pa.concat_tables(tables, promote_options="default").sort_by("key"))
     psi = np.stack(table["psi"].to_numpy()).astype(np.float32)
-    truth = [float("nan") if value is None else float(value) for value in _read_truth(folder, meta, table)]
+    correct, trusted = _read_truth(folder, meta, table)
+    truth = [float("nan") if value is None else float(value) for value in correct]
+    times = table["at"].to_pylist() if "at" in table.column_names else [None] * len(table)
     samples, p_true = table["samples"].to_pylist(), table["p_true"].to_pylist()
     rest = json.dumps([table["key"].to_pylist(), truth, samples, p_true])
     digest = compute_key(psi.tobytes() + rest.encode(), 16)
@@ -146,15 +170,22 @@ def read_dataset(folder: Folder, base: BaseModel | None = None) -> SignalDataset
         _list_unfinished(table, meta),
         [tuple(labels if labels is not None else ()) for labels in _column(table, "labels")],
         table["original"].to_pylist() if "original" in table.column_names else [None] * len(table),
+        torch.tensor([float("nan") if time is None else time for time in times], dtype=torch.double),
+        torch.tensor(trusted),
+        torch.ones(len(table), dtype=torch.long),
     )
 
 
-def _read_truth(folder: Folder, meta: DatasetMetadata, table: Any) -> list[bool | None]:
-    """Return the labels of the rows. Those of answers that a server stored are in a journal next to the data set."""
+def _read_truth(folder: Folder, meta: DatasetMetadata, table: Any) -> tuple[list[bool | None], list[bool]]:
+    """Return the labels of the rows, and whether each is trusted.
+
+    Labels of answers that a server stored are in a journal next to the data set.
+    """
     if json.loads(meta.settings or "{}").get("source") != LIVE_SOURCE:
-        return table["truthful"].to_pylist()
-    labels = select_latest(read_labels(folder.parent))
-    return [labels[key].correct if key in labels else None for key in table["key"].to_pylist()]
+        return table["truthful"].to_pylist(), [True] * len(table)
+    latest = select_latest(read_labels(folder.parent))
+    labels = [latest.get(key) for key in table["key"].to_pylist()]
+    return [label and label.correct for label in labels], [label is not None and label.trusted for label in labels]
 
 
 def _list_unfinished(table: Any, meta: DatasetMetadata) -> list[Tensor]:

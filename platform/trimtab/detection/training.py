@@ -5,6 +5,7 @@ Test answers are not used in any of these steps.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,8 @@ def split_data(
     spread: Tensor | None = None,
     offset: float = 0.0,
     windows: Sequence[Tensor | None] = (),
+    times: Tensor | None = None,
+    repeats: Tensor | None = None,
 ) -> DataSplits:
     """Split N answers by group and normalize them with the statistics of the training part.
 
@@ -114,11 +117,16 @@ def split_data(
         offset: position of the test part among the groups in the order of the seed, from 0 to 1. The test parts at multiples
             of `test` are disjoint.
         windows: features [W, L, 3d] of the windows of each prompt, None for prompts of one window; empty if they are not read.
+        times: times [N] of the answers, to test on the latest ones and validate on those before; NaN for answers without a
+            time, which are split at random. None splits all answers at random.
+        repeats: number of times that each answer counts in training [N].
 
     Raises:
         UsageError: if the training part is empty.
     """
     fractions = torch.tensor([(hash_to_fraction(group, seed) - offset) % 1 for group in groups], dtype=torch.double)
+    if times is not None:
+        fractions = _order_by_time(fractions, times, groups)
     labeled = ~truthful.isnan()
     is_test, is_validation = (fractions < test) & labeled, (fractions >= test) & (fractions < test + validation) & labeled
     is_train = fractions >= test + validation
@@ -133,17 +141,29 @@ def split_data(
     normalizer = torch.stack([phi[is_train].mean(0), phi[is_train].std(0).clamp(min=1e-6)])
     z = normalize_features(phi, normalizer)
     rows = DetectorRows(psi, z, truthful, torch.empty(0) if spread is None else spread, windows)
+    train = is_train.nonzero()[:, 0]
+    train = train if repeats is None else train.repeat_interleave(repeats[train])
     splits = DataSplits(
-        rows[is_train],
+        rows[train],
         rows[is_validation],
         rows[is_test],
         is_test.nonzero()[:, 0],
-        is_train.nonzero()[:, 0],
+        train,
         is_validation.nonzero()[:, 0],
         low,
         normalizer,
     )
     return splits if labels >= 1 else drop_labels(splits, groups, seed, labels)
+
+
+def _order_by_time(fractions: Tensor, times: Tensor, groups: Sequence[str]) -> Tensor:
+    """Replace the fractions [N] of the groups with a time by their rank, the latest first."""
+    timed = sorted((time, group) for time, group in zip(times.tolist(), groups, strict=True) if not isnan(time))
+    latest = {group: time for time, group in timed}
+    ranks = {group: rank for rank, group in enumerate(sorted(latest, key=latest.__getitem__, reverse=True))}
+    ordered = [ranks[group] / len(ranks) if group in ranks else -1.0 for group in groups]
+    by_time = torch.tensor(ordered, dtype=torch.double)
+    return torch.where(by_time < 0, fractions, by_time)
 
 
 def drop_labels(rows: DataSplits, groups: Sequence[str], seed: int, labels: float) -> DataSplits:

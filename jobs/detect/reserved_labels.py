@@ -1,0 +1,88 @@
+"""Reserved labels of live traffic, which no detector is trained on: calibration of a new detector, and evidence of its gate."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from trimtab.detection.calibration import compute_supported_thresholds, fit_platt
+from trimtab.detection.detector import Detector, build_detector
+from trimtab.detection.signal_dataset import SignalDataset
+from trimtab.evaluation.detection.metrics import compute_auroc
+from trimtab.evaluation.detection.pooling import compute_mean, draw_resamples, estimate_paired_difference
+from trimtab.evaluation.gate import Gain
+from trimtab.jobs.promote.detector_metrics import build_risks, compute_risk_at
+
+# Labels of each class that calibration and gate need.
+MIN_LABELS = 10
+
+
+def select_evidence(reserved: SignalDataset) -> Tensor:
+    """Return the reserved rows [n] with a label of a rater that the operator trusts."""
+    return (reserved.trusted & ~reserved.truthful.isnan()).nonzero()[:, 0]
+
+
+def has_enough_labels(reserved: SignalDataset, rows: Tensor) -> bool:
+    """Return whether rows have at least `MIN_LABELS` labels of each class."""
+    right = int((reserved.truthful[rows] == 1).sum())
+    return min(right, len(rows) - right) >= MIN_LABELS
+
+
+def calibrate_on_reserved(detector: Detector, reserved: SignalDataset) -> Detector:
+    """Calibrate a detector on the reserved labels of trusted raters, if there are enough.
+
+    The risks are those of live traffic then. Levels of thresholds that the reserved labels do not support keep their place in
+    the order of the risks.
+
+    Args:
+        detector: detector that was trained without the reserved rows.
+        reserved: reserved rows.
+
+    Returns:
+        The calibrated detector, or the same one if there are too few labels or its scores do not rank them.
+    """
+    rows = select_evidence(reserved)
+    if detector.card.label_thresholds or not has_enough_labels(reserved, rows):
+        return detector
+    truthful = reserved.truthful[rows]
+    # The log-odds of a right answer are an affine map of the score, and so is their calibration.
+    slope, offset = fit_platt(_compute_log_odds(compute_risk_at(detector, reserved, rows)), truthful).tolist()
+    if slope <= 0:
+        return detector
+    weights = detector.calibration * slope + torch.tensor([0.0, offset], dtype=detector.calibration.dtype)
+    calibrated = replace(detector, calibration=weights)
+    supported = compute_supported_thresholds(compute_risk_at(calibrated, reserved, rows), truthful)
+    converted = {
+        name: torch.sigmoid(-(slope * _compute_log_odds(torch.tensor(value)) + offset)).item()
+        for name, value in detector.card.thresholds.items()
+    }
+    thresholds = {name: supported.get(name, value) for name, value in converted.items()}
+    return build_detector(detector.head, detector.normalizer, weights, replace(detector.card, thresholds=thresholds))
+
+
+def compare_on_reserved(detector: Detector, champion: Detector, reserved: SignalDataset, rival: str) -> Gain | None:
+    """Compare a detector with the champion on reserved labels of trusted raters.
+
+    Neither was trained on them, and they are a random share of the labeled answers.
+
+    Args:
+        detector: new detector.
+        champion: current champion.
+        reserved: reserved rows.
+        rival: name of the champion.
+
+    Returns:
+        The comparison, or None if there are too few labels.
+    """
+    rows = select_evidence(reserved)
+    if not has_enough_labels(reserved, rows):
+        return None
+    own, other = (build_risks(reserved, rows, compute_risk_at(d, reserved, rows)) for d in (detector, champion))
+    difference = estimate_paired_difference(compute_auroc, [own], [other], draw_resamples(reserved.groups, 1))
+    values = [compute_mean(compute_auroc, [risks]) for risks in (own, other)]
+    return Gain("AUROC", values[0], rival, values[1], difference, len(rows), "labels of trusted raters")
+
+
+def _compute_log_odds(risk: Tensor) -> Tensor:
+    """Compute the log-odds of a right answer from risks."""
+    return -torch.logit(risk.double(), 1e-9)
