@@ -57,7 +57,7 @@ def run_feedback_import(config: FeedbackImportConfig) -> dict[str, Any]:
     names = rename_columns(FIELDS, config.columns, rows)
     labels = [_parse_row(row, names, f"{config.file}, row {number}") for number, row in enumerate(rows, 1)]
     folder = open_folder(config.signals)
-    stored = {key for dataset in _list_datasets(folder) for key in _read_keys(dataset)}
+    stored = {key for dataset in list_datasets(folder) for key in _read_keys(dataset)}
     journal = LabelJournal(folder, f"import-{uuid4().hex}")
     for label in labels:
         journal.append_label(label)
@@ -77,13 +77,22 @@ def run_feedback_list(config: FeedbackListConfig) -> list[dict[str, Any]]:
     """
     folder = open_folder(config.signals)
     labels = select_latest(read_labels(folder))
-    counted = [_count_answers(dataset, labels) for dataset in _list_datasets(folder)]
+    counted = [_count_answers(dataset, labels) for dataset in list_datasets(folder)]
     table = Table(*("data set", "models", "answers", "labeled", "right", "by trusted raters"))
     for entry in counted:
         numbers = (entry.answers, entry.labeled, entry.right, entry.trusted)
         table.add_row(entry.name, " ".join(entry.models), *map(str, numbers))
     console.print(table)
     return [vars(entry) for entry in counted]
+
+
+def list_datasets(folder: Folder) -> list[Folder]:
+    """Return the data sets of a folder, which is that of `keep_signals`."""
+    with wrap_storage_errors(folder):
+        datasets = sorted((path.parent for path in folder.glob(f"*/{META}")), key=str)
+    if not datasets:
+        raise ArtifactError(f"{folder} has no stored answers. Name the folder of trimtab serve --keep_signals")
+    return datasets
 
 
 def _parse_row(row: Row, names: Mapping[str, str], location: str) -> LiveLabel:
@@ -97,15 +106,6 @@ def _parse_row(row: Row, names: Mapping[str, str], location: str) -> LiveLabel:
     if not str(choice).isdigit():
         raise UsageError(f"{location}: choice must be the index of an answer, not {str(choice)[:40]!r}")
     return LiveLabel(request_id, int(choice), correct, rater, trusted=True, at=time.time())
-
-
-def _list_datasets(folder: Folder) -> list[Folder]:
-    """Return the data sets of a folder, which is that of `keep_signals`."""
-    with wrap_storage_errors(folder):
-        datasets = sorted((path.parent for path in folder.glob(f"*/{META}")), key=str)
-    if not datasets:
-        raise ArtifactError(f"{folder} has no stored answers. Name the folder of trimtab serve --keep_signals")
-    return datasets
 
 
 def _read_keys(dataset: Folder) -> list[str]:

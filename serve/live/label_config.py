@@ -1,6 +1,8 @@
-"""Settings of `trimtab feedback import` and `trimtab feedback list`."""
+"""Settings of the commands `trimtab feedback`."""
 
 from dataclasses import dataclass, field
+
+from trimtab.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -30,3 +32,30 @@ class FeedbackListConfig:
     """
 
     signals: str
+
+
+@dataclass(frozen=True)
+class FeedbackAskConfig:
+    """Select stored answers that are worth a label.
+
+    Most are uncertain and differ from each other; a random share calibrates detectors and decides gates.
+
+    Args:
+        signals: folder or bucket of `trimtab serve --keep_signals`.
+        count: number of answers.
+        out: CSV file to write, with an empty column correct for `trimtab feedback import`.
+        reserved_fraction: share of random answers, which no detector is trained on; that of `trimtab detect`.
+        seed: seed of the random share.
+    """
+
+    signals: str
+    count: int = field(default=50, kw_only=True)
+    out: str | None = field(default=None, kw_only=True)
+    reserved_fraction: float = field(default=0.2, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UsageError(f"count must be at least 1, not {self.count}")
+        if not 0 <= self.reserved_fraction < 0.9:
+            raise UsageError(f"reserved_fraction must be at least 0 and below 0.9, not {self.reserved_fraction}")

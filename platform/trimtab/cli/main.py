@@ -277,6 +277,7 @@ ABOUT = {
     "evaluate-truth": "evaluate detectors of made-up answers: every head and score on every data set",
     "evaluate-utility": "measure accuracy, perplexity and KL drift of the base model, a text prompt and prefixes",
     "export": "convert a prefix to a PEFT prompt-tuning adapter",
+    "feedback-ask": "select stored answers that are worth a label",
     "feedback-import": "import labels of stored answers from a file",
     "feedback-list": "list the stored answers and their labels",
     "filter": "show the rows that the hard filter keeps, without training",
