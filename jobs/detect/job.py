@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from rich.table import Table
 
 from trimtab import settings
@@ -152,7 +153,7 @@ def train_detectors(config: DetectConfig) -> DetectResult:
         detector = _build_detector(config, base, read, arms[0].result, best, rows, run, by_label)
         if read.reserved is not None:
             detector = calibrate_on_reserved(detector, read.reserved)
-            _log_evidence(read.reserved, run)
+            _log_evidence(read, read.reserved, run)
         stops: list[StopResult] = []
         if data.unfinished:
             thresholds = compute_stop_thresholds(detector, data, rows.validation_indices)
@@ -266,12 +267,13 @@ def _log_out_of_fold(data: SignalDataset, final: FinalFit, run: TrackedRun) -> N
         run.log_artifacts(path, "evaluation")
 
 
-def _log_evidence(reserved: SignalDataset, run: TrackedRun) -> None:
-    """Log the keys of the reserved answers whose labels calibrate the detector and decide the gate."""
+def _log_evidence(read: TrainingData, reserved: SignalDataset, run: TrackedRun) -> None:
+    """Log the keys of the reserved answers whose labels calibrate the detector and decide the gate, and the last time."""
+    times = torch.cat([read.data.times[read.data.is_live], reserved.times])
     keys = [reserved.keys[row] for row in select_evidence(reserved).tolist()]
     with TemporaryDirectory() as folder:
         path = Path(folder) / "evidence.json"
-        path.write_text(json.dumps({"keys": keys}))
+        path.write_text(json.dumps({"keys": keys, "until": times.max().item()}))
         run.log_artifacts(path, "evaluation")
 
 

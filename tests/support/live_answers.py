@@ -28,7 +28,7 @@ def get_dataset(folder: Path, prefix_digest: str | None = None) -> Path:
 
 
 def write_live_dataset(
-    folder: Path, base: BaseModel, layers: tuple[int, int], count: int, labeled: int, *, trusted: bool = True
+    folder: Path, base: BaseModel, layers: tuple[int, int], count: int, labeled: int, *, trusted: bool = True, start: int = 0
 ) -> Path:
     """Write signals of answers whose labels show in other components than those of `write_signal_dataset`.
 
@@ -41,10 +41,10 @@ def write_live_dataset(
     metadata = DatasetMetadata(base.name, base.fingerprint, layers, base.width, "fp32", None, settings)
     dataset = folder / format_dataset_name(metadata)
     begin_dataset(dataset, metadata)
-    generator = torch.Generator().manual_seed(count)
+    generator = torch.Generator().manual_seed(start)
     journal = LabelJournal(folder, "test")
     rows = []
-    for number in range(count):
+    for number in range(start, start + count):
         right = bool(torch.rand(1, generator=generator) < 0.5)
         psi = torch.randn(2, 3 * base.width, generator=generator)
         psi[1, 100:200] += right
@@ -66,7 +66,7 @@ def write_live_dataset(
                 "risk": 0.5,
             }
         )
-        if number < labeled:
+        if number < start + labeled:
             journal.append_label(LiveLabel(request_id, 0, right, "ann", trusted, at + 60))
     append_part(dataset, metadata, rows, halved=True)
     return dataset

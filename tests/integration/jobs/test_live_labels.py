@@ -1,5 +1,6 @@
 """Detectors of collected answers and of answers that a server has stored."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from tests.support.factories import write_prompt_dataset, write_signal_dataset
 from tests.support.live_answers import write_live_dataset
+from trimtab.cli.main import main
 from trimtab.detection.detector import load_detector
 from trimtab.detection.merged_dataset import find_reserved_rows, merge_datasets
 from trimtab.detection.signal_dataset import read_dataset
@@ -14,6 +16,8 @@ from trimtab.detection.training import split_data
 from trimtab.errors import UsageError
 from trimtab.jobs.detect.config import DetectConfig
 from trimtab.jobs.detect.job import DetectResult, train_detectors
+from trimtab.jobs.drift.config import DriftConfig
+from trimtab.jobs.drift.job import measure_drift
 from trimtab.jobs.promote.detector_metrics import compute_risk_at
 from trimtab.tracking.run_artifacts import read_json_artifact
 
@@ -108,3 +112,27 @@ def test_latest_answers_are_tested(live):
 def test_rejects_weights(weights, message):
     with pytest.raises(UsageError, match=message):
         DetectConfig(["a", "b"], signal_weights=weights)
+
+
+def test_drift_shows_in_risks_states_and_labels(base, collected, live, tmp_path, capsys):
+    train("drifting", collected, out=str(tmp_path / "first"))
+    output = tmp_path / "drift.json"
+    assert main(["drift", "--signals", str(live), "--detector", "drifting", "--json", str(output)]) == 0
+    assert "shifted: alarm after" in capsys.readouterr().out
+    shifted = json.loads(output.read_text())
+    assert (shifted["status"], shifted["answers"]) == ("shifted", 300)
+    assert shifted["alarm"] <= 300
+    assert shifted["origin"]["low"] > 0.6
+    # The labels show in states that the detector does not read.
+    assert shifted["calibration"]["auroc"]["high"] < 0.65
+
+
+def test_traffic_like_the_training_data_is_stable(base, live, tmp_path):
+    train("steady", live, out=str(tmp_path / "first"))
+    later = write_live_dataset(tmp_path / "later", base, LAYERS, 200, 60, start=1000)
+    result = measure_drift(DriftConfig(str(later), "steady", reference=[str(live)]))
+    assert (result.status, result.alarm) == ("stable", None)
+    assert result.origin.low < 0.55
+    assert result.calibration.auroc.value > 0.75
+    with pytest.raises(UsageError, match="has 0 new answers"):
+        measure_drift(DriftConfig(str(live), "steady", reference=[str(live)]))

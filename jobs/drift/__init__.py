@@ -1,0 +1,1 @@
+"""The `trimtab drift` job: comparison of live traffic with training data."""
