@@ -10,6 +10,7 @@ from trimtab.jobs.evaluate.config import GuardConfig, SafetyConfig, UtilityConfi
 from trimtab.jobs.gc.config import GcConfig
 from trimtab.jobs.judges.config import JudgesConfig
 from trimtab.jobs.promote.config import PromoteConfig
+from trimtab.jobs.refresh.config import RefreshConfig
 from trimtab.jobs.study.config import StudyConfig
 from trimtab.jobs.submit.config import JobsConfig, LogsConfig, StopConfig, SubmitConfig
 from trimtab.jobs.sweep.config import SweepConfig
@@ -28,6 +29,7 @@ FILTER = Command(FilterConfig, "trimtab.jobs.align.filter_command:run_filter")
 GC = Command(GcConfig, "trimtab.jobs.gc.job:run_gc")
 JUDGES = Command(JudgesConfig, "trimtab.jobs.judges.job:run_judges")
 PROMOTE = Command(PromoteConfig, "trimtab.jobs.promote.job:run_promote")
+REFRESH = Command(RefreshConfig, "trimtab.jobs.refresh.job:run_refresh")
 SUBMIT = Command(SubmitConfig, "trimtab.jobs.submit.job:run_submit")
 JOBS_LIST = Command(JobsConfig, "trimtab.jobs.submit.job:run_jobs_list")
 JOBS_LOGS = Command(LogsConfig, "trimtab.jobs.submit.job:run_jobs_logs")

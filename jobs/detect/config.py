@@ -48,6 +48,7 @@ class DetectConfig:
         name: name of the detector.
         out: folder to save the detector to; if omitted, a folder among this machine's runs.
         register: register the detector as candidate.
+        promote: make the detector champion if it passes the gate; if false, the decision is recorded only.
         gate: gate that the detector must pass to become champion.
         base: base model; must match the signals.
         revision: revision of a Hugging Face id.
@@ -79,6 +80,7 @@ class DetectConfig:
     signal_weights: list[int] = field(default_factory=list[int])
     split: Split = "random"
     reserved_fraction: float = 0.2
+    promote: bool = True
 
     def __post_init__(self) -> None:
         check_split_shares(self.signals, self.num_seeds, self.validation_fraction, self.test_fraction)

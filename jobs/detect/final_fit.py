@@ -18,6 +18,8 @@ from trimtab.jobs.detect.model_selection import FitTask, compute_risks, has_two_
 FOLDS = 5
 # Number of fits: the folds and the final detector.
 FITS = FOLDS + 1
+# Labels of each class with which the thresholds are those of live traffic alone.
+MIN_LIVE_LABELS = 20
 # Seed of the folds; the seeds of the splits count from 0.
 SEED = 1000
 
@@ -77,5 +79,13 @@ def fit_final_detector(
     rows, risk = torch.cat([fold.test_indices for fold in folds]), torch.cat([torch.from_numpy(risk.risk) for risk in risks])
     # Detectors of answers have a threshold of every level.
     compute = compute_supported_thresholds if data.meta.subject == "prompt" else compute_thresholds
-    thresholds = compute(risk, data.truthful[rows])
+    is_used = _select_for_thresholds(data, rows)
+    thresholds = compute(risk[is_used], data.truthful[rows][is_used])
     return FinalFit(replace(trained, thresholds=thresholds), final, rows, risk)
+
+
+def _select_for_thresholds(data: SignalDataset, rows: Tensor) -> Tensor:
+    """Return which rows [n] set the thresholds: those of live traffic if they have enough labels, else all."""
+    is_live, truthful = data.is_live[rows], data.truthful[rows]
+    counts = [int((is_live & (truthful == label)).sum()) for label in (0, 1)]
+    return is_live if min(counts) >= MIN_LIVE_LABELS else torch.ones_like(is_live)

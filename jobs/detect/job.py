@@ -18,6 +18,7 @@ from trimtab import settings
 from trimtab.cli.console import ProgressBar, console, print_line
 from trimtab.detection.detector import Detector, build_detector, save_detector
 from trimtab.detection.detector_card import DetectorCard
+from trimtab.detection.merged_dataset import count_trusted_labels
 from trimtab.detection.signal_dataset import SignalDataset
 from trimtab.detection.subject_terms import TERMS
 from trimtab.detection.training import DataSplits, TrainedDetector
@@ -168,7 +169,7 @@ def train_detectors(config: DetectConfig) -> DetectResult:
         _log_risks(arms[0].result, seed, data, folder, run)
         if config.register:
             decision = check_gate(config, base, data, results, seed, detector, read.reserved)
-            version = register_and_promote(folder, run, decision.passed, decision.reason)
+            version = register_and_promote(folder, run, decision.passed, decision.reason, promote=config.promote)
             detected = replace(detected, version=version, gate=decision.reason)
     return detected
 
@@ -270,10 +271,11 @@ def _log_out_of_fold(data: SignalDataset, final: FinalFit, run: TrackedRun) -> N
 def _log_evidence(read: TrainingData, reserved: SignalDataset, run: TrackedRun) -> None:
     """Log the keys of the reserved answers whose labels calibrate the detector and decide the gate, and the last time."""
     times = torch.cat([read.data.times[read.data.is_live], reserved.times])
+    labels = count_trusted_labels(read.data) + count_trusted_labels(reserved)
     keys = [reserved.keys[row] for row in select_evidence(reserved).tolist()]
     with TemporaryDirectory() as folder:
         path = Path(folder) / "evidence.json"
-        path.write_text(json.dumps({"keys": keys, "until": times.max().item()}))
+        path.write_text(json.dumps({"keys": keys, "labels": labels, "until": times.max().item()}))
         run.log_artifacts(path, "evaluation")
 
 

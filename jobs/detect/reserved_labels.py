@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from trimtab.detection.calibration import compute_supported_thresholds, fit_platt
+from trimtab.detection.calibration import compute_supported_thresholds, compute_thresholds, fit_platt
 from trimtab.detection.detector import Detector, build_detector
 from trimtab.detection.signal_dataset import SignalDataset
 from trimtab.evaluation.detection.metrics import compute_auroc
@@ -31,8 +31,8 @@ def has_enough_labels(reserved: SignalDataset, rows: Tensor) -> bool:
 def calibrate_on_reserved(detector: Detector, reserved: SignalDataset) -> Detector:
     """Calibrate a detector on the reserved labels of trusted raters, if there are enough.
 
-    The risks are those of live traffic then. Levels of thresholds that the reserved labels do not support keep their place in
-    the order of the risks.
+    The risks are those of live traffic then. A threshold for whose level there are too few labels keeps its place in the order
+    of the risks, but rises so far that no larger share of the reserved right answers is above it.
 
     Args:
         detector: detector that was trained without the reserved rows.
@@ -51,12 +51,15 @@ def calibrate_on_reserved(detector: Detector, reserved: SignalDataset) -> Detect
         return detector
     weights = detector.calibration * slope + torch.tensor([0.0, offset], dtype=detector.calibration.dtype)
     calibrated = replace(detector, calibration=weights)
-    supported = compute_supported_thresholds(compute_risk_at(calibrated, reserved, rows), truthful)
+    risk = compute_risk_at(calibrated, reserved, rows)
+    supported, highest = compute_supported_thresholds(risk, truthful), compute_thresholds(risk, truthful)
     converted = {
         name: torch.sigmoid(-(slope * _compute_log_odds(torch.tensor(value)) + offset)).item()
         for name, value in detector.card.thresholds.items()
     }
-    thresholds = {name: supported.get(name, value) for name, value in converted.items()}
+    thresholds = {
+        name: supported[name] if name in supported else max(value, highest[name]) for name, value in converted.items()
+    }
     return build_detector(detector.head, detector.normalizer, weights, replace(detector.card, thresholds=thresholds))
 
 

@@ -35,8 +35,9 @@ CREDENTIALS_SOURCE = {"secretRef": {"name": "trimtab-credentials", "optional": T
 
 
 def list_pod_templates() -> list[tuple[str, dict[str, Any]]]:
-    """List the pod templates of all KubeRay objects, each with its file and group."""
-    templates: list[tuple[str, dict[str, Any]]] = []
+    """List the pod templates of all objects, each with its file and group."""
+    jobs = [manifest for _, manifest in load_manifests() if manifest["kind"] == "CronJob"]
+    templates = [("refresh.yaml", job["spec"]["jobTemplate"]["spec"]["template"]) for job in jobs]
     for name, spec, cluster in list_ray_specs():
         templates.append((f"{name} head", cluster["headGroupSpec"]["template"]))
         templates += [(f"{name} {group['groupName']}", group["template"]) for group in cluster["workerGroupSpecs"]]
@@ -153,5 +154,13 @@ def test_serve_config_and_job_entrypoint_are_valid():
     settings = main.build_settings(ServeConfig, application.args, "rayservice.yaml")
     assert (settings.host, settings.max_replicas, settings.api_key_file) == ("0.0.0.0", 4, "/etc/trimtab/keys.json")
     command = shlex.split(manifests["rayjob.yaml"]["spec"]["entrypoint"])
+    assert command[0] == "trimtab"
+    main.check_arguments(command[1:])
+
+
+def test_refresh_is_a_valid_command_with_access_to_mlflow():
+    template = dict(load_manifests())["refresh.yaml"]["spec"]["jobTemplate"]["spec"]["template"]
+    assert template["metadata"]["labels"] == {"trimtab.mlflow-client": "true"}
+    command = template["spec"]["containers"][0]["args"]
     assert command[0] == "trimtab"
     main.check_arguments(command[1:])

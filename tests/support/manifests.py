@@ -62,7 +62,7 @@ SUBMITTER = {"trimtab.submitter": "true"}
 def load_manifests() -> list[tuple[str, dict[str, Any]]]:
     """Load all objects of the manifests, each with its file name."""
     manifests = [(path.name, manifest) for path in MANIFESTS for manifest in yaml.safe_load_all(path.read_text())]
-    kinds = {"ConfigMap", "NetworkPolicy", "PersistentVolumeClaim"}
+    kinds = {"ConfigMap", "CronJob", "NetworkPolicy", "PersistentVolumeClaim"}
     assert {manifest["kind"] for _, manifest in manifests} == {*SPEC_FIELDS, *kinds}
     return manifests
 

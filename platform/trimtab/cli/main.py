@@ -294,6 +294,7 @@ ABOUT = {
     "lineage": "trace a response, a version or a run to its data, code and base model",
     "list": "list the prefixes and detectors in the registry",
     "promote": "make a version the champion if it passes the gate",
+    "refresh": "retrain a detector on new labels of live traffic, and promote it if it passes the gate and a shadow phase",
     "rollback": "make the previous champion the champion again",
     "serve": "serve a base model and its prefixes over the OpenAI API",
     "show": "print the card of a version",

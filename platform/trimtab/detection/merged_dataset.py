@@ -59,6 +59,11 @@ def merge_datasets(sets: Mapping[str, SignalDataset], repeats: Sequence[int]) ->
     return replace(selected[0], digest=digest, **columns)
 
 
+def count_trusted_labels(data: SignalDataset) -> int:
+    """Return the number of stored answers with a label of a rater that the operator trusts."""
+    return int((data.is_live & data.trusted & ~data.truthful.isnan()).sum())
+
+
 def find_reserved_rows(data: SignalDataset, fraction: float) -> Tensor:
     """Return which rows [N] are reserved for calibration and gates: a fixed random share of the requests of live traffic.
 

@@ -163,7 +163,7 @@ def _set_tag(version: Version, key: str, value: str) -> None:
     get_client().set_model_version_tag(format_model_name(version.base, version.name), str(version.version), key, value)
 
 
-def register_and_promote(folder: Path, run: TrackedRun, passed: bool, reason: str) -> Version:
+def register_and_promote(folder: Path, run: TrackedRun, passed: bool, reason: str, *, promote: bool = True) -> Version:
     """Register a prefix or detector as candidate, record the gate's decision, and promote the version if it passed.
 
     Args:
@@ -171,13 +171,14 @@ def register_and_promote(folder: Path, run: TrackedRun, passed: bool, reason: st
         run: run that produced it.
         passed: whether it passed the gate.
         reason: explanation of the decision.
+        promote: whether a version that passed is promoted now.
 
     Returns:
         New version with its current aliases.
     """
     version = registry.register_version(folder, run.run_id)
     record_decision(version, passed, reason)
-    if not passed:
+    if not (passed and promote):
         return version
     promote_version(version, reason)
     run.set_tags({"trimtab.champion": str(version.version)})

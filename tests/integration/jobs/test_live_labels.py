@@ -19,6 +19,10 @@ from trimtab.jobs.detect.job import DetectResult, train_detectors
 from trimtab.jobs.drift.config import DriftConfig
 from trimtab.jobs.drift.job import measure_drift
 from trimtab.jobs.promote.detector_metrics import compute_risk_at
+from trimtab.jobs.refresh.config import RefreshConfig
+from trimtab.jobs.refresh.job import refresh_detector
+from trimtab.tracking import registry
+from trimtab.tracking.promotions import record_decision
 from trimtab.tracking.run_artifacts import read_json_artifact
 
 pytestmark = pytest.mark.usefixtures("cluster", "home")
@@ -136,3 +140,37 @@ def test_traffic_like_the_training_data_is_stable(base, live, tmp_path):
     assert result.calibration.auroc.value > 0.75
     with pytest.raises(UsageError, match="has 0 new answers"):
         measure_drift(DriftConfig(str(live), "steady", reference=[str(live)]))
+
+
+def test_refresh_trains_shadows_and_promotes(base, collected, tmp_path, capsys):
+    folder = tmp_path / "signals"
+    live = write_live_dataset(folder, base, LAYERS, 300, 150)
+
+    def refresh(*options):
+        command = ["refresh", "fresh", "--signals", str(collected), str(live), "--layers", "[29]", "--num_seeds", "1"]
+        output = tmp_path / "refresh.json"
+        assert main([*command, "--min_labels", "100", "--shadow_answers", "50", *options, "--json", str(output)]) == 0
+        return json.loads(output.read_text())
+
+    assert refresh("--min_labels", "151")["reason"] == "150 new labels of trusted raters; a training needs 151"
+    assert refresh("--dry_run", "true")["next_step"] == "train"
+    trained = refresh()
+    assert (trained["status"], trained["version"]) == ("shadow", 1)
+    assert registry.find_champion(base.name, "fresh") is None
+    assert "0 of 50 answers" in refresh()["reason"]
+    write_live_dataset(folder, base, LAYERS, 60, 0, start=300)
+    assert refresh("--dry_run", "true")["next_step"] == "promote"
+    assert refresh("--max_flagged", "0.01")["status"] == "rejected"
+    assert refresh()["status"] == "waiting"
+    record_decision(registry.find_version(base.name, "fresh", "1"), passed=True, reason="again")
+    promoted = refresh()
+    assert promoted["status"] == "promoted"
+    assert "60 answers, flagged" in promoted["reason"]
+    assert registry.find_champion(base.name, "fresh").version == 1
+    assert refresh()["reason"] == "0 new labels of trusted raters; a training needs 100"
+    assert "fresh version 1: promoted" in capsys.readouterr().out
+
+
+def test_refresh_needs_live_traffic(collected):
+    with pytest.raises(UsageError, match="no stored answers"):
+        refresh_detector(RefreshConfig("fresh", signals=str(collected)))

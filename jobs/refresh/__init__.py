@@ -1,0 +1,1 @@
+"""The `trimtab refresh` job: a detector that follows live traffic."""
