@@ -197,7 +197,8 @@ class MlflowSink:
         failed = record.status >= FAILED
         # Not in the constructor: a replica must start during an outage of MLflow.
         self._traces = self._traces or RequestTraces()
-        self._traces.log(record.path, inputs, build_attributes(record), record.began, record.ended, failed=failed)
+        attributes = build_attributes(record)
+        self._traces.log(record.path, inputs, attributes, record.began, record.ended, failed=failed, server_id=record.server_id)
 
 
 def build_attributes(record: AccessRecord) -> dict[str, str | int | float]:

@@ -24,6 +24,7 @@ from trimtab.ray_patches import patch_http10_streams, patch_replica_address
 from trimtab.serve.api_keys import LOOPBACK, get_default_path
 from trimtab.serve.config import ServeConfig
 from trimtab.serve.live.answer_ids import open_answer_ids
+from trimtab.serve.live.assessments import AssessmentSink
 from trimtab.serve.live.feedback import FeedbackMiddleware
 from trimtab.serve.live.signal_store import SignalStore, open_signal_store
 from trimtab.serve.metrics import CachedMetrics
@@ -63,6 +64,7 @@ class Replica:
         self._peers: CoordinatorClient | None = None
         self._sinks: RecordSinks | None = None
         self._signals: SignalStore | None = None
+        self._assessments: AssessmentSink | None = None
         self._metrics = CachedMetrics(self._collect_metrics)
         patch_replica_address()
         patch_http10_streams()
@@ -140,13 +142,16 @@ class Replica:
             await asyncio.to_thread(self._sinks.stop)
         if self._signals is not None:
             await asyncio.to_thread(self._signals.stop)
+        if self._assessments is not None:
+            await asyncio.to_thread(self._assessments.stop)
 
     def _build_middleware(self, config: ServeConfig, sinks: RecordSinks, replica: str) -> App:
         most = config.max_ongoing_requests + config.max_queued_requests
         app: App = AdmissionMiddleware(self._answer_request, most, config.request_timeout_s, config.stream_timeout_s)
         if config.keep_signals is not None:
             folder = open_folder(config.keep_signals)
-            app = FeedbackMiddleware(app, open_answer_ids(folder), LabelJournal(folder, replica))
+            self._assessments = AssessmentSink() if config.trace_sampling_ratio > 0 else None
+            app = FeedbackMiddleware(app, open_answer_ids(folder), LabelJournal(folder, replica), self._assessments)
         path = Path(config.api_key_file) if config.api_key_file else get_default_path()
         limit = config.max_concurrent_per_key or max(1, most // 2)
         app = AuthenticationMiddleware(app, path, limit, share_cache=config.share_cache)

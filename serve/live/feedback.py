@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any
@@ -31,12 +32,16 @@ class FeedbackMiddleware:
         app: wrapped ASGI app.
         ids: signer of the request ids.
         journal: journal of the labels.
+        assess: called with each stored label; None to do nothing.
     """
 
-    def __init__(self, app: App, ids: AnswerIds, journal: LabelJournal) -> None:
+    def __init__(
+        self, app: App, ids: AnswerIds, journal: LabelJournal, assess: Callable[[LiveLabel], None] | None = None
+    ) -> None:
         self._app = app
         self._ids = ids
         self._journal = journal
+        self._assess = assess
         self._times: dict[str, deque[float]] = {}
         self._executor = ThreadPoolExecutor(1, "trimtab-labels")
 
@@ -76,6 +81,8 @@ class FeedbackMiddleware:
             await send_failure(context.send, FEEDBACK_PATH, HTTPStatus.SERVICE_UNAVAILABLE, message, [(b"retry-after", b"10")])
             return
         FEEDBACK.labels(str(label.correct).lower()).inc()
+        if self._assess is not None:
+            self._assess(label)
         stored = {"object": "feedback", "id": label.id, "choice": label.choice, "correct": label.correct}
         await asgi.send_json(context.send, HTTPStatus.OK, stored | {"rater": label.rater})
 

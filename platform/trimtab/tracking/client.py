@@ -9,6 +9,7 @@ from typing import Any
 import mlflow
 import requests
 from mlflow import MlflowClient
+from mlflow.entities import AssessmentSource, AssessmentSourceType
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -16,6 +17,8 @@ from trimtab import settings
 from trimtab.errors import TrackingError
 
 EXPERIMENT = "trimtab"
+# Tag of a trace with the request id of the server.
+SERVER_ID = "trimtab.server_id"
 
 
 def get_client() -> MlflowClient:
@@ -77,7 +80,15 @@ class RequestTraces:
         self._experiment = get_experiment_id()
 
     def log(
-        self, name: str, inputs: Mapping[str, Any], attributes: Mapping[str, Any], started: int, ended: int, *, failed: bool
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        attributes: Mapping[str, Any],
+        started: int,
+        ended: int,
+        *,
+        failed: bool,
+        server_id: str = "",
     ) -> None:
         """Log a trace with one span.
 
@@ -88,15 +99,40 @@ class RequestTraces:
             started: start in nanoseconds since 1970.
             ended: end in nanoseconds since 1970.
             failed: whether the request failed.
+            server_id: request id of the server, by which `add_feedback` finds the trace.
         """
         span = mlflow.start_span_no_context(
             name,
             inputs=dict(inputs),
             attributes={key: str(value) for key, value in attributes.items()},
+            tags={SERVER_ID: server_id},
             experiment_id=self._experiment,
             start_time_ns=started,
         )
         span.end(status="ERROR" if failed else "OK", end_time_ns=ended)
+
+    def add_feedback(self, server_id: str, value: bool, rater: str, metadata: Mapping[str, str]) -> bool:
+        """Add an assessment `correct` to the trace of a request.
+
+        Args:
+            server_id: request id of the server.
+            value: whether the answer is right.
+            rater: name of the rater.
+            metadata: further facts about the label.
+
+        Returns:
+            Whether the request has a trace.
+        """
+        self.flush()
+        traces = get_client().search_traces(
+            [self._experiment], f"tags.`{SERVER_ID}` = '{server_id}'", max_results=1, include_spans=False
+        )
+        for trace in traces:
+            source = AssessmentSource(AssessmentSourceType.HUMAN, rater)
+            mlflow.log_feedback(
+                trace_id=trace.info.trace_id, name="correct", value=value, source=source, metadata=dict(metadata)
+            )
+        return bool(traces)
 
     def flush(self) -> None:
         """Wait until all traces are sent."""

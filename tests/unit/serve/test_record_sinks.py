@@ -11,8 +11,10 @@ import mlflow
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from trimtab import settings
+from trimtab.detection.live_labels import LiveLabel
 from trimtab.serve import record_sinks
 from trimtab.serve.config import ServeConfig
+from trimtab.serve.live.assessments import AssessmentSink
 from trimtab.serve.middleware.access_log import AccessRecord
 from trimtab.tracking.client import get_experiment_id
 
@@ -127,7 +129,7 @@ def test_otlp_span_has_trace_id_of_client():
     assert attributes["trimtab.risk"].double_value == 0.5
 
 
-def test_mlflow_sink_samples_traces(home):
+def test_mlflow_sink_samples_traces_and_adds_labels(home):
     sampling_all = record_sinks.MlflowSink(1.0)
     sampling_all(RECORD)
     sampling_all.flush()
@@ -135,6 +137,13 @@ def test_mlflow_sink_samples_traces(home):
     (trace,) = client.search_traces(locations=[get_experiment_id()])
     assert trace.info.request_time == RECORD.began // 10**6
     assert trace.data.spans[0].attributes["trimtab.request_id"] == "r1"
+    assess = AssessmentSink()
+    assess(LiveLabel(RECORD.server_id, 0, False, "ann", True, 0.0))
+    assess(LiveLabel("no such request", 0, True, "ann", True, 0.0))
+    assess.stop()
+    (labeled,) = client.search_traces(locations=[get_experiment_id()])
+    (feedback,) = labeled.info.assessments
+    assert (feedback.name, feedback.value, feedback.source.source_id) == ("correct", False, "ann")
     sampling_none = record_sinks.MlflowSink(0.0)
     sampling_none(RECORD)
     sampling_none.flush()
