@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ class Replica:
         start_heap_trimmer()
         local = resolve_on_node(base)
         self._pages = load_page()
-        self._about = await asyncio.to_thread(build_about)
+        self._about = await asyncio.to_thread(partial(build_about, feedback=config.keep_signals is not None))
         prefixes, detectors = open_sources(local, config.registry)
         replica = serve.get_replica_context().replica_id.unique_id
         if coordinator is not None:

@@ -31,9 +31,13 @@ def load_page() -> dict[str, tuple[Headers, bytes]]:
     return {path: _build_page(TYPES[name.rpartition(".")[2]], (folder / name).read_bytes()) for path, name in NAMES.items()}
 
 
-def build_about() -> tuple[Headers, bytes]:
-    """Return headers and body of the page's data, which name the MLflow server: only clients with a key may read them."""
-    return _build_page("application/json", json.dumps({"runs": _get_runs_url()}).encode())
+def build_about(*, feedback: bool) -> tuple[Headers, bytes]:
+    """Return headers and body of the page's data, which name the MLflow server: only clients with a key may read them.
+
+    Args:
+        feedback: whether the server takes feedback.
+    """
+    return _build_page("application/json", json.dumps({"runs": _get_runs_url(), "feedback": feedback}).encode())
 
 
 def _get_runs_url() -> str | None:

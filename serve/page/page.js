@@ -5,10 +5,13 @@ const by = (id) => document.getElementById(id);
 const side = (name, of) => document.querySelector(`[data-${name}="${of}"]`);
 let running = null;
 let tracking = null;
+let takesFeedback = false;
 
 async function start() {
   try {
-    tracking = (await getJson("page.json")).runs;
+    const about = await getJson("page.json");
+    tracking = about.runs;
+    takesFeedback = about.feedback;
     fill((await getJson("v1/models")).data);
     problem("");
   } catch (error) {
@@ -49,6 +52,7 @@ async function answer(of, signal) {
   output.replaceChildren();
   output.className = "";
   note.replaceChildren();
+  showThumbs(of, null);
   try {
     const body = request(side("side", of).value);
     const reply = await fetch("v1/chat/completions", {
@@ -60,6 +64,7 @@ async function answer(of, signal) {
     if (!reply.ok) throw new Error(await reason(reply));
     if (body.stream) for await (const chunk of events(reply)) show(chunk, output, note);
     else show(await reply.json(), output, note);
+    showThumbs(of, reply.headers.get("x-trimtab-request-id"));
   } catch (error) {
     if (error.name === "AbortError") return;
     output.className = "failed";
@@ -98,6 +103,31 @@ function show(chunk, output, note) {
     output.append(token);
   }
   if (chunk.trimtab) note.replaceChildren(...describe(chunk));
+}
+
+// A server that stores no signals takes no feedback.
+function showThumbs(of, id) {
+  const thumbs = side("thumbs", of);
+  thumbs.hidden = !takesFeedback || !id;
+  thumbs.dataset.id = id ?? "";
+  for (const button of thumbs.querySelectorAll("button")) button.setAttribute("aria-pressed", false);
+  thumbs.querySelector("[role=status]").textContent = "";
+}
+
+async function rate(thumbs, pressed) {
+  const status = thumbs.querySelector("[role=status]");
+  try {
+    const reply = await fetch("v1/feedback", {
+      method: "POST",
+      headers: { "content-type": "application/json", ...authorization() },
+      body: JSON.stringify({ id: thumbs.dataset.id, correct: pressed.dataset.correct === "true" }),
+    });
+    if (!reply.ok) throw new Error(await reason(reply));
+    for (const button of thumbs.querySelectorAll("button")) button.setAttribute("aria-pressed", button === pressed);
+    status.textContent = "stored";
+  } catch (error) {
+    status.textContent = error.message;
+  }
 }
 
 function describe(chunk) {
@@ -194,6 +224,9 @@ by("ask").addEventListener("submit", (event) => {
 });
 by("key").addEventListener("change", start);
 by("stop").addEventListener("click", stop);
+for (const button of document.querySelectorAll(".thumbs button")) {
+  button.addEventListener("click", () => rate(button.parentElement, button));
+}
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && by("ask").reportValidity()) ask();
   if (event.key === "Escape") stop();

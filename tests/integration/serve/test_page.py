@@ -6,6 +6,7 @@ import pytest
 from tests.support import browser
 from tests.support.chat_client import BASE
 from tests.support.factories import QUESTIONS
+from trimtab.detection.live_labels import read_labels
 
 needs_browser = pytest.mark.skipif(browser.find_browser() is None, reason="no Chromium on this machine")
 BUSY = "document.body.dataset.busy === 'true'"
@@ -48,7 +49,7 @@ def test_page_loads_no_external_resources(url):
         text = httpx.get(f"{url}/{name}", timeout=30).text
         assert "http://" not in text
         assert "https://" not in text
-    assert httpx.get(f"{url}/page.json", timeout=30).json() == {"runs": None}
+    assert httpx.get(f"{url}/page.json", timeout=30).json() == {"runs": None, "feedback": True}
     assert httpx.head(f"{url}/page.css", timeout=30).text == ""
 
 
@@ -108,6 +109,19 @@ def test_guard_refuses_a_prompt(tab, client):
         refused += result.flagged
     assert 0 < refused < 4
     set_inputs(tab, guard="")
+
+
+@needs_browser
+def test_thumbs_label_an_answer(tab, signals_folder):
+    set_inputs(tab, prompt=QUESTIONS[0], tokens=8)
+    send_prompt(tab)
+    tab.wait_until("!document.querySelector('[data-thumbs=left]').hidden")
+    request_id = tab.evaluate("document.querySelector('[data-thumbs=left]').dataset.id")
+    tab.evaluate("document.querySelector('[data-thumbs=left] [data-correct=false]').click()")
+    tab.wait_until("document.querySelector('[data-thumbs=left] [role=status]').textContent")
+    assert tab.evaluate("document.querySelector('[data-thumbs=left] [role=status]').textContent") == "stored"
+    labels = [label for label in read_labels(signals_folder) if label.id == request_id]
+    assert [label.correct for label in labels] == [False]
 
 
 @needs_browser
