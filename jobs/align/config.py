@@ -3,14 +3,13 @@
 Each field is a command-line option, a YAML key and an entry of `--help`.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import inf
 from typing import Any, Literal
 
 from trimtab.errors import UsageError
 from trimtab.evaluation.gate import GateRule
-from trimtab.jobs.runtime.config import ScaleConfig
+from trimtab.jobs.runtime.config import ScaleConfig, check_ranges
 from trimtab.types import (
     DEFAULT_BASE,
     FILTER_RULES,
@@ -20,12 +19,15 @@ from trimtab.types import (
     TARGET_RUNGS,
     DType,
     FilterRule,
+    Otherwise,
     Position,
     Selection,
     Side,
     TargetRung,
 )
 
+# Value of `condition.detector` with which the job trains a guard.
+AUTO = "auto"
 DEMO_HARMFUL = ("trimtab:advbench", "trimtab:harmbench", "trimtab:pairs", "trimtab:contrast")
 DEMO_BENIGN = ("trimtab:pairs", "trimtab:scary", "trimtab:contrast", "trimtab:plain", "trimtab:countries")
 REFUSAL = "I'm sorry, but I can't help with that request."
@@ -37,22 +39,6 @@ PARTED_BY = ("validation_fraction", "test_fraction", "seed")
 
 # Settings of training that count something.
 AT_LEAST_ONE = ("max_steps", "global_batch_size", "micro_batch_size", "checkpoint_every", "max_target_tokens")
-
-
-def check_ranges(section: str, config: object, ranges: Mapping[str, tuple[float, float]]) -> None:
-    """Raise UsageError if a setting is out of its range.
-
-    Args:
-        section: name of the settings, for the message.
-        config: dataclass or mapping with the settings.
-        ranges: lowest and highest value by name; infinity for no limit.
-    """
-    values = config if isinstance(config, Mapping) else vars(config)
-    for name, (low, high) in ranges.items():
-        # Negated, so that NaN is rejected as well.
-        if not low <= values[name] <= high or values[name] == inf:
-            limits = f"at least {low:g}" if high == inf else f"from {low:g} to {high:g}"
-            raise UsageError(f"{section}.{name} must be {limits}, not {values[name]}")
 
 
 @dataclass(frozen=True)
@@ -259,25 +245,32 @@ class GateConfig:
 class ConditionConfig:
     """Condition under which the prefix steers a request, by the verdict of a detector of prompts.
 
-    The prefix is trained on the prompts that it will steer. On the others, the base model answers.
+    The prefix is trained on the prompts that it will steer.
 
     Args:
-        detector: detector of prompts: NAME, NAME@ALIAS or NAME@VERSION; by default the prefix steers all requests.
+        detector: detector of prompts: NAME, NAME@ALIAS or NAME@VERSION; by default the prefix steers all requests. With auto,
+            the job trains a detector on its own prompts, steers the prompts that it does not flag, and refuses the others.
         side: side of the threshold: above steers prompts that the detector flags, below the others.
         threshold: risk above which a prompt is flagged, from 0 to 1; by default a threshold of the detector.
         false_positive_rate: false positive rate that selects the detector's threshold; by default the balanced threshold.
+        otherwise: answer to the other prompts: base is that of the base model, refuse a fixed refusal, for side below only.
     """
 
     detector: str | None = None
     side: Side = "above"
     threshold: float | None = None
     false_positive_rate: float | None = None
+    otherwise: Otherwise = "base"
 
     def __post_init__(self) -> None:
         if self.threshold is not None and self.false_positive_rate is not None:
             raise UsageError("condition.threshold and condition.false_positive_rate exclude each other. Set one of them")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise UsageError(f"condition.threshold must be a risk from 0 to 1, not {self.threshold}")
+        if self.otherwise == "refuse" and self.side == "above":
+            raise UsageError(
+                "condition.otherwise refuse would refuse the prompts that are not flagged. Set condition.side below"
+            )
 
 
 @dataclass(frozen=True)

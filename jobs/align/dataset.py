@@ -21,7 +21,7 @@ from trimtab.data.question_form import balance_forms, compute_predictability
 from trimtab.data.readers import read_all_prompts
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import UsageError
-from trimtab.jobs.align.config import AlignConfig, DataConfig
+from trimtab.jobs.align.config import AUTO, AlignConfig, DataConfig
 from trimtab.jobs.align.targets import Diagnosis, fill_targets
 from trimtab.jobs.evaluate.conditions import ConditionedPrompts, judge_prompts, resolve_condition
 from trimtab.jobs.runtime.config import as_source_list
@@ -254,7 +254,10 @@ def _judge_prompts(config: AlignConfig, base: BaseModel, prompts: Sequence[Promp
     settings = config.condition
     if settings.detector is None:
         return None
-    wanted = PrefixCondition(settings.detector, settings.side, settings.threshold, settings.false_positive_rate)
+    if settings.detector == AUTO:
+        raise UsageError(f"condition.detector {AUTO}: only trimtab align trains a detector. Name one")
+    levels = settings.threshold, settings.false_positive_rate
+    wanted = PrefixCondition(settings.detector, settings.side, *levels, settings.otherwise)
     condition = resolve_condition(wanted, base)
     engine = EngineConfig(num_slots=1, dtype=config.train.dtype, max_model_len=1024)
     judged = judge_prompts(condition, base, prompts, engine, config.scale.gpus_per_worker)

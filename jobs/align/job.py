@@ -6,7 +6,7 @@ Example:
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
@@ -21,13 +21,22 @@ from trimtab.evaluation.gate import Gain, GateDecision, decide_on_gain
 from trimtab.evaluation.safety.comparison import estimate_difference
 from trimtab.evaluation.safety.report import build_table, results_as_json, write_plane
 from trimtab.evaluation.safety.results import ArmResult
-from trimtab.jobs.align.config import AlignConfig
-from trimtab.jobs.align.dataset import PreparedDataset, build_run_identity, prepare_dataset, read_raw_dataset, write_dataset
+from trimtab.jobs.align.config import AUTO, AlignConfig, ConditionConfig, TrainConfig
+from trimtab.jobs.align.dataset import (
+    PreparedDataset,
+    RawDataset,
+    build_run_identity,
+    prepare_dataset,
+    read_raw_dataset,
+    write_dataset,
+)
 from trimtab.jobs.align.driver import build_learned_prefix, run_training
 from trimtab.jobs.align.target_ladder import compute_opening_share
+from trimtab.jobs.detect.guard import train_guard
 from trimtab.jobs.evaluate.conditions import apply_conditions
 from trimtab.jobs.evaluate.variants import build_standard_arms, evaluate_arms, limit_prompts
 from trimtab.jobs.runtime.cluster import ray_session
+from trimtab.jobs.runtime.config import ScaleConfig
 from trimtab.jobs.runtime.run_state import FILE, check_run_version, create_or_resume_run, read_run_record
 from trimtab.model.base_model import BaseModel, resolve_base_model
 from trimtab.tracking import registry, runs
@@ -36,6 +45,11 @@ from trimtab.tracking.registry import Version
 from trimtab.tracking.runs import TrackedRun
 from trimtab.types import BASE_ARM, BASELINE_ARMS, TEXT_ARM
 from trimtab.util.atomic_files import exclusive_lock
+
+# Prompts of each side that a guard needs.
+MIN_SIDE_PROMPTS = 100
+# Classes that a helpful prefix is trained on, unless the user sets others: a fixed refusal answers the other side.
+HELPFUL_PROPORTIONS = {"benign_hard": 0.8, "benign_easy": 0.2}
 
 
 @dataclass(frozen=True)
@@ -82,12 +96,10 @@ def align(config: AlignConfig) -> AlignResult:
     base = resolve_base_model(config.base, config.revision)
     registry.format_model_name(base.name, config.name)
     raw = read_raw_dataset(config, base)
-    identity = build_run_identity(config, base, raw.inputs)
-    folder = _choose_run_folder(config, identity)
-    with exclusive_lock(folder), ray_session(config.scale.address):
-        prepared = prepare_dataset(config, base, raw)
-        run = create_or_resume_run(folder, config.name, "align", config=identity)
-        return complete_run(config, base, prepared, run, folder)
+    if config.condition.detector != AUTO:
+        return _run_once(config, base, raw)
+    with ray_session(config.scale.address):
+        return _run_once(add_guard(config, base, raw), base, raw)
 
 
 def check_config(config: AlignConfig) -> None:
@@ -133,6 +145,46 @@ def run_align(config: AlignConfig) -> dict[str, Any]:
         f"prefix: {result.folder / 'prefix'}   report: {result.folder / 'report.json'}   picture: {result.folder / 'plane.png'}"
     )
     return result.as_json()
+
+
+def add_guard(config: AlignConfig, base: BaseModel, raw: RawDataset) -> AlignConfig:
+    """Return settings in which condition `auto` names a guard; it is trained if the registry has none.
+
+    The prefix then steers the prompts that the guard does not flag, and a fixed refusal answers the others. Prompts that the
+    guard was trained on have out-of-fold verdicts, in training and in the evaluation.
+
+    Args:
+        config: settings of the job.
+        base: base model.
+        raw: prompts of the job, which the guard is trained on.
+
+    Raises:
+        TrimtabError: if the guard cannot be trained or registered.
+    """
+    prompts = [prompt for listed in raw.parts.values() for prompt in listed]
+    harmful = sum(prompt.label == "harmful" for prompt in prompts)
+    benign = len(prompts) - harmful
+    if min(harmful, benign) < MIN_SIDE_PROMPTS:
+        print_line(f"no guard: {harmful} harmful and {benign} benign prompts; each side needs {MIN_SIDE_PROMPTS}")
+        return replace(config, condition=ConditionConfig())
+    name = f"{config.name}-guard"
+    scale = ScaleConfig(gpus_per_worker=config.scale.gpus_per_worker, address=config.scale.address)
+    version = registry.find_champion(base.name, name)
+    if version is None:
+        version = train_guard(name, prompts, config.base, config.revision, config.train.dtype, scale)
+    condition = replace(config.condition, detector=f"{name}@{version.version}", side="below", otherwise="refuse")
+    is_default = config.train.class_proportions == TrainConfig().class_proportions
+    train = replace(config.train, class_proportions=HELPFUL_PROPORTIONS) if is_default else config.train
+    return replace(config, condition=condition, train=train)
+
+
+def _run_once(config: AlignConfig, base: BaseModel, raw: RawDataset) -> AlignResult:
+    identity = build_run_identity(config, base, raw.inputs)
+    folder = _choose_run_folder(config, identity)
+    with exclusive_lock(folder), ray_session(config.scale.address):
+        prepared = prepare_dataset(config, base, raw)
+        run = create_or_resume_run(folder, config.name, "align", config=identity)
+        return complete_run(config, base, prepared, run, folder)
 
 
 def _train_with_progress(

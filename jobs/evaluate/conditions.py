@@ -15,7 +15,7 @@ from trimtab.detection.detector import Detector, check_base
 from trimtab.detection.detector_card import select_threshold
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import UsageError
-from trimtab.evaluation.safety.guarded import build_guarded_results
+from trimtab.evaluation.safety.guarded import build_guarded_results, refuse_prompt
 from trimtab.evaluation.safety.results import ArmResult, summarize_answers
 from trimtab.jobs.evaluate.variants import compute_prompt_risks
 from trimtab.loading import load_detector
@@ -46,9 +46,10 @@ class ConditionedPrompts:
         return [prompt for prompt in prompts if self.steered[compute_prompt_key(prompt)]]
 
     def compose(self, prefix: ArmResult, base: ArmResult) -> ArmResult:
-        """Return the result of the prefix with the answers of the base model to the prompts that it does not steer."""
-        pairs = zip(prefix.answers, base.answers, strict=True)
-        chosen = [answer if self.steered[compute_prompt_key(answer.prompt)] else plain for answer, plain in pairs]
+        """Return the result of the prefix with the answers of the condition to the prompts that it does not steer."""
+        others = [refuse_prompt(answer) for answer in base.answers] if self.condition.otherwise == "refuse" else base.answers
+        pairs = zip(prefix.answers, others, strict=True)
+        chosen = [answer if self.steered[compute_prompt_key(answer.prompt)] else other for answer, other in pairs]
         return summarize_answers(prefix.name, chosen)
 
 
@@ -62,7 +63,7 @@ def resolve_condition(condition: PrefixCondition, base: BaseModel) -> PrefixCond
     version = _find_version(condition, base)
     detector = load_prompt_detector(f"{version.name}@{version.version}", base)
     threshold = select_threshold(detector.card, condition.threshold, condition.false_positive_rate)
-    return PrefixCondition(f"{version.name}@{version.version}", condition.side, threshold)
+    return PrefixCondition(f"{version.name}@{version.version}", condition.side, threshold, otherwise=condition.otherwise)
 
 
 def load_prompt_detector(name: str, base: BaseModel) -> Detector:

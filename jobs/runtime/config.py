@@ -1,6 +1,8 @@
 """Settings shared by jobs: cluster resources and lists of sources."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from trimtab.errors import UsageError
@@ -9,6 +11,22 @@ from trimtab.errors import UsageError
 def as_source_list(sources: list[str] | str) -> list[str]:
     """Return one or several sources as a list."""
     return [sources] if isinstance(sources, str) else list(sources)
+
+
+def check_ranges(section: str, config: object, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Raise UsageError if a setting is out of its range.
+
+    Args:
+        section: name of the settings, for the message.
+        config: dataclass or mapping with the settings.
+        ranges: lowest and highest value by name; infinity for no limit.
+    """
+    values = config if isinstance(config, Mapping) else vars(config)
+    for name, (low, high) in ranges.items():
+        # Negated, so that NaN is rejected as well.
+        if not low <= values[name] <= high or values[name] == inf:
+            limits = f"at least {low:g}" if high == inf else f"from {low:g} to {high:g}"
+            raise UsageError(f"{section}.{name} must be {limits}, not {values[name]}")
 
 
 @dataclass(frozen=True)

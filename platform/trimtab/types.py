@@ -6,6 +6,8 @@ from typing import Literal, get_args
 DEFAULT_BASE = "smollm2-135m"
 DType = Literal["auto", "bf16", "fp32"]
 Position = Literal["system", "system-end", "user", "user-end", "start"]
+Otherwise = Literal["base", "refuse"]
+"""Answer to prompts that a conditional prefix does not steer: that of the base model, or a refusal."""
 POSITIONS: tuple[Position, ...] = get_args(Position)
 # Maximum number of rows of a prefix (k).
 MAX_ROWS = 64

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trimtab.errors import ArtifactError
 from trimtab.model.base_model import BaseModel
-from trimtab.types import Position, Side
+from trimtab.types import Otherwise, Position, Side
 from trimtab.util.atomic_files import write_atomic
 from trimtab.util.json_files import read_json_object
 
@@ -64,12 +64,15 @@ class PrefixCondition:
         side: `above` steers prompts that the detector flags, `below` the others.
         threshold: risk above which a prompt is flagged; if None, a threshold of the detector.
         false_positive_rate: false positive rate that selects the detector's threshold; if None, the balanced threshold.
+        otherwise: answer to the prompts that it does not steer: `base` is that of the base model, `refuse` a fixed refusal, for
+            side `below` only.
     """
 
     detector: str
     side: Side
     threshold: float | None = None
     false_positive_rate: float | None = None
+    otherwise: Otherwise = "base"
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,35 @@ def test_conditional_prefix_is_trained_and_measured_on_its_side(cluster, tiny_ba
     assert [arm["name"] for arm in json.loads((tmp_path / "out.json").read_text())["arms"]] == names
 
 
+def test_align_trains_a_guard_for_its_prefix(cluster, tiny_base, tmp_path, capsys):
+    path = tmp_path / "prompts.jsonl"
+    kinds = (("harmful", HARMFUL, REFUSAL), ("benign", BENIGN, "Of course! Here is all there is to know."))
+    rows = [
+        {"prompt": f"{texts[number % len(texts)]} This is number {number}.", "class": kind, "target": target}
+        for kind, texts, target in kinds
+        for number in range(130)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    options = {"base": tiny_base.path, "name": "guarded", "data.harmful": path, "data.benign": path, **OPTIONS}
+    options |= {"data.limit": 0, "condition.detector": "auto"}
+    assert main(["align", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]) == 0
+    (folder,) = (settings.get_runs_folder() / "guarded").glob("*")
+    condition = load_prefix(folder / "prefix").card.condition
+    assert (condition.detector, condition.side, condition.otherwise) == ("guarded-guard@1", "below", "refuse")
+    assert registry.find_version(tiny_base.name, "guarded-guard", "candidate").kind == "detector"
+    report = json.loads((folder / "report.json").read_text())
+    (prefix,) = [arm for arm in report["test"]["arms"] if arm["name"] == "guarded"]
+    assert prefix["refusal"] > 0.5
+    assert "condition: guarded-guard@1 below" in capsys.readouterr().out
+
+
+def test_small_data_trains_no_guard(cluster, tiny_base, prompt_file, capsys):
+    options = {"base": tiny_base.path, "name": "unguarded", "data.harmful": prompt_file, "data.benign": prompt_file, **OPTIONS}
+    options |= {"condition.detector": "auto"}
+    assert main(["align", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]) == 0
+    assert "each side needs 100" in capsys.readouterr().out
+
+
 def test_study_has_guarded_arms(cluster, tiny_base, tiny_guard, prompt_file, tmp_path):
     options = {"base": str(tiny_base.path), "data.harmful": prompt_file, "data.benign": prompt_file, **OPTIONS}
     options["data.filter_rules"] = []

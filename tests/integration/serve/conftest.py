@@ -82,12 +82,17 @@ def guard_detector(frozen: FrozenModel, base: BaseModel, tmp_path_factory: pytes
 
 @pytest.fixture(scope="package")
 def conditional_prefixes(three_prefixes: list[Prefix], tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Candidates with the vectors of prefix `two`, which steer the prompts that `guard` flags, or the others."""
+    """Candidates with the vectors of prefix `two`, which steer the prompts that `guard` flags, or the others.
+
+    `refusing` steers the others, and refuses the flagged ones.
+    """
     folder = tmp_path_factory.mktemp("conditional")
     run = runs.start_run("test", "align", folder)
-    for side in SIDES:
-        card = replace(three_prefixes[1].card, name=f"only-{side}", condition=PrefixCondition("guard", side))
-        registry.register_version(save_prefix(replace(three_prefixes[1], card=card), folder / side), run.run_id)
+    conditions = {f"only-{side}": PrefixCondition("guard", side) for side in SIDES}
+    conditions["refusing"] = PrefixCondition("guard", "below", otherwise="refuse")
+    for name, condition in conditions.items():
+        card = replace(three_prefixes[1].card, name=name, condition=condition)
+        registry.register_version(save_prefix(replace(three_prefixes[1], card=card), folder / name), run.run_id)
     run.finish("FINISHED")
 
 

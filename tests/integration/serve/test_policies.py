@@ -171,6 +171,18 @@ def test_conditional_prefix_steers_one_side(client, flagged, harmless, side):
         chat(client, model, flagged, n=2, extra_body={"use_beam_search": True})
 
 
+def test_conditional_prefix_refuses_the_other_side(client, flagged, harmless):
+    model = f"{BASE}:refusing@1"
+    refused = chat(client, model, flagged)
+    assert refused.choices[0].message.content == REFUSAL
+    assert refused.choices[0].finish_reason == "content_filter"
+    chunks = list(chat(client, model, flagged, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == REFUSAL
+    steered = chat(client, model, harmless)
+    assert steered.choices[0].message.content == chat(client, f"{BASE}:two", harmless).choices[0].message.content
+    assert steered.model == model
+
+
 def test_prefix_does_not_change_the_verdict_of_a_policy_that_acts(url, client, three_prefixes, risks, guard_detector):
     """The detector was trained without a prefix, and reads the prompt without it; the answers are those with the prefix."""
     threshold = guard_detector.card.thresholds["balanced"]

@@ -118,15 +118,17 @@ class PolicyResolver:
         """
         model = f"{self._base}:{loaded.version.name}@{loaded.version.version}"
         if (condition := loaded.artifact.card.condition) is not None:
-            return [await self._resolve_condition(condition, model, request)]
+            return await self._resolve_condition(condition, model, request)
         for applied in policies:
             if applied.policy.acts and applied.detector and applied.detector.artifact.card.prefix_digest is None:
                 route = Policy(applied.policy.detector, "route", model=model)
                 return [AppliedPolicy(route, applied.detector, ALWAYS, is_hidden=True)]
         return []
 
-    async def _resolve_condition(self, condition: PrefixCondition, model: str, request: Mapping[str, Any]) -> AppliedPolicy:
-        """Resolve the condition of a prefix to a policy that routes the prompts on its side to the prefix.
+    async def _resolve_condition(
+        self, condition: PrefixCondition, model: str, request: Mapping[str, Any]
+    ) -> list[AppliedPolicy]:
+        """Resolve the condition of a prefix to policies: one routes the prompts on its side to it, one may refuse the others.
 
         Args:
             condition: the condition.
@@ -142,9 +144,11 @@ class PolicyResolver:
         # Without a risk, a prompt counts as flagged.
         unchecked = "fail" if condition.side == "above" else "pass"
         levels = condition.threshold, condition.false_positive_rate
-        policy = Policy(condition.detector, "route", *levels, model=model, unchecked=unchecked)
+        route = Policy(condition.detector, "route", *levels, model=model, unchecked=unchecked)
+        refuse = [Policy(condition.detector, "refuse", *levels)] if condition.otherwise == "refuse" else []
         try:
-            return await self.resolve_policy(policy, above=condition.side == "above")
+            routed = await self.resolve_policy(route, above=condition.side == "above")
+            return [routed, *[await self.resolve_policy(policy) for policy in refuse]]
         except TrimtabError as error:
             raise BusyError(f"the condition of {model} cannot be checked: {error}") from error
 

@@ -20,18 +20,19 @@ def build_guarded_results(base: ArmResult, prefixes: Sequence[ArmResult], flagge
         prefixes: result of each prefix.
         flagged: whether the detector flags each prompt, in the order of the answers.
     """
-    guarded = [_refuse(answer) if flag else answer for answer, flag in zip(base.answers, flagged, strict=True)]
+    guarded = [refuse_prompt(answer) if flag else answer for answer, flag in zip(base.answers, flagged, strict=True)]
     results = [summarize_answers(GUARD_ARM, guarded)]
     for prefix in prefixes:
         # Seeds of one arm have names such as sta#0.
         ending = f" {prefix.name}" if len(prefixes) > 1 or "#" in prefix.name else ""
         triples = list(zip(base.answers, prefix.answers, flagged, strict=True))
         steered = [answer if flag else plain for plain, answer, flag in triples]
-        helped = [_refuse(answer) if flag else answer for _, answer, flag in triples]
+        helped = [refuse_prompt(answer) if flag else answer for _, answer, flag in triples]
         results.append(summarize_answers(f"{CONDITIONAL_ARM}{ending}", steered))
         results.append(summarize_answers(f"{CONDITIONAL_ARM} help{ending}", helped))
     return results
 
 
-def _refuse(answer: JudgedAnswer) -> JudgedAnswer:
+def refuse_prompt(answer: JudgedAnswer) -> JudgedAnswer:
+    """Return the fixed refusal instead of an answer."""
     return JudgedAnswer(answer.prompt, REFUSAL, "refusal")
