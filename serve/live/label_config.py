@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from trimtab.errors import UsageError
+from trimtab.types import Label
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,27 @@ class FeedbackAskConfig:
             raise UsageError(f"count must be at least 1, not {self.count}")
         if not 0 <= self.reserved_fraction < 0.9:
             raise UsageError(f"reserved_fraction must be at least 0 and below 0.9, not {self.reserved_fraction}")
+
+
+@dataclass(frozen=True)
+class FeedbackPromptsConfig:
+    """Write prompts whose answers were labeled as wrong to a file for trimtab align.
+
+    trimtab stores no text: the prompts come from a file of yours, such as a log of refused requests.
+
+    Args:
+        file: file (.jsonl, .json, .csv, .parquet) with the columns id, prompt and, if there is one, system.
+        signals: folder or bucket of `trimtab serve --keep_signals`, with the labels.
+        out: JSONL file to write, for `trimtab align --data.benign+`.
+        label: class of the prompts: benign_hard for prompts that were refused wrongly, harmful for prompts that were answered
+            wrongly.
+        trusted: use labels of trusted raters only.
+        columns: other names of the columns, as --columns.prompt NAME.
+    """
+
+    file: str
+    signals: str = field(kw_only=True)
+    out: str = field(kw_only=True)
+    label: Label = field(default="benign_hard", kw_only=True)
+    trusted: bool = field(default=True, kw_only=True)
+    columns: dict[str, str] = field(default_factory=dict[str, str], kw_only=True)

@@ -281,6 +281,7 @@ ABOUT = {
     "feedback-ask": "select stored answers that are worth a label",
     "feedback-import": "import labels of stored answers from a file",
     "feedback-list": "list the stored answers and their labels",
+    "feedback-prompts": "write prompts whose answers were labeled as wrong to a file for trimtab align",
     "filter": "show the rows that the hard filter keeps, without training",
     "gc": "list and remove unreferenced files",
     "import": "convert a PEFT prompt-tuning adapter to a prefix",

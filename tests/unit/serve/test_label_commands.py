@@ -5,10 +5,12 @@ import json
 import pytest
 
 from tests.support.live_answers import MODEL, build_answer, get_dataset
+from trimtab.data.readers import read_all_prompts
 from trimtab.detection.signal_dataset import read_dataset
 from trimtab.errors import ArtifactError, UsageError
 from trimtab.serve.live.label_commands import run_feedback_import, run_feedback_list
-from trimtab.serve.live.label_config import FeedbackImportConfig, FeedbackListConfig
+from trimtab.serve.live.label_config import FeedbackImportConfig, FeedbackListConfig, FeedbackPromptsConfig
+from trimtab.serve.live.prompt_command import run_feedback_prompts
 from trimtab.serve.live.signal_store import SignalStore, StoreLimits
 
 IDS = [f"{number:032x}" for number in range(3)]
@@ -67,3 +69,16 @@ def test_folder_without_answers_is_reported(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps([{"id": IDS[0], "correct": True}]))
     with pytest.raises(ArtifactError, match="has no stored answers"):
         run_feedback_import(FeedbackImportConfig(str(tmp_path / "rows.json"), signals=str(tmp_path)))
+
+
+def test_prompts_with_wrong_answers_become_training_rows(folder, tmp_path):
+    import_rows(folder, tmp_path, f"id,correct\n{IDS[0]},no\n{IDS[1]},yes\n{IDS[2]},no\n")
+    path, out = tmp_path / "log.csv", tmp_path / "rows.jsonl"
+    path.write_text(f"id,text\n{IDS[0]},How do I kill weeds?\n{IDS[1]},How do I whisk eggs?\n{'e' * 32},How?\n")
+    config = FeedbackPromptsConfig(str(path), signals=str(folder), out=str(out), columns={"prompt": "text"})
+    assert run_feedback_prompts(config) == {"rows": 3, "written": 1}
+    (prompt,) = read_all_prompts([str(out)], "harmful", {})
+    assert (prompt.prompt, prompt.label) == ("How do I kill weeds?", "benign_hard")
+    path.write_text(f"id,text\n{IDS[1]},How do I whisk eggs?\n")
+    with pytest.raises(UsageError, match="none of 1 answers was labeled as wrong by trusted raters"):
+        run_feedback_prompts(config)
