@@ -2,7 +2,7 @@
 
 python docs/record.py docs/tutorials/refusals.md
 
-One shell runs all `console` blocks of a page, in its own folder and home, which borrows downloaded files. The `text` block after
+One shell runs all `console` blocks of a page, in its own folder and home with links to downloaded files. The `text` block after
 each becomes the output; of each progress bar, only the last line remains. A command that ends in & is a server: recording goes
 on when it is ready.
 """

@@ -37,7 +37,7 @@ from trimtab.jobs.detect.further_sets import (
 from trimtab.jobs.detect.gate import check_gate
 from trimtab.jobs.detect.label_fits import LabelFit, check_labels, fit_labels
 from trimtab.jobs.detect.model_selection import list_trials, select_models, split_by_seed
-from trimtab.jobs.detect.reserved_labels import calibrate_on_reserved, select_evidence
+from trimtab.jobs.detect.reserved_labels import add_reference_risks, calibrate_on_reserved, select_evidence
 from trimtab.jobs.detect.stopping import StopResult, build_stop_table, compute_stop_thresholds, measure_stops
 from trimtab.jobs.detect.training_data import TrainingData, read_training_data
 from trimtab.jobs.detect.training_free import build_score_inputs, compute_semantic_entropies, measure_training_free
@@ -154,7 +154,10 @@ def train_detectors(config: DetectConfig) -> DetectResult:
         detector = _build_detector(config, base, read, arms[0].result, best, rows, run, by_label)
         if read.reserved is not None:
             detector = calibrate_on_reserved(detector, read.reserved)
+            detector = add_reference_risks(detector, read.reserved, torch.arange(len(read.reserved.keys)))
             _log_evidence(read, read.reserved, run)
+        elif data.meta.subject == "answer":
+            detector = add_reference_risks(detector, data, torch.cat([rows.validation_indices, rows.test_indices]))
         stops: list[StopResult] = []
         if data.unfinished:
             thresholds = compute_stop_thresholds(detector, data, rows.validation_indices)

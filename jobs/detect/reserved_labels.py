@@ -7,6 +7,7 @@ from torch import Tensor
 
 from trimtab.detection.calibration import compute_supported_thresholds, compute_thresholds, fit_platt
 from trimtab.detection.detector import Detector, build_detector
+from trimtab.detection.detector_card import MOST_REFERENCE
 from trimtab.detection.signal_dataset import SignalDataset
 from trimtab.evaluation.detection.metrics import compute_auroc
 from trimtab.evaluation.detection.pooling import compute_mean, draw_resamples, estimate_paired_difference
@@ -61,6 +62,22 @@ def calibrate_on_reserved(detector: Detector, reserved: SignalDataset) -> Detect
         name: supported[name] if name in supported else max(value, highest[name]) for name, value in converted.items()
     }
     return build_detector(detector.head, detector.normalizer, weights, replace(detector.card, thresholds=thresholds))
+
+
+def add_reference_risks(detector: Detector, data: SignalDataset, rows: Tensor) -> Detector:
+    """Record the risks of rows that a detector was not trained on, with which servers compare those of live answers.
+
+    Args:
+        detector: detector of answers.
+        data: data set of the rows.
+        rows: rows [n] of the data set.
+    """
+    risks = compute_risk_at(detector, data, rows).double().sort().values
+    count = min(MOST_REFERENCE, len(risks))
+    # Evenly spaced in the order of the risks.
+    chosen = risks[torch.linspace(0, len(risks) - 1, count).round().long()] if count else risks
+    reference = [round(risk, 6) for risk in chosen.tolist()]
+    return replace(detector, card=replace(detector.card, reference_risks=reference))
 
 
 def compare_on_reserved(detector: Detector, champion: Detector, reserved: SignalDataset, rival: str) -> Gain | None:

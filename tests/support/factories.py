@@ -121,7 +121,8 @@ def make_detector(frozen: FrozenModel, base: BaseModel, name: str, layers: tuple
     calibrated = build_detector(head, normalizer, calibration, card)
     risks = torch.tensor([calibrated.score_answer(entry, layers) for entry in signals])
     thresholds = dict.fromkeys(FALSE_POSITIVE_RATES, float(risks.median()) + 1e-3)
-    return build_detector(head, normalizer, calibration, replace(card, thresholds=thresholds))
+    card = replace(card, thresholds=thresholds, reference_risks=[step / 100 for step in range(101)])
+    return build_detector(head, normalizer, calibration, card)
 
 
 def compute_prompt_psi(frozen: FrozenModel, base: BaseModel, conversation: Conversation, layers: Sequence[int]) -> torch.Tensor:

@@ -15,6 +15,8 @@ from trimtab.types import Subject
 
 # False positive rate of the default threshold for answers.
 DEFAULT_RATE = "0.05"
+# Maximum number of reference risks.
+MOST_REFERENCE = 512
 # Fields of the card by their names in version 1.
 RENAMED = {"settings": "head_options", "low": "low_log_probability", "prefix": "prefix_digest"}
 
@@ -48,6 +50,8 @@ class DetectorCard:
             if the detector was trained without signals of unfinished answers.
         label_thresholds: thresholds of each label; empty for a detector with one label. `thresholds` are then those of the
             highest risk of all labels.
+        reference_risks: risks of rows that the detector was not trained on, at most `MOST_REFERENCE`; servers compare those of
+            live answers with them.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -73,6 +77,7 @@ class DetectorCard:
     windows: bool = False
     stop_thresholds: dict[str, float] = field(default_factory=dict[str, float])
     label_thresholds: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
+    reference_risks: list[float] = field(default_factory=list[float])
 
 
 def select_threshold(card: DetectorCard, threshold: float | None = None, false_positive_rate: float | None = None) -> float:
@@ -136,6 +141,8 @@ def read_detector_card(folder: Path) -> DetectorCard:
         raise ArtifactError(f"{folder / CARD}: thresholds must be risks by the false positive rates {names}")
     if card.label_thresholds and (card.subject == "answer" or len(card.label_thresholds) > MAX_LABELS):
         raise ArtifactError(f"{folder / CARD}: at most {MAX_LABELS} labels are allowed, and for prompts only")
+    if len(card.reference_risks) > MOST_REFERENCE or not all(0 <= risk <= 1 for risk in card.reference_risks):
+        raise ArtifactError(f"{folder / CARD}: reference_risks must be at most {MOST_REFERENCE} risks from 0 to 1")
     if not card.layers or min(card.layers) < 0 or len(set(card.layers)) < len(card.layers):
         raise ArtifactError(f"{folder / CARD}: layers must be different layer numbers")
     return card

@@ -43,6 +43,11 @@ VERDICTS = Counter(
     "Verdicts of policies on prompts: the action that was triggered, none, or unchecked.",
     (*PREFIX_LABELS, "detector", "detector_version", "action"),
 )
+DRIFT = Gauge(
+    "trimtab_detector_drift",
+    "Evidence that the risks of answers differ from those on the card of the detector; an alarm at 1.",
+    ("detector", "detector_version"),
+)
 SLOTS_USED = Gauge("trimtab_slots_used", "Slots that hold prefixes.")
 REFRESHED = Gauge("trimtab_registry_read_seconds", "Time of the last read of the registry, in seconds since 1970.")
 ALIAS = ("kind", "name", "alias")
@@ -126,7 +131,7 @@ def remove_version_series(kind: str, name: str, version: int) -> None:
         version: version number.
     """
     if kind == "detector":
-        for metric in (RISK, VERDICTS):
+        for metric in (RISK, VERDICTS, DRIFT):
             metric.remove_by_labels({"detector": name, "detector_version": str(version)})
         return
     for metric in (REQUESTS, TOKENS, FIRST, NEXT, RISK, UNCHECKED, VERDICTS):

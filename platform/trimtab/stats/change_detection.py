@@ -1,7 +1,7 @@
 """Sequential detection of a change in a stream of values, without assumptions on their distribution.
 
 Conformal p-values (Vovk, Gammerman and Shafer 2005) of the stream against a reference sample are independent and uniform while
-as both have the same distribution. An e-detector (Shin, Ramdas and Rinaldo 2023, the Shiryaev-Roberts form) bets against this.
+both have the same distribution. An e-detector (Shin, Ramdas and Rinaldo 2023, the Shiryaev-Roberts form) bets against this.
 Without a change its alarm comes after at least `average_run_length` values on average; this holds for every distribution.
 """
 
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 # Bets on small and on large p-values, each with mean 1 over uniform p-values: lines for weak changes, powers for strong ones.
-LINEAR, POWERS = (-1.0, -0.5, 0.5, 1.0), (0.3, 0.6)
-LEAST_P = 1e-6
+LINEAR, POWERS = np.array([-1.0, -0.5, 0.5, 1.0]), np.array([0.3, 0.6])
+LEAST_P, MOST_EVIDENCE = 1e-6, 1e300
+# Values that p-values are computed among; later ones are not added, so that memory is bounded.
+MOST_VALUES = 20_000
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,48 @@ class ChangeResult:
     average_run_length: float
 
 
+class ChangeMonitor:
+    """Evidence of a change in a stream, value by value.
+
+    Args:
+        reference: reference values.
+        seed: seed of the randomized ties, which make the p-values exactly uniform.
+
+    Attributes:
+        count: number of values so far.
+        evidence: evidence of a change: the mean of the Shiryaev-Roberts e-detectors of all bets.
+    """
+
+    def __init__(self, reference: Sequence[float], seed: int = 0) -> None:
+        self.count = 0
+        self.evidence = 0.0
+        self._ordered = sorted(reference)
+        self._generator = np.random.default_rng(seed)
+        self._detectors = np.zeros(len(LINEAR) + 2 * len(POWERS))
+
+    def update(self, value: float) -> float:
+        """Add a value, and return the evidence after it."""
+        return self.add_p_value(self.compute_p_value(value))
+
+    def compute_p_value(self, value: float) -> float:
+        """Return the p-value of a value among the reference and the earlier values; it is small for large values."""
+        low, high = bisect_left(self._ordered, value), bisect_right(self._ordered, value)
+        count = len(self._ordered)
+        if count < MOST_VALUES:
+            insort(self._ordered, value)
+        return (count - high + self._generator.random() * (high - low + 1)) / (count + 1)
+
+    def add_p_value(self, p_value: float) -> float:
+        """Add a p-value, and return the evidence after it."""
+        p = min(max(p_value, LEAST_P), 1 - LEAST_P)
+        powers = [POWERS * tail ** (POWERS - 1) for tail in (p, 1 - p)]
+        factors = np.concatenate([1 + LINEAR * (p - 0.5), *powers])
+        self._detectors = np.minimum((self._detectors + 1) * factors, MOST_EVIDENCE)
+        self.count += 1
+        self.evidence = float(self._detectors.mean())
+        return self.evidence
+
+
 def detect_change(
     references: Sequence[Floats], streams: Sequence[Floats], average_run_length: float, seed: int = 0
 ) -> ChangeResult:
@@ -45,48 +89,9 @@ def detect_change(
         average_run_length: lower bound of the mean number of values until an alarm without a change.
         seed: seed of the randomized ties.
     """
-    generator = np.random.default_rng(seed)
-    pairs = zip(references, streams, strict=True)
-    p_values = [compute_conformal_p_values(reference, stream, generator) for reference, stream in pairs]
+    monitors = [ChangeMonitor(reference.tolist(), seed + index) for index, reference in enumerate(references)]
+    evidence = [[monitor.update(value) for value in stream.tolist()] for monitor, stream in zip(monitors, streams, strict=True)]
     # A mean of e-detectors is an e-detector.
-    statistic = np.mean([compute_evidence(p) for p in p_values], axis=0)
+    statistic = np.mean(evidence, axis=0)
     above = np.flatnonzero(statistic >= average_run_length)
     return ChangeResult(statistic, int(above[0]) + 1 if len(above) else None, average_run_length)
-
-
-def compute_conformal_p_values(reference: Floats, stream: Floats, generator: np.random.Generator) -> Floats:
-    """Compute the p-value of each value of a stream among the reference and the earlier values; small for large values.
-
-    Args:
-        reference: reference values.
-        stream: values in the order of time [T].
-        generator: generator of the randomized ties, which make the p-values exactly uniform.
-
-    Returns:
-        P-values [T].
-    """
-    ordered = sorted(reference.tolist())
-    draws = generator.random(len(stream))
-    result = np.empty(len(stream))
-    for index, value in enumerate(stream.tolist()):
-        low, high = bisect_left(ordered, value), bisect_right(ordered, value)
-        result[index] = (len(ordered) - high + draws[index] * (high - low + 1)) / (len(ordered) + 1)
-        insort(ordered, value)
-    return result
-
-
-def compute_evidence(p_values: Floats) -> Floats:
-    """Compute the evidence of a change after each p-value [T]: the mean of the Shiryaev-Roberts e-detectors of all bets."""
-    p = np.clip(p_values, LEAST_P, 1.0)
-    mirrored = np.clip(1 - p_values, LEAST_P, 1.0)
-    factors = [1 + slope * (p - 0.5) for slope in LINEAR]
-    factors += [power * values ** (power - 1) for power in POWERS for values in (p, mirrored)]
-    return np.mean([_accumulate(factor) for factor in factors], axis=0)
-
-
-def _accumulate(factors: Floats) -> Floats:
-    evidence, result = 0.0, np.empty(len(factors))
-    for index, factor in enumerate(factors.tolist()):
-        evidence = min((evidence + 1) * factor, 1e300)
-        result[index] = evidence
-    return result

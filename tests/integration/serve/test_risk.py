@@ -16,7 +16,7 @@ from trimtab.engine.openai.openapi import COMPONENTS
 from trimtab.serve.traffic_command import TrafficConfig, run_traffic
 
 LAYERS = (20, 29)
-DASHBOARD = ROOT / "deploy" / "grafana.json"
+DASHBOARD, ALERTS = ROOT / "deploy" / "grafana.json", ROOT / "deploy" / "alerts.yaml"
 USER = [{"role": "user", "content": QUESTIONS[0]}]
 
 
@@ -270,8 +270,24 @@ def test_metrics_are_counted_by_prefix_and_detector(url, client):
     # Every metric of the dashboard must exist.
     server_names = {name.partition("{")[0] for name in after}
     dashboard_names = set(re.findall(r"(?:trimtab_|vllm:)[a-z_]+", DASHBOARD.read_text()))
+    dashboard_names |= set(re.findall(r"trimtab_[a-z_]+", ALERTS.read_text()))
     assert len(dashboard_names) > 10
     assert dashboard_names <= server_names
+
+
+def test_model_list_shows_the_drift_of_detectors(url, client):
+    def read_drift() -> dict:
+        base, *_ = httpx.get(f"{url}/v1/models", timeout=30).json()["data"]
+        return base["trimtab"]["drift"]
+
+    chat(client, BASE, "Hi", max_tokens=2)
+    before = read_drift()["truth@1"]
+    chat(client, BASE, "Hi", max_tokens=2)
+    after = read_drift()["truth@1"]
+    assert after["answers"] == before["answers"] + 1
+    assert after["status"] in ("stable", "shifted")
+    metrics = httpx.get(f"{url}/metrics", timeout=30).text
+    assert re.search(r'trimtab_detector_drift\{[^}]*detector="truth"', metrics)
 
 
 def test_traffic_is_split_and_shadowed(url, client):

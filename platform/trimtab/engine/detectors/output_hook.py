@@ -20,6 +20,7 @@ from vllm.logprobs import Logprob
 
 from trimtab.engine.checks import EXTRA_ARGS, UNTRACKED, RequestChecks, encode_checks
 from trimtab.engine.context import steering
+from trimtab.engine.detectors.drift_monitor import DriftMonitors
 from trimtab.engine.detectors.request_risk import RequestRisk, current_risk
 from trimtab.engine.detectors.signal_client import SignalClient
 from trimtab.engine.metrics import FIRST, NEXT, TOKENS, count_risk, count_verdict, request_labels
@@ -58,13 +59,22 @@ class OutputHook:
         layers: layers that the engine captures.
         verdict_token: token that ends a request which a check stops.
         renderer: chat renderer of the base model.
+        drift: monitors of the risks.
     """
 
-    def __init__(self, reader: SignalClient, layers: Sequence[int], verdict_token: int, renderer: ChatRenderer) -> None:
+    def __init__(
+        self,
+        reader: SignalClient,
+        layers: Sequence[int],
+        verdict_token: int,
+        renderer: ChatRenderer,
+        drift: DriftMonitors,
+    ) -> None:
         self._reader = reader
         self._layers = layers
         self._verdict_token = verdict_token
         self._renderer = renderer
+        self._drift = drift
 
     def wrap_add_request(self, add_request: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap `add_request` to add the checks of the request, and to record the engine's id of each request.
@@ -159,7 +169,10 @@ class OutputHook:
         verdicts.started.add(choice)
         if ended and not by_prompt:
             status = risk.status if risk.detector is None else "unavailable"
-            count_risk(counter.labels, risk.detector and risk.detector.version, risk.risks.get(choice), status)
+            value = risk.risks.get(choice)
+            count_risk(counter.labels, risk.detector and risk.detector.version, value, status)
+            if risk.detector is not None and value is not None and not risk.shadow:
+                self._drift.observe_risk(risk.detector, value)
         if ended:
             answers = [] if by_prompt else risk.answers.list_actions(choice)
             for detector, action in [*verdicts.list_actions(choice), *answers]:
@@ -223,7 +236,9 @@ def _replace_output(answer: Any, turn_end: int, *, whole: bool) -> None:
         answer.text = ""
 
 
-def install_output_hook(engine: Any, layers: Sequence[int], verdict_token: int, renderer: ChatRenderer) -> None:
+def install_output_hook(
+    engine: Any, layers: Sequence[int], verdict_token: int, renderer: ChatRenderer, drift: DriftMonitors
+) -> None:
     """Install the output hook in a `vllm.AsyncLLM`.
 
     Args:
@@ -231,7 +246,8 @@ def install_output_hook(engine: Any, layers: Sequence[int], verdict_token: int, 
         layers: layers that the engine captures.
         verdict_token: token that ends a request which a check stops.
         renderer: chat renderer of the base model.
+        drift: monitors of the risks.
     """
-    hook = OutputHook(SignalClient(engine.collective_rpc, len(layers)), layers, verdict_token, renderer)
+    hook = OutputHook(SignalClient(engine.collective_rpc, len(layers)), layers, verdict_token, renderer, drift)
     patches.patch_generate(engine, hook.wrap_generate)
     patches.patch_add_request(engine, "output_hook", hook.wrap_add_request)

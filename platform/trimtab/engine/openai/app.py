@@ -25,6 +25,7 @@ from trimtab.detection.detector import Detector
 from trimtab.engine import asgi
 from trimtab.engine.asgi import BufferedRequest, Receive, Scope, Send
 from trimtab.engine.config import EngineConfig
+from trimtab.engine.detectors.drift_monitor import DriftMonitors
 from trimtab.engine.detectors.output_hook import install_output_hook
 from trimtab.engine.detectors.request_risk import DetectorSelector
 from trimtab.engine.detectors.worker_detectors import WorkerDetectors
@@ -103,9 +104,11 @@ class OnlineEngine:
         detectors: DetectorSelector,
         agree: AgreeOnVersions,
         policies: Sequence[Policy],
+        drift: DriftMonitors,
         sink: AnswerSink | None = None,
     ) -> None:
         self.base = base
+        self._drift = drift
         self.prefixes = prefixes
         self.detectors = detectors
         self.refused: Mapping[str, Mapping[str, str]] = {}
@@ -172,12 +175,13 @@ class OnlineEngine:
         await engine.collective_rpc("trimtab_mask_reserved_ids", args=(renderer.first_slot,))
         install_message_hook(engine, renderer)
         install_token_guard(engine, renderer)
-        install_output_hook(engine, config.layers, get_verdict_token(base, config), renderer)
+        drift = DriftMonitors()
+        install_output_hook(engine, config.layers, get_verdict_token(base, config), renderer, drift)
         install_grammar_validation(engine)
         install_rejection(engine)
         catalog = VersionCatalog(base.name, PREFIX, prefixes, partial(_check_prefix, base=base, slots=config.num_slots))
         selector = DetectorSelector(base, config.layers, detectors, detector)
-        online = cls(engine, app, base, config, catalog, selector, agree or _agree_alone, policies, sink)
+        online = cls(engine, app, base, config, catalog, selector, agree or _agree_alone, policies, drift, sink)
         await online.refresh()
         online._refresh_task = asyncio.create_task(online._refresh_forever())
         return online
@@ -313,4 +317,5 @@ class OnlineEngine:
 
     def _build_model_list(self) -> ModelList:
         prefixes, (answers, prompts) = self.prefixes.list_aliases(), map(self.detectors.list_aliases, SUBJECTS)
-        return ModelList(self.base.name, self._started, self._max_model_len, prefixes, answers, prompts, self.refused)
+        facts = self.base.name, self._started, self._max_model_len
+        return ModelList(*facts, prefixes, answers, prompts, self.refused, self._drift.describe())

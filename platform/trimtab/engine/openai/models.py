@@ -1,7 +1,7 @@
 """Model list of the server (`GET /v1/models`): the base model with its detectors, and each prefix with its aliases."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from trimtab.errors import NotFoundError
@@ -22,6 +22,7 @@ class ModelList:
         detectors: aliases of each detector of answers.
         prompt_detectors: aliases of each detector of prompts.
         refused: reasons why versions with an alias cannot be used, by kind and NAME@VERSION.
+        drift: status of the monitor of each detector by NAME@VERSION.
     """
 
     base: str
@@ -31,12 +32,13 @@ class ModelList:
     detectors: NamedAliases
     prompt_detectors: NamedAliases
     refused: Mapping[str, Mapping[str, str]]
+    drift: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
 
     def list_entries(self) -> list[dict[str, Any]]:
         """Return the entries in OpenAI's format, with aliases in the field `trimtab`."""
         common = {"object": "model", "created": self.created, "owned_by": "trimtab", "max_model_len": self.max_model_len}
         detectors = {"detectors": self.detectors, "prompt_detectors": self.prompt_detectors}
-        detectors |= {"refused": self.refused.get("detector", {})}
+        detectors |= {"refused": self.refused.get("detector", {}), "drift": self.drift}
         common |= {"root": self.base}
         base = {"id": self.base, **common, "parent": None, "trimtab": detectors}
         refused = self.refused.get("prefix", {})
