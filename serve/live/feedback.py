@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
@@ -17,6 +16,7 @@ from trimtab.engine.protocols.paths import FEEDBACK_PATH
 from trimtab.engine.request_context import RequestContext
 from trimtab.errors import TrimtabError, UsageError
 from trimtab.serve.live.answer_ids import FORM, AnswerIds
+from trimtab.serve.middleware.rate_window import RateWindow
 
 FIELDS = frozenset({"id", "choice", "correct", "rater"})
 # Maximum index of a choice, and length of the name of a rater in characters.
@@ -42,7 +42,7 @@ class FeedbackMiddleware:
         self._ids = ids
         self._journal = journal
         self._assess = assess
-        self._times: dict[str, deque[float]] = {}
+        self._labels = RateWindow(HOUR)
         self._executor = ThreadPoolExecutor(1, "trimtab-labels")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,7 +67,7 @@ class FeedbackMiddleware:
         if not context.rights.rates and not self._ids.is_owner(label.id, key):
             message = "this API key did not send the request with this id. Use the key that sent it, or a key for raters"
             await send_failure(context.send, FEEDBACK_PATH, HTTPStatus.FORBIDDEN, message)
-        elif not context.rights.rates and not self._count_label(key or ""):
+        elif not context.rights.rates and self._labels.count_event(key or "", MOST_PER_HOUR):
             message = f"more than {MOST_PER_HOUR} labels per hour. Use a key for raters: trimtab keys add NAME --rater true"
             await send_failure(context.send, FEEDBACK_PATH, HTTPStatus.TOO_MANY_REQUESTS, message, [(b"retry-after", b"60")])
         else:
@@ -85,16 +85,6 @@ class FeedbackMiddleware:
             self._assess(label)
         stored = {"object": "feedback", "id": label.id, "choice": label.choice, "correct": label.correct}
         await asgi.send_json(context.send, HTTPStatus.OK, stored | {"rater": label.rater})
-
-    def _count_label(self, key: str) -> bool:
-        """Count a label of a key, and return whether it is within the limit."""
-        now, times = time.monotonic(), self._times.setdefault(key, deque())
-        while times and times[0] <= now - HOUR:
-            times.popleft()
-        if len(times) >= MOST_PER_HOUR:
-            return False
-        times.append(now)
-        return True
 
 
 def parse_label(body: dict[str, Any], key: str | None, *, trusted: bool) -> LiveLabel:

@@ -5,11 +5,10 @@ import hmac
 import json
 import logging
 import math
-from collections import Counter, defaultdict, deque
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
-from time import monotonic
 
 from trimtab.engine.asgi import App, Receive, Scope, Send
 from trimtab.engine.context import tenant
@@ -18,6 +17,7 @@ from trimtab.engine.protocols.paths import FEEDBACK_PATH
 from trimtab.engine.request_context import RequestContext
 from trimtab.errors import TrimtabError, UsageError
 from trimtab.serve.api_keys import ANY, LOOPBACK, ApiKey, hash_key, read_keys
+from trimtab.serve.middleware.rate_window import RateWindow
 from trimtab.serve.static_page import NAMES
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class AuthenticationMiddleware:
         self._keys = read_keys(path)
         self._required = bool(self._keys)
         self._running: Counter[str] = Counter()
-        self._admitted: defaultdict[str, deque[float]] = defaultdict(deque)
+        self._admitted = RateWindow(MINUTE)
         self._read_at = -READ_SECONDS
         self._reading = asyncio.Lock()
         # A thread of its own: the other ones may be busy with metrics.
@@ -144,16 +144,9 @@ class AuthenticationMiddleware:
             self._running[key.name] -= 1
 
     async def _allows_rate(self, key: ApiKey, context: RequestContext, path: str) -> bool:
-        # No change of the system time moves this clock.
-        now, times = monotonic(), self._admitted[key.name]
-        while times and times[0] <= now - MINUTE:
-            times.popleft()
-        if not key.per_minute:
+        if not key.per_minute or not (wait := self._admitted.count_event(key.name, key.per_minute)):
             return True
-        if len(times) < key.per_minute:
-            times.append(now)
-            return True
-        seconds = str(max(1, math.ceil(times[-key.per_minute] + MINUTE - now))).encode()
+        seconds = str(max(1, math.ceil(wait))).encode()
         message = f"rate limit of key {key.name} reached: {key.per_minute} requests per minute"
         await send_failure(context.send, path, HTTPStatus.TOO_MANY_REQUESTS, message, [(b"retry-after", seconds)])
         return False

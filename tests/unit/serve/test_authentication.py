@@ -13,7 +13,7 @@ from trimtab.engine import asgi
 from trimtab.engine.context import tenant
 from trimtab.engine.request_context import RequestContext
 from trimtab.serve.api_keys import read_keys
-from trimtab.serve.middleware import authentication
+from trimtab.serve.middleware import authentication, rate_window
 from trimtab.serve.middleware.authentication import AuthenticationMiddleware, OpenPathMiddleware
 
 
@@ -271,7 +271,7 @@ def test_rate_limit_counts_the_last_minute(key_file, monkeypatch):
         responses = []
         async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
             for seconds in (0.0, 30.0, 59.0, 60.0, 61.0, 90.0):
-                monkeypatch.setattr(authentication, "monotonic", lambda seconds=seconds: seconds)
+                monkeypatch.setattr(rate_window, "monotonic", lambda seconds=seconds: seconds)
                 response = await client.get("/v1/models")
                 responses.append((response.status_code, response.headers.get("retry-after")))
         return responses
