@@ -64,7 +64,9 @@ def record_page(page: Path) -> bool:
 def _build_environment(home: Path) -> dict[str, str]:
     tools = Path(sys.executable).parent
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "RAY_"))}
-    return inherited | {"TRIMTAB_HOME": str(home), "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "120"}
+    path = f"{tools}{os.pathsep}{os.environ['PATH']}"
+    docs = str(Path(__file__).resolve().parent)
+    return inherited | {"TRIMTAB_HOME": str(home), "PATH": path, "COLUMNS": "120", "DOCS": docs}
 
 
 def _run_block(shell: subprocess.Popen[str], block: str) -> str | None:
