@@ -5,7 +5,7 @@ ones shows in the first token of the answer. The decision is therefore the proba
 those of the other side [ours].
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from trimtab.jobs.align.state import TrainState
 from trimtab.jobs.align.step import PER_CLASS, class_means
 from trimtab.objectives import Need, Scores
 from trimtab.objectives.likelihood import Likelihood
-from trimtab.types import Selection
+from trimtab.types import LABELS, Selection
 
 # Columns for the sum of the decisions and the number of rows of each side, benign and harmful.
 COLUMNS = {**PER_CLASS, "decision": 2, "side_rows": 2}
@@ -45,21 +45,23 @@ def sum_decisions(scores: Scores) -> dict[str, Tensor]:
     return {"decision": sides @ right, "side_rows": sides.sum(1)}
 
 
-def summarize_validation(sums: Mapping[str, Tensor]) -> dict[str, float]:
+def summarize_validation(sums: Mapping[str, Tensor], trained: Collection[str] = LABELS) -> dict[str, float]:
     """Compute the metrics of a validation.
 
     Args:
         sums: sums over all validation rows, by the names of `COLUMNS`.
+        trained: classes that the prefix is trained on. A prefix for one side is not selected by what it does to the other one.
 
     Returns:
-        Losses as `validation_<class>`, their mean over the classes as `validation_loss`, and, if there are rows of both sides,
-        the mean decision over the sides as `validation_decision`.
+        Losses as `validation_<class>`, their mean over the classes as `validation_loss`, and, if there are rows of all trained
+        sides, the mean decision over these sides as `validation_decision`.
     """
     losses = class_means(sums)
     metrics = {f"validation_{name}": value for name, value in losses.items()}
     metrics["validation_loss"] = sum(losses.values()) / max(1, len(losses))
-    if (sums["side_rows"] > 0).all():
-        metrics["validation_decision"] = (sums["decision"] / sums["side_rows"]).mean().item()
+    sides = torch.tensor([any(label != "harmful" for label in trained), "harmful" in trained])
+    if (sums["side_rows"][sides] > 0).all():
+        metrics["validation_decision"] = (sums["decision"] / sums["side_rows"])[sides].mean().item()
     return metrics
 
 

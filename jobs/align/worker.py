@@ -277,7 +277,9 @@ class TrainingLoop:
             if is_padding:
                 continue
             table.set_values(index, nll=values_by_class(nll), rows=values_by_class(counts), **validation.sum_decisions(scores))
-        metrics = validation.summarize_validation(self._reduce(table))
+        proportions = self.config.train.class_proportions
+        trained = [label for label, share in proportions.items() if share > 0]
+        metrics = validation.summarize_validation(self._reduce(table), trained)
         validation.select_vectors(state, metrics, self.config.train.selection)
         return metrics
 

@@ -21,6 +21,12 @@ def test_decision_is_the_mean_over_sides_of_the_right_openers():
     assert (metrics["validation_harmful"], metrics["validation_benign_hard"]) == (2.0, 1.0)
 
 
+def test_decision_of_a_prefix_for_one_side_is_that_of_its_side():
+    sums = build_sums([True, False], [-100.0, 0.0])
+    assert summarize_validation(sums, ["benign_hard"])["validation_decision"] == pytest.approx(0.5)
+    assert summarize_validation(sums, ["harmful"])["validation_decision"] == pytest.approx(0.0)
+
+
 def test_rows_of_one_side_have_no_decision():
     assert "validation_decision" not in summarize_validation(build_sums([True], [3.0]))
 
