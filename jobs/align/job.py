@@ -16,12 +16,12 @@ from trimtab import objectives, settings
 from trimtab.artifacts.prefix import Prefix, save_prefix
 from trimtab.cli.console import console, print_line
 from trimtab.engine.config import EngineConfig
-from trimtab.errors import InterruptedByUserError, UsageError
+from trimtab.errors import InterruptedByUserError, NotFoundError, UsageError
 from trimtab.evaluation.gate import Gain, GateDecision, decide_on_gain
 from trimtab.evaluation.safety.comparison import estimate_difference
 from trimtab.evaluation.safety.report import build_table, results_as_json, write_plane
 from trimtab.evaluation.safety.results import ArmResult
-from trimtab.jobs.align.config import AUTO, AlignConfig, ConditionConfig, TrainConfig
+from trimtab.jobs.align.config import AUTO, AlignConfig, TrainConfig
 from trimtab.jobs.align.dataset import (
     PreparedDataset,
     RawDataset,
@@ -98,6 +98,9 @@ def align(config: AlignConfig) -> AlignResult:
     raw = read_raw_dataset(config, base)
     if config.condition.detector != AUTO:
         return _run_once(config, base, raw)
+    if (smaller := _count_smaller_side(raw)) < MIN_SIDE_PROMPTS:
+        reason = f"one side has {smaller} prompts; a guard needs {MIN_SIDE_PROMPTS}"
+        raise UsageError(f"condition.detector {AUTO}: {reason}. Add prompts")
     with ray_session(config.scale.address):
         return _run_once(add_guard(config, base, raw), base, raw)
 
@@ -161,21 +164,30 @@ def add_guard(config: AlignConfig, base: BaseModel, raw: RawDataset) -> AlignCon
     Raises:
         TrimtabError: if the guard cannot be trained or registered.
     """
-    prompts = [prompt for listed in raw.parts.values() for prompt in listed]
-    harmful = sum(prompt.label == "harmful" for prompt in prompts)
-    benign = len(prompts) - harmful
-    if min(harmful, benign) < MIN_SIDE_PROMPTS:
-        print_line(f"no guard: {harmful} harmful and {benign} benign prompts; each side needs {MIN_SIDE_PROMPTS}")
-        return replace(config, condition=ConditionConfig())
     name = f"{config.name}-guard"
-    scale = ScaleConfig(gpus_per_worker=config.scale.gpus_per_worker, address=config.scale.address)
-    version = registry.find_champion(base.name, name)
+    version = _find_guard(base, name)
     if version is None:
+        prompts = [prompt for listed in raw.parts.values() for prompt in listed]
+        print_line(f"guard: training {name} on {len(prompts)} prompts")
+        scale = ScaleConfig(gpus_per_worker=config.scale.gpus_per_worker, address=config.scale.address)
         version = train_guard(name, prompts, config.base, config.revision, config.train.dtype, scale)
     condition = replace(config.condition, detector=f"{name}@{version.version}", side="below", otherwise="refuse")
     is_default = config.train.class_proportions == TrainConfig().class_proportions
     train = replace(config.train, class_proportions=HELPFUL_PROPORTIONS) if is_default else config.train
     return replace(config, condition=condition, train=train)
+
+
+def _count_smaller_side(raw: RawDataset) -> int:
+    labels = [prompt.label == "harmful" for prompts in raw.parts.values() for prompt in prompts]
+    return min(sum(labels), len(labels) - sum(labels))
+
+
+def _find_guard(base: BaseModel, name: str) -> Version | None:
+    """Return the champion of a guard, or its candidate."""
+    try:
+        return registry.find_champion(base.name, name) or registry.find_version(base.name, name, registry.CANDIDATE)
+    except NotFoundError:
+        return None
 
 
 def _run_once(config: AlignConfig, base: BaseModel, raw: RawDataset) -> AlignResult:

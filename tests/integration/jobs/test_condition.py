@@ -111,11 +111,10 @@ def test_align_trains_a_guard_for_its_prefix(cluster, tiny_base, tmp_path, capsy
     assert "condition: guarded-guard@1 below" in capsys.readouterr().out
 
 
-def test_small_data_trains_no_guard(cluster, tiny_base, prompt_file, capsys):
-    options = {"base": tiny_base.path, "name": "unguarded", "data.harmful": prompt_file, "data.benign": prompt_file, **OPTIONS}
-    options |= {"condition.detector": "auto"}
-    assert main(["align", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]) == 0
-    assert "each side needs 100" in capsys.readouterr().out
+def test_guard_needs_enough_prompts(tiny_base, prompt_file, capsys):
+    options = ["--base", str(tiny_base.path), "--data.harmful", prompt_file, "--data.benign", prompt_file]
+    assert main(["align", *options, "--condition.detector", "auto"]) == 2
+    assert "a guard needs 100" in capsys.readouterr().err
 
 
 def test_study_has_guarded_arms(cluster, tiny_base, tiny_guard, prompt_file, tmp_path):
