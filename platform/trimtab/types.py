@@ -6,6 +6,8 @@ from typing import Literal, get_args
 DEFAULT_BASE = "smollm2-135m"
 DType = Literal["auto", "bf16", "fp32"]
 Position = Literal["system", "system-end", "user", "user-end", "start"]
+FIXED_REFUSAL = "I cannot help with that request."
+"""Answer of policies and conditions that refuse, unless another text is set."""
 Otherwise = Literal["base", "refuse"]
 """Answer to prompts that a conditional prefix does not steer: that of the base model, or a refusal."""
 POSITIONS: tuple[Position, ...] = get_args(Position)

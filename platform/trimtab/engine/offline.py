@@ -13,22 +13,29 @@ from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from tqdm import tqdm
 from vllm import LLM, CompletionOutput, RequestOutput, SamplingParams, TokensPrompt
 
 from trimtab.artifacts.prefix import Prefix, check_base
 from trimtab.detection import detector as detection
 from trimtab.detection.detector import Detector
+from trimtab.detection.detector_card import select_threshold
+from trimtab.detection.signals import convert_to_prompt_states
 from trimtab.engine.checks import RECORDED, UNTRACKED
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.detectors.signal_client import decode_signals
 from trimtab.engine.prefixes.slots import ResidentPrefix, SlotTable
 from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START, build_engine_args
 from trimtab.engine.vllm_ext.environment import engine_environment
-from trimtab.errors import UsageError
+from trimtab.errors import JobError, UsageError
 from trimtab.generation_types import Answer, Conversation, Progress, Sampling, Signals
 from trimtab.model.base_model import BaseModel, resolve_base_model
 from trimtab.model.chat_template import Message, build_renderer
+from trimtab.types import FIXED_REFUSAL
+
+# Prompts per engine call, fewer than the requests whose signals the workers keep.
+SCORED_TOGETHER = 512
 
 
 class Engine:
@@ -69,6 +76,7 @@ class Engine:
         prefix: Prefix | None = None,
         sampling: Sampling | None = None,
         detector: Detector | None = None,
+        guard: Detector | None = None,
     ) -> Answer:
         """Generate an answer to one conversation.
 
@@ -77,27 +85,63 @@ class Engine:
             prefix: prefix to steer the answer.
             sampling: sampling options; greedy by default.
             detector: detector that computes the risk that the answer is made up.
+            guard: detector of prompts that the condition of the prefix names.
 
         Returns:
-            The first answer. Its `risk` is set if a detector is passed.
+            The first answer. Its `risk` is set if a detector is passed. A refusal by the condition of the prefix has the finish
+            reason `content_filter`.
 
         Raises:
-            UsageError: if the engine does not capture a layer of the detector, or the prompt is too long or contains a slot
-                token.
-            ArtifactError: if the prefix or detector belongs to another base model.
+            UsageError: if the engine does not capture a layer of a detector, if the prefix has a condition and there is no
+                guard, or if the prompt is too long or contains a slot token.
+            ArtifactError: if the prefix or a detector belongs to another base model.
             BusyError: if the prefix has more slots than the engine.
         """
-        if detector is not None:
-            detection.check_base(detector.card, self.base)
-            if missing := sorted(set(detector.card.layers) - set(self.config.layers)):
+        for needed in (detector, guard):
+            if needed is not None:
+                self._check_detector(needed)
+        if prefix is not None and (condition := prefix.card.condition) is not None:
+            if guard is None:
                 raise UsageError(
-                    f"detector {detector.card.name!r} reads layer {missing[0]}, which this engine does not capture. "
-                    "Create the engine with trimtab.Engine(model, detectors=[…])"
+                    f"prefix {prefix.card.name!r} has a condition on detector {condition.detector}. Load it with "
+                    "trimtab.load_detector, and pass it as guard"
                 )
+            (risk,) = self.score_prompts([Conversation(messages)], guard)
+            threshold = select_threshold(guard.card, condition.threshold, condition.false_positive_rate)
+            if (risk > threshold) != (condition.side == "above"):
+                if condition.otherwise == "refuse":
+                    return Answer(FIXED_REFUSAL, (), "content_filter", len(self.renderer.render_prompt(messages)))
+                prefix = None
         answer = self.chat_many([Conversation(messages, prefix)], sampling)[0][0]
         if detector is None or answer.signals is None:
             return answer
         return replace(answer, risk=detector.score_answer(answer.signals, self.config.layers))
+
+    def score_prompts(self, asks: Sequence[Conversation], detector: Detector, progress: Progress | None = None) -> list[float]:
+        """Compute the risks of prompts.
+
+        Args:
+            asks: conversations with their prefixes.
+            detector: detector of prompts, whose layers the engine captures.
+            progress: called with the numbers of finished and of all prompts.
+
+        Raises:
+            JobError: if the engine has no signals of a prompt.
+        """
+        indices = [self.config.layers.index(layer) for layer in detector.card.layers]
+        risks: list[float] = []
+        for start in range(0, len(asks), SCORED_TOGETHER):
+            batch = asks[start : start + SCORED_TOGETHER]
+            answers = [answer for (answer,) in self.chat_many(batch, Sampling(max_tokens=1), recorded=detector.card.windows)]
+            signals = [answer.signals for answer in answers if answer.signals is not None]
+            if len(signals) < len(answers):
+                raise JobError("the engine has no signals of a prompt. Run the command again")
+            psi = convert_to_prompt_states(torch.stack([entry.psi[indices] for entry in signals]))
+            windows = [entry.windows[:, indices] if len(entry.windows) else None for entry in signals]
+            risks += detector.score_prompts(psi, windows).tolist()
+            if progress is not None:
+                progress(len(risks), len(asks))
+        return risks
 
     def chat_many(
         self,
@@ -181,6 +225,14 @@ class Engine:
             Answer(text, tuple(ids), "stop" if ids == complete else "length", start, (), signals.get(request))
             for text, ids, complete, start, request in zip(texts, truncated, answers, starts, requests, strict=True)
         ]
+
+    def _check_detector(self, detector: Detector) -> None:
+        detection.check_base(detector.card, self.base)
+        if missing := sorted(set(detector.card.layers) - set(self.config.layers)):
+            raise UsageError(
+                f"detector {detector.card.name!r} reads layer {missing[0]}, which this engine does not capture. "
+                "Create the engine with trimtab.Engine(model, detectors=[…])"
+            )
 
     @contextmanager
     def _lease_slots(self, asks: Sequence[Conversation]) -> Generator[list[tuple[int, ...]]]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from trimtab.errors import UsageError
-from trimtab.types import Subject
+from trimtab.types import FIXED_REFUSAL, Subject
 
 Action = Literal["annotate", "route", "retry", "stop", "refuse"]
 # From the mildest to the strictest action.
@@ -21,7 +21,6 @@ SUBJECT_ACTIONS: Mapping[Subject, tuple[Action, ...]] = {
     "prompt": ("annotate", "route", "refuse"),
     "answer": ("annotate", "retry", "stop", "refuse"),
 }
-REFUSAL = "I cannot help with that request."
 # Decimals of a probability in a response.
 DIGITS = 4
 MAX_POLICIES, MAX_TEXT, MAX_NAME, MAX_ATTEMPTS = 8, 2000, 300, 8
@@ -55,7 +54,7 @@ class Policy:
     action: Action = "annotate"
     threshold: float | None = None
     false_positive_rate: float | None = None
-    refusal_text: str = REFUSAL
+    refusal_text: str = FIXED_REFUSAL
     model: str | None = None
     unchecked: Literal["fail", "pass"] = "fail"
     max_attempts: int = 3

@@ -1,14 +1,25 @@
 """Signals captured in the engine, compared with those of one transformers pass over the same text."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from tests.support.factories import compute_prompt_states, compute_reference_signals, make_detector, make_prefix
+from tests.support.factories import (
+    QUESTIONS,
+    compute_prompt_states,
+    compute_reference_signals,
+    make_detector,
+    make_prefix,
+    make_prompt_detector,
+)
+from trimtab.artifacts.card import PrefixCondition
 from trimtab.detection.signals import CHECK_INTERVAL, WINDOW, convert_to_prompt_states
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.offline import Engine
 from trimtab.errors import UsageError
 from trimtab.generation_types import Answer, Conversation, Sampling
+from trimtab.types import FIXED_REFUSAL
 
 LAYERS = (20, 29)
 SHORT = [f"What is the capital of {name}?" for name in ("France", "Spain", "Japan", "Peru", "Chad", "Cuba", "Mali", "Laos")]
@@ -189,3 +200,23 @@ def test_answer_has_the_risk_of_the_detector(signal_engine, frozen, base):
         UsageError, match=r"reads layer 10, which this engine does not capture\. Create the engine with trimtab\.Engine"
     ):
         signal_engine.chat(messages, detector=make_detector(frozen, base, "other", (10,)))
+
+
+def test_conditional_prefix_steers_and_refuses_by_its_guard(signal_engine, frozen, base):
+    guard = make_prompt_detector(frozen, base, "guard", LAYERS[:1])
+    prefix = make_prefix(frozen, base, "helper", 2, "system", 1)
+    condition = PrefixCondition("guard@1", "below", otherwise="refuse")
+    conditional = replace(prefix, card=replace(prefix.card, condition=condition))
+    sampling, answers = Sampling(max_tokens=8), {}
+    for question in QUESTIONS:
+        messages = [{"role": "user", "content": question}]
+        answer = signal_engine.chat(messages, conditional, sampling, guard=guard)
+        expected = signal_engine.chat(messages, prefix, sampling)
+        (risk,) = signal_engine.score_prompts([Conversation(messages)], guard)
+        flagged = risk > guard.card.thresholds["balanced"]
+        assert answer.text == (FIXED_REFUSAL if flagged else expected.text)
+        assert (answer.finish_reason == "content_filter") == flagged
+        answers[flagged] = answer
+    assert set(answers) == {True, False}
+    with pytest.raises(UsageError, match="has a condition on detector guard@1"):
+        signal_engine.chat(messages, conditional)

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 
 from trimtab.evaluation.safety.results import ArmResult, JudgedAnswer, summarize_answers
-from trimtab.types import CONDITIONAL_ARM, GUARD_ARM
-
-REFUSAL = "I cannot help with that request."
+from trimtab.types import CONDITIONAL_ARM, FIXED_REFUSAL, GUARD_ARM
 
 
 def build_guarded_results(base: ArmResult, prefixes: Sequence[ArmResult], flagged: Sequence[bool]) -> list[ArmResult]:
@@ -35,4 +33,4 @@ def build_guarded_results(base: ArmResult, prefixes: Sequence[ArmResult], flagge
 
 def refuse_prompt(answer: JudgedAnswer) -> JudgedAnswer:
     """Return the fixed refusal instead of an answer."""
-    return JudgedAnswer(answer.prompt, REFUSAL, "refusal")
+    return JudgedAnswer(answer.prompt, FIXED_REFUSAL, "refusal")
