@@ -248,15 +248,16 @@ class ConditionConfig:
     The prefix is trained on the prompts that it will steer.
 
     Args:
-        detector: detector of prompts: NAME, NAME@ALIAS or NAME@VERSION; by default the prefix steers all requests. With auto,
-            the job trains a detector on its own prompts, steers the prompts that it does not flag, and refuses the others.
+        detector: detector of prompts: NAME, NAME@ALIAS or NAME@VERSION; null lets the prefix steer all requests. With auto,
+            the job trains a detector on its own prompts if there are 100 of each side; the prefix then steers the prompts that
+            it does not flag, and the others are refused.
         side: side of the threshold: above steers prompts that the detector flags, below the others.
         threshold: risk above which a prompt is flagged, from 0 to 1; by default a threshold of the detector.
         false_positive_rate: false positive rate that selects the detector's threshold; by default the balanced threshold.
         otherwise: answer to the other prompts: base is that of the base model, refuse a fixed refusal, for side below only.
     """
 
-    detector: str | None = None
+    detector: str | None = AUTO
     side: Side = "above"
     threshold: float | None = None
     false_positive_rate: float | None = None

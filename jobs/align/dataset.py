@@ -252,10 +252,9 @@ def check_rows_left(filtered: FilterResult, what: str) -> None:
 def _judge_prompts(config: AlignConfig, base: BaseModel, prompts: Sequence[Prompt]) -> ConditionedPrompts | None:
     """Determine which prompts the prefix will steer; None if it has no condition."""
     settings = config.condition
-    if settings.detector is None:
+    # Only `trimtab align` trains a guard. Arms of studies and trials of sweeps steer all prompts by default.
+    if settings.detector in (None, AUTO):
         return None
-    if settings.detector == AUTO:
-        raise UsageError(f"condition.detector {AUTO}: only trimtab align trains a detector. Name one")
     levels = settings.threshold, settings.false_positive_rate
     wanted = PrefixCondition(settings.detector, settings.side, *levels, settings.otherwise)
     condition = resolve_condition(wanted, base)

@@ -16,12 +16,12 @@ from trimtab import objectives, settings
 from trimtab.artifacts.prefix import Prefix, save_prefix
 from trimtab.cli.console import console, print_line
 from trimtab.engine.config import EngineConfig
-from trimtab.errors import InterruptedByUserError, NotFoundError, UsageError
+from trimtab.errors import InterruptedByUserError, UsageError
 from trimtab.evaluation.gate import Gain, GateDecision, decide_on_gain
 from trimtab.evaluation.safety.comparison import estimate_difference
 from trimtab.evaluation.safety.report import build_table, results_as_json, write_plane
 from trimtab.evaluation.safety.results import ArmResult
-from trimtab.jobs.align.config import AUTO, AlignConfig, TrainConfig
+from trimtab.jobs.align.config import AUTO, AlignConfig, ConditionConfig, TrainConfig
 from trimtab.jobs.align.dataset import (
     PreparedDataset,
     RawDataset,
@@ -32,7 +32,7 @@ from trimtab.jobs.align.dataset import (
 )
 from trimtab.jobs.align.driver import build_learned_prefix, run_training
 from trimtab.jobs.align.target_ladder import compute_opening_share
-from trimtab.jobs.detect.guard import train_guard
+from trimtab.jobs.detect.guard import find_guard, train_guard
 from trimtab.jobs.evaluate.conditions import apply_conditions
 from trimtab.jobs.evaluate.variants import build_standard_arms, evaluate_arms, limit_prompts
 from trimtab.jobs.runtime.cluster import ray_session
@@ -99,8 +99,8 @@ def align(config: AlignConfig) -> AlignResult:
     if config.condition.detector != AUTO:
         return _run_once(config, base, raw)
     if (smaller := _count_smaller_side(raw)) < MIN_SIDE_PROMPTS:
-        reason = f"one side has {smaller} prompts; a guard needs {MIN_SIDE_PROMPTS}"
-        raise UsageError(f"condition.detector {AUTO}: {reason}. Add prompts")
+        print_line(f"no guard: one side has {smaller} prompts, a guard needs {MIN_SIDE_PROMPTS}. The prefix steers all prompts")
+        return _run_once(replace(config, condition=ConditionConfig(None)), base, raw)
     with ray_session(config.scale.address):
         return _run_once(add_guard(config, base, raw), base, raw)
 
@@ -151,7 +151,7 @@ def run_align(config: AlignConfig) -> dict[str, Any]:
 
 
 def add_guard(config: AlignConfig, base: BaseModel, raw: RawDataset) -> AlignConfig:
-    """Return settings in which condition `auto` names a guard; it is trained if the registry has none.
+    """Return settings in which condition `auto` names a guard, which is trained if there is none for these prompts.
 
     The prefix then steers the prompts that the guard does not flag, and a fixed refusal answers the others. Prompts that the
     guard was trained on have out-of-fold verdicts, in training and in the evaluation.
@@ -164,10 +164,9 @@ def add_guard(config: AlignConfig, base: BaseModel, raw: RawDataset) -> AlignCon
     Raises:
         TrimtabError: if the guard cannot be trained or registered.
     """
-    name = f"{config.name}-guard"
-    version = _find_guard(base, name)
+    name, prompts = f"{config.name}-guard", [prompt for listed in raw.parts.values() for prompt in listed]
+    version = find_guard(base, name, prompts)
     if version is None:
-        prompts = [prompt for listed in raw.parts.values() for prompt in listed]
         print_line(f"guard: training {name} on {len(prompts)} prompts")
         scale = ScaleConfig(gpus_per_worker=config.scale.gpus_per_worker, address=config.scale.address)
         version = train_guard(name, prompts, config.base, config.revision, config.train.dtype, scale)
@@ -180,14 +179,6 @@ def add_guard(config: AlignConfig, base: BaseModel, raw: RawDataset) -> AlignCon
 def _count_smaller_side(raw: RawDataset) -> int:
     labels = [prompt.label == "harmful" for prompts in raw.parts.values() for prompt in prompts]
     return min(sum(labels), len(labels) - sum(labels))
-
-
-def _find_guard(base: BaseModel, name: str) -> Version | None:
-    """Return the champion of a guard, or its candidate."""
-    try:
-        return registry.find_champion(base.name, name) or registry.find_version(base.name, name, registry.CANDIDATE)
-    except NotFoundError:
-        return None
 
 
 def _run_once(config: AlignConfig, base: BaseModel, raw: RawDataset) -> AlignResult:

@@ -184,9 +184,9 @@ def compute_p_true(verdict: Answer, tokenizer: PreTrainedTokenizerBase) -> float
 
 
 def _get_default_layers(base: BaseModel, subject: Subject) -> tuple[int, ...]:
-    if subject == "answer":
-        return round(base.depth * TWO_THIRDS), base.depth - 1
-    return tuple(sorted({round(base.depth * share) for share in PROMPT_DEPTHS}))
+    last = base.depth - 1
+    layers = [base.depth * TWO_THIRDS, last] if subject == "answer" else [base.depth * share for share in PROMPT_DEPTHS]
+    return tuple(sorted({min(round(layer), last) for layer in layers}))
 
 
 def _build_metadata(config: CollectConfig, base: BaseModel, layers: tuple[int, ...], prefix: Prefix | None) -> DatasetMetadata:

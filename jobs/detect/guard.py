@@ -1,20 +1,40 @@
 """Guard of a job: a detector of harmful prompts that is trained on the labeled prompts of the job."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from trimtab import settings
-from trimtab.data.prompt import Prompt, write_prompts
+from trimtab.data.prompt import Prompt, compute_prompts_digest, write_prompts
+from trimtab.errors import NotFoundError
 from trimtab.jobs.collect.config import CollectConfig
 from trimtab.jobs.collect.job import collect
 from trimtab.jobs.detect.config import DetectConfig
 from trimtab.jobs.detect.job import train_detectors
 from trimtab.jobs.runtime.config import ScaleConfig
+from trimtab.model.base_model import BaseModel
 from trimtab.tracking import registry
 from trimtab.tracking.registry import Version
 from trimtab.types import DType
 
 # Seeds that select the layer and the penalty.
 SEEDS = 3
+
+
+def find_guard(base: BaseModel, name: str, prompts: Sequence[Prompt]) -> Version | None:
+    """Return the newest version of a guard, unless a job trained it on other prompts.
+
+    Args:
+        base: base model.
+        name: name of the detector.
+        prompts: labeled prompts of the job. A version that the user has trained with `trimtab detect` may have any others.
+    """
+    try:
+        version = registry.find_version(base.name, name, registry.CANDIDATE)
+    except NotFoundError:
+        return None
+    signals = str(registry.load_detector(version, base).card.data[0]["name"])
+    is_own = Path(signals).is_relative_to(_get_folder(name))
+    return version if not is_own or Path(signals) == _get_signals(name, prompts) else None
 
 
 def train_guard(
@@ -33,12 +53,21 @@ def train_guard(
     Raises:
         TrimtabError: if the signals cannot be collected, or the detector cannot be trained or registered.
     """
-    folder = settings.get_runs_folder() / name
-    folder.mkdir(parents=True, exist_ok=True)
-    write_prompts(prompts, folder / "prompts.jsonl")
-    signals, source = str(folder / "signals"), str(folder / "prompts.jsonl")
+    signals = str(_get_signals(name, prompts))
+    source = f"{signals}.jsonl"
+    _get_folder(name).mkdir(parents=True, exist_ok=True)
+    write_prompts(prompts, Path(source))
     collect(CollectConfig(subject="prompt", data=source, out=signals, base=base, revision=revision, dtype=dtype, scale=scale))
     detected = train_detectors(
         DetectConfig(signals, "linear", num_seeds=SEEDS, name=name, base=base, revision=revision, address=scale.address)
     )
     return detected.version or registry.find_version(base, name, registry.CANDIDATE)
+
+
+def _get_folder(name: str) -> Path:
+    return settings.get_runs_folder() / name
+
+
+def _get_signals(name: str, prompts: Sequence[Prompt]) -> Path:
+    """Return the folder of the signals, which depends on the prompts: the same job resumes an interrupted collection."""
+    return _get_folder(name) / f"signals-{compute_prompts_digest(prompts)[:12]}"

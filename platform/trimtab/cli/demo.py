@@ -107,6 +107,8 @@ def _run_align(config: DemoConfig) -> dict[str, Any]:
             "evaluate.limit": 64,
             "evaluate.max_tokens": 16,
             "scale.num_workers": 2,
+            # The next step trains the guard, and compares the prefix with and without it.
+            "condition.detector": "null",
             "json": output,
         }
         _run_command(["align", *_format_options(options)])

@@ -10,6 +10,9 @@ from trimtab import settings
 from trimtab.artifacts.prefix import load_prefix
 from trimtab.cli.main import main
 from trimtab.detection.detector import Detector, save_detector
+from trimtab.jobs.align.config import AlignConfig, DataConfig
+from trimtab.jobs.align.dataset import read_raw_dataset
+from trimtab.jobs.detect.guard import find_guard
 from trimtab.model.chat_template import build_renderer
 from trimtab.model.frozen_model import FrozenModel
 from trimtab.tracking import registry, runs
@@ -99,7 +102,7 @@ def test_align_trains_a_guard_for_its_prefix(cluster, tiny_base, tmp_path, capsy
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
     options = {"base": tiny_base.path, "name": "guarded", "data.harmful": path, "data.benign": path, **OPTIONS}
-    options |= {"data.limit": 0, "condition.detector": "auto"}
+    options["data.limit"] = 0
     assert main(["align", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]) == 0
     (folder,) = (settings.get_runs_folder() / "guarded").glob("*")
     condition = load_prefix(folder / "prefix").card.condition
@@ -109,12 +112,20 @@ def test_align_trains_a_guard_for_its_prefix(cluster, tiny_base, tmp_path, capsy
     (prefix,) = [arm for arm in report["test"]["arms"] if arm["name"] == "guarded"]
     assert prefix["refusal"] > 0.5
     assert "condition: guarded-guard@1 below" in capsys.readouterr().out
+    # Another job on the same prompts uses the same guard.
+    fractions = {name: OPTIONS[f"data.{name}"] for name in ("validation_fraction", "test_fraction")}
+    config = AlignConfig(data=DataConfig(str(path), str(path), limit=0, **fractions))
+    prompts = [prompt for listed in read_raw_dataset(config, tiny_base).parts.values() for prompt in listed]
+    assert find_guard(tiny_base, "guarded-guard", prompts).version == 1
+    assert find_guard(tiny_base, "guarded-guard", prompts[1:]) is None
 
 
-def test_guard_needs_enough_prompts(tiny_base, prompt_file, capsys):
-    options = ["--base", str(tiny_base.path), "--data.harmful", prompt_file, "--data.benign", prompt_file]
-    assert main(["align", *options, "--condition.detector", "auto"]) == 2
-    assert "a guard needs 100" in capsys.readouterr().err
+def test_few_prompts_train_no_guard(cluster, tiny_base, prompt_file, capsys):
+    options = {"base": tiny_base.path, "name": "unguarded", "data.harmful": prompt_file, "data.benign": prompt_file, **OPTIONS}
+    assert main(["align", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]) == 0
+    assert "a guard needs 100" in capsys.readouterr().out
+    (folder,) = (settings.get_runs_folder() / "unguarded").glob("*")
+    assert load_prefix(folder / "prefix").card.condition is None
 
 
 def test_study_has_guarded_arms(cluster, tiny_base, tiny_guard, prompt_file, tmp_path):
