@@ -228,7 +228,7 @@ class GateConfig:
 
     Args:
         min_improvement: margin by which the balanced score must exceed the best of base, text prompt and current champion.
-        min_compliance: minimum fraction of benign prompts that are answered.
+        min_compliance: minimum fraction of benign prompts that are answered; for a model that answers fewer, its own fraction.
         rule: interval requires the whole 95 % interval of the improvement to be above min_improvement, point the point estimate
             only; the first champion of a name needs the point estimate only.
     """
