@@ -19,7 +19,7 @@ RESERVED_SEED = 2000
 def merge_datasets(sets: Mapping[str, SignalDataset], repeats: Sequence[int]) -> SignalDataset:
     """Merge data sets at the layers that all of them have.
 
-    A row that several sets have is used once, as in the first of them. Signals of unfinished answers are kept if all sets have
+    A row that several sets have is used once, as in the first of them. Signals of unfinished answers remain if all sets have
     them.
 
     Args:
