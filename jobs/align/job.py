@@ -102,7 +102,7 @@ def align(config: AlignConfig) -> AlignResult:
         print_line(f"no guard: one side has {smaller} prompts, a guard needs {MIN_SIDE_PROMPTS}. The prefix steers all prompts")
         return _run_once(replace(config, condition=ConditionConfig(None)), base, raw)
     with ray_session(config.scale.address):
-        return _run_once(add_guard(config, base, raw), base, raw)
+        return _run_once(add_guard(config, base), base, raw)
 
 
 def check_config(config: AlignConfig) -> None:
@@ -150,8 +150,10 @@ def run_align(config: AlignConfig) -> dict[str, Any]:
     return result.as_json()
 
 
-def add_guard(config: AlignConfig, base: BaseModel, raw: RawDataset) -> AlignConfig:
+def add_guard(config: AlignConfig, base: BaseModel) -> AlignConfig:
     """Return settings in which condition `auto` names a guard, which is trained if there is none for these prompts.
+
+    The guard is trained on all prompts of the sources, unless `data.limit` is set: it needs no answers, only states.
 
     The prefix then steers the prompts that the guard does not flag, and a fixed refusal answers the others. Prompts that the
     guard was trained on have out-of-fold verdicts, in training and in the evaluation.
@@ -159,11 +161,12 @@ def add_guard(config: AlignConfig, base: BaseModel, raw: RawDataset) -> AlignCon
     Args:
         config: settings of the job.
         base: base model.
-        raw: prompts of the job, which the guard is trained on.
 
     Raises:
         TrimtabError: if the guard cannot be trained or registered.
     """
+    limit = 0 if config.data.limit is None else config.data.limit
+    raw = read_raw_dataset(replace(config, data=replace(config.data, limit=limit)), base)
     name, prompts = f"{config.name}-guard", [prompt for listed in raw.parts.values() for prompt in listed]
     version = find_guard(base, name, prompts)
     if version is None:
@@ -172,8 +175,12 @@ def add_guard(config: AlignConfig, base: BaseModel, raw: RawDataset) -> AlignCon
         version = train_guard(name, prompts, config.base, config.revision, config.train.dtype, scale)
     condition = replace(config.condition, detector=f"{name}@{version.version}", side="below", otherwise="refuse")
     is_default = config.train.class_proportions == TrainConfig().class_proportions
-    train = replace(config.train, class_proportions=HELPFUL_PROPORTIONS) if is_default else config.train
-    return replace(config, condition=condition, train=train)
+    if not is_default:
+        return replace(config, condition=condition)
+    # As many benign as harmful rows would be few: the guard has left hardly any harmful ones.
+    rules = [rule for rule in config.data.filter_rules if rule != "balanced"]
+    train, data = replace(config.train, class_proportions=HELPFUL_PROPORTIONS), replace(config.data, filter_rules=rules)
+    return replace(config, condition=condition, train=train, data=data)
 
 
 def _count_smaller_side(raw: RawDataset) -> int:
