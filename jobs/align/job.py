@@ -172,7 +172,7 @@ def add_guard(config: AlignConfig, base: BaseModel) -> AlignConfig:
     if version is None:
         print_line(f"guard: training {name} on {len(prompts)} prompts")
         scale = ScaleConfig(gpus_per_worker=config.scale.gpus_per_worker, address=config.scale.address)
-        version = train_guard(name, prompts, config.base, config.revision, config.train.dtype, scale)
+        version = train_guard(base, name, prompts, config.base, config.revision, config.train.dtype, scale)
     condition = replace(config.condition, detector=f"{name}@{version.version}", side="below", otherwise="refuse")
     is_default = config.train.class_proportions == TrainConfig().class_proportions
     if not is_default:

@@ -32,20 +32,27 @@ def find_guard(base: BaseModel, name: str, prompts: Sequence[Prompt]) -> Version
         version = registry.find_version(base.name, name, registry.CANDIDATE)
     except NotFoundError:
         return None
-    signals = str(registry.load_detector(version, base).card.data[0]["name"])
-    is_own = Path(signals).is_relative_to(_get_folder(name))
-    return version if not is_own or Path(signals) == _get_signals(name, prompts) else None
+    signals = Path(str(registry.load_detector(version, base).card.data[0]["name"]))
+    is_own = signals.is_relative_to(_get_folder(name))
+    return version if not is_own or signals.name.startswith(_build_key(base, prompts)) else None
 
 
 def train_guard(
-    name: str, prompts: Sequence[Prompt], base: str, revision: str | None, dtype: DType, scale: ScaleConfig
+    base: BaseModel,
+    name: str,
+    prompts: Sequence[Prompt],
+    base_name: str,
+    revision: str | None,
+    dtype: DType,
+    scale: ScaleConfig,
 ) -> Version:
     """Collect the signals of prompts, train a linear detector on them, and register it.
 
     Args:
+        base: base model.
         name: name of the detector.
         prompts: labeled prompts.
-        base: base model, as in the settings of jobs.
+        base_name: base model, as in the settings of jobs.
         revision: revision of a Hugging Face id.
         dtype: data type of the model.
         scale: cluster resources of the engine.
@@ -53,21 +60,23 @@ def train_guard(
     Raises:
         TrimtabError: if the signals cannot be collected, or the detector cannot be trained or registered.
     """
-    signals = str(_get_signals(name, prompts))
+    # The same job resumes an interrupted collection.
+    signals = str(_get_folder(name) / f"{_build_key(base, prompts)}-{dtype}")
     source = f"{signals}.jsonl"
     _get_folder(name).mkdir(parents=True, exist_ok=True)
     write_prompts(prompts, Path(source))
-    collect(CollectConfig(subject="prompt", data=source, out=signals, base=base, revision=revision, dtype=dtype, scale=scale))
-    detected = train_detectors(
-        DetectConfig(signals, "linear", num_seeds=SEEDS, name=name, base=base, revision=revision, address=scale.address)
+    collect(
+        CollectConfig(subject="prompt", data=source, out=signals, base=base_name, revision=revision, dtype=dtype, scale=scale)
     )
-    return detected.version or registry.find_version(base, name, registry.CANDIDATE)
+    detected = train_detectors(
+        DetectConfig(signals, "linear", num_seeds=SEEDS, name=name, base=base_name, revision=revision, address=scale.address)
+    )
+    return detected.version or registry.find_version(base.name, name, registry.CANDIDATE)
 
 
 def _get_folder(name: str) -> Path:
     return settings.get_runs_folder() / name
 
 
-def _get_signals(name: str, prompts: Sequence[Prompt]) -> Path:
-    """Return the folder of the signals, which depends on the prompts: the same job resumes an interrupted collection."""
-    return _get_folder(name) / f"signals-{compute_prompts_digest(prompts)[:12]}"
+def _build_key(base: BaseModel, prompts: Sequence[Prompt]) -> str:
+    return f"{base.fingerprint}-{compute_prompts_digest(prompts)[:12]}"
