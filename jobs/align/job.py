@@ -101,6 +101,8 @@ def align(config: AlignConfig) -> AlignResult:
     if (smaller := _count_smaller_side(raw)) < MIN_SIDE_PROMPTS:
         print_line(f"no guard: one side has {smaller} prompts, a guard needs {MIN_SIDE_PROMPTS}. The prefix steers all prompts")
         return _run_once(replace(config, condition=ConditionConfig(None)), base, raw)
+    if config.resume is True:
+        _get_unfinished_run(config)
     with ray_session(config.scale.address):
         return _run_once(add_guard(config, base), base, raw)
 
@@ -223,9 +225,7 @@ def _train_with_progress(
 
 def _choose_run_folder(config: AlignConfig, identity: Mapping[str, Any]) -> Path:
     """Return the folder of the newest unfinished run if it is to be resumed, else a new folder."""
-    parent = settings.get_runs_folder() / config.name
-    candidates = (f for f in parent.glob("*") if (f / FILE).exists() and not (f / "done").exists())
-    unfinished = max(candidates, default=None)
+    unfinished = _get_unfinished_run(config) if config.resume is True else _find_unfinished_run(config)
     if config.resume and unfinished and (record := read_run_record(unfinished)):
         previous = runs.flatten_settings(record.config)
         changed = sorted(k for k, v in runs.flatten_settings(identity).items() if previous.get(k) != v)
@@ -237,11 +237,23 @@ def _choose_run_folder(config: AlignConfig, identity: Mapping[str, Any]) -> Path
                 f"cannot resume the unfinished run of {config.name!r}: different settings or data ({', '.join(changed)}). "
                 "Use the same ones, or omit --resume to start a new run"
             )
-    if config.resume is True:
-        raise UsageError(f"there is no unfinished run of {config.name!r} to resume. Omit --resume to start a new run")
-    folder = parent / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+    folder = settings.get_runs_folder() / config.name / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
     folder.mkdir(parents=True)
     return folder
+
+
+def _find_unfinished_run(config: AlignConfig) -> Path | None:
+    """Return the folder of the newest unfinished run; None if there is none."""
+    folders = (settings.get_runs_folder() / config.name).glob("*")
+    return max((f for f in folders if (f / FILE).exists() and not (f / "done").exists() and read_run_record(f)), default=None)
+
+
+def _get_unfinished_run(config: AlignConfig) -> Path:
+    """Return the folder of the newest unfinished run. Raise UsageError if there is none."""
+    unfinished = _find_unfinished_run(config)
+    if unfinished is None:
+        raise UsageError(f"there is no unfinished run of {config.name!r} to resume. Omit --resume to start a new run")
+    return unfinished
 
 
 def _evaluate_prefix(

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 # Base model that commands use by default.
 DEFAULT_BASE = "smollm2-135m"
 DType = Literal["auto", "bf16", "fp32"]
-Position = Literal["system", "system-end", "user", "user-end", "start"]
+Position = Literal["system", "system-end", "user", "start", "user-end"]
 FIXED_REFUSAL = "I cannot help with that request."
 """Answer of policies and conditions that refuse, unless another text is set."""
 Otherwise = Literal["base", "refuse"]

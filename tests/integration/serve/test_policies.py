@@ -11,6 +11,7 @@ from tests.integration.serve.conftest import LABELS
 from tests.support.chat_client import BASE, chat, send_concurrently
 from tests.support.factories import QUESTIONS, compute_prompt_psi, make_label_detector
 from trimtab.generation_types import Conversation
+from trimtab.types import FIXED_REFUSAL
 
 REFUSAL = "That I will not answer."
 REFUSE = {"detector": "guard", "action": "refuse", "refusal_text": REFUSAL}
@@ -174,10 +175,10 @@ def test_conditional_prefix_steers_one_side(client, flagged, harmless, side):
 def test_conditional_prefix_refuses_the_other_side(client, flagged, harmless):
     model = f"{BASE}:refusing@1"
     refused = chat(client, model, flagged)
-    assert refused.choices[0].message.content == REFUSAL
+    assert refused.choices[0].message.content == FIXED_REFUSAL
     assert refused.choices[0].finish_reason == "content_filter"
     chunks = list(chat(client, model, flagged, stream=True))
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == REFUSAL
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == FIXED_REFUSAL
     steered = chat(client, model, harmless)
     assert steered.choices[0].message.content == chat(client, f"{BASE}:two", harmless).choices[0].message.content
     assert steered.model == model

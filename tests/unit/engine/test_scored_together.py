@@ -1,7 +1,7 @@
-"""Limits of the generation task."""
+"""Limits of the in-process engine."""
 
+from trimtab.engine.offline import SCORED_TOGETHER
 from trimtab.engine.vllm_ext.capture_worker import KEEP
-from trimtab.jobs.evaluate.generation_task import SCORED_TOGETHER
 
 
 def test_prompts_are_scored_before_the_workers_discard_their_signals():
