@@ -170,8 +170,8 @@ def train(base: BaseModel, name: str, folders: Sequence[Path], out: Path) -> Sig
     """Train and register a detector; return its data set."""
     signals = [str(folder) for folder in folders]
     # Of few labels, a tenth would often be of one class.
-    parts = {"validation_fraction": 0.25, "test_fraction": 0.25}
-    train_detectors(DetectConfig(signals, "linear", num_seeds=1, name=name, out=str(out / name), base=base.name, **parts))
+    config = DetectConfig(signals, "linear", num_seeds=1, name=name, out=str(out / name), base=base.name)
+    train_detectors(replace(config, validation_fraction=0.25, test_fraction=0.25))
     return read_dataset(folders[0], base)
 
 
