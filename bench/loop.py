@@ -32,6 +32,7 @@ from trimtab.detection.drift import detect_drift, fit_distance, get_states
 from trimtab.detection.live_labels import LIVE_SOURCE, LabelJournal, LiveLabel, format_answer_key
 from trimtab.detection.signal_dataset import SignalDataset, read_dataset
 from trimtab.detection.signal_files import append_part, begin_dataset
+from trimtab.heads import compute_auroc
 from trimtab.jobs.collect.config import CollectConfig
 from trimtab.jobs.collect.job import collect
 from trimtab.jobs.detect.config import DetectConfig
@@ -138,8 +139,8 @@ def run_seed(base: BaseModel, kinds: Kinds, labels: Sequence[int], folder: Path,
     collected = write_collected(folder / "collected", kinds.first, kinds.train)
     detected = train(base, f"champion-{seed}", [collected], folder)
     champion = registry.load_detector(registry.find_version(base.name, f"champion-{seed}", "candidate"), base)
-    values["AUROC before the shift, champion"] = compute_auroc(champion, kinds.first, kinds.before)
-    values["AUROC after the shift, champion"] = compute_auroc(champion, kinds.then, kinds.test)
+    values["AUROC before the shift, champion"] = measure_auroc(champion, kinds.first, kinds.before)
+    values["AUROC after the shift, champion"] = measure_auroc(champion, kinds.then, kinds.test)
     values["answers until the alarm"] = measure_delay(champion, kinds, detected)
     for count in (count for count in labels if count <= len(kinds.after)):
         for case in ("honest", "client lies", "trusted rater lies"):
@@ -153,14 +154,14 @@ def run_seed(base: BaseModel, kinds: Kinds, labels: Sequence[int], folder: Path,
             seconds = time.perf_counter() - started
             version = registry.find_version(base.name, name, "candidate")
             suffix = f"{count} labels" if case == "honest" else f"{count} labels, {case}"
-            values[f"AUROC, {suffix}"] = compute_auroc(registry.load_detector(version, base), kinds.then, kinds.test)
+            values[f"AUROC, {suffix}"] = measure_auroc(registry.load_detector(version, base), kinds.then, kinds.test)
             values[f"promoted, {suffix}"] = float(refreshed == "promoted")
             if case == "honest":
                 values[f"seconds to the decision, {suffix}"] = seconds
                 alone = write_collected(folder / name / "alone", kinds.then, kinds.after[:count])
                 train(base, f"alone-{seed}-{count}", [alone], folder / name)
                 rival = registry.load_detector(registry.find_version(base.name, f"alone-{seed}-{count}", "candidate"), base)
-                own = compute_auroc(rival, kinds.then, kinds.test)
+                own = measure_auroc(rival, kinds.then, kinds.test)
                 values[f"AUROC, {suffix}, trained on these alone"] = own
                 values[f"loss against these alone, {suffix}"] = own - values[f"AUROC, {suffix}"]
     return values
@@ -209,11 +210,9 @@ def write_live(folder: Path, data: SignalDataset, rows: Tensor, case: str, seed:
     return folder / "base"
 
 
-def compute_auroc(detector: Detector, data: SignalDataset, rows: Tensor) -> float:
-    """Compute the share of pairs of a made-up and a right answer that the risks rank correctly."""
-    risk = compute_risk_at(detector, data, rows)
-    wrong, right = risk[data.truthful[rows] == 0], risk[data.truthful[rows] == 1]
-    return ((wrong[:, None] > right).double() + (wrong[:, None] == right).double() / 2).mean().item()
+def measure_auroc(detector: Detector, data: SignalDataset, rows: Tensor) -> float:
+    """Measure the AUROC of a detector on labeled rows."""
+    return compute_auroc(-compute_risk_at(detector, data, rows), data.truthful[rows])
 
 
 def measure_delay(champion: Detector, kinds: Kinds, trained: SignalDataset) -> float:

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM
 from trimtab.data.prompt_sets import read_prompt_set
 from trimtab.detection.signal_dataset import SignalDataset, read_dataset
 from trimtab.detection.signals import compute_token_statistics, concatenate_states
+from trimtab.heads import compute_auroc
 from trimtab.jobs.collect.config import CollectConfig
 from trimtab.jobs.collect.job import collect
 from trimtab.model.base_model import BaseModel, resolve_base_model
@@ -173,7 +174,7 @@ def measure_words(stored: Signals, data: SignalDataset) -> list[dict[str, Any]]:
     inputs = {"features": torch.cat(list(stored.parts.values()), 1), "token statistics": stored.history}
     for name, features in inputs.items():
         scores = predict_words(features[:half], labels[:half], features[half:])
-        values = [compute_auroc(scores[:, index], labels[half:, index]) for index in range(len(common))]
+        values = [measure_auroc(scores[:, index], labels[half:, index]) for index in range(len(common))]
         used = torch.tensor([value for value in values if value is not None])
         print(f"words from {name}: AUROC {used.mean():.3f} over {len(used)} words", flush=True)
         line = {"name": f"words from {name}", "value": used.mean().item(), "unit": "AUROC", "peer": 0.5, "ratio": None}
@@ -191,12 +192,10 @@ def predict_words(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
     return z @ (x.T @ torch.linalg.solve(kernel, targets))
 
 
-def compute_auroc(scores: Tensor, labels: Tensor) -> float | None:
-    """Compute the AUROC of scores [n]; None if one class has fewer than five rows."""
-    positive, negative = scores[labels], scores[~labels]
-    if min(len(positive), len(negative)) < 5:
-        return None
-    return (positive[:, None] > negative).double().mean().item()
+def measure_auroc(scores: Tensor, labels: Tensor) -> float | None:
+    """Measure the AUROC of scores [n]; None if one class has fewer than five rows."""
+    count = int(labels.sum())
+    return compute_auroc(scores, labels) if min(count, len(labels) - count) >= 5 else None
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ from trimtab.types import BASE_ARM, BASELINE_ARMS, TEXT_ARM
 from trimtab.util.atomic_files import exclusive_lock
 
 # Prompts of each side that a guard needs.
-MIN_SIDE_PROMPTS = 100
+MIN_GUARD_PROMPTS = 100
 # Classes that a helpful prefix is trained on, unless the user sets others: a fixed refusal answers the other side.
 HELPFUL_PROPORTIONS = {"benign_hard": 0.8, "benign_easy": 0.2}
 
@@ -98,13 +98,15 @@ def align(config: AlignConfig) -> AlignResult:
     raw = read_raw_dataset(config, base)
     if config.condition.detector != AUTO:
         return _run_once(config, base, raw)
-    if (smaller := _count_smaller_side(raw)) < MIN_SIDE_PROMPTS:
-        print_line(f"no guard: one side has {smaller} prompts, a guard needs {MIN_SIDE_PROMPTS}. The prefix steers all prompts")
+    if (smaller := _count_smaller_side(raw)) < MIN_GUARD_PROMPTS:
+        print_line(
+            f"no guard: one side has {smaller} prompts, a guard needs {MIN_GUARD_PROMPTS}. The prefix steers all prompts"
+        )
         return _run_once(replace(config, condition=ConditionConfig(None)), base, raw)
     if config.resume is True:
         _get_unfinished_run(config)
     with ray_session(config.scale.address):
-        return _run_once(add_guard(config, base), base, raw)
+        return _run_once(add_guard(config, base, raw), base, raw)
 
 
 def check_config(config: AlignConfig) -> None:
@@ -152,7 +154,7 @@ def run_align(config: AlignConfig) -> dict[str, Any]:
     return result.as_json()
 
 
-def add_guard(config: AlignConfig, base: BaseModel) -> AlignConfig:
+def add_guard(config: AlignConfig, base: BaseModel, raw: RawDataset) -> AlignConfig:
     """Return settings in which condition `auto` names a guard, which is trained if there is none for these prompts.
 
     The guard is trained on all prompts of the sources, unless `data.limit` is set: it needs no answers, only states.
@@ -163,13 +165,14 @@ def add_guard(config: AlignConfig, base: BaseModel) -> AlignConfig:
     Args:
         config: settings of the job.
         base: base model.
+        raw: prompts of the job.
 
     Raises:
         TrimtabError: if the guard cannot be trained or registered.
     """
-    limit = 0 if config.data.limit is None else config.data.limit
-    raw = read_raw_dataset(replace(config, data=replace(config.data, limit=limit)), base)
-    name, prompts = f"{config.name}-guard", [prompt for listed in raw.parts.values() for prompt in listed]
+    unlimited = replace(config, data=replace(config.data, limit=0))
+    all_prompts = read_raw_dataset(unlimited, base) if config.data.limit is None else raw
+    name, prompts = f"{config.name}-guard", [prompt for listed in all_prompts.parts.values() for prompt in listed]
     version = find_guard(base, name, prompts)
     if version is None:
         print_line(f"guard: training {name} on {len(prompts)} prompts")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from trimtab.detection.live_labels import RESERVED_FRACTION, check_reserved_fraction
 from trimtab.errors import UsageError
 from trimtab.evaluation.gate import GateRule
 from trimtab.jobs.runtime.config import as_source_list
@@ -79,15 +80,14 @@ class DetectConfig:
     windows: bool = False
     signal_weights: list[int] = field(default_factory=list[int])
     split: Split = "random"
-    reserved_fraction: float = 0.2
+    reserved_fraction: float = RESERVED_FRACTION
     promote: bool = True
 
     def __post_init__(self) -> None:
         check_split_shares(self.signals, self.num_seeds, self.validation_fraction, self.test_fraction)
         if not 0 < self.label_fraction <= 1:
             raise UsageError(f"label_fraction must be above 0 and at most 1, not {self.label_fraction}")
-        if not 0 <= self.reserved_fraction < 0.9:
-            raise UsageError(f"reserved_fraction must be at least 0 and below 0.9, not {self.reserved_fraction}")
+        check_reserved_fraction(self.reserved_fraction)
         folders = as_source_list(self.signals)
         if self.signal_weights and len(self.signal_weights) != len(folders):
             raise UsageError(f"signal_weights has {len(self.signal_weights)} numbers for {len(folders)} folders of signals")

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from trimtab.cli.console import print_line
 from trimtab.detection.detector import Detector
-from trimtab.detection.signal_dataset import SignalDataset, read_dataset
+from trimtab.detection.merged_dataset import read_datasets
+from trimtab.detection.signal_dataset import SignalDataset
 from trimtab.errors import UsageError
 from trimtab.evaluation.detection.metrics import compute_auroc
 from trimtab.evaluation.detection.pooling import Resamples, SeedRisks, draw_resamples, estimate_metric
 from trimtab.jobs.promote.detector_metrics import build_risks, compute_risk_at
 from trimtab.model.base_model import BaseModel
 from trimtab.stats.intervals import Interval, Rate, average_rates, compute_wilson_interval
-from trimtab.util.remote_paths import open_folder
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def read_further_sets(folders: Sequence[str], base: BaseModel, data: SignalDatas
         UsageError: if a data set differs from the training data in subject, layers or prefix, or has no other rows.
         ArtifactError: if a data set cannot be read or is of another base model.
     """
-    sets = {folder: read_dataset(open_folder(folder), base) for folder in folders}
+    sets = read_datasets(folders, base)
     for folder, test in sets.items():
         if set(test.keys) <= set(data.keys):
             raise UsageError(f"test_signals {folder}: the rows are those of the training data. Collect other rows")

@@ -12,7 +12,7 @@ import torch
 from trimtab.detection.detector import Detector
 from trimtab.detection.signal_dataset import SignalDataset
 from trimtab.detection.subject_terms import TERMS
-from trimtab.errors import ArtifactError, NotFoundError
+from trimtab.errors import ArtifactError
 from trimtab.evaluation.detection.metrics import compute_auroc
 from trimtab.evaluation.detection.pooling import (
     DetectorResult,
@@ -28,7 +28,7 @@ from trimtab.jobs.detect.reserved_labels import MIN_LABELS, compare_on_reserved,
 from trimtab.jobs.promote.detector_metrics import compute_risk_at
 from trimtab.model.base_model import BaseModel
 from trimtab.tracking import registry
-from trimtab.tracking.registry import CHAMPION, Version
+from trimtab.tracking.registry import Version
 
 
 def check_gate(
@@ -61,10 +61,7 @@ def check_gate(
     # Prompts have no training-free scores: a detector must rank them better than a constant risk does.
     untrained = [(r.name, r.validations) for r in results if not r.learned] or [("a constant", _flatten(first.validations))]
     gains = [_compare(name, first.validations, risks, resamples) for name, risks in untrained]
-    try:
-        version = registry.find_version(base.name, config.name, CHAMPION)
-    except NotFoundError:
-        version = None
+    version = registry.find_champion(base.name, config.name)
     if version is not None:
         rival = f"champion v{version.version}"
         try:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from trimtab import settings
 from trimtab.data.prompt import Prompt, compute_prompts_digest, write_prompts
-from trimtab.errors import NotFoundError
 from trimtab.jobs.collect.config import CollectConfig
 from trimtab.jobs.collect.job import collect
 from trimtab.jobs.detect.config import DetectConfig
@@ -28,9 +27,8 @@ def find_guard(base: BaseModel, name: str, prompts: Sequence[Prompt]) -> Version
         name: name of the detector.
         prompts: labeled prompts of the job. A version that the user has trained with `trimtab detect` may have any others.
     """
-    try:
-        version = registry.find_version(base.name, name, registry.CANDIDATE)
-    except NotFoundError:
+    version = registry.find_candidate(base.name, name)
+    if version is None:
         return None
     signals = Path(str(registry.load_detector(version, base).card.data[0]["name"]))
     is_own = signals.is_relative_to(_get_folder(name))

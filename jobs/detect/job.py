@@ -18,6 +18,7 @@ from trimtab import settings
 from trimtab.cli.console import ProgressBar, console, print_line
 from trimtab.detection.detector import Detector, build_detector, save_detector
 from trimtab.detection.detector_card import DetectorCard
+from trimtab.detection.live_labels import EVIDENCE
 from trimtab.detection.merged_dataset import count_trusted_labels
 from trimtab.detection.signal_dataset import SignalDataset
 from trimtab.detection.subject_terms import TERMS
@@ -265,10 +266,7 @@ def _log_result(detected: DetectResult, run: TrackedRun) -> None:
 def _log_out_of_fold(data: SignalDataset, final: FinalFit, run: TrackedRun) -> None:
     """Log the out-of-fold risk of each prompt by key, without texts, for the training of conditional prefixes."""
     risks = {data.keys[row]: round(float(risk), 6) for row, risk in zip(final.rows.tolist(), final.risk, strict=True)}
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "out_of_fold.json"
-        path.write_text(json.dumps(risks))
-        run.log_artifacts(path, "evaluation")
+    _log_json(run, "out_of_fold.json", risks)
 
 
 def _log_evidence(read: TrainingData, reserved: SignalDataset, run: TrackedRun) -> None:
@@ -276,9 +274,13 @@ def _log_evidence(read: TrainingData, reserved: SignalDataset, run: TrackedRun) 
     times = torch.cat([read.data.times[read.data.is_live], reserved.times])
     labels = count_trusted_labels(read.data) + count_trusted_labels(reserved)
     keys = [reserved.keys[row] for row in select_evidence(reserved).tolist()]
+    _log_json(run, Path(EVIDENCE).name, {"keys": keys, "labels": labels, "until": times.max().item()})
+
+
+def _log_json(run: TrackedRun, name: str, value: dict[str, Any]) -> None:
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "evidence.json"
-        path.write_text(json.dumps({"keys": keys, "labels": labels, "until": times.max().item()}))
+        path = Path(folder) / name
+        path.write_text(json.dumps(value))
         run.log_artifacts(path, "evaluation")
 
 

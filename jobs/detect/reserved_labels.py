@@ -20,7 +20,7 @@ MIN_LABELS = 10
 
 def select_evidence(reserved: SignalDataset) -> Tensor:
     """Return the reserved rows [n] with a label of a rater that the operator trusts."""
-    return (reserved.trusted & ~reserved.truthful.isnan()).nonzero()[:, 0]
+    return reserved.has_trusted_label.nonzero()[:, 0]
 
 
 def has_enough_labels(reserved: SignalDataset, rows: Tensor) -> bool:

@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.detection.merged_dataset import find_reserved_rows, merge_datasets
-from trimtab.detection.signal_dataset import SignalDataset, read_dataset
+from trimtab.detection.merged_dataset import find_reserved_rows, merge_datasets, read_datasets
+from trimtab.detection.signal_dataset import SignalDataset
 from trimtab.errors import UsageError
 from trimtab.jobs.detect.config import DetectConfig
 from trimtab.jobs.runtime.config import as_source_list
 from trimtab.model.base_model import BaseModel
-from trimtab.util.remote_paths import open_folder
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,8 @@ def read_training_data(config: DetectConfig, base: BaseModel) -> TrainingData:
         UsageError: if the data sets cannot be merged, or if no row is left to train on.
         ArtifactError: if a data set cannot be read, or is of another base model.
     """
-    sets = {folder: read_dataset(open_folder(folder), base) for folder in as_source_list(config.signals)}
-    merged = merge_datasets(sets, config.signal_weights or [1] * len(sets))
+    sets = read_datasets(as_source_list(config.signals), base)
+    merged = merge_datasets(sets, config.signal_weights)
     sources = [{"name": name, "digest": data.digest, "rows": len(data.keys)} for name, data in sets.items()]
     if not merged.is_live.any():
         return TrainingData(merged, None, sources)

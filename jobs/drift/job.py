@@ -22,7 +22,7 @@ from trimtab.evaluation.detection.metrics import compute_auroc, compute_ece
 from trimtab.evaluation.detection.pooling import SeedRisks, draw_resamples, estimate_metric
 from trimtab.evaluation.rendering import plain
 from trimtab.jobs.drift.config import DriftConfig
-from trimtab.jobs.drift.reference import Reference, read_reference
+from trimtab.jobs.drift.reference import read_reference
 from trimtab.jobs.promote.detector_metrics import build_risks, compute_risk_at
 from trimtab.model.base_model import resolve_base_model
 from trimtab.stats.intervals import Interval, Rate, compute_wilson_interval
@@ -96,7 +96,7 @@ def measure_drift(config: DriftConfig) -> DriftResult:
     version = registry.find_version(base.name, name, ref or registry.CHAMPION)
     detector = registry.load_detector(version, base)
     reference = read_reference(config, base, version, detector)
-    live = _select_later_answers(read_dataset(open_folder(config.signals), base), reference)
+    live = read_dataset(open_folder(config.signals), base).select_later(reference.until)
     if len(live.keys) < MIN_ANSWERS:
         raise UsageError(f"{config.signals} has {len(live.keys)} new answers; a comparison needs {MIN_ANSWERS}. Store more")
     risk = compute_risk_at(detector, live, torch.arange(len(live.keys)))
@@ -142,11 +142,6 @@ def run_drift(config: DriftConfig) -> dict[str, Any]:
     return plain(asdict(result))
 
 
-def _select_later_answers(live: SignalDataset, reference: Reference) -> SignalDataset:
-    """Select the answers after those that the detector was trained with."""
-    return live.select_rows(live.is_live & (live.times > reference.until))
-
-
 def _measure_origin(reference: SignalDataset, live: SignalDataset, layer: int) -> Interval:
     latest = live.select_rows(live.times.argsort(descending=True, stable=True)[:MAX_ROWS])
     generator = torch.Generator().manual_seed(0)
@@ -159,7 +154,7 @@ def _measure_origin(reference: SignalDataset, live: SignalDataset, layer: int) -
 
 def _measure_calibration(detector: Detector, live: SignalDataset) -> LabeledCalibration | None:
     """Measure the calibration on labels of trusted raters. The detector was not trained on any of these later answers."""
-    rows = (live.trusted & ~live.truthful.isnan()).nonzero()[:, 0]
+    rows = live.has_trusted_label.nonzero()[:, 0]
     wrong = int((live.truthful[rows] == 0).sum())
     if min(wrong, len(rows) - wrong) < MIN_LABELS:
         return None

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from trimtab.detection.detector import Detector
-from trimtab.detection.merged_dataset import merge_datasets
-from trimtab.detection.signal_dataset import SignalDataset, read_dataset
+from trimtab.detection.live_labels import EVIDENCE
+from trimtab.detection.merged_dataset import merge_datasets, read_datasets
+from trimtab.detection.signal_dataset import SignalDataset
 from trimtab.errors import UsageError
 from trimtab.jobs.drift.config import DriftConfig
 from trimtab.jobs.promote.detector_metrics import compute_risk_at
@@ -17,7 +18,6 @@ from trimtab.jobs.runtime.config import as_source_list
 from trimtab.model.base_model import BaseModel
 from trimtab.tracking.registry import Version
 from trimtab.tracking.run_artifacts import read_json_artifact
-from trimtab.util.remote_paths import open_folder
 
 # Rows that a reference needs, half of which define the distance of states.
 MIN_ROWS = 100
@@ -51,14 +51,14 @@ def read_reference(config: DriftConfig, base: BaseModel, version: Version, detec
     folders = as_source_list(config.reference) or [str(entry["name"]) for entry in detector.card.data]
     if not folders:
         raise UsageError(f"the card of {config.detector} names no training data. Pass --reference FOLDER, data of its kind")
-    sets = {folder: read_dataset(open_folder(folder), base) for folder in folders}
-    merged = merge_datasets(sets, [1] * len(sets))
-    evidence = read_json_artifact(version.run_id, "evaluation/evidence.json")
+    merged = merge_datasets(read_datasets(folders, base))
+    evidence = read_json_artifact(version.run_id, EVIDENCE)
     until = float(evidence.get("until", float("-inf")))
     if config.reference:
         rows = torch.ones(len(merged.keys), dtype=torch.bool)
     elif evidence:
-        is_held_out = torch.tensor([key in set(evidence["keys"]) for key in merged.keys])
+        reserved = set(evidence["keys"])
+        is_held_out = torch.tensor([key in reserved for key in merged.keys])
         rows = merged.is_live & (merged.times <= until) & (merged.truthful.isnan() | is_held_out)
     else:
         keys = _list_held_out_keys(read_json_artifact(version.run_id, "evaluation/risks.json"))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from trimtab.detection.live_labels import RESERVED_FRACTION, check_reserved_fraction
 from trimtab.errors import UsageError
 from trimtab.jobs.detect.config import GateConfig
 from trimtab.types import DEFAULT_BASE
@@ -41,7 +42,7 @@ class RefreshConfig:
     shadow_answers: int = field(default=200, kw_only=True)
     max_flagged: float = field(default=0.5, kw_only=True)
     num_seeds: int = field(default=5, kw_only=True)
-    reserved_fraction: float = field(default=0.2, kw_only=True)
+    reserved_fraction: float = field(default=RESERVED_FRACTION, kw_only=True)
     gate: GateConfig = field(default_factory=GateConfig, kw_only=True)
     dry_run: bool = field(default=False, kw_only=True)
     base: str = field(default=DEFAULT_BASE, kw_only=True)
@@ -57,3 +58,4 @@ class RefreshConfig:
             raise UsageError(f"shadow_answers must be at least 0, not {self.shadow_answers}")
         if not 0 < self.max_flagged <= 1:
             raise UsageError(f"max_flagged must be above 0 and at most 1, not {self.max_flagged}")
+        check_reserved_fraction(self.reserved_fraction)

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from trimtab.cli.console import print_line
 from trimtab.detection.detector_card import select_threshold
-from trimtab.detection.merged_dataset import count_trusted_labels, merge_datasets
-from trimtab.detection.signal_dataset import SignalDataset, read_dataset
-from trimtab.errors import NotFoundError, UsageError
+from trimtab.detection.live_labels import EVIDENCE
+from trimtab.detection.merged_dataset import count_trusted_labels, merge_datasets, read_datasets
+from trimtab.detection.signal_dataset import SignalDataset
+from trimtab.errors import UsageError
 from trimtab.jobs.detect.config import DetectConfig
 from trimtab.jobs.detect.job import train_detectors
 from trimtab.jobs.promote.detector_metrics import compute_risk_at
@@ -20,11 +21,8 @@ from trimtab.model.base_model import BaseModel, resolve_base_model
 from trimtab.stats.intervals import Rate, compute_wilson_interval
 from trimtab.tracking import registry
 from trimtab.tracking.promotions import promote_version, read_decision, record_decision
-from trimtab.tracking.registry import CANDIDATE, Version
+from trimtab.tracking.registry import Version
 from trimtab.tracking.run_artifacts import read_json_artifact
-from trimtab.util.remote_paths import open_folder
-
-EVIDENCE = "evaluation/evidence.json"
 
 RefreshStatus = Literal["waiting", "rejected", "shadow", "promoted"]
 """`waiting` for labels, `rejected` by the gate or in the shadow phase, in the `shadow` phase, or `promoted`."""
@@ -77,7 +75,7 @@ def refresh_detector(config: RefreshConfig) -> RefreshResult:
     """
     base = resolve_base_model(config.base, config.revision)
     data = _read_data(config, base)
-    candidate = _find_candidate(base, config.name)
+    candidate = registry.find_candidate(base.name, config.name)
     evidence = read_json_artifact(candidate.run_id, EVIDENCE) if candidate else {}
     if candidate and _is_in_shadow(candidate, evidence):
         return _end_shadow(config, base, data, candidate, float(evidence["until"]))
@@ -106,19 +104,11 @@ def run_refresh(config: RefreshConfig) -> dict[str, Any]:
 
 def _read_data(config: RefreshConfig, base: BaseModel) -> SignalDataset:
     folders = as_source_list(config.signals)
-    sets = {folder: read_dataset(open_folder(folder), base) for folder in folders}
-    merged = merge_datasets(sets, [1] * len(sets))
+    merged = merge_datasets(read_datasets(folders, base))
     if not merged.is_live.any():
         names = ", ".join(folders)
         raise UsageError(f"{names}: no stored answers. Add a data set in the folder of trimtab serve --keep_signals")
     return merged
-
-
-def _find_candidate(base: BaseModel, name: str) -> Version | None:
-    try:
-        return registry.find_version(base.name, name, CANDIDATE)
-    except NotFoundError:
-        return None
 
 
 def _is_in_shadow(candidate: Version, evidence: Any) -> bool:
@@ -156,7 +146,7 @@ def _train(config: RefreshConfig) -> RefreshResult:
 
 def _end_shadow(config: RefreshConfig, base: BaseModel, data: SignalDataset, candidate: Version, until: float) -> RefreshResult:
     """Promote or reject a candidate if enough answers have been stored since its training."""
-    later = data.select_rows(data.is_live & (data.times > until))
+    later = data.select_later(until)
     if len(later.keys) < config.shadow_answers:
         reason = f"{len(later.keys)} of {config.shadow_answers} answers after the training"
         return RefreshResult("shadow", reason, candidate.version)

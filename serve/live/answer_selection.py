@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.detection.merged_dataset import is_reserved
-from trimtab.detection.signal_files import list_parts, read_metadata, read_part
+from trimtab.detection.live_labels import is_reserved
+from trimtab.detection.signal_files import list_parts, read_metadata, read_part, read_rows
 from trimtab.util.remote_paths import Folder
 
 # Uncertain answers per answer that is selected among them for its difference from the others.
@@ -49,9 +49,7 @@ class SelectedAnswer:
 
 def read_answers(dataset: Folder) -> list[StoredAnswer]:
     """Read the answers of a data set, without their signals."""
-    meta = read_metadata(dataset)
-    rows = [row for part in list_parts(dataset) for row in read_part(part, meta, COLUMNS).to_pylist()]
-    return list({row["key"]: StoredAnswer(**row) for row in rows}.values())
+    return list({row["key"]: StoredAnswer(**row) for row in read_rows(dataset, COLUMNS)}.values())
 
 
 def read_states(dataset: Folder, keys: Sequence[str]) -> "np.ndarray[Any, np.dtype[np.float32]]":

@@ -12,7 +12,7 @@ from rich.table import Table
 from trimtab.cli.console import console, print_line
 from trimtab.data.files import Row, read_file, rename_columns
 from trimtab.detection.live_labels import LabelJournal, LiveLabel, read_labels, select_latest
-from trimtab.detection.signal_files import META, list_parts, read_metadata, read_part
+from trimtab.detection.signal_files import META, read_rows
 from trimtab.errors import ArtifactError, UsageError
 from trimtab.serve.live.answer_ids import FORM
 from trimtab.serve.live.label_config import FeedbackImportConfig, FeedbackListConfig
@@ -109,15 +109,13 @@ def _parse_row(row: Row, names: Mapping[str, str], location: str) -> LiveLabel:
 
 
 def _read_keys(dataset: Folder) -> list[str]:
-    meta = read_metadata(dataset)
-    return [key for part in list_parts(dataset) for key in read_part(part, meta, ["key"])["key"].to_pylist()]
+    return [row["key"] for row in read_rows(dataset, ["key"])]
 
 
 def _count_answers(dataset: Folder, labels: Mapping[str, LiveLabel]) -> StoredAnswers:
-    meta = read_metadata(dataset)
-    tables = [read_part(part, meta, ["key", "model"]) for part in list_parts(dataset)]
-    keys = {key for table in tables for key in table["key"].to_pylist()}
-    models = sorted({model for table in tables for model in table["model"].to_pylist() if model})
+    rows = read_rows(dataset, ["key", "model"])
+    keys = {row["key"] for row in rows}
+    models = sorted({row["model"] for row in rows if row["model"]})
     own = [labels[key] for key in keys if key in labels]
     right, trusted = sum(label.correct for label in own), sum(label.trusted for label in own)
     return StoredAnswers(dataset.name, models, len(keys), len(own), right, trusted)

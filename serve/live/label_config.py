@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from trimtab.detection.live_labels import RESERVED_FRACTION, check_reserved_fraction
 from trimtab.errors import UsageError
 from trimtab.types import Label
 
@@ -52,14 +53,13 @@ class FeedbackAskConfig:
     signals: str
     count: int = field(default=50, kw_only=True)
     out: str | None = field(default=None, kw_only=True)
-    reserved_fraction: float = field(default=0.2, kw_only=True)
+    reserved_fraction: float = field(default=RESERVED_FRACTION, kw_only=True)
     seed: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise UsageError(f"count must be at least 1, not {self.count}")
-        if not 0 <= self.reserved_fraction < 0.9:
-            raise UsageError(f"reserved_fraction must be at least 0 and below 0.9, not {self.reserved_fraction}")
+        check_reserved_fraction(self.reserved_fraction)
 
 
 @dataclass(frozen=True)

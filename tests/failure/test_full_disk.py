@@ -1,6 +1,5 @@
 """Training on a disk that fills up: a small file system in a mount namespace that ends with the job."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.align_runs import OPTIONS, WAIT_SECONDS, wait_for_checkpoint
+from tests.support.commands import can_mount
 from tests.support.prompt_rows import write_prompt_files
 from trimtab import settings
 from trimtab.tracking.client import get_client
@@ -25,16 +25,8 @@ cp -r "$folder" "$folder.copy"
 """
 
 
-def can_mount() -> bool:
-    """Return whether this user may mount file systems in a namespace."""
-    if not (shutil.which("unshare") and shutil.which("mount")):
-        return False
-    completed = subprocess.run([*NAMESPACE, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False)
-    return completed.returncode == 0
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not can_mount(), reason="mount namespaces are not available")
+@pytest.mark.skipif(not can_mount(NAMESPACE), reason="mount namespaces are not available")
 def test_job_reports_full_disk_and_resumes_with_free_space(home, tiny_base, tmp_path):
     data_folder = write_prompt_files(tmp_path)
     folder = settings.get_runs_folder() / "full"

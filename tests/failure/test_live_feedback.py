@@ -1,17 +1,13 @@
 """Stored signals and labels of a server whose replica is killed, or whose disk is full."""
 
 import asyncio
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
-from tests.support.commands import RunningCommand
+from tests.support.commands import RunningCommand, can_mount, start_command
 from trimtab.detection.live_labels import read_labels
 from trimtab.util import ports
 
@@ -29,12 +25,8 @@ def start_server(tiny_base, folder: Path, tmp_path: Path, *before: str) -> tuple
     port = ports.find_free_ports()[0]
     options = ["serve", "--base", str(tiny_base.path), "--port", str(port), "--engine.max_model_len", "256"]
     options += ["--engine.layers", "[1]", "--keep_signals", str(folder), "--signals_flush_s", "0.2"]
-    log = tmp_path / "log"
-    with log.open("w") as file:
-        command = [*before, sys.executable, "-m", "trimtab", *options]
-        process = subprocess.Popen(command, env=os.environ, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
-    server = RunningCommand(process, log)
-    server.wait_until(lambda: "press Ctrl-C to stop" in log.read_text())
+    server = start_command(options, tmp_path / "log", before=before)
+    server.wait_until(lambda: "press Ctrl-C to stop" in server.log.read_text())
     return server, f"http://127.0.0.1:{port}"
 
 
@@ -82,15 +74,7 @@ def test_acknowledged_labels_survive_a_killed_replica(home, tiny_base, tmp_path)
     stop_server(server)
 
 
-def can_mount() -> bool:
-    """Return whether this user may mount file systems in a namespace."""
-    if not (shutil.which("unshare") and shutil.which("mount")):
-        return False
-    completed = subprocess.run([*NAMESPACE, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False)
-    return completed.returncode == 0
-
-
-@pytest.mark.skipif(not can_mount(), reason="mount namespaces are not available")
+@pytest.mark.skipif(not can_mount(NAMESPACE), reason="mount namespaces are not available")
 def test_full_disk_loses_signals_but_no_answers(home, tiny_base, tmp_path):
     folder = tmp_path / "signals"
     folder.mkdir()

@@ -1,10 +1,11 @@
 """Commands in processes of their own, which a test signals."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,17 +47,27 @@ class RunningCommand:
         return find_remaining_processes(self.process.pid)
 
 
-def start_command(arguments: list[str], log: Path, environment: Mapping[str, str] | None = None) -> RunningCommand:
-    """Start a trimtab command in its own session, with its output in a file."""
+def start_command(
+    arguments: list[str], log: Path, environment: Mapping[str, str] | None = None, before: Sequence[str] = ()
+) -> RunningCommand:
+    """Start a trimtab command in its own session, with its output in a file; `before` is a command that executes it."""
     with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "trimtab", *arguments],
+            [*before, sys.executable, "-m", "trimtab", *arguments],
             env=os.environ | dict(environment or {}),
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     return RunningCommand(process, log)
+
+
+def can_mount(namespace: Sequence[str]) -> bool:
+    """Return whether this user may mount file systems in a namespace, given by its `unshare` command."""
+    if not (shutil.which("unshare") and shutil.which("mount")):
+        return False
+    completed = subprocess.run([*namespace, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False)
+    return completed.returncode == 0
 
 
 def find_remaining_processes(session: int) -> list[str]:

@@ -12,11 +12,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from trimtab.data.prompt import hash_to_fraction
+from trimtab.errors import UsageError
 from trimtab.util.remote_paths import Folder, wrap_storage_errors
 
 # Value of `source` in the settings of data sets that a server wrote.
 LIVE_SOURCE = "server"
 FOLDER = "labels"
+# Share of the live requests that no detector is trained on, and its seed. The seed must never change: a champion was trained
+# without the same rows.
+RESERVED_FRACTION, RESERVED_SEED = 0.2, 2000
+# Artifact of a detector's run with the keys of the reserved answers that had a trusted label.
+EVIDENCE = "evaluation/evidence.json"
 OWNER_ONLY = 0o600
 
 
@@ -49,6 +56,17 @@ class LiveLabel:
 def format_answer_key(request_id: str, choice: int) -> str:
     """Return the key of an answer in a data set of signals."""
     return f"{request_id}/{choice}"
+
+
+def is_reserved(request_id: str, fraction: float) -> bool:
+    """Return whether the answers to a live request are reserved for calibration and gates."""
+    return hash_to_fraction(request_id, RESERVED_SEED) < fraction
+
+
+def check_reserved_fraction(fraction: float) -> None:
+    """Raise UsageError if a reserved share leaves too few answers to train on."""
+    if not 0 <= fraction < 0.9:
+        raise UsageError(f"reserved_fraction must be at least 0 and below 0.9, not {fraction}")
 
 
 @dataclass(frozen=True)

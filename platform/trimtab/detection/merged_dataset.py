@@ -7,16 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.data.prompt import hash_to_fraction
-from trimtab.detection.signal_dataset import SignalDataset
+from trimtab.detection.live_labels import is_reserved
+from trimtab.detection.signal_dataset import SignalDataset, read_dataset
 from trimtab.errors import UsageError
+from trimtab.model.base_model import BaseModel
 from trimtab.util.identifiers import compute_key
-
-# Seed of the reserved share. It must never change: a champion was trained without the same rows.
-RESERVED_SEED = 2000
+from trimtab.util.remote_paths import open_folder
 
 
-def merge_datasets(sets: Mapping[str, SignalDataset], repeats: Sequence[int]) -> SignalDataset:
+def read_datasets(folders: Sequence[str], base: BaseModel) -> dict[str, SignalDataset]:
+    """Read data sets by folder; see `read_dataset`."""
+    return {folder: read_dataset(open_folder(folder), base) for folder in folders}
+
+
+def merge_datasets(sets: Mapping[str, SignalDataset], repeats: Sequence[int] = ()) -> SignalDataset:
     """Merge data sets at the layers that all of them have.
 
     A row that several sets have is used once, as in the first of them. Signals of unfinished answers remain if all sets have
@@ -24,7 +28,7 @@ def merge_datasets(sets: Mapping[str, SignalDataset], repeats: Sequence[int]) ->
 
     Args:
         sets: data sets by folder, at least one.
-        repeats: number of times that the rows of each set count in training.
+        repeats: number of times that the rows of each set count in training; by default once.
 
     Returns:
         The merged data set. Its identity is that of the first set, with the common layers.
@@ -42,6 +46,7 @@ def merge_datasets(sets: Mapping[str, SignalDataset], repeats: Sequence[int]) ->
     layers = [layer for layer in first.meta.layers if all(layer in data.meta.layers for data in sets.values())]
     if not layers:
         raise UsageError(f"signals cannot be merged: {', '.join(sets)} have no common layer. Collect the same layers")
+    repeats = repeats or [1] * len(sets)
     counted = [replace(data, repeats=data.repeats * count) for data, count in zip(sets.values(), repeats, strict=True)]
     if len(counted) == 1:
         return counted[0]
@@ -61,7 +66,7 @@ def merge_datasets(sets: Mapping[str, SignalDataset], repeats: Sequence[int]) ->
 
 def count_trusted_labels(data: SignalDataset) -> int:
     """Return the number of stored answers with a label of a rater that the operator trusts."""
-    return int((data.is_live & data.trusted & ~data.truthful.isnan()).sum())
+    return int((data.is_live & data.has_trusted_label).sum())
 
 
 def find_reserved_rows(data: SignalDataset, fraction: float) -> Tensor:
@@ -74,11 +79,6 @@ def find_reserved_rows(data: SignalDataset, fraction: float) -> Tensor:
         fraction: reserved share of the requests. A smaller share is a part of a larger one.
     """
     return data.is_live & torch.tensor([is_reserved(group, fraction) for group in data.groups], dtype=torch.bool)
-
-
-def is_reserved(request_id: str, fraction: float) -> bool:
-    """Return whether the answers to a live request are reserved."""
-    return hash_to_fraction(request_id, RESERVED_SEED) < fraction
 
 
 def _drop_repeated_rows(sets: Sequence[SignalDataset]) -> list[SignalDataset]:

@@ -91,6 +91,15 @@ class SignalDataset:
         """Whether a server stored each row [N]."""
         return ~self.times.isnan()
 
+    @property
+    def has_trusted_label(self) -> Tensor:
+        """Whether each row [N] has a label of a rater that the operator trusts."""
+        return self.trusted & ~self.truthful.isnan()
+
+    def select_later(self, time: float) -> "SignalDataset":
+        """Return the stored answers after a time (seconds since 1970)."""
+        return self.select_rows(self.is_live & (self.times > time))
+
     def select_rows(self, rows: Tensor) -> "SignalDataset":
         """Return the data set with a selection of rows, by an index or a mask."""
         chosen = torch.arange(len(self.keys))[rows]

@@ -204,6 +204,12 @@ def read_part(part: Folder, meta: DatasetMetadata, columns: list[str] | None = N
     return table
 
 
+def read_rows(folder: Folder, columns: list[str]) -> list[dict[str, Any]]:
+    """Read some columns of all rows of a data set, without the signals."""
+    meta = read_metadata(folder)
+    return [row for part in list_parts(folder) for row in read_part(part, meta, columns).to_pylist()]
+
+
 def _of(meta: DatasetMetadata) -> bytes:
     """Encode the identity that every part carries."""
     return json.dumps([meta.version, meta.fingerprint, meta.layers, meta.width, meta.dtype, meta.prefix_digest]).encode()

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from tests.support.live_answers import MODEL, build_answer
-from trimtab.detection.live_labels import LabelJournal, LiveLabel
-from trimtab.detection.merged_dataset import is_reserved
+from trimtab.detection.live_labels import LabelJournal, LiveLabel, is_reserved
 from trimtab.errors import UsageError
 from trimtab.generation_types import Signals
 from trimtab.serve.live.answer_selection import select_distant

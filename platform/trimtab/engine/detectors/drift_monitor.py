@@ -1,6 +1,5 @@
 """Monitors of the risks of live answers: one sequential test per detector, against the risks that its card records."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from trimtab.detection.detector import Detector
@@ -12,21 +11,6 @@ from trimtab.stats.change_detection import ChangeMonitor
 RUN_LENGTH = 10_000.0
 # Reference risks that a monitor needs, and detectors that are monitored at the same time.
 MIN_REFERENCE, MOST_MONITORS = 50, 64
-
-
-@dataclass(frozen=True)
-class DriftStatus:
-    """State of the monitor of a detector.
-
-    Attributes:
-        status: `shifted` from the first alarm on, else `stable`.
-        answers: number of answers.
-        evidence: evidence of a change, divided by `RUN_LENGTH`; an alarm at 1.
-    """
-
-    status: str
-    answers: int
-    evidence: float
 
 
 class DriftMonitors:
@@ -52,15 +36,19 @@ class DriftMonitors:
             self._shifted.add(key)
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Return the status of each monitored detector by NAME@VERSION, for the model list."""
-        return {
-            f"{name}@{version}": vars(self._get_status((name, version), monitor))
-            for (name, version), monitor in self._monitors.items()
-        }
+        """Return the status of each monitored detector by NAME@VERSION, for the model list.
 
-    def _get_status(self, key: tuple[str, int], monitor: ChangeMonitor) -> DriftStatus:
-        status = "shifted" if key in self._shifted else "stable"
-        return DriftStatus(status, monitor.count, float(f"{monitor.evidence / RUN_LENGTH:.3g}"))
+        `status` is `shifted` from the first alarm on, else `stable`; `answers` is their number; `evidence` is that of a change,
+        with an alarm at 1.
+        """
+        return {
+            f"{key[0]}@{key[1]}": {
+                "status": "shifted" if key in self._shifted else "stable",
+                "answers": monitor.count,
+                "evidence": float(f"{monitor.evidence / RUN_LENGTH:.3g}"),
+            }
+            for key, monitor in self._monitors.items()
+        }
 
     def _remove(self, key: tuple[str, int]) -> None:
         self._monitors.pop(key)
