@@ -27,7 +27,7 @@ def find_guard(base: BaseModel, name: str, prompts: Sequence[Prompt]) -> Version
         name: name of the detector.
         prompts: labeled prompts of the job. A version that the user has trained with `trimtab detect` may have any others.
     """
-    version = registry.find_candidate(base.name, name)
+    version = registry.find_alias(base.name, name, registry.CANDIDATE)
     if version is None:
         return None
     signals = Path(str(registry.load_detector(version, base).card.data[0]["name"]))

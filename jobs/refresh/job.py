@@ -75,7 +75,7 @@ def refresh_detector(config: RefreshConfig) -> RefreshResult:
     """
     base = resolve_base_model(config.base, config.revision)
     data = _read_data(config, base)
-    candidate = registry.find_candidate(base.name, config.name)
+    candidate = registry.find_alias(base.name, config.name, registry.CANDIDATE)
     evidence = read_json_artifact(candidate.run_id, EVIDENCE) if candidate else {}
     if candidate and _is_in_shadow(candidate, evidence):
         return _end_shadow(config, base, data, candidate, float(evidence["until"]))

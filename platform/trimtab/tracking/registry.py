@@ -170,12 +170,15 @@ def find_version(base: str, name: str, ref: str = CHAMPION) -> Version:
 
 def find_champion(base: str, name: str) -> Version | None:
     """Return the champion, or None if there is none."""
-    return _find_optional(base, name, CHAMPION)
+    return find_alias(base, name, CHAMPION)
 
 
-def find_candidate(base: str, name: str) -> Version | None:
-    """Return the candidate, which is the newest version, or None if there is none."""
-    return _find_optional(base, name, CANDIDATE)
+def find_alias(base: str, name: str, alias: str) -> Version | None:
+    """Return the version that an alias points to, or None if there is none."""
+    try:
+        return find_version(base, name, alias)
+    except NotFoundError:
+        return None
 
 
 def list_versions(base: str | None = None, name: str | None = None, kind: str | None = None) -> list[Version]:
@@ -304,13 +307,6 @@ def mark_used(registered: str) -> None:
     `get_last_modified` reads this timestamp.
     """
     get_client().update_registered_model(registered, get_client().get_registered_model(registered).description or "")
-
-
-def _find_optional(base: str, name: str, alias: str) -> Version | None:
-    try:
-        return find_version(base, name, alias)
-    except NotFoundError:
-        return None
 
 
 def _read_pages(read_page: Callable[[str | None], PagedList[ItemT]]) -> list[ItemT]:
