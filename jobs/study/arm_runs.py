@@ -15,7 +15,7 @@ from trimtab.artifacts.card import FILE
 from trimtab.artifacts.prefix import Prefix, load_prefix, save_prefix
 from trimtab.cli.console import ProgressBar, print_line
 from trimtab.errors import InterruptedByUserError, UsageError
-from trimtab.evaluation.study_page import TrainingCost
+from trimtab.evaluation.study_page import SelectedStep, TrainingCost
 from trimtab.jobs.align.config import AlignConfig
 from trimtab.jobs.align.dataset import PreparedDataset, build_run_identity
 from trimtab.jobs.align.driver import (
@@ -77,11 +77,13 @@ class TrainedArm:
         prefix: trained prefix.
         curve: validation loss as (step, loss).
         cost: time, tokens and memory of the training.
+        selected: validation at the selected step.
     """
 
     prefix: Prefix
     curve: list[tuple[int, float]]
     cost: TrainingCost
+    selected: SelectedStep
 
 
 @dataclass
@@ -222,9 +224,14 @@ def _train_arm(arm: ArmRun, base: BaseModel, parent: str, parallel: int, view: P
 
 def _read_trained_arm(arm: ArmRun) -> TrainedArm:
     prefix = load_prefix(arm.folder / "prefix")
-    curve = runs.read_curve(arm.record.run_id, "train/validation_loss") if arm.record else []
-    cost = {name: prefix.card.method.get(name) for name in ("seconds", "tokens", "memory_gib")}
-    return TrainedArm(prefix, curve, TrainingCost(arm.key, **cost))
+    decisions, losses = (
+        runs.read_curve(arm.record.run_id, f"train/validation_{measure}") if arm.record else []
+        for measure in ("decision", "loss")
+    )
+    method = prefix.card.method
+    cost = TrainingCost(arm.key, **{name: method.get(name) for name in ("seconds", "tokens", "memory_gib")})
+    step = int(method["best_step"])
+    return TrainedArm(prefix, losses, cost, SelectedStep(arm.key, step, dict(decisions).get(step), dict(losses).get(step)))
 
 
 def _identity(arm: ArmRun, base: BaseModel) -> dict[str, Any]:

@@ -224,6 +224,7 @@ def _build_report(
         form=prepared.form,
         curves={name: t.curve for name, t in trained.items()},
         costs=[t.cost for t in trained.values()],
+        selected=[t.selected for t in trained.values()],
         judge=standing,
         notes=[f"{name}: {json.dumps(values)}" for name, values in config.arms.items() if values]
         + [

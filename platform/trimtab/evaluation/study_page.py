@@ -57,6 +57,23 @@ class TrainingCost:
 
 
 @dataclass(frozen=True)
+class SelectedStep:
+    """Validation of an arm at the step whose vectors were selected; a measure that was not computed is None.
+
+    Attributes:
+        arm: name of the arm or seed.
+        step: selected step.
+        decision: mean probability of the openers of the right side, from 0 to 1.
+        loss: mean loss over the classes, in nats.
+    """
+
+    arm: str
+    step: int
+    decision: float | None = None
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
 class StudyReport:
     """Content of the report of a safety study. Seeds of an arm are results named `sta#1`, `sta#2`.
 
@@ -71,6 +88,7 @@ class StudyReport:
         judge: the judge and its agreement with human labels.
         notes: paragraphs of the last section.
         utility: metrics of the same arms by utility suite.
+        selected: validation of each trained arm and seed at its selected step.
     """
 
     title: str
@@ -83,6 +101,7 @@ class StudyReport:
     judge: JudgeStanding | None = None
     notes: Sequence[str] = ()
     utility: Mapping[str, Sequence[MeasuredArm]] = field(default_factory=dict[str, Sequence[MeasuredArm]])
+    selected: Sequence[SelectedStep] = ()
 
 
 @dataclass(frozen=True)
@@ -167,6 +186,7 @@ def _build_json(study: StudyReport, pooled: Mapping[str, Sequence[PooledArm]]) -
             "filter": [asdict(step) for step in study.filter_table],
             "form": form,
             "curves": study.curves,
+            "selected": [asdict(step) for step in study.selected],
             "costs": [asdict(cost) for cost in study.costs],
             "judge": study.judge.as_json() if study.judge else None,
             "notes": study.notes,

@@ -168,6 +168,8 @@ def test_study_reports_curves_and_training_costs(study):
         # A step has four rows, each of at least a chat template, a prompt and the vector.
         assert cost.tokens > STEPS * 4 * 10
         assert 0.1 < cost.memory_gib < 8
+    assert [selected.arm for selected in study.report.selected] == ["poft#0", "sta#0"]
+    assert all(0 < selected.decision < 1 and selected.loss > 0 for selected in study.report.selected)
 
 
 def test_repeated_study_reuses_all_results(study, capsys):

@@ -17,6 +17,7 @@ from trimtab.evaluation.safety.results import MEASURES, summarize_answers
 from trimtab.evaluation.study_page import (
     EXAMPLES,
     SCHEMA,
+    SelectedStep,
     StudyReport,
     TrainingCost,
     render_page,
@@ -48,6 +49,7 @@ def make_study():
         costs=[TrainingCost("sta#1", 372.4, 1203442, 2.31), TrainingCost("base")],
         judge=JudgeStanding("string match", [JudgeAgreement("human labels", 58, 58, 109, 118, 169)]),
         notes=["Made up & small"],
+        selected=[SelectedStep("sta#1", 20, 0.6123, 1.5), SelectedStep("lora $x^$", 40)],
     )
 
 
@@ -107,6 +109,7 @@ def test_page_has_every_arm_and_rate(study, study_html):
         "372",
     ]
     snippets += ["1,203,442", "2.31", "0.76 before and 0.51 after", "41", "Made up & small"]
+    snippets += ["sta#1200.6121.500", "lora $x^$40\u2013\u2013"]
     for snippet in [*snippets, "sta#1 against base: 19 newly right, 7 newly wrong"]:
         assert snippet in text
 
