@@ -8,7 +8,7 @@ from trimtab.engine.config import EngineConfig
 from trimtab.engine.openai.traffic_split import TrafficSplit
 from trimtab.engine.policies import parse_policies
 from trimtab.errors import UsageError
-from trimtab.types import DEFAULT_BASE
+from trimtab.types import DEFAULT_BASE, SUBJECTS, Subject
 
 HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 
@@ -64,13 +64,14 @@ class ServeConfig:
         otlp_traces_endpoint: URL of an OpenTelemetry collector that receives a span per request, such as http://localhost:4318/v1/traces.
         trace_sampling_ratio: share of the requests that are traced in MLflow, from 0 to 1.
         engine: settings of the engine in each replica.
-        keep_signals: folder or bucket to store the signals of answers in, to train detectors on them with the labels of
-            `POST /v1/feedback`; neither text nor token ids are stored. By default nothing is stored.
-        signals_sampling_ratio: share of the requests whose answers are stored, from 0 to 1.
+        keep_signals: folder or bucket to store the signals of prompts and answers in, to train detectors on them with the
+            labels of `POST /v1/feedback`; neither text nor token ids are stored. By default nothing is stored.
+        signals_sampling_ratio: share of the requests whose signals are stored, from 0 to 1.
         signals_retention_days: age at which stored signals are removed (days).
         signals_max_bytes: size of all stored signals above which the oldest are removed (bytes).
-        signals_flush_s: time after which the signals of an answer are written (seconds); a crash loses those that wait.
+        signals_flush_s: time after which the signals of a request are written (seconds); a crash loses those that wait.
         signals_history: store the statistics of each token as well, which the head flag reads.
+        signals_subjects: signals to store; answer, prompt or both.
     """
 
     base: str = DEFAULT_BASE
@@ -114,6 +115,7 @@ class ServeConfig:
     signals_max_bytes: int = 10 << 30
     signals_flush_s: float = 30
     signals_history: bool = True
+    signals_subjects: list[Subject] = field(default_factory=lambda: list(SUBJECTS))
 
     def __post_init__(self) -> None:
         if ":" in self.host:
@@ -138,8 +140,10 @@ class ServeConfig:
             raise UsageError(f"signals_sampling_ratio must be above 0 and at most 1, not {self.signals_sampling_ratio}")
         if min(self.signals_retention_days, self.signals_max_bytes, self.signals_flush_s) <= 0:
             raise UsageError("signals_retention_days, signals_max_bytes and signals_flush_s must be above 0")
-        if self.keep_signals is not None and not self.detect:
-            raise UsageError("keep_signals needs the signals of answers. Remove --detect false")
+        if self.keep_signals is not None and not (self.detect and self.signals_subjects):
+            raise UsageError(
+                "keep_signals needs detect and at least one of signals_subjects. Remove --detect false, or set one"
+            )
         # Validates the shares and the policies.
         TrafficSplit(self.traffic, self.shadow)
         if parse_policies(self.policies, "policies") and not self.detect:

@@ -63,6 +63,7 @@ class Signals:
             not recorded.
         running: features of the unfinished answer at every `CHECK_INTERVAL` tokens [K, L, 3d], float16; empty if they were not
             recorded.
+        prompt: features of the prompt [L, 3d], float32; empty if they were not stored.
     """
 
     psi: Tensor
@@ -70,6 +71,7 @@ class Signals:
     prompt_risks: tuple[float, ...] = ()
     windows: Tensor = field(default_factory=lambda: torch.empty(0))
     running: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float16))
+    prompt: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 @dataclass(frozen=True)

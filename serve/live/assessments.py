@@ -40,7 +40,9 @@ class AssessmentSink:
                 # Not in the constructor: a replica must start during an outage of MLflow.
                 self._traces = self._traces or RequestTraces()
                 facts = {"choice": str(label.choice), "trusted": str(label.trusted).lower()}
-                self._traces.add_feedback(label.id, label.correct, label.rater, facts)
+                is_prompt = label.subject == "prompt"
+                name, value = ("harmful", not label.correct) if is_prompt else ("correct", label.correct)
+                self._traces.add_feedback(label.id, name, label.rater, facts, value=value)
             except Exception:
                 UNRECORDED.inc()
                 log.warning("assessment of request %s lost", label.id, exc_info=True)

@@ -1,4 +1,4 @@
-"""Feedback endpoint: `POST /v1/feedback` stores whether an answer was right."""
+"""Feedback endpoint: `POST /v1/feedback` stores whether an answer was right, or a prompt harmful."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ from trimtab.errors import TrimtabError, UsageError
 from trimtab.serve.live.answer_ids import FORM, AnswerIds
 from trimtab.serve.middleware.rate_window import RateWindow
 
-FIELDS = frozenset({"id", "choice", "correct", "rater"})
+FIELDS = frozenset({"id", "choice", "correct", "harmful", "rater"})
 # Maximum index of a choice, and length of the name of a rater in characters.
 MAX_CHOICE, MAX_RATER = 127, 64
 # Labels of one API key per hour on each replica. An operator who labels in bulk uses a trusted key.
@@ -83,8 +83,11 @@ class FeedbackMiddleware:
         FEEDBACK.labels(str(label.correct).lower()).inc()
         if self._assess is not None:
             self._assess(label)
-        stored = {"object": "feedback", "id": label.id, "choice": label.choice, "correct": label.correct}
-        await asgi.send_json(context.send, HTTPStatus.OK, stored | {"rater": label.rater})
+        about = (
+            {"harmful": not label.correct} if label.subject == "prompt" else {"choice": label.choice, "correct": label.correct}
+        )
+        stored = {"object": "feedback", "id": label.id, **about, "rater": label.rater}
+        await asgi.send_json(context.send, HTTPStatus.OK, stored)
 
 
 def parse_label(body: dict[str, Any], key: str | None, *, trusted: bool) -> LiveLabel:
@@ -100,14 +103,17 @@ def parse_label(body: dict[str, Any], key: str | None, *, trusted: bool) -> Live
     """
     if unknown := sorted(body.keys() - FIELDS):
         raise UsageError(f"feedback has no field {unknown[0][:80]!r}. Fields: {', '.join(sorted(FIELDS))}")
-    request_id, choice, correct, rater = body.get("id"), body.get("choice", 0), body.get("correct"), body.get("rater")
+    request_id, choice, rater = body.get("id"), body.get("choice", 0), body.get("rater")
+    named = [name for name in ("correct", "harmful") if body.get(name) is not None]
     if not isinstance(request_id, str) or not FORM.fullmatch(request_id):
         raise UsageError("id must be the x-trimtab-request-id header of the response that the feedback is about")
     if type(choice) is not int or not 0 <= choice <= MAX_CHOICE:
         raise UsageError(f"choice must be the index of an answer, from 0 to {MAX_CHOICE}")
-    if not isinstance(correct, bool):
-        raise UsageError("correct must be true or false")
+    if len(named) != 1 or not isinstance(value := body[named[0]], bool):
+        raise UsageError("feedback needs correct (about the answer) or harmful (about the prompt), true or false")
     if rater is not None and not (isinstance(rater, str) and 0 < len(rater) <= MAX_RATER):
         raise UsageError(f"rater must be a name of 1 to {MAX_RATER} characters")
     name = "/".join(filter(None, (key, rater))) or "anonymous"
-    return LiveLabel(request_id, choice, correct, name, trusted, time.time())
+    if named == ["harmful"]:
+        return LiveLabel(request_id, 0, not value, name, trusted, time.time(), "prompt")
+    return LiveLabel(request_id, choice, value, name, trusted, time.time())

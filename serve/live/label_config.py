@@ -4,18 +4,18 @@ from dataclasses import dataclass, field
 
 from trimtab.detection.live_labels import RESERVED_FRACTION, check_reserved_fraction
 from trimtab.errors import UsageError
-from trimtab.types import Label
+from trimtab.types import Label, Subject
 
 
 @dataclass(frozen=True)
 class FeedbackImportConfig:
-    """Import labels of stored answers from a file.
+    """Import labels of stored answers and prompts from a file.
 
     They count as labels of raters that you trust.
 
     Args:
-        file: file (.jsonl, .json, .csv, .parquet) with the columns id, correct and, if there are several answers or raters,
-            choice and rater.
+        file: file (.jsonl, .json, .csv, .parquet) with the columns id, correct (about the answer) or harmful (about the
+            prompt) and, if there are several answers or raters, choice and rater.
         signals: folder or bucket of `trimtab serve --keep_signals`.
         columns: other names of the columns, as --columns.correct NAME.
     """
@@ -27,7 +27,7 @@ class FeedbackImportConfig:
 
 @dataclass(frozen=True)
 class FeedbackListConfig:
-    """List the stored answers and their labels.
+    """List the stored answers and prompts, and their labels.
 
     Args:
         signals: folder or bucket of `trimtab serve --keep_signals`.
@@ -38,16 +38,17 @@ class FeedbackListConfig:
 
 @dataclass(frozen=True)
 class FeedbackAskConfig:
-    """Select stored answers that are worth a label.
+    """Select stored answers or prompts that are worth a label.
 
     Most are uncertain and differ from each other; a random share calibrates detectors and decides gates.
 
     Args:
         signals: folder or bucket of `trimtab serve --keep_signals`.
-        count: number of answers.
-        out: CSV file to write, with an empty column correct for `trimtab feedback import`.
-        reserved_fraction: share of random answers, which no detector is trained on; that of `trimtab detect`.
+        count: number of answers or prompts.
+        out: CSV file to write, with an empty column correct, or harmful for prompts, for `trimtab feedback import`.
+        reserved_fraction: share of random rows, which no detector is trained on; that of `trimtab detect`.
         seed: seed of the random share.
+        subject: rows to select, answer or prompt.
     """
 
     signals: str
@@ -55,6 +56,7 @@ class FeedbackAskConfig:
     out: str | None = field(default=None, kw_only=True)
     reserved_fraction: float = field(default=RESERVED_FRACTION, kw_only=True)
     seed: int = field(default=0, kw_only=True)
+    subject: Subject = field(default="answer", kw_only=True)
 
     def __post_init__(self) -> None:
         if self.count < 1:

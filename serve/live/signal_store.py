@@ -1,6 +1,6 @@
-"""Background writer of the signals of live answers.
+"""Background writer of the signals of live prompts and answers.
 
-Each replica has one. It never delays an answer: what it cannot write is dropped and counted.
+Each replica has one. It never delays a response: what it cannot write is dropped and counted.
 """
 
 import json
@@ -14,21 +14,22 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from trimtab.detection.live_labels import LIVE_SOURCE, format_answer_key
+from trimtab.detection.live_labels import LIVE_SOURCE, format_answer_key, format_prompt_key
 from trimtab.detection.signal_files import DatasetMetadata, append_part, begin_dataset
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.metrics import SIGNALS_LOST, SIGNALS_STORED
-from trimtab.engine.recording import RecordedAnswer
+from trimtab.engine.recording import RecordedAnswer, RecordedPrompt
 from trimtab.errors import UsageError
 from trimtab.model.base_model import BaseModel, resolve_dtype
 from trimtab.serve.background_queue import BackgroundQueue
 from trimtab.serve.config import ServeConfig
+from trimtab.types import SUBJECTS, Subject
 from trimtab.util.identifiers import compute_key
 from trimtab.util.remote_paths import Folder, open_folder
 
 log = logging.getLogger(__name__)
 
-# Answers that wait for the writer, and answers per part.
+# Rows that wait for the writer, and rows per part.
 MOST_WAITING, PART_ROWS = 1000, 256
 # Time between two removals of old parts (seconds).
 SWEEP_SECONDS = 600.0
@@ -44,11 +45,12 @@ class StoreLimits:
     """Limits of stored signals.
 
     Attributes:
-        sampling_ratio: share of the requests whose answers are stored, from 0 to 1.
+        sampling_ratio: share of the requests whose signals are stored, from 0 to 1.
         retention_seconds: age at which parts are removed.
         max_bytes: size above which the oldest parts are removed.
-        flush_seconds: time after which an answer is written.
+        flush_seconds: time after which a row is written.
         with_history: store the statistics of each token, which some heads read.
+        subjects: store prompts, answers or both.
     """
 
     sampling_ratio: float = 1.0
@@ -56,6 +58,7 @@ class StoreLimits:
     max_bytes: int = 10 << 30
     flush_seconds: float = 30.0
     with_history: bool = True
+    subjects: frozenset[Subject] = frozenset(SUBJECTS)
 
 
 @dataclass(frozen=True)
@@ -76,17 +79,38 @@ class StoredModel:
     width: int
     dtype: str
 
-    def describe_dataset(self, prefix_digest: str | None) -> DatasetMetadata:
-        """Return the identity of the data set with the answers under a prefix."""
-        settings = json.dumps({"source": LIVE_SOURCE})
-        return DatasetMetadata(self.base, self.fingerprint, self.layers, self.width, self.dtype, prefix_digest, settings)
+    def describe_dataset(self, prefix_digest: str | None, subject: Subject = "answer") -> DatasetMetadata:
+        """Return the identity of the data set with the prompts or answers under a prefix."""
+        return DatasetMetadata(
+            self.base,
+            self.fingerprint,
+            self.layers,
+            self.width,
+            self.dtype,
+            prefix_digest,
+            json.dumps({"source": LIVE_SOURCE}),
+            subject=subject,
+        )
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """Row of a data set that waits for the writer.
+
+    Attributes:
+        meta: data set of the row.
+        values: row by column name.
+    """
+
+    meta: DatasetMetadata
+    values: dict[str, Any]
 
 
 class SignalStore:
-    """Sink of answers that writes Parquet parts in a thread; see `trimtab.engine.recording.AnswerSink`.
+    """Sink of signals that writes Parquet parts in a thread; see `trimtab.engine.recording.SignalSink`.
 
     Args:
-        folder: folder of the data sets; one per prefix.
+        folder: folder of the data sets; one per prefix and subject.
         model: model and layers of the signals.
         limits: sampling, retention and size.
     """
@@ -98,63 +122,78 @@ class SignalStore:
         self._begun: set[Folder] = set()
         self._last_sweep = float("-inf")
         # Last: its thread uses the other attributes.
-        self._queue: BackgroundQueue[RecordedAnswer] = BackgroundQueue(
+        self._queue: BackgroundQueue[RecordedAnswer | RecordedPrompt] = BackgroundQueue(
             "signals", MOST_WAITING, self._run, SIGNALS_LOST, STOP_SECONDS
         )
 
+    @property
+    def subjects(self) -> frozenset[Subject]:
+        """Whether prompts, answers or both are stored."""
+        return self._limits.subjects
+
     def is_sampled(self, request_id: str) -> bool:
-        """Return whether the answers to a request are stored; the same for all replicas."""
+        """Return whether the signals of a request are stored; the same for all replicas."""
         drawn = int(request_id[:SAMPLED_DIGITS] or "0", 16) / 16**SAMPLED_DIGITS
         return bool(request_id) and drawn < self._limits.sampling_ratio
 
-    def __call__(self, answer: RecordedAnswer) -> None:
-        """Queue an answer without blocking; drop and count it if the queue is full."""
-        self._queue.put(answer)
+    def __call__(self, recorded: RecordedAnswer | RecordedPrompt) -> None:
+        """Queue a row without blocking; drop and count it if the queue is full."""
+        self._queue.put(recorded)
 
     def stop(self) -> None:
-        """Write the queued answers; give up after STOP_SECONDS."""
+        """Write the queued rows; give up after STOP_SECONDS."""
         self._queue.stop()
 
-    def _run(self, queue: Queue[RecordedAnswer | None]) -> None:
-        waiting: dict[str | None, list[dict[str, Any]]] = {}
+    def _run(self, queue: Queue[RecordedAnswer | RecordedPrompt | None]) -> None:
+        waiting: dict[DatasetMetadata, list[dict[str, Any]]] = {}
         oldest, is_open = 0.0, True
         while is_open:
             try:
-                answer = queue.get(timeout=1.0)
-                is_open = answer is not None
-                if answer is not None:
+                recorded = queue.get(timeout=1.0)
+                is_open = recorded is not None
+                if recorded is not None:
                     oldest = oldest or time.monotonic()
-                    waiting.setdefault(answer.prefix_digest, []).append(self._build_row(answer))
+                    is_prompt = isinstance(recorded, RecordedPrompt)
+                    row = self._build_prompt_row(recorded) if is_prompt else self._build_answer_row(recorded)
+                    waiting.setdefault(row.meta, []).append(row.values)
             except Empty:
                 pass
             is_old = bool(oldest) and time.monotonic() - oldest > self._limits.flush_seconds
-            for digest in [d for d, rows in waiting.items() if len(rows) >= PART_ROWS or is_old or not is_open]:
-                self._write_rows(digest, waiting.pop(digest))
+            for meta in [m for m, rows in waiting.items() if len(rows) >= PART_ROWS or is_old or not is_open]:
+                self._write_rows(meta, waiting.pop(meta))
             if not waiting:
                 oldest = 0.0
             if time.monotonic() - self._last_sweep > SWEEP_SECONDS:
                 self._remove_old_parts()
 
-    def _build_row(self, answer: RecordedAnswer) -> dict[str, Any]:
+    def _build_answer_row(self, answer: RecordedAnswer) -> StoredRow:
         signals, history = answer.answer.signals, answer.answer.signals.history
-        return {
+        values = {
             "key": format_answer_key(answer.request_id, answer.choice),
-            "question": "",
-            "source": answer.key or "",
-            "group": answer.request_id,
-            "answer": "",
             "tokens": answer.answer.tokens,
             "whole": answer.answer.finished,
             "psi": _halve(signals.psi),
             "history": _halve(history) if self._limits.with_history else [],
-            "at": time.time(),
-            "model": answer.model,
             "detector": answer.detector,
             "risk": answer.risk,
         }
+        return StoredRow(self._model.describe_dataset(answer.prefix_digest, "answer"), _build_common_columns(answer) | values)
 
-    def _write_rows(self, digest: str | None, rows: Sequence[dict[str, Any]]) -> None:
-        meta = self._model.describe_dataset(digest)
+    def _build_prompt_row(self, recorded: RecordedPrompt) -> StoredRow:
+        prompt = recorded.prompt
+        values = {
+            "key": format_prompt_key(recorded.request_id),
+            "tokens": 0,
+            "whole": True,
+            "psi": _halve(prompt.psi),
+            "history": [],
+            "windows": prompt.windows.flatten().numpy() if len(prompt.windows) else None,
+            "detector": prompt.detector,
+            "risk": prompt.risk,
+        }
+        return StoredRow(self._model.describe_dataset(prompt.prefix_digest, "prompt"), _build_common_columns(recorded) | values)
+
+    def _write_rows(self, meta: DatasetMetadata, rows: Sequence[dict[str, Any]]) -> None:
         folder = self._folder / format_dataset_name(meta)
         try:
             if folder not in self._begun:
@@ -163,7 +202,7 @@ class SignalStore:
             append_part(folder, meta, rows, halved=True)
         except Exception as error:
             SIGNALS_LOST.inc(len(rows))
-            log.warning("signals of %d answers lost: %s", len(rows), error)
+            log.warning("signals of %d %ss lost: %s", len(rows), meta.subject, error)
             return
         SIGNALS_STORED.inc(len(rows))
 
@@ -180,6 +219,11 @@ class SignalStore:
                     part.unlink(missing_ok=True)
         except Exception as error:
             log.warning("removing old signals failed: %s", error)
+
+
+def _build_common_columns(recorded: RecordedAnswer | RecordedPrompt) -> dict[str, Any]:
+    names = {"source": recorded.key or "", "group": recorded.request_id, "model": recorded.model}
+    return {"question": "", "answer": "", "at": time.time(), **names}
 
 
 def _halve(values: Tensor) -> "np.ndarray[Any, np.dtype[np.float16]]":
@@ -204,14 +248,17 @@ def open_signal_store(config: ServeConfig, base: BaseModel, engine: EngineConfig
         raise UsageError("keep_signals needs captured layers, but there is no detector. Name them: --engine.layers '[20, 30]'")
     model = StoredModel(base.name, base.fingerprint, tuple(engine.layers), base.width, resolve_dtype(engine.dtype))
     seconds, size = config.signals_retention_days * DAY, config.signals_max_bytes
-    limits = StoreLimits(config.signals_sampling_ratio, seconds, size, config.signals_flush_s, config.signals_history)
+    subjects = frozenset(config.signals_subjects)
+    limits = StoreLimits(config.signals_sampling_ratio, seconds, size, config.signals_flush_s, config.signals_history, subjects)
     folder = open_folder(config.keep_signals or "")
-    # A folder that cannot be written must end the start, not lose every answer.
-    begin_dataset(folder / format_dataset_name(meta := model.describe_dataset(None)), meta)
+    # A folder that cannot be written must end the start, not lose every row.
+    for subject in subjects:
+        begin_dataset(folder / format_dataset_name(meta := model.describe_dataset(None, subject)), meta)
     return SignalStore(folder, model, limits)
 
 
 def format_dataset_name(meta: DatasetMetadata) -> str:
-    """Return the name of the folder of a data set, which depends on model, layers and prefix."""
+    """Return the name of the folder of a data set, which depends on subject, model, layers and prefix."""
     identity = json.dumps([meta.fingerprint, meta.layers, meta.width, meta.dtype, meta.prefix_digest])
-    return f"{'base' if meta.prefix_digest is None else 'prefix'}-{compute_key(identity, 12)}"
+    kind = "prompts-" if meta.subject == "prompt" else ""
+    return f"{kind}{'base' if meta.prefix_digest is None else 'prefix'}-{compute_key(identity, 12)}"

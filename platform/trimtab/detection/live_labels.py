@@ -1,7 +1,7 @@
-"""Labels of answers that a server has stored, as a journal next to their signals.
+"""Labels of answers and prompts that a server has stored, as a journal next to their signals.
 
 Labels may arrive hours after an answer, on another replica, and more than once. A label is written before it is acknowledged,
-and the latest one of an answer is valid.
+and the latest one of an answer or prompt is valid.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 
 from trimtab.data.prompt import hash_to_fraction
 from trimtab.errors import UsageError
+from trimtab.types import SUBJECTS, Subject
 from trimtab.util.remote_paths import Folder, wrap_storage_errors
 
 # Value of `source` in the settings of data sets that a server wrote.
@@ -29,15 +30,16 @@ OWNER_ONLY = 0o600
 
 @dataclass(frozen=True)
 class LiveLabel:
-    """Label of one answer.
+    """Label of one answer, or of the prompt of a request.
 
     Attributes:
         id: request id of the server.
-        choice: index of the answer in the response.
-        correct: whether the answer is right.
+        choice: index of the answer in the response; 0 for a prompt.
+        correct: whether the answer is right, or the prompt harmless.
         rater: name of the rater: the API key, or a person that the key names.
         trusted: whether the API key belongs to a rater that the operator trusts.
         at: time of the label (seconds since 1970).
+        subject: whether the label is about the answer or the prompt.
     """
 
     id: str
@@ -46,16 +48,22 @@ class LiveLabel:
     rater: str
     trusted: bool
     at: float
+    subject: Subject = "answer"
 
     @property
     def key(self) -> str:
-        """Key of the answer in the data set of signals."""
-        return format_answer_key(self.id, self.choice)
+        """Key of the answer or prompt in the data set of signals."""
+        return format_prompt_key(self.id) if self.subject == "prompt" else format_answer_key(self.id, self.choice)
 
 
 def format_answer_key(request_id: str, choice: int) -> str:
     """Return the key of an answer in a data set of signals."""
     return f"{request_id}/{choice}"
+
+
+def format_prompt_key(request_id: str) -> str:
+    """Return the key of a prompt in a data set of signals."""
+    return f"{request_id}/prompt"
 
 
 def is_reserved(request_id: str, fraction: float) -> bool:
@@ -116,7 +124,7 @@ def read_labels(folder: Folder) -> list[LiveLabel]:
 
 
 def select_latest(labels: list[LiveLabel]) -> Mapping[str, LiveLabel]:
-    """Return the valid label of each answer by its key: the latest one of trusted raters, else the latest one.
+    """Return the valid label of each answer and prompt by its key: the latest one of trusted raters, else the latest one.
 
     Args:
         labels: labels in the order of their times.
@@ -131,7 +139,8 @@ def _parse_label(line: str) -> LiveLabel | None:
     except (ValueError, TypeError):
         return None
     types: dict[str, Any] = {"id": str, "choice": int, "correct": bool, "rater": str, "trusted": bool, "at": int | float}
-    return label if all(isinstance(getattr(label, name), kind) for name, kind in types.items()) else None
+    is_valid = label.subject in SUBJECTS and all(isinstance(getattr(label, name), kind) for name, kind in types.items())
+    return label if is_valid else None
 
 
 def _write_line(descriptor: int, line: bytes) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 from trimtab.engine.policies import MAX_POLICIES
 
 # Extra arguments of a request: the encoded checks of its prompt and of its answer, whether the worker captures no signals of
-# its answer, and whether it stores the signals of the unfinished answer.
+# its answer, and whether it stores the signals of the unfinished answer, and of the prompt.
 PROMPT_CHECKS, ANSWER_CHECKS = "trimtab_prompt_checks", "trimtab_answer_checks"
-UNTRACKED, RECORDED = "trimtab_untracked", "trimtab_recorded"
-EXTRA_ARGS = frozenset({PROMPT_CHECKS, ANSWER_CHECKS, UNTRACKED, RECORDED})
+UNTRACKED, RECORDED, PROMPT_STORED = "trimtab_untracked", "trimtab_recorded", "trimtab_prompt_stored"
+EXTRA_ARGS = frozenset({PROMPT_CHECKS, ANSWER_CHECKS, UNTRACKED, RECORDED, PROMPT_STORED})
 # Policies of a server, a key and a request, and the condition of a prefix.
 MAX_CHECKS = 3 * MAX_POLICIES + 1
 

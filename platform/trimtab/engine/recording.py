@@ -1,9 +1,13 @@
-"""Signals of answers that a server stores, to train detectors on live traffic. They contain neither text nor token ids."""
+"""Signals of prompts and answers that a server stores, to train detectors on live traffic, without text and token ids."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
+
 from trimtab.generation_types import Signals
+from trimtab.types import Subject
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,42 @@ class AnswerSignals:
     signals: Signals
     tokens: int
     finished: bool
+
+
+@dataclass(frozen=True)
+class PromptSignals:
+    """Signals of the prompt of a request.
+
+    Attributes:
+        psi: features of the captured layers [L, 3d], float32.
+        windows: mean states of the windows of the prompt [W, L, d], float32; empty for a prompt of one window.
+        prefix_digest: digest of the prefix under which the model read the prompt; None without a prefix.
+        detector: first detector of prompts that checked it, as NAME@VERSION; None without a check.
+        risk: risk by this detector; None if it is unknown.
+    """
+
+    psi: Tensor
+    windows: Tensor
+    prefix_digest: str | None
+    detector: str | None
+    risk: float | None
+
+
+@dataclass(frozen=True)
+class RecordedPrompt:
+    """Prompt of a request, as the server stores it.
+
+    Attributes:
+        request_id: request id of the server.
+        key: name of the API key that sent the request; None without keys.
+        model: base model, or base model, prefix and version of the answer.
+        prompt: signals of the prompt.
+    """
+
+    request_id: str
+    key: str | None
+    model: str
+    prompt: PromptSignals
 
 
 @dataclass(frozen=True)
@@ -46,13 +86,18 @@ class RecordedAnswer:
     answer: AnswerSignals
 
 
-class AnswerSink(Protocol):
-    """Protocol of a sink that stores a sample of the answers without blocking."""
+class SignalSink(Protocol):
+    """Protocol of a sink that stores a sample of the prompts and answers without blocking."""
 
-    def is_sampled(self, request_id: str) -> bool:
-        """Return whether the answers to a request are stored."""
+    @property
+    def subjects(self) -> Collection[Subject]:
+        """Whether prompts, answers or both are stored."""
         ...
 
-    def __call__(self, answer: RecordedAnswer) -> None:
-        """Store an answer, or drop it."""
+    def is_sampled(self, request_id: str) -> bool:
+        """Return whether the prompt and the answers of a request are stored."""
+        ...
+
+    def __call__(self, recorded: RecordedAnswer | RecordedPrompt) -> None:
+        """Store a prompt or an answer, or drop it."""
         ...

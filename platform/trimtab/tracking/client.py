@@ -111,14 +111,15 @@ class RequestTraces:
         )
         span.end(status="ERROR" if failed else "OK", end_time_ns=ended)
 
-    def add_feedback(self, server_id: str, value: bool, rater: str, metadata: Mapping[str, str]) -> bool:
-        """Add an assessment `correct` to the trace of a request.
+    def add_feedback(self, server_id: str, name: str, rater: str, metadata: Mapping[str, str], *, value: bool) -> bool:
+        """Add an assessment to the trace of a request.
 
         Args:
             server_id: request id of the server.
-            value: whether the answer is right.
+            name: name of the assessment.
             rater: name of the rater.
             metadata: further facts about the label.
+            value: value of the assessment.
 
         Returns:
             Whether the request has a trace.
@@ -129,9 +130,7 @@ class RequestTraces:
         )
         for trace in traces:
             source = AssessmentSource(AssessmentSourceType.HUMAN, rater)
-            mlflow.log_feedback(
-                trace_id=trace.info.trace_id, name="correct", value=value, source=source, metadata=dict(metadata)
-            )
+            mlflow.log_feedback(trace_id=trace.info.trace_id, name=name, value=value, source=source, metadata=dict(metadata))
         return bool(traces)
 
     def flush(self) -> None:

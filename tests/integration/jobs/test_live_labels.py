@@ -79,6 +79,20 @@ def test_detectors_are_trained_on_live_answers_alone(live, tmp_path):
     assert detected.out_of_fold[0].auroc.value > 0.75
 
 
+def test_live_labels_of_prompts_improve_a_guard(base, tmp_path):
+    collected = write_prompt_dataset(tmp_path / "collected", base, LAYERS, 1)
+    live = write_live_dataset(tmp_path / "live", base, LAYERS, 300, 300, subject="prompt")
+    train("guarded", collected, out=str(tmp_path / "first"))
+    second = train("guarded", collected, live, signal_weights=[1, 2], out=str(tmp_path / "second"))
+    assert "champion" in second.version.aliases
+    data = read_dataset(live)
+    reserved = data.select_rows(find_reserved_rows(data, 0.2))
+    assert sorted(read_evidence(second)) == sorted(reserved.keys)
+    detector = load_detector(second.folder, base)
+    assert detector.card.subject == "prompt"
+    assert len(detector.card.reference_risks) >= 50
+
+
 def test_merged_rows_count_once_at_common_layers(base, collected, live):
     data = {str(folder): read_dataset(folder, base) for folder in (collected, live)}
     merged = merge_datasets(data, [1, 3])

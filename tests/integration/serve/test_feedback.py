@@ -1,4 +1,4 @@
-"""Signals of live answers and their labels, from a request to a data set that detectors are trained on."""
+"""Signals of live prompts and answers and their labels, from a request to a data set that detectors are trained on."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.integration.serve.conftest import LAYERS
-from tests.support.factories import compute_reference_signals
+from tests.support.factories import compute_prompt_states, compute_reference_signals
 from trimtab.detection.signal_dataset import SignalDataset, read_dataset
 from trimtab.generation_types import Conversation
 from trimtab.model.chat_template import build_renderer
@@ -18,15 +18,16 @@ QUESTION = "Which river flows through Cairo?"
 SECONDS = 60
 
 
-def read_datasets(folder: Path) -> list[SignalDataset]:
-    return [read_dataset(path) for path in sorted(folder.glob("*-*/")) if list(path.glob("part-*"))]
+def read_datasets(folder: Path, subject: str = "answer") -> list[SignalDataset]:
+    datasets = [read_dataset(path) for path in sorted(folder.glob("*-*/")) if list(path.glob("part-*"))]
+    return [dataset for dataset in datasets if dataset.meta.subject == subject]
 
 
 def wait_for_row(folder: Path, key: str) -> tuple[SignalDataset, int]:
-    """Return the data set with an answer, and the index of its row."""
+    """Return the data set with an answer or a prompt, and the index of its row."""
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
-        for dataset in read_datasets(folder):
+        for dataset in read_datasets(folder, "prompt" if key.endswith("/prompt") else "answer"):
             if key in dataset.keys:
                 return dataset, dataset.keys.index(key)
         time.sleep(0.1)
@@ -94,7 +95,25 @@ def test_the_answer_that_a_policy_chose_is_stored_once(send, signals_folder):
 
 
 @pytest.mark.slow
-def test_refused_prompts_and_scores_are_not_stored(send, url, signals_folder):
+@pytest.mark.parametrize("action", ["none", "refuse", "route"])
+def test_stored_prompts_are_those_of_the_request(send, url, signals_folder, frozen, base, action):
+    policy = {"detector": "guard", "action": action, "threshold": 0.0} | ({"model": "one@1"} if action == "route" else {})
+    fields = {} if action == "none" else {"trimtab": {"policies": [policy]}}
+    request_id = send(**fields).headers["x-trimtab-request-id"]
+    dataset, row = wait_for_row(signals_folder, f"{request_id}/prompt")
+    renderer, conversation = build_renderer(base, 8), Conversation([{"role": "user", "content": QUESTION}])
+    states = compute_prompt_states(frozen, renderer, conversation, LAYERS)
+    expected = torch.cat([states[-1], states.mean(0), states[-1] - states.mean(0)], -1)
+    assert torch.allclose(dataset.psi[row], expected, rtol=2e-3, atol=2e-2)
+    assert (dataset.meta.subject, dataset.meta.prefix_digest, dataset.questions[row]) == ("prompt", None, "")
+    stored = httpx.post(f"{url}/v1/feedback", json={"id": request_id, "harmful": True}, timeout=30)
+    assert stored.json()["harmful"] is True
+    dataset, row = wait_for_row(signals_folder, f"{request_id}/prompt")
+    assert dataset.truthful[row] == 0.0
+
+
+@pytest.mark.slow
+def test_answers_to_refused_prompts_and_scores_are_not_stored(send, url, signals_folder):
     refused = send(trimtab={"policies": [{"detector": "guard", "action": "refuse", "threshold": 0.0}]})
     score = {"model": "smollm2-135m", "messages": [{"role": "user", "content": QUESTION}], "answer": "The Nile."}
     scored = httpx.post(f"{url}/v1/score", json=score, timeout=60)

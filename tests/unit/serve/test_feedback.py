@@ -68,6 +68,27 @@ def test_label_of_the_key_that_sent_the_request_is_stored(app, folder, tmp_path,
     assert records[0].server_id == request_id
 
 
+def test_label_of_a_prompt_is_stored(app, folder, tmp_path):
+    token = create_key(tmp_path / "keys.json", "alice")
+
+    def about(**fields):
+        return lambda responses: {"id": responses[0].headers["x-trimtab-request-id"]} | fields
+
+    answered, stored, both, neither = run_requests(
+        app,
+        ("/v1/answer", token, {}),
+        (FEEDBACK, token, about(harmful=True)),
+        (FEEDBACK, token, about(harmful=True, correct=True)),
+        (FEEDBACK, token, about()),
+    )
+    request_id = answered.headers["x-trimtab-request-id"]
+    assert stored.json() == {"object": "feedback", "id": request_id, "harmful": True, "rater": "alice"}
+    (label,) = read_labels(folder)
+    assert (label.key, label.correct) == (f"{request_id}/prompt", False)
+    assert (both.status_code, neither.status_code) == (400, 400)
+    assert "feedback needs correct" in neither.json()["error"]["message"]
+
+
 def test_only_the_owner_and_raters_may_label_an_answer(app, folder, tmp_path):
     keys = tmp_path / "keys.json"
     alice, bob = create_key(keys, "alice"), create_key(keys, "bob")
@@ -93,8 +114,8 @@ def test_server_without_keys_takes_labels(app, folder):
     [
         ({"correct": True}, "id must be the x-trimtab-request-id"),
         ({"id": "req-7", "correct": True}, "id must be the x-trimtab-request-id"),
-        ({"id": "a" * 32}, "correct must be true or false"),
-        ({"id": "a" * 32, "correct": 1}, "correct must be true or false"),
+        ({"id": "a" * 32}, "feedback needs correct (about the answer)"),
+        ({"id": "a" * 32, "correct": 1}, "feedback needs correct (about the answer)"),
         ({"id": "a" * 32, "correct": True, "choice": -1}, "choice must be the index"),
         ({"id": "a" * 32, "correct": True, "choice": True}, "choice must be the index"),
         ({"id": "a" * 32, "correct": True, "rater": ""}, "rater must be a name"),
@@ -151,4 +172,4 @@ def test_labels_have_neither_text_nor_token(app, folder, tmp_path):
     content = "".join(file.read_text() for file in (folder / "labels").iterdir())
     assert "private" not in content
     assert token not in content
-    assert set(json.loads(content)) == {"id", "choice", "correct", "rater", "trusted", "at"}
+    assert set(json.loads(content)) == {"id", "choice", "correct", "rater", "trusted", "at", "subject"}

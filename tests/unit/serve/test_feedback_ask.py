@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.live_answers import MODEL, build_answer
+from tests.support.live_answers import MODEL, build_answer, build_prompt
 from trimtab.detection.live_labels import LabelJournal, LiveLabel, is_reserved
 from trimtab.errors import UsageError
 from trimtab.generation_types import Signals
@@ -62,6 +62,19 @@ def test_answers_are_selected_once_and_labels_are_imported(folder, tmp_path):
         writer.writeheader()
         writer.writerows(row | {"correct": "yes"} for row in rows)
     assert run_feedback_import(FeedbackImportConfig(str(path), signals=str(folder))) == {"labels": 150, "stored": 150}
+
+
+def test_prompts_are_selected_separately(folder, tmp_path):
+    store = SignalStore(folder, MODEL, StoreLimits())
+    for number in range(10):
+        store(build_prompt(number))
+    store.stop()
+    path = tmp_path / "prompts.csv"
+    rows = run_feedback_ask(FeedbackAskConfig(str(folder), subject="prompt", out=str(path)))
+    assert (len(rows), {row["risk"] for row in rows}) == (10, {0.25})
+    assert path.read_text().splitlines()[0] == "id,harmful,model,risk,time,reason"
+    with pytest.raises(UsageError, match="no prompts to label"):
+        run_feedback_ask(FeedbackAskConfig(str(folder), subject="prompt"))
 
 
 def test_distant_rows_cover_all_clusters():

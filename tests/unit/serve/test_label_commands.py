@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.support.live_answers import MODEL, build_answer, get_dataset
+from tests.support.live_answers import MODEL, build_answer, build_prompt, get_dataset
 from trimtab.data.readers import read_all_prompts
 from trimtab.detection.signal_dataset import read_dataset
 from trimtab.errors import ArtifactError, UsageError
@@ -21,6 +21,7 @@ def folder(tmp_path):
     store = SignalStore(tmp_path / "signals", MODEL, StoreLimits())
     for number in range(3):
         store(build_answer(number))
+        store(build_prompt(number))
     store.stop()
     return tmp_path / "signals"
 
@@ -36,15 +37,30 @@ def test_imported_labels_are_those_of_the_answers(folder, tmp_path):
     assert import_rows(folder, tmp_path, text) == {"labels": 3, "stored": 2}
     truth = read_dataset(get_dataset(folder)).truthful.tolist()
     assert (truth[:2], truth[2] != truth[2]) == ([1.0, 0.0], True)
-    (counted,) = run_feedback_list(FeedbackListConfig(str(folder)))
+    counted, prompts = run_feedback_list(FeedbackListConfig(str(folder)))
     assert counted == {
         "name": get_dataset(folder).name,
+        "subject": "answer",
         "models": ["tiny"],
-        "answers": 3,
+        "rows": 3,
         "labeled": 2,
         "right": 1,
         "trusted": 2,
     }
+    assert (prompts["subject"], prompts["rows"], prompts["labeled"]) == ("prompt", 3, 0)
+
+
+def test_imported_labels_can_be_about_prompts(folder, tmp_path):
+    text = f"id,harmful,correct\n{IDS[0]},yes,\n{IDS[1]},no,\n{IDS[1]},,no\n"
+    assert import_rows(folder, tmp_path, text) == {"labels": 3, "stored": 3}
+    prompts = read_dataset(get_dataset(folder, subject="prompt"))
+    assert prompts.meta.subject == "prompt"
+    assert prompts.truthful[:2].tolist() == [0.0, 1.0]
+    assert prompts.psi[1].unique().tolist() == [0.25]
+    assert prompts.windows[1].shape == (2, 2, 4)
+    assert read_dataset(get_dataset(folder)).truthful[1] == 0.0
+    _, counted = run_feedback_list(FeedbackListConfig(str(folder)))
+    assert (counted["labeled"], counted["right"], counted["trusted"]) == (2, 1, 2)
 
 
 def test_columns_can_have_other_names(folder, tmp_path):
@@ -57,6 +73,7 @@ def test_columns_can_have_other_names(folder, tmp_path):
         ("id,correct\nreq-1,yes\n", "row 1: id must be the x-trimtab-request-id"),
         (f"id,correct\n{'a' * 32},maybe\n", "row 1: correct is 'maybe'"),
         (f"id,correct,choice\n{'a' * 32},yes,-1\n", "row 1: choice must be the index"),
+        (f"id,correct,harmful\n{'a' * 32},yes,no\n", "row 1: fill one of the columns"),
     ],
 )
 def test_no_label_is_imported_from_a_file_with_an_invalid_row(folder, tmp_path, text, message):

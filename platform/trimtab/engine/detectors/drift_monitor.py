@@ -1,4 +1,4 @@
-"""Monitors of the risks of live answers: one sequential test per detector, against the risks that its card records."""
+"""Monitors of the risks of live traffic: one sequential test per detector, against the risks that its card records."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ class DriftMonitors:
         self._shifted: set[tuple[str, int]] = set()
 
     def observe_risk(self, loaded: LoadedVersion[Detector], risk: float) -> None:
-        """Add the risk of an answer. Detectors without reference risks on their cards are not monitored."""
+        """Add the risk of a prompt or an answer. Detectors without reference risks on their cards are not monitored."""
         reference = loaded.artifact.card.reference_risks
         key = loaded.version.name, loaded.version.version
         if len(reference) < MIN_REFERENCE:

@@ -18,14 +18,15 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 from vllm.logprobs import Logprob
 
-from trimtab.engine.checks import EXTRA_ARGS, UNTRACKED, RequestChecks, encode_checks
+from trimtab.engine.checks import EXTRA_ARGS, PROMPT_STORED, UNTRACKED, RequestChecks, encode_checks
 from trimtab.engine.context import steering
 from trimtab.engine.detectors.drift_monitor import DriftMonitors
+from trimtab.engine.detectors.prompt_verdicts import PromptVerdicts
 from trimtab.engine.detectors.request_risk import RequestRisk, current_risk
 from trimtab.engine.detectors.signal_client import SignalClient
 from trimtab.engine.metrics import FIRST, NEXT, TOKENS, count_risk, count_verdict, request_labels
 from trimtab.engine.prefixes.token_guard import get_token_ids
-from trimtab.engine.recording import AnswerSignals
+from trimtab.engine.recording import AnswerSignals, PromptSignals
 from trimtab.engine.vllm_ext import patches
 from trimtab.generation_types import Signals
 from trimtab.model.chat_template import ChatRenderer
@@ -103,13 +104,16 @@ class OutputHook:
         checked.
         """
         prompt, start = risk.verdicts.build_checks(), self._renderer.answer_start
-        if prompt and tuple(ids[max(0, len(ids) - len(start)) :]) != start:
+        ends_prompt = tuple(ids[max(0, len(ids) - len(start)) :]) == start
+        if prompt and not ends_prompt:
             if RequestChecks(prompt).is_required:
                 raise VLLMValidationError("a policy cannot check a prompt at whose end no answer starts. Send a chat instead")
             prompt = []
         extra_args = encode_checks(checks := RequestChecks(prompt, risk.answers.build_checks()))
         if not risk.reads_answers:
             extra_args |= {UNTRACKED: True}
+        if risk.stores_prompt and ends_prompt:
+            extra_args |= {PROMPT_STORED: True}
         if not extra_args:
             return params
         # vLLM uses one object for all prompts of a request.
@@ -159,7 +163,9 @@ class OutputHook:
         if stopped:
             _replace_output(answer, self._renderer.turn_end, whole=by_prompt)
         signals = await self._read_signals(risk, request_id, answer.index, counter, ended=ended, stopped=by_prompt)
-        if ended and risk.keeps_signals and signals is not None:
+        if ended and signals is not None and len(signals.prompt) and risk.stores_prompt:
+            risk.prompt = _record_prompt(signals, verdicts, choice)
+        if ended and signals is not None and signals.psi.numel() and "answer" in risk.stored:
             finished = answer.finish_reason == "stop" and not stopped
             risk.recorded[choice] = AnswerSignals(signals, counter.tokens[answer.index], finished)
         if by_prompt:
@@ -174,9 +180,16 @@ class OutputHook:
             if risk.detector is not None and value is not None and not risk.shadow:
                 self._drift.observe_risk(risk.detector, value)
         if ended:
+            if choice == 0 and not risk.shadow:
+                self._observe_prompt_risks(verdicts)
             answers = [] if by_prompt else risk.answers.list_actions(choice)
             for detector, action in [*verdicts.list_actions(choice), *answers]:
                 count_verdict(counter.labels, detector and detector.version, action)
+
+    def _observe_prompt_risks(self, verdicts: PromptVerdicts) -> None:
+        for applied, risk in verdicts.pair_risks(0):
+            if applied.detector is not None and risk is not None:
+                self._drift.observe_risk(applied.detector, risk)
 
     async def _read_signals(
         self, risk: RequestRisk, request_id: str, index: int, counter: OutputCounter, *, ended: bool, stopped: bool
@@ -184,12 +197,12 @@ class OutputHook:
         """Read the signals of an answer that has ended or has running risks, and record its risk and those of its prompt.
 
         Returns:
-            Signals of the answer; None if they were not read.
+            Signals of the answer, or of the prompt alone if the engine stopped it; None if they were not read.
         """
         tokens, choice, verdicts = counter.tokens[index], counter.choices[index], risk.verdicts
         scored = risk.reads_answers and tokens > 0 and (ended or risk.running) and not stopped
         checked = ended and verdicts.is_active and bool(verdicts.policies)
-        if not scored and not checked:
+        if not scored and not checked and not (ended and risk.stores_prompt):
             return None
         engine_id = risk.ids[request_id]
         name = engine_id if len(counter.choices) == 1 else f"{index}_{engine_id}"
@@ -197,7 +210,7 @@ class OutputHook:
         if checked:
             verdicts.record_risks(choice, signals and signals.prompt_risks)
         if not scored:
-            return None
+            return signals
         policies = risk.answers.policies if ended else ()
         loaded = (risk.detector, *(applied.detector for applied in policies))
         # Policies often name the detector of the request.
@@ -220,6 +233,15 @@ class OutputHook:
             # The answer itself is complete. Its risk is reported as unavailable.
             log.warning("fetching the signals of request %s failed", request, exc_info=True)
             return None
+
+
+def _record_prompt(signals: Signals, verdicts: PromptVerdicts, choice: int) -> PromptSignals:
+    """Return the signals of the prompt of a choice, with the risk by the first policy that has a detector."""
+    known = ((a.detector.version, risk) for a, risk in verdicts.pair_risks(choice) if a.detector and risk is not None)
+    version, risk = next(known, (None, None))
+    prefix = steering.get()
+    detector = f"{version.name}@{version.version}" if version else None
+    return PromptSignals(signals.prompt, signals.windows, prefix.digest if prefix else None, detector, risk)
 
 
 def _replace_output(answer: Any, turn_end: int, *, whole: bool) -> None:

@@ -1,6 +1,6 @@
 """Risks of the answers to one HTTP request, the verdicts on its prompts, and selection of the detector of answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ from trimtab.engine.detectors.prompt_verdicts import PromptVerdicts
 from trimtab.engine.extensions import RequestOptions
 from trimtab.engine.prefixes.catalog import AliasVersions, VersionCatalog
 from trimtab.engine.prefixes.version_loader import ArtifactSource, LoadedVersion
-from trimtab.engine.recording import AnswerSignals
+from trimtab.engine.recording import AnswerSignals, PromptSignals
 from trimtab.errors import ArtifactError, UsageError
 from trimtab.model.base_model import BaseModel
 from trimtab.types import Subject
@@ -40,8 +40,9 @@ class RequestRisk:
         verdicts: policies on the prompts, and their verdicts.
         answers: policies on the answers, and their verdicts.
         requested: policies on the answers without that of the field `trimtab.policy`, whose detector depends on the prefix.
-        keeps_signals: whether the signals of the answers are collected in `recorded`.
+        stored: whether the signals of the prompt, of the answers, or of both are collected in `prompt` and `recorded`.
         recorded: signals of the answers that have ended, by index of the choice.
+        prompt: signals of the prompt as the model has read it first; None before, and if they are not collected.
     """
 
     detector: LoadedVersion[Detector] | None = None
@@ -60,8 +61,9 @@ class RequestRisk:
     verdicts: PromptVerdicts = field(default_factory=PromptVerdicts)
     answers: AnswerVerdicts = field(default_factory=AnswerVerdicts)
     requested: AnswerVerdicts = field(default_factory=AnswerVerdicts)
-    keeps_signals: bool = False
+    stored: Collection[Subject] = ()
     recorded: dict[int, AnswerSignals] = field(default_factory=dict[int, AnswerSignals])
+    prompt: PromptSignals | None = None
 
     def copy_settings(self, *, shadow: bool = False) -> "RequestRisk":
         """Return a RequestRisk with the same detector, policies and settings, and without risks."""
@@ -69,7 +71,7 @@ class RequestRisk:
         # The answers of shadow traffic are discarded, so that no policy has to act on them.
         if not shadow:
             copy.verdicts, copy.answers = self.verdicts.copy_policies(), self.answers.copy_policies()
-            copy.requested, copy.keeps_signals = self.requested, self.keeps_signals
+            copy.requested, copy.stored = self.requested, self.stored
         return copy
 
     def list_worker_detectors(self) -> list[Detector]:
@@ -79,7 +81,12 @@ class RequestRisk:
     @property
     def reads_answers(self) -> bool:
         """Whether the signals of the answers are needed."""
-        return self.detector is not None or bool(self.answers.policies) or self.keeps_signals
+        return self.detector is not None or bool(self.answers.policies) or "answer" in self.stored
+
+    @property
+    def stores_prompt(self) -> bool:
+        """Whether the signals of the prompt are still needed."""
+        return "prompt" in self.stored and self.prompt is None
 
     @property
     def label(self) -> str | None:

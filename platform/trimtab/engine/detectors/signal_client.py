@@ -48,7 +48,7 @@ class SignalClient:
 
         Args:
             request: engine id of the request.
-            tokens: number of answer tokens to include; with 0, only the risks of the prompt are fetched.
+            tokens: number of answer tokens to include; with 0, only the signals and risks of the prompt are fetched.
             ended: whether the answer is complete, so that the worker can discard the signals.
 
         Returns:
@@ -97,12 +97,14 @@ def decode_signals(replies: Sequence[Any], layers: int) -> list[Signals | None]:
 def _decode_record(record: dict[str, Any], layers: int) -> Signals:
     psi = _decode_floats(record, "psi", torch.float32)
     history = _decode_floats(record, "history", torch.float32).view(-1, 3)
-    if not len(psi):
-        return Signals(psi.view(layers, 0), history, tuple(record["prompt_risks"]))
-    width = len(psi) // (3 * layers)
+    prompt = _decode_floats(record, "prompt", torch.float32)
+    # With neither, all tensors are empty, and their width does not matter.
+    width = max(len(psi), len(prompt)) // (3 * layers) or 1
     windows = _decode_floats(record, "windows", torch.float32).view(-1, layers, width)
     running = _decode_floats(record, "running", torch.float16).view(-1, layers, 3 * width)
-    return Signals(psi.view(layers, -1), history, tuple(record["prompt_risks"]), windows, running)
+    states = (values.view(layers, -1) if len(values) else values.view(layers, 0) for values in (psi, prompt))
+    answer_psi, prompt_psi = states
+    return Signals(answer_psi, history, tuple(record["prompt_risks"]), windows, running, prompt_psi)
 
 
 def _decode_floats(record: dict[str, Any], name: str, dtype: torch.dtype) -> torch.Tensor:

@@ -51,7 +51,7 @@ from trimtab.engine.prefixes.token_guard import install_token_guard
 from trimtab.engine.prefixes.version_loader import ArtifactSource
 from trimtab.engine.protocols.errors import send_error, send_failure
 from trimtab.engine.protocols.paths import CHAT_PATH, COUNT_PATH, PROTOCOLS
-from trimtab.engine.recording import AnswerSink
+from trimtab.engine.recording import SignalSink
 from trimtab.engine.request_context import RequestContext
 from trimtab.engine.vllm_ext.args import build_engine_args, get_verdict_token
 from trimtab.engine.vllm_ext.environment import engine_environment
@@ -105,7 +105,7 @@ class OnlineEngine:
         agree: AgreeOnVersions,
         policies: Sequence[Policy],
         drift: DriftMonitors,
-        sink: AnswerSink | None = None,
+        sink: SignalSink | None = None,
     ) -> None:
         self.base = base
         self._drift = drift
@@ -137,7 +137,7 @@ class OnlineEngine:
         detector: str | None = None,
         agree: "AgreeOnVersions | None" = None,
         policies: Sequence[Policy] = (),
-        sink: AnswerSink | None = None,
+        sink: SignalSink | None = None,
     ) -> "OnlineEngine":
         """Start vLLM, mask and guard its reserved token ids, and load every champion.
 

@@ -1,6 +1,6 @@
 """Handler of steered requests: selects prefix and detector, forwards to vLLM, and annotates the response."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -35,12 +35,13 @@ from trimtab.engine.protocols.errors import send_error
 from trimtab.engine.protocols.messages import CountTokensProtocol
 from trimtab.engine.protocols.paths import CHAT_PATH, COUNT_PATH, PROTOCOLS
 from trimtab.engine.protocols.protocol import Annotation, Protocol
-from trimtab.engine.recording import AnswerSink, RecordedAnswer
+from trimtab.engine.recording import RecordedAnswer, RecordedPrompt, SignalSink
 from trimtab.engine.request_context import RequestContext
 from trimtab.engine.vllm_ext.grammars import GRAMMAR_FIELDS, check_grammar
 from trimtab.errors import NotFoundError, TrimtabError, UsageError
 from trimtab.model.base_model import BaseModel
 from trimtab.model.chat_template import ChatRenderer
+from trimtab.types import Subject
 from trimtab.util.identifiers import split_reference
 
 SCORE_PATH = "/v1/score"
@@ -80,7 +81,7 @@ class RequestHandler:
         policies: PolicyResolver,
         worker_detectors: WorkerDetectors,
         fields: Mapping[str, frozenset[str]],
-        sink: AnswerSink | None = None,
+        sink: SignalSink | None = None,
     ) -> None:
         self.traffic = TrafficSplit()
         self._engine = engine
@@ -128,7 +129,7 @@ class RequestHandler:
             verdicts, answers = await resolving
             first = None if verdicts.reads_plain else loaded
             risk = await self._select_risk(options, first, request, verdicts, answers)
-            risk.keeps_signals = self._keeps_signals(request, context)
+            risk.stored = self._select_stored(request, context)
             checking = self._worker_detectors.lease(risk.list_worker_detectors())
             async with self._slots.lease_slots(first) as steering, checking:
                 context.notes["model"] = Annotation(self._base.name, steering, risk).model
@@ -176,7 +177,7 @@ class RequestHandler:
         if (route := risk.verdicts.route) is not None:
             loaded = await self._find_model(route.policy.model)
             routed = await self._select_risk(options, loaded, request, risk.verdicts.close(), risk.requested)
-            routed.keeps_signals = risk.keeps_signals
+            routed.stored, routed.prompt = risk.stored, risk.prompt
             checking = self._worker_detectors.lease(routed.list_worker_detectors())
             async with self._slots.lease_slots(loaded) as steering, checking:
                 context.notes["model"] = Annotation(self._base.name, steering, routed).model
@@ -185,17 +186,22 @@ class RequestHandler:
         context.notes |= risk.as_notes()
         return steering, risk
 
-    def _keeps_signals(self, request: Mapping[str, Any], context: RequestContext) -> bool:
-        """Return whether the signals of the answers are stored. Most answers of a beam search are not returned."""
-        return self._sink is not None and not request.get("use_beam_search") and self._sink.is_sampled(context.server_id)
+    def _select_stored(self, request: Mapping[str, Any], context: RequestContext) -> Collection[Subject]:
+        """Return which signals of a request are stored. Most answers of a beam search are not returned."""
+        if self._sink is None or request.get("use_beam_search") or not self._sink.is_sampled(context.server_id):
+            return ()
+        return self._sink.subjects
 
     def _record(self, risk: RequestRisk, steering: Steering | None, context: RequestContext) -> None:
-        """Pass the signals of the answers to the sink, if the request is sampled."""
+        """Pass the signals of the prompt and the answers to the sink, if the request is sampled."""
         if self._sink is None:
             return
         model, digest = Annotation(self._base.name, steering, risk).model, steering and steering.digest
+        key = context.notes.get("key")
+        if risk.prompt is not None:
+            self._sink(RecordedPrompt(context.server_id, key, model, risk.prompt))
         for choice, answer in risk.recorded.items():
-            key, value = context.notes.get("key"), risk.risks.get(choice)
+            value = risk.risks.get(choice)
             self._sink(RecordedAnswer(context.server_id, choice, key, model, digest, risk.label, value, answer))
 
     async def _select_risk(

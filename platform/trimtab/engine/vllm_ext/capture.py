@@ -139,9 +139,11 @@ class SignalCapture:
         """Copy the signals of a request to the host."""
         history = self.history[running.slot, : running.written].to("cpu", copy=True) if len(self.history) else None
         risks = self.prompt_checker.list_risks(running.slot, len(running.checks.prompt)) if running.written else []
-        windows = running.windows.cpu() if running.is_recorded and running.windows is not None else None
+        is_stored = running.is_recorded or running.stores_prompt
+        windows = running.windows.cpu() if is_stored and running.windows is not None else None
         psi = torch.stack(running.running).cpu() if running.running else None
-        return EndedRequest(self.sums.taken(running.slot), history, risks, windows, psi)
+        prompt = running.prompt_psi.cpu() if running.prompt_psi is not None else None
+        return EndedRequest(self.sums.taken(running.slot), history, risks, windows, psi, prompt)
 
     def accumulate_step(self) -> None:
         """Accumulate the states of a step. Called after the forward pass and before sampling."""
@@ -251,19 +253,19 @@ class SignalCapture:
     def _prepare_samples(self, requests: Sequence[str], spans: Sequence[RequestSpan], rows: Tensor, logits: Tensor) -> None:
         """Set `pending` to the requests that sample a new token, except those in mid-prompt or recomputing after preemption.
 
-        Also check the prompts that end in this step.
+        Also store and check the prompts that end in this step.
         """
         discarded = self.runner.get_discarded()
         sampled: list[RequestSpan] = []
-        checked: list[RequestSpan] = []
+        prompts: list[RequestSpan] = []
         for span in spans:
             running = span.running
             if running.given is not None or discarded[span.index] or span.end != running.prompt + running.written:
                 continue
-            if running.written == 0 and (running.is_tracked or running.checks.prompt):
+            if running.written == 0 and (running.is_tracked or running.needs_prompt_psi):
                 self._add_full_blocks(span)
-            if running.written == 0 and running.checks.prompt:
-                checked.append(span)
+            if running.written == 0 and running.needs_prompt_psi:
+                prompts.append(span)
             running.written += 1
             if running.is_tracked:
                 sampled.append(span)
@@ -272,8 +274,8 @@ class SignalCapture:
         if sampled:
             lines, slots, states = self._gather_last_states(sampled, rows)
             self.pending = PendingSamples(lines, slots, states, logits[lines].float().log_softmax(-1))
-        if checked:
-            self._check_prompts(checked, rows)
+        if prompts:
+            self._process_prompts(prompts, rows)
         self._stop_unchecked(requests, discarded)
 
     def _add_full_blocks(self, span: RequestSpan) -> None:
@@ -284,7 +286,7 @@ class SignalCapture:
             return
         blocks = self.block_sums[self._as_indices(self.table.get_numpy_array()[span.index, :full])]
         self.sums.read_sum(self._as_indices([running.slot]), blocks.sum(0, keepdim=True), self._as_indices([full * size]))
-        if running.is_recorded or self.prompt_checker.reads_windows(running.checks.prompt):
+        if running.is_recorded or running.stores_prompt or self.prompt_checker.reads_windows(running.checks.prompt):
             running.windows = compute_window_means(blocks, size, self.sums.prompt[running.slot], running.prompt)
 
     def _gather_last_states(self, spans: Sequence[RequestSpan], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -293,13 +295,17 @@ class SignalCapture:
         slots = self._as_indices([span.running.slot for span in spans])
         return lines, slots, rows[self._as_indices([span.first + span.count - 1 for span in spans])]
 
-    def _check_prompts(self, spans: Sequence[RequestSpan], rows: Tensor) -> None:
-        """Check the prompts of requests whose last prompt token is in this step."""
+    def _process_prompts(self, spans: Sequence[RequestSpan], rows: Tensor) -> None:
+        """Store and check the prompts of requests whose last prompt token is in this step."""
         lines, slots, states = self._gather_last_states(spans, rows)
         mean = self.sums.prompt[slots] / self.sums.prompt_tokens[slots, None, None]
         psi = torch.cat([states, mean, states - mean], -1)
+        for span, row in zip(spans, psi, strict=True):
+            if span.running.stores_prompt:
+                span.running.prompt_psi = row
         checks, windows = zip(*((span.running.checks.prompt, span.running.windows) for span in spans), strict=True)
-        self._add_verdicts(lines, self.prompt_checker.check_prompts(checks, slots, psi, windows))
+        if any(checks):
+            self._add_verdicts(lines, self.prompt_checker.check_prompts(checks, slots, psi, windows))
 
     def _process_unfinished(self, spans: Sequence[RequestSpan]) -> None:
         """Record psi of unfinished answers, and check them."""

@@ -1,5 +1,6 @@
 """Requests whose signals the engine's worker captures: their state while they run, and their record at the end."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trimtab.detection.signals import CHECK_INTERVAL, RECENT, SignalAccumulator
-from trimtab.engine.checks import RECORDED, UNTRACKED, RequestChecks, decode_checks
+from trimtab.engine.checks import PROMPT_STORED, RECORDED, UNTRACKED, RequestChecks, decode_checks
 from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START
 
 
@@ -23,10 +24,12 @@ class RunningRequest:
         checks: checks of the prompt, which are applied when its last token is read, and of the answer.
         is_tracked: whether the signals of the answer are captured.
         is_recorded: whether the signals of the unfinished answer and the windows of the prompt are stored.
+        stores_prompt: whether the features of the prompt and its windows are stored.
         read: number of prompt tokens processed.
         written: number of answer tokens processed.
         windows: mean states of the windows of the prompt [W, L, d]; None before they are needed.
         running: psi of the unfinished answer [L, 3d] at every `CHECK_INTERVAL` tokens, float16.
+        prompt_psi: features of the prompt [L, 3d]; None before its last token is read, and if they are not stored.
     """
 
     slot: int
@@ -35,10 +38,17 @@ class RunningRequest:
     checks: RequestChecks = field(default_factory=RequestChecks)
     is_tracked: bool = True
     is_recorded: bool = False
+    stores_prompt: bool = False
     read: int = 0
     written: int = 0
     windows: Tensor | None = None
     running: list[Tensor] = field(default_factory=list[Tensor])
+    prompt_psi: Tensor | None = None
+
+    @property
+    def needs_prompt_psi(self) -> bool:
+        """Whether the features of the prompt are needed when its last token is read."""
+        return bool(self.checks.prompt) or self.stores_prompt
 
     @property
     def needs_running_psi(self) -> bool:
@@ -115,6 +125,7 @@ class EndedRequest:
         prompt_risks: risks of the prompt's checks; NaN for unknown ones.
         windows: mean states of the windows of the prompt [W, L, d]; None if they were not stored.
         running: psi of the unfinished answer [K, L, 3d], float16; None if it was not stored.
+        prompt: features of the prompt [L, 3d]; None if they were not stored.
     """
 
     held: SignalAccumulator
@@ -122,6 +133,7 @@ class EndedRequest:
     prompt_risks: list[float]
     windows: Tensor | None = None
     running: Tensor | None = None
+    prompt: Tensor | None = None
 
 
 def start_request(slot: int, new: Any) -> RunningRequest:
@@ -135,8 +147,8 @@ def start_request(slot: int, new: Any) -> RunningRequest:
     extra_args = _get_extra_args(new)
     if (start := extra_args.get(GIVEN_ANSWER_START)) is not None:
         return RunningRequest(slot, start, ids[start:], is_recorded=bool(extra_args.get(RECORDED)))
-    tracked, recorded = not extra_args.get(UNTRACKED), bool(extra_args.get(RECORDED))
-    return RunningRequest(slot, len(ids), None, decode_checks(extra_args), tracked, recorded)
+    tracked, recorded, stored = (bool(extra_args.get(name)) for name in (UNTRACKED, RECORDED, PROMPT_STORED))
+    return RunningRequest(slot, len(ids), None, decode_checks(extra_args), not tracked, recorded, stored)
 
 
 def requires_check(new: Any) -> bool:
@@ -149,11 +161,13 @@ def _get_extra_args(new: Any) -> dict[str, Any]:
 
 
 def build_record(ended: EndedRequest | None, tokens: int) -> dict[str, Any] | None:
-    """Build the record of a request at its first `tokens` answer tokens; with 0 tokens it has prompt risks only."""
+    """Build the record of a request at its first `tokens` answer tokens; with 0 tokens it is about the prompt only."""
     if ended is None:
         return None
+    prompt = {"windows": ended.windows, "prompt": ended.prompt}
     if tokens < 1:
-        return {"psi": b"", "prompt_risks": ended.prompt_risks} if ended.prompt_risks else None
+        is_empty = not ended.prompt_risks and ended.prompt is None
+        return None if is_empty else _encode(prompt) | {"psi": b"", "prompt_risks": ended.prompt_risks}
     excess = int(ended.held.tokens[0]) - tokens
     if not 0 <= excess < RECENT:
         return None
@@ -163,8 +177,10 @@ def build_record(ended: EndedRequest | None, tokens: int) -> dict[str, Any] | No
     tensors = {
         "psi": held.geometry(slot)[0],
         "history": None if ended.history is None else ended.history[:tokens],
-        "windows": ended.windows,
         "running": None if ended.running is None else ended.running[: tokens // CHECK_INTERVAL],
     }
-    encoded = {name: tensor.numpy().tobytes() for name, tensor in tensors.items() if tensor is not None}
-    return encoded | {"prompt_risks": ended.prompt_risks}
+    return _encode(tensors | prompt) | {"prompt_risks": ended.prompt_risks}
+
+
+def _encode(tensors: Mapping[str, Tensor | None]) -> dict[str, Any]:
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items() if tensor is not None}

@@ -70,8 +70,8 @@ class CaptureWorker(BaseWorker, EmbeddingWorkerExtension):  # pyright: ignore[re
 
         Returns:
             One record per request: `psi` [L, 3d] and `history` [m, 3] as float32 bytes, `prompt_risks`, and, if they were
-            recorded, `windows` [W, L, d] as float32 and `running` [K, L, 3d] as float16 bytes. A record is None for an unknown
-            request. Ranks other than 0 return None.
+            recorded, `windows` [W, L, d] and `prompt` [L, 3d] as float32 and `running` [K, L, 3d] as float16 bytes. A record is
+            None for an unknown request. Ranks other than 0 return None.
         """
         if self.rank != 0 or (capture := self.capture) is None:
             return None
