@@ -5,6 +5,7 @@ from trimtab.jobs.align.config import AlignConfig, FilterConfig
 from trimtab.jobs.collect.config import CollectConfig
 from trimtab.jobs.detect.config import DetectConfig
 from trimtab.jobs.detect.report_config import TruthConfig
+from trimtab.jobs.distil.config import DistilConfig
 from trimtab.jobs.drift.config import DriftConfig
 from trimtab.jobs.evaluate.config import GuardConfig, SafetyConfig, UtilityConfig
 from trimtab.jobs.gc.config import GcConfig
@@ -18,6 +19,7 @@ from trimtab.jobs.sweep.config import SweepConfig
 ALIGN = Command(AlignConfig, "trimtab.jobs.align.job:run_align")
 COLLECT = Command(CollectConfig, "trimtab.jobs.collect.job:run_collect")
 DETECT = Command(DetectConfig, "trimtab.jobs.detect.job:run_detect")
+DISTIL = Command(DistilConfig, "trimtab.jobs.distil.job:run_distil")
 DRIFT = Command(DriftConfig, "trimtab.jobs.drift.job:run_drift")
 EVALUATE_GUARD = Command(GuardConfig, "trimtab.jobs.evaluate.guard:run_evaluate_guard")
 EVALUATE_SAFETY = Command(SafetyConfig, "trimtab.jobs.evaluate.safety:run_evaluate_safety")

@@ -139,7 +139,7 @@ class TrainConfig:
         class_proportions: fraction of each class in every batch.
         class_weights: weight of each class in the loss (a_c), 1 for a class that is not listed; a larger weight of harmful
             makes the prefix refuse more.
-        init: initial vectors; vocab-mean, random-row, or token:TEXT.
+        init: initial vectors; vocab-mean, random-row, token:TEXT, or teacher for tokens of the system prompt of a distillation.
         dtype: data type of the frozen model; auto is bf16 if the hardware supports it, else fp32. The prefix is fp32.
         compile: compile the model's layers with torch.compile; slower start, faster steps.
         activation_checkpointing: recompute the activations inside layers in the backward pass (activation checkpointing); less

@@ -137,18 +137,18 @@ def prepare_dataset(config: AlignConfig, base: BaseModel, raw: RawDataset) -> Pr
     return PreparedDataset(filtered.rows, validation, parts, filtered, form, raw.inputs, filled.diagnosis, condition)
 
 
-def build_run_identity(config: AlignConfig, base: BaseModel, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def build_run_identity(settings: Mapping[str, Any], base: BaseModel, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what must be equal for a run to be resumed: the settings, the base model and the contents of the sources.
 
     Args:
-        config: settings of the job.
+        settings: settings of the job that must be equal.
         base: base model; identified by its fingerprint.
         inputs: name, digest and number of rows of each source.
 
     Returns:
         The identity after a JSON round trip, so that it compares equal to one read from a file.
     """
-    identity = config.identity() | {"fingerprint": base.fingerprint, "inputs": [dict(entry) for entry in inputs]}
+    identity = {**settings, "fingerprint": base.fingerprint, "inputs": [dict(entry) for entry in inputs]}
     return json.loads(json.dumps(identity))
 
 

@@ -5,14 +5,12 @@ Example:
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from trimtab import objectives, settings
+from trimtab import objectives
 from trimtab.artifacts.prefix import Prefix, save_prefix
 from trimtab.cli.console import console, print_line
 from trimtab.engine.config import EngineConfig
@@ -37,7 +35,8 @@ from trimtab.jobs.evaluate.conditions import apply_conditions
 from trimtab.jobs.evaluate.variants import build_standard_arms, evaluate_arms, limit_prompts
 from trimtab.jobs.runtime.cluster import ray_session
 from trimtab.jobs.runtime.config import ScaleConfig
-from trimtab.jobs.runtime.run_state import FILE, check_run_version, create_or_resume_run, read_run_record
+from trimtab.jobs.runtime.run_folders import DONE, choose_run_folder, get_unfinished_run
+from trimtab.jobs.runtime.run_state import create_or_resume_run
 from trimtab.model.base_model import BaseModel, resolve_base_model
 from trimtab.tracking import registry, runs
 from trimtab.tracking.promotions import register_and_promote
@@ -104,7 +103,7 @@ def align(config: AlignConfig) -> AlignResult:
         )
         return _run_once(replace(config, condition=ConditionConfig(None)), base, raw)
     if config.resume is True:
-        _get_unfinished_run(config)
+        get_unfinished_run(config.name)
     with ray_session(config.scale.address):
         return _run_once(add_guard(config, base, raw), base, raw)
 
@@ -194,8 +193,8 @@ def _count_smaller_side(raw: RawDataset) -> int:
 
 
 def _run_once(config: AlignConfig, base: BaseModel, raw: RawDataset) -> AlignResult:
-    identity = build_run_identity(config, base, raw.inputs)
-    folder = _choose_run_folder(config, identity)
+    identity = build_run_identity(config.identity(), base, raw.inputs)
+    folder = choose_run_folder(config.name, config.resume, identity)
     with exclusive_lock(folder), ray_session(config.scale.address):
         prepared = prepare_dataset(config, base, raw)
         run = create_or_resume_run(folder, config.name, "align", config=identity)
@@ -222,41 +221,8 @@ def _train_with_progress(
     save_prefix(prefix, folder / "prefix")
     _write_report(config, results, run, folder)
     version, champion = _register_prefix(config, results, run, folder) if config.register else (None, False)
-    (folder / "done").touch()
+    (folder / DONE).touch()
     return AlignResult(folder, run.run_id, prefix, results, version, champion)
-
-
-def _choose_run_folder(config: AlignConfig, identity: Mapping[str, Any]) -> Path:
-    """Return the folder of the newest unfinished run if it is to be resumed, else a new folder."""
-    unfinished = _get_unfinished_run(config) if config.resume is True else _find_unfinished_run(config)
-    if config.resume and unfinished and (record := read_run_record(unfinished)):
-        previous = runs.flatten_settings(record.config)
-        changed = sorted(k for k, v in runs.flatten_settings(identity).items() if previous.get(k) != v)
-        if not changed:
-            return unfinished
-        if config.resume is True:
-            check_run_version(record, unfinished)
-            raise UsageError(
-                f"cannot resume the unfinished run of {config.name!r}: different settings or data ({', '.join(changed)}). "
-                "Use the same ones, or omit --resume to start a new run"
-            )
-    folder = settings.get_runs_folder() / config.name / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
-    folder.mkdir(parents=True)
-    return folder
-
-
-def _find_unfinished_run(config: AlignConfig) -> Path | None:
-    """Return the folder of the newest unfinished run; None if there is none."""
-    folders = (settings.get_runs_folder() / config.name).glob("*")
-    return max((f for f in folders if (f / FILE).exists() and not (f / "done").exists() and read_run_record(f)), default=None)
-
-
-def _get_unfinished_run(config: AlignConfig) -> Path:
-    """Return the folder of the newest unfinished run. Raise UsageError if there is none."""
-    unfinished = _find_unfinished_run(config)
-    if unfinished is None:
-        raise UsageError(f"there is no unfinished run of {config.name!r} to resume. Omit --resume to start a new run")
-    return unfinished
 
 
 def _evaluate_prefix(

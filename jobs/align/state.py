@@ -59,22 +59,26 @@ class TrainState:
     history: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
 
 
-def create_state(frozen: FrozenModel, config: AlignConfig, renderer: ChatRenderer, objective: Objective) -> TrainState:
+def create_state(
+    frozen: FrozenModel, config: AlignConfig, renderer: ChatRenderer, objective: Objective, teacher_system: str | None = None
+) -> TrainState:
     """Return the state before the first step.
 
     Raises:
         UsageError: if `train.init` has no tokens.
     """
-    vectors = build_initial_vectors(frozen, config, renderer)
+    vectors = build_initial_vectors(frozen, config, renderer, teacher_system)
     moments = {"first": torch.zeros_like(vectors), "second": torch.zeros_like(vectors)}
     return TrainState(vectors, moments, vectors.clone(), torch.zeros(objective.tracked))
 
 
-def build_initial_vectors(frozen: FrozenModel, config: AlignConfig, renderer: ChatRenderer) -> Tensor:
+def build_initial_vectors(
+    frozen: FrozenModel, config: AlignConfig, renderer: ChatRenderer, teacher_system: str | None = None
+) -> Tensor:
     """Return the initial vectors, float32 [k, d].
 
-    `train.init` selects the mean of the embedding table, random rows of it, or the token embeddings of a text in order,
-    repeated as needed.
+    `train.init` selects the mean of the embedding table, random rows of it, the token embeddings of a text in order, repeated
+    as needed, or those of evenly spaced tokens of the teacher's system prompt.
 
     Raises:
         UsageError: if `train.init` has no tokens.
@@ -88,10 +92,15 @@ def build_initial_vectors(frozen: FrozenModel, config: AlignConfig, renderer: Ch
         return mean + noise * (config.num_virtual_tokens > 1)
     if config.train.init == "random-row":
         return table[torch.randint(len(table), (config.num_virtual_tokens,), generator=generator)].clone()
-    ids = renderer.tokenizer.encode(config.train.init.removeprefix("token:"), add_special_tokens=False)
+    takes_system = config.train.init == "teacher"
+    text = (teacher_system or "") if takes_system else config.train.init.removeprefix("token:")
+    ids = renderer.tokenizer.encode(text, add_special_tokens=False)
     if not ids:
-        raise UsageError(f"train.init {config.train.init!r} has no tokens. Give a text after token:")
-    return torch.stack([table[ids[i % len(ids)]] for i in range(config.num_virtual_tokens)])
+        reason = "needs the system prompt of a teacher, which trimtab distil has" if takes_system else "has no tokens"
+        raise UsageError(f"train.init {config.train.init!r} {reason}. Give a text after token:")
+    rows = config.num_virtual_tokens
+    chosen = [len(ids) * (2 * i + 1) // (2 * rows) if takes_system else i % len(ids) for i in range(rows)]
+    return torch.stack([table[ids[index]] for index in chosen])
 
 
 def compute_learning_rate(peak: float, warmup: float, step: int, steps: int) -> float:

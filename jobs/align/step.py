@@ -81,12 +81,19 @@ def _apply_layer_options(model: "PreTrainedModel", config: AlignConfig) -> "PreT
     return model
 
 
-def build_example(renderer: ChatRenderer, row: TrainingRow, config: AlignConfig) -> TrainingExample:
-    """Tokenize the target of a training row and, if there is one, its rejected answer."""
+def build_example(renderer: ChatRenderer, row: TrainingRow, config: AlignConfig, *, with_slots: bool = True) -> TrainingExample:
+    """Tokenize the target of a training row and, if there is one, its rejected answer.
+
+    Args:
+        renderer: chat renderer of the base model.
+        row: training row.
+        config: settings of the job.
+        with_slots: whether the ids contain the slot tokens of the prefix.
+    """
+    slots = config.num_virtual_tokens if with_slots else 0
+    longest = min(config.train.max_target_tokens, row.trained_tokens or config.train.max_target_tokens)
     chosen, *rejected = [
-        tokenize_sample(
-            renderer, row.prompt, answer, config.position, config.num_virtual_tokens, config.train.max_target_tokens
-        )
+        tokenize_sample(renderer, row.prompt, answer, config.position, slots, longest, row.teacher_system)
         for answer in (row.target, row.rejected)
         if answer is not None
     ]

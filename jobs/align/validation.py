@@ -23,12 +23,18 @@ COLUMNS = {**PER_CLASS, "decision": 2, "side_rows": 2}
 
 @dataclass(frozen=True)
 class ValidationLoss(Likelihood):
-    """Loss of the validation rows. It is the same for every objective, so that their curves can be compared."""
+    """Loss of the validation rows. It is the same for every objective without a teacher, so that their curves can be compared.
+
+    Args:
+        distils: whether the loss is the divergence from a teacher.
+    """
+
+    distils: bool = False
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Inputs of `sum_decisions`."""
-        return frozenset({"odds"})
+        """Inputs of `sum_decisions`, and the teacher if there is one."""
+        return frozenset({"odds", "teacher"}) if self.distils else frozenset({"odds"})
 
 
 def sum_decisions(scores: Scores) -> dict[str, Tensor]:

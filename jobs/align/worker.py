@@ -113,7 +113,7 @@ def build_loop(work: TrainingWork, device: torch.device, rank: int, workers: int
         ObjectiveScorer(frozen, objective, *collect_openers(rows), sharded=config.scale.parallelism == "fsdp"), rows
     )
     if scorer.sharded:
-        scorer.precompute_base_outputs(rows)
+        scorer.precompute_base_outputs([*rows, *held_out] if "teacher" in objective.needs else rows)
     return TrainingLoop(config, work, scorer, renderer, rows, held_out, rank, workers)
 
 
@@ -168,7 +168,8 @@ class TrainingLoop:
         self._strata, self._proportions = split_by_correction(
             [(row.label, row.corrected) for row in self.rows], settings.class_proportions, settings.corrected_fraction
         )
-        self.validation_scorer = replace(self.scorer, objective=validation.ValidationLoss())
+        distils = "teacher" in self.scorer.objective.needs
+        self.validation_scorer = replace(self.scorer, objective=validation.ValidationLoss(distils))
 
     def create_state(self) -> TrainState:
         """Create the state of a new run.
@@ -176,7 +177,8 @@ class TrainingLoop:
         Raises:
             UsageError: if `train.init` has no tokens.
         """
-        return create_state(self.scorer.frozen, self.config, self.renderer, self.scorer.objective)
+        system = next((row.teacher_system for row in self.work.train), None)
+        return create_state(self.scorer.frozen, self.config, self.renderer, self.scorer.objective, system)
 
     def run(self, state: TrainState) -> None:
         """Train until the last step, an early stop or a stop by the user, and report a final checkpoint.
@@ -222,7 +224,7 @@ class TrainingLoop:
             result = self.scorer.compute(state.vectors, micro_batches[index], totals, state.running, state.anchor)
             if is_padding:
                 continue
-            table.set_values(index, nll=values_by_class(result.nll), rows=values_by_class(result.rows), loss=result.loss)
+            table.set_values(index, nll=values_by_class(result.losses), rows=values_by_class(result.rows), loss=result.loss)
             table.set_values(index, gradient=result.gradient.flatten(), observed=result.observed)
             table.set_values(index, seconds=time.monotonic() - start, memory=get_peak_memory_gib(self.scorer.frozen.device))
         table.set_values(0, stop=float(self._is_stop_requested()))

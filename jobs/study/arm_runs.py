@@ -235,4 +235,4 @@ def _read_trained_arm(arm: ArmRun) -> TrainedArm:
 
 
 def _identity(arm: ArmRun, base: BaseModel) -> dict[str, Any]:
-    return build_run_identity(arm.config, base, arm.prepared.inputs)
+    return build_run_identity(arm.config.identity(), base, arm.prepared.inputs)

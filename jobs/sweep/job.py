@@ -157,7 +157,9 @@ def _check_unchanged(config: SweepConfig, trials: Sequence[Trial], base: BaseMod
             continue
         check_run_version(record, trial.folder)
         old = runs.flatten_settings(record.config)
-        new = runs.flatten_settings(build_run_identity(trial.config, base, read_raw_dataset(trial.config, base).inputs))
+        new = runs.flatten_settings(
+            build_run_identity(trial.config.identity(), base, read_raw_dataset(trial.config, base).inputs)
+        )
         if changed := sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
             raise UsageError(
                 f"the sweep {config.name!r} was started with other settings or data ({', '.join(changed)}). Use the same ones, "
@@ -197,7 +199,7 @@ def _complete_best(best: Trial, base: BaseModel, prepared: PreparedDataset, pare
     """Evaluate, gate and register the prefix of the best trial in the folder and MLflow run of the trial."""
     print_line(f"best: trial {best.number} ({_format_settings(best.chosen)}); evaluating and registering its prefix")
     parent.set_tags({"trimtab.winner": str(best.run_id)})
-    run = best.join(parent.run_id, build_run_identity(best.config, base, prepared.inputs))
+    run = best.join(parent.run_id, build_run_identity(best.config.identity(), base, prepared.inputs))
     try:
         result = complete_run(best.config, base, prepared, run, best.folder)
     except InterruptedByUserError as error:

@@ -164,7 +164,7 @@ def run_trial(chosen: dict[str, Any], work: TrialSearch, cpus: float) -> None:
         tune.report(line)
     config = replace(trial.config, scale=replace(trial.config.scale, cpus_per_worker=cpus))
     prepared = work.prepared[trial.number]
-    run = trial.join(work.parent, build_run_identity(trial.config, work.base, prepared.inputs))
+    run = trial.join(work.parent, build_run_identity(trial.config.identity(), work.base, prepared.inputs))
     run.log_params({"config": asdict(trial.config), "base_fingerprint": work.base.fingerprint})
     run.log_inputs(prepared.inputs, "training")
     run_training(config, work.base, prepared, run, trial.folder, [ValidationReporter(trial.folder)])

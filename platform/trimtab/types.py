@@ -16,7 +16,7 @@ MAX_ROWS = 64
 Label = Literal["harmful", "benign_hard", "benign_easy"]
 LABELS: tuple[Label, ...] = get_args(Label)
 # Initializations of a prefix that need no text.
-INITS = ("vocab-mean", "random-row")
+INITS = ("vocab-mean", "random-row", "teacher")
 # Comparison of an answer with the reference answers.
 AnswerKind = Literal["exact", "contains", "f1", "numeric"]
 ANSWER_KINDS: tuple[AnswerKind, ...] = get_args(AnswerKind)

@@ -272,6 +272,7 @@ ABOUT = {
     "collect": "store the model's signals on answers or prompts, the training data of detectors",
     "demo": "train, serve and query a prefix, a guard and a detector on this machine in minutes",
     "detect": "train detectors on collected signals, select on validation and report on test data",
+    "distil": "compress a long system prompt into a prefix, evaluate it and register it",
     "drift": "compare the signals of live traffic with those that a detector was trained on",
     "evaluate-guard": "measure how often rewrites of prompts change the verdict of a detector of prompts",
     "evaluate-safety": "measure refusal and compliance of the base model, a text prompt and prefixes on any prompt files",

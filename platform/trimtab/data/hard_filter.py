@@ -34,6 +34,8 @@ class TrainingRow:
         cut: whether sampling stopped before the part to train on was complete.
         rejected: dispreferred answer, for objectives that need one.
         origin: origin of the target.
+        teacher_system: system prompt of the teacher, for context distillation.
+        trained_tokens: number of tokens of the target to train on; None for all.
     """
 
     prompt: Prompt
@@ -42,6 +44,8 @@ class TrainingRow:
     cut: bool = False
     rejected: str | None = None
     origin: TargetOrigin = "given"
+    teacher_system: str | None = None
+    trained_tokens: int | None = None
 
 
 @dataclass(frozen=True)

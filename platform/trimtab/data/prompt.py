@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from trimtab.errors import UsageError
@@ -41,6 +41,11 @@ class Prompt:
         system = [{"role": "system", "content": self.system}] if self.system else []
         turns = [{"role": role, "content": content} for role, content in self.history]
         return [*system, *turns, {"role": "user", "content": self.prompt}]
+
+
+def add_system_prompt(prompt: Prompt, system: str) -> Prompt:
+    """Return a prompt with a system prompt, before its own one if there is one."""
+    return replace(prompt, system=f"{system}\n\n{prompt.system}" if prompt.system else system)
 
 
 def compute_prompt_key(prompt: Prompt) -> str:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from trimtab.data.prompt import Prompt
+from trimtab.data.prompt import Prompt, add_system_prompt
 from trimtab.errors import UsageError
 from trimtab.model.chat_template import ChatRenderer
-from trimtab.model.chunked_logprobs import compute_token_logprobs
+from trimtab.model.chunked_logprobs import TopLogprobs, compute_divergences, compute_token_logprobs, compute_top_logprobs
 from trimtab.model.prefix_tree import build_prefix_tree, compute_states, disable_tree_attention, enable_tree_attention
 from trimtab.types import Position
 
@@ -29,7 +29,7 @@ class TokenizedSample:
 
     Attributes:
         ids: token ids with the slot tokens of the prefix.
-        plain: token ids without the slot tokens.
+        plain: token ids without the slot tokens, and with the system prompt of the teacher if there is one.
         targets: number of answer tokens, which come last.
     """
 
@@ -58,7 +58,13 @@ class TrainingExample:
 
 
 def tokenize_sample(
-    renderer: ChatRenderer, prompt: Prompt, answer: str, position: Position, rows: int, longest: int
+    renderer: ChatRenderer,
+    prompt: Prompt,
+    answer: str,
+    position: Position,
+    rows: int,
+    longest: int,
+    teacher_system: str | None = None,
 ) -> TokenizedSample:
     """Tokenize a prompt with an answer.
 
@@ -69,11 +75,13 @@ def tokenize_sample(
         position: position of the prefix.
         rows: number of rows of the prefix.
         longest: maximum number of answer tokens; the rest is cut off.
+        teacher_system: system prompt of the teacher, before that of the prompt; None without a teacher.
     """
     messages = [*prompt.messages, {"role": "assistant", "content": answer}]
     ids, spans = renderer.render_conversation(messages, position, range(renderer.first_slot, renderer.first_slot + rows))
     span = spans[-1][:longest]
-    plain = (*renderer.render_prompt(prompt.messages), *ids[span.start : span.stop])
+    reference = prompt.messages if teacher_system is None else add_system_prompt(prompt, teacher_system).messages
+    plain = (*renderer.render_prompt(reference), *ids[span.start : span.stop])
     return TokenizedSample(tuple(ids[: span.stop]), plain, len(span))
 
 
@@ -175,8 +183,20 @@ class FrozenModel:
         Returns:
             Log-probabilities [N], in nats.
         """
-        targets = torch.tensor(tokens, device=self.device)
-        return compute_token_logprobs(self.head, states, targets, self.model.config.get_text_config().vocab_size)
+        return compute_token_logprobs(self.head, states, torch.tensor(tokens, device=self.device), self.vocabulary)
+
+    def compute_top_logprobs(self, states: Tensor, count: int) -> TopLogprobs:
+        """Compute the `count` most likely tokens after each hidden state [N, d], without gradients."""
+        return compute_top_logprobs(self.head, states, self.vocabulary, min(count, self.vocabulary - 1))
+
+    def compute_divergences(self, states: Tensor, teacher: TopLogprobs) -> Tensor:
+        """Compute KL(teacher || p(. | state)) [N] after each hidden state [N, d], in nats."""
+        return compute_divergences(self.head, states, teacher, self.vocabulary)
+
+    @property
+    def vocabulary(self) -> int:
+        """Size of the model's vocabulary."""
+        return int(self.model.config.get_text_config().vocab_size)
 
     def embed_inputs(self, vectors: Tensor | None, tokens: Tensor) -> Tensor:
         """Embed token ids, with prefix vectors in the place of slot tokens.

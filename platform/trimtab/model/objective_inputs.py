@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, pad
 
+from trimtab.model.chunked_logprobs import TopLogprobs
 from trimtab.model.frozen_model import FrozenModel, TokenizedSample, TrainingExample
 from trimtab.objectives import Need, Objective, Scores
 from trimtab.types import LABELS
+
+# Tokens that the distribution of a teacher lists [ours], and samples that share a pass of it.
+TEACHER_TOKENS, TEACHER_ROWS = 64, 8
 
 
 @dataclass(frozen=True)
@@ -23,14 +27,14 @@ class StepResult:
     Attributes:
         gradient: gradient of the weighted loss sum [k, d].
         loss: weighted loss sum.
-        nll: sum of the mean per-token losses of the rows, by class.
+        losses: sum of the mean per-token losses of the rows, by class.
         rows: number of rows, by class.
         observed: sums that the objective observes [tracked].
     """
 
     gradient: Tensor
     loss: float
-    nll: dict[str, float]
+    losses: dict[str, float]
     rows: dict[str, int]
     observed: Tensor
 
@@ -104,6 +108,7 @@ class ObjectiveScorer:
     helping: Sequence[int] = ()
     sharded: bool = False
     _base_outputs: dict[TokenizedSample, BaseOutputs] = field(default_factory=dict[TokenizedSample, BaseOutputs])
+    _teacher_outputs: dict[TokenizedSample, TopLogprobs] = field(default_factory=dict[TokenizedSample, TopLogprobs])
 
     def compute(
         self,
@@ -166,8 +171,12 @@ class ObjectiveScorer:
         chosen = [e.chosen for e in batch]
         rejected = [s for e in batch if (s := self._get_rejected(e))]
         samples = [*chosen, *rejected]
-        states = self.frozen.target_states(vectors, [s.ids for s in samples], [s.targets for s in samples])
-        logprobs = self.frozen.compute_logprobs(states, _target_tokens(samples)).split([s.targets for s in samples])
+        sizes = [s.targets for s in samples]
+        states = self.frozen.target_states(vectors, [s.ids for s in samples], sizes)
+        tokens = _target_tokens(samples)
+        reads_targets = self.objective.reads_targets
+        values = self.frozen.compute_logprobs(states, tokens) if reads_targets else states.new_zeros(len(tokens))
+        logprobs = values.float().split(sizes)
         return ForwardPass(batch, chosen, rejected, states, logprobs, anchor, whole)
 
     def count_tokens(self, example: TrainingExample) -> int:
@@ -188,6 +197,10 @@ class ObjectiveScorer:
                 self.get_base_outputs(example.chosen)
                 if rejected := self._get_rejected(example):
                     self.get_base_outputs(rejected)
+        if "teacher" in self.objective.needs:
+            samples = [example.chosen for example in examples]
+            for start in range(0, len(samples), TEACHER_ROWS):
+                self.get_teacher_outputs(samples[start : start + TEACHER_ROWS])
 
     def get_base_outputs(self, sample: TokenizedSample) -> BaseOutputs:
         """Return the base outputs of a sample; cached, because the model and the sample are constant."""
@@ -197,6 +210,21 @@ class ObjectiveScorer:
                 logp = self.frozen.compute_logprobs(states, _target_tokens([sample]))
                 self._base_outputs[sample] = BaseOutputs(logp, states[0].float(), self.compute_odds(states[:1])[0])
         return self._base_outputs[sample]
+
+    def get_teacher_outputs(self, samples: Sequence[TokenizedSample]) -> list[TopLogprobs]:
+        """Return the next-token distributions of the teacher for each sample; cached like the base outputs.
+
+        The system prompt of the teacher is computed once for all samples.
+        """
+        missing = [sample for sample in samples if sample not in self._teacher_outputs]
+        if missing:
+            sizes = [s.targets for s in missing]
+            with torch.no_grad():
+                states = self.frozen.target_states(None, [s.plain for s in missing], sizes)
+            top = self.frozen.compute_top_logprobs(states, TEACHER_TOKENS)
+            columns = zip(*(values.split(sizes) for values in (top.tokens, top.logprobs, top.rest)), strict=True)
+            self._teacher_outputs |= {s: TopLogprobs(*values) for s, values in zip(missing, columns, strict=True)}
+        return [self._teacher_outputs[sample] for sample in samples]
 
     def _get_rejected(self, example: TrainingExample) -> TokenizedSample | None:
         """Return the rejected answer of an example if the objective needs it."""
@@ -241,10 +269,10 @@ def summarize_losses(scores: Scores, batch: Sequence[TrainingExample]) -> tuple[
         batch: examples of the micro-batch.
 
     Returns:
-        Sum of the mean negative log-probabilities of the rows by class, and number of rows by class.
+        Sum of the mean losses per token of the rows by class, and number of rows by class.
     """
-    nll = scores.nll.detach().tolist()
-    sums = {label: sum(v for e, v in zip(batch, nll, strict=True) if e.label == label) for label in LABELS}
+    losses = scores.row_loss.detach().tolist()
+    sums = {label: sum(v for e, v in zip(batch, losses, strict=True) if e.label == label) for label in LABELS}
     counts = {label: sum(e.label == label for e in batch) for label in LABELS}
     return {k: v for k, v in sums.items() if counts[k]}, {k: v for k, v in counts.items() if v}
 
@@ -326,6 +354,16 @@ def _provide_anchor(scorer: ObjectiveScorer, forward: ForwardPass) -> dict[str, 
     return {"anchor": _pad(logprobs)[0]}
 
 
+def _provide_teacher(scorer: ObjectiveScorer, forward: ForwardPass) -> dict[str, Tensor]:
+    """Compute the divergence from the teacher [B, T] of each target token."""
+    sizes = [s.targets for s in forward.chosen]
+    outputs = scorer.get_teacher_outputs(forward.chosen)
+    columns = ([getattr(o, name) for o in outputs] for name in ("tokens", "logprobs", "rest"))
+    teacher = TopLogprobs(*map(torch.cat, columns))
+    divergences = scorer.frozen.compute_divergences(forward.states[: sum(sizes)], teacher)
+    return {"divergence": _pad(divergences.split(sizes))[0]}
+
+
 # Inputs of `Scores` by the need of an objective. The order is fixed: workers that share a model must run the same passes.
 PROVIDERS: dict[Need, Callable[[ObjectiveScorer, ForwardPass], dict[str, Tensor]]] = {
     "reference": _provide_reference,
@@ -334,4 +372,5 @@ PROVIDERS: dict[Need, Callable[[ObjectiveScorer, ForwardPass], dict[str, Tensor]
     "odds": _provide_odds,
     "states": _provide_states,
     "anchor": _provide_anchor,
+    "teacher": _provide_teacher,
 }

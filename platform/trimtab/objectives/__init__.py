@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trimtab.util.method_registry import MethodRegistry
 
-Need = Literal["reference", "drift", "rejected", "odds", "anchor", "states"]
+Need = Literal["reference", "drift", "rejected", "odds", "anchor", "states", "teacher"]
 
 
 def _empty() -> Tensor:
@@ -27,7 +27,8 @@ def _empty() -> Tensor:
 class Scores:
     """Outputs of the frozen model with the prefix for a micro-batch of B rows. All log-probabilities are natural.
 
-    `logp`, `mask`, `harmful` and `running` are always set. The other tensors are empty unless the objective needs them.
+    `mask`, `harmful` and `running` are always set, and `logp` unless the objective reads no targets. The other tensors are
+    empty unless the objective needs them.
 
     Attributes:
         logp: log-probability of each target token [B, T].
@@ -44,6 +45,7 @@ class Scores:
         states: last hidden state before the answer, with the prefix [B, d]. Need: `states`.
         base_states: last hidden state before the answer, without the prefix [B, d]. Need: `states`.
         running: values that `track` has accumulated so far [tracked].
+        divergence: KL(teacher || prefixed) of each target token, 0 for padding [B, T]. Need: `teacher`.
     """
 
     logp: Tensor
@@ -59,6 +61,17 @@ class Scores:
     states: Tensor = field(default_factory=_empty)
     base_states: Tensor = field(default_factory=_empty)
     running: Tensor = field(default_factory=_empty)
+    divergence: Tensor = field(default_factory=_empty)
+
+    @property
+    def row_loss(self) -> Tensor:
+        """Loss of each row for reports [B], in nats per token: the divergence from a teacher if there is one, else `nll`."""
+        return self.mean_divergence if len(self.divergence) else self.nll
+
+    @property
+    def mean_divergence(self) -> Tensor:
+        """Mean divergence over each row's target tokens [B], in nats; needs `teacher`."""
+        return (self.divergence * self.mask).sum(1) / self.mask.sum(1)
 
     @property
     def nll(self) -> Tensor:
@@ -81,6 +94,8 @@ class Objective(ABC):
 
     tracked = 0
     """Number of values that `observe` returns."""
+    reads_targets = True
+    """Whether the objective reads the log-probabilities of the targets."""
     switch = 0.0
     """Share of the steps after which the current vectors become the anchor; 0 for no anchor."""
 

@@ -184,7 +184,7 @@ def test_gradient_of_perfect_row_is_finite():
 
 
 def test_registry_lists_objectives_and_rejects_unknown_name():
-    names = ["bco", "dpo", "dro", "likelihood", "oxa", "poft", "sta", "t3s"]
+    names = ["bco", "distil", "dpo", "dro", "likelihood", "oxa", "poft", "sta", "t3s"]
     assert set(names) <= set(objectives.list_objectives())
     with pytest.raises(NotFoundError, match=f"there are: {', '.join(names)}"):
         objectives.get_objective("nope")

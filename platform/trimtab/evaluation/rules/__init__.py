@@ -1,0 +1,1 @@
+"""Rules of a system prompt, and how often answers obey them."""
