@@ -34,7 +34,8 @@ class DetectConfig:
     Args:
         signals: folders of data sets, of answers or of prompts, that `trimtab collect` or `trimtab serve --keep_signals` wrote.
             They are merged at their common layers.
-        signal_weights: how often the rows of each folder count in training, in the order of signals; by default once.
+        signal_weights: how often the rows of each folder count in training, in the order of signals; by default once. With
+            auto, labels of live traffic choose the weight of collected rows, which may be none.
         head: heads to train; the first one is saved: flag, linear, saplma, mlp, sep, haloscope; all selects every head that
             the data set supports.
         head_options: settings of the first head, as --head_options.groups '[4, 8, 16]': a list is a set of choices to try.
@@ -78,7 +79,7 @@ class DetectConfig:
     revision: str | None = None
     address: str | None = None
     windows: bool = False
-    signal_weights: list[int] = field(default_factory=list[int])
+    signal_weights: list[int] | Literal["auto"] = field(default_factory=list[int])
     split: Split = "random"
     reserved_fraction: float = RESERVED_FRACTION
     promote: bool = True
@@ -89,10 +90,11 @@ class DetectConfig:
             raise UsageError(f"label_fraction must be above 0 and at most 1, not {self.label_fraction}")
         check_reserved_fraction(self.reserved_fraction)
         folders = as_source_list(self.signals)
-        if self.signal_weights and len(self.signal_weights) != len(folders):
-            raise UsageError(f"signal_weights has {len(self.signal_weights)} numbers for {len(folders)} folders of signals")
-        if not all(1 <= weight <= MAX_WEIGHT for weight in self.signal_weights):
-            raise UsageError(f"signal_weights must be from 1 to {MAX_WEIGHT}, not {self.signal_weights}")
+        weights = [] if self.signal_weights == "auto" else self.signal_weights
+        if weights and len(weights) != len(folders):
+            raise UsageError(f"signal_weights has {len(weights)} numbers for {len(folders)} folders of signals")
+        if not all(1 <= weight <= MAX_WEIGHT for weight in weights):
+            raise UsageError(f"signal_weights must be from 1 to {MAX_WEIGHT}, not {weights}")
 
 
 def check_split_shares(signals: list[str] | str, seeds: int, validation: float, test: float) -> None:

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from trimtab.cli.console import print_line
 from trimtab.detection.merged_dataset import find_reserved_rows, merge_datasets, read_datasets
+from trimtab.detection.mixture import choose_mixture
 from trimtab.detection.signal_dataset import SignalDataset
 from trimtab.errors import UsageError
 from trimtab.jobs.detect.config import DetectConfig
@@ -39,7 +41,14 @@ def read_training_data(config: DetectConfig, base: BaseModel) -> TrainingData:
         ArtifactError: if a data set cannot be read, or is of another base model.
     """
     sets = read_datasets(as_source_list(config.signals), base)
-    merged = merge_datasets(sets, config.signal_weights)
+    weights = config.signal_weights
+    if weights == "auto":
+        merge_datasets(sets)
+        mixture = choose_mixture(list(sets.values()), config.reserved_fraction)
+        print_line(str(mixture))
+        weights = [weight for weight in mixture.weights if weight]
+        sets = {name: data for (name, data), weight in zip(sets.items(), mixture.weights, strict=True) if weight}
+    merged = merge_datasets(sets, weights)
     sources = [{"name": name, "digest": data.digest, "rows": len(data.keys)} for name, data in sets.items()]
     if not merged.is_live.any():
         return TrainingData(merged, None, sources)

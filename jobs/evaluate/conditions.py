@@ -6,6 +6,7 @@ trained and measured on the errors that it will meet in service.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from trimtab.artifacts.card import PrefixCondition
 from trimtab.artifacts.prefix import Prefix
@@ -25,6 +26,7 @@ from trimtab.tracking.registry import Version
 from trimtab.tracking.run_artifacts import read_json_artifact
 from trimtab.util.identifiers import split_reference
 
+T = TypeVar("T")
 # Artifact of a detector's run with its out-of-fold risks by key of the prompt.
 OUT_OF_FOLD = "evaluation/out_of_fold.json"
 
@@ -48,9 +50,13 @@ class ConditionedPrompts:
     def compose(self, prefix: ArmResult, base: ArmResult) -> ArmResult:
         """Return the result of the prefix with the answers of the condition to the prompts that it does not steer."""
         others = [refuse_prompt(answer) for answer in base.answers] if self.condition.otherwise == "refuse" else base.answers
-        pairs = zip(prefix.answers, others, strict=True)
-        chosen = [answer if self.steered[compute_prompt_key(answer.prompt)] else other for answer, other in pairs]
+        chosen = self.choose([answer.prompt for answer in prefix.answers], prefix.answers, others)
         return summarize_answers(prefix.name, chosen)
+
+    def choose(self, prompts: Iterable[Prompt], steered: Iterable[T], others: Iterable[T]) -> list[T]:
+        """Return the first value for each prompt that the prefix steers, and the second one for the others."""
+        rows = zip(prompts, steered, others, strict=True)
+        return [own if self.steered[compute_prompt_key(prompt)] else other for prompt, own, other in rows]
 
 
 def resolve_condition(condition: PrefixCondition, base: BaseModel) -> PrefixCondition:

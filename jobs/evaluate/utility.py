@@ -19,15 +19,16 @@ from trimtab.evaluation.safety.results import Arm
 from trimtab.evaluation.utility.metrics import MeasuredArm, mark_answers
 from trimtab.evaluation.utility.report import build_tables, metrics_as_json
 from trimtab.jobs.evaluate.arm_cache import ArmCache
+from trimtab.jobs.evaluate.conditions import ConditionedPrompts, judge_prompts, resolve_condition
 from trimtab.jobs.evaluate.config import UtilityConfig, UtilitySuite
-from trimtab.jobs.evaluate.variants import build_standard_arms, generate_missing
+from trimtab.jobs.evaluate.variants import build_engine_config, build_standard_arms, generate_missing
 from trimtab.jobs.runtime.cluster import ray_session, run_task
 from trimtab.jobs.runtime.config import as_source_list
 from trimtab.judges.answer_matching import parse_expected_number
 from trimtab.loading import find_prefixes
 from trimtab.model.base_model import BaseModel, resolve_base_model
 from trimtab.ray_connection import get_max_node_cores
-from trimtab.types import AnswerKind, DType
+from trimtab.types import FIXED_REFUSAL, AnswerKind, DType
 
 SHORT, LONG = 32, 320
 
@@ -123,9 +124,12 @@ def measure_utility(
 ) -> dict[str, list[MeasuredArm]]:
     """Measure every arm on every suite.
 
+    A prefix with a condition has the answers that its condition gives. Texts whose prompts it does not steer have the scores of
+    the base model.
+
     Args:
         base: base model.
-        arms: arms to measure.
+        arms: arms to measure, that of the base model first.
         suites: suites by name.
         precision: data type of the model.
         gpus: number of GPUs for the engine, and for reading texts.
@@ -142,12 +146,19 @@ def measure_utility(
     }
     generate_missing("answers to questions", base, arms, list(answer_caches.values()), gpus)
     _score_missing_texts(base, arms, text_caches, precision, gpus)
+    judged = _judge_conditions(base, arms, suites, precision, gpus)
 
     def build_measured_arm(name: str, arm: Arm) -> MeasuredArm:
-        answers = answer_caches[name].read_answers(arm) if name in answer_caches else []
-        scores = text_caches[name].read_readings(arm) if name in text_caches else []
-        marks = [mark_answers(q, a) for q, a in zip(suites[name].questions, answers or [], strict=True)]
-        return MeasuredArm(arm.name, marks, scores or [])
+        suite, condition = suites[name], judged.get(arm.name)
+        answers = answer_caches[name].read_answers(arm) or [] if name in answer_caches else []
+        scores = text_caches[name].read_readings(arm) or [] if name in text_caches else []
+        if condition is not None:
+            plain = answer_caches[name].read_answers(arms[0]) or [] if name in answer_caches else []
+            others = [FIXED_REFUSAL] * len(plain) if condition.condition.otherwise == "refuse" else plain
+            answers = condition.choose([q.prompt for q in suite.questions], answers, others)
+            scores = condition.choose(suite.texts, scores, text_caches[name].read_readings(arms[0]) or []) if scores else scores
+        marks = [mark_answers(q, a) for q, a in zip(suite.questions, answers, strict=True)]
+        return MeasuredArm(arm.name, marks, scores)
 
     return {name: [build_measured_arm(name, arm) for arm in arms] for name in suites}
 
@@ -176,6 +187,20 @@ def _score_missing_texts(
     for name, (uncached, _, _) in work.items():
         for arm, readings in zip(uncached, scores[name], strict=True):
             caches[name].write_readings(arm, readings)
+
+
+def _judge_conditions(
+    base: BaseModel, arms: Sequence[Arm], suites: Mapping[str, LoadedSuite], precision: DType, gpus: float
+) -> dict[str, ConditionedPrompts]:
+    """Determine which questions and texts each conditional prefix steers, by the name of its arm."""
+    prompts = [prompt for suite in suites.values() for prompt in (*(q.prompt for q in suite.questions), *suite.texts)]
+    conditions = {arm.name: arm.prefix.card.condition for arm in arms if arm.prefix}
+    engine = build_engine_config(precision)
+    return {
+        name: judge_prompts(resolve_condition(condition, base), base, prompts, engine, gpus)
+        for name, condition in conditions.items()
+        if condition is not None
+    }
 
 
 def _list_sources(sources: list[str] | str) -> list[str]:

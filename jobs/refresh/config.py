@@ -1,6 +1,7 @@
 """Configuration of the refresh command."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from trimtab.detection.live_labels import RESERVED_FRACTION, check_reserved_fraction
 from trimtab.errors import UsageError
@@ -17,7 +18,8 @@ class RefreshConfig:
     Args:
         name: name of the detector.
         signals: data sets to train on, of which at least one is of `trimtab serve --keep_signals`.
-        signal_weights: how often the rows of each data set count in training; by default once.
+        signal_weights: how often the rows of each data set count in training. With auto, the labels of live traffic choose the
+            weight of collected rows, which may be none.
         head: heads to train; the first one is saved.
         layers: layers to try; if omitted, the common layers of the data sets.
         min_labels: number of new labels of trusted raters that start a training.
@@ -35,7 +37,7 @@ class RefreshConfig:
 
     name: str
     signals: list[str] | str = field(default="", kw_only=True)
-    signal_weights: list[int] = field(default_factory=list[int], kw_only=True)
+    signal_weights: list[int] | Literal["auto"] = field(default="auto", kw_only=True)
     head: list[str] | str = field(default="linear", kw_only=True)
     layers: list[int] = field(default_factory=list[int], kw_only=True)
     min_labels: int = field(default=50, kw_only=True)

@@ -115,7 +115,10 @@ def run_export(config: ExportConfig) -> dict[str, Any]:
         The `folder` of the adapter.
     """
     base = resolve_base_model(config.base)
-    folder = export_adapter(load_prefix(config.prefix, base.name), Path(config.out), base)
+    prefix = load_prefix(config.prefix, base.name)
+    folder = export_adapter(prefix, Path(config.out), base)
+    if prefix.card.condition is not None:
+        print_line(f"{folder} steers all prompts: an adapter has no condition ({prefix.card.condition.detector})")
     print_line(f"{folder}: for peft.PeftModel.from_pretrained(model, {str(folder)!r})")
     return {"folder": str(folder)}
 

@@ -13,7 +13,7 @@ STEPS = 200
 LEAST_SPREAD = 1e-6
 
 
-def fit_logistic(states: Tensor, positive: Tensor, l2: float) -> Tensor:
+def fit_logistic(states: Tensor, positive: Tensor, l2: float, weights: Tensor | None = None) -> Tensor:
     """Fit an L2-regularized logistic regression with balanced class weights.
 
     The states are z-scored first, and the scaling is folded into the returned weights.
@@ -22,6 +22,7 @@ def fit_logistic(states: Tensor, positive: Tensor, l2: float) -> Tensor:
         states: hidden states [n, d].
         positive: labels [n], bool; both classes must occur.
         l2: factor of the penalty; `l2 / 2` times the squared norm of the z-scored weights is added to the mean loss.
+        weights: weight of each row [n], at least 0; equal by default. The classes are balanced by their total weights.
 
     Returns:
         Weights followed by the bias [d + 1], float64.
@@ -30,7 +31,9 @@ def fit_logistic(states: Tensor, positive: Tensor, l2: float) -> Tensor:
     mean, spread = x.mean(0), x.std(0, unbiased=False)
     scale = torch.where(spread > LEAST_SPREAD, spread, 1.0)
     z = (x - mean) / scale
-    weight = torch.where(positive, 0.5 / y.mean(), 0.5 / (1 - y.mean()))
+    share = torch.ones_like(y) if weights is None else weights.double() / weights.double().mean()
+    positive_share = (share * y).mean()
+    weight = share * torch.where(positive, 0.5 / positive_share, 0.5 / (1 - positive_share))
     linear = nn.Linear(x.shape[1], 1, dtype=torch.float64)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
@@ -44,8 +47,8 @@ def fit_logistic(states: Tensor, positive: Tensor, l2: float) -> Tensor:
         return loss
 
     optimizer.step(closure)  # pyright: ignore[reportArgumentType]
-    weights = linear.weight.detach()[0] / scale
-    return torch.cat([weights, linear.bias.detach() - weights @ mean])
+    unscaled = linear.weight.detach()[0] / scale
+    return torch.cat([unscaled, linear.bias.detach() - unscaled @ mean])
 
 
 def compute_logits(weights: Tensor, states: Tensor) -> Tensor:

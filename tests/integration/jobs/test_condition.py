@@ -91,6 +91,29 @@ def test_conditional_prefix_is_trained_and_measured_on_its_side(cluster, tiny_ba
         assert side == (plain if flag else steered)
     assert [arm["name"] for arm in json.loads((tmp_path / "out.json").read_text())["arms"]] == names
 
+    # Questions on the other side have the base model's answers, and texts its scores.
+    questions, output = tmp_path / "questions.jsonl", tmp_path / "utility.json"
+    texts = [*HARMFUL_TEXTS, *BENIGN_TEXTS]
+    questions.write_text("".join(json.dumps({"question": text, "answers": ["x"]}) + "\n" for text in texts))
+    arguments = [
+        "--base",
+        str(tiny_base.path),
+        "--questions",
+        str(questions),
+        "--texts",
+        prompt_file,
+        "--columns.text",
+        "target",
+    ]
+    arguments += ["--prefix", "conditional@1", "--max_tokens", "3", "--dtype", "fp32", "--answers_file", str(output)]
+    assert main(["evaluate", "utility", *arguments]) == 0
+    measured = {arm["name"]: arm for arm in json.loads(output.read_text())["arms"]}
+    answers = {name: {row["question"]: row["answer"] for row in arm["answers"]} for name, arm in measured.items()}
+    for text, flag in zip(texts, flagged, strict=True):
+        assert not flag or answers["conditional@1"][text] == answers["base"][text]
+    assert answers["conditional@1"] != answers["base"]
+    assert {text["kl"] > 0 for text in measured["conditional@1"]["texts"]} == {True, False}
+
 
 def test_align_trains_a_guard_for_its_prefix(cluster, tiny_base, tmp_path, capsys):
     path = tmp_path / "prompts.jsonl"

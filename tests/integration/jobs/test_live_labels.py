@@ -1,6 +1,7 @@
 """Detectors of collected answers and of answers that a server has stored."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.support.live_answers import write_live_dataset
 from trimtab.cli.main import main
 from trimtab.detection.detector import load_detector
 from trimtab.detection.merged_dataset import find_reserved_rows, merge_datasets
+from trimtab.detection.mixture import choose_mixture
 from trimtab.detection.signal_dataset import read_dataset
 from trimtab.detection.training import split_data
 from trimtab.errors import UsageError
@@ -104,6 +106,24 @@ def test_merged_rows_count_once_at_common_layers(base, collected, live):
     assert 30 < reserved.sum() < 90
     assert not (reserved & ~merged.is_live).any()
     assert (find_reserved_rows(merged, 0.1) <= reserved).all()
+
+
+@pytest.mark.parametrize(("flip", "weights"), [(False, [1, 1]), (True, [0, 1])])
+def test_labels_choose_the_weight_of_collected_rows(base, live, tmp_path, flip, weights):
+    other = read_dataset(write_live_dataset(tmp_path / "other", base, LAYERS, 300, 300, start=1000))
+    truthful = 1 - other.truthful if flip else other.truthful
+    collected = replace(other, truthful=truthful, times=torch.full_like(other.times, float("nan")))
+    mixture = choose_mixture([collected, read_dataset(live)], 0.2)
+    assert mixture.weights == weights
+    assert mixture.aurocs[1.0] < mixture.aurocs[0.0] if flip else mixture.aurocs[1.0] > 0.7
+    assert "AUROC on live labels" in str(mixture)
+
+
+def test_few_labels_choose_no_weights(base, collected, tmp_path):
+    few = write_live_dataset(tmp_path / "few", base, LAYERS, 40, 12)
+    mixture = choose_mixture([read_dataset(collected), read_dataset(few)], 0.2)
+    assert (mixture.weights, mixture.aurocs) == ([1, 1], {})
+    train("mixed", collected, few, signal_weights="auto", out=str(tmp_path / "mixed"))
 
 
 def test_different_data_sets_are_not_merged(base, collected, tmp_path):
