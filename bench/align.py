@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from trimtab.model.frozen_model import FrozenModel, TokenizedSample, TrainingExample, split_into_micro_batches
 from trimtab.model.objective_inputs import ObjectiveScorer, compute_totals
 from trimtab.model.prefix_tree import build_prefix_tree
+from trimtab.model.reference_outputs import ReferenceOutputs
 from trimtab.objectives.likelihood import Likelihood
 
 Rows = list[tuple[list[int], list[int]]]
@@ -125,7 +126,7 @@ def run_trimtab(options: argparse.Namespace) -> dict[str, float]:
     row = model.get_input_embeddings().num_embeddings
     frozen = FrozenModel(model, row)
     frozen.enable_prefix_tree()
-    scorer = ObjectiveScorer(frozen, Likelihood())
+    scorer = ObjectiveScorer(ReferenceOutputs(frozen), Likelihood())
     examples = [TrainingExample(TokenizedSample((row, *p, *a), (*p, *a), len(a)), "harmful") for p, a in rows]
     vectors = first_vector(model)
     parameter = vectors.clone().requires_grad_()

@@ -112,7 +112,7 @@ def fit_objective(scorer: ObjectiveScorer, rows: list[TrainingExample]) -> Objec
     if "states" not in scorer.objective.needs:
         return scorer
     anchors = rows[:: max(1, len(rows) // ANCHORS)]
-    outputs = [scorer.get_base_outputs(e.chosen) for e in anchors]
+    outputs = [scorer.references.get_base_outputs(e.chosen) for e in anchors]
     states, odds = torch.stack([o.state for o in outputs]), torch.stack([o.odds for o in outputs])
     harmful = torch.tensor([e.label == "harmful" for e in anchors], device=states.device)
     return replace(scorer, objective=scorer.objective.fitted(states, odds, harmful))

@@ -46,6 +46,7 @@ from trimtab.model.base_model import BaseModel, resolve_on_node
 from trimtab.model.chat_template import ChatRenderer, build_renderer
 from trimtab.model.frozen_model import FrozenModel, TrainingExample, select_worker_share, split_into_micro_batches
 from trimtab.model.objective_inputs import ObjectiveScorer, collect_openers, compute_totals, summarize_losses
+from trimtab.model.reference_outputs import ReferenceOutputs
 from trimtab.objectives import Objective
 
 # Reports whose history a checkpoint holds. Workers can be ahead of the controller, which logs a report after its checkpoint is
@@ -110,7 +111,10 @@ def build_loop(work: TrainingWork, device: torch.device, rank: int, workers: int
     rows = [build_example(renderer, row, config) for row in work.train]
     held_out = [build_example(renderer, row, config) for row in work.validation][: config.train.validation_rows]
     scorer = fit_objective(
-        ObjectiveScorer(frozen, objective, *collect_openers(rows), sharded=config.scale.parallelism == "fsdp"), rows
+        ObjectiveScorer(
+            ReferenceOutputs(frozen, *collect_openers(rows)), objective, sharded=config.scale.parallelism == "fsdp"
+        ),
+        rows,
     )
     if scorer.sharded:
         scorer.precompute_base_outputs([*rows, *held_out] if "teacher" in objective.needs else rows)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from trimtab import objectives
 from trimtab.data.hard_filter import TrainingRow
 from trimtab.generation_types import Progress
 from trimtab.jobs.align.config import AlignConfig
@@ -12,8 +13,8 @@ from trimtab.jobs.align.step import build_example
 from trimtab.model.base_model import BaseModel, resolve_on_node
 from trimtab.model.chat_template import build_renderer
 from trimtab.model.frozen_model import FrozenModel
-from trimtab.model.objective_inputs import TEACHER_ROWS, ObjectiveScorer
-from trimtab.objectives.distil import Distil
+from trimtab.model.objective_inputs import ObjectiveScorer
+from trimtab.model.reference_outputs import TEACHER_ROWS, ReferenceOutputs
 
 
 def measure_divergence(
@@ -41,7 +42,7 @@ def measure_divergence(
     renderer = build_renderer(local, config.num_virtual_tokens)
     frozen = FrozenModel(local.load(config.train.dtype, device), renderer.first_slot)
     frozen.enable_prefix_tree()
-    scorer = ObjectiveScorer(frozen, Distil())
+    scorer = ObjectiveScorer(ReferenceOutputs(frozen), objectives.get_objective("distil")())
     examples = [build_example(renderer, row, config) for row in rows]
     plain = [build_example(renderer, row, config, with_slots=False) for row in rows]
     result: dict[str, list[float]] = {name: [] for name in arms}

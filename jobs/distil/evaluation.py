@@ -1,4 +1,4 @@
-"""Evaluation of a distilled prefix against its system prompt: rules, adversarial users, extraction, divergence and utility."""
+"""Evaluation of a distilled prefix against its system prompt: rules, extraction, divergence and utility, and the gate."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,12 @@ from trimtab.artifacts.prefix import Prefix
 from trimtab.data.hard_filter import TrainingRow
 from trimtab.data.prompt import Prompt, add_system_prompt, hash_to_fraction
 from trimtab.errors import UsageError
+from trimtab.evaluation.gate import GateDecision
 from trimtab.evaluation.rules.rule_checks import Rule, check_answer
-from trimtab.evaluation.rules.rule_results import SYSTEM_ARM, RuleVerdicts
+from trimtab.evaluation.rules.rule_results import SYSTEM_ARM, RuleVerdicts, compute_recovered_share
 from trimtab.evaluation.safety.results import Arm
 from trimtab.evaluation.utility.metrics import MeasuredArm
-from trimtab.jobs.distil.config import DistilConfig
+from trimtab.jobs.distil.config import DistilConfig, DistilGateConfig
 from trimtab.jobs.distil.dataset import SystemPrompt, build_engine_config
 from trimtab.jobs.evaluate import utility
 from trimtab.jobs.evaluate.variants import ArmBatch, generate_batches
@@ -95,14 +96,37 @@ def evaluate_prefix(
         arm: max(compute_extracted_share(system.text, answer) for answer in found)
         for arm, found in answers["extraction"].items()
     }
-    asked = [prompt.prompt for prompt in prompts]
+    texts = [prompt.prompt for prompt in prompts]
     plain, adversarial = (
-        [_check_rule(rule, config.evaluate.judge, asked, len(limited), answers[name]) for rule in rules]
+        [_check_rule(rule, config.evaluate.judge, texts, len(limited), answers[name]) for rule in rules]
         for name in ("plain", "adversarial")
     )
     written = [(prompt, answer) for prompt, answer in zip(limited, answers["plain"][SYSTEM_ARM], strict=False) if answer]
     divergence = _measure_divergence(config, base, system, prefix, written)
     return DistilResults(plain, adversarial, extracted, divergence, _measure_utility(config, base, system, prefix))
+
+
+def check_gate(gate: DistilGateConfig, results: DistilResults, name: str, *, is_first: bool) -> GateDecision:
+    """Decide whether a prefix passes the gate.
+
+    Args:
+        gate: settings of the gate.
+        results: evaluation of the prefix.
+        name: name of the prefix.
+        is_first: whether there is no champion, so that the point estimate decides.
+    """
+    share = compute_recovered_share(results.rules, name)
+    if share is not None:
+        decisive = share.value if is_first else share.low
+        text = f"{share} of the system prompt's gain on its rules, minimum {gate.min_recovered:.2f}"
+        return GateDecision(decisive >= gate.min_recovered, text)
+    before, after = results.divergence[BASE_ARM], results.divergence[name]
+    reduction = 1 - after.value / before.value if before.value > 0 else 0.0
+    text = (
+        f"no rule shows an effect of the system prompt; divergence from it {before.value:.3f} -> {after.value:.3f} nats per "
+        f"token, reduced by {reduction:.2f}, minimum {gate.min_divergence_reduction:.2f}"
+    )
+    return GateDecision(reduction >= gate.min_divergence_reduction, text)
 
 
 def compute_extracted_share(system: str, answer: str) -> float:

@@ -22,8 +22,7 @@ from trimtab.jobs.align.dataset import PreparedDataset, build_run_identity
 from trimtab.jobs.align.driver import build_learned_prefix, run_training
 from trimtab.jobs.distil.config import DistilConfig
 from trimtab.jobs.distil.dataset import SystemPrompt, describe_filter, prepare_dataset, read_system_prompt
-from trimtab.jobs.distil.evaluation import DistilResults, evaluate_prefix
-from trimtab.jobs.distil.gate import check_gate
+from trimtab.jobs.distil.evaluation import DistilResults, check_gate, evaluate_prefix
 from trimtab.jobs.runtime.cluster import ray_session
 from trimtab.jobs.runtime.run_folders import DONE, choose_run_folder
 from trimtab.jobs.runtime.run_state import create_or_resume_run

@@ -21,6 +21,7 @@ from trimtab.model.base_model import BaseModel, resolve_on_node
 from trimtab.model.chat_template import build_renderer
 from trimtab.model.frozen_model import FrozenModel, TrainingExample, split_into_micro_batches, tokenize_sample
 from trimtab.model.objective_inputs import ObjectiveScorer, compute_totals
+from trimtab.model.reference_outputs import ReferenceOutputs
 from trimtab.objectives.likelihood import Likelihood
 from trimtab.ray_connection import get_max_node_cores
 from trimtab.types import RANDOM_ARM, TOKEN_ARM
@@ -137,7 +138,7 @@ def search_best_token(
         )
         for r in rows
     ]
-    scorer = ObjectiveScorer(frozen, Likelihood())
+    scorer = ObjectiveScorer(ReferenceOutputs(frozen), Likelihood())
     parts = split_into_micro_batches(examples, MICRO_BATCH)
     table = frozen.embedding.weight.detach().float().cpu()[: renderer.first_slot]
     totals, empty = compute_totals(examples), torch.empty(0)

@@ -8,6 +8,7 @@ from trimtab.model.base_model import BaseModel
 from trimtab.model.chat_template import build_renderer
 from trimtab.model.frozen_model import FrozenModel, TrainingExample, tokenize_sample
 from trimtab.model.objective_inputs import ObjectiveScorer, compute_totals
+from trimtab.model.reference_outputs import ReferenceOutputs
 from trimtab.objectives.sta import Sta
 
 ROWS = [("Steal a car", "harmful", "I'm sorry, but no."), ("Bake bread", "benign_easy", "Flour, water, salt and an oven.")]
@@ -23,4 +24,8 @@ def compute_gradient(base: BaseModel, model: PreTrainedModel, packs: bool = True
         for prompt, label, answer in ROWS
     ]
     vectors = 0.1 * torch.randn(2, base.width, generator=torch.Generator().manual_seed(0))
-    return ObjectiveScorer(frozen, Sta(beta=0.1)).compute(vectors, rows, compute_totals(rows), torch.zeros(0)).gradient
+    return (
+        ObjectiveScorer(ReferenceOutputs(frozen), Sta(beta=0.1))
+        .compute(vectors, rows, compute_totals(rows), torch.zeros(0))
+        .gradient
+    )

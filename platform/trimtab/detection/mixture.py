@@ -77,7 +77,7 @@ def _find_common_layer(sets: Sequence[SignalDataset]) -> int | None:
 
 def _select_labeled(data: SignalDataset, layer: int) -> tuple[Tensor, Tensor]:
     """Return the states [n, 3d] and labels [n] of labeled rows, in the order of a hash, so that the first ones are random."""
-    rows = (~data.truthful.isnan()).nonzero()[:, 0].tolist()
+    rows: list[int] = (~data.truthful.isnan()).nonzero()[:, 0].tolist()
     chosen = torch.tensor(sorted(rows, key=lambda row: hash_to_fraction(data.keys[row], 0)), dtype=torch.long)
     return data.psi[chosen, data.meta.layers.index(layer)], data.truthful[chosen]
 

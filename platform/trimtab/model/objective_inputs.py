@@ -5,7 +5,7 @@ The code is the same for every objective and device and does not depend on Ray.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,11 +13,9 @@ from torch.nn.functional import log_softmax, pad
 
 from trimtab.model.chunked_logprobs import TopLogprobs
 from trimtab.model.frozen_model import FrozenModel, TokenizedSample, TrainingExample
+from trimtab.model.reference_outputs import TEACHER_ROWS, ReferenceOutputs, list_target_tokens
 from trimtab.objectives import Need, Objective, Scores
 from trimtab.types import LABELS
-
-# Tokens that the distribution of a teacher lists [ours], and samples that share a pass of it.
-TEACHER_TOKENS, TEACHER_ROWS = 64, 8
 
 
 @dataclass(frozen=True)
@@ -53,21 +51,6 @@ class BatchTotals:
 
 
 @dataclass(frozen=True)
-class BaseOutputs:
-    """Outputs of the frozen model for a sample without the prefix.
-
-    Attributes:
-        logp: log-probabilities of the target tokens [T].
-        state: last hidden state before the answer [d].
-        odds: log-odds of a refusal opener against a help opener.
-    """
-
-    logp: Tensor
-    state: Tensor
-    odds: Tensor
-
-
-@dataclass(frozen=True)
 class ForwardPass:
     """Forward pass of a micro-batch with the prefix.
 
@@ -95,20 +78,19 @@ class ObjectiveScorer:
     """Computes exactly the inputs that an objective needs.
 
     Attributes:
-        frozen: frozen model.
+        references: frozen model, and its outputs without the prefix.
         objective: objective to evaluate.
-        refusing: token ids that open refusals.
-        helping: token ids that open helpful answers.
         sharded: whether the model is sharded over workers, which must then all run the same number of passes.
     """
 
-    frozen: FrozenModel
+    references: ReferenceOutputs
     objective: Objective
-    refusing: Sequence[int] = ()
-    helping: Sequence[int] = ()
     sharded: bool = False
-    _base_outputs: dict[TokenizedSample, BaseOutputs] = field(default_factory=dict[TokenizedSample, BaseOutputs])
-    _teacher_outputs: dict[TokenizedSample, TopLogprobs] = field(default_factory=dict[TokenizedSample, TopLogprobs])
+
+    @property
+    def frozen(self) -> FrozenModel:
+        """Frozen model."""
+        return self.references.frozen
 
     def compute(
         self,
@@ -173,7 +155,7 @@ class ObjectiveScorer:
         samples = [*chosen, *rejected]
         sizes = [s.targets for s in samples]
         states = self.frozen.target_states(vectors, [s.ids for s in samples], sizes)
-        tokens = _target_tokens(samples)
+        tokens = list_target_tokens(samples)
         reads_targets = self.objective.reads_targets
         values = self.frozen.compute_logprobs(states, tokens) if reads_targets else states.new_zeros(len(tokens))
         logprobs = values.float().split(sizes)
@@ -194,48 +176,17 @@ class ObjectiveScorer:
         """
         if "reference" in self.objective.needs or "states" in self.objective.needs:
             for example in examples:
-                self.get_base_outputs(example.chosen)
+                self.references.get_base_outputs(example.chosen)
                 if rejected := self._get_rejected(example):
-                    self.get_base_outputs(rejected)
+                    self.references.get_base_outputs(rejected)
         if "teacher" in self.objective.needs:
             samples = [example.chosen for example in examples]
             for start in range(0, len(samples), TEACHER_ROWS):
-                self.get_teacher_outputs(samples[start : start + TEACHER_ROWS])
-
-    def get_base_outputs(self, sample: TokenizedSample) -> BaseOutputs:
-        """Return the base outputs of a sample; cached, because the model and the sample are constant."""
-        if sample not in self._base_outputs:
-            with torch.no_grad():
-                states = self.frozen.target_states(None, [sample.plain], [sample.targets])
-                logp = self.frozen.compute_logprobs(states, _target_tokens([sample]))
-                self._base_outputs[sample] = BaseOutputs(logp, states[0].float(), self.compute_odds(states[:1])[0])
-        return self._base_outputs[sample]
-
-    def get_teacher_outputs(self, samples: Sequence[TokenizedSample]) -> list[TopLogprobs]:
-        """Return the next-token distributions of the teacher for each sample; cached like the base outputs.
-
-        The system prompt of the teacher is computed once for all samples.
-        """
-        missing = [sample for sample in samples if sample not in self._teacher_outputs]
-        if missing:
-            sizes = [s.targets for s in missing]
-            with torch.no_grad():
-                states = self.frozen.target_states(None, [s.plain for s in missing], sizes)
-            top = self.frozen.compute_top_logprobs(states, TEACHER_TOKENS)
-            columns = zip(*(values.split(sizes) for values in (top.tokens, top.logprobs, top.rest)), strict=True)
-            self._teacher_outputs |= {s: TopLogprobs(*values) for s, values in zip(missing, columns, strict=True)}
-        return [self._teacher_outputs[sample] for sample in samples]
+                self.references.get_teacher_outputs(samples[start : start + TEACHER_ROWS])
 
     def _get_rejected(self, example: TrainingExample) -> TokenizedSample | None:
         """Return the rejected answer of an example if the objective needs it."""
         return example.rejected if "rejected" in self.objective.needs else None
-
-    def compute_odds(self, states: Tensor) -> Tensor:
-        """Compute the log-odds [B] of refusal openers against help openers after states [B, d]."""
-        if not self.refusing or not self.helping:
-            return states.new_zeros(len(states), dtype=torch.float32)
-        logits = self.frozen.head(states)
-        return logits[:, list(self.refusing)].logsumexp(1) - logits[:, list(self.helping)].logsumexp(1)
 
 
 def compute_totals(batch: Sequence[TrainingExample]) -> BatchTotals:
@@ -277,11 +228,6 @@ def summarize_losses(scores: Scores, batch: Sequence[TrainingExample]) -> tuple[
     return {k: v for k, v in sums.items() if counts[k]}, {k: v for k, v in counts.items() if v}
 
 
-def _target_tokens(samples: Sequence[TokenizedSample]) -> list[int]:
-    """Return all target tokens, one sample after the other."""
-    return [t for s in samples for t in s.ids[-s.targets :]]
-
-
 def _first_target_indices(samples: Sequence[TokenizedSample]) -> list[int]:
     """Return the index of each sample's first target token among all target tokens."""
     offset, firsts = 0, list[int]()
@@ -300,14 +246,14 @@ def _pad(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _provide_reference(scorer: ObjectiveScorer, forward: ForwardPass) -> dict[str, Tensor]:
-    return {"reference": _pad([scorer.get_base_outputs(s).logp for s in forward.chosen])[0]}
+    return {"reference": _pad([scorer.references.get_base_outputs(s).logp for s in forward.chosen])[0]}
 
 
 def _provide_rejected(scorer: ObjectiveScorer, forward: ForwardPass) -> dict[str, Tensor]:
     logp, mask = _pad(forward.logprobs[len(forward.batch) :])
     inputs = {"rejected_logp": logp, "rejected_mask": mask}
     if "reference" in scorer.objective.needs:
-        inputs["rejected_reference"] = _pad([scorer.get_base_outputs(s).logp for s in forward.rejected])[0]
+        inputs["rejected_reference"] = _pad([scorer.references.get_base_outputs(s).logp for s in forward.rejected])[0]
     return inputs
 
 
@@ -336,12 +282,12 @@ def _provide_drift(scorer: ObjectiveScorer, forward: ForwardPass) -> dict[str, T
 
 
 def _provide_odds(scorer: ObjectiveScorer, forward: ForwardPass) -> dict[str, Tensor]:
-    return {"odds": scorer.compute_odds(forward.states[_first_target_indices(forward.chosen)])}
+    return {"odds": scorer.references.compute_odds(forward.states[_first_target_indices(forward.chosen)])}
 
 
 def _provide_states(scorer: ObjectiveScorer, forward: ForwardPass) -> dict[str, Tensor]:
     states = forward.states[_first_target_indices(forward.chosen)].float()
-    return {"states": states, "base_states": torch.stack([scorer.get_base_outputs(s).state for s in forward.chosen])}
+    return {"states": states, "base_states": torch.stack([scorer.references.get_base_outputs(s).state for s in forward.chosen])}
 
 
 def _provide_anchor(scorer: ObjectiveScorer, forward: ForwardPass) -> dict[str, Tensor]:
@@ -350,14 +296,14 @@ def _provide_anchor(scorer: ObjectiveScorer, forward: ForwardPass) -> dict[str, 
     sizes = [s.targets for s in forward.chosen]
     with torch.no_grad():
         states = scorer.frozen.target_states(forward.anchor, [s.ids for s in forward.chosen], sizes)
-        logprobs = scorer.frozen.compute_logprobs(states, _target_tokens(forward.chosen)).split(sizes)
+        logprobs = scorer.frozen.compute_logprobs(states, list_target_tokens(forward.chosen)).split(sizes)
     return {"anchor": _pad(logprobs)[0]}
 
 
 def _provide_teacher(scorer: ObjectiveScorer, forward: ForwardPass) -> dict[str, Tensor]:
     """Compute the divergence from the teacher [B, T] of each target token."""
     sizes = [s.targets for s in forward.chosen]
-    outputs = scorer.get_teacher_outputs(forward.chosen)
+    outputs = scorer.references.get_teacher_outputs(forward.chosen)
     columns = ([getattr(o, name) for o in outputs] for name in ("tokens", "logprobs", "rest"))
     teacher = TopLogprobs(*map(torch.cat, columns))
     divergences = scorer.frozen.compute_divergences(forward.states[: sum(sizes)], teacher)

@@ -7,8 +7,7 @@ from trimtab.data.prompt import Prompt
 from trimtab.errors import UsageError
 from trimtab.jobs.distil.config import DistilConfig, DistilDataConfig, DistilGateConfig
 from trimtab.jobs.distil.dataset import count_trained_tokens, read_system_prompt, split_by_hash
-from trimtab.jobs.distil.evaluation import DistilResults, compute_extracted_share
-from trimtab.jobs.distil.gate import check_gate
+from trimtab.jobs.distil.evaluation import DistilResults, check_gate, compute_extracted_share
 from trimtab.jobs.distil.self_study import select_prompts
 from trimtab.model.chat_template import build_renderer
 from trimtab.stats.intervals import Estimate

@@ -12,6 +12,7 @@ from trimtab.jobs.align.step import build_example
 from trimtab.model.chat_template import build_renderer
 from trimtab.model.frozen_model import FrozenModel
 from trimtab.model.objective_inputs import ObjectiveScorer, compute_totals
+from trimtab.model.reference_outputs import ReferenceOutputs
 from trimtab.objectives.distil import Distil
 
 SYSTEM = "Answer in rhyme, and never use the letter e."
@@ -28,7 +29,7 @@ def scorer(tiny_base, system_ids):
     renderer = build_renderer(tiny_base, len(system_ids))
     frozen = FrozenModel(tiny_base.load("fp32"), renderer.first_slot)
     frozen.enable_prefix_tree()
-    return ObjectiveScorer(frozen, Distil())
+    return ObjectiveScorer(ReferenceOutputs(frozen), Distil())
 
 
 def build_config(rows, init="teacher"):

@@ -20,6 +20,7 @@ from trimtab.model.frozen_model import (
     tokenize_sample,
 )
 from trimtab.model.objective_inputs import ObjectiveScorer, collect_openers, compute_totals
+from trimtab.model.reference_outputs import ReferenceOutputs
 from trimtab.objectives import Scores
 from trimtab.objectives.bco import Bco
 from trimtab.objectives.dpo import Dpo
@@ -214,7 +215,7 @@ def examples(tiny_base):
 
 def compute_objective(tiny_frozen, vectors, batch, objective, totals):
     """Compute loss and gradient of a batch with the totals of the batch that it belongs to."""
-    return ObjectiveScorer(tiny_frozen, objective, *collect_openers(batch)).compute(
+    return ObjectiveScorer(ReferenceOutputs(tiny_frozen, *collect_openers(batch)), objective).compute(
         vectors, batch, totals, torch.zeros(objective.tracked)
     )
 
@@ -255,9 +256,9 @@ OBJECTIVES = [Sta(beta=0.5), Sta(level="decision"), Dpo(), Bco(), Poft(), Oxa(),
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: type(objective).__name__)
 def test_objective_does_not_depend_on_micro_batches(tiny_frozen, examples, objective):
     vectors = tiny_frozen.embedding.weight.detach()[:2].clone()
-    scorer = ObjectiveScorer(tiny_frozen, objective, *collect_openers(examples))
+    scorer = ObjectiveScorer(ReferenceOutputs(tiny_frozen, *collect_openers(examples)), objective)
     if "states" in objective.needs:
-        outputs = [scorer.get_base_outputs(example.chosen) for example in examples]
+        outputs = [scorer.references.get_base_outputs(example.chosen) for example in examples]
         states, odds = torch.stack([output.state for output in outputs]), torch.stack([output.odds for output in outputs])
         harmful = torch.tensor([example.label == "harmful" for example in examples])
         scorer.objective = objective.fitted(states, odds, harmful)
@@ -278,7 +279,7 @@ def test_drift_is_zero_without_effect_of_prefix(tiny_frozen, tiny_base):
     renderer = build_renderer(tiny_base, 8)
     prompt = Prompt("Hi", "benign_easy", "t", "t", system="x")
     example = TrainingExample(tokenize_sample(renderer, prompt, "Hello there, friend.", "user", 1, 8), "benign_easy")
-    scorer = ObjectiveScorer(tiny_frozen, Sta(gamma=0, beta=1.0))
+    scorer = ObjectiveScorer(ReferenceOutputs(tiny_frozen), Sta(gamma=0, beta=1.0))
     vectors = tiny_frozen.embedding.weight.detach()[example.chosen.plain[:1],]
     assert scorer.compute_scores(vectors, [example], torch.empty(0)).drift.item() > 0
     without_prefix = TrainingExample(replace(example.chosen, ids=example.chosen.plain), example.label)

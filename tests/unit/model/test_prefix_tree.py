@@ -9,6 +9,7 @@ from trimtab.model.chat_template import build_renderer
 from trimtab.model.frozen_model import FrozenModel, TokenizedSample, TrainingExample, tokenize_sample
 from trimtab.model.objective_inputs import ObjectiveScorer, compute_totals
 from trimtab.model.prefix_tree import build_prefix_tree, enable_tree_attention
+from trimtab.model.reference_outputs import ReferenceOutputs
 from trimtab.objectives.dpo import Dpo
 
 CPU = torch.device("cpu")
@@ -43,7 +44,9 @@ def compute_gradient(base, model, position, packs: bool) -> torch.Tensor:
         for end in (12, 13)
     ]
     vectors = 0.1 * torch.randn(2, base.width, generator=torch.Generator().manual_seed(0))
-    return ObjectiveScorer(frozen, Dpo()).compute(vectors, rows, compute_totals(rows), torch.zeros(0)).gradient
+    return (
+        ObjectiveScorer(ReferenceOutputs(frozen), Dpo()).compute(vectors, rows, compute_totals(rows), torch.zeros(0)).gradient
+    )
 
 
 @pytest.mark.parametrize("position", ["start", "user"])
