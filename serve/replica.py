@@ -34,7 +34,7 @@ from trimtab.serve.middleware.admission import AdmissionMiddleware
 from trimtab.serve.middleware.authentication import METRICS, AuthenticationMiddleware, HostMiddleware, OpenPathMiddleware
 from trimtab.serve.record_sinks import RecordSinks, open_sinks
 from trimtab.serve.registry.coordinator_client import CoordinatorClient
-from trimtab.serve.registry.sources import find_detector_layers, open_sources
+from trimtab.serve.registry.sources import ReadSignals, find_read_signals, open_sources
 from trimtab.serve.static_page import ABOUT, build_about, load_page
 from trimtab.util.heap import start_heap_trimmer
 from trimtab.util.remote_paths import open_folder
@@ -77,11 +77,15 @@ class Replica:
         replica = serve.get_replica_context().replica_id.unique_id
         if coordinator is not None:
             self._peers = CoordinatorClient(coordinator, replica)
-        layers = config.engine.layers
-        if config.detect and not layers:
+        read = ReadSignals()
+        if config.detect:
             live = await self._peers.get_agreed_versions("detector") if self._peers else {}
-            layers = await asyncio.to_thread(find_detector_layers, detectors, live)
-        engine = replace(config.engine, layers=layers, token_statistics=bool(layers))
+            read = await asyncio.to_thread(find_read_signals, detectors, live)
+        layers = config.engine.layers or read.layers
+        # Live traffic trains heads of all kinds.
+        is_stored = config.keep_signals is not None and config.signals_history and "answer" in config.signals_subjects
+        statistics = config.engine.token_statistics or read.token_statistics or is_stored
+        engine = replace(config.engine, layers=layers, token_statistics=bool(layers) and statistics)
         self._sinks = await asyncio.to_thread(open_sinks, config, replica)
         agree = self._peers.agree if self._peers else None
         policies = parse_policies(config.policies, "policies")

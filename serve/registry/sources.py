@@ -264,21 +264,37 @@ def open_sources(base: BaseModel, folder: str | None) -> tuple[ArtifactSource[Pr
     return FolderSource(path, base, "prefix", load_prefix), FolderSource(path, base, "detector", load_detector)
 
 
-def find_detector_layers(source: ArtifactSource[Detector], live: AliasVersions) -> tuple[int, ...]:
-    """Return the layers that the usable detectors read.
+@dataclass(frozen=True)
+class ReadSignals:
+    """Signals that detectors read.
+
+    Attributes:
+        layers: sorted layers.
+        token_statistics: whether one of them reads the statistics of tokens.
+    """
+
+    layers: tuple[int, ...] = ()
+    token_statistics: bool = False
+
+
+def find_read_signals(source: ArtifactSource[Detector], live: AliasVersions) -> ReadSignals:
+    """Return the signals that the usable detectors read.
 
     Args:
         source: source of the detectors.
         live: detector versions that other replicas serve.
 
     Returns:
-        Sorted layers of the detectors that have an alias or are live; detectors that cannot be loaded are skipped.
+        Signals of the detectors that have an alias or are live; detectors that cannot be loaded are skipped.
     """
     layers: set[int] = set()
+    reads_trace = False
     live_versions = {(name, version) for (name, _), version in live.items()}
     for version in source.list_versions():
         if version.aliases or (version.name, version.version) in live_versions:
             # One version whose files are gone must not keep the server from starting.
             with suppress(TrimtabError):
-                layers |= set(source.load(version).card.layers)
-    return tuple(sorted(layers))
+                detector = source.load(version)
+                layers |= set(detector.card.layers)
+                reads_trace |= detector.reads_trace
+    return ReadSignals(tuple(sorted(layers)), reads_trace)

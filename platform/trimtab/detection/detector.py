@@ -59,6 +59,11 @@ class Detector:
         """Size of the head's weights in bytes."""
         return sum(tensor.nbytes for tensor in self.head.state_dict().values())
 
+    @property
+    def reads_trace(self) -> bool:
+        """Whether the risk depends on the statistics of the answer's tokens. A prompt has none."""
+        return self.card.subject == "answer" and bool(getattr(self.head, "reads_trace", True))
+
     @torch.no_grad()
     def compute_risk(self, psi: Tensor, phi: Tensor) -> Tensor:
         """Compute the probability that answers are made up or prompts are harmful.
@@ -103,8 +108,18 @@ class Detector:
         if not len(running):
             return torch.empty(0)
         lengths = CHECK_INTERVAL * torch.arange(1, len(running) + 1)
-        phi = compute_running_features(history.expand(len(running), -1, -1), lengths, self.card.low_log_probability)
-        return self.compute_risk(running.float(), phi)
+        return self.compute_risk(running.float(), self.compute_trace(history.expand(len(running), -1, -1), lengths))
+
+    def compute_trace(self, history: Tensor, lengths: Tensor) -> Tensor:
+        """Compute phi [N, 7] of the first tokens of N answers; zeros if the head does not read it.
+
+        Args:
+            history: log-probability, entropy and margin of each token [N, m, 3]; not read if the head reads no phi.
+            lengths: numbers of first tokens [N].
+        """
+        if not self.reads_trace:
+            return self.normalizer.new_zeros(len(lengths), len(TRACE))
+        return compute_running_features(history, lengths, self.card.low_log_probability)
 
     def select_label(self, label: str | None) -> "Detector":
         """Return the detector of one label; the detector itself for None.
@@ -137,10 +152,11 @@ class Detector:
             ValueError: if the engine does not capture all layers of the card.
         """
         psi = signals.psi[[layers.index(layer) for layer in self.card.layers]]
-        logp, entropy, margin = signals.history.unbind(1)
-        return self.compute_risk(
-            psi[None], compute_trace_features(logp, entropy, margin, self.card.low_log_probability)[None]
-        ).item()
+        if self.reads_trace:
+            phi = compute_trace_features(*signals.history.unbind(1), self.card.low_log_probability)
+        else:
+            phi = self.normalizer.new_zeros(len(TRACE))
+        return self.compute_risk(psi[None], phi[None]).item()
 
 
 def normalize_features(phi: Tensor, normalizer: Tensor) -> Tensor:

@@ -48,6 +48,7 @@ class LabelHeads(nn.Module):
     def __init__(self, heads: Mapping[str, Head]) -> None:
         super().__init__()
         self.labels = nn.ModuleDict({label: LabelHead(head) for label, head in heads.items()})
+        self.reads_trace = any(head.reads_trace for head in heads.values())
 
     def forward(self, psi: Tensor, phi: Tensor) -> Tensor:
         """Compute the lowest log-odds [N] of the labels not to apply, from psi [N, L, 3d] and phi [N, 7]."""

@@ -28,7 +28,8 @@ class EngineConfig:
         allowed_media_domains: hosts from which a multimodal model loads images for clients; by default none, because the
             server could be used to reach its internal network; clients can always send data: URLs.
         layers: layers whose hidden states are captured; 0 is the embedding layer; only detectors need captured layers.
-        token_statistics: store log-probability, entropy and margin of each captured token.
+        token_statistics: compute and store log-probability, entropy and margin of each captured token, also if no detector
+            reads them; the head flag does.
     """
 
     num_slots: int = 1024

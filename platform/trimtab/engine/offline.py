@@ -51,7 +51,8 @@ class Engine:
         config = config or EngineConfig()
         detector_layers = {layer for detector in detectors for layer in detector.card.layers}
         layers = tuple(sorted({*config.layers, *detector_layers}))
-        self.config = replace(config, layers=layers, token_statistics=bool(detector_layers) or config.token_statistics)
+        statistics = config.token_statistics or any(detector.reads_trace for detector in detectors)
+        self.config = replace(config, layers=layers, token_statistics=statistics)
         self.base = resolve_base_model(model) if isinstance(model, str) else model
         self.renderer = build_renderer(self.base, self.config.num_slots)
         self.table = SlotTable(self.renderer.first_slot, self.config.num_slots)

@@ -100,11 +100,13 @@ class Head(nn.Module, ABC):
         schedule: training schedule.
         joint: whether the head reads all given layers, not only the highest.
         taught: whether the head trains on labels.
+        reads_trace: whether the head reads phi; if not, engines need not store the statistics of tokens.
     """
 
     schedule = TrainingSchedule()
     joint = True
     taught = True
+    reads_trace = True
 
     @abstractmethod
     def forward(self, psi: Tensor, phi: Tensor) -> Tensor:
@@ -152,6 +154,7 @@ class EndStateMlp(Head):
     """
 
     joint = False
+    reads_trace = False
     network: nn.Module
 
     def forward(self, psi: Tensor, phi: Tensor) -> Tensor:

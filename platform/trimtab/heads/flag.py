@@ -50,6 +50,7 @@ class Flag(Head):
     ) -> None:
         super().__init__()
         self.seen, self.tau, self.aggregate = (geometry, trace), tau, aggregate
+        self.reads_trace = trace
         size = projection or width
         self.project = nn.Linear(3 * width * layers, size)
         self.mlp = nn.Sequential(nn.Linear(size + 7, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, size))

@@ -21,6 +21,7 @@ class Linear(Head):
     """
 
     joint = False
+    reads_trace = False
 
     def __init__(self, width: int, layers: int, parts: int = 1) -> None:
         super().__init__()

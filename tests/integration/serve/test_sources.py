@@ -17,7 +17,7 @@ from trimtab.engine.prefixes.catalog import VersionCatalog
 from trimtab.engine.prefixes.version_loader import RegisteredVersion
 from trimtab.errors import ArtifactError, TrackingError, UsageError
 from trimtab.model.base_model import BaseModel
-from trimtab.serve.registry.sources import find_detector_layers, open_sources
+from trimtab.serve.registry.sources import ReadSignals, find_read_signals, open_sources
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_lists_versions_and_aliases_by_kind(registry_folder):
     ]
     assert [version.name for version in detectors.list_versions()] == ["truth"]
     assert prefixes.load(prefixes.list_versions()[1]).card.name == "mine"
-    assert find_detector_layers(detectors, {}) == (2, 4)
+    assert find_read_signals(detectors, {}).layers == (2, 4)
 
 
 def test_alias_changes_with_its_file(registry_folder):
@@ -62,8 +62,8 @@ def test_alias_changes_with_its_file(registry_folder):
 def test_new_replica_captures_layers_of_detectors_in_use(registry_folder):
     _, detectors = open_sources(BaseModel("tiny", registry_folder, "0123456789abcdef", 8, 100, 6), str(registry_folder))
     (registry_folder / "truth" / "aliases.json").write_text("{}")
-    assert find_detector_layers(detectors, {}) == ()
-    assert find_detector_layers(detectors, {("truth", "champion"): 1}) == (2, 4)
+    assert find_read_signals(detectors, {}).layers == ()
+    assert find_read_signals(detectors, {("truth", "champion"): 1}) == ReadSignals((2, 4), token_statistics=False)
 
 
 @pytest.mark.parametrize(("retry_seconds", "loaded"), [(0.0, {("truth", "champion"): 1}), (60.0, {})])
@@ -95,7 +95,7 @@ def test_version_whose_files_are_gone_is_refused_alone(registry_folder, monkeypa
     versions = VersionCatalog("tiny", "prefix", prefixes, lambda part: None)
     assert asyncio.run(versions.refresh()) == {("mine", "champion"): 1}
     assert "no such file" in versions.refused["mine@2"]
-    assert find_detector_layers(detectors, {}) == ()
+    assert find_read_signals(detectors, {}).layers == ()
 
 
 def test_evicts_unused_versions_without_alias_and_reloads_them(registry_folder, monkeypatch):
@@ -129,7 +129,7 @@ def test_reports_unusable_files(registry_folder, caplog):
     (registry_folder / "truth" / "1" / FILE).write_bytes(b"x")
     with pytest.raises(ArtifactError):
         detectors.load(detectors.list_versions()[0])
-    assert find_detector_layers(detectors, {}) == ()
+    assert find_read_signals(detectors, {}).layers == ()
     before = prefixes.list_versions()
     (registry_folder / "mine" / "aliases.json").write_text("{")
     assert prefixes.list_versions() == before

@@ -11,7 +11,7 @@ from trimtab import heads
 from trimtab.detection.detector import Detector, build_detector, encode_detector
 from trimtab.detection.detector_card import DetectorCard
 from trimtab.detection.signals import CHECK_INTERVAL, compute_token_statistics, compute_trace_features, concatenate_states
-from trimtab.engine.checks import RECORDED, UNTRACKED, AnswerCheck, PromptCheck, RequestChecks, encode_checks
+from trimtab.engine.checks import PROMPT_STORED, RECORDED, UNTRACKED, AnswerCheck, PromptCheck, RequestChecks, encode_checks
 from trimtab.engine.vllm_ext import patches
 from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START
 from trimtab.engine.vllm_ext.capture import SignalCapture
@@ -110,18 +110,26 @@ def scripted_runner(monkeypatch):
 
 
 @pytest.fixture
-def capture(scripted_runner):
-    return SignalCapture(ModelRunnerV1Adapter(scripted_runner), range(LAYERS), history=True, keep=8, verdict_token=VERDICT)
+def history() -> bool:
+    """Whether the capture stores the statistics of tokens."""
+    return True
+
+
+@pytest.fixture
+def capture(scripted_runner, history):
+    return SignalCapture(ModelRunnerV1Adapter(scripted_runner), range(LAYERS), history=history, keep=8, verdict_token=VERDICT)
 
 
 def check_record(runner: ScriptedRunner, request: str, record: dict, tokens: int) -> None:
     psi, history = runner.compute_expected_signals(request, tokens)
     captured = torch.frombuffer(bytearray(record["psi"]), dtype=torch.float32).view(LAYERS, 3 * WIDTH)
     torch.testing.assert_close(captured, psi, rtol=1e-5, atol=1e-5)
-    captured = torch.frombuffer(bytearray(record["history"]), dtype=torch.float32).view(-1, 3)
-    torch.testing.assert_close(captured, history, rtol=1e-5, atol=1e-5)
+    if "history" in record:
+        captured = torch.frombuffer(bytearray(record["history"]), dtype=torch.float32).view(-1, 3)
+        torch.testing.assert_close(captured, history, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("history", [True, False])
 def test_signals_in_one_batch_equal_whole_tensors(scripted_runner, capture):
     """Chunked, with a given answer, from the prefix cache, and preempted. Two requests have the same client id."""
     blocks = {"x-00000001": [1, 2, 3, 4], "x-00000002": [5, 6, 7], "given": [8, 9, 10, 11], "cached": [1, 12, 13]}
@@ -154,6 +162,29 @@ def test_signals_in_one_batch_equal_whole_tensors(scripted_runner, capture):
     check_record(scripted_runner, "x-00000001", capture.pop_signals("x-00000001", 3), 3)
     check_record(scripted_runner, "given", capture.pop_signals("given", 5), 5)
     check_record(scripted_runner, "cached", capture.pop_signals("cached", 2), 2)
+
+
+@pytest.mark.parametrize("history", [True, False])
+def test_history_is_stored_on_request_only(scripted_runner, capture, history, monkeypatch):
+    computed: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "log_softmax", lambda logits, _: computed.append(logits) or logits)
+    scripted_runner.run_step(capture, {"x": (0, 3, [1])}, [scripted_runner.add_request("x", 3)])
+    record = capture.pop_signals("x", 1)
+    assert ("history" in record) is history
+    assert bool(computed) is history
+
+
+def test_stored_prompts_have_their_features(scripted_runner, capture):
+    new = scripted_runner.add_request("x", 6)
+    new.sampling_params.extra_args = {PROMPT_STORED: True, UNTRACKED: True}
+    scripted_runner.run_step(capture, {"x": (0, 4, [1])}, [new])
+    scripted_runner.run_step(capture, {"x": (4, 2, [1, 2])})
+    states = scripted_runner.states["x"][:6]
+    expected = torch.cat([states[-1], states.mean(0), states[-1] - states.mean(0)], -1)
+    record = capture.pop_signals("x", 0)
+    captured = torch.frombuffer(bytearray(record["prompt"]), dtype=torch.float32).view(LAYERS, 3 * WIDTH)
+    torch.testing.assert_close(captured, expected, rtol=1e-5, atol=1e-5)
+    assert (record["psi"], record["prompt_risks"]) == (b"", [])
 
 
 def test_requests_are_found_by_engine_id_only(scripted_runner, capture):

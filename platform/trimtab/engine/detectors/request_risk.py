@@ -173,11 +173,21 @@ class DetectorSelector:
         source: source of the detectors.
         default: detector of requests that name none: NAME, NAME@ALIAS or NAME@VERSION. If None, the champion that was fitted
             under the request's prefix is used, otherwise the only champion fitted without one, otherwise the only champion.
+        token_statistics: whether the engine stores the statistics of tokens.
     """
 
-    def __init__(self, base: BaseModel, layers: Sequence[int], source: ArtifactSource[Detector], default: str | None) -> None:
+    def __init__(
+        self,
+        base: BaseModel,
+        layers: Sequence[int],
+        source: ArtifactSource[Detector],
+        default: str | None,
+        *,
+        token_statistics: bool,
+    ) -> None:
         self._base = base
         self._layers = layers
+        self._token_statistics = token_statistics
         self._default = default
         self.library = VersionCatalog(base.name, "detector", source, self._check)
 
@@ -248,6 +258,11 @@ class DetectorSelector:
             raise ArtifactError(
                 f"detector {detector.card.name!r} reads layer {missing[0]}; this server captures {captured}. "
                 "Restart the server to capture other layers"
+            )
+        if detector.reads_trace and not self._token_statistics:
+            raise ArtifactError(
+                f"detector {detector.card.name!r} reads statistics of tokens; this server computes none. Restart it, or "
+                "set --engine.token_statistics true"
             )
 
 

@@ -180,7 +180,7 @@ class OnlineEngine:
         install_grammar_validation(engine)
         install_rejection(engine)
         catalog = VersionCatalog(base.name, PREFIX, prefixes, partial(_check_prefix, base=base, slots=config.num_slots))
-        selector = DetectorSelector(base, config.layers, detectors, detector)
+        selector = DetectorSelector(base, config.layers, detectors, detector, token_statistics=config.token_statistics)
         online = cls(engine, app, base, config, catalog, selector, agree or _agree_alone, policies, drift, sink)
         await online.refresh()
         online._refresh_task = asyncio.create_task(online._refresh_forever())

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trimtab.detection.signals import compute_running_features
 from trimtab.engine.checks import AnswerCheck
 from trimtab.engine.vllm_ext.detector_store import DetectorStore
 
@@ -32,7 +31,7 @@ class AnswerChecker:
         Args:
             checks: checks of each answer [n].
             psi: features of the answers so far at the captured layers [n, L, 3d].
-            history: log-probability, entropy and margin of each token [n, m, 3].
+            history: log-probability, entropy and margin of each token [n, m, 3]; m is 0 if they are not stored.
             lengths: number of tokens of each answer [n].
 
         Returns:
@@ -53,6 +52,7 @@ class AnswerChecker:
     def _compute_risks(self, digest: str, rows: Tensor, psi: Tensor, history: Tensor, lengths: Sequence[int]) -> Tensor:
         if (detector := self._store.get_detector(digest)) is None:
             return torch.full(rows.shape, torch.nan, dtype=torch.float64, device=rows.device)
-        counts = torch.tensor(lengths, device=rows.device)[rows]
-        phi = compute_running_features(history[rows], counts, detector.card.low_log_probability)
+        if detector.reads_trace and not history.shape[1]:
+            return torch.full(rows.shape, torch.nan, dtype=torch.float64, device=rows.device)
+        phi = detector.compute_trace(history[rows], torch.tensor(lengths, device=rows.device)[rows])
         return detector.compute_risk(self._store.select_layers(detector, psi[rows]), phi).double()

@@ -53,8 +53,8 @@ class SignalCapture:
     Args:
         runner: adapter of vLLM's model runner.
         layers: captured layers.
-        history: whether to store log-probability, entropy and margin of each token. A detector with any tau_l computes its phi
-            from these.
+        history: whether to compute and store log-probability, entropy and margin of each token. A detector with any tau_l
+            computes its phi from these.
         keep: maximum number of ended requests whose signals are kept until they are fetched.
         verdict_token: token that ends a request which a check stops.
 
@@ -73,6 +73,7 @@ class SignalCapture:
         self.verdict_token = verdict_token
         # Requests that got no slot although they must be checked.
         self.unchecked: set[str] = set()
+        self.keeps_history = history
         shape = (len(self.free), runner.max_length, 3) if history else (0, 0, 3)
         self.history = torch.zeros(shape, device=runner.device)
         self.running: dict[str, RunningRequest] = {}
@@ -137,7 +138,7 @@ class SignalCapture:
 
     def _copy_request(self, running: RunningRequest) -> EndedRequest:
         """Copy the signals of a request to the host."""
-        history = self.history[running.slot, : running.written].to("cpu", copy=True) if len(self.history) else None
+        history = self.history[running.slot, : running.written].to("cpu", copy=True) if self.keeps_history else None
         risks = self.prompt_checker.list_risks(running.slot, len(running.checks.prompt)) if running.written else []
         is_stored = running.is_recorded or running.stores_prompt
         windows = running.windows.cpu() if is_stored and running.windows is not None else None
@@ -175,8 +176,11 @@ class SignalCapture:
             output = sample(*args, **options)
             if (pending := self.pending) is not None:
                 self.pending = None
-                tokens = output.sampled_token_ids[pending.lines, 0].long()
-                self._write_tokens(pending.slots, pending.states, gather_token_statistics(pending.logp, tokens))
+                statistics = None
+                if pending.logp is not None:
+                    tokens = output.sampled_token_ids[pending.lines, 0].long()
+                    statistics = gather_token_statistics(pending.logp, tokens)
+                self._write_tokens(pending.slots, pending.states, statistics)
             if self.due:
                 due, self.due = self.due, []
                 self._process_unfinished(due)
@@ -188,8 +192,8 @@ class SignalCapture:
 
         return sample_and_write
 
-    def _write_tokens(self, slots: Tensor, states: Tensor, statistics: TokenStatistics) -> None:
-        if len(self.history):
+    def _write_tokens(self, slots: Tensor, states: Tensor, statistics: TokenStatistics | None) -> None:
+        if statistics is not None:
             positions = self.sums.tokens[slots]
             self.history[slots, positions] = torch.stack([statistics.logp, statistics.entropy, statistics.margin], 1)
         self.sums.write(slots, states)
@@ -240,13 +244,15 @@ class SignalCapture:
         if not entries:
             return
         turns, selected, slots, tokens = self._as_indices(sorted(entries)).T
-        pieces = zip(selected.split(PIECE), tokens.split(PIECE), strict=True)
-        statistics = [compute_token_statistics(self.runner.compute_logits(hidden[piece]), ids) for piece, ids in pieces]
-        logp, entropy, margin = (torch.cat([getattr(s, name) for s in statistics]) for name in ("logp", "entropy", "margin"))
+        columns: list[Tensor] = []
+        if self.keeps_history:
+            pieces = zip(selected.split(PIECE), tokens.split(PIECE), strict=True)
+            parts = [compute_token_statistics(self.runner.compute_logits(hidden[piece]), ids) for piece, ids in pieces]
+            columns = [torch.cat([getattr(part, name) for part in parts]) for name in ("logp", "entropy", "margin")]
         sizes = turns.bincount().tolist()
-        parts = (values.split(sizes) for values in (slots, rows[selected], logp, entropy, margin))
-        for turn, (slot, states, *values) in enumerate(zip(*parts, strict=True)):
-            self._write_tokens(slot, states, TokenStatistics(*values))
+        split = (values.split(sizes) for values in (slots, rows[selected], *columns))
+        for turn, (slot, states, *values) in enumerate(zip(*split, strict=True)):
+            self._write_tokens(slot, states, TokenStatistics(*values) if values else None)
             due = [running for running, numbers in recorded if turn < len(numbers) and numbers[turn] % CHECK_INTERVAL == 0]
             self._record_unfinished(due)
 
@@ -273,7 +279,8 @@ class SignalCapture:
                     self.due.append(span)
         if sampled:
             lines, slots, states = self._gather_last_states(sampled, rows)
-            self.pending = PendingSamples(lines, slots, states, logits[lines].float().log_softmax(-1))
+            logp = logits[lines].float().log_softmax(-1) if self.keeps_history else None
+            self.pending = PendingSamples(lines, slots, states, logp)
         if prompts:
             self._process_prompts(prompts, rows)
         self._stop_unchecked(requests, discarded)
@@ -315,7 +322,8 @@ class SignalCapture:
             return
         slots = self._as_indices([span.running.slot for span in checked])
         lengths = [span.running.written for span in checked]
-        psi, history = self.sums.geometry(slots), self.history[slots, : max(lengths)]
+        psi = self.sums.geometry(slots)
+        history = self.history[slots, : max(lengths)] if self.keeps_history else psi.new_empty(len(slots), 0, 3)
         stopped = self.answer_checker.check_answers([span.running.checks.answer for span in checked], psi, history, lengths)
         self._add_verdicts(self._as_indices([span.index for span in checked]), stopped)
 

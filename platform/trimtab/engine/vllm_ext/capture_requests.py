@@ -93,13 +93,13 @@ class PendingSamples:
         lines: indices in the batch [n].
         slots: slots in the accumulator [n].
         states: hidden states [n, L, d].
-        logp: log-probabilities [n, V].
+        logp: log-probabilities [n, V]; None without a history.
     """
 
     lines: Tensor
     slots: Tensor
     states: Tensor
-    logp: Tensor
+    logp: Tensor | None
 
 
 @dataclass(frozen=True)
