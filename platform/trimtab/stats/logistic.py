@@ -34,7 +34,7 @@ def fit_logistic(states: Tensor, positive: Tensor, l2: float, weights: Tensor | 
     share = torch.ones_like(y) if weights is None else weights.double() / weights.double().mean()
     positive_share = (share * y).mean()
     weight = share * torch.where(positive, 0.5 / positive_share, 0.5 / (1 - positive_share))
-    linear = nn.Linear(x.shape[1], 1, dtype=torch.float64)
+    linear = nn.Linear(x.shape[1], 1, dtype=torch.float64, device=x.device)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     optimizer = torch.optim.LBFGS(linear.parameters(), max_iter=STEPS, line_search_fn="strong_wolfe")

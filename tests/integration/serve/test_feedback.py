@@ -97,7 +97,9 @@ def test_the_answer_that_a_policy_chose_is_stored_once(send, signals_folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("action", ["none", "refuse", "route"])
 def test_stored_prompts_are_those_of_the_request(send, url, signals_folder, frozen, base, action):
-    policy = {"detector": "guard", "action": action, "threshold": 0.0} | ({"model": "one@1"} if action == "route" else {})
+    policy = {"detector": "guard", "action": action, "threshold": 0.0} | (
+        {"model": "smollm2-135m:one@1"} if action == "route" else {}
+    )
     fields = {} if action == "none" else {"trimtab": {"policies": [policy]}}
     request_id = send(**fields).headers["x-trimtab-request-id"]
     dataset, row = wait_for_row(signals_folder, f"{request_id}/prompt")
