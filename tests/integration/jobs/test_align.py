@@ -99,7 +99,7 @@ USAGE_ERRORS = {
     "wrong column": (["--data.harmful", "goals.csv", "--data.benign", "empty.jsonl"], "has no column 'prompt'; it has goal"),
     "empty file": (["--data.harmful", "empty.jsonl"], "empty.jsonl has no rows"),
     "missing model": (["--base", "no-such-model"], "no base model 'no-such-model'"),
-    "unknown objective": (["--objective", "magic"], "there are: bco, dpo, dro, likelihood"),
+    "unknown objective": (["--objective", "magic"], "there are: bco, distil, dpo, dro, likelihood"),
     "unknown objective option": (["--objective_options.beam", "3"], "unexpected keyword argument 'beam'"),
     "too many workers": (["--scale.num_workers", "99"], "cannot share"),
     "bad name": (["--name", "a/b"], "cannot be a name"),

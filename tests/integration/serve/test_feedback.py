@@ -115,6 +115,16 @@ def test_stored_prompts_are_those_of_the_request(send, url, signals_folder, froz
 
 
 @pytest.mark.slow
+def test_prompts_at_whose_end_no_answer_starts_are_not_stored(send, url, signals_folder):
+    body = {"model": "smollm2-135m", "prompt": QUESTION, "max_tokens": 4}
+    completed = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+    assert completed.status_code == 200
+    request_id = completed.headers["x-trimtab-request-id"]
+    wait_for_row(signals_folder, f"{request_id}/0")
+    assert not any(f"{request_id}/prompt" in dataset.keys for dataset in read_datasets(signals_folder, "prompt"))
+
+
+@pytest.mark.slow
 def test_answers_to_refused_prompts_and_scores_are_not_stored(send, url, signals_folder):
     refused = send(trimtab={"policies": [{"detector": "guard", "action": "refuse", "threshold": 0.0}]})
     score = {"model": "smollm2-135m", "messages": [{"role": "user", "content": QUESTION}], "answer": "The Nile."}

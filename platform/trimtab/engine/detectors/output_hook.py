@@ -163,7 +163,7 @@ class OutputHook:
         if stopped:
             _replace_output(answer, self._renderer.turn_end, whole=by_prompt)
         signals = await self._read_signals(risk, request_id, answer.index, counter, ended=ended, stopped=by_prompt)
-        if ended and signals is not None and len(signals.prompt) and risk.stores_prompt:
+        if ended and signals is not None and signals.prompt.numel() and risk.stores_prompt:
             risk.prompt = _record_prompt(signals, verdicts, choice)
         if ended and signals is not None and signals.psi.numel() and "answer" in risk.stored:
             finished = answer.finish_reason == "stop" and not stopped
