@@ -76,15 +76,16 @@ def test_example_head_in_contributing_passes_its_test(tmp_path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_config_loads(path):
-    """A config has the name of its command."""
+    """The name of a config begins with that of its command."""
+    command, *_ = path.stem.split("_")
     commands = {entry.name: entry for entry in entry_points(group="trimtab.commands")}
     # A config file does not name the version to promote, so that the command line must.
-    name = ["mine"] if path.stem == "promote" else []
-    settings, _ = parse_options(commands[path.stem].load(), path.stem, [*name, "--config", str(path)])
+    name = ["mine"] if command == "promote" else []
+    settings, _ = parse_options(commands[command].load(), command, [*name, "--config", str(path)])
     assert settings.name
-    if path.stem == "study":
+    if command == "study":
         assert [build_arm_config(settings, arm).name for arm in settings.arms] == list(settings.arms)
-    if path.stem == "sweep":
+    if command == "sweep":
         assert len(plan_trials(settings, ROOT)) == settings.num_trials
 
 
