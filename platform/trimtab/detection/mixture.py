@@ -18,6 +18,8 @@ from trimtab.stats.logistic import compute_logits, fit_logistic
 # Weights of collected rows against live ones (1): as they are, fewer, and none.
 SHARES = (1.0, 0.25, 0.0625, 0.0)
 FOLDS, MIN_LABELS = 5, 10
+# Labels of live rows without which collected rows are not left out: a detector needs 50.
+MIN_ALONE = 60
 # Rows of each kind that the probe reads, and its penalty.
 MOST_ROWS, PENALTY = 1000, 0.01
 
@@ -64,8 +66,9 @@ def choose_mixture(sets: Sequence[SignalDataset], reserved_fraction: float) -> M
     states, right, folds = (torch.cat(parts)[-MOST_ROWS:] for parts in zip(*live, strict=True))
     if min(int((right == 1).sum()), int((right == 0).sum())) < MIN_LABELS:
         return equal
-    aurocs = {share: _cross_validate(states, right, folds, old_states, old_right, share) for share in SHARES}
-    best = max(SHARES, key=lambda share: (round(aurocs[share], 3), share))
+    shares = [share for share in SHARES if share or len(right) >= MIN_ALONE]
+    aurocs = {share: _cross_validate(states, right, folds, old_states, old_right, share) for share in shares}
+    best = max(shares, key=lambda share: (round(aurocs[share], 3), share))
     counts = [round(1 / best) if live and best else 1 for live in is_live]
     return Mixture([count if live or best else 0 for count, live in zip(counts, is_live, strict=True)], aurocs)
 

@@ -119,6 +119,13 @@ def test_labels_choose_the_weight_of_collected_rows(base, live, tmp_path, flip, 
     assert "AUROC on live labels" in str(mixture)
 
 
+def test_few_labels_leave_no_collected_rows_out(base, collected, tmp_path):
+    few = read_dataset(write_live_dataset(tmp_path / "few", base, LAYERS, 60, 60))
+    mixture = choose_mixture([read_dataset(collected), few], 0.2)
+    assert 0.0 not in mixture.aurocs
+    assert 1.0 in mixture.aurocs
+
+
 def test_few_labels_choose_no_weights(base, collected, tmp_path):
     few = write_live_dataset(tmp_path / "few", base, LAYERS, 40, 12)
     mixture = choose_mixture([read_dataset(collected), read_dataset(few)], 0.2)
