@@ -238,12 +238,12 @@ def measure_run_length(kinds: Kinds) -> dict[str, Any]:
     """
     states = get_states(kinds.first, kinds.first.meta.layers[-1])
     half = len(states) // 2
-    distances = fit_distance(states[:half]).compute_distances(states[half:]).numpy()
+    statistics = np.stack([values.numpy() for values in fit_distance(states[:half]).list_statistics(states[half:])])
     lengths: list[int] = []
     for run in range(RUNS):
         generator = np.random.default_rng(run)
-        reference, stream = (generator.choice(distances, size) for size in (half, RUN_ANSWERS))
-        lengths.append(detect_change([reference], [stream], RUN_LENGTH, run).alarm or RUN_ANSWERS)
+        reference, stream = (statistics[:, generator.integers(statistics.shape[1], size=n)] for n in (half, RUN_ANSWERS))
+        lengths.append(detect_change(list(reference), list(stream), RUN_LENGTH, run).alarm or RUN_ANSWERS)
     error = 1.96 * stdev(lengths) / len(lengths) ** 0.5
     line = {"name": "answers until a false alarm", "value": mean(lengths), "unit": "answers", "peer": None, "ratio": None}
     met = True if mean(lengths) - error > RUN_LENGTH else None

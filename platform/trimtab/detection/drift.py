@@ -13,6 +13,8 @@ from trimtab.stats.logistic import compute_logits, fit_logistic
 
 # Dimensions of the states that distances are measured in, and the smallest variance relative to the largest.
 DIMENSIONS, LEAST_VARIANCE = 32, 1e-6
+# Principal components that are watched by themselves: a shift of the mean can leave the distances as they are.
+WATCHED = 8
 # Penalty and folds of the classifier that tells live traffic from training data; seeds of the folds and of the halves.
 PENALTY, FOLDS, FOLD_SEED, HALF_SEED = 0.1, 5, 3000, 3001
 
@@ -31,7 +33,15 @@ class DistanceModel:
 
     def compute_distances(self, states: Tensor) -> Tensor:
         """Compute the distances [n] of states [n, d]."""
-        return ((states.double() - self.center) @ self.components).norm(dim=1)
+        return self.project(states).norm(dim=1)
+
+    def project(self, states: Tensor) -> Tensor:
+        """Compute the components [n, K] of states [n, d], in the order of their variance, each scaled to unit variance."""
+        return (states.double() - self.center) @ self.components
+
+    def list_statistics(self, states: Tensor) -> list[Tensor]:
+        """Return the distances [n] of states [n, d], and each of their first components [n]."""
+        return [self.compute_distances(states), *self.project(states)[:, :WATCHED].unbind(1)]
 
 
 def get_states(data: SignalDataset, layer: int) -> Tensor:
@@ -57,7 +67,7 @@ def detect_drift(
     layer: int,
     average_run_length: float,
 ) -> ChangeResult:
-    """Detect a change of live traffic in the order of time: of its risks, or of the distance of its states.
+    """Detect a change of live traffic in the order of time: of its risks, or of the distance or a component of its states.
 
     One half of the reference defines the distance and the other half its distribution, since states are closer to a mean that
     they are a part of.
@@ -73,8 +83,8 @@ def detect_drift(
     halves = torch.tensor([hash_to_fraction(group, HALF_SEED) < 0.5 for group in reference.groups])
     states, order = get_states(reference, layer), live.times.argsort(stable=True)
     distance = fit_distance(states[halves])
-    streams = (live_risk[order], distance.compute_distances(get_states(live, layer)[order]))
-    references = (reference_risk[~halves], distance.compute_distances(states[~halves]))
+    streams = (live_risk[order], *distance.list_statistics(get_states(live, layer)[order]))
+    references = (reference_risk[~halves], *distance.list_statistics(states[~halves]))
     return detect_change([_as_array(r) for r in references], [_as_array(s) for s in streams], average_run_length)
 
 
