@@ -153,7 +153,8 @@ class Detector:
         """
         psi = signals.psi[[layers.index(layer) for layer in self.card.layers]]
         if self.reads_trace:
-            phi = compute_trace_features(*signals.history.unbind(1), self.card.low_log_probability)
+            logp, entropy, margin = signals.history.unbind(1)
+            phi = compute_trace_features(logp, entropy, margin, self.card.low_log_probability)
         else:
             phi = self.normalizer.new_zeros(len(TRACE))
         return self.compute_risk(psi[None], phi[None]).item()
