@@ -18,7 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from trimtab.artifacts.card import PrefixCard
 from trimtab.artifacts.prefix import Prefix, build_prefix
 from trimtab.cli.console import ProgressBar, print_line
-from trimtab.errors import JobError
+from trimtab.errors import InterruptedByUserError, JobError
 from trimtab.jobs.align.checkpoints import find_newest_stored, open_storage
 from trimtab.jobs.align.config import AlignConfig
 from trimtab.jobs.align.controller_side import CURVES, MlflowCallback, run_worker
@@ -153,6 +153,20 @@ def run_training(
     if result.checkpoint is None:
         raise JobError("training ended without a checkpoint")
     return TrainingResult(load_state(result.checkpoint), bool((result.metrics or {}).get("stopped")))
+
+
+def check_completed(training: TrainingResult, steps: int) -> None:
+    """Raise InterruptedByUserError if the user stopped training before its end.
+
+    Args:
+        training: training result.
+        steps: maximum number of steps.
+    """
+    if training.stopped:
+        raise InterruptedByUserError(
+            f"stopped after step {training.state.step} of {steps}, with a checkpoint. To resume, run the same command with "
+            "--resume"
+        )
 
 
 def build_learned_prefix(

@@ -14,7 +14,7 @@ from trimtab import objectives
 from trimtab.artifacts.prefix import Prefix, save_prefix
 from trimtab.cli.console import console, print_line
 from trimtab.engine.config import EngineConfig
-from trimtab.errors import InterruptedByUserError, UsageError
+from trimtab.errors import UsageError
 from trimtab.evaluation.gate import Gain, GateDecision, decide_on_gain
 from trimtab.evaluation.safety.comparison import estimate_difference
 from trimtab.evaluation.safety.report import build_table, results_as_json, write_plane
@@ -28,7 +28,7 @@ from trimtab.jobs.align.dataset import (
     read_raw_dataset,
     write_dataset,
 )
-from trimtab.jobs.align.driver import build_learned_prefix, run_training
+from trimtab.jobs.align.driver import build_learned_prefix, check_completed, run_training
 from trimtab.jobs.align.target_ladder import compute_opening_share
 from trimtab.jobs.detect.guard import find_guard, train_guard
 from trimtab.jobs.evaluate.conditions import apply_conditions
@@ -210,11 +210,7 @@ def _train_with_progress(
     run.log_artifacts(folder / "removed.jsonl", "data")
     run.log_artifacts(folder / "test.jsonl", "data")
     training = run_training(config, base, prepared, run, folder)
-    if training.stopped:
-        raise InterruptedByUserError(
-            f"stopped after step {training.state.step} of {config.train.max_steps}, with a checkpoint. "
-            "To resume, run the same command with --resume"
-        )
+    check_completed(training, config.train.max_steps)
     draft = build_learned_prefix(config, base, prepared, run, training)
     results = _evaluate_prefix(config, base, prepared, draft)
     prefix = build_learned_prefix(config, base, prepared, run, training, _get_logged_metrics(config, results))

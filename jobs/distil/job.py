@@ -14,12 +14,11 @@ from rich.table import Table
 
 from trimtab.artifacts.prefix import Prefix, save_prefix
 from trimtab.cli.console import console, print_line
-from trimtab.errors import InterruptedByUserError
 from trimtab.evaluation.rules.rule_checks import Rule, read_rules
 from trimtab.evaluation.rules.rule_results import SYSTEM_ARM, build_rule_table, compute_recovered_share, results_as_json
 from trimtab.evaluation.utility.report import build_tables, metrics_as_json
 from trimtab.jobs.align.dataset import PreparedDataset, build_run_identity
-from trimtab.jobs.align.driver import build_learned_prefix, run_training
+from trimtab.jobs.align.driver import build_learned_prefix, check_completed, run_training
 from trimtab.jobs.distil.config import DistilConfig
 from trimtab.jobs.distil.dataset import SystemPrompt, describe_filter, prepare_dataset, read_system_prompt
 from trimtab.jobs.distil.evaluation import DistilResults, check_gate, evaluate_prefix
@@ -137,11 +136,7 @@ def _train_with_tracking(
     (folder / "filter.json").write_text(json.dumps(describe_filter(prepared.filtered.table), indent=2) + "\n")
     run.log_artifacts(folder / "filter.json", "data")
     training = run_training(plan, base, prepared, run, folder)
-    if training.stopped:
-        raise InterruptedByUserError(
-            f"stopped after step {training.state.step} of {config.train.max_steps}, with a checkpoint. "
-            "To resume, run the same command with --resume"
-        )
+    check_completed(training, config.train.max_steps)
     draft = build_learned_prefix(plan, base, prepared, run, training)
     results = evaluate_prefix(config, base, system, rules, prepared.parts["test"], draft)
     metrics = list_metrics(results, config.name)
