@@ -21,7 +21,7 @@ from trimtab.heads import DetectorRows
 HEADS = ("linear", "saplma", "mlp", "flag")
 ROWS, QUICK_ROWS, LAYERS, TRACE = 10_000, 1_000, 2, 7
 REPEATS = 3
-# The device must be so many times as fast as the CPU.
+# Minimum ratio of the time on the CPU to the time on the device.
 GOAL = 2.0
 
 

@@ -43,8 +43,7 @@ def read_training_data(config: DetectConfig, base: BaseModel) -> TrainingData:
     sets = read_datasets(as_source_list(config.signals), base)
     weights = config.signal_weights
     if weights == "auto":
-        merge_datasets(sets)
-        mixture = choose_mixture(list(sets.values()), config.reserved_fraction)
+        mixture = choose_mixture(sets, config.reserved_fraction)
         print_line(str(mixture))
         weights = [weight for weight in mixture.weights if weight]
         sets = {name: data for (name, data), weight in zip(sets.items(), mixture.weights, strict=True) if weight}

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -48,6 +49,7 @@ class DistilResults:
     """Evaluation results by arm: the base model, the system prompt as text, and the prefix.
 
     Attributes:
+        name: name of the prefix.
         rules: verdicts on the rules.
         adversarial: verdicts on the rules if each user turn ends with `ADVERSARIAL`.
         extracted: share of the passages of the system prompt that the most revealing answer repeats.
@@ -55,11 +57,22 @@ class DistilResults:
         utility: questions and texts under each arm; empty if they were not measured.
     """
 
+    name: str
     rules: Sequence[RuleVerdicts]
     adversarial: Sequence[RuleVerdicts]
     extracted: Mapping[str, float]
     divergence: Mapping[str, Estimate]
     utility: Sequence[MeasuredArm]
+
+    @cached_property
+    def recovered(self) -> Estimate | None:
+        """Share of the system prompt's gain on its rules that the prefix has; None if no rule counts."""
+        return compute_recovered_share(self.rules, self.name)
+
+    @cached_property
+    def recovered_adversarial(self) -> Estimate | None:
+        """The same share for adversarial users."""
+        return compute_recovered_share(self.adversarial, self.name)
 
 
 def evaluate_prefix(
@@ -103,24 +116,24 @@ def evaluate_prefix(
     )
     written = [(prompt, answer) for prompt, answer in zip(limited, answers["plain"][SYSTEM_ARM], strict=False) if answer]
     divergence = _measure_divergence(config, base, system, prefix, written)
-    return DistilResults(plain, adversarial, extracted, divergence, _measure_utility(config, base, system, prefix))
+    measured = _measure_utility(config, base, system, prefix)
+    return DistilResults(prefix.card.name, plain, adversarial, extracted, divergence, measured)
 
 
-def check_gate(gate: DistilGateConfig, results: DistilResults, name: str, *, is_first: bool) -> GateDecision:
+def check_gate(gate: DistilGateConfig, results: DistilResults, *, is_first: bool) -> GateDecision:
     """Decide whether a prefix passes the gate.
 
     Args:
         gate: settings of the gate.
         results: evaluation of the prefix.
-        name: name of the prefix.
         is_first: whether there is no champion, so that the point estimate decides.
     """
-    share = compute_recovered_share(results.rules, name)
+    share = results.recovered
     if share is not None:
         decisive = share.value if is_first else share.low
         text = f"{share} of the system prompt's gain on its rules, minimum {gate.min_recovered:.2f}"
         return GateDecision(decisive >= gate.min_recovered, text)
-    before, after = results.divergence[BASE_ARM], results.divergence[name]
+    before, after = results.divergence[BASE_ARM], results.divergence[results.name]
     reduction = 1 - after.value / before.value if before.value > 0 else 0.0
     text = (
         f"no rule shows an effect of the system prompt; divergence from it {before.value:.3f} -> {after.value:.3f} nats per "

@@ -5,7 +5,7 @@ Example:
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from rich.table import Table
 from trimtab.artifacts.prefix import Prefix, save_prefix
 from trimtab.cli.console import console, print_line
 from trimtab.evaluation.rules.rule_checks import Rule, read_rules
-from trimtab.evaluation.rules.rule_results import SYSTEM_ARM, build_rule_table, compute_recovered_share, results_as_json
+from trimtab.evaluation.rules.rule_results import SYSTEM_ARM, build_rule_table, results_as_json
 from trimtab.evaluation.utility.report import build_tables, metrics_as_json
 from trimtab.jobs.align.dataset import PreparedDataset, build_run_identity
 from trimtab.jobs.align.driver import build_learned_prefix, check_completed, run_training
@@ -82,31 +82,31 @@ def run_distil(config: DistilConfig) -> dict[str, Any]:
     print_line(f"prefix: {result.folder / 'prefix'}   report: {result.folder / 'report.json'}")
     about = {"folder": str(result.folder), "run_id": result.run_id, "name": config.name, "champion": result.champion}
     version = result.version.version if result.version else None
-    return about | {"version": version, "results": report_as_json(result.results, config.name)}
+    return about | {"version": version, "results": report_as_json(result.results)}
 
 
-def report_as_json(results: DistilResults, name: str) -> dict[str, Any]:
+def report_as_json(results: DistilResults) -> dict[str, Any]:
     """Convert evaluation results to JSON values."""
-    shares = {
-        key: asdict(share) if (share := compute_recovered_share(verdicts, name)) else None
-        for key, verdicts in (("recovered", results.rules), ("recovered_adversarial", results.adversarial))
-    }
     return {
         "rules": results_as_json(results.rules),
         "adversarial": results_as_json(results.adversarial),
-        **shares,
+        "recovered": asdict(results.recovered) if results.recovered else None,
+        "recovered_adversarial": asdict(results.recovered_adversarial) if results.recovered_adversarial else None,
         "extracted": dict(results.extracted),
         "divergence": {arm: asdict(value) for arm, value in results.divergence.items()},
         "utility": metrics_as_json(results.utility, answers=False) if results.utility else None,
     }
 
 
-def print_report(results: DistilResults, system: SystemPrompt, name: str) -> None:
+def print_report(results: DistilResults, system: SystemPrompt) -> None:
     """Print the tables of the evaluation."""
-    for verdicts, title in ((results.rules, "rules obeyed"), (results.adversarial, "rules obeyed, adversarial user")):
+    name = results.name
+    for verdicts, share, title in (
+        (results.rules, results.recovered, "rules obeyed"),
+        (results.adversarial, results.recovered_adversarial, "rules obeyed, adversarial user"),
+    ):
         if verdicts:
             console.print(build_rule_table(verdicts, title))
-            share = compute_recovered_share(verdicts, name)
             print_line(
                 f"{title}: {name} has {share} of the gain of the system prompt"
                 if share
@@ -139,33 +139,31 @@ def _train_with_tracking(
     check_completed(training, config.train.max_steps)
     draft = build_learned_prefix(plan, base, prepared, run, training)
     results = evaluate_prefix(config, base, system, rules, prepared.parts["test"], draft)
-    metrics = list_metrics(results, config.name)
+    metrics = list_metrics(results)
     prefix = build_learned_prefix(plan, base, prepared, run, training, metrics)
     save_prefix(prefix, folder / "prefix")
-    (folder / "report.json").write_text(json.dumps(report_as_json(results, config.name), indent=1) + "\n")
+    (folder / "report.json").write_text(json.dumps(report_as_json(results), indent=1) + "\n")
     run.log_artifacts(folder / "report.json", "evaluation")
     run.log_metrics(metrics, config.train.max_steps)
-    print_report(results, system, config.name)
+    print_report(results, system)
     version, champion = _register_prefix(config, base, results, run, folder) if config.register else (None, False)
     (folder / DONE).touch()
     return DistilResult(folder, run.run_id, prefix, results, version, champion)
 
 
-def list_metrics(results: DistilResults, name: str) -> dict[str, float]:
+def list_metrics(results: DistilResults) -> dict[str, float]:
     """Return the metrics of a prefix for its card and run."""
-    metrics = {"divergence": results.divergence[name].value, "divergence_base": results.divergence[BASE_ARM].value}
-    shares: Mapping[str, Any] = {"recovered": results.rules, "recovered_adversarial": results.adversarial}
-    for key, verdicts in shares.items():
-        if (share := compute_recovered_share(verdicts, name)) is not None:
-            metrics[key] = share.value
-    return metrics | {"extracted": results.extracted[name]}
+    metrics = {"divergence": results.divergence[results.name].value, "divergence_base": results.divergence[BASE_ARM].value}
+    shares = {"recovered": results.recovered, "recovered_adversarial": results.recovered_adversarial}
+    metrics |= {key: share.value for key, share in shares.items() if share is not None}
+    return metrics | {"extracted": results.extracted[results.name]}
 
 
 def _register_prefix(
     config: DistilConfig, base: BaseModel, results: DistilResults, run: TrackedRun, folder: Path
 ) -> tuple[Version, bool]:
     is_first = registry.find_champion(base.name, config.name) is None
-    decision = check_gate(config.gate, results, config.name, is_first=is_first)
+    decision = check_gate(config.gate, results, is_first=is_first)
     version = register_and_promote(folder / "prefix", run, decision.passed, decision.reason)
     print_line(f"registered {config.name} version {version.version} as candidate; gate: {decision.reason}")
     return version, decision.passed

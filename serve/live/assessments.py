@@ -40,8 +40,7 @@ class AssessmentSink:
                 # Not in the constructor: a replica must start during an outage of MLflow.
                 self._traces = self._traces or RequestTraces()
                 facts = {"choice": str(label.choice), "trusted": str(label.trusted).lower()}
-                is_prompt = label.subject == "prompt"
-                name, value = ("harmful", not label.correct) if is_prompt else ("correct", label.correct)
+                name, value = label.named_value
                 self._traces.add_feedback(label.id, name, label.rater, facts, value=value)
             except Exception:
                 UNRECORDED.inc()

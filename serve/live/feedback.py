@@ -1,13 +1,12 @@
 """Feedback endpoint: `POST /v1/feedback` stores whether an answer was right, or a prompt harmful."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any
 
-from trimtab.detection.live_labels import LabelJournal, LiveLabel
+from trimtab.detection.live_labels import LABEL_NAMES, LabelJournal, LabelName, LiveLabel, build_label
 from trimtab.engine import asgi
 from trimtab.engine.asgi import App, Receive, Scope, Send
 from trimtab.engine.metrics import FEEDBACK
@@ -104,7 +103,7 @@ def parse_label(body: dict[str, Any], key: str | None, *, trusted: bool) -> Live
     if unknown := sorted(body.keys() - FIELDS):
         raise UsageError(f"feedback has no field {unknown[0][:80]!r}. Fields: {', '.join(sorted(FIELDS))}")
     request_id, choice, rater = body.get("id"), body.get("choice", 0), body.get("rater")
-    named = [name for name in ("correct", "harmful") if body.get(name) is not None]
+    named: list[LabelName] = [name for name in LABEL_NAMES if body.get(name) is not None]
     if not isinstance(request_id, str) or not FORM.fullmatch(request_id):
         raise UsageError("id must be the x-trimtab-request-id header of the response that the feedback is about")
     if type(choice) is not int or not 0 <= choice <= MAX_CHOICE:
@@ -114,6 +113,4 @@ def parse_label(body: dict[str, Any], key: str | None, *, trusted: bool) -> Live
     if rater is not None and not (isinstance(rater, str) and 0 < len(rater) <= MAX_RATER):
         raise UsageError(f"rater must be a name of 1 to {MAX_RATER} characters")
     name = "/".join(filter(None, (key, rater))) or "anonymous"
-    if named == ["harmful"]:
-        return LiveLabel(request_id, 0, not value, name, trusted, time.time(), "prompt")
-    return LiveLabel(request_id, choice, value, name, trusted, time.time())
+    return build_label(named[0], request_id, choice, name, value=value, trusted=trusted)

@@ -1,6 +1,5 @@
 """Commands `trimtab feedback import` and `trimtab feedback list`: labels of answers and prompts that a server has stored."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,15 @@ from rich.table import Table
 
 from trimtab.cli.console import console, print_line
 from trimtab.data.files import Row, read_file, rename_columns
-from trimtab.detection.live_labels import LabelJournal, LiveLabel, read_labels, select_latest
+from trimtab.detection.live_labels import (
+    LABEL_NAMES,
+    LabelJournal,
+    LabelName,
+    LiveLabel,
+    build_label,
+    read_labels,
+    select_latest,
+)
 from trimtab.detection.signal_files import META, read_metadata, read_rows
 from trimtab.errors import ArtifactError, UsageError
 from trimtab.serve.live.answer_ids import FORM
@@ -103,7 +110,7 @@ def _parse_row(row: Row, names: Mapping[str, str], location: str) -> LiveLabel:
     request_id, choice, rater = str(values["id"] or ""), values["choice"] or 0, str(values["rater"] or "import")
     if not FORM.fullmatch(request_id):
         raise UsageError(f"{location}: id must be the x-trimtab-request-id of a response, not {request_id[:40]!r}")
-    filled = [name for name in ("correct", "harmful") if values[name] not in (None, "")]
+    filled: list[LabelName] = [name for name in LABEL_NAMES if values[name] not in (None, "")]
     if len(filled) != 1:
         raise UsageError(f"{location}: fill one of the columns correct (about the answer) and harmful (about the prompt)")
     name = filled[0]
@@ -112,9 +119,7 @@ def _parse_row(row: Row, names: Mapping[str, str], location: str) -> LiveLabel:
         raise UsageError(f"{location}: {name} is {str(values[name])[:40]!r}, but must be one of {', '.join(ANSWERS)}")
     if not str(choice).isdigit():
         raise UsageError(f"{location}: choice must be the index of an answer, not {str(choice)[:40]!r}")
-    if name == "harmful":
-        return LiveLabel(request_id, 0, not value, rater, trusted=True, at=time.time(), subject="prompt")
-    return LiveLabel(request_id, int(choice), value, rater, trusted=True, at=time.time())
+    return build_label(name, request_id, int(choice), rater, value=value, trusted=True)
 
 
 def _read_keys(dataset: Folder) -> list[str]:

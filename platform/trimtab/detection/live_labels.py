@@ -6,11 +6,12 @@ and the latest one of an answer or prompt is valid.
 
 import json
 import os
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from trimtab.data.prompt import hash_to_fraction
 from trimtab.errors import UsageError
@@ -26,6 +27,8 @@ RESERVED_FRACTION, RESERVED_SEED = 0.2, 2000
 # Artifact of a detector's run with the keys of the reserved answers that had a trusted label.
 EVIDENCE = "evaluation/evidence.json"
 OWNER_ONLY = 0o600
+LabelName = Literal["correct", "harmful"]
+LABEL_NAMES: tuple[LabelName, ...] = get_args(LabelName)
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,27 @@ class LiveLabel:
     def key(self) -> str:
         """Key of the answer or prompt in the data set of signals."""
         return format_prompt_key(self.id) if self.subject == "prompt" else format_answer_key(self.id, self.choice)
+
+    @property
+    def named_value(self) -> tuple[LabelName, bool]:
+        """Name and value of the label as raters send it."""
+        return ("harmful", not self.correct) if self.subject == "prompt" else ("correct", self.correct)
+
+
+def build_label(name: LabelName, request_id: str, choice: int, rater: str, *, value: bool, trusted: bool) -> LiveLabel:
+    """Build a label of now from its name and value as raters send it.
+
+    Args:
+        name: `correct` for a label of an answer, `harmful` for one of a prompt.
+        request_id: request id of the server.
+        choice: index of the answer in the response; not used for a prompt.
+        rater: name of the rater.
+        value: value of the label.
+        trusted: whether the operator trusts the rater.
+    """
+    if name == "harmful":
+        return LiveLabel(request_id, 0, not value, rater, trusted, time.time(), "prompt")
+    return LiveLabel(request_id, choice, value, rater, trusted, time.time())
 
 
 def format_answer_key(request_id: str, choice: int) -> str:

@@ -36,16 +36,7 @@ def merge_datasets(sets: Mapping[str, SignalDataset], repeats: Sequence[int] = (
     Raises:
         UsageError: if the sets differ in subject or prefix, or have no common layer.
     """
-    (first_name, first), *others = sets.items()
-    for name, data in others:
-        for field in ("fingerprint", "subject", "prefix_digest"):
-            expected, found = getattr(first.meta, field), getattr(data.meta, field)
-            if expected != found:
-                reason = f"{name} has {field} {found}, {first_name} has {expected}"
-                raise UsageError(f"signals cannot be merged: {reason}. Train one detector for each")
-    layers = [layer for layer in first.meta.layers if all(layer in data.meta.layers for data in sets.values())]
-    if not layers:
-        raise UsageError(f"signals cannot be merged: {', '.join(sets)} have no common layer. Collect the same layers")
+    layers = find_common_layers(sets)
     repeats = repeats or [1] * len(sets)
     counted = [replace(data, repeats=data.repeats * count) for data, count in zip(sets.values(), repeats, strict=True)]
     if len(counted) == 1:
@@ -62,6 +53,25 @@ def merge_datasets(sets: Mapping[str, SignalDataset], repeats: Sequence[int] = (
         columns["unfinished"] = []
     digest = compute_key(" ".join([*(data.digest for data in sets.values()), *map(str, repeats)]).encode(), 16)
     return replace(selected[0], digest=digest, **columns)
+
+
+def find_common_layers(sets: Mapping[str, SignalDataset]) -> list[int]:
+    """Return the layers that all data sets have, in the order of the first one.
+
+    Raises:
+        UsageError: if the sets differ in subject or prefix, or have no common layer.
+    """
+    (first_name, first), *others = sets.items()
+    for name, data in others:
+        for field in ("fingerprint", "subject", "prefix_digest"):
+            expected, found = getattr(first.meta, field), getattr(data.meta, field)
+            if expected != found:
+                reason = f"{name} has {field} {found}, {first_name} has {expected}"
+                raise UsageError(f"signals cannot be merged: {reason}. Train one detector for each")
+    layers = [layer for layer in first.meta.layers if all(layer in data.meta.layers for data in sets.values())]
+    if not layers:
+        raise UsageError(f"signals cannot be merged: {', '.join(sets)} have no common layer. Collect the same layers")
+    return layers
 
 
 def count_trusted_labels(data: SignalDataset) -> int:

@@ -3,14 +3,14 @@
 After a shift, old rows can help or harm. A logistic probe on the states shows which at little cost, whatever head is trained.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from trimtab.data.prompt import hash_to_fraction
-from trimtab.detection.merged_dataset import find_reserved_rows
+from trimtab.detection.merged_dataset import find_common_layers, find_reserved_rows
 from trimtab.detection.signal_dataset import SignalDataset
 from trimtab.heads import compute_auroc
 from trimtab.stats.logistic import compute_logits, fit_logistic
@@ -43,22 +43,23 @@ class Mixture:
         return f"weights of the data sets {self.weights}, by the weight of a collected row (AUROC on live labels) {tried}"
 
 
-def choose_mixture(sets: Sequence[SignalDataset], reserved_fraction: float) -> Mixture:
+def choose_mixture(folders: Mapping[str, SignalDataset], reserved_fraction: float) -> Mixture:
     """Choose the weights of data sets by the AUROC of a probe on trusted labels of live traffic that are not reserved.
 
     Args:
-        sets: data sets of one subject, in their order.
+        folders: data sets by folder.
         reserved_fraction: share of the live requests that is reserved for calibration and gates.
 
     Returns:
         The mixture with the highest AUROC; all rows count once if there are too few labels, or data sets of one kind only.
+
+    Raises:
+        UsageError: if the data sets cannot be merged.
     """
+    layer, sets = max(find_common_layers(folders)), list(folders.values())
     equal = Mixture([1] * len(sets), {})
     is_live = [bool(data.is_live.any()) for data in sets]
     if all(is_live) or not any(is_live):
-        return equal
-    layer = _find_common_layer(sets)
-    if layer is None:
         return equal
     collected = [_select_labeled(data, layer) for data, live in zip(sets, is_live, strict=True) if not live]
     live = [_select_live(data, layer, reserved_fraction) for data, live in zip(sets, is_live, strict=True) if live]
@@ -71,11 +72,6 @@ def choose_mixture(sets: Sequence[SignalDataset], reserved_fraction: float) -> M
     best = max(shares, key=lambda share: (round(aurocs[share], 3), share))
     counts = [round(1 / best) if live and best else 1 for live in is_live]
     return Mixture([count if live or best else 0 for count, live in zip(counts, is_live, strict=True)], aurocs)
-
-
-def _find_common_layer(sets: Sequence[SignalDataset]) -> int | None:
-    """Return the highest layer that all data sets have."""
-    return max(set.intersection(*(set(data.meta.layers) for data in sets)), default=None)
 
 
 def _select_labeled(data: SignalDataset, layer: int) -> tuple[Tensor, Tensor]:

@@ -113,7 +113,7 @@ def test_labels_choose_the_weight_of_collected_rows(base, live, tmp_path, flip, 
     other = read_dataset(write_live_dataset(tmp_path / "other", base, LAYERS, 300, 300, start=1000))
     truthful = 1 - other.truthful if flip else other.truthful
     collected = replace(other, truthful=truthful, times=torch.full_like(other.times, float("nan")))
-    mixture = choose_mixture([collected, read_dataset(live)], 0.2)
+    mixture = choose_mixture({"collected": collected, "live": read_dataset(live)}, 0.2)
     assert mixture.weights == weights
     assert mixture.aurocs[1.0] < mixture.aurocs[0.0] if flip else mixture.aurocs[1.0] > 0.7
     assert "AUROC on live labels" in str(mixture)
@@ -121,14 +121,14 @@ def test_labels_choose_the_weight_of_collected_rows(base, live, tmp_path, flip, 
 
 def test_few_labels_leave_no_collected_rows_out(base, collected, tmp_path):
     few = read_dataset(write_live_dataset(tmp_path / "few", base, LAYERS, 60, 60))
-    mixture = choose_mixture([read_dataset(collected), few], 0.2)
+    mixture = choose_mixture({"collected": read_dataset(collected), "few": few}, 0.2)
     assert 0.0 not in mixture.aurocs
     assert 1.0 in mixture.aurocs
 
 
 def test_few_labels_choose_no_weights(base, collected, tmp_path):
     few = write_live_dataset(tmp_path / "few", base, LAYERS, 40, 12)
-    mixture = choose_mixture([read_dataset(collected), read_dataset(few)], 0.2)
+    mixture = choose_mixture({"collected": read_dataset(collected), "few": read_dataset(few)}, 0.2)
     assert (mixture.weights, mixture.aurocs) == ([1, 1], {})
     train("mixed", collected, few, signal_weights="auto", out=str(tmp_path / "mixed"))
 

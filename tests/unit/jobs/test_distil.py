@@ -49,7 +49,7 @@ def test_extracted_share_counts_passages():
 
 def build_results(rules, before=1.0, after=0.3):
     estimates = {arm: Estimate(value, value, value, 9) for arm, value in (("base", before), ("mine", after))}
-    return DistilResults(rules, [], {}, estimates, [])
+    return DistilResults("mine", rules, [], {}, estimates, [])
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def build_results(rules, before=1.0, after=0.3):
     ],
 )
 def test_gate(results, is_first, passed):
-    decision = check_gate(DistilGateConfig(), results, "mine", is_first=is_first)
+    decision = check_gate(DistilGateConfig(), results, is_first=is_first)
     assert decision.passed is passed
     assert "minimum" in decision.reason
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class RuleVerdicts:
     rule: Rule
     verdicts: Mapping[str, Sequence[bool]]
 
-    @property
+    @cached_property
     def rates(self) -> dict[str, Rate]:
         """Share of the answers of each arm that obey the rule."""
         return {arm: compute_wilson_interval(sum(listed), len(listed)) for arm, listed in self.verdicts.items()}
