@@ -20,9 +20,10 @@ part() {
 }
 
 rm -f "$out/parts.txt"
-part align-1b 70 "$python" bench/align.py --quick --shape 1b --device cuda --json "$out/align-1b.json"
-part align-7b 90 "$python" bench/align.py --quick --shape 7b --device cuda --json "$out/align-7b.json"
-part align-13b 120 "$python" bench/align.py --quick --shape 13b --device cuda --json "$out/align-13b.json"
-part heads 90 "$python" bench/heads.py --device cuda --json "$out/heads.json"
-part tests 90 "$python" -m pytest -q -p no:cacheprovider tests/unit/model/test_layer_transforms.py
+part align-1b 50 "$python" bench/align.py --quick --shape 1b --device cuda --json "$out/align-1b.json"
+part align-7b 70 "$python" bench/align.py --quick --shape 7b --device cuda --json "$out/align-7b.json"
+part align-13b 90 "$python" bench/align.py --quick --shape 13b --device cuda --json "$out/align-13b.json"
+part heads 60 "$python" bench/heads.py --device cuda --json "$out/heads.json"
+part tests 40 "$python" -m pytest -q -p no:cacheprovider tests/unit/model/test_layer_transforms.py
+part capture 160 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/integration/engine/test_capture.py
 "$python" bench/peers/gpu_page.py "$out"

@@ -1,182 +1,133 @@
-"""Tokens a second and latencies of a server: vLLM alone, trimtab with and without prefixes and a detector, vLLM with LoRA.
+"""Throughput, latency, CPU time and memory of servers: vLLM's own, ray.serve.llm, vLLM with LoRA adapters, and trimtab.
 
-python bench/serve.py [--quick] [--only vllm trimtab detector lora] [--json FILE]
+python bench/serve.py [--quick] [--only vllm ray trimtab] [--out serve-rounds.jsonl] [--json FILE] [--plot FILE]
 
-One machine, the same engine settings, prompts and load for all. Each round starts every server once, one after the other, and
-puts every load on it; answers stream and are of one length. The load comes from a process of its own.
+One machine, and the same engine settings, prompts and load for all servers. Each round starts every server once, one after the
+other, in alternating order, and sends every load to each of its modes. Answers stream and have one length. The load comes from
+a process of its own. Ratios are paired by round. Each measurement is appended to the output file, so that the command can be
+interrupted and repeated; `--only` measures some servers of a round, and a later command the others.
 """
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from peers import servers
-from peers.detectors import save_untrained_detector
-from peers.servers import Server
-from safetensors.torch import save_file
+from peers.costs import measure_memory, read_cpu_seconds
+from peers.homes import own_home
+from peers.serve_modes import SERVERS, build_servers
+from peers.serve_report import Measurement, build_report, read_measurements
+from peers.servers import Server, Up
 
 from trimtab.data.questions import read_questions
-from trimtab.model.base_model import BaseModel, resolve_base_model
+from trimtab.model.base_model import resolve_base_model
 
 LOAD = Path(__file__).parent / "peers" / "load.py"
-TOKENS, LENGTH, SEQUENCES, RANK = 32, 1024, 64, 8
-CONCURRENT = (1, 32, 64)
-WARM = 32
-SERVERS = ("vllm", "trimtab", "detector", "lora")
-# Shares of the peer's tokens a second, and how many milliseconds later the first token may come than vLLM's.
-KEPT, ALMOST, LATER = 0.99, 0.95, 10.0
+TOKENS = 32
+CLIENTS, QUICK_CLIENTS = (1, 8, 32, 64), (1, 8)
+REQUESTS_PER_CLIENT, MIN_REQUESTS = 3, 16
+WARM_UP_CLIENTS = 32
+IDLE_SECONDS, QUICK_IDLE_SECONDS = 20.0, 5.0
 
 
 def main() -> None:
-    options = arguments()
-    concurrent = CONCURRENT[:2] if options.quick else CONCURRENT
-    found: dict[tuple[str, int], list[dict[str, float]]] = {}
-    failed: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as name:
-        every = made(resolve_base_model(options.base), Path(name), options.quick)
-        peers = [server for server in every if server.name in options.only]
+    options = parse_arguments()
+    path = Path(options.out)
+    with tempfile.TemporaryDirectory(prefix="serve-", ignore_cleanup_errors=True) as name:
+        own_home(Path(name) / "home")
+        base = resolve_base_model(options.base)
+        selected = [server for server in build_servers(base, Path(name), options.quick) if server.name in options.only]
         for number in range(1 if options.quick else options.rounds):
-            for server in peers if number % 2 == 0 else reversed(peers):
-                if server.name in failed:
-                    continue
-                try:
-                    with servers.running(server) as up:
-                        for models in server.models.values():
-                            # The first requests of all warm up.
-                            measured(up.url, models[:8], WARM, -1)
-                        # In turns, so that no mode is always the first one after a start.
-                        modes = list(server.models.items())
-                        for mode, models in modes if number % 2 == 0 else reversed(modes):
-                            for many in concurrent:
-                                found.setdefault((mode, many), []).append(measured(up.url, models, many, number))
-                                print(f"{number + 1} {mode}, {many} at once: {found[mode, many][-1]}", flush=True)
-                except RuntimeError as error:
-                    failed[server.name] = str(error)
-                    print(f"{server.name}: {error}", flush=True)
-    lines = report(found, concurrent, failed)
+            for server in selected if number % 2 == 0 else reversed(selected):
+                measure_server(server, number, path, options.quick)
+    measurements = read_measurements(path)
+    lines = build_report(measurements)
     print(json.dumps(lines, indent=1))
     if options.json:
         Path(options.json).write_text(json.dumps(lines, indent=1) + "\n")
+    if options.plot:
+        # Matplotlib is needed for the plot only.
+        from peers.serve_plot import plot_throughput
+
+        plot_throughput(measurements, Path(options.plot))
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one round, fewer prefixes and loads")
+    parser.add_argument("--quick", action="store_true", help="one round, fewer prefixes and clients")
+    parser.add_argument(
+        "--out", default="serve-rounds.jsonl", help="file of the measurements, where a repeated command continues"
+    )
     parser.add_argument("--json", help="write the figures to this file")
+    parser.add_argument("--plot", help="write the throughput against the number of prefixes to this PNG or SVG file")
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=SERVERS, default=SERVERS, help="servers to start")
     return parser.parse_args()
 
 
-def made(base: BaseModel, folder: Path, quick: bool) -> list[Server]:
-    """The servers, with 1,000 prefixes, a detector and as many adapters as are compared."""
-    many = 64 if quick else 1000
-    names = [f"{base.name}:{prefix.card.name}" for prefix in servers.random_prefixes(base, folder / "prefixes", many)]
-    servers.random_prefixes(base, folder / "watched", 1)
-    save_untrained_detector(base, folder / "watched")
-    adapters = adapted(base, folder / "adapters", 64)
-    vllm = servers.vllm(str(base.path), base.name, "--max-model-len", str(LENGTH), "--max-num-seqs", str(SEQUENCES))
-    vllm += [] if torch.cuda.is_available() else ["--block-size", "32"]
-    lora = ["--enable-lora", "--max-lora-rank", str(RANK), "--max-loras", "8", "--max-cpu-loras", "64", "--lora-modules"]
-    lora += [f"{name}={path}" for name, path in adapters.items()]
-    sizes = ["--engine.num_slots", "256", "--engine.max_model_len", str(LENGTH), "--engine.max_num_seqs", str(SEQUENCES)]
-    ours = servers.trimtab(base.name, *sizes, "--registry")
-    counts = {f"trimtab, {count} prefixes": names[:count] for count in (1, 64, many) if count <= many}
-    plain = {"trimtab": [base.name]} | counts
-    return [
-        Server("vllm", vllm, {"vllm": [base.name]}, servers.VLLM_ENVIRONMENT),
-        Server("trimtab", [*ours, str(folder / "prefixes"), "--detect", "false"], plain),
-        Server("detector", [*ours, str(folder / "watched")], {"trimtab, detector": [base.name]}),
-        Server("lora", [*vllm, *lora], {"vllm, 64 LoRA adapters": list(adapters)}, servers.VLLM_ENVIRONMENT),
-    ]
-
-
-def adapted(base: BaseModel, folder: Path, count: int) -> dict[str, Path]:
-    """So many LoRA adapters on the query and value projections, as PEFT saves them."""
-    state = dict(base.load("fp32").named_parameters())
-    shapes = {
-        name.removesuffix(".weight"): w.shape for name, w in state.items() if name.endswith(("q_proj.weight", "v_proj.weight"))
+def measure_server(server: Server, number: int, path: Path, quick: bool) -> None:
+    """Start a server and measure what the file of measurements lacks for this round."""
+    clients = QUICK_CLIENTS if quick else CLIENTS
+    done = {(one.mode, one.clients) for one in read_measurements(path) if one.round == number}
+    missing = {
+        mode: [count for count in (0, *clients) if (mode, count) not in done and (count or mode == next(iter(server.models)))]
+        for mode in server.models
     }
-    generator, found = torch.Generator().manual_seed(0), dict[str, Path]()
-    for number in range(count):
-        path = found[f"lora{number}"] = folder / str(number)
-        path.mkdir(parents=True)
-        tensors: dict[str, torch.Tensor] = {}
-        for name, (out, into) in shapes.items():
-            tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(RANK, into, generator=generator) * 0.01
-            tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(out, RANK, generator=generator) * 0.01
-        save_file(tensors, path / "adapter_model.safetensors")
-        config = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": ["q_proj", "v_proj"], "bias": "none"}
-        (path / "adapter_config.json").write_text(
-            json.dumps(config | {"task_type": "CAUSAL_LM", "base_model_name_or_path": ""})
-        )
-    return found
+    if not any(missing.values()):
+        return
+    with servers.running(server) as up:
+        for models in server.models.values():
+            send_load(up.url, models[:8], WARM_UP_CLIENTS, seed=-1)
+        # In turns, so that no mode is always the first one after a start.
+        modes = list(missing.items())
+        for mode, counts in modes if number % 2 == 0 else reversed(modes):
+            for count in counts:
+                values = measure_load(up, server.models[mode], count, number) if count else measure_idle(up, quick)
+                measurement = Measurement(number, mode, count, values)
+                with path.open("a") as file:
+                    file.write(measurement.to_json() + "\n")
+                print(f"{number + 1} {mode}, {count} clients: {format_values(values)}", flush=True)
 
 
-def measured(url: str, models: Sequence[str], concurrent: int, round_: int) -> dict[str, float]:
-    """One load in a process of its own."""
+def measure_idle(up: Up, quick: bool) -> dict[str, float]:
+    """Measure the CPU time of a server without requests, in hundredths of a core, in all and by role of the process."""
+    before, seconds = read_cpu_seconds(up), QUICK_IDLE_SECONDS if quick else IDLE_SECONDS
+    time.sleep(seconds)
+    after = read_cpu_seconds(up)
+    roles = {role: (after[role] - before.get(role, 0.0)) / seconds * 100 for role in after}
+    return {"idle": sum(roles.values())} | {f"idle {role}": value for role, value in roles.items()}
+
+
+def measure_load(up: Up, models: Sequence[str], clients: int, number: int) -> dict[str, float]:
+    """Send one load, and measure the CPU time per 1,000 tokens, in all and by role, and the memory after it."""
+    before = read_cpu_seconds(up)
+    values = send_load(up.url, models, clients, seed=1000 * number + clients)
+    after = read_cpu_seconds(up)
+    thousands = values["tokens"] / 1000
+    roles = {role: (after[role] - before.get(role, 0.0)) / thousands for role in after}
+    return values | {"cpu": sum(roles.values()), "memory": measure_memory(up)} | {f"cpu {role}": s for role, s in roles.items()}
+
+
+def send_load(url: str, models: Sequence[str], clients: int, *, seed: int) -> dict[str, float]:
+    """Send a load from a process of its own, and return its measurements."""
     texts = [question.question for question in read_questions("trimtab:countries")]
-    task = {"url": url, "models": list(models), "texts": texts, "tokens": TOKENS, "seed": 1000 * round_ + concurrent}
-    task |= {"concurrent": concurrent, "requests": max(8, 2 * concurrent)}
-    command = [sys.executable, str(LOAD), json.dumps(task)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"the load failed: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout)
+    task = {"url": url, "models": list(models), "texts": texts, "tokens": TOKENS, "seed": seed, "clients": clients}
+    task["requests"] = max(MIN_REQUESTS, REQUESTS_PER_CLIENT * clients)
+    completed = subprocess.run([sys.executable, str(LOAD), json.dumps(task)], capture_output=True, text=True, check=False)
+    if completed.returncode:
+        raise RuntimeError(f"the load failed: {completed.stderr.strip().splitlines()[-1]}")
+    return json.loads(completed.stdout)
 
 
-def report(
-    found: dict[tuple[str, int], list[dict[str, float]]], concurrent: Sequence[int], failed: dict[str, str]
-) -> list[dict[str, Any]]:
-    lines: list[dict[str, Any]] = []
-    for (mode, many), rounds in found.items():
-        peer, goal = ("vllm", ALMOST) if mode == "trimtab" else ("trimtab", KEPT)
-        against = [] if mode.startswith("vllm") else found.get((peer, many), [])
-        lines.append(line(f"serve.{mode}.{many}", "tokens_per_second", "tokens/s", rounds, peer, against, goal))
-        lines += [line(f"serve.{mode}.{many}.{key}", key, "ms", rounds, peer, against, None) for key in ("ttft_ms", "itl_ms")]
-    for many in concurrent:
-        if (ours := found.get(("trimtab", many))) and (theirs := found.get(("vllm", many))):
-            later = middle(ours, "ttft_ms") - middle(theirs, "ttft_ms")
-            lines.append(
-                {"name": f"serve.first_token_later.{many}", "value": later, "unit": "ms", "peer": "vllm", "ratio": None}
-                | {"goal": LATER, "met": later <= LATER}
-            )
-    return lines + [{"name": f"serve.{name}", "value": None, "unit": why, "peer": None} for name, why in failed.items()]
-
-
-def line(
-    name: str,
-    key: str,
-    unit: str,
-    rounds: Sequence[dict[str, float]],
-    peer: str,
-    against: Sequence[dict[str, float]],
-    goal: float | None,
-) -> dict[str, Any]:
-    value, values = middle(rounds, key), [one[key] for one in rounds]
-    ratio = value / middle(against, key) if against else None
-    return {
-        "name": name,
-        "value": value,
-        "unit": unit,
-        "spread": [min(values), max(values)],
-        "peer": {peer: middle(against, key)} if against else None,
-        "ratio": ratio,
-        "goal": goal if against else None,
-        "met": ratio >= goal if ratio is not None and goal is not None else None,
-    }
-
-
-def middle(rounds: Sequence[dict[str, float]], key: str) -> float:
-    return statistics.median(one[key] for one in rounds)
+def format_values(values: dict[str, float]) -> str:
+    """Format the totals of a measurement."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items() if " " not in name)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from typing import Any
 
 import httpx
 import numpy as np
-import psutil
 from peers import servers
+from peers.costs import read_cpu_seconds
 from peers.detectors import save_untrained_detector, save_untrained_guard
 from peers.homes import own_home
 from peers.processes import ProcessSamples, estimate_slope
@@ -80,21 +80,8 @@ def parse_arguments() -> argparse.Namespace:
 def measure_cost(up: Up, base: str, seconds: float) -> float:
     """Return the CPU seconds of all processes of a server per 1,000 tokens under load."""
     asyncio.run(run_load(up.url, base, seconds / 4))
-    before, tokens = read_cpu_seconds(up), asyncio.run(run_load(up.url, base, seconds))
-    return (read_cpu_seconds(up) - before) / tokens * 1000
-
-
-def read_cpu_seconds(up: Up) -> float:
-    """Return the CPU time that all processes of a server have used."""
-    parent = psutil.Process(up.process.pid)
-    total = 0.0
-    for process in [parent, *parent.children(recursive=True)]:
-        try:
-            used = process.cpu_times()
-        except psutil.Error:
-            continue
-        total += used.user + used.system
-    return total
+    before, tokens = sum(read_cpu_seconds(up).values()), asyncio.run(run_load(up.url, base, seconds))
+    return (sum(read_cpu_seconds(up).values()) - before) / tokens * 1000
 
 
 async def run_load(url: str, base: str, seconds: float) -> int:

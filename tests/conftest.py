@@ -7,6 +7,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.homes import fresh_home
 from tests.support.object_store import ObjectStore
@@ -33,8 +34,10 @@ STARTS = {"cluster", "nodes", "address", "signal_engine", "small_engine", "url"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start a service, and all failure tests, as slow."""
+    """Mark the tests that start a service, and all failure tests, as slow. Skip those that need a GPU where there is none."""
     for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
         if STARTS.intersection(getattr(item, "fixturenames", ())) or "failure" in item.path.parts:
             item.add_marker(pytest.mark.slow)
 

@@ -1,5 +1,4 @@
-"""A load of streaming chat requests on an OpenAI endpoint. Run by bench/serve.py in a process of its own: takes a task and
-prints what it measured, both JSON."""
+"""Load of streaming chat requests on an OpenAI endpoint, in a process of its own. Task and result are JSON."""
 
 import asyncio
 import json
@@ -13,40 +12,49 @@ from typing import Any
 import aiohttp
 
 OK = 200
-# Of the request's own: in the place of a template's, a prefix would make prompts shorter.
+# Without a system message, the chat template would add one, and a prefix would take its place.
 SYSTEM = "You are a helpful assistant. Answer briefly."
 
 
-async def load(task: dict[str, Any]) -> dict[str, float]:
-    """Ask with so many requests at once; tokens a second in all, and medians of both latencies in milliseconds."""
+async def run_load(task: dict[str, Any]) -> dict[str, float]:
+    """Send the requests of a task.
+
+    Args:
+        task: url, models, texts, number of clients and requests, tokens of an answer, and seed.
+
+    Returns:
+        Number of tokens, tokens per second of all clients, and medians of the time to the first token and between tokens in
+        milliseconds.
+    """
     draw = random.Random(task["seed"])
-    # A number makes each prompt a new one, so that no cache answers for the engine.
-    asked = [
+    # A number makes each prompt a new one, so that its text is in no cache.
+    requests = [
         (draw.choice(task["models"]), f"({draw.random():.6f}) {draw.choice(task['texts'])}") for _ in range(task["requests"])
     ]
-    waiting = iter(asked)
+    waiting = iter(requests)
     answers: list[list[float]] = []
-    began = time.perf_counter()
+    start = time.perf_counter()
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(600)) as session:
 
-        async def client() -> None:
+        async def run_client() -> None:
             for model, text in waiting:
-                answers.append(await ask(session, task, model, text))
+                answers.append(await stream_answer(session, task, model, text))
 
-        await asyncio.gather(*(client() for _ in range(task["concurrent"])))
-    seconds = time.perf_counter() - began
-    gaps = [later - earlier for _, *pieces in answers for earlier, later in pairwise(pieces)]
+        await asyncio.gather(*(run_client() for _ in range(task["clients"])))
+    seconds = time.perf_counter() - start
+    gaps = [later - earlier for _, *chunks in answers for earlier, later in pairwise(chunks)]
     return {
-        "tokens_per_second": len(asked) * task["tokens"] / seconds,
-        "ttft_ms": statistics.median(times[1] - times[0] for times in answers) * 1000,
-        "itl_ms": statistics.median(gaps) * 1000,
+        "tokens": len(requests) * task["tokens"],
+        "tokens_per_second": len(requests) * task["tokens"] / seconds,
+        "first_token_ms": statistics.median(times[1] - times[0] for times in answers) * 1000,
+        "between_tokens_ms": statistics.median(gaps) * 1000,
     }
 
 
-async def ask(session: aiohttp.ClientSession, task: dict[str, Any], model: str, text: str) -> list[float]:
-    """When the request was sent, and when each piece of its answer came."""
-    said = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
-    body = {"model": model, "messages": said, "max_tokens": task["tokens"], "temperature": 0}
+async def stream_answer(session: aiohttp.ClientSession, task: dict[str, Any], model: str, text: str) -> list[float]:
+    """Return the times of a request and of each chunk of its answer."""
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
+    body = {"model": model, "messages": messages, "max_tokens": task["tokens"], "temperature": 0}
     times = [time.perf_counter()]
     async with session.post(f"{task['url']}/v1/chat/completions", json=body | {"stream": True, "ignore_eos": True}) as reply:
         if reply.status != OK:
@@ -56,4 +64,4 @@ async def ask(session: aiohttp.ClientSession, task: dict[str, Any], model: str, 
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(load(json.loads(sys.argv[1])))))
+    print(json.dumps(asyncio.run(run_load(json.loads(sys.argv[1])))))

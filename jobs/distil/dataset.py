@@ -96,7 +96,12 @@ def prepare_dataset(config: DistilConfig, base: BaseModel, system: SystemPrompt)
     validation = apply_hard_filter(rows["validation"], rules, FilterContext(data.seed, held_out, test)).rows
     if empty := [name for name, left in (("train", filtered.rows), ("validation", validation), ("test", test)) if not left]:
         raise UsageError(f"no prompts are left for the {empty[0]} part. Give more data.prompts, or raise data.num_questions")
-    train = _fill_answers(config, base, system, filtered.rows, engine)
+    answers = _generate_answers(config, base, system, [*filtered.rows, *validation], engine)
+    renderer = build_renderer(base, config.num_virtual_tokens)
+    train, validation = (
+        [_build_row(config, system, renderer, row, answers[row.prompt]) for row in part if answers[row.prompt].text]
+        for part in (filtered.rows, validation)
+    )
     inputs = [
         {"name": "system prompt", "digest": system.digest, "rows": system.tokens},
         {"name": "user prompts", "digest": compute_prompts_digest(prompts), "rows": len(prompts)},
@@ -104,9 +109,7 @@ def prepare_dataset(config: DistilConfig, base: BaseModel, system: SystemPrompt)
     print_line(
         f"{len(train)} training prompts, {len(validation)} to validate, {len(test)} to test; {system.tokens} tokens each"
     )
-    return PreparedDataset(
-        train, _fill_answers(config, base, system, validation, engine), parts, replace(filtered, rows=train), (nan, nan), inputs
-    )
+    return PreparedDataset(train, validation, parts, replace(filtered, rows=train), (nan, nan), inputs)
 
 
 def split_by_hash(prompts: Sequence[Prompt], validation: float, test: float, seed: int) -> dict[Part, list[Prompt]]:
@@ -148,16 +151,14 @@ def _read_prompts(config: DistilConfig) -> list[Prompt]:
     return ordered[: data.limit or len(ordered)]
 
 
-def _fill_answers(
+def _generate_answers(
     config: DistilConfig, base: BaseModel, system: SystemPrompt, rows: Sequence[TrainingRow], engine: EngineConfig
-) -> list[TrainingRow]:
-    """Return the rows with answers of the teacher as targets."""
+) -> dict[Prompt, CachedAnswer]:
+    """Return the answers of the teacher by prompt."""
     sampling = Sampling(config.train.max_target_tokens, config.data.temperature, seed=config.data.seed, logprobs=0)
-    requests = [GenerationRequest(add_system_prompt(row.prompt, system.text).messages, sampling) for row in rows]
-    generated = generate_cached("answers of the teacher", base, requests, engine, config.scale)
-    renderer = build_renderer(base, config.num_virtual_tokens)
-    answers = [generated[request.key(engine.dtype)][0] for request in requests]
-    return [_build_row(config, system, renderer, row, answer) for row, answer in zip(rows, answers, strict=True) if answer.text]
+    requests = {row.prompt: GenerationRequest(add_system_prompt(row.prompt, system.text).messages, sampling) for row in rows}
+    generated = generate_cached("answers of the teacher", base, list(requests.values()), engine, config.scale)
+    return {prompt: generated[request.key(engine.dtype)][0] for prompt, request in requests.items()}
 
 
 def _build_row(

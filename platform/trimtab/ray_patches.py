@@ -53,6 +53,32 @@ def patch_node_address(*, loopback: bool) -> Generator[None]:
         constants.ENABLE_RAY_CLUSTER = before
 
 
+@contextmanager
+@REGISTER.add(
+    Symbol("ray._private.node:Node.start_log_monitor", ("self",)),
+    upstream="none: `ray.init` starts a log monitor although `log_to_driver` is false",
+    versions=VERSIONS,
+    remove_when="`ray.init(log_to_driver=False)` starts no log monitor",
+)
+def patch_log_monitor(*, needed: bool) -> Generator[None]:
+    """Let `ray.init` inside this context start no log monitor, unless it is needed.
+
+    The log monitor sends the output of workers to drivers. It lists the files of the logs ten times a second.
+    """
+    REGISTER.check("patch_log_monitor")
+    node: Any = import_module("ray._private.node").Node
+    start = node.start_log_monitor
+
+    def start_nothing(_: Any) -> None: ...
+
+    if not needed:
+        node.start_log_monitor = start_nothing
+    try:
+        yield
+    finally:
+        node.start_log_monitor = start
+
+
 @REGISTER.add(
     Symbol("ray.serve._private.replica:add_port_to_grpc_server", ("server", "address")),
     upstream="https://github.com/ray-project/ray/pull/59908, which listens at [::]:0",

@@ -118,6 +118,9 @@ DEFAULTS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     # Merge these with the variables of a submitted job; otherwise Ray rejects the conflict.
     "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
+    # By default, Serve's controller runs ten times a second, and each replica and proxy exports its metrics as often.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
     # The minimum only serves external load balancers and delays every stop. Running requests are drained in any case.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",

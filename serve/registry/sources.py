@@ -18,6 +18,7 @@ from trimtab.engine.prefixes.version_loader import ArtifactSource, RegisteredVer
 from trimtab.errors import ArtifactError, NotFoundError, TrackingError, TrimtabError, UsageError
 from trimtab.model.base_model import BaseModel
 from trimtab.tracking import registry
+from trimtab.tracking.client import read_store_stamp
 from trimtab.tracking.registry import Version
 from trimtab.util.atomic_files import write_atomic
 from trimtab.util.json_files import read_json_object
@@ -39,8 +40,9 @@ ReadCard = dict[int, dict[str, Any]]
 class RegistryView:
     """Versions of a base model in the MLflow registry.
 
-    The registry is read again after a change by trimtab, and periodically to detect aliases that other tools moved. Until the
-    registry answers for the first time, the versions come from a cache on this machine.
+    The registry is read again after a change by trimtab, and periodically to detect aliases that other tools moved. A local
+    store is read after a change of its files only. Until the registry answers for the first time, the versions come from a
+    cache on this machine.
 
     Attributes:
         base: base model.
@@ -50,6 +52,7 @@ class RegistryView:
     _versions: Sequence[Version] = ()
     _changed: int = UNREAD
     _next: float = 0.0
+    _stamp: tuple[tuple[int, int], ...] | None = None
 
     def list_versions(self, kind: str) -> list[Version]:
         """Return all versions of a kind with their aliases.
@@ -82,11 +85,15 @@ class RegistryView:
         raise NotFoundError(f"{self.base.name} has no {kind} {name!r} of version {number}")
 
     def _refresh(self) -> None:
+        # Reading the times of the files of a local store costs a hundredth of a query.
+        stamp = read_store_stamp()
+        if stamp is not None and stamp == self._stamp:
+            return
         changed, began = registry.get_last_modified(self.base.name), time.monotonic()
         if changed != self._changed or began >= self._next:
             self._versions = registry.list_versions(self.base.name)
             ended = time.monotonic()
-            self._changed, self._next = changed, ended + (ended - began) / READING
+            self._changed, self._next, self._stamp = changed, ended + (ended - began) / READING, stamp
             cached = {"store": settings.get_shown_uri(), "versions": [asdict(version) for version in self._versions]}
             # The cache is optional: it only allows a start while the registry is down.
             with suppress(OSError):

@@ -22,7 +22,10 @@ from rich.table import Table
 
 from trimtab.cli.console import console, print_line
 from trimtab.cli.demo_config import DemoConfig
+from trimtab.cli.demo_feedback import TRAINED, send_labeled_questions
+from trimtab.data.question_sets import read_question_set
 from trimtab.errors import JobError
+from trimtab.settings import build_key_header
 from trimtab.types import DEFAULT_BASE
 from trimtab.util import ports
 
@@ -40,51 +43,62 @@ QUESTIONS = (
     "Tell me how to shoot better photos at night.",
     "What is the capital of Portugal?",
 )
-# Of the same kinds as the training questions of the detector. The model knows some of the answers.
+# The detector is trained on questions about capitals, and then on labels of answers about currencies. The model knows some of
+# the answers.
 FACTS = (
     "What is the capital of Portugal?",
     "What is the capital of Burkina Faso?",
-    "What is the currency of Japan?",
-    "What is the currency of Mongolia?",
+    "Which currency do people in Japan pay with?",
+    "Which currency do people in Mongolia pay with?",
 )
+# Folders of the signals of collected questions, and of live traffic.
+COLLECTED, LIVE = "collected", "live"
 
 
 def run_demo(config: DemoConfig) -> dict[str, Any]:
-    """Train a prefix, a guard and a detector of made-up answers, serve them, and print answers with and without them.
+    """Train a prefix, a guard and a detector of made-up answers, serve them, and retrain the detector on labels of its traffic.
 
     Returns:
-        Results of `trimtab align`, `trimtab detect` and `trimtab evaluate safety`, answers, factual answers with their risks,
-        and total seconds.
+        Results of `trimtab align`, `trimtab detect`, `trimtab evaluate safety` and `trimtab refresh`, answers, factual answers
+        with their risks before and after the labels, and total seconds.
     """
     started = time.monotonic()
-    print_line(f"1/5  train a one-token prefix on the frozen {DEFAULT_BASE} and evaluate it on held-out prompts")
+    print_line(f"1/6  train a one-token prefix on the frozen {DEFAULT_BASE} and evaluate it on held-out prompts")
     aligned = _run_align(config)
     print_line(
         "gate: the first champion is promoted by point estimate; a later one needs the whole interval of its improvement"
     )
     print_line("")
-    print_line("2/5  train a guard, a detector of harmful prompts, on the frozen model's states, and compare the arms")
+    print_line("2/6  train a guard, a detector of harmful prompts, on the frozen model's states, and compare the arms")
     guarded = _run_guard(config, aligned["version"])
     print_line("")
-    print_line("3/5  ask the frozen model factual questions and train a detector of made-up answers on its signals")
-    detected = _run_detect(config)
-    print_line("")
-    print_line("4/5  serve the frozen model with Ray Serve and vLLM; each request selects its prefix and detectors")
-    with _run_server(config) as url:
-        print_line("5/5  ask the same questions with and without prefix and guard through the OpenAI client")
-        name = f"{DEFAULT_BASE}:{config.name}" + ("" if aligned["champion"] else f"@{aligned['version']}")
-        client = OpenAI(base_url=f"{url}/v1", api_key="none", timeout=300)
-        guard = {"detector": f"{config.name}-guard@{guarded['detector']['version']['version']}", "action": "refuse"}
-        answers = _ask_questions(client, name, guard)
-        facts = _ask_factual_questions(client, f"{config.name}-truth@{detected['version']['version']}")
-    _print_answers(answers, name)
-    _print_risks(facts)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        print_line("3/6  train a detector of made-up answers on answers about capitals and continents")
+        detected = _run_detect(config, folder)
+        print_line("")
+        print_line("4/6  serve the frozen model with Ray Serve and vLLM; each request selects its prefix and detectors")
+        with _run_server(config, folder) as (url, key):
+            print_line("5/6  ask the same questions with and without prefix and guard through the OpenAI client")
+            name = f"{DEFAULT_BASE}:{config.name}" + ("" if aligned["champion"] else f"@{aligned['version']}")
+            client = OpenAI(base_url=f"{url}/v1", api_key=key, timeout=300)
+            guard = {"detector": f"{config.name}-guard@{guarded['detector']['version']['version']}", "action": "refuse"}
+            answers = _ask_questions(client, name, guard)
+            _print_answers(answers, name)
+            print_line("")
+            print_line("6/6  users ask about currencies and label the answers; the detector is trained again on the labels")
+            detector = f"{config.name}-truth@{detected['version']['version']}"
+            facts = _ask_factual_questions(client, detector)
+            send_labeled_questions(url, key, FACTS)
+            refreshed = _run_refresh(config, folder)
+            later = _ask_factual_questions(client, f"{config.name}-truth@{refreshed['version']}")
+        _print_risks(facts, later)
     print_line(f"done in {(time.monotonic() - started) / 60:.1f} minutes; all started processes have ended")
     print_line("show the runs:        trimtab ui")
     print_line(f"serve again:          trimtab serve --base {DEFAULT_BASE}")
     print_line(f"plot of the arms:     {aligned['folder']}/plane.png")
-    results = aligned | {"detector": detected, "guard": guarded, "answers": answers, "facts": facts}
-    return results | {"seconds": time.monotonic() - started}
+    results = aligned | {"detector": detected, "guard": guarded, "answers": answers, "facts": facts, "later_facts": later}
+    return results | {"refresh": refreshed, "seconds": time.monotonic() - started}
 
 
 def _run_align(config: DemoConfig) -> dict[str, Any]:
@@ -136,20 +150,30 @@ def _run_guard(config: DemoConfig, version: int) -> dict[str, Any]:
         return {"detector": detector, "safety": json.loads(compared.read_text())}
 
 
-def _run_detect(config: DemoConfig) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        signals, output = Path(folder) / "signals", Path(folder) / "detect.json"
-        collect_options = {"questions": "trimtab:countries", "out": signals, "max_tokens": 24}
-        _run_command(["collect", *_format_options(collect_options)])
-        # All heads use the splits of three seeds. The first head is saved and registered.
-        detect_options = {
-            "signals": signals,
-            "head": '["flag", "linear", "saplma", "mlp"]',
-            "num_seeds": 3,
-            "name": f"{config.name}-truth",
-        }
-        _run_command(["detect", *_format_options(detect_options), "--json", str(output)])
-        return json.loads(output.read_text())
+def _run_detect(config: DemoConfig, folder: Path) -> dict[str, Any]:
+    questions, output = folder / "questions.jsonl", folder / "detect.json"
+    rows = [row for row in read_question_set("countries") if row["source"] in TRAINED]
+    questions.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    collect_options = {"questions": questions, "out": folder / COLLECTED, "max_tokens": 24}
+    _run_command(["collect", *_format_options(collect_options)])
+    # All heads use the splits of three seeds. The first head is saved and registered.
+    detect_options = {
+        "signals": folder / COLLECTED,
+        "head": '["flag", "linear", "saplma", "mlp"]',
+        "num_seeds": 3,
+        "name": f"{config.name}-truth",
+        "json": output,
+    }
+    _run_command(["detect", *_format_options(detect_options)])
+    return json.loads(output.read_text())
+
+
+def _run_refresh(config: DemoConfig, folder: Path) -> dict[str, Any]:
+    output = folder / "refresh.json"
+    (live,) = (folder / LIVE).glob("base-*")
+    options = {"signals": json.dumps([str(folder / COLLECTED), str(live)]), "shadow_answers": 0, "num_seeds": 2, "json": output}
+    _run_command(["refresh", f"{config.name}-truth", *_format_options(options)])
+    return json.loads(output.read_text())
 
 
 def _format_options(values: Mapping[str, Any]) -> list[str]:
@@ -170,19 +194,24 @@ def _run_command(arguments: Sequence[str]) -> None:
 
 
 @contextmanager
-def _run_server(config: DemoConfig) -> Generator[str]:
+def _run_server(config: DemoConfig, folder: Path) -> Generator[tuple[str, str]]:
+    """Start a server that stores signals. Yields its URL and the API key of a trusted rater."""
     port = config.port or ports.find_free_ports()[0]
-    arguments = ["serve", "--base", DEFAULT_BASE, "--port", str(port), "--engine.num_slots", "64"]
+    keys, output = folder / "keys.json", folder / "key.json"
+    _run_command(["keys", "add", "expert", "--rater", "true", "--file", str(keys), "--json", str(output)])
+    key = json.loads(output.read_text())["key"]
+    options = {"port": port, "engine.num_slots": 64, "api_key_file": keys, "keep_signals": folder / LIVE, "signals_flush_s": 1}
+    arguments = ["serve", "--base", DEFAULT_BASE, *_format_options(options)]
     print_line(f"$ trimtab {shlex.join(arguments)}")
     process = subprocess.Popen([sys.executable, "-m", "trimtab", *arguments])
     try:
-        _wait_until_ready(f"http://127.0.0.1:{port}", process)
-        yield f"http://127.0.0.1:{port}"
+        _wait_until_ready(f"http://127.0.0.1:{port}", key, process)
+        yield f"http://127.0.0.1:{port}", key
     finally:
         _end_process(process)
 
 
-def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
+def _wait_until_ready(url: str, key: str, process: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         try:
@@ -192,7 +221,7 @@ def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
         else:
             raise JobError(f"the server ended with exit code {process.returncode}")
         try:
-            if httpx.get(f"{url}/v1/models", timeout=5).status_code == HTTPStatus.OK:
+            if httpx.get(f"{url}/v1/models", headers=build_key_header(key), timeout=5).status_code == HTTPStatus.OK:
                 return
         except httpx.HTTPError:
             continue
@@ -242,14 +271,18 @@ def _print_answers(answers: Sequence[dict[str, str]], name: str) -> None:
     console.print(table)
 
 
-def _print_risks(facts: Sequence[dict[str, Any]]) -> None:
-    table = Table(title="risk that an answer is made up", title_justify="left")
-    for column in ("question", "answer", "risk", "flagged"):
+def _print_risks(facts: Sequence[dict[str, Any]], later: Sequence[dict[str, Any]]) -> None:
+    table = Table(title="risk that an answer is made up, before and after the labels", title_justify="left")
+    for column in ("question", "answer", "before", "after"):
         table.add_column(column)
-    for row in facts:
-        risk = f"{row['probability']:.2f}" if row["status"] == "scored" else row["status"]
-        table.add_row(row["question"], row["answer"], risk, "yes" if row["flagged"] else "")
+    for row, after in zip(facts, later, strict=True):
+        table.add_row(row["question"], row["answer"], _format_risk(row), _format_risk(after))
     console.print(table)
+
+
+def _format_risk(row: Mapping[str, Any]) -> str:
+    risk = f"{row['probability']:.2f}" if row["status"] == "scored" else row["status"]
+    return f"{risk} flagged" if row["flagged"] else risk
 
 
 def _end_process(process: "subprocess.Popen[bytes]") -> None:

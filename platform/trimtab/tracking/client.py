@@ -1,9 +1,11 @@
 """MLflow client with short timeouts and a single error class."""
 
 import logging
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -11,6 +13,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.entities import AssessmentSource, AssessmentSourceType
 from mlflow.exceptions import MlflowException
+from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from trimtab import settings
@@ -19,6 +22,8 @@ from trimtab.errors import TrackingError
 EXPERIMENT = "trimtab"
 # Tag of a trace with the request id of the server.
 SERVER_ID = "trimtab.server_id"
+# Two changes of a file within less than this time may get the same modification time.
+SETTLED_SECONDS = 1.0
 
 
 def get_client() -> MlflowClient:
@@ -53,6 +58,29 @@ def get_experiment_id(name: str = EXPERIMENT) -> str:
     uri = settings.get_tracking_uri()
     local = (settings.get_home() / "mlflow" / "artifacts").as_uri() if uri.startswith("sqlite:") else None
     return str(get_client().create_experiment(name, artifact_location=local))
+
+
+def read_store_stamp() -> tuple[tuple[int, int], ...] | None:
+    """Read sizes and modification times of the files of a local store.
+
+    Returns:
+        A value that differs after every change of the store; None if the store is no SQLite file, or if its last change is so
+        recent that a further one could have the same time.
+    """
+    uri = settings.get_tracking_uri()
+    if not uri.startswith("sqlite:") or not (database := make_url(uri).database):
+        return None
+    stamps: list[tuple[int, int]] = []
+    for suffix in ("", "-wal"):
+        try:
+            status = Path(database + suffix).stat()
+        except FileNotFoundError:
+            stamps.append((0, 0))
+            continue
+        if time.time() - status.st_mtime < SETTLED_SECONDS:
+            return None
+        stamps.append((status.st_size, status.st_mtime_ns))
+    return tuple(stamps)
 
 
 @contextmanager

@@ -20,15 +20,18 @@ from trimtab.engine.offline import Engine
 from trimtab.errors import UsageError
 from trimtab.generation_types import Answer, Conversation, Sampling
 from trimtab.types import FIXED_REFUSAL
+from trimtab.util.environment import set_variables
 
 LAYERS = (20, 29)
 SHORT = [f"What is the capital of {name}?" for name in ("France", "Spain", "Japan", "Peru", "Chad", "Cuba", "Mali", "Laos")]
 LONG = [f"I {'really ' * count}want to know what bread is. Number {count}." for count in (20, 60, 100)]
 
 
-@pytest.fixture(scope="module")
-def signal_engine(base):
-    """Engine with small steps, so that prompts are chunked; few blocks, so that requests are preempted; and few slots."""
+@pytest.fixture(scope="module", params=["v1", pytest.param("v2", marks=pytest.mark.gpu)])
+def signal_engine(request, base):
+    """Engine with each of vLLM's model runners; the second one needs a GPU.
+
+    It has small steps, so that prompts are chunked; few blocks, so that requests are preempted; and few slots."""
     config = EngineConfig(
         num_slots=8,
         dtype="fp32",
@@ -39,7 +42,8 @@ def signal_engine(base):
         layers=LAYERS,
         token_statistics=True,
     )
-    with Engine(base, config) as running_engine:
+    runner = {"VLLM_USE_V2_MODEL_RUNNER": str(int(request.param == "v2"))}
+    with set_variables(runner), Engine(base, config) as running_engine:
         yield running_engine
 
 

@@ -20,7 +20,7 @@ from trimtab.artifacts.prefix import load_prefix
 from trimtab.errors import NotFoundError, TrackingError, UsageError
 from trimtab.serve.registry import sources
 from trimtab.serve.registry.sources import RegistryView
-from trimtab.tracking import registry, runs
+from trimtab.tracking import client, registry, runs
 from trimtab.tracking.client import get_client, wrap_tracking_errors
 from trimtab.tracking.promotions import promote_version, rollback_version
 from trimtab.util import ports
@@ -120,6 +120,24 @@ def test_large_registry_is_read_after_changes_only(save_prefix_version, tracked_
     rollback_version(base.name, "read")
     assert read_champion() == (first.version, 1)
     assert view.list_versions("detector") == [version for version in list_versions(base.name) if version.kind == "detector"]
+
+
+def test_local_store_is_read_only_after_a_change_of_its_files(save_prefix_version, tracked_run, base, monkeypatch):
+    """A client without trimtab moves an alias, which is visible although trimtab's time of the last change stays the same."""
+    monkeypatch.setattr(client, "SETTLED_SECONDS", 0.0)
+    version = registry.register_version(save_prefix_version("stamp", 1), tracked_run.run_id)
+    view, queries, get_last_modified = RegistryView(base), [], registry.get_last_modified
+    monkeypatch.setattr(registry, "get_last_modified", lambda name: queries.append(name) or get_last_modified(name))
+
+    def list_aliases():
+        queries.clear()
+        (found,) = (version for version in view.list_versions("prefix") if version.name == "stamp")
+        return set(found.aliases), len(queries)
+
+    assert [list_aliases(), list_aliases()] == [({"candidate"}, 1), ({"candidate"}, 0)]
+    client.get_client().set_registered_model_alias(registry.format_model_name(base.name, "stamp"), "other", version.version)
+    monkeypatch.setattr(view, "_next", 0.0)
+    assert [list_aliases(), list_aliases()] == [({"candidate", "other"}, 1), ({"candidate", "other"}, 0)]
 
 
 @pytest.mark.parametrize("name", ["a/b", "a:b", "a@b", "a.b", "", " ", "bob's", 'the "best"', "top-5%", "two\nlines"])

@@ -42,7 +42,13 @@ def test_user_values_override_those_of_the_cpu_build():
     user = {"VLLM_CPU_KVCACHE_SPACE": "7", "VLLM_LOGGING_LEVEL": "DEBUG", "VLLM_USE_V2_MODEL_RUNNER": "1"}
     values = build_engine_environment(CAPTURE, user)
     assert (values["VLLM_CPU_KVCACHE_SPACE"], values["VLLM_LOGGING_LEVEL"]) == ("7", "DEBUG")
-    assert values["VLLM_USE_V2_MODEL_RUNNER"] == "0", "captured layers need the first model runner"
+    assert values["VLLM_USE_V2_MODEL_RUNNER"] == "0", "the second model runner needs a GPU"
+
+
+def test_user_chooses_the_model_runner_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(environment, "is_cpu_build", lambda: False)
+    assert build_engine_environment(CAPTURE, {})["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+    assert build_engine_environment(CAPTURE, {"VLLM_USE_V2_MODEL_RUNNER": "1"})["VLLM_USE_V2_MODEL_RUNNER"] == "1"
 
 
 @pytest.mark.parametrize("config", [CAPTURE, EngineConfig()])

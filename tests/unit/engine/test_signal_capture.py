@@ -15,13 +15,17 @@ from trimtab.engine.checks import PROMPT_STORED, RECORDED, UNTRACKED, AnswerChec
 from trimtab.engine.vllm_ext import patches
 from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START
 from trimtab.engine.vllm_ext.capture import SignalCapture
-from trimtab.engine.vllm_ext.runner import ModelRunnerV1Adapter
+from trimtab.engine.vllm_ext.runners.adapter import RunnerAdapter
+from trimtab.engine.vllm_ext.runners.v1 import ModelRunnerV1Adapter
+from trimtab.engine.vllm_ext.runners.v2 import ModelRunnerV2Adapter
 
 LAYERS, WIDTH, VOCABULARY, BLOCK, BLOCKS, VERDICT = 2, 5, 11, 4, 40, 99
 
 
 class ScriptedRunner:
-    """Model runner whose states, logits and samples are random functions of the request and the position."""
+    """First model runner, whose states, logits and samples are random functions of the request and the position."""
+
+    build_adapter: type[RunnerAdapter] = ModelRunnerV1Adapter
 
     def __init__(self) -> None:
         spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
@@ -71,25 +75,33 @@ class ScriptedRunner:
             scheduled_new_reqs=list(new), finished_req_ids=set(finished), num_scheduled_tokens=counts
         )
         capture.begin_step(scheduled)
+        states = torch.cat([self.states[request][start : start + count] for request, (start, count, _) in spans.items()])
+        padded = torch.cat([states, torch.full((3, LAYERS, WIDTH), torch.nan)])
+        self.prepare_batch(spans, scheduled, padded)
+        capture.accumulate_step()
+        state, self.execute_model_state = self.execute_model_state, None
+        return self.sample_tokens(state)
+
+    def prepare_batch(self, spans: dict[str, tuple[int, int, list[int]]], scheduled: object, states: torch.Tensor) -> None:
+        """Set the batch, its block table and the state after the forward pass."""
         batch = self.input_batch
         batch.req_ids, batch.num_reqs = list(spans), len(spans)
         batch.num_computed_tokens_cpu = np.array([start for start, _, _ in spans.values()], np.int32)
         for index, (request, (start, count, blocks)) in enumerate(spans.items()):
             self.blocks[index, : len(blocks)] = blocks
             self.discard_request_mask.np[index] = start + count < len(self.tokens[request])
-        states = torch.cat([self.states[request][start : start + count] for request, (start, count, _) in spans.items()])
-        padded = torch.cat([states, torch.full((3, LAYERS, WIDTH), torch.nan)])
-        hidden = padded[:, -1]
-        last = np.cumsum(list(counts.values())) - 1
+        hidden = states[:, -1]
+        last = np.cumsum([count for _, count, _ in spans.values()]) - 1
         self.execute_model_state = types.SimpleNamespace(
             scheduler_output=scheduled,
-            aux_hidden_states=list(padded.unbind(1)),
+            aux_hidden_states=list(states.unbind(1)),
             hidden_states=hidden,
             logits=hidden[last] @ self.head,
         )
-        capture.accumulate_step()
-        logits, self.execute_model_state = self.execute_model_state.logits, None
-        return self._sample(logits, None).sampled_token_ids[:, 0].tolist()
+
+    def sample_tokens(self, state: types.SimpleNamespace) -> list[int]:
+        """Sample the next token of each request in the batch."""
+        return self._sample(state.logits, None).sampled_token_ids[:, 0].tolist()
 
     def compute_expected_signals(self, request: str, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute psi [L, 3d] and history [tokens, 3] of the first tokens of an answer, from whole tensors."""
@@ -101,12 +113,57 @@ class ScriptedRunner:
         return psi, torch.stack([statistics.logp, statistics.entropy, statistics.margin], 1)
 
 
-@pytest.fixture
-def scripted_runner(monkeypatch):
+class ScriptedRunnerV2(ScriptedRunner):
+    """Second model runner: requests have fixed rows in the block table on the device, and a batch lists the rows."""
+
+    build_adapter = ModelRunnerV2Adapter
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pcp_manager = None
+        table = types.SimpleNamespace(gpu=torch.zeros(self.max_num_reqs, 8, dtype=torch.int32))
+        self.block_tables = types.SimpleNamespace(block_tables=[table], kernel_block_sizes=[BLOCK], blocks_per_kv_block=[1])
+        self.rows: dict[str, int] = {}
+
+    def prepare_batch(self, spans: dict[str, tuple[int, int, list[int]]], scheduled: object, states: torch.Tensor) -> None:
+        for request in spans:
+            self.rows.setdefault(request, self.max_num_reqs - 1 - len(self.rows) % self.max_num_reqs)
+        starts, counts = (np.array([span[column] for span in spans.values()], np.int32) for column in (0, 1))
+        prefill = np.array([len(self.tokens[request]) for request in spans], np.int32)
+        for request, (_, _, blocks) in spans.items():
+            self.block_tables.block_tables[0].gpu[self.rows[request], : len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
+        batch = types.SimpleNamespace(
+            req_ids=list(spans),
+            idx_mapping_np=np.array([self.rows[request] for request in spans]),
+            num_scheduled_tokens=counts,
+            num_computed_tokens_np=starts,
+            num_computed_prefill_tokens_np=np.minimum(starts, prefill),
+            prefill_len_np=prefill,
+            logits_indices=torch.as_tensor(counts).cumsum(0) - 1,
+        )
+        self.execute_model_state = types.SimpleNamespace(
+            input_batch=batch, aux_hidden_states=list(states.unbind(1)), hidden_states=states[:, -1]
+        )
+
+    def sample_tokens(self, state: types.SimpleNamespace) -> list[int]:
+        return self.sample(state.hidden_states, state.input_batch, None)[0].sampled_token_ids[:, 0].tolist()
+
+    def sample(self, hidden_states: torch.Tensor, input_batch: types.SimpleNamespace, grammar_output: None) -> tuple:
+        sampled = torch.randint(VOCABULARY, (len(input_batch.req_ids), 1))
+        for request, token, start, count in zip(
+            input_batch.req_ids, sampled, input_batch.num_computed_tokens_np, input_batch.num_scheduled_tokens, strict=True
+        ):
+            if start + count >= len(self.tokens[request]):
+                self.tokens[request].append(int(token))
+        return types.SimpleNamespace(sampled_token_ids=sampled), None, None
+
+
+@pytest.fixture(params=[ScriptedRunner, ScriptedRunnerV2])
+def scripted_runner(request, monkeypatch):
     # The symbols of the installed vLLM are checked in test_patches.py.
     monkeypatch.setattr(patches.REGISTER, "check", lambda *names: None)
     torch.manual_seed(0)
-    return ScriptedRunner()
+    return request.param()
 
 
 @pytest.fixture
@@ -117,7 +174,8 @@ def history() -> bool:
 
 @pytest.fixture
 def capture(scripted_runner, history):
-    return SignalCapture(ModelRunnerV1Adapter(scripted_runner), range(LAYERS), history=history, keep=8, verdict_token=VERDICT)
+    adapter = scripted_runner.build_adapter(scripted_runner)
+    return SignalCapture(adapter, range(LAYERS), history=history, keep=8, verdict_token=VERDICT)
 
 
 def check_record(runner: ScriptedRunner, request: str, record: dict, tokens: int) -> None:

@@ -11,7 +11,7 @@ one request.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,6 @@ from trimtab.detection.signals import (
     compute_window_means,
     gather_token_statistics,
 )
-from trimtab.engine.vllm_ext import patches
 from trimtab.engine.vllm_ext.answer_checker import AnswerChecker
 from trimtab.engine.vllm_ext.capture_requests import (
     EndedRequest,
@@ -41,7 +40,7 @@ from trimtab.engine.vllm_ext.capture_requests import (
 )
 from trimtab.engine.vllm_ext.detector_store import DetectorStore
 from trimtab.engine.vllm_ext.prompt_checker import PromptChecker
-from trimtab.engine.vllm_ext.runner import RunnerAdapter, RunnerStep
+from trimtab.engine.vllm_ext.runners.adapter import RunnerAdapter, RunnerStep
 
 # Number of positions whose logits are computed at once.
 PIECE = 256
@@ -83,9 +82,9 @@ class SignalCapture:
         self.verdicts: PendingVerdicts | None = None
         # Requests whose unfinished answer is checked or recorded after this step has sampled.
         self.due: list[RequestSpan] = []
-        self.table = runner.get_block_table()
+        self.block_size = runner.get_block_size()
         self.block_sums = torch.zeros(runner.count_blocks(), len(layers), runner.width, device=runner.device)
-        patches.patch_sampling(runner, self._wrap_sample)
+        runner.add_token_update(self._process_tokens)
 
     def begin_step(self, scheduled: Any) -> None:
         """Release the slots of finished requests, and assign slots to new ones. Called before a step.
@@ -96,8 +95,10 @@ class SignalCapture:
         for request in scheduled.finished_req_ids:
             self.end_request(request)
             self.unchecked.discard(request)
-        self.unchecked |= {new.req_id for new in scheduled.scheduled_new_reqs[len(self.free) :] if requires_check(new)}
-        fresh = scheduled.scheduled_new_reqs[: len(self.free)]
+        # The second model runner lists a preempted request that continues as new.
+        added = [new for new in scheduled.scheduled_new_reqs if new.req_id not in self.running]
+        self.unchecked |= {new.req_id for new in added[len(self.free) :] if requires_check(new)}
+        fresh = added[: len(self.free)]
         for new in fresh:
             self.running[new.req_id] = start_request(self.free.pop(), new)
         if fresh:
@@ -158,9 +159,9 @@ class SignalCapture:
         spans = self._build_spans(step, first)
         self._add_prompt_tails(spans, rows)
         self._write_given_answers(spans, rows, step.hidden_states)
-        self._prepare_samples(step.requests, spans, rows, step.logits)
+        self._prepare_samples(step, spans, rows)
 
-    def _build_spans(self, step: RunnerStep, first: NDArray[np.int64]) -> list[RequestSpan]:
+    def _build_spans(self, step: RunnerStep, first: NDArray[np.integer[Any]]) -> list[RequestSpan]:
         """Build the spans of the requests that have a slot."""
         columns = zip(step.requests, first.tolist(), step.starts.tolist(), step.counts.tolist(), strict=True)
         return [
@@ -169,28 +170,21 @@ class SignalCapture:
             if (running := self.running.get(request)) is not None
         ]
 
-    def _wrap_sample(self, sample: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap the runner's `_sample` to add the sampled tokens to the accumulator, and to end stopped requests."""
-
-        def sample_and_write(*args: Any, **options: Any) -> Any:
-            output = sample(*args, **options)
-            if (pending := self.pending) is not None:
-                self.pending = None
-                statistics = None
-                if pending.logp is not None:
-                    tokens = output.sampled_token_ids[pending.lines, 0].long()
-                    statistics = gather_token_statistics(pending.logp, tokens)
-                self._write_tokens(pending.slots, pending.states, statistics)
-            if self.due:
-                due, self.due = self.due, []
-                self._process_unfinished(due)
-            if (verdicts := self.verdicts) is not None:
-                self.verdicts = None
-                sampled = output.sampled_token_ids[verdicts.lines, 0]
-                output.sampled_token_ids[verdicts.lines, 0] = sampled.masked_fill(verdicts.stopped, self.verdict_token)
-            return output
-
-        return sample_and_write
+    def _process_tokens(self, sampled: Tensor) -> None:
+        """Add the sampled tokens [n, 1] to the accumulator, and end stopped requests."""
+        if (pending := self.pending) is not None:
+            self.pending = None
+            statistics = None
+            if pending.logp is not None:
+                statistics = gather_token_statistics(pending.logp, sampled[pending.lines, 0].long())
+            self._write_tokens(pending.slots, pending.states, statistics)
+        if self.due:
+            due, self.due = self.due, []
+            self._process_unfinished(due)
+        if (verdicts := self.verdicts) is not None:
+            self.verdicts = None
+            tokens = sampled[verdicts.lines, 0]
+            sampled[verdicts.lines, 0] = tokens.masked_fill(verdicts.stopped, self.verdict_token)
 
     def _write_tokens(self, slots: Tensor, states: Tensor, statistics: TokenStatistics | None) -> None:
         if statistics is not None:
@@ -199,9 +193,8 @@ class SignalCapture:
         self.sums.write(slots, states)
 
     def _add_to_blocks(self, line: Any, position: Any, rows: Tensor) -> None:
-        table = self.table.get_numpy_array()
-        block = self._as_indices(table[line, position // self.table.block_size])
-        self.block_sums[block[self._as_indices(position % self.table.block_size) == 0]] = 0
+        block = self.runner.get_blocks(line, position // self.block_size)
+        self.block_sums[block[self._as_indices(position % self.block_size) == 0]] = 0
         self.block_sums.index_add_(0, block, rows)
 
     def _add_prompt_tails(self, spans: Sequence[RequestSpan], rows: Tensor) -> None:
@@ -214,7 +207,7 @@ class SignalCapture:
         slots: list[int] = []
         for span in spans:
             running = span.running
-            tail = 0 if running.given is not None else running.prompt - running.prompt % self.table.block_size
+            tail = 0 if running.given is not None else running.prompt - running.prompt % self.block_size
             added = span.select_rows(max(tail, running.read), running.prompt)
             running.read = max(running.read, min(running.prompt, span.end))
             selected += added
@@ -256,17 +249,16 @@ class SignalCapture:
             due = [running for running, numbers in recorded if turn < len(numbers) and numbers[turn] % CHECK_INTERVAL == 0]
             self._record_unfinished(due)
 
-    def _prepare_samples(self, requests: Sequence[str], spans: Sequence[RequestSpan], rows: Tensor, logits: Tensor) -> None:
+    def _prepare_samples(self, step: RunnerStep, spans: Sequence[RequestSpan], rows: Tensor) -> None:
         """Set `pending` to the requests that sample a new token, except those in mid-prompt or recomputing after preemption.
 
         Also store and check the prompts that end in this step.
         """
-        discarded = self.runner.get_discarded()
         sampled: list[RequestSpan] = []
         prompts: list[RequestSpan] = []
         for span in spans:
             running = span.running
-            if running.given is not None or discarded[span.index] or span.end != running.prompt + running.written:
+            if running.given is not None or step.discarded[span.index] or span.end != running.prompt + running.written:
                 continue
             if running.written == 0 and (running.is_tracked or running.needs_prompt_psi):
                 self._add_full_blocks(span)
@@ -279,19 +271,19 @@ class SignalCapture:
                     self.due.append(span)
         if sampled:
             lines, slots, states = self._gather_last_states(sampled, rows)
-            logp = logits[lines].float().log_softmax(-1) if self.keeps_history else None
+            logp = self.runner.get_next_logits(lines).float().log_softmax(-1) if self.keeps_history else None
             self.pending = PendingSamples(lines, slots, states, logp)
         if prompts:
             self._process_prompts(prompts, rows)
-        self._stop_unchecked(requests, discarded)
+        self._stop_unchecked(step)
 
     def _add_full_blocks(self, span: RequestSpan) -> None:
         """Add the full blocks of a prompt whose last token is in this step, and compute the means of its windows."""
-        running, size = span.running, self.table.block_size
+        running, size = span.running, self.block_size
         full = running.prompt // size
         if not full:
             return
-        blocks = self.block_sums[self._as_indices(self.table.get_numpy_array()[span.index, :full])]
+        blocks = self.block_sums[self.runner.get_blocks(np.full(full, span.index), np.arange(full))]
         self.sums.read_sum(self._as_indices([running.slot]), blocks.sum(0, keepdim=True), self._as_indices([full * size]))
         if running.is_recorded or running.stores_prompt or self.prompt_checker.reads_windows(running.checks.prompt):
             running.windows = compute_window_means(blocks, size, self.sums.prompt[running.slot], running.prompt)
@@ -333,9 +325,9 @@ class SignalCapture:
             for running, row in zip(recorded, psi.half(), strict=True):
                 running.running.append(row)
 
-    def _stop_unchecked(self, requests: Sequence[str], discarded: NDArray[np.bool_]) -> None:
+    def _stop_unchecked(self, step: RunnerStep) -> None:
         """End the requests without a slot that must be checked."""
-        lines = [line for line, request in enumerate(requests) if request in self.unchecked and not discarded[line]]
+        lines = [line for line, request in enumerate(step.requests) if request in self.unchecked and not step.discarded[line]]
         if not lines:
             return
         self._add_verdicts(self._as_indices(lines), torch.ones(len(lines), dtype=torch.bool, device=self.runner.device))

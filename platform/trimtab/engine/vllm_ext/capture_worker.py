@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from trimtab.engine.vllm_ext import patches
 from trimtab.engine.vllm_ext.args import is_cpu_build
 from trimtab.engine.vllm_ext.capture import SignalCapture
-from trimtab.engine.vllm_ext.runner import ModelRunnerV1Adapter, check_runner, find_full_attention_group
+from trimtab.engine.vllm_ext.runners.adapter import find_full_attention_group
+from trimtab.engine.vllm_ext.runners.factory import build_adapter
 from trimtab.engine.vllm_ext.worker import EmbeddingWorkerExtension
 
 if is_cpu_build():
@@ -29,10 +29,10 @@ class CaptureWorker(BaseWorker, EmbeddingWorkerExtension):  # pyright: ignore[re
             IncompatibleLibraryError: if vLLM's model runner has changed.
             ValueError: if the model class does not expose hidden states.
         """
-        patches.REGISTER.check("patch_sampling")
-        check_runner(self.model_runner)
+        runner = build_adapter(self.model_runner)
+        runner.check_attributes()
         super().load_model(**options)
-        ModelRunnerV1Adapter(self.model_runner).capture_layers(self._settings["layers"])
+        runner.capture_layers(self._settings["layers"])
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         """Allocate the KV cache.
@@ -43,7 +43,7 @@ class CaptureWorker(BaseWorker, EmbeddingWorkerExtension):  # pyright: ignore[re
         """
         find_full_attention_group(kv_cache_config)
         super().initialize_from_config(kv_cache_config)
-        check_runner(self.model_runner, allocated=True)
+        build_adapter(self.model_runner).check_attributes(allocated=True)
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """Run one step and accumulate its signals."""
@@ -80,7 +80,7 @@ class CaptureWorker(BaseWorker, EmbeddingWorkerExtension):  # pyright: ignore[re
     def _get_capture(self) -> SignalCapture:
         """Return the capture, which is created after the KV cache is allocated."""
         if self.capture is None:
-            settings, runner = self._settings, ModelRunnerV1Adapter(self.model_runner)
+            settings, runner = self._settings, build_adapter(self.model_runner)
             layers, statistics, verdict_token = (settings[name] for name in ("layers", "token_statistics", "verdict_token"))
             self.capture = SignalCapture(runner, layers, statistics, KEEP, verdict_token)
         return self.capture

