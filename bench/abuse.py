@@ -27,11 +27,11 @@ import numpy as np
 import psutil
 from peers import servers
 from peers.attacks import ATTACKS, HERD
-from peers.clients import ask
+from peers.clients import send_question
 from peers.homes import own_home
 from peers.keys import add_key
 from peers.processes import name_process
-from peers.servers import Server, Up
+from peers.servers import RunningServer, Server
 
 from trimtab.artifacts.prefix import FILE
 from trimtab.model.base_model import BaseModel, resolve_base_model
@@ -55,9 +55,11 @@ def main() -> None:
         base = resolve_base_model(options.base)
         registry, keys = build_registry(base, folder / "registry"), folder / "keys.json"
         honest, attacker = add_key("honest", str(keys)), add_key("attacker", str(keys))
-        command = servers.trimtab(base.name, "--num_replicas", "2", "--api_key_file", str(keys), "--registry", str(registry))
+        command = servers.build_trimtab_command(
+            base.name, "--num_replicas", "2", "--api_key_file", str(keys), "--registry", str(registry)
+        )
         command += ["--engine.num_slots", "16", "--engine.max_model_len", "512"]
-        with servers.running(Server("abuse", command), {"authorization": f"Bearer {honest}"}) as up:
+        with servers.run_server(Server("abuse", command), {"authorization": f"Bearer {honest}"}) as up:
             bench = AttackBench(up, honest, attacker, f"{base.name}:p0", pairs, seconds)
             for attack in options.only or [*ATTACKS, DAMAGED]:
                 if attack != SECOND:
@@ -80,7 +82,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def build_registry(base: BaseModel, folder: Path) -> Path:
     """Make a registry folder with a prefix p0, and the versions of the herd, half of them damaged."""
-    servers.random_prefixes(base, folder, 1, strength=4.0)
+    servers.save_random_prefixes(base, folder, 1, strength=4.0)
     for number in range(1, len(HERD) + 1):
         version = folder / "herd" / str(number)
         shutil.copytree(folder / "p0" / "1", version)
@@ -101,7 +103,7 @@ class AttackBench:
         seconds: duration of a period.
     """
 
-    def __init__(self, up: Up, honest: str, attacker: str, model: str, pairs: int, seconds: float) -> None:
+    def __init__(self, up: RunningServer, honest: str, attacker: str, model: str, pairs: int, seconds: float) -> None:
         self._up = up
         self._honest = honest
         self._attacker = attacker
@@ -140,7 +142,7 @@ class AttackBench:
     def measure_second_server(self, base: str) -> list[dict[str, Any]]:
         """Start a server without keys, kill a replica of the first one, and count answers of the other server."""
         foreign, checked = 0, 0
-        with servers.running(Server("second", servers.trimtab(base, "--engine.num_slots", "4"))) as other:
+        with servers.run_server(Server("second", servers.build_trimtab_command(base, "--engine.num_slots", "4"))) as other:
             victims = [p for p in psutil.Process(self._up.process.pid).children(recursive=True) if _is_engine_replica(p)]
             victims[0].send_signal(signal.SIGKILL)
             deadline = time.monotonic() + RECOVERY_SECONDS
@@ -182,7 +184,7 @@ class AttackBench:
 
         async def run_client(session: aiohttp.ClientSession, text: str) -> None:
             while time.monotonic() < deadline:
-                status, _ = await ask(session, self._up.url, self._model, text, TOKENS)
+                status, _ = await send_question(session, self._up.url, self._model, text, TOKENS)
                 statuses.append(status)
 
         headers, timeout = {"authorization": f"Bearer {self._honest}"}, aiohttp.ClientTimeout(120)

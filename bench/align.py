@@ -1,10 +1,10 @@
-"""Seconds and memory of a training step: trimtab against PEFT prompt tuning with the Hugging Face Trainer.
+"""Time and memory of a training step: trimtab, and prompt tuning of PEFT with the Hugging Face Trainer.
 
-python bench/align.py [--quick] [--json FILE]              # the default model on this machine
-python bench/align.py --shape 7b --device cuda --json F    # random weights in the shape of a larger model
+python bench/align.py [--quick] [--json FILE]                 # the default model on this machine
+python bench/align.py --shape 7b --device cuda --json FILE    # random weights in the shape of a larger model
 
-The same model, rows, type and first vector (one, before the prompt) for both; each measurement is a process of its own, and the
-two take turns. Needs torch, transformers and peft alone beside trimtab's core.
+Both train one vector before the prompt, with the same model, rows, precision and initial vector. Each measurement runs in a
+process of its own, and the two take turns. Beside the core of trimtab, only torch, transformers and peft are required.
 """
 
 import argparse
@@ -30,9 +30,10 @@ from trimtab.model.reference_outputs import ReferenceOutputs
 from trimtab.objectives.likelihood import Likelihood
 
 Rows = list[tuple[list[int], list[int]]]
-"""Prompts and answers as token ids."""
+"""Prompt and answer of each row as token ids."""
 
-BATCH, TARGETS, RATE = 16, 8, 0.01
+BATCH, ANSWER_TOKENS, LEARNING_RATE = 16, 8, 0.01
+STEPS, QUICK_STEPS, QUICK_PAIRS = 8, 3, 2
 ANSWER = "Here is what you can do about that, step by step and with care."
 SHAPES = {
     # hidden, layers, heads, key-value heads, intermediate, vocabulary
@@ -40,146 +41,160 @@ SHAPES = {
     "7b": (4096, 32, 32, 32, 11_008, 32_000),
     "13b": (5120, 40, 40, 40, 13_824, 32_000),
 }
+# Goals: ratio of seconds, ratio of peak memory, share of the matrix speed on a GPU, and difference of the first losses in nats.
+MIN_SPEED_RATIO, MAX_MEMORY_RATIO, MIN_GPU_SHARE, MAX_LOSS_GAP = 2.0, 0.6, 0.5, 0.01
+CPU_MATRIX_SIZE, GPU_MATRIX_SIZE, MATRIX_PRODUCTS = 1536, 8192, 5
 
 
 def main() -> None:
-    options = arguments()
+    options = parse_arguments()
     if options.worker:
         print(json.dumps(WORKERS[options.worker](options)))
         return
-    pairs = 2 if options.quick else options.pairs
+    pairs = QUICK_PAIRS if options.quick else options.pairs
     results: dict[str, list[dict[str, float]]] = {"trimtab": [], "peft": []}
     for number in range(pairs):
-        # In turns, and each first as often as second, so that neither has the cooler machine.
+        # The order alternates, so that neither always runs on the cooler machine.
         for name in sorted(results, reverse=bool(number % 2)):
-            results[name].append(measure(name))
+            results[name].append(run_measurement(name))
             print(f"{number + 1}/{pairs} {name}: {results[name][-1]}", flush=True)
-    lines = report(results, options)
+    lines = build_report(results, options)
     print(json.dumps(lines, indent=1))
     if options.json:
         Path(options.json).write_text(json.dumps(lines, indent=1) + "\n")
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two pairs of few steps")
     parser.add_argument("--json", help="write the figures to this file")
     parser.add_argument("--pairs", type=int, default=5, help="measurements of each")
-    parser.add_argument("--steps", type=int, default=0, help="steps in a measurement; 0 chooses")
+    parser.add_argument("--steps", type=int, default=0, help="steps in a measurement; 0 selects a default")
     parser.add_argument("--shape", choices=["default", *SHAPES], default="default")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="type of the default model")
-    parser.add_argument("--micro-batch", type=int, default=0, help="rows that trimtab computes at once; 0 chooses")
+    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="precision of the default model")
+    parser.add_argument(
+        "--micro-batch", type=int, default=0, help="rows that trimtab computes at once; 0 selects all rows of a step"
+    )
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.steps = options.steps or (3 if options.quick else 8)
+    options.steps = options.steps or (QUICK_STEPS if options.quick else STEPS)
     options.micro_batch = options.micro_batch or BATCH
     return options
 
 
-def measure(name: str) -> dict[str, float]:
-    done = subprocess.run(
-        [sys.executable, __file__, *sys.argv[1:], "--worker", name], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+def run_measurement(name: str) -> dict[str, float]:
+    """Run a measurement in a process of its own, with the options of this command."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--worker", name]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    if completed.returncode:
+        raise SystemExit(f"{name} failed:\n{completed.stderr[-2000:]}")
+    return json.loads(completed.stdout.splitlines()[-1])
 
 
-def load(options: argparse.Namespace) -> tuple[Any, Rows]:
-    """The frozen model, and rows of token ids: prompt and answer."""
+def load_model_and_rows(options: argparse.Namespace) -> tuple[Any, Rows]:
+    """Load the default model with rows of the project, or build a random model with random rows."""
     if options.shape == "default":
+        # Random models do not need the registry of base models.
         from trimtab.model.base_model import resolve_base_model
 
         base = resolve_base_model("smollm2-135m")
         tokenizer, model = base.tokenizer(), base.load(options.precision, options.device)
         lines = (files("trimtab.data") / "prompts" / "contrast.jsonl").read_text().splitlines()[: BATCH * (options.steps + 1)]
-        answer = tokenizer.encode(ANSWER)[:TARGETS]
+        answer = tokenizer.encode(ANSWER)[:ANSWER_TOKENS]
         prompts: Any = [
             tokenizer.apply_chat_template(
                 [{"role": "user", "content": json.loads(line)["prompt"]}], add_generation_prompt=True, return_dict=False
             )
             for line in lines
         ]
-        return model, [(list(p), answer) for p in prompts]
-    hidden, layers, heads, groups, inner, vocabulary = SHAPES[options.shape]
+        return model, [(list(prompt), answer) for prompt in prompts]
+    hidden, layers, heads, key_value_heads, intermediate, vocabulary = SHAPES[options.shape]
     config = LlamaConfig(
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=groups,
-        intermediate_size=inner,
+        num_key_value_heads=key_value_heads,
+        intermediate_size=intermediate,
         vocab_size=vocabulary,
     )
     torch.manual_seed(0)
     with torch.device(options.device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
     model.requires_grad_(False)
-    lengths = [96 + (37 * i) % 64 for i in range(BATCH * (options.steps + 1))]
+    lengths = [96 + (37 * index) % 64 for index in range(BATCH * (options.steps + 1))]
     return model, [
-        (torch.randint(3, vocabulary, (n,)).tolist(), torch.randint(3, vocabulary, (TARGETS,)).tolist()) for n in lengths
+        (torch.randint(3, vocabulary, (length,)).tolist(), torch.randint(3, vocabulary, (ANSWER_TOKENS,)).tolist())
+        for length in lengths
     ]
 
 
 def run_trimtab(options: argparse.Namespace) -> dict[str, float]:
-    model, rows = load(options)
-    row = model.get_input_embeddings().num_embeddings
-    frozen = FrozenModel(model, row)
+    """Measure the training step of trimtab."""
+    model, rows = load_model_and_rows(options)
+    slot_token = model.get_input_embeddings().num_embeddings
+    frozen = FrozenModel(model, slot_token)
     frozen.enable_prefix_tree()
     scorer = ObjectiveScorer(ReferenceOutputs(frozen), Likelihood())
-    examples = [TrainingExample(TokenizedSample((row, *p, *a), (*p, *a), len(a)), "harmful") for p, a in rows]
-    vectors = first_vector(model)
-    parameter = vectors.clone().requires_grad_()
-    optimiser = torch.optim.AdamW([parameter], lr=RATE, weight_decay=0.0)
+    examples = [
+        TrainingExample(TokenizedSample((slot_token, *prompt, *answer), (*prompt, *answer), len(answer)), "harmful")
+        for prompt, answer in rows
+    ]
+    parameter = build_initial_vector(model).requires_grad_()
+    optimizer = torch.optim.AdamW([parameter], lr=LEARNING_RATE, weight_decay=0.0)
     losses: list[float] = []
 
-    def step(number: int) -> None:
+    def run_step(number: int) -> None:
         batch = examples[number * BATCH : (number + 1) * BATCH]
         parts = split_into_micro_batches(batch, options.micro_batch)
         results = [scorer.compute(parameter.detach(), part, compute_totals(batch), torch.empty(0)) for part in parts]
-        parameter.grad = sum((r.gradient for r in results), torch.zeros(()))
-        optimiser.step()
-        losses.append(sum(r.loss for r in results))
+        parameter.grad = sum((result.gradient for result in results), torch.zeros(()))
+        optimizer.step()
+        losses.append(sum(result.loss for result in results))
 
-    used = [examples[at : at + options.micro_batch] for at in range(BATCH, len(examples), options.micro_batch)]
-    computed = sum(len(build_prefix_tree([e.chosen.ids for e in part], frozen.device).ids) for part in used)
-    return timed(step, options, model, computed / options.steps) | {"first_loss": losses[0], "last_loss": losses[-1]}
+    starts = range(BATCH, len(examples), options.micro_batch)
+    parts = [examples[start : start + options.micro_batch] for start in starts]
+    tokens = sum(len(build_prefix_tree([example.chosen.ids for example in part], frozen.device).ids) for part in parts)
+    figures = measure_steps(run_step, options, model, tokens / options.steps)
+    return figures | {"first_loss": losses[0], "last_loss": losses[-1]}
 
 
 def run_peft(options: argparse.Namespace) -> dict[str, float]:
+    """Measure the training step of PEFT with the Trainer."""
+    # PEFT and the Trainer are needed for this measurement only.
     from peft import PromptTuningConfig, TaskType, get_peft_model
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    model, rows = load(options)
+    model, rows = load_model_and_rows(options)
     tuned: Any = get_peft_model(model, PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=1))
-    tuned.prompt_encoder["default"].embedding.weight.data.copy_(first_vector(model))
-    data: Any = [{"input_ids": [*p, *a], "labels": [*[-100] * len(p), *a]} for p, a in rows]
+    tuned.prompt_encoder["default"].embedding.weight.data.copy_(build_initial_vector(model))
+    data: Any = [{"input_ids": [*prompt, *answer], "labels": [*[-100] * len(prompt), *answer]} for prompt, answer in rows]
 
     def collate(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        longest = max(len(r["input_ids"]) for r in batch)
+        longest = max(len(row["input_ids"]) for row in batch)
         padded = {
-            "input_ids": [r["input_ids"] + [0] * (longest - len(r["input_ids"])) for r in batch],
-            "labels": [r["labels"] + [-100] * (longest - len(r["labels"])) for r in batch],
-            "attention_mask": [[1] * len(r["input_ids"]) + [0] * (longest - len(r["input_ids"])) for r in batch],
+            "input_ids": [row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in batch],
+            "labels": [row["labels"] + [-100] * (longest - len(row["labels"])) for row in batch],
+            "attention_mask": [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in batch],
         }
         return {key: torch.tensor(value) for key, value in padded.items()}
 
     times: list[float] = []
 
-    class Clock(TrainerCallback):
+    class StepTimer(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            synchronise(options)
+            synchronize(options)
             times.append(-time.perf_counter())
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            synchronise(options)
+            synchronize(options)
             times[-1] += time.perf_counter()
 
     settings = TrainingArguments(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=BATCH,
         max_steps=options.steps + 1,
-        learning_rate=RATE,
+        learning_rate=LEARNING_RATE,
         weight_decay=0.0,
         lr_scheduler_type="constant",
         logging_steps=1,
@@ -189,82 +204,110 @@ def run_peft(options: argparse.Namespace) -> dict[str, float]:
         train_sampling_strategy="sequential",
         disable_tqdm=True,
     )
-    loaded = resident(options)
-    trainer = Trainer(tuned, settings, train_dataset=data, data_collator=collate, callbacks=[Clock()])
+    initial_memory = read_memory(options)
+    trainer = Trainer(tuned, settings, train_dataset=data, data_collator=collate, callbacks=[StepTimer()])
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    computed = sum(len(p) + len(a) + 1 for p, a in rows[BATCH : BATCH * (options.steps + 1)]) / options.steps
-    return figures(times[1:], loaded, options, model, computed) | {"first_loss": losses[0], "last_loss": losses[-1]}
+    tokens = sum(len(prompt) + len(answer) + 1 for prompt, answer in rows[BATCH : BATCH * (options.steps + 1)])
+    figures = compute_figures(times[1:], initial_memory, options, model, tokens / options.steps)
+    return figures | {"first_loss": losses[0], "last_loss": losses[-1]}
 
 
-def timed(step: Callable[[int], None], options: argparse.Namespace, model: Any, computed: float) -> dict[str, float]:
-    loaded = resident(options)
+def measure_steps(run_step: Callable[[int], None], options: argparse.Namespace, model: Any, tokens: float) -> dict[str, float]:
+    """Run the steps, and compute the figures of all but the first.
+
+    Args:
+        run_step: function that runs the step of a number.
+        options: command-line options.
+        model: the frozen model.
+        tokens: tokens per step that the model computes, without padding.
+    """
+    initial_memory = read_memory(options)
     times: list[float] = []
     for number in range(options.steps + 1):
-        began = time.perf_counter()
-        step(number)
-        synchronise(options)
-        times.append(time.perf_counter() - began)
-    return figures(times[1:], loaded, options, model, computed)
+        start = time.perf_counter()
+        run_step(number)
+        synchronize(options)
+        times.append(time.perf_counter() - start)
+    return compute_figures(times[1:], initial_memory, options, model, tokens)
 
 
-def figures(times: list[float], loaded: float, options: argparse.Namespace, model: Any, tokens: float) -> dict[str, float]:
-    """Median seconds of a step after the first, peak memory, the tokens of a step that go through the model without padding,
-    and the share of the machine's matrix speed that is reached on them."""
-    body = sum(p.numel() for p in model.get_decoder().layers.parameters())
-    head = model.get_output_embeddings().weight.numel() * TARGETS * BATCH / tokens
-    # Two for the forward pass and two for the gradient of the inputs: the weights are frozen and have none.
-    needed = 4 * tokens * (body + head)
+def compute_figures(
+    times: list[float], initial_memory: float, options: argparse.Namespace, model: Any, tokens: float
+) -> dict[str, float]:
+    """Compute the figures of a measurement.
+
+    Args:
+        times: seconds of each step.
+        initial_memory: memory before the first step in GiB.
+        options: command-line options.
+        model: the frozen model.
+        tokens: tokens per step that the model computes, without padding.
+
+    Returns:
+        Median seconds of a step, peak memory, peak memory above the initial memory, tokens per step, and reached share of the
+        speed of a matrix product.
+    """
+    body = sum(parameter.numel() for parameter in model.get_decoder().layers.parameters())
+    head = model.get_output_embeddings().weight.numel() * ANSWER_TOKENS * BATCH / tokens
+    # A weight costs two FLOPs in the forward pass and two for the gradient of the inputs. Frozen weights have no gradient.
+    flops = 4 * tokens * (body + head)
     seconds = statistics.median(times)
+    # The matrix product allocates memory as well, so that the peak is read before it.
+    peak_memory = read_peak_memory(options)
     return {
         "seconds": seconds,
-        "peak_gib": peak(options),
-        "above_model_gib": peak(options) - loaded,
+        "peak_gib": peak_memory,
+        "above_model_gib": peak_memory - initial_memory,
         "tokens": tokens,
-        "share_of_peak": needed / seconds / matrix_speed(options, model.dtype),
+        "share_of_peak": flops / seconds / measure_matrix_speed(options, model.dtype),
     }
 
 
-def first_vector(model: Any) -> torch.Tensor:
+def build_initial_vector(model: Any) -> torch.Tensor:
+    """Copy a row of the input embeddings."""
     return model.get_input_embeddings().weight[100:101].detach().float().cpu().clone()
 
 
-def synchronise(options: argparse.Namespace) -> None:
+def synchronize(options: argparse.Namespace) -> None:
+    """Wait for the GPU, if there is one."""
     if options.device != "cpu":
         torch.cuda.synchronize()
 
 
-def peak(options: argparse.Namespace) -> float:
+def read_peak_memory(options: argparse.Namespace) -> float:
+    """Return the peak memory of this process in GiB."""
     if options.device != "cpu":
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def resident(options: argparse.Namespace) -> float:
-    """Memory in use now, in GiB."""
+def read_memory(options: argparse.Namespace) -> float:
+    """Return the current memory of this process in GiB."""
     if options.device != "cpu":
         return torch.cuda.memory_allocated() / 2**30
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**30
 
 
-def matrix_speed(options: argparse.Namespace, kind: torch.dtype) -> float:
-    """FLOP/s of a large matrix product in the model's type, the best of five."""
-    size = 1536 if options.device == "cpu" else 8192
-    a = torch.randn(size, size, device=options.device, dtype=kind)
+def measure_matrix_speed(options: argparse.Namespace, dtype: torch.dtype) -> float:
+    """Return the FLOP/s of a large matrix product, the fastest of five."""
+    size = CPU_MATRIX_SIZE if options.device == "cpu" else GPU_MATRIX_SIZE
+    matrix = torch.randn(size, size, device=options.device, dtype=dtype)
     best = float("inf")
-    for _ in range(5):
-        synchronise(options)
-        began = time.perf_counter()
-        _ = a @ a
-        synchronise(options)
-        best = min(best, time.perf_counter() - began)
+    for _ in range(MATRIX_PRODUCTS):
+        synchronize(options)
+        start = time.perf_counter()
+        _ = matrix @ matrix
+        synchronize(options)
+        best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 
 
-def report(results: dict[str, list[dict[str, float]]], options: argparse.Namespace) -> list[dict[str, object]]:
-    """Medians with spread, and the ratio of each pair."""
-    goals = {"seconds": 2.0, "peak_gib": 0.6, "share_of_peak": None if options.device == "cpu" else 0.5}
+def build_report(results: dict[str, list[dict[str, float]]], options: argparse.Namespace) -> list[dict[str, object]]:
+    """Build the lines of the report: medians with ranges, and ratios that are paired by round."""
+    share_goal = None if options.device == "cpu" else MIN_GPU_SHARE
+    goals = {"seconds": MIN_SPEED_RATIO, "peak_gib": MAX_MEMORY_RATIO, "share_of_peak": share_goal}
     lines: list[dict[str, object]] = []
     for key, unit in (
         ("seconds", "s/step"),
@@ -273,28 +316,35 @@ def report(results: dict[str, list[dict[str, float]]], options: argparse.Namespa
         ("tokens", "tokens/step"),
         ("share_of_peak", "share"),
     ):
-        ours, theirs = ([r[key] for r in results[name]] for name in ("trimtab", "peft"))
-        ratios = [t / o if key == "seconds" else o / t for o, t in zip(ours, theirs, strict=True)]
+        values, peer_values = ([result[key] for result in results[name]] for name in ("trimtab", "peft"))
+        ratios = [
+            peer_value / value if key == "seconds" else value / peer_value
+            for value, peer_value in zip(values, peer_values, strict=True)
+        ]
         ratio, goal = statistics.median(ratios), goals.get(key)
-        value = statistics.median(ours)
-        reached = value if key == "share_of_peak" else ratio
-        met = None if goal is None else (reached <= goal if key == "peak_gib" else reached >= goal)
+        median = statistics.median(values)
+        compared = median if key == "share_of_peak" else ratio
+        met = None if goal is None else (compared <= goal if key == "peak_gib" else compared >= goal)
+        peer = {"peft prompt tuning, Trainer": statistics.median(peer_values), "spread": [min(peer_values), max(peer_values)]}
         lines.append(
             {
                 "name": f"align.{options.shape}.{key}",
-                "value": value,
+                "value": median,
                 "unit": unit,
-                "spread": [min(ours), max(ours)],
-                "peer": {"peft prompt tuning, Trainer": statistics.median(theirs), "spread": [min(theirs), max(theirs)]},
+                "spread": [min(values), max(values)],
+                "peer": peer,
                 "ratio": ratio,
                 "ratio_spread": [min(ratios), max(ratios)],
                 "goal": goal,
                 "met": met,
             }
         )
-    gap = max(abs(o["first_loss"] - t["first_loss"]) for o, t in zip(results["trimtab"], results["peft"], strict=True))
+    gap = max(
+        abs(result["first_loss"] - peer_result["first_loss"])
+        for result, peer_result in zip(results["trimtab"], results["peft"], strict=True)
+    )
     lines.append({"name": f"align.{options.shape}.first_loss_gap", "value": gap, "unit": "nats", "peer": None})
-    lines[-1] |= {"ratio": None, "goal": 0.01, "met": gap <= 0.01}
+    lines[-1] |= {"ratio": None, "goal": MAX_LOSS_GAP, "met": gap <= MAX_LOSS_GAP}
     return lines
 
 

@@ -1,10 +1,10 @@
-"""What people see when processes are killed as by `kill -9`: while a prefix is learned, and while a server is asked.
+"""Chaos benchmark of training and serving: recovery from processes that are killed with SIGKILL.
 
 python bench/chaos.py [--quick] [--only NAME] [--json FILE]
 
-Learning: a submitted job of three workers on a cluster of three nodes, which are processes of this machine. Serving: two
-replicas that answer four clients, with versions in an MLflow server on PostgreSQL. Each process is killed round by round; a
-round ends when the next checkpoint is there, or when all clients were answered for a while.
+Training: a submitted job with three workers runs on a cluster of three nodes, which are processes of this machine. Serving: two
+replicas answer four clients, and an MLflow server on PostgreSQL stores the versions. Each process is killed once per round. A
+round of training ends with the next checkpoint. A round of serving ends when no request has failed for some seconds.
 """
 
 import argparse
@@ -16,33 +16,33 @@ from typing import Any
 from peers import learning_chaos, serving_chaos
 from peers.homes import own_home
 
-LEARNING = ("train worker", "driver", "raylet")
-SERVING = ("engine core", "replica", "controller", "HAProxy", "MLflow", "PostgreSQL")
-ROUNDS, QUICK = 10, 2
+TRAINING_TARGETS = ("train worker", "driver", "raylet")
+SERVING_TARGETS = ("engine core", "replica", "controller", "HAProxy", "MLflow", "PostgreSQL")
+ROUNDS, QUICK_ROUNDS = 10, 2
 
 
 def main() -> None:
-    options = arguments()
-    count = QUICK if options.quick else options.rounds
+    options = parse_arguments()
+    rounds = QUICK_ROUNDS if options.quick else options.rounds
     lines: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as name:
         own_home(Path(name))
-        if options.only in (None, *LEARNING):
-            lines += learning_chaos.chaos(options.base, count, options.only, Path(name))
-        if options.only in (None, *SERVING):
-            lines += serving_chaos.chaos(options.base, count, options.only)
+        if options.only in (None, *TRAINING_TARGETS):
+            lines += learning_chaos.measure_training_recovery(options.base, rounds, options.only, Path(name))
+        if options.only in (None, *SERVING_TARGETS):
+            lines += serving_chaos.measure_serving_recovery(options.base, rounds, options.only)
     print(json.dumps(lines, indent=1))
     if options.json:
         Path(options.json).write_text(json.dumps(lines, indent=1) + "\n")
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK} rounds of each")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds per process")
     parser.add_argument("--json", help="write the figures to this file")
     parser.add_argument("--base", default="smollm2-135m")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="how often each is killed")
-    parser.add_argument("--only", choices=[*LEARNING, *SERVING], help="kill nothing else")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="number of kills per process")
+    parser.add_argument("--only", choices=[*TRAINING_TARGETS, *SERVING_TARGETS], help="kill this process only")
     return parser.parse_args()
 
 

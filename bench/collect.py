@@ -1,11 +1,11 @@
-"""Answers with signals per second: trimtab's engine against itself without signals, and against transformers in two passes.
+"""Throughput of answers with signals: the engine, the engine without signals, and transformers in two passes.
 
 python bench/collect.py [--quick] [--json FILE]
 
-The same model, questions, type and greedy answers for all; each measurement is a process of its own, and they take turns. A
-ratio is the median of those of the rounds. The peer is what white-box detector libraries do: `generate`, then a second pass
-over prompt and answer for the hidden states, at the batch size that suits it best, which is looked for first. Memory is that
-of `trimtab collect`, of its largest process, with few questions and many.
+All use the same model, questions, precision and greedy answers. Each measurement runs in a process of its own, and they take
+turns. A ratio is the median of the ratios of the rounds. White-box detector libraries work in two passes: `generate`, and then
+a pass over prompt and answer for the hidden states. The fastest of several batch sizes is selected first. Memory is the peak of
+the largest process of `trimtab collect`, with 200 and with 2,000 questions.
 """
 
 import argparse
@@ -29,47 +29,47 @@ from trimtab.generation_types import Conversation, Sampling
 from trimtab.model.base_model import resolve_base_model
 from trimtab.model.chat_template import ChatRenderer, build_renderer
 
-LAYERS, TOKENS = (20, 29), 48
-BATCHES = (16, 32, 64)
-# Questions that are enough to find the best of them.
-TRIAL = 128
-# Shares of the engine's speed that signals may leave, and how many times as fast as two passes they should be.
-KEPT, TIMES = 0.95, 10.0
-# Memory counts as flat within this.
-FLAT = 1.1
+LAYERS, ANSWER_TOKENS = (20, 29), 48
+QUICK_QUESTIONS, WARM_UP_QUESTIONS, WARM_UP_TOKENS = 100, 16, 8
+# Batch sizes of transformers, and the number of questions on which they are compared.
+BATCH_SIZES, SELECTION_QUESTIONS = (16, 32, 64), 128
+MEMORY_QUESTIONS, MEMORY_TOKENS, SAMPLE_SECONDS = (200, 2000), 8, 0.2
+# Goals: throughput relative to the engine without signals and to two passes, and growth of the memory with the questions.
+MIN_ENGINE_RATIO, MIN_TWO_PASSES_RATIO, MAX_MEMORY_RATIO = 0.95, 10.0, 1.1
 
 
 def main() -> None:
-    options = arguments()
+    options = parse_arguments()
     if options.worker:
         print(json.dumps(WORKERS[options.worker](options)))
         return
     sizes: dict[int, dict[str, float]] = {
-        size: measure(f"transformers:{size}", options, TRIAL) for size in ([] if options.quick else BATCHES)
+        size: run_measurement(f"transformers:{size}", options, SELECTION_QUESTIONS)
+        for size in ([] if options.quick else BATCH_SIZES)
     }
-    for size, measured in sizes.items():
-        print(f"transformers, batches of {size}: {measured}", flush=True)
-    best = max(sizes, key=lambda size: sizes[size]["answers_per_second"]) if sizes else BATCHES[-1]
+    for size, result in sizes.items():
+        print(f"transformers, batches of {size}: {result}", flush=True)
+    best = max(sizes, key=lambda size: sizes[size]["answers_per_second"]) if sizes else BATCH_SIZES[-1]
     names = ["engine", "signals", f"transformers:{best}"]
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for number in range(options.rounds):
-        # In turns, and back again, so that none has the cooler machine.
+        # The order alternates, so that no measurement always runs on the cooler machine.
         for name in names if number % 2 == 0 else reversed(names):
-            results[name].append(measure(name, options, options.questions))
+            results[name].append(run_measurement(name, options, options.questions))
             print(f"{number + 1}/{options.rounds} {name}: {results[name][-1]}", flush=True)
     lines = [
-        line("collect.against_the_engine_alone", results, "engine", KEPT),
-        line("collect.against_two_passes", results, f"transformers:{best}", TIMES),
-        *(alone(f"collect.transformers:{size}", measured) for size, measured in sizes.items() if size != best),
+        build_ratio_line("collect.against_the_engine_alone", results, "engine", MIN_ENGINE_RATIO),
+        build_ratio_line("collect.against_two_passes", results, f"transformers:{best}", MIN_TWO_PASSES_RATIO),
+        *(build_line(f"collect.transformers:{size}", result) for size, result in sizes.items() if size != best),
     ]
     if not options.quick:
-        lines += memory(options)
+        lines += report_memory(options)
     print(json.dumps(lines, indent=1))
     if options.json:
         Path(options.json).write_text(json.dumps(lines, indent=1) + "\n")
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few questions, one round, no memory")
     parser.add_argument("--json", help="write the figures to this file")
@@ -80,102 +80,117 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.quick:
-        options.questions, options.rounds = min(options.questions, 100), 1
+        options.questions, options.rounds = min(options.questions, QUICK_QUESTIONS), 1
     return options
 
 
-def measure(name: str, options: argparse.Namespace, questions: int) -> dict[str, float]:
+def run_measurement(name: str, options: argparse.Namespace, questions: int) -> dict[str, float]:
+    """Run a measurement in a process of its own.
+
+    Args:
+        name: key of `WORKERS`, and after a colon the batch size of transformers.
+        options: command-line options.
+        questions: number of questions.
+    """
     worker, _, size = name.partition(":")
     command = [sys.executable, __file__, "--worker", worker, "--size", size or "0"]
     command += ["--base", options.base, "--questions", str(questions)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    if completed.returncode:
+        sys.exit(f"{name} failed:\n{completed.stderr[-2000:]}")
+    return json.loads(completed.stdout.splitlines()[-1])
 
 
-def asks(count: int) -> list[Conversation]:
-    """So many questions, no two the same."""
-    known = [q.prompt.messages[-1]["content"] for q in read_questions("trimtab:countries")]
-    texts = [text if turn == 0 else f"{text} (Question {turn}.)" for turn in range(-(-count // len(known))) for text in known]
+def build_conversations(count: int) -> list[Conversation]:
+    """Build conversations of one question each, all different."""
+    questions = [question.prompt.messages[-1]["content"] for question in read_questions("trimtab:countries")]
+    rounds = -(-count // len(questions))
+    texts = [text if number == 0 else f"{text} (Question {number}.)" for number in range(rounds) for text in questions]
     return [Conversation([{"role": "user", "content": text}]) for text in texts[:count]]
 
 
-def engine(options: argparse.Namespace, layers: tuple[int, ...] = ()) -> dict[str, float]:
+def measure_engine(options: argparse.Namespace, layers: tuple[int, ...] = ()) -> dict[str, float]:
+    """Measure the engine, with the signals of the given layers."""
+    # vLLM is needed for this measurement only.
     from trimtab.engine.offline import Engine
 
-    given = asks(options.questions + 16)
+    conversations = build_conversations(options.questions + WARM_UP_QUESTIONS)
     config = EngineConfig(num_slots=8, dtype="fp32", layers=layers, token_statistics=bool(layers))
-    with Engine(options.base, config) as started:
-        started.chat_many(given[-16:], Sampling(max_tokens=8))
-        return timed(lambda: [len(several[0].token_ids) for several in answered(started, given[:-16])])
+    with Engine(options.base, config) as engine:
+        engine.chat_many(conversations[-WARM_UP_QUESTIONS:], Sampling(max_tokens=WARM_UP_TOKENS))
+
+        def generate() -> list[int]:
+            answers = engine.chat_many(conversations[:-WARM_UP_QUESTIONS], Sampling(max_tokens=ANSWER_TOKENS))
+            return [len(samples[0].token_ids) for samples in answers]
+
+        return measure_throughput(generate)
 
 
-def answered(started: Any, given: Sequence[Conversation]) -> Any:
-    return started.chat_many(given, Sampling(max_tokens=TOKENS))
-
-
-def transformers(options: argparse.Namespace) -> dict[str, float]:
+def measure_transformers(options: argparse.Namespace) -> dict[str, float]:
+    """Measure transformers in two passes, with the batch size of the options."""
     base = resolve_base_model(options.base)
     renderer, model = build_renderer(base, 8), base.load("fp32")
-    prompts = [renderer.render_prompt(ask.messages) for ask in asks(options.questions)]
-    two_passes(model, renderer, prompts[:4])
+    conversations = build_conversations(options.questions)
+    prompts = [renderer.render_prompt(conversation.messages) for conversation in conversations]
+    run_two_passes(model, renderer, prompts[:4])
 
-    def work() -> list[int]:
-        # Of like lengths beside each other, as padding is work for nothing.
+    def generate() -> list[int]:
+        # Prompts of similar length share a batch, because the model computes padding as well.
         ordered = sorted(prompts, key=len)
-        batches = [ordered[at : at + options.size] for at in range(0, len(ordered), options.size)]
-        return [length for batch in batches for length in two_passes(model, renderer, batch)]
+        batches = [ordered[start : start + options.size] for start in range(0, len(ordered), options.size)]
+        return [length for batch in batches for length in run_two_passes(model, renderer, batch)]
 
-    return timed(work)
+    return measure_throughput(generate)
 
 
 @torch.no_grad()
-def two_passes(model: Any, renderer: ChatRenderer, prompts: Sequence[list[int]]) -> list[int]:
-    """Answer a batch, then read prompts and answers for the same signals; gives the answers' lengths."""
+def run_two_passes(model: Any, renderer: ChatRenderer, prompts: Sequence[list[int]]) -> list[int]:
+    """Generate the answers of a batch, compute their signals in a second pass, and return the lengths of the answers."""
     end, longest = renderer.turn_end, max(map(len, prompts))
-    ids = torch.tensor([[end] * (longest - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-    written = model.generate(
-        ids, attention_mask=mask, max_new_tokens=TOKENS, do_sample=False, eos_token_id=end, pad_token_id=end
+    ids = torch.tensor([[end] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    generated = model.generate(
+        ids, attention_mask=mask, max_new_tokens=ANSWER_TOKENS, do_sample=False, eos_token_id=end, pad_token_id=end
     )[:, longest:]
-    stops = (written == end).long()
+    stops = (generated == end).long()
     lengths = [int(row.argmax()) + 1 if row.any() else len(row) for row in stops]
-    whole = torch.cat([mask, torch.ones_like(written)], 1)
-    seen = model(torch.cat([ids, written], 1), attention_mask=whole, output_hidden_states=True)
-    states = torch.stack([seen.hidden_states[layer] for layer in LAYERS], 2)
-    for at, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
-        own = states[at, longest - 1 : longest - 1 + length]
-        concatenate_states(own[-1], own.mean(0), states[at, longest - len(prompt) : longest].mean(0))
-        compute_token_statistics(seen.logits[at, longest - 1 : longest - 1 + length], written[at, :length])
+    full_mask = torch.cat([mask, torch.ones_like(generated)], 1)
+    outputs = model(torch.cat([ids, generated], 1), attention_mask=full_mask, output_hidden_states=True)
+    states = torch.stack([outputs.hidden_states[layer] for layer in LAYERS], 2)
+    for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+        answer_states = states[index, longest - 1 : longest - 1 + length]
+        prompt_states = states[index, longest - len(prompt) : longest]
+        concatenate_states(answer_states[-1], answer_states.mean(0), prompt_states.mean(0))
+        compute_token_statistics(outputs.logits[index, longest - 1 : longest - 1 + length], generated[index, :length])
     return lengths
 
 
-def timed(work: Callable[[], list[int]]) -> dict[str, float]:
-    began = time.monotonic()
-    lengths = work()
-    seconds = time.monotonic() - began
+def measure_throughput(generate: Callable[[], list[int]]) -> dict[str, float]:
+    """Measure a function that generates answers and returns their lengths in tokens."""
+    start = time.monotonic()
+    lengths = generate()
+    seconds = time.monotonic() - start
     return {"answers_per_second": len(lengths) / seconds, "tokens_per_second": sum(lengths) / seconds, "answers": len(lengths)}
 
 
 WORKERS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
-    "engine": engine,
-    "signals": lambda options: engine(options, LAYERS),
-    "transformers": transformers,
+    "engine": measure_engine,
+    "signals": lambda options: measure_engine(options, LAYERS),
+    "transformers": measure_transformers,
 }
 
 
-def line(name: str, results: dict[str, list[dict[str, float]]], peer: str, goal: float) -> dict[str, Any]:
-    """The engine with signals beside a peer: medians, and the median of the rounds' ratios."""
-    mine, theirs = speeds(results["signals"]), speeds(results[peer])
-    ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
+def build_ratio_line(name: str, results: dict[str, list[dict[str, float]]], peer: str, goal: float) -> dict[str, Any]:
+    """Build the line that compares the engine with signals with a peer, paired by round."""
+    rates, peer_rates = list_rates(results["signals"]), list_rates(results[peer])
+    ratios = [rate / peer_rate for rate, peer_rate in zip(rates, peer_rates, strict=True)]
     ratio = statistics.median(ratios)
     return {
         "name": name,
-        "value": statistics.median(mine),
+        "value": statistics.median(rates),
         "unit": "answers/s",
-        "spread": [min(mine), max(mine)],
-        "peer": {peer: statistics.median(theirs), "spread": [min(theirs), max(theirs)]},
+        "spread": [min(rates), max(rates)],
+        "peer": {peer: statistics.median(peer_rates), "spread": [min(peer_rates), max(peer_rates)]},
         "ratio": ratio,
         "ratio_spread": [min(ratios), max(ratios)],
         "goal": goal,
@@ -183,42 +198,47 @@ def line(name: str, results: dict[str, list[dict[str, float]]], peer: str, goal:
     }
 
 
-def alone(name: str, measured: dict[str, float]) -> dict[str, Any]:
-    return {"name": name, "value": measured["answers_per_second"], "unit": "answers/s"} | dict.fromkeys(
+def build_line(name: str, result: dict[str, float]) -> dict[str, Any]:
+    """Build the line of a measurement without a peer."""
+    return {"name": name, "value": result["answers_per_second"], "unit": "answers/s"} | dict.fromkeys(
         ("peer", "ratio", "goal", "met")
     )
 
 
-def speeds(measured: Sequence[dict[str, float]]) -> list[float]:
-    return [one["answers_per_second"] for one in measured]
+def list_rates(results: Sequence[dict[str, float]]) -> list[float]:
+    """List the answers per second of measurements."""
+    return [result["answers_per_second"] for result in results]
 
 
-def memory(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Peak memory of the collect job's largest process with 200 and 2,000 questions."""
-    few, many = (peak(options, count) for count in (200, 2000))
+def report_memory(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure the memory of `trimtab collect` with few and with many questions, and build the line of the ratio."""
+    peer_peak, peak = (measure_peak_memory(options, count) for count in MEMORY_QUESTIONS)
+    ratio = peak / peer_peak
     return [
-        {"name": "collect.memory", "value": many, "unit": "GiB with 2,000 questions", "peer": {"200 questions": few}}
-        | {"ratio": many / few, "goal": FLAT, "met": many / few <= FLAT}
+        {"name": "collect.memory", "value": peak, "unit": "GiB with 2,000 questions", "peer": {"200 questions": peer_peak}}
+        | {"ratio": ratio, "goal": MAX_MEMORY_RATIO, "met": ratio <= MAX_MEMORY_RATIO}
     ]
 
 
-def peak(options: argparse.Namespace, count: int) -> float:
+def measure_peak_memory(options: argparse.Namespace, count: int) -> float:
+    """Run `trimtab collect` and return the peak memory of its largest process in GiB."""
     with tempfile.TemporaryDirectory() as folder:
         questions = Path(folder) / "questions.jsonl"
-        rows = [{"question": ask.messages[-1]["content"], "answers": ["x"]} for ask in asks(count)]
-        questions.write_text("\n".join(map(json.dumps, rows)))
+        texts = [conversation.messages[-1]["content"] for conversation in build_conversations(count)]
+        questions.write_text("\n".join(json.dumps({"question": text, "answers": ["x"]}) for text in texts))
         command = [sys.executable, "-m", "trimtab", "collect", "--questions", str(questions), "--out", f"{folder}/out"]
-        command += ["--base", options.base, "--max_tokens", "8", "--dtype", "fp32"]
-        job, highest = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), 0
+        command += ["--base", options.base, "--max_tokens", str(MEMORY_TOKENS), "--dtype", "fp32"]
+        job, peak = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), 0
         while job.poll() is None:
-            highest = max(highest, *(resident(process) for process in [job, *job.children(recursive=True)]))
-            time.sleep(0.2)
+            peak = max(peak, *(read_memory(process) for process in [job, *job.children(recursive=True)]))
+            time.sleep(SAMPLE_SECONDS)
         if job.returncode:
             sys.exit(f"trimtab collect ended with {job.returncode}")
-    return highest / 2**30
+    return peak / 2**30
 
 
-def resident(process: psutil.Process) -> int:
+def read_memory(process: psutil.Process) -> int:
+    """Return the resident memory of a process in bytes, or 0 if it has ended."""
     try:
         return process.memory_info().rss
     except psutil.Error:

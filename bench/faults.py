@@ -1,9 +1,9 @@
-"""Faults that only the tests in `tests/failure` catch: one broken line for each of their areas.
+"""Fault injection for the tests in `tests/failure`: one changed line of code per area.
 
-python bench/faults.py [--area NAME ...] [--quick] [--json FILE]
+python bench/faults.py [--area NAME ...] [--control] [--quick] [--json FILE]
 
-Each fault is made in a copy of the repository, in which the test of its area must then fail. Without the fault the tests pass:
-`make test-failures`. A run takes one to three minutes per area.
+Each fault changes a copy of the repository. The tests of its area must fail there. Without the fault, they pass
+(`make test-failures`). A run takes one to three minutes per area.
 """
 
 import argparse
@@ -19,14 +19,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_SECONDS = 900
-FAILED = 1
-LINKED = ".linked"
-LEFT_OUT = (".git", ".venv", ".site", ".mutation", "build", "dist", "__pycache__", "*.egg-info")
+# Exit code of pytest if tests fail.
+TESTS_FAILED = 1
+PACKAGE_FOLDER = ".linked"
+EXCLUDED_NAMES = (".git", ".venv", ".site", ".mutation", "build", "dist", "__pycache__", "*.egg-info")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A line of the code, what replaces it, and the tests that must fail."""
+    """Fault in one place of the code.
+
+    Attributes:
+        file: file to change, relative to the repository.
+        line: text to replace, which occurs once in the file.
+        replacement: faulty text.
+        tests: tests that must fail.
+    """
 
     file: str
     line: str
@@ -97,11 +105,11 @@ def main() -> None:
     options = parse_arguments()
     lines: list[dict[str, object]] = []
     for area in options.area[: 1 if options.quick else None]:
-        began = time.monotonic()
-        caught = is_caught(FAULTS[area], options.control)
-        print(f"{area}: {'caught' if caught else 'not caught'} in {time.monotonic() - began:.0f} s", flush=True)
-        figure: dict[str, object] = {"name": f"fault is caught: {area}", "value": int(caught), "unit": "yes or no"}
-        lines.append(figure | {"peer": None, "ratio": None, "goal": 1, "met": caught})
+        start = time.monotonic()
+        detected = detect_fault(FAULTS[area], options.control)
+        print(f"{area}: {'detected' if detected else 'not detected'} in {time.monotonic() - start:.0f} s", flush=True)
+        line: dict[str, object] = {"name": f"fault is caught: {area}", "value": int(detected), "unit": "yes or no"}
+        lines.append(line | {"peer": None, "ratio": None, "goal": 1, "met": detected})
     print(json.dumps(lines, indent=1))
     if options.json:
         Path(options.json).write_text(json.dumps(lines, indent=1) + "\n")
@@ -109,15 +117,19 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--area", nargs="+", choices=FAULTS, default=list(FAULTS), help="areas to break")
-    parser.add_argument("--control", action="store_true", help="break nothing, to see that the tests pass in a copy")
+    parser.add_argument("--area", nargs="+", choices=FAULTS, default=list(FAULTS), help="areas to test")
+    parser.add_argument("--control", action="store_true", help="change nothing, to check that the tests pass in a copy")
     parser.add_argument("--quick", action="store_true", help="the first area only")
     parser.add_argument("--json", help="write the figures to this file")
     return parser.parse_args()
 
 
-def is_caught(fault: Fault, control: bool) -> bool:
-    """Break a line in a copy of the repository, unless `control` is set, and return whether the tests of the area fail.
+def detect_fault(fault: Fault, control: bool) -> bool:
+    """Apply a fault to a copy of the repository and return whether its tests fail.
+
+    Args:
+        fault: the fault.
+        control: whether to run the tests without the fault.
 
     Raises:
         SystemExit: if the line does not occur exactly once, or if the tests do not run.
@@ -127,23 +139,26 @@ def is_caught(fault: Fault, control: bool) -> bool:
         path = copy / fault.file
         text = path.read_text()
         if text.count(fault.line) != 1:
-            raise SystemExit(f"{fault.file} has {text.count(fault.line)} times: {fault.line}")
+            raise SystemExit(f"{fault.file} has {text.count(fault.line)} occurrences of: {fault.line}")
         if not control:
             path.write_text(text.replace(fault.line, fault.replacement))
-        environment = os.environ | {"PYTHONPATH": str(copy / LINKED), "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = os.environ | {"PYTHONPATH": str(copy / PACKAGE_FOLDER), "PYTHONDONTWRITEBYTECODE": "1"}
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", fault.tests]
         completed = subprocess.run(
             command, cwd=copy, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
         )
-    if completed.returncode not in (0, FAILED):
+    if completed.returncode not in (0, TESTS_FAILED):
         raise SystemExit(f"the tests did not run: {completed.stdout[-2000:]}{completed.stderr[-2000:]}")
-    return completed.returncode == FAILED
+    return completed.returncode == TESTS_FAILED
 
 
 def copy_repository(folder: Path) -> Path:
-    """Copy the repository, with a folder LINKED in which the three folders are one package, for PYTHONPATH; return it."""
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
-    package = folder / LINKED / "trimtab"
+    """Copy the repository to a folder and return the folder.
+
+    The copy has a subfolder `PACKAGE_FOLDER` for PYTHONPATH, in which links join the three source folders to one package.
+    """
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*EXCLUDED_NAMES))
+    package = folder / PACKAGE_FOLDER / "trimtab"
     package.mkdir(parents=True)
     for entry in [*(folder / "platform" / "trimtab").iterdir(), folder / "jobs", folder / "serve"]:
         (package / entry.name).symlink_to(entry)

@@ -27,7 +27,7 @@ from peers import servers
 from peers.detectors import save_untrained_guard
 from peers.homes import own_home
 from peers.ratios import build_line
-from peers.servers import Server, random_prefixes
+from peers.servers import Server, save_random_prefixes
 from vllm import SamplingParams
 
 from trimtab.artifacts.card import PrefixCondition
@@ -61,12 +61,12 @@ def main() -> None:
         base = resolve_base_model(options.base)
         registry = folder / "registry"
         saved = save_untrained_guard(base, registry, LAYER)
-        random_prefixes(base, registry, 1)
+        save_random_prefixes(base, registry, 1)
         for name, threshold in CONDITIONS.items():
             save_conditional_prefix(registry, name, PrefixCondition("guard", "above", threshold))
         lines = measure_step_share(base, load_detector(saved, base), pairs)
-        command = servers.trimtab(base.name, "--registry", str(registry), "--engine.max_model_len", "512")
-        with servers.running(Server("guard", command)) as up:
+        command = servers.build_trimtab_command(base.name, "--registry", str(registry), "--engine.max_model_len", "512")
+        with servers.run_server(Server("guard", command)) as up:
             lines += GuardBench(up.url, base.name, pairs).run()
     print(json.dumps(lines, indent=1))
     if options.json:

@@ -1,11 +1,12 @@
-"""Risks of made-up answers: trimtab beside lm-polygraph and uqlm, same questions, same model, time and AUROC.
+"""Comparison of trimtab with lm-polygraph and uqlm: time and AUROC of risks of made-up answers.
 
 python bench/libraries.py --lm-polygraph PYTHON --uqlm PYTHON [--samples 5] [--quick] [--json FILE]
 
-Each library runs in an environment of its own (`PYTHON` is its interpreter; docs/benchmarks/detect.md says how to make it) and
-is used as its documentation does: lm-polygraph over transformers, uqlm over an OpenAI endpoint, here vLLM's own server.
-A time is that of whole commands, loading included. All answers are judged alike; AUROC is the mean over the test parts of
-five seeds, those that trimtab's detectors are tested on.
+All libraries get the same questions and the same model. Each library runs in its own environment, and `PYTHON` is the
+interpreter of this environment; docs/benchmarks/detect.md explains the setup. The libraries are used as in their documentation:
+lm-polygraph over transformers, and uqlm over an OpenAI endpoint, here vLLM's own server. Times are those of complete commands
+and include loading. All answers are marked with the same rules. AUROC is the mean over the test parts of the five seeds on
+which trimtab's detectors are tested.
 """
 
 import argparse
@@ -33,13 +34,19 @@ from trimtab.model.base_model import resolve_base_model
 
 PEERS = Path(__file__).parent / "peers"
 SOURCE, TOKENS, SEEDS = "trimtab:countries", 24, 5
-# What lm-polygraph answers at once: the best of 16, 32 and 64 here.
-BATCH = 64
+# Batch size of lm-polygraph: the best of 16, 32 and 64 in this benchmark.
+BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One library: seconds of its commands, and AUROC on each seed's test part by the name of a score."""
+class Measurement:
+    """Results of one library.
+
+    Attributes:
+        seconds: duration of its commands.
+        auroc: AUROC on the test part of each seed, by the name of the score.
+        extra: additional fields of the line in the report.
+    """
 
     seconds: float
     auroc: dict[str, list[float]]
@@ -47,134 +54,159 @@ class Measured:
 
 
 def main() -> None:
-    options = arguments()
+    options = parse_arguments()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        ours, parts, questions = trimtab(options, folder)
-        found = {"trimtab": ours}
-        for peer, python, run in (
-            ("lm-polygraph", options.lm_polygraph, lm_polygraph),
-            ("uqlm", options.uqlm, uqlm),
+        measurement, test_indices, questions = measure_trimtab(options, folder)
+        measurements = {"trimtab": measurement}
+        for library, python, measure in (
+            ("lm-polygraph", options.lm_polygraph, measure_lm_polygraph),
+            ("uqlm", options.uqlm, measure_uqlm),
         ):
             if not python:
                 continue
-            print(f"{peer} ...", flush=True)
+            print(f"{library} ...", flush=True)
             try:
-                found[peer] = run(options, python, questions, parts, folder)
+                measurements[library] = measure(options, python, questions, test_indices, folder)
             except RuntimeError as error:
-                print(f"{peer}: {error}", flush=True)
-    lines = report(found, len(questions))
+                print(f"{library}: {error}", flush=True)
+    lines = build_report(measurements, len(questions))
     print(json.dumps(lines, indent=1))
     if options.json:
         Path(options.json).write_text(json.dumps(lines, indent=1) + "\n")
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lm-polygraph", help="Python of an environment that has lm-polygraph")
     parser.add_argument("--uqlm", help="Python of an environment that has uqlm and langchain-openai")
-    parser.add_argument("--samples", type=int, default=0, help="more answers to each question, for the scores that need them")
+    parser.add_argument("--samples", type=int, default=0, help="sampled answers per question, for the scores that need them")
     parser.add_argument("--quick", action="store_true", help="200 questions")
     parser.add_argument("--json", help="write the figures to this file")
     parser.add_argument("--base", default="smollm2-135m")
     return parser.parse_args()
 
 
-def trimtab(options: argparse.Namespace, folder: Path) -> tuple[Measured, dict[int, torch.Tensor], list[Question]]:
-    """Ours, with the indices of each seed's test questions, and the questions in the order of these."""
+def measure_trimtab(options: argparse.Namespace, folder: Path) -> tuple[Measurement, dict[int, torch.Tensor], list[Question]]:
+    """Collect signals and train detectors with trimtab.
+
+    Args:
+        options: options of the command line.
+        folder: folder of the signals and of the report of the detectors.
+
+    Returns:
+        Results, indices of the test questions of each seed, and the questions in the order of these indices.
+    """
     print("trimtab ...", flush=True)
-    out, report_to = folder / "signals", folder / "detect.json"
+    signals, detect_report = folder / "signals", folder / "detect.json"
     common = ["--base", options.base]
-    collect = ["collect", "--questions", SOURCE, "--out", str(out), "--max_tokens", str(TOKENS), "--dtype", "fp32"]
+    collect = ["collect", "--questions", SOURCE, "--out", str(signals), "--max_tokens", str(TOKENS), "--dtype", "fp32"]
     collect += ["--num_samples", str(options.samples), "--limit", "200" if options.quick else "0"]
-    collecting = timed([sys.executable, "-m", "trimtab", *collect, *common])
-    heads_of = [
-        "detect",
-        "--signals",
-        str(out),
-        "--head",
-        "flag",
-        "mlp",
-        "linear",
-        "--register",
-        "false",
-        "--num_seeds",
-        str(SEEDS),
-    ]
-    learning = timed([sys.executable, "-m", "trimtab", *heads_of, "--json", str(report_to), *common])
-    data = read_dataset(out)
-    rows = split_by_seed(data, SEEDS, 0.1, 0.25)
-    known = {question.question: question for question in read_questions(SOURCE)}
-    made = json.loads(report_to.read_text())
-    auroc = {arm["name"]: [seed["auroc"] for seed in arm["seeds"]] for arm in [made, *made["rivals"]]}
-    measured = Measured(collecting, auroc, {"learning": learning})
-    return measured, {seed: parts.test_indices for seed, parts in rows.items()}, [known[text] for text in data.questions]
+    collect_seconds = time_command([sys.executable, "-m", "trimtab", *collect, *common])
+    detect = ["detect", "--signals", str(signals), "--head", "flag", "mlp", "linear"]
+    detect += ["--register", "false", "--num_seeds", str(SEEDS), "--json", str(detect_report)]
+    detect_seconds = time_command([sys.executable, "-m", "trimtab", *detect, *common])
+    data = read_dataset(signals)
+    splits = split_by_seed(data, SEEDS, 0.1, 0.25)
+    questions = {question.question: question for question in read_questions(SOURCE)}
+    report = json.loads(detect_report.read_text())
+    auroc = {head["name"]: [seed["auroc"] for seed in head["seeds"]] for head in [report, *report["rivals"]]}
+    measurement = Measurement(collect_seconds, auroc, {"learning": detect_seconds})
+    test_indices = {seed: split.test_indices for seed, split in splits.items()}
+    return measurement, test_indices, [questions[text] for text in data.questions]
 
 
-def lm_polygraph(
-    options: argparse.Namespace, python: str, questions: Sequence[Question], parts: dict[int, torch.Tensor], folder: Path
-) -> Measured:
+def measure_lm_polygraph(
+    options: argparse.Namespace,
+    python: str,
+    questions: Sequence[Question],
+    test_indices: dict[int, torch.Tensor],
+    folder: Path,
+) -> Measurement:
+    """Measure lm-polygraph over transformers."""
     model = str(resolve_base_model(options.base).path)
-    task = {"model": model, "batch": BATCH, "samples": options.samples}
-    return peer(python, "with_lm_polygraph.py", task, questions, parts, folder)
+    task = {"model": model, "batch": BATCH_SIZE, "samples": options.samples}
+    return measure_script(python, "with_lm_polygraph.py", task, questions, test_indices, folder)
 
 
-def uqlm(
-    options: argparse.Namespace, python: str, questions: Sequence[Question], parts: dict[int, torch.Tensor], folder: Path
-) -> Measured:
-    began = time.monotonic()
-    command = servers.vllm(str(resolve_base_model(options.base).path), "base", "--max-model-len", "2048")
-    with servers.running(Server("vllm", command, environment=servers.VLLM_ENVIRONMENT)) as up:
-        starting = time.monotonic() - began
+def measure_uqlm(
+    options: argparse.Namespace,
+    python: str,
+    questions: Sequence[Question],
+    test_indices: dict[int, torch.Tensor],
+    folder: Path,
+) -> Measurement:
+    """Measure uqlm over vLLM's own server, with the start of the server."""
+    start = time.monotonic()
+    command = servers.build_vllm_command(str(resolve_base_model(options.base).path), "base", "--max-model-len", "2048")
+    with servers.run_server(Server("vllm", command, environment=servers.VLLM_ENVIRONMENT)) as up:
+        start_seconds = time.monotonic() - start
         task = {"model": "base", "url": f"{up.url}/v1", "samples": options.samples}
-        made = peer(python, "with_uqlm.py", task, questions, parts, folder)
-    return Measured(made.seconds + starting, made.auroc, made.extra)
+        measurement = measure_script(python, "with_uqlm.py", task, questions, test_indices, folder)
+    return Measurement(measurement.seconds + start_seconds, measurement.auroc, measurement.extra)
 
 
-def peer(
+def measure_script(
     python: str,
     script: str,
     task: dict[str, Any],
     questions: Sequence[Question],
-    parts: dict[int, torch.Tensor],
+    test_indices: dict[int, torch.Tensor],
     folder: Path,
-) -> Measured:
-    """Run a library's script, judge its answers, and rank them by each of its scores."""
-    given, made = folder / "task.json", folder / "made.json"
-    asked = [question.prompt.messages[-1]["content"] for question in questions]
-    given.write_text(json.dumps(task | {"questions": asked, "max_tokens": TOKENS}))
-    seconds = timed([python, str(PEERS / script), str(given), str(made)])
-    found = json.loads(made.read_text())
-    judged = zip(questions, found["answers"], strict=True)
-    right = torch.tensor([float(mark_answer(q.kind or "contains", answer, q.answers).right) for q, answer in judged])
+) -> Measurement:
+    """Run the script of a library, mark its answers, and compute the AUROC of each of its scores.
+
+    Args:
+        python: interpreter of the environment of the library.
+        script: file name of the script.
+        task: task of the script without questions.
+        questions: the questions.
+        test_indices: indices of the test questions of each seed.
+        folder: folder of the task and of the result.
+    """
+    task_path, result_path = folder / "task.json", folder / "result.json"
+    texts = [question.prompt.messages[-1]["content"] for question in questions]
+    task_path.write_text(json.dumps(task | {"questions": texts, "max_tokens": TOKENS}))
+    seconds = time_command([python, str(PEERS / script), str(task_path), str(result_path)])
+    result = json.loads(result_path.read_text())
+    pairs = zip(questions, result["answers"], strict=True)
+    labels = torch.tensor([float(mark_answer(q.kind or "contains", answer, q.answers).right) for q, answer in pairs])
     auroc = {
-        name: [heads.compute_auroc(torch.tensor(values)[at], right[at]) for at in parts.values()]
-        for name, values in found["scores"].items()
+        name: [heads.compute_auroc(torch.tensor(values)[indices], labels[indices]) for indices in test_indices.values()]
+        for name, values in result["scores"].items()
     }
-    return Measured(seconds, auroc, {"right": right.mean().item()})
+    return Measurement(seconds, auroc, {"right": labels.mean().item()})
 
 
-def timed(command: Sequence[str]) -> float:
-    began = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command[:3])} failed:\n{done.stderr[-3000:]}")
-    return time.monotonic() - began
+def time_command(command: Sequence[str]) -> float:
+    """Run a command and return its duration in seconds; raise RuntimeError with its last output if it fails."""
+    start = time.monotonic()
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    if completed.returncode:
+        raise RuntimeError(f"{' '.join(command[:3])} failed:\n{completed.stderr[-3000:]}")
+    return time.monotonic() - start
 
 
-def report(found: dict[str, Measured], questions: int) -> list[dict[str, Any]]:
-    ours = found["trimtab"]
+def build_report(measurements: dict[str, Measurement], questions: int) -> list[dict[str, Any]]:
+    """Build the lines of the time and the scores of each library.
+
+    Args:
+        measurements: results by library.
+        questions: number of questions.
+    """
+    reference = measurements["trimtab"].seconds
     lines: list[dict[str, Any]] = []
-    for library, made in found.items():
+    for library, measurement in measurements.items():
+        seconds = measurement.seconds
         lines.append(
-            {"name": f"libraries.{library}.seconds", "value": made.seconds, "unit": f"s for {questions} questions"}
-            | {"peer": {"trimtab": ours.seconds}, "ratio": made.seconds / ours.seconds, "goal": None, "met": None}
-            | made.extra
+            {"name": f"libraries.{library}.seconds", "value": seconds, "unit": f"s for {questions} questions"}
+            | {"peer": {"trimtab": reference}, "ratio": seconds / reference, "goal": None, "met": None}
+            | measurement.extra
         )
         lines += [
             {"name": f"libraries.{library}.{name}", "value": statistics.mean(values), "unit": "AUROC"}
             | {"spread": [min(values), max(values)], "peer": None, "ratio": None, "goal": None, "met": None}
-            for name, values in made.auroc.items()
+            for name, values in measurement.auroc.items()
         ]
     return lines
 

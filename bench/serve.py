@@ -22,7 +22,7 @@ from peers.costs import measure_memory, read_cpu_seconds
 from peers.homes import own_home
 from peers.serve_modes import SERVERS, build_servers
 from peers.serve_report import Measurement, build_report, read_measurements
-from peers.servers import Server, Up
+from peers.servers import RunningServer, Server
 
 from trimtab.data.questions import read_questions
 from trimtab.model.base_model import resolve_base_model
@@ -81,7 +81,7 @@ def measure_server(server: Server, number: int, path: Path, quick: bool) -> None
     }
     if not any(missing.values()):
         return
-    with servers.running(server) as up:
+    with servers.run_server(server) as up:
         for models in server.models.values():
             send_load(up.url, models[:8], WARM_UP_CLIENTS, seed=-1)
         # In turns, so that no mode is always the first one after a start.
@@ -95,7 +95,7 @@ def measure_server(server: Server, number: int, path: Path, quick: bool) -> None
                 print(f"{number + 1} {mode}, {count} clients: {format_values(values)}", flush=True)
 
 
-def measure_idle(up: Up, quick: bool) -> dict[str, float]:
+def measure_idle(up: RunningServer, quick: bool) -> dict[str, float]:
     """Measure the CPU time of a server without requests, in hundredths of a core, in all and by role of the process."""
     before, seconds = read_cpu_seconds(up), QUICK_IDLE_SECONDS if quick else IDLE_SECONDS
     time.sleep(seconds)
@@ -104,7 +104,7 @@ def measure_idle(up: Up, quick: bool) -> dict[str, float]:
     return {"idle": sum(roles.values())} | {f"idle {role}": value for role, value in roles.items()}
 
 
-def measure_load(up: Up, models: Sequence[str], clients: int, number: int) -> dict[str, float]:
+def measure_load(up: RunningServer, models: Sequence[str], clients: int, number: int) -> dict[str, float]:
     """Send one load, and measure the CPU time per 1,000 tokens, in all and by role, and the memory after it."""
     before = read_cpu_seconds(up)
     values = send_load(up.url, models, clients, seed=1000 * number + clients)

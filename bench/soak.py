@@ -56,10 +56,12 @@ def main() -> None:
         versions = register_versions(base, folder)
         keys = str(folder / "keys.json")
         token = add_key("clients", keys)
-        command = servers.trimtab(base.name, "--num_replicas", "2", "--api_key_file", keys, "--engine.num_slots", "16")
+        command = servers.build_trimtab_command(
+            base.name, "--num_replicas", "2", "--api_key_file", keys, "--engine.num_slots", "16"
+        )
         command += ["--engine.max_model_len", "256", "--engine.max_num_seqs", str(CLIENTS)]
         leak = {"PYTHONPATH": str(LEAK), "SOAK_LEAK_MB_PER_MINUTE": str(options.leak)} if options.leak else {}
-        with servers.running(Server("soak", command, environment=leak), {"authorization": f"Bearer {token}"}) as up:
+        with servers.run_server(Server("soak", command, environment=leak), {"authorization": f"Bearer {token}"}) as up:
             scenario = Scenario(up.url, token, base.name, MOVED, OTHERS, QUESTIONS, {})
             samples = ProcessSamples(up.process.pid)
             outcome, series = asyncio.run(soak(scenario, samples, versions, keys, minutes * 60))

@@ -53,10 +53,10 @@ def main() -> None:
         base = resolve_base_model(options.base)
         registry = folder / "registry"
         detector = load_detector(save_untrained_detector(base, registry), base)
-        command = servers.trimtab(base.name, "--registry", str(registry), "--engine.max_model_len", "512")
-        with servers.running(Server("stops", command)) as up:
+        command = servers.build_trimtab_command(base.name, "--registry", str(registry), "--engine.max_model_len", "512")
+        with servers.run_server(Server("stops", command)) as up:
             lines = asyncio.run(StopBench(up.url, base, detector).run(count, pairs))
-        with servers.running(Server("one slot", [*command, "--engine.max_num_seqs", "1"])) as up:
+        with servers.run_server(Server("one slot", [*command, "--engine.max_num_seqs", "1"])) as up:
             lines.append(asyncio.run(StopBench(up.url, base, detector).measure_release()))
     print(json.dumps(lines, indent=1))
     if options.json:

@@ -23,7 +23,7 @@ from peers.costs import read_cpu_seconds
 from peers.detectors import save_untrained_detector, save_untrained_guard
 from peers.homes import own_home
 from peers.processes import ProcessSamples, estimate_slope
-from peers.servers import Server, Up
+from peers.servers import RunningServer, Server
 
 from trimtab.model.base_model import resolve_base_model
 
@@ -47,17 +47,19 @@ def main() -> None:
         base = resolve_base_model(options.base)
         save_untrained_detector(base, folder / "registry")
         save_untrained_guard(base, folder / "registry", LAYER)
-        plain = servers.trimtab(base.name, "--registry", str(folder / "registry"), "--engine.max_model_len", "512")
+        plain = servers.build_trimtab_command(
+            base.name, "--registry", str(folder / "registry"), "--engine.max_model_len", "512"
+        )
         stored = [*plain, "--keep_signals", str(folder / "signals"), "--signals_flush_s", "5"]
         commands = {"without": plain, "with": stored}
         costs: dict[str, list[float]] = {name: [] for name in commands}
         for number in range(rounds):
             for mode in commands if number % 2 == 0 else reversed(commands):
-                with servers.running(Server(mode, commands[mode])) as up:
+                with servers.run_server(Server(mode, commands[mode])) as up:
                     costs[mode].append(measure_cost(up, base.name, seconds))
                     print(f"{number + 1} {mode}: {costs[mode][-1]:.2f} s of CPU per 1,000 tokens", flush=True)
         lines = [report_cost(costs)]
-        with servers.running(Server("with", stored)) as up:
+        with servers.run_server(Server("with", stored)) as up:
             lines += measure_memory(up, base.name, 60 * minutes)
             lines += report_rows(up.url)
         size = sum(path.stat().st_size for path in (folder / "signals").rglob("*.parquet"))
@@ -77,7 +79,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure_cost(up: Up, base: str, seconds: float) -> float:
+def measure_cost(up: RunningServer, base: str, seconds: float) -> float:
     """Return the CPU seconds of all processes of a server per 1,000 tokens under load."""
     asyncio.run(run_load(up.url, base, seconds / 4))
     before, tokens = sum(read_cpu_seconds(up).values()), asyncio.run(run_load(up.url, base, seconds))
@@ -117,7 +119,7 @@ def report_cost(costs: dict[str, list[float]]) -> dict[str, Any]:
     return line | {"low": float(low), "high": float(high), "goal": GOAL, "met": met}
 
 
-def measure_memory(up: Up, base: str, seconds: float) -> list[dict[str, Any]]:
+def measure_memory(up: RunningServer, base: str, seconds: float) -> list[dict[str, Any]]:
     """Run the load and estimate the growth of each process."""
     samples = ProcessSamples(up.process.pid)
 

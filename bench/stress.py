@@ -1,10 +1,10 @@
-"""What a server does under more than it can take: wrong answers, lost room, memory, and how soon it is well again.
+"""Server under stress: wrong answers, disconnected clients, overload, memory and autoscaling.
 
-python bench/stress.py [--quick] [--json FILE]
+python bench/stress.py [--quick] [--only prefixes|overload|scaling] [--json FILE]
 
-Four things are done to it. A thousand prefixes go through 256 slots, and a sample of the answers is compared with those of
-transformers. A hundred streams are left in the middle. Ten times as many clients as it has room for ask without a pause. A
-second replica comes when there is much to do, and goes when there is little, under load all the time.
+Three servers start one after the other. The first serves 1,000 prefixes from 256 slots, and a sample of its answers is compared
+with those of transformers. Then 100 clients disconnect from streams. The second server receives requests from ten times as many
+clients as it accepts. The third server starts a second replica under load, and stops it when the load ends.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import aiohttp
 import httpx
 import psutil
 from peers import servers
-from peers.servers import Server, Up
+from peers.servers import RunningServer, Server
 from prometheus_client.parser import text_string_to_metric_families
 
 from trimtab.artifacts.prefix import Prefix
@@ -31,239 +31,270 @@ from trimtab.data.questions import read_questions
 from trimtab.generate import build_inputs
 from trimtab.model.base_model import BaseModel, resolve_base_model
 
-PREFIXES, SLOTS, CHECKED, TOKENS = 1000, 256, 200, 12
-STREAMS, IDLE_SECONDS = 100, 2.0
-ROOM, TIMES, OVERLOAD_SECONDS, WELL_SECONDS = 32, 10, 120.0, 10.0
-GROWTH = 1.1
-# Of two engines that start on the same two cores, and of ten seconds with little to do.
-UP_SECONDS, DOWN_SECONDS = 180.0, 60.0
+SERVERS = ("prefixes", "overload", "scaling")
+PREFIXES, SLOTS, CHECKED_ANSWERS, ANSWER_TOKENS = 1000, 256, 200, 12
+PREFIX_CLIENTS, REQUESTS_PER_PREFIX = 64, 2
+STREAMS, EXTRA_SEQUENCES, STREAM_TOKENS = 100, 28, 150
+CAPACITY, OVERLOAD_FACTOR, OVERLOAD_SECONDS, LOAD_TOKENS = 32, 10, 120.0, 32
+SCALING_CLIENTS = 16
+QUICK_DIVISOR = 10
+# Goals: seconds until the engine is idle, growth of the memory, and seconds until the latency is normal.
+MAX_IDLE_SECONDS, MAX_MEMORY_RATIO, MAX_RECOVERY_SECONDS = 2.0, 1.1, 10.0
+# Two engines start on the same two cores. A replica stops after ten seconds of low load.
+MAX_UPSCALE_SECONDS, MAX_DOWNSCALE_SECONDS = 180.0, 60.0
 OK, BUSY = 200, (429, 503)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer prefixes and streams, a shorter overload")
-    parser.add_argument("--json", help="write the figures to this file")
-    parser.add_argument("--base", default="smollm2-135m")
-    parser.add_argument("--only", choices=["prefixes", "overload", "scaling"], help="one of its servers")
-    options = parser.parse_args()
-    base, share = resolve_base_model(options.base), 10 if options.quick else 1
+    options = parse_arguments()
+    base, divisor = resolve_base_model(options.base), QUICK_DIVISOR if options.quick else 1
     lines: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
-        made = servers.random_prefixes(base, Path(name), PREFIXES // share, strength=4.0)
-        sizes = ["--engine.num_slots", str(SLOTS // share), "--engine.max_model_len", "512", "--registry", name]
-        # So that all streams run when their clients leave.
-        wide = ["--engine.max_num_seqs", str(STREAMS + 28)]
-        room = ["--max_ongoing_requests", str(ROOM // 2), "--max_queued_requests", str(ROOM - ROOM // 2)]
-        scale = [
-            "--num_replicas",
-            "1",
-            "--max_replicas",
-            "2",
-            "--target_ongoing_requests",
-            "4",
-            "--upscale_delay_s",
-            "2",
-            "--downscale_delay_s",
-            "10",
-        ]
-        for kind, extra in (("prefixes", wide), ("overload", room), ("scaling", scale)):
-            if options.only not in (None, kind):
+        prefixes = servers.save_random_prefixes(base, Path(name), PREFIXES // divisor, strength=4.0)
+        common = ["--engine.num_slots", str(SLOTS // divisor), "--engine.max_model_len", "512", "--registry", name]
+        for server_name in SERVERS:
+            if options.only not in (None, server_name):
                 continue
-            with servers.running(Server(kind, servers.trimtab(base.name, *sizes, *extra))) as up:
-                if kind == "prefixes":
-                    lines += [*many_prefixes(up, base, made, CHECKED // share), left(up, base, STREAMS // share)]
-                elif kind == "overload":
-                    lines += overload(up, base, OVERLOAD_SECONDS / share)
+            command = servers.build_trimtab_command(base.name, *common, *build_server_options(server_name))
+            with servers.run_server(Server(server_name, command)) as server:
+                if server_name == "prefixes":
+                    lines += measure_prefixes(server, base, prefixes, CHECKED_ANSWERS // divisor)
+                    lines.append(measure_disconnects(server, base, STREAMS // divisor))
+                elif server_name == "overload":
+                    lines += measure_overload(server, base, OVERLOAD_SECONDS / divisor)
                 else:
-                    lines += scaling(up, base)
+                    lines += measure_scaling(server, base)
     print(json.dumps(lines, indent=1))
     if options.json:
         Path(options.json).write_text(json.dumps(lines, indent=1) + "\n")
 
 
-def many_prefixes(up: Up, base: BaseModel, prefixes: Sequence[Prefix], checked: int) -> list[dict[str, Any]]:
-    """Every prefix is asked for twice, in an order of chance, 64 at a time; so many answers are those of transformers."""
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer prefixes and streams, a shorter overload")
+    parser.add_argument("--json", help="write the figures to this file")
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--only", choices=SERVERS, help="start this server only")
+    return parser.parse_args()
+
+
+def build_server_options(name: str) -> list[str]:
+    """Build the command-line options that are specific to a server."""
+    if name == "prefixes":
+        # All streams must run when their clients disconnect.
+        return ["--engine.max_num_seqs", str(STREAMS + EXTRA_SEQUENCES)]
+    if name == "overload":
+        return ["--max_ongoing_requests", str(CAPACITY // 2), "--max_queued_requests", str(CAPACITY - CAPACITY // 2)]
+    replicas = ["--num_replicas", "1", "--max_replicas", "2", "--target_ongoing_requests", "4"]
+    return [*replicas, "--upscale_delay_s", "2", "--downscale_delay_s", "10"]
+
+
+def measure_prefixes(server: RunningServer, base: BaseModel, prefixes: Sequence[Prefix], checked: int) -> list[dict[str, Any]]:
+    """Send two requests for each prefix in random order, and compare a sample of the answers with those of transformers.
+
+    Args:
+        server: the server.
+        base: base model.
+        prefixes: the prefixes p0, p1, ... of the server.
+        checked: number of answers in the sample.
+    """
     texts = [question.question for question in read_questions("trimtab:countries")]
-    draw = random.Random(0)
-    asked = [(number, draw.choice(texts)) for number in draw.sample(range(len(prefixes)), len(prefixes)) for _ in range(2)]
-    draw.shuffle(asked)
+    generator = random.Random(0)
+    requests = [
+        (number, generator.choice(texts))
+        for number in generator.sample(range(len(prefixes)), len(prefixes))
+        for _ in range(REQUESTS_PER_PREFIX)
+    ]
+    generator.shuffle(requests)
     answers: dict[int, str] = {}
 
-    async def one(session: aiohttp.ClientSession, index: int) -> None:
-        number, text = asked[index]
-        body = question(f"{base.name}:p{number}", text)
-        async with session.post(f"{up.url}/v1/chat/completions", json=body) as reply:
-            said = await reply.json()
-            answers[index] = said["choices"][0]["message"]["content"] if reply.status == OK else str(said)
+    async def send_request(session: aiohttp.ClientSession, index: int) -> None:
+        number, text = requests[index]
+        body = build_body(f"{base.name}:p{number}", text)
+        async with session.post(f"{server.url}/v1/chat/completions", json=body) as response:
+            content = await response.json()
+            answers[index] = content["choices"][0]["message"]["content"] if response.status == OK else str(content)
 
-    began = time.perf_counter()
-    asyncio.run(clients(one, len(asked), 64))
-    seconds = time.perf_counter() - began
-    sample = draw.sample(range(len(asked)), checked)
-    wanted = references(base, [(prefixes[asked[index][0]], asked[index][1]) for index in sample])
-    wrong = [index for index, text in zip(sample, wanted, strict=True) if answers[index] != text]
+    start = time.perf_counter()
+    asyncio.run(run_clients(send_request, len(requests), PREFIX_CLIENTS))
+    seconds = time.perf_counter() - start
+    sample = generator.sample(range(len(requests)), checked)
+    expected = generate_references(base, [(prefixes[requests[index][0]], requests[index][1]) for index in sample])
+    wrong = [index for index, text in zip(sample, expected, strict=True) if answers[index] != text]
     for index in wrong[:3]:
-        print(f"{asked[index]}: {answers[index]!r}", flush=True)
+        print(f"{requests[index]}: {answers[index]!r}", flush=True)
     return [
-        line("stress.prefixes.wrong", len(wrong), f"of {checked} answers", 0)
-        | {"prefixes": len(prefixes), "requests": len(asked), "requests_per_second": len(asked) / seconds}
+        build_line("stress.prefixes.wrong", len(wrong), f"of {checked} answers", 0)
+        | {"prefixes": len(prefixes), "requests": len(requests), "requests_per_second": len(requests) / seconds}
     ]
 
 
-def references(base: BaseModel, asked: Sequence[tuple[Prefix, str]]) -> list[str]:
-    """Greedy answers of transformers, one at a time."""
-    model, tokenizer, found = base.load("fp32"), base.tokenizer(), list[str]()
-    for prefix, text in asked:
-        given = build_inputs(model, base, [[{"role": "user", "content": text}]], prefix)
+def generate_references(base: BaseModel, requests: Sequence[tuple[Prefix, str]]) -> list[str]:
+    """Generate greedy answers with transformers, one at a time."""
+    model, tokenizer = base.load("fp32"), base.tokenizer()
+    answers: list[str] = []
+    for prefix, text in requests:
+        inputs = build_inputs(model, base, [[{"role": "user", "content": text}]], prefix)
         ids: Any = model.generate(  # pyright: ignore[reportCallIssue]
-            **given, max_new_tokens=TOKENS, do_sample=False
+            **inputs, max_new_tokens=ANSWER_TOKENS, do_sample=False
         )
-        found.append(str(tokenizer.decode(ids[0], skip_special_tokens=True)))
-    return found
+        answers.append(str(tokenizer.decode(ids[0], skip_special_tokens=True)))
+    return answers
 
 
-def left(up: Up, base: BaseModel, count: int) -> dict[str, Any]:
-    """So many clients go away after the first piece of a long stream."""
+def measure_disconnects(server: RunningServer, base: BaseModel, count: int) -> dict[str, Any]:
+    """Disconnect clients after the first chunk of their streams, and measure the time until the engine is idle."""
 
-    async def run() -> float:
+    async def disconnect_streams() -> float:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-            body = question(base.name, "Tell me a long story.") | {"max_tokens": 150, "stream": True, "ignore_eos": True}
-            replies = await asyncio.gather(*(session.post(f"{up.url}/v1/chat/completions", json=body) for _ in range(count)))
-            await asyncio.gather(*(reply.content.readany() for reply in replies))
-            ran = running(up)
-            for reply in replies:
-                reply.close()
-            return ran
+            body = build_body(base.name, "Tell me a long story.")
+            body |= {"max_tokens": STREAM_TOKENS, "stream": True, "ignore_eos": True}
+            url = f"{server.url}/v1/chat/completions"
+            responses = await asyncio.gather(*(session.post(url, json=body) for _ in range(count)))
+            await asyncio.gather(*(response.content.readany() for response in responses))
+            active = count_requests(server)
+            for response in responses:
+                response.close()
+            return active
 
-    ran = asyncio.run(run())
-    began = time.perf_counter()
-    while running(up):
+    streams = asyncio.run(disconnect_streams())
+    start = time.perf_counter()
+    while count_requests(server):
         time.sleep(0.05)
-    return line("stress.left_streams.idle_after", time.perf_counter() - began, "s", IDLE_SECONDS) | {"streams": ran}
+    seconds = time.perf_counter() - start
+    return build_line("stress.left_streams.idle_after", seconds, "s", MAX_IDLE_SECONDS) | {"streams": streams}
 
 
-def overload(up: Up, base: BaseModel, seconds: float) -> list[dict[str, Any]]:
-    """Ten times as many clients as there is room for, who ask again as soon as they are answered, or may."""
-    alone = statistics.median(timed(up, base) for _ in range(5))
-    calm, _ = hammer(up, base, ROOM, seconds / 4)
-    before = memory(up)
-    statuses, most = hammer(up, base, ROOM * TIMES, seconds)
-    stopped = time.perf_counter()
-    while timed(up, base) > 2 * alone:
+def measure_overload(server: RunningServer, base: BaseModel, seconds: float) -> list[dict[str, Any]]:
+    """Measure statuses, memory, recovery and throughput with ten times as many clients as the server accepts."""
+    latency = statistics.median(measure_latency(server, base) for _ in range(5))
+    normal_statuses, _ = run_load(server, base, CAPACITY, seconds / 4)
+    memory = measure_memory(server)
+    statuses, peak_memory = run_load(server, base, CAPACITY * OVERLOAD_FACTOR, seconds)
+    end = time.perf_counter()
+    while measure_latency(server, base) > 2 * latency:
         pass
-    well = time.perf_counter() - stopped
+    recovery = time.perf_counter() - end
     others = sum(count for status, count in statuses.items() if status != OK and status not in BUSY)
-    kept = (statuses[OK] / seconds) / (calm[OK] / (seconds / 4))
+    throughput_ratio = (statuses[OK] / seconds) / (normal_statuses[OK] / (seconds / 4))
     return [
-        line("stress.overload.other_statuses", others, "answers that are neither 200 nor 429 nor 503", 0)
+        build_line("stress.overload.other_statuses", others, "answers that are neither 200 nor 429 nor 503", 0)
         | {"statuses": {str(status): count for status, count in sorted(statuses.items())}, "seconds": seconds},
-        line("stress.overload.memory", most / before, "times that before", GROWTH) | {"gib": most / 2**30},
-        line("stress.overload.well_after", well, "s", WELL_SECONDS) | {"alone_seconds": alone},
-        line("stress.overload.kept", kept, "of the answers a second without overload", None)
+        build_line("stress.overload.memory", peak_memory / memory, "times that before", MAX_MEMORY_RATIO)
+        | {"gib": peak_memory / 2**30},
+        build_line("stress.overload.well_after", recovery, "s", MAX_RECOVERY_SECONDS) | {"alone_seconds": latency},
+        build_line("stress.overload.kept", throughput_ratio, "of the answers a second without overload", None)
         | {"answers_per_second": statuses[OK] / seconds},
     ]
 
 
-def hammer(up: Up, base: BaseModel, together: int, seconds: float) -> tuple[Counter[int], int]:
-    """So many clients at a time; how often each status came, and the most memory that the server took."""
-    statuses, ended, most = Counter[int](), time.perf_counter() + seconds, 0
+def run_load(server: RunningServer, base: BaseModel, clients: int, seconds: float) -> tuple[Counter[int], int]:
+    """Send requests from concurrent clients without a pause, except for the time in `Retry-After`.
 
-    async def client(session: aiohttp.ClientSession, number: int) -> None:
-        nonlocal most
-        while time.perf_counter() < ended:
-            body = question(base.name, f"Count to {number}.") | {"max_tokens": 32, "ignore_eos": True}
+    Returns:
+        Number of responses by status, with 0 for connection errors, and peak memory of the server in bytes.
+    """
+    statuses, deadline, peak_memory = Counter[int](), time.perf_counter() + seconds, 0
+
+    async def run_client(session: aiohttp.ClientSession, number: int) -> None:
+        nonlocal peak_memory
+        while time.perf_counter() < deadline:
+            body = build_body(base.name, f"Count to {number}.") | {"max_tokens": LOAD_TOKENS, "ignore_eos": True}
             try:
-                async with session.post(f"{up.url}/v1/chat/completions", json=body) as reply:
-                    await reply.read()
-                    statuses[reply.status] += 1
-                    await asyncio.sleep(float(reply.headers.get("retry-after", 0)))
+                async with session.post(f"{server.url}/v1/chat/completions", json=body) as response:
+                    await response.read()
+                    statuses[response.status] += 1
+                    await asyncio.sleep(float(response.headers.get("retry-after", 0)))
             except aiohttp.ClientError:
                 statuses[0] += 1
             if number == 0:
-                most = max(most, memory(up))
+                peak_memory = max(peak_memory, measure_memory(server))
 
-    asyncio.run(clients(client, together, together))
-    return statuses, most
+    asyncio.run(run_clients(run_client, clients, clients))
+    return statuses, peak_memory
 
 
-def scaling(up: Up, base: BaseModel) -> list[dict[str, Any]]:
-    """16 clients until a second replica answers, then one until it is gone; no answer is lost on the way."""
-    failed, times, most = 0, dict[str, float](), 16
+def measure_scaling(server: RunningServer, base: BaseModel) -> list[dict[str, Any]]:
+    """Run 16 clients until a second replica answers, then one client until it is removed, and count failed requests."""
+    failed, active_clients = 0, SCALING_CLIENTS
+    times: dict[str, float] = {}
 
-    async def client(session: aiohttp.ClientSession, number: int) -> None:
-        nonlocal failed, most
-        while number < most:
-            body = question(base.name, f"Count to {number}.") | {"max_tokens": 32, "ignore_eos": True}
+    async def run_client(session: aiohttp.ClientSession, number: int) -> None:
+        nonlocal failed
+        while number < active_clients:
+            body = build_body(base.name, f"Count to {number}.") | {"max_tokens": LOAD_TOKENS, "ignore_eos": True}
             try:
-                async with session.post(f"{up.url}/v1/chat/completions", json=body) as reply:
-                    failed += reply.status != OK
-                    await reply.read()
+                async with session.post(f"{server.url}/v1/chat/completions", json=body) as response:
+                    failed += response.status != OK
+                    await response.read()
             except aiohttp.ClientError:
                 failed += 1
 
-    async def watch() -> None:
-        nonlocal most
-        for name, count, clients_left in (("up", 2, 1), ("down", 1, 0)):
-            began = time.perf_counter()
-            while await asyncio.to_thread(replicas, up) != count:
+    async def watch_replicas() -> None:
+        nonlocal active_clients
+        for direction, replicas, next_clients in (("up", 2, 1), ("down", 1, 0)):
+            start = time.perf_counter()
+            while await asyncio.to_thread(count_replicas, server) != replicas:
                 await asyncio.sleep(0.5)
-            times[name] = time.perf_counter() - began
-            print(f"{count} replicas after {times[name]:.0f} s", flush=True)
-            most = clients_left
+            times[direction] = time.perf_counter() - start
+            print(f"{replicas} replicas after {times[direction]:.0f} s", flush=True)
+            active_clients = next_clients
 
-    async def run() -> None:
+    async def run_all() -> None:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(600)) as session:
-            await asyncio.gather(watch(), *(client(session, number) for number in range(most)))
+            await asyncio.gather(watch_replicas(), *(run_client(session, number) for number in range(SCALING_CLIENTS)))
 
-    asyncio.run(run())
+    asyncio.run(run_all())
     return [
-        line("stress.scaling.failed", failed, "answers that failed", 0),
-        line("stress.scaling.up_after", times["up"], "s", UP_SECONDS),
-        line("stress.scaling.down_after", times["down"], "s", DOWN_SECONDS),
+        build_line("stress.scaling.failed", failed, "answers that failed", 0),
+        build_line("stress.scaling.up_after", times["up"], "s", MAX_UPSCALE_SECONDS),
+        build_line("stress.scaling.down_after", times["down"], "s", MAX_DOWNSCALE_SECONDS),
     ]
 
 
-def replicas(up: Up) -> int:
-    """Replicas that /metrics knows of."""
-    text = httpx.get(f"{up.url}/metrics", timeout=60).text
+def count_replicas(server: RunningServer) -> int:
+    """Count the replicas in the metrics of a server."""
+    text = httpx.get(f"{server.url}/metrics", timeout=60).text
     return len({part.split('"')[0] for part in text.split('replica="')[1:]})
 
 
-def question(model: str, text: str) -> dict[str, Any]:
-    return {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": TOKENS, "temperature": 0}
+def build_body(model: str, text: str) -> dict[str, Any]:
+    """Build the body of a greedy chat request."""
+    return {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": ANSWER_TOKENS, "temperature": 0}
 
 
-async def clients(one: Any, count: int, together: int) -> None:
-    """Call `one` with each number, so many at a time."""
+async def run_clients(call: Callable[[aiohttp.ClientSession, int], Awaitable[None]], count: int, clients: int) -> None:
+    """Call a function with each number below `count` from concurrent clients."""
     numbers = iter(range(count))
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(600)) as session:
 
-        async def client() -> None:
+        async def run_client() -> None:
             for number in numbers:
-                await one(session, number)
+                await call(session, number)
 
-        await asyncio.gather(*(client() for _ in range(together)))
-
-
-def timed(up: Up, base: BaseModel) -> float:
-    began = time.perf_counter()
-    httpx.post(f"{up.url}/v1/chat/completions", json=question(base.name, "Say hello."), timeout=120).raise_for_status()
-    return time.perf_counter() - began
+        await asyncio.gather(*(run_client() for _ in range(clients)))
 
 
-def running(up: Up) -> float:
-    """Requests that the engine runs or keeps waiting."""
-    families = text_string_to_metric_families(httpx.get(f"{up.url}/metrics", timeout=30).text)
+def measure_latency(server: RunningServer, base: BaseModel) -> float:
+    """Return the seconds of one request."""
+    start = time.perf_counter()
+    body = build_body(base.name, "Say hello.")
+    httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=120).raise_for_status()
+    return time.perf_counter() - start
+
+
+def count_requests(server: RunningServer) -> float:
+    """Count the running and waiting requests of the engine."""
+    families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics", timeout=30).text)
     names = ("vllm:num_requests_running", "vllm:num_requests_waiting")
     return sum(sample.value for family in families for sample in family.samples if sample.name in names)
 
 
-def memory(up: Up) -> int:
-    """Bytes that the server's processes take."""
-    found = [psutil.Process(up.process.pid), *psutil.Process(up.process.pid).children(recursive=True)]
+def measure_memory(server: RunningServer) -> int:
+    """Return the resident memory of all processes of a server, in bytes."""
+    parent = psutil.Process(server.process.pid)
     total = 0
-    for process in found:
+    for process in [parent, *parent.children(recursive=True)]:
         try:
             total += process.memory_info().rss
         except psutil.NoSuchProcess:
@@ -271,7 +302,8 @@ def memory(up: Up) -> int:
     return total
 
 
-def line(name: str, value: float, unit: str, goal: float | None) -> dict[str, Any]:
+def build_line(name: str, value: float, unit: str, goal: float | None) -> dict[str, Any]:
+    """Build a line of the report, whose value must not exceed the goal."""
     met = None if goal is None else value <= goal
     return {"name": name, "value": value, "unit": unit, "peer": None, "ratio": None, "goal": goal, "met": met}
 

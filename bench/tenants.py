@@ -5,7 +5,8 @@ python bench/tenants.py [--quick] [--json FILE]
 One server. Each tenant has a system prompt of about 1,000 tokens, and a prefix of 16 rows. Requests stream, one after another:
 without a system prompt, with one prompt that all tenants share, with the prompts of the tenants (first and second request of
 each), and with their prefixes. Then 8 clients send requests of random tenants. The prefixes are random: their cost does not
-depend on their values. A second server has more slots than rows of all prefixes, so that no prefix is evicted.
+depend on their values. A second server has more slots than rows of all prefixes, so that no prefix is evicted. Only prefixes
+are measured there.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from trimtab.model.base_model import BaseModel, resolve_base_model
 TENANTS, QUICK_TENANTS = 64, 8
 ROWS, SYSTEM_TOKENS, ANSWER_TOKENS = 16, 1000, 16
 CLIENTS = 8
+# Requests of each tenant under load.
+REQUESTS_PER_TENANT = 2
 # Slots of the two servers: fewer and more than the rows of all prefixes.
 FEW_SLOTS, MANY_SLOTS = 256, 1600
 LENGTH = 2048
@@ -55,11 +58,11 @@ def main() -> None:
         save_prefixes(base, Path(name) / "registry", tenants)
         lines += report_memory(base)
         for slots in (FEW_SLOTS, MANY_SLOTS):
-            command = servers.trimtab(base.name, "--registry", str(Path(name) / "registry"), "--detect", "false")
+            command = servers.build_trimtab_command(base.name, "--registry", str(Path(name) / "registry"), "--detect", "false")
             command += ["--engine.max_model_len", str(LENGTH), "--engine.num_slots", str(slots)]
             command += ["--engine.cpu_kv_cache_gib", str(options.kv_gib)]
-            with servers.running(Server("tenants", command)) as up:
-                lines += TenantBench(up.url, base.name, prompts, slots).run()
+            with servers.run_server(Server("tenants", command)) as up:
+                lines += TenantBench(up.url, base.name, prompts, slots, with_prompts=slots == FEW_SLOTS).run()
     print(json.dumps(lines, indent=1))
     if options.json:
         Path(options.json).write_text(json.dumps(lines, indent=1) + "\n")
@@ -119,13 +122,15 @@ class TenantBench:
         base: name of the base model.
         prompts: system prompt of each tenant.
         slots: number of slots of the server.
+        with_prompts: whether system prompts as text are measured as well.
     """
 
-    def __init__(self, url: str, base: str, prompts: Sequence[str], slots: int) -> None:
+    def __init__(self, url: str, base: str, prompts: Sequence[str], slots: int, *, with_prompts: bool) -> None:
         self._url = url
         self._base = base
         self._prompts = prompts
         self._slots = slots
+        self._with_prompts = with_prompts
         self._random = random.Random(0)
 
     def run(self) -> list[dict[str, Any]]:
@@ -139,40 +144,48 @@ class TenantBench:
             await self._measure_first_tokens(client, [self._build_body(None, None) for _ in range(4)])
             first = {
                 "no prompt": [self._build_body(None, None) for _ in tenants],
-                "shared prompt": [self._build_body(self._prompts[0], None) for _ in tenants],
-                "prompts, first request": [self._build_body(self._prompts[i], None) for i in tenants],
-                "prompts, second request": [self._build_body(self._prompts[i], None) for i in tenants],
                 "prefixes, first request": [self._build_body(None, i) for i in tenants],
                 "prefixes, second request": [self._build_body(None, i) for i in tenants],
             }
-            times = {name: await self._measure_first_tokens(client, bodies) for name, bodies in first.items()}
-            # One request warms the shared prompt up.
-            times["shared prompt"] = times["shared prompt"][1:]
-            rates = {}
-            draws = [self._random.choice(tenants) for _ in range(4 * len(tenants))]
-            loads: Mapping[str, Callable[[int], Body]] = {
+            loads: dict[str, Callable[[int], Body]] = {
                 "no prompt": lambda _: self._build_body(None, None),
-                "shared prompt": lambda _: self._build_body(self._prompts[0], None),
-                "prompts": lambda i: self._build_body(self._prompts[i], None),
                 "prefixes": lambda i: self._build_body(None, i),
             }
+            if self._with_prompts:
+                # One request before warms the shared prompt up.
+                await self._send(client, self._build_body(self._prompts[0], None))
+                first |= {
+                    "shared prompt": [self._build_body(self._prompts[0], None) for _ in tenants],
+                    "prompts, first request": [self._build_body(self._prompts[i], None) for i in tenants],
+                    "prompts, second request": [self._build_body(self._prompts[i], None) for i in tenants],
+                }
+                loads |= {
+                    "shared prompt": lambda _: self._build_body(self._prompts[0], None),
+                    "prompts": lambda i: self._build_body(self._prompts[i], None),
+                }
+            times = {name: await self._measure_first_tokens(client, bodies) for name, bodies in first.items()}
+            rates: dict[str, float] = {}
+            draws = [self._random.choice(tenants) for _ in range(REQUESTS_PER_TENANT * len(tenants))]
             for name, build in loads.items():
                 rates[name] = await self._measure_throughput(client, [build(i) for i in draws])
-            used = await self._read_gauge(client, "trimtab_slots_used")
+            used = await self._read_metric(client, "trimtab_slots_used")
+            writes = await self._read_metric(client, "trimtab_prefix_writes_total")
         lines = [
             build_line(f"tenants.{self._slots}.first_token.{name}", values, times["no prompt"], float, None)
             for name, values in times.items()
         ]
-        pairs = {"first": ("prefixes, first request", "prompts, first request", GOAL)}
-        pairs |= {"second": ("prefixes, second request", "prompts, second request", None)}
-        for name, (ours, theirs, goal) in pairs.items():
+        goals = {"first": GOAL, "second": None} if self._with_prompts else {}
+        for name, goal in goals.items():
+            ours, theirs = f"prefixes, {name} request", f"prompts, {name} request"
             key = f"tenants.{self._slots}.prefix_against_prompt.{name}"
             lines.append(build_line(key, times[ours], times[theirs], float, goal))
         for name, rate in rates.items():
-            line = {"name": f"tenants.{self._slots}.tokens_per_second.{name}", "value": rate, "unit": "tokens/s"}
+            line = {"name": f"tenants.{self._slots}.tokens_per_second.{name}", "value": rate, "unit": "tokens/s", "goal": None}
             lines.append(line | {"peer": {"no prompt": rates["no prompt"]}, "ratio": rate / rates["no prompt"], "met": None})
             print(f"{line['name']}: {rate:.1f} tokens/s", flush=True)
-        return [*lines, {"name": f"tenants.{self._slots}.slots_used", "value": used, "unit": "slots", "peer": None}]
+        rest = {"peer": None, "ratio": None, "goal": None, "met": None}
+        lines.append({"name": f"tenants.{self._slots}.slots_used", "value": used, "unit": "slots"} | rest)
+        return [*lines, {"name": f"tenants.{self._slots}.prefix_writes", "value": writes, "unit": "prefixes"} | rest]
 
     def _build_body(self, system: str | None, tenant: int | None) -> Body:
         # A number makes each user message a new one, so that only system prompts are in the cache.
@@ -209,7 +222,7 @@ class TenantBench:
             raise RuntimeError("the stream has no token")
         return first
 
-    async def _read_gauge(self, client: httpx.AsyncClient, name: str) -> float:
+    async def _read_metric(self, client: httpx.AsyncClient, name: str) -> float:
         text = (await client.get(f"{self._url}/metrics")).text
         values = [float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name)]
         return statistics.fmean(values) if values else float("nan")

@@ -1,9 +1,10 @@
-"""What several workers cost: the time of a training step in which none of them computes, on the same cores.
+"""Overhead of several training workers: the share of a training step in which no worker computes.
 
 python bench/workers.py [--quick] [--json FILE]
 
-The align job's own Ray Train loop with 1, 2 and 4 workers, each taking an equal share of this machine's cores. The overhead of
-a step is its time less that of the worker that computes longest: adding gradients, updating, telling of progress.
+The Ray Train loop of the align job runs with 1, 2 and 4 workers. Each worker has an equal share of the cores of this machine.
+The overhead of a step is its time minus the computing time of the slowest worker: reduction of gradients, update of the prefix,
+and reports of progress.
 """
 
 import argparse
@@ -28,38 +29,47 @@ from trimtab.types import LABELS
 
 WORKERS = (1, 2, 4)
 BATCH, MICRO_BATCH = 16, 4
+STEPS, QUICK_STEPS = 20, 4
+# The first steps allocate memory and start threads.
+WARM_UP_STEPS = 2
+# Size of a value in the reduction table of a step.
+FLOAT_BYTES = 8
+# The overhead must be less than this share of a step.
 GOAL = 0.05
-# The first steps find memory and threads.
-WARM = 2
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few steps")
-    parser.add_argument("--json", help="write the figures to this file")
-    parser.add_argument("--base", default="smollm2-135m")
-    options = parser.parse_args()
-    steps = WARM + (4 if options.quick else 20)
+    options = parse_arguments()
+    steps = WARM_UP_STEPS + (QUICK_STEPS if options.quick else STEPS)
     base = resolve_base_model(options.base)
-    measured: dict[int, list[dict[str, float]]] = {}
+    results: dict[int, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as home:
-        # Runs of a benchmark are not the user's.
+        # The runs must not appear in the user's tracking store.
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{home}/mlflow.db"
         with ray_session(None):
             for workers in WORKERS:
                 folder = Path(home) / str(workers)
                 folder.mkdir()
                 run = runs.start_run(f"{workers} workers", "bench", folder / "outbox")
-                run_training(settings(workers, steps, options.base), base, prepared(), run, folder)
+                run_training(build_config(workers, steps, options.base), base, build_dataset(), run, folder)
                 run.finish("FINISHED")
-                measured[workers] = history(run.run_id)[WARM:]
-    lines = report(measured, base.width)
+                results[workers] = read_steps(run.run_id)[WARM_UP_STEPS:]
+    lines = build_report(results, base.width)
     print(json.dumps(lines, indent=1))
     if options.json:
         Path(options.json).write_text(json.dumps(lines, indent=1) + "\n")
 
 
-def settings(workers: int, steps: int, base: str) -> AlignConfig:
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few steps")
+    parser.add_argument("--json", help="write the figures to this file")
+    parser.add_argument("--base", default="smollm2-135m")
+    return parser.parse_args()
+
+
+def build_config(workers: int, steps: int, base: str) -> AlignConfig:
+    """Build the settings of a training run without validation."""
     train = TrainConfig(
         max_steps=steps,
         global_batch_size=BATCH,
@@ -73,8 +83,8 @@ def settings(workers: int, steps: int, base: str) -> AlignConfig:
     return AlignConfig(name="bench", base=base, train=train, scale=ScaleConfig(num_workers=workers, cpus_per_worker=cpus))
 
 
-def prepared() -> PreparedDataset:
-    """Rows of one length, so that shares are equal."""
+def build_dataset() -> PreparedDataset:
+    """Build rows of equal length, so that all workers have equal work."""
     rows = [
         TrainingRow(
             Prompt(f"{word} the thing with number {number}", label, "bench", f"{word}{number}"),
@@ -89,17 +99,24 @@ def prepared() -> PreparedDataset:
     )
 
 
-def history(run_id: str) -> list[dict[str, float]]:
-    """Seconds and overhead of each step."""
+def read_steps(run_id: str) -> list[dict[str, float]]:
+    """Read the seconds and the overhead of each step of a run."""
     seconds, overhead = (runs.read_curve(run_id, f"train/{name}") for name in ("seconds", "overhead"))
-    before = [0.0, *(value for _, value in seconds)]
-    return [{"seconds": value - before[at], "overhead": overhead[at][1]} for at, (_, value) in enumerate(seconds)]
+    # The run reports seconds since its start.
+    starts = [0.0, *(value for _, value in seconds)]
+    return [{"seconds": end - starts[index], "overhead": overhead[index][1]} for index, (_, end) in enumerate(seconds)]
 
 
-def report(measured: dict[int, list[dict[str, float]]], width: int) -> list[dict[str, Any]]:
+def build_report(results: dict[int, list[dict[str, float]]], width: int) -> list[dict[str, Any]]:
+    """Build the lines of the report.
+
+    Args:
+        results: measured steps by number of workers.
+        width: width of the base model.
+    """
     lines: list[dict[str, Any]] = []
-    alone = statistics.median(step["seconds"] for step in measured[1])
-    for workers, steps in measured.items():
+    single = statistics.median(step["seconds"] for step in results[1])
+    for workers, steps in results.items():
         shares = [step["overhead"] / step["seconds"] for step in steps]
         share, seconds = statistics.median(shares), [step["seconds"] for step in steps]
         lines.append(
@@ -120,15 +137,15 @@ def report(measured: dict[int, list[dict[str, float]]], width: int) -> list[dict
                 "value": statistics.median(seconds),
                 "unit": "s/step",
                 "spread": [min(seconds), max(seconds)],
-                "peer": {"one worker": alone},
-                "ratio": alone / statistics.median(seconds),
+                "peer": {"one worker": single},
+                "ratio": single / statistics.median(seconds),
                 "goal": None,
                 "met": None,
             }
         )
-    sent = 8 * (BATCH // MICRO_BATCH) * sum(step_columns(width, 0).values())
+    size = FLOAT_BYTES * (BATCH // MICRO_BATCH) * sum(step_columns(width, 0).values())
     lines.append(
-        {"name": "workers.bytes_per_step", "value": sent, "unit": "bytes", "peer": None}
+        {"name": "workers.bytes_per_step", "value": size, "unit": "bytes", "peer": None}
         | {"ratio": None, "goal": None, "met": None}
     )
     return lines

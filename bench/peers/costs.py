@@ -4,10 +4,10 @@ from collections import defaultdict
 
 import psutil
 from peers.processes import MEGABYTE, name_process
-from peers.servers import Up
+from peers.servers import RunningServer
 
 
-def read_cpu_seconds(up: Up) -> dict[str, float]:
+def read_cpu_seconds(up: RunningServer) -> dict[str, float]:
     """Return the CPU time that the processes of a server have used, by their role."""
     seconds: defaultdict[str, float] = defaultdict(float)
     for process in list_processes(up):
@@ -19,7 +19,7 @@ def read_cpu_seconds(up: Up) -> dict[str, float]:
     return dict(seconds)
 
 
-def measure_memory(up: Up) -> float:
+def measure_memory(up: RunningServer) -> float:
     """Return the memory that belongs to the processes of a server alone (USS), in MB."""
     total = 0
     for process in list_processes(up):
@@ -30,7 +30,7 @@ def measure_memory(up: Up) -> float:
     return total / MEGABYTE
 
 
-def list_processes(up: Up) -> list[psutil.Process]:
+def list_processes(up: RunningServer) -> list[psutil.Process]:
     """List the process of a server and all of its children."""
     parent = psutil.Process(up.process.pid)
     return [parent, *parent.children(recursive=True)]

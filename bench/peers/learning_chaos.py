@@ -1,4 +1,4 @@
-"""Killing what learns a prefix on a cluster of three nodes: used by bench/chaos.py."""
+"""Recovery of training on a cluster of three nodes from killed processes, for bench/chaos.py."""
 
 import json
 import statistics
@@ -19,139 +19,162 @@ from trimtab import settings
 from trimtab.artifacts.prefix import Prefix, load_prefix
 from trimtab.tracking.client import get_client
 
-EVERY, ROUND_SECONDS, JOB_SECONDS = 5, 300.0, 3600.0
-# How far a prefix may be from that of a job that nothing disturbed.
-SAME = 1e-5
+CHECKPOINT_STEPS = 5
+ROUND_TIMEOUT_SECONDS, JOB_TIMEOUT_SECONDS = 300.0, 3600.0
+# Largest difference between a prefix and that of an undisturbed job.
+MAX_DIFFERENCE = 1e-5
 
 
 @dataclass(frozen=True)
 class Job:
-    """A submitted align job."""
+    """Submitted align job.
+
+    Attributes:
+        name: name of the job and of its runs.
+        process: process of the submit command.
+    """
 
     name: str
     process: "subprocess.Popen[str]"
 
-    def step(self) -> int:
-        """Of its newest checkpoint."""
+    def read_step(self) -> int:
+        """Return the step of the latest checkpoint, 0 without a checkpoint."""
         steps = [0]
         for path in (settings.get_runs_folder() / self.name).glob("*/train/checkpoint_*/state.json"):
             try:
                 steps.append(json.loads(path.read_text())["step"])
             except (FileNotFoundError, ValueError):
-                # Just being written, or taken away.
+                # The job writes or deletes this file at the same time.
                 continue
         return max(steps)
 
-    def reach(self, step: int) -> None:
-        """Wait until it has come so far. Raises RuntimeError where it ended before."""
-        deadline = time.monotonic() + ROUND_SECONDS
-        while self.step() < step:
+    def wait_for_step(self, step: int) -> None:
+        """Wait for a checkpoint at or after a step; raise RuntimeError if the job ends or takes too long."""
+        deadline = time.monotonic() + ROUND_TIMEOUT_SECONDS
+        while self.read_step() < step:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{self.name} did not reach step {step}: {self.process.communicate()[0][-2000:]}")
             time.sleep(0.05)
 
-    def ended(self) -> Prefix:
-        """Its prefix. Raises RuntimeError where it failed."""
-        said, _ = self.process.communicate(timeout=JOB_SECONDS)
+    def wait_for_prefix(self) -> Prefix:
+        """Wait for the end of the job and return its prefix; raise RuntimeError if the job fails."""
+        output, _ = self.process.communicate(timeout=JOB_TIMEOUT_SECONDS)
         if self.process.returncode:
-            raise RuntimeError(f"{self.name} failed: {said[-2000:]}")
+            raise RuntimeError(f"{self.name} failed: {output[-2000:]}")
         (folder,) = (settings.get_runs_folder() / self.name).glob("*")
         return load_prefix(folder / "prefix")
 
 
-def chaos(base: str, count: int, only: str | None, folder: Path) -> list[dict[str, Any]]:
-    """Kill each process so many times in one job; how long it took to go on, and what was lost."""
-    options, lines = given(base, count, folder), list[dict[str, Any]]()
-    with start_ray_nodes() as there:
-        alone = started("alone", there, [*options, "--scale.num_workers", "1"]).ended()
+def measure_training_recovery(base: str, count: int, only: str | None, folder: Path) -> list[dict[str, Any]]:
+    """Kill each process of a training job and build the lines of the report.
+
+    Args:
+        base: name of the base model.
+        count: number of kills per process.
+        only: process to kill; None for all.
+        folder: folder of the prompt files.
+    """
+    options = build_options(base, count, folder)
+    lines: list[dict[str, Any]] = []
+    with start_ray_nodes() as nodes:
+        reference = submit_job("alone", nodes, [*options, "--scale.num_workers", "1"]).wait_for_prefix()
+        retry_options = ["--scale.max_failures", str(count)]
         targets: dict[str, tuple[Callable[[], Any], list[str]]] = {
-            "train worker": (worker, ["--scale.max_failures", str(count)]),
-            "driver": (lambda: driver("driver"), []),
-            "raylet": (lambda: replaced(there), ["--scale.max_failures", str(count), "--scale.min_workers", str(WORKERS - 1)]),
+            "train worker": (kill_worker, retry_options),
+            "driver": (lambda: kill_driver("driver"), []),
+            "raylet": (lambda: replace_node(nodes), [*retry_options, "--scale.min_workers", str(WORKERS - 1)]),
         }
-        for name, (kill, more) in targets.items():
+        for name, (kill, target_options) in targets.items():
             if only in (None, name):
-                job = started(name.split()[-1], there, [*options, "--scale.num_workers", str(WORKERS), *more], count)
-                lines += rounds(name, job, kill, count, alone)
+                job_options = [*options, "--scale.num_workers", str(WORKERS), *target_options]
+                job = submit_job(name.split()[-1], nodes, job_options, count)
+                lines += measure_kills(name, job, kill, count, reference)
     return lines
 
 
-def rounds(name: str, job: Job, kill: Callable[[], Any], count: int, alone: Prefix) -> list[dict[str, Any]]:
-    """So many kills of one process of a job, and its end."""
-    took: list[float] = []
+def measure_kills(name: str, job: Job, kill: Callable[[], Any], count: int, reference: Prefix) -> list[dict[str, Any]]:
+    """Kill one process of a job repeatedly and build the lines of the report.
+
+    Args:
+        name: name of the process in the report.
+        job: the job.
+        kill: function that kills the process.
+        count: number of kills.
+        reference: prefix of the undisturbed job.
+    """
+    durations: list[float] = []
     for number in range(count):
-        job.reach((2 * number + 1) * EVERY)
-        at, began = job.step(), time.monotonic()
+        job.wait_for_step((2 * number + 1) * CHECKPOINT_STEPS)
+        step, start = job.read_step(), time.monotonic()
         kill()
-        job.reach(at + EVERY)
-        took.append(time.monotonic() - began)
-        print(f"{number + 1}/{count} {name}: killed at step {at}, the next checkpoint {took[-1]:.1f} s after", flush=True)
-    prefix = job.ended()
+        job.wait_for_step(step + CHECKPOINT_STEPS)
+        durations.append(time.monotonic() - start)
+        print(f"{number + 1}/{count} {name}: killed at step {step}, next checkpoint after {durations[-1]:.1f} s", flush=True)
+    prefix = job.wait_for_prefix()
     steps = [metric.step for metric in get_client().get_metric_history(prefix.card.run_id, "train/loss")]
-    wanted = prefix.card.method["steps"]
-    gaps, twice = wanted - len(set(steps)), len(steps) - len(set(steps))
-    difference = (prefix.vectors - alone.vectors).abs().max().item()
-    print(f"{name}: prefix {difference:.1e} apart, {gaps} steps missing, {twice} twice", flush=True)
+    total = prefix.card.method["steps"]
+    missing, duplicates = total - len(set(steps)), len(steps) - len(set(steps))
+    difference = (prefix.vectors - reference.vectors).abs().max().item()
+    print(f"{name}: prefix difference {difference:.1e}, {missing} steps missing, {duplicates} duplicated", flush=True)
     key = f"chaos.learn.{name}"
+    spread = [min(durations), max(durations)]
     return [
-        {"name": key, "value": statistics.median(took), "unit": "s to the next checkpoint", "spread": [min(took), max(took)]}
+        {"name": key, "value": statistics.median(durations), "unit": "s to the next checkpoint", "spread": spread}
         | {"peer": None, "ratio": None, "goal": None, "met": None},
         {"name": f"{key}.prefix", "value": difference, "unit": "largest difference", "peer": "undisturbed", "ratio": None}
-        | {"goal": SAME, "met": difference <= SAME},
-        {"name": f"{key}.curve", "value": gaps + twice, "unit": f"of {wanted} steps missing or twice", "peer": None}
-        | {"ratio": None, "goal": 0, "met": gaps + twice == 0},
+        | {"goal": MAX_DIFFERENCE, "met": difference <= MAX_DIFFERENCE},
+        {"name": f"{key}.curve", "value": missing + duplicates, "unit": f"of {total} steps missing or twice", "peer": None}
+        | {"ratio": None, "goal": 0, "met": missing + duplicates == 0},
     ]
 
 
-def worker() -> None:
-    """One training worker."""
-    found(lambda words: "RayTrainWorker" in " ".join(words)).kill()
+def kill_worker() -> None:
+    """Kill one training worker."""
+    wait_for_process(lambda arguments: "RayTrainWorker" in " ".join(arguments)).kill()
 
 
-def driver(name: str) -> None:
-    """The process that started the job's training."""
-    wanted = ["-m", "trimtab", "align", "--name", name]
-    found(lambda words: words[1:6] == wanted).kill()
+def kill_driver(name: str) -> None:
+    """Kill the driver of a job, the process that started its training."""
+    command = ["-m", "trimtab", "align", "--name", name]
+    wait_for_process(lambda arguments: arguments[1:6] == command).kill()
 
 
-def found(right: Callable[[list[str]], bool]) -> psutil.Process:
-    """The first process with such a command line, as soon as there is one."""
-    deadline = time.monotonic() + ROUND_SECONDS
+def wait_for_process(matches: Callable[[list[str]], bool]) -> psutil.Process:
+    """Wait for a process and return it; raise RuntimeError after a timeout.
+
+    Args:
+        matches: function that returns whether a command line is that of the process.
+    """
+    deadline = time.monotonic() + ROUND_TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         for process in psutil.process_iter(["cmdline"]):
-            if process.info["cmdline"] and right(process.info["cmdline"]):
+            if process.info["cmdline"] and matches(process.info["cmdline"]):
                 return process
         time.sleep(0.05)
-    raise RuntimeError("the process to kill is not there")
+    raise RuntimeError("the process to kill does not exist")
 
 
-def replaced(there: RayNodes) -> None:
-    """Kill the raylet of a node, and so the node; another one comes in its place."""
-    node = there.workers.pop(0)
+def replace_node(nodes: RayNodes) -> None:
+    """Kill the raylet of a worker node, which removes the node, and add a new node."""
+    node = nodes.workers.pop(0)
     node.all_processes[PROCESS_TYPE_RAYLET][0].process.kill()
-    there.cluster.remove_node(node, allow_graceful=False)
-    there.workers.append(there.cluster.add_node(num_cpus=1))
+    nodes.cluster.remove_node(node, allow_graceful=False)
+    nodes.workers.append(nodes.cluster.add_node(num_cpus=1))
 
 
-def given(base: str, count: int, folder: Path) -> list[str]:
-    """The options of all jobs: rows of our own, and steps for so many kills."""
+def build_options(base: str, count: int, folder: Path) -> list[str]:
+    """Write prompt files, and build the common options of all jobs, with enough steps for all kills."""
     options = f"--base {base} --register false --evaluate.limit 2 --evaluate.max_tokens 4 --scale.cpus_per_worker 1".split()
-    options += [
-        "--train.max_steps",
-        str((2 * count + 2) * EVERY),
-        "--train.global_batch_size",
-        "6",
-        "--train.micro_batch_size",
-        "2",
-    ]
-    options += ["--train.checkpoint_every", str(EVERY), "--train.early_stopping_patience", "0", "--train.dtype", "fp32"]
+    options += ["--train.max_steps", str((2 * count + 2) * CHECKPOINT_STEPS), "--train.global_batch_size", "6"]
+    options += ["--train.micro_batch_size", "2", "--train.checkpoint_every", str(CHECKPOINT_STEPS)]
+    options += ["--train.early_stopping_patience", "0", "--train.dtype", "fp32"]
     files = write_prompt_files(folder)
     return [*options, "--data.harmful", str(files / "harmful.jsonl"), "--data.benign", str(files / "benign.jsonl")]
 
 
-def started(name: str, there: RayNodes, options: list[str], retries: int = 0) -> Job:
-    """A job, submitted as its users do it."""
-    command = [sys.executable, "-m", "trimtab", "submit", "--name", name, "--address", there.address, "--wait"]
+def submit_job(name: str, nodes: RayNodes, options: list[str], retries: int = 0) -> Job:
+    """Submit an align job with the command line of trimtab."""
+    command = [sys.executable, "-m", "trimtab", "submit", "--name", name, "--address", nodes.address, "--wait"]
     command += ["--max_retries", str(retries), "--env_vars", "TRIMTAB_HOME"]
     command += ["--", "align", "--name", name, "--resume", "auto", *options]
     return Job(name, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))

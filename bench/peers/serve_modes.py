@@ -23,19 +23,21 @@ GUARD_LAYER = 18
 def build_servers(base: BaseModel, folder: Path, quick: bool) -> list[Server]:
     """Build the servers, with their prefixes, detectors and adapters."""
     counts = QUICK_PREFIXES if quick else PREFIXES
-    names = [f"{base.name}:{prefix.card.name}" for prefix in servers.random_prefixes(base, folder / "prefixes", max(counts))]
+    prefixes = servers.save_random_prefixes(base, folder / "prefixes", max(counts))
+    names = [f"{base.name}:{prefix.card.name}" for prefix in prefixes]
     modes = {"trimtab": [base.name]} | {f"trimtab, {count} prefixes": names[:count] for count in counts}
     save_untrained_detector(base, folder / "detector")
     save_untrained_guard(base, folder / "guard", GUARD_LAYER)
     sizes = {"max_model_len": LENGTH, "max_num_seqs": SEQUENCES}
-    vllm = servers.vllm(str(base.path), base.name, *(f"--{name.replace('_', '-')}={value}" for name, value in sizes.items()))
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in sizes.items()]
+    vllm = servers.build_vllm_command(str(base.path), base.name, *options)
     vllm += [] if torch.cuda.is_available() else ["--block-size", "32"]
     ray_llm = [sys.executable, str(RAY_LLM), "--model", str(base.path), "--name", base.name, "--options", json.dumps(sizes)]
     adapters = save_adapters(base, folder / "adapters")
     lora = ["--enable-lora", "--max-lora-rank", str(RANK), "--max-loras", "8", "--max-cpu-loras", str(ADAPTERS)]
     lora += ["--lora-modules", *(f"{name}={path}" for name, path in adapters.items())]
     engine = [f"--engine.{name}={value}" for name, value in (sizes | {"num_slots": SLOTS}).items()]
-    trimtab = servers.trimtab(base.name, *engine, "--registry")
+    trimtab = servers.build_trimtab_command(base.name, *engine, "--registry")
     policies = json.dumps([{"detector": "guard", "action": "refuse"}])
     return [
         Server("vllm", vllm, {"vllm": [base.name]}, servers.VLLM_ENVIRONMENT),

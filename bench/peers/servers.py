@@ -1,4 +1,4 @@
-"""Servers as benchmarks start them: a command, until it answers, and down again; and the prefixes that they are given."""
+"""Servers of the benchmarks: their commands, start and stop, and the prefixes that they serve."""
 
 import os
 import signal
@@ -27,7 +27,14 @@ VLLM_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU
 
 @dataclass(frozen=True)
 class Server:
-    """A command that serves, but for its address; `models` are the names that each of its loads asks for."""
+    """Server that a benchmark starts.
+
+    Attributes:
+        name: name of the server in the report.
+        command: command without the address.
+        models: names of the models of each mode, by mode.
+        environment: additional environment variables.
+    """
 
     name: str
     command: Sequence[str]
@@ -36,27 +43,40 @@ class Server:
 
 
 @dataclass(frozen=True)
-class Up:
-    """A server that answers."""
+class RunningServer:
+    """Server that answers requests.
+
+    Attributes:
+        url: URL of the server.
+        process: process of its command.
+    """
 
     url: str
     process: "subprocess.Popen[bytes]"
 
 
-def vllm(model: str, name: str, *options: str) -> list[str]:
-    """The command of vLLM's own server."""
+def build_vllm_command(model: str, name: str, *options: str) -> list[str]:
+    """Build the command of vLLM's own server."""
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", name]
     return [*command, "--dtype", "float32", "--enforce-eager", "--generation-config", "vllm", *options]
 
 
-def trimtab(name: str, *options: str) -> list[str]:
-    """The command of trimtab's."""
+def build_trimtab_command(name: str, *options: str) -> list[str]:
+    """Build the command of a server of trimtab."""
     return [sys.executable, "-m", "trimtab", "serve", "--base", name, "--engine.dtype", "fp32", *options]
 
 
 @contextmanager
-def running(server: Server, headers: Mapping[str, str] | None = None) -> Generator[Up]:
-    """A server while it is up, tried with `headers`. Raises RuntimeError with its last output if it does not start."""
+def run_server(server: Server, headers: Mapping[str, str] | None = None) -> Generator[RunningServer]:
+    """Run a server while the context is open.
+
+    Args:
+        server: the server.
+        headers: headers of the requests that test whether it is ready.
+
+    Raises:
+        RuntimeError: with its last output, if it does not start.
+    """
     port = ports.find_free_ports()[0]
     command = [*server.command, "--host", "127.0.0.1", "--port", str(port)]
     with tempfile.TemporaryFile() as output:
@@ -64,8 +84,8 @@ def running(server: Server, headers: Mapping[str, str] | None = None) -> Generat
             command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | server.environment, start_new_session=True
         )
         try:
-            await_answer(f"http://127.0.0.1:{port}/v1/models", process, output, headers)
-            yield Up(f"http://127.0.0.1:{port}", process)
+            wait_until_ready(f"http://127.0.0.1:{port}/v1/models", process, output, headers)
+            yield RunningServer(f"http://127.0.0.1:{port}", process)
         finally:
             process.send_signal(signal.SIGINT)
             try:
@@ -74,7 +94,10 @@ def running(server: Server, headers: Mapping[str, str] | None = None) -> Generat
                 process.kill()
 
 
-def await_answer(url: str, process: "subprocess.Popen[bytes]", output: Any, headers: Mapping[str, str] | None = None) -> None:
+def wait_until_ready(
+    url: str, process: "subprocess.Popen[bytes]", output: Any, headers: Mapping[str, str] | None = None
+) -> None:
+    """Wait until a URL answers; raise RuntimeError with the last output of the process if it ends or takes too long."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -84,21 +107,28 @@ def await_answer(url: str, process: "subprocess.Popen[bytes]", output: Any, head
             pass
         time.sleep(0.5)
     output.seek(0)
-    words = output.read().decode(errors="replace").strip().splitlines() or ["no word"]
-    raise RuntimeError(f"did not start: {words[-1][-300:]}")
+    lines = output.read().decode(errors="replace").strip().splitlines() or ["no output"]
+    raise RuntimeError(f"did not start: {lines[-1][-300:]}")
 
 
-def random_prefixes(base: BaseModel, folder: Path, count: int, *, strength: float = 0.1) -> list[Prefix]:
-    """So many prefixes in a folder that serves as registry, p0, p1, ...: noise, or rows of the vocabulary where `strength` is
-    above 1, which change answers."""
-    generator, made = torch.Generator().manual_seed(0), list[Prefix]()
+def save_random_prefixes(base: BaseModel, folder: Path, count: int, *, strength: float = 0.1) -> list[Prefix]:
+    """Save prefixes p0, p1, ... of one random row each in a folder that serves as registry.
+
+    Args:
+        base: base model.
+        folder: the folder.
+        count: number of prefixes.
+        strength: standard deviation of the noise; above 1, the factor of a random row of the vocabulary, which changes answers.
+    """
+    generator = torch.Generator().manual_seed(0)
+    prefixes: list[Prefix] = []
     table = base.load("fp32").get_input_embeddings().weight.detach() if strength > 1 else None
     for number in range(count):
         card = PrefixCard("prefix", f"p{number}", base.name, base.fingerprint, "system", 0, 0, "")
         noise = torch.randn(1, base.width, generator=generator)
-        picked = 0 if table is None else table[torch.randint(len(table), (1,), generator=generator)] * strength
-        prefix = build_prefix(picked + noise * (0.05 if strength > 1 else strength), card)
+        row = 0 if table is None else table[torch.randint(len(table), (1,), generator=generator)] * strength
+        prefix = build_prefix(row + noise * (0.05 if strength > 1 else strength), card)
         save_prefix(prefix, folder / f"p{number}" / "1")
         (folder / f"p{number}" / "aliases.json").write_text('{"champion": 1}')
-        made.append(prefix)
-    return made
+        prefixes.append(prefix)
+    return prefixes

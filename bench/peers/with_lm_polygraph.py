@@ -1,8 +1,13 @@
-"""Answers with uncertainties from lm-polygraph, as its documentation does it. Run by bench/libraries.py with the Python of an
-environment that has lm-polygraph; reads a task and writes what it found, both JSON."""
+"""Answers and uncertainties of lm-polygraph over transformers, for bench/libraries.py.
 
+PYTHON bench/peers/with_lm_polygraph.py TASK RESULT
+
+PYTHON is the interpreter of an environment with lm-polygraph. The script uses the library as in its documentation. TASK and
+RESULT are JSON files.
+"""
+
+import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -20,18 +25,20 @@ from lm_polygraph.utils.dataset import Dataset
 from lm_polygraph.utils.manager import UEManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-FREE = (Perplexity, MeanTokenEntropy, MaximumSequenceProbability)
-SAMPLED = (MonteCarloSequenceEntropy, EigenScore)
+GREEDY_ESTIMATORS = (Perplexity, MeanTokenEntropy, MaximumSequenceProbability)
+SAMPLING_ESTIMATORS = (MonteCarloSequenceEntropy, EigenScore)
 
 
 def main() -> None:
-    task = json.loads(Path(sys.argv[1]).read_text())
+    options = parse_arguments()
+    task = json.loads(options.task.read_text())
     tokenizer = AutoTokenizer.from_pretrained(task["model"], padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    loaded = AutoModelForCausalLM.from_pretrained(task["model"], dtype="float32", attn_implementation="eager")
-    model = WhiteboxModel(loaded, tokenizer, model_path=task["model"], instruct=True)
-    estimators = [made() for made in (FREE + SAMPLED if task["samples"] else FREE)]
-    began = time.monotonic()
+    base_model = AutoModelForCausalLM.from_pretrained(task["model"], dtype="float32", attn_implementation="eager")
+    model = WhiteboxModel(base_model, tokenizer, model_path=task["model"], instruct=True)
+    classes = GREEDY_ESTIMATORS + SAMPLING_ESTIMATORS if task["samples"] else GREEDY_ESTIMATORS
+    estimators = [estimator_class() for estimator_class in classes]
+    start = time.monotonic()
     manager = UEManager(
         Dataset(task["questions"], [""] * len(task["questions"]), batch_size=task["batch"]),
         model,
@@ -48,8 +55,15 @@ def main() -> None:
     )
     manager()
     scores = {str(e): [-float(value) for value in manager.estimations[e.level, str(e)]] for e in estimators}
-    found = {"answers": list(manager.stats["greedy_texts"]), "scores": scores, "seconds": time.monotonic() - began}
-    Path(sys.argv[2]).write_text(json.dumps(found))
+    result = {"answers": list(manager.stats["greedy_texts"]), "scores": scores, "seconds": time.monotonic() - start}
+    options.result.write_text(json.dumps(result))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", type=Path, help="file of the task")
+    parser.add_argument("result", type=Path, help="write the answers and scores to this file")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

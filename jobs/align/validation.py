@@ -33,19 +33,21 @@ class ValidationLoss(Likelihood):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Inputs of `sum_decisions`, and the teacher if there is one."""
-        return frozenset({"odds", "teacher"}) if self.distils else frozenset({"odds"})
+        """The teacher if there is one, else the inputs of `sum_decisions`."""
+        return frozenset({"teacher"}) if self.distils else frozenset({"odds"})
 
 
 def sum_decisions(scores: Scores) -> dict[str, Tensor]:
     """Sum the decisions of a micro-batch by side.
 
     Args:
-        scores: scores of the micro-batch, with `odds`.
+        scores: scores of the micro-batch. Without `odds`, as in a distillation, there are no decisions.
 
     Returns:
         `decision`, the sum of the probabilities of the right openers, and `side_rows`; each float64 [2], benign and harmful.
     """
+    if not scores.odds.numel():
+        return {name: torch.zeros(2, dtype=torch.float64) for name in ("decision", "side_rows")}
     right = torch.sigmoid(torch.where(scores.harmful, scores.odds, -scores.odds)).double().cpu()
     sides = torch.stack([~scores.harmful, scores.harmful]).double().cpu()
     return {"decision": sides @ right, "side_rows": sides.sum(1)}

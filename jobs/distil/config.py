@@ -117,7 +117,7 @@ class DistilConfig:
     data: DistilDataConfig = field(default_factory=DistilDataConfig)
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            max_steps=200,
+            max_steps=120,
             micro_batch_size=8,
             max_target_tokens=64,
             class_proportions={"benign_easy": 1.0},

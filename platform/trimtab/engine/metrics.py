@@ -49,6 +49,7 @@ DRIFT = Gauge(
     ("detector", "detector_version"),
 )
 SLOTS_USED = Gauge("trimtab_slots_used", "Slots that hold prefixes.")
+PREFIX_WRITES = Counter("trimtab_prefix_writes", "Prefixes written into slots: each was in no slot before.")
 REFRESHED = Gauge("trimtab_registry_read_seconds", "Time of the last read of the registry, in seconds since 1970.")
 ALIAS = ("kind", "name", "alias")
 ALIAS_VERSION = Gauge("trimtab_alias_version", "Version that an alias resolves to.", ALIAS)

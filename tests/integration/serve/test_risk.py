@@ -265,6 +265,7 @@ def test_metrics_are_counted_by_prefix_and_detector(url, client):
     assert get_increase(f'trimtab_risk_count{{detector="truth",detector_version="1",{steered_labels},version="1"}}') == 2
     assert get_increase(f'trimtab_unchecked_total{{{plain_labels},status="off",version="0"}}') == 1
     assert after["trimtab_slots_used"] >= 3
+    assert after["trimtab_prefix_writes_total"] >= 1
     # Other tests of the session may have registered versions that this server cannot load.
     assert after["trimtab_versions_refused"] == before["trimtab_versions_refused"]
     # Every metric of the dashboard must exist.

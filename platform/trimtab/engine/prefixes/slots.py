@@ -13,6 +13,7 @@ from typing import Any
 
 from trimtab.artifacts.prefix import Prefix
 from trimtab.engine.context import Steering
+from trimtab.engine.metrics import PREFIX_WRITES
 from trimtab.engine.prefixes.version_loader import LoadedVersion
 from trimtab.errors import BusyError
 
@@ -164,6 +165,7 @@ class PrefixSlots:
         digest = prefix.card.digest
         resident, fresh = self._table.acquire_slots(digest, len(prefix.vectors))
         if fresh:
+            PREFIX_WRITES.inc()
             # The write counts as a user, so that the slots are not evicted during it even if the request has ended.
             self._table.acquire_slots(digest, len(prefix.vectors))
             self._writing[digest] = asyncio.create_task(self._write_vectors(prefix, resident))
