@@ -21,6 +21,10 @@ from trimtab import settings
 BLOCKS = re.compile(r"```console\n(?P<commands>.*?)```\n(?:\n```text\n(?P<output>.*?)```\n)?", re.DOTALL)
 BAR = re.compile(r"(?P<title>.+): (?P<done>\d+)/(?P<total>\d+|\?) in \d+ s")
 END = "--- end of this block ---"
+# The shell prints it when it exits. Its output does not end as long as a server runs.
+FAILED = "--- a command failed ---"
+# Start of the last line of a command that fails.
+ERROR = "trimtab: "
 # Last line that a server prints before it is ready.
 READY = "press Ctrl-C to stop"
 
@@ -51,6 +55,8 @@ def record_page(page: Path) -> bool:
             start_new_session=True,
         ) as shell:
             try:
+                assert shell.stdin
+                shell.stdin.write(f"trap \"echo '{FAILED}'\" EXIT\n")
                 outputs = [_run_block(shell, match["commands"]) for match in BLOCKS.finditer(text)]
             finally:
                 os.killpg(shell.pid, signal.SIGTERM)
@@ -81,10 +87,14 @@ def _run_block(shell: subprocess.Popen[str], block: str) -> str | None:
     for line in shell.stdout:
         if line.startswith(END):
             return "".join(_select_lines(lines))
+        if line.startswith(FAILED):
+            return None
         sys.stderr.write(line)
         lines.append(line)
         if is_server and line.startswith(READY):
             return "".join(_select_lines(lines))
+        if is_server and line.startswith(ERROR):
+            return None
     return None
 
 

@@ -6,7 +6,7 @@ KIND is capitals, currencies or continents. An answer is labeled as right if it 
 """
 
 import sys
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
@@ -15,10 +15,10 @@ from trimtab.data.question_sets import read_question_set
 url, kind, count, *key = sys.argv[1:]
 headers = {"authorization": f"Bearer {key[0]}"} if key else {}
 rows = [row for row in read_question_set("countries") if row["source"] == kind]
-right = 0
-with httpx.Client(base_url=url, headers=headers, timeout=120) as client:
+with httpx.Client(base_url=url, headers=headers, timeout=300) as client, ThreadPoolExecutor(4) as pool:
     model = client.get("/v1/models").json()["data"][0]["id"]
-    for row in islice(rows, int(count)):
+
+    def send_and_label(row):
         messages = [{"role": "user", "content": row["question"]}]
         body = {"model": model, "messages": messages, "max_tokens": 24, "temperature": 0}
         response = client.post("/v1/chat/completions", json=body).raise_for_status()
@@ -26,5 +26,7 @@ with httpx.Client(base_url=url, headers=headers, timeout=120) as client:
         correct = any(reference.lower() in answer for reference in row["answers"])
         label = {"id": response.headers["x-trimtab-request-id"], "correct": correct}
         client.post("/v1/feedback", json=label).raise_for_status()
-        right += correct
-print(f"{count} answers about {kind} labeled, {right} of them right")
+        return correct
+
+    labels = list(pool.map(send_and_label, rows[: int(count)]))
+print(f"{len(labels)} answers about {kind} labeled, {sum(labels)} of them right")
