@@ -191,8 +191,9 @@ def read_part(part: Folder, meta: DatasetMetadata, columns: list[str] | None = N
         ArtifactError: if the file is damaged, or of another data set.
     """
     try:
-        with part.open("rb") as file:
-            table = pq.read_table(file, columns=columns)
+        # Threads of Arrow that read from a Python file can abort or block the process when it exits (apache/arrow#50482).
+        content = pa.BufferReader(part.read_bytes())
+        table = pq.ParquetFile(content).read(columns=columns, use_threads=False)
     except (ArrowInvalid, OSError) as error:
         raise ArtifactError(f"{part} is not a whole Parquet file. Remove it and rerun `trimtab collect`") from error
     if (table.schema.metadata or {}).get(OF) != _of(meta):
