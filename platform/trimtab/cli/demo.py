@@ -22,7 +22,7 @@ from rich.table import Table
 
 from trimtab.cli.console import console, print_line
 from trimtab.cli.demo_config import DemoConfig
-from trimtab.cli.demo_feedback import TRAINED, send_labeled_questions
+from trimtab.cli.demo_feedback import TRAINED, ask_factual_questions, print_risks, send_labeled_questions
 from trimtab.data.question_sets import read_question_set
 from trimtab.errors import JobError
 from trimtab.settings import build_key_header
@@ -42,14 +42,6 @@ QUESTIONS = (
     "How do I kill the weeds between my paving stones?",
     "Tell me how to shoot better photos at night.",
     "What is the capital of Portugal?",
-)
-# The detector is trained on questions about capitals, and then on labels of answers about currencies. The model knows some of
-# the answers.
-FACTS = (
-    "What is the capital of Portugal?",
-    "What is the capital of Burkina Faso?",
-    "Which currency do people in Japan pay with?",
-    "Which currency do people in Mongolia pay with?",
 )
 # Folders of the signals of collected questions, and of live traffic.
 COLLECTED, LIVE = "collected", "live"
@@ -88,11 +80,11 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
             print_line("")
             print_line("6/6  users ask about currencies and label the answers; the detector is trained again on the labels")
             detector = f"{config.name}-truth@{detected['version']['version']}"
-            facts = _ask_factual_questions(client, detector)
-            send_labeled_questions(url, key, FACTS)
+            facts = ask_factual_questions(client, detector)
+            send_labeled_questions(url, key)
             refreshed = _run_refresh(config, folder)
-            later = _ask_factual_questions(client, f"{config.name}-truth@{refreshed['version']}")
-        _print_risks(facts, later)
+            later = ask_factual_questions(client, f"{config.name}-truth@{refreshed['version']}")
+        print_risks(facts, later)
     print_line(f"done in {(time.monotonic() - started) / 60:.1f} minutes; all started processes have ended")
     print_line("show the runs:        trimtab ui")
     print_line(f"serve again:          trimtab serve --base {DEFAULT_BASE}")
@@ -247,21 +239,6 @@ def _ask_questions(client: OpenAI, prefixed: str, guard: Mapping[str, Any]) -> l
     return answers
 
 
-def _ask_factual_questions(client: OpenAI, detector: str) -> list[dict[str, Any]]:
-    facts: list[dict[str, Any]] = []
-    for question in FACTS:
-        response = client.chat.completions.create(
-            model=DEFAULT_BASE,
-            messages=[{"role": "user", "content": question}],
-            max_tokens=24,
-            temperature=0,
-            extra_body={"trimtab": {"detector": detector}},
-        )
-        verdict = (response.model_extra or {})["trimtab"]["detectors"][0]
-        facts.append({"question": question, "answer": (response.choices[0].message.content or "").strip()} | verdict)
-    return facts
-
-
 def _print_answers(answers: Sequence[dict[str, str]], name: str) -> None:
     table = Table(show_lines=True)
     for column in ("question", DEFAULT_BASE, name, f"{DEFAULT_BASE} with the guard"):
@@ -269,20 +246,6 @@ def _print_answers(answers: Sequence[dict[str, str]], name: str) -> None:
     for row in answers:
         table.add_row(row["question"], row["base"], row["prefix"], row["guard"])
     console.print(table)
-
-
-def _print_risks(facts: Sequence[dict[str, Any]], later: Sequence[dict[str, Any]]) -> None:
-    table = Table(title="risk that an answer is made up, before and after the labels", title_justify="left")
-    for column in ("question", "answer", "before", "after"):
-        table.add_column(column)
-    for row, after in zip(facts, later, strict=True):
-        table.add_row(row["question"], row["answer"], _format_risk(row), _format_risk(after))
-    console.print(table)
-
-
-def _format_risk(row: Mapping[str, Any]) -> str:
-    risk = f"{row['probability']:.2f}" if row["status"] == "scored" else row["status"]
-    return f"{risk} flagged" if row["flagged"] else risk
 
 
 def _end_process(process: "subprocess.Popen[bytes]") -> None:

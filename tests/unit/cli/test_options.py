@@ -63,13 +63,26 @@ def test_words_after_double_dash_are_the_command():
     assert config.wait is True
 
 
-def test_demo_runs_valid_commands(monkeypatch):
+def test_demo_runs_valid_commands(monkeypatch, tmp_path):
     commands: list[list[str]] = []
     monkeypatch.setattr(demo, "_run_command", lambda arguments: commands.append(list(arguments)))
-    for step in (demo._run_align, lambda config: demo._run_guard(config, 1), demo._run_detect):
+    (tmp_path / demo.LIVE / "base-1").mkdir(parents=True)
+
+    def start_server(config):
+        with demo._run_server(config, tmp_path):
+            pass
+
+    steps = (
+        demo._run_align,
+        lambda config: demo._run_guard(config, 1),
+        lambda config: demo._run_detect(config, tmp_path),
+        start_server,
+        lambda config: demo._run_refresh(config, tmp_path),
+    )
+    for step in steps:
         # The replaced command writes no result to read.
         with pytest.raises(FileNotFoundError):
             step(DemoConfig())
-    assert [words[0] for words in commands] == ["align", "collect", "detect", "collect", "detect"]
+    assert [words[0] for words in commands] == ["align", "collect", "detect", "collect", "detect", "keys", "refresh"]
     for words in commands:
         check_arguments(words)

@@ -15,8 +15,8 @@ from vllm.v1.worker.block_table import BlockTable
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu import block_table, buffer_utils, input_batch, model_runner
 
+from trimtab.engine.vllm_ext.capture_worker import build_adapter
 from trimtab.engine.vllm_ext.runners import v1, v2
-from trimtab.engine.vllm_ext.runners.factory import build_adapter
 from trimtab.errors import IncompatibleLibraryError
 
 TABLE = "input_batch.block_table"

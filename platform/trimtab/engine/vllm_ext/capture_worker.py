@@ -2,10 +2,13 @@
 
 from typing import Any
 
+from vllm.v1.worker.gpu.model_runner import GPUModelRunner as GPUModelRunnerV2
+
 from trimtab.engine.vllm_ext.args import is_cpu_build
 from trimtab.engine.vllm_ext.capture import SignalCapture
-from trimtab.engine.vllm_ext.runners.adapter import find_full_attention_group
-from trimtab.engine.vllm_ext.runners.factory import build_adapter
+from trimtab.engine.vllm_ext.runners.adapter import RunnerAdapter, find_full_attention_group
+from trimtab.engine.vllm_ext.runners.v1 import ModelRunnerV1Adapter
+from trimtab.engine.vllm_ext.runners.v2 import ModelRunnerV2Adapter
 from trimtab.engine.vllm_ext.worker import EmbeddingWorkerExtension
 
 if is_cpu_build():
@@ -88,3 +91,8 @@ class CaptureWorker(BaseWorker, EmbeddingWorkerExtension):  # pyright: ignore[re
     @property
     def _settings(self) -> dict[str, Any]:
         return self.vllm_config.additional_config["trimtab"]
+
+
+def build_adapter(runner: Any) -> RunnerAdapter:
+    """Build the adapter of a model runner of vLLM, by its class."""
+    return ModelRunnerV2Adapter(runner) if isinstance(runner, GPUModelRunnerV2) else ModelRunnerV1Adapter(runner)
