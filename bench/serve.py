@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peers import servers
-from peers.costs import measure_memory, read_cpu_seconds
+from peers.costs import divide_increase, measure_memory, read_cpu_seconds
 from peers.homes import own_home
 from peers.serve_modes import SERVERS, build_servers
 from peers.serve_report import Measurement, build_report, read_measurements
@@ -99,8 +99,7 @@ def measure_idle(up: RunningServer, quick: bool) -> dict[str, float]:
     """Measure the CPU time of a server without requests, in hundredths of a core, in all and by role of the process."""
     before, seconds = read_cpu_seconds(up), QUICK_IDLE_SECONDS if quick else IDLE_SECONDS
     time.sleep(seconds)
-    after = read_cpu_seconds(up)
-    roles = {role: (after[role] - before.get(role, 0.0)) / seconds * 100 for role in after}
+    roles = divide_increase(before, read_cpu_seconds(up), seconds / 100)
     return {"idle": sum(roles.values())} | {f"idle {role}": value for role, value in roles.items()}
 
 
@@ -108,9 +107,7 @@ def measure_load(up: RunningServer, models: Sequence[str], clients: int, number:
     """Send one load, and measure the CPU time per 1,000 tokens, in all and by role, and the memory after it."""
     before = read_cpu_seconds(up)
     values = send_load(up.url, models, clients, seed=1000 * number + clients)
-    after = read_cpu_seconds(up)
-    thousands = values["tokens"] / 1000
-    roles = {role: (after[role] - before.get(role, 0.0)) / thousands for role in after}
+    roles = divide_increase(before, read_cpu_seconds(up), values["tokens"] / 1000)
     return values | {"cpu": sum(roles.values()), "memory": measure_memory(up)} | {f"cpu {role}": s for role, s in roles.items()}
 
 

@@ -23,6 +23,7 @@ from peers.costs import read_cpu_seconds
 from peers.detectors import save_untrained_detector, save_untrained_guard
 from peers.homes import own_home
 from peers.processes import ProcessSamples, estimate_slope
+from peers.ratios import bootstrap_mean, decide_at_most
 from peers.servers import RunningServer, Server
 
 from trimtab.model.base_model import resolve_base_model
@@ -32,7 +33,6 @@ ROUNDS, ROUND_SECONDS, QUICK_SECONDS = 5, 40.0, 10.0
 MINUTES, QUICK_MINUTES, SAMPLE_SECONDS, WARM_UP = 10.0, 1.0, 5.0, 0.3
 # Ratio of CPU times, and growth in MB per minute, that must not be exceeded.
 GOAL, LIMIT = 1.05, 0.5
-RESAMPLES, QUANTILES = 2000, (0.025, 0.975)
 LAYER = 18
 QUESTIONS = ("What is the capital of France?", "How do I bake bread?", "Tell me a story.", "Who are you?", "What is rain?")
 
@@ -111,12 +111,11 @@ async def run_load(url: str, base: str, seconds: float) -> int:
 def report_cost(costs: dict[str, list[float]]) -> dict[str, Any]:
     """Build the line of the ratio of CPU times, paired by round."""
     ratios = np.array(costs["with"]) / np.array(costs["without"])
-    draws = np.random.default_rng(0).integers(len(ratios), size=(RESAMPLES, len(ratios)))
-    low, high = np.quantile(ratios[draws].mean(1), QUANTILES)
-    met = True if high <= GOAL else False if low > GOAL else None
+    low, high = bootstrap_mean(ratios.tolist())
+    met = decide_at_most(low, high, GOAL)
     line = {"name": "store.cpu_seconds_per_1000_tokens", "value": float(np.mean(costs["with"])), "unit": "s"}
     line |= {"peer": {"without": float(np.mean(costs["without"]))}, "ratio": float(ratios.mean())}
-    return line | {"low": float(low), "high": float(high), "goal": GOAL, "met": met}
+    return line | {"low": low, "high": high, "goal": GOAL, "met": met}
 
 
 def measure_memory(up: RunningServer, base: str, seconds: float) -> list[dict[str, Any]]:
@@ -137,7 +136,7 @@ def measure_memory(up: RunningServer, base: str, seconds: float) -> list[dict[st
 def build_slope_line(name: str, taken: Sequence[Any]) -> dict[str, Any]:
     """Build the line of the growth of a process."""
     slope = estimate_slope(list(taken))
-    met = True if slope.high <= LIMIT else False if slope.low > LIMIT else None
+    met = decide_at_most(slope.low, slope.high, LIMIT)
     line = {"name": f"store.growth.{name}", "value": slope.value, "unit": "MB/minute", "peer": None, "ratio": None}
     return line | {"low": slope.low, "high": slope.high, "goal": LIMIT, "met": met}
 

@@ -1,6 +1,7 @@
 """CPU time and memory of all processes of a server."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 import psutil
 from peers.processes import MEGABYTE, name_process
@@ -17,6 +18,11 @@ def read_cpu_seconds(up: RunningServer) -> dict[str, float]:
             continue
         seconds[name_process(command)] += used.user + used.system
     return dict(seconds)
+
+
+def divide_increase(before: Mapping[str, float], after: Mapping[str, float], divisor: float) -> dict[str, float]:
+    """Return the increase of the CPU time by role, divided by seconds or by numbers of tokens."""
+    return {role: (seconds - before.get(role, 0.0)) / divisor for role, seconds in after.items()}
 
 
 def measure_memory(up: RunningServer) -> float:

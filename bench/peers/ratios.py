@@ -1,4 +1,4 @@
-"""Ratios of medians of paired times, with bootstrap intervals."""
+"""Bootstrap intervals of paired measurements, and decisions on whole intervals."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,6 +6,19 @@ from typing import Any
 import numpy as np
 
 RESAMPLES, QUANTILES = 2000, (0.025, 0.975)
+
+
+def bootstrap_mean(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of a mean."""
+    array = np.array(values)
+    draws = np.random.default_rng(0).integers(len(array), size=(RESAMPLES, len(array)))
+    low, high = np.quantile(array[draws].mean(1), QUANTILES)
+    return float(low), float(high)
+
+
+def decide_at_most(low: float, high: float, bound: float) -> bool | None:
+    """Return whether a whole interval is at most a bound; None if it contains the bound."""
+    return True if high <= bound else False if low > bound else None
 
 
 def build_line(

@@ -1,14 +1,14 @@
 """Measurements of bench/serve.py, and the report on their ratios."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peers.ratios import bootstrap_mean, decide_at_most
 
-RESAMPLES, QUANTILES = 10_000, (0.025, 0.975)
 VLLM, RAY, TRIMTAB = "vllm", "ray.serve.llm", "trimtab"
 # Processes of trimtab and of vLLM that handle requests; Ray's other processes are not among them.
 SERVING = ("replica", "proxy", "engine core", "trimtab serve")
@@ -55,8 +55,7 @@ class Goal:
 
     def decide(self, low: float, high: float) -> bool | None:
         """Return whether the whole interval meets the goal; None if it contains the bound."""
-        inside, outside = (low >= self.bound, high < self.bound) if self.at_least else (high <= self.bound, low > self.bound)
-        return True if inside else False if outside else None
+        return decide_at_most(-high, -low, -self.bound) if self.at_least else decide_at_most(low, high, self.bound)
 
 
 def read_measurements(path: Path) -> list[Measurement]:
@@ -108,7 +107,7 @@ def compare(
     pick = sum_serving_cpu if key == "serving_cpu" else lambda values: values[key]
     first, second = (np.array([pick(side[number]) for number in common]) for side in (ours, theirs))
     paired = first - second if key == "first_token_ms" else first / second
-    low, high = bootstrap(paired, np.mean)
+    low, high = bootstrap_mean(paired.tolist())
     line = {"name": name, "value": float(np.median(first)), "unit": UNITS.get(key, UNITS["cpu"])}
     line |= {"peer": float(np.median(second)), "ratio": float(paired.mean()), "low": low, "high": high, "rounds": len(common)}
     return line | {"goal": goal.bound if goal else None, "met": goal.decide(low, high) if goal and len(common) > 1 else None}
@@ -131,10 +130,3 @@ def build_line(name: str, rounds: dict[int, dict[str, float]], key: str, unit: s
         "goal": None,
         "met": None,
     }
-
-
-def bootstrap(values: "np.ndarray[Any, Any]", statistic: Callable[..., Any]) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of a statistic."""
-    draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.quantile(statistic(values[draws], axis=1), QUANTILES)
-    return float(low), float(high)

@@ -26,7 +26,7 @@ from trimtab.tracking.client import get_client
 from trimtab.tracking.promotions import promote_version
 from trimtab.tracking.runs import TrackedRun
 
-PREFIX_NAME, TOKENS, SLOTS, REPLICAS = "kept", 16, 8, 2
+PREFIX_NAME, TOKENS, SLOTS, REPLICAS = "chaos", 16, 8, 2
 REPLICA_PROCESS = "ServeReplica:trimtab:engine"
 # Ports on which the replicas of Ray Serve listen for HAProxy.
 REPLICA_PORTS = range(30_000, 31_001)

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from trimtab.cli.console import console, print_line
 from trimtab.cli.demo_config import DemoConfig
-from trimtab.cli.demo_feedback import TRAINED, ask_factual_questions, print_risks, send_labeled_questions
+from trimtab.cli.demo_feedback import TRAINED, ask_factual_questions, print_risks, send_labeled_questions, send_question
 from trimtab.data.question_sets import read_question_set
 from trimtab.errors import JobError
 from trimtab.settings import build_key_header
@@ -226,14 +226,7 @@ def _ask_questions(client: OpenAI, prefixed: str, guard: Mapping[str, Any]) -> l
     for question in QUESTIONS:
         row = {"question": question}
         for column, model, policies in columns:
-            response = client.chat.completions.create(
-                model=model,
-                messages=[{"role": "user", "content": question}],
-                max_tokens=40,
-                temperature=0,
-                extra_body={"trimtab": {"policies": policies}},
-            )
-            row[column] = (response.choices[0].message.content or "").strip()
+            row[column], response = send_question(client, model, question, 40, {"policies": policies})
             row[f"{column}_model"] = response.model
         answers.append(row)
     return answers

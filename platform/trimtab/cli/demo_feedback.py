@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 from openai import OpenAI
+from openai.types.chat import ChatCompletion
 from rich.table import Table
 
 from trimtab.cli.console import console, print_line
@@ -15,7 +16,7 @@ from trimtab.types import DEFAULT_BASE
 
 # Kinds of questions that the detector is trained on, and the kind that users ask later.
 TRAINED, LATER = ("capitals", "continents"), "currencies"
-CLIENTS = 4
+CLIENTS, ANSWER_TOKENS = 4, 24
 # The detector is trained on questions about capitals, and then on labels of answers about currencies. The model knows some of
 # the answers.
 FACTS = (
@@ -38,7 +39,7 @@ def send_labeled_questions(url: str, key: str) -> None:
 
         def send_and_label(question: str, references: list[str]) -> bool:
             messages = [{"role": "user", "content": question}]
-            body = {"model": DEFAULT_BASE, "messages": messages, "max_tokens": 24, "temperature": 0}
+            body = {"model": DEFAULT_BASE, "messages": messages, "max_tokens": ANSWER_TOKENS, "temperature": 0}
             response = client.post("/v1/chat/completions", json=body).raise_for_status()
             answer = response.json()["choices"][0]["message"]["content"].lower()
             correct = any(reference.lower() in answer for reference in references)
@@ -51,19 +52,35 @@ def send_labeled_questions(url: str, key: str) -> None:
     print_line(f"{len(labels)} answers about {LATER} labeled by reference answers, {sum(labels)} of them right")
 
 
+def send_question(
+    client: OpenAI, model: str, question: str, max_tokens: int, options: Mapping[str, Any]
+) -> tuple[str, ChatCompletion]:
+    """Return the greedy answer to a question, and its response.
+
+    Args:
+        client: client of the server.
+        model: name of the model.
+        question: the question.
+        max_tokens: maximum length of the answer in tokens.
+        options: field `trimtab` of the request.
+    """
+    response = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": question}],
+        max_tokens=max_tokens,
+        temperature=0,
+        extra_body={"trimtab": options},
+    )
+    return (response.choices[0].message.content or "").strip(), response
+
+
 def ask_factual_questions(client: OpenAI, detector: str) -> list[dict[str, Any]]:
     """Return the answers to `FACTS`, with the verdicts of a detector."""
     facts: list[dict[str, Any]] = []
     for question in FACTS:
-        response = client.chat.completions.create(
-            model=DEFAULT_BASE,
-            messages=[{"role": "user", "content": question}],
-            max_tokens=24,
-            temperature=0,
-            extra_body={"trimtab": {"detector": detector}},
-        )
+        answer, response = send_question(client, DEFAULT_BASE, question, ANSWER_TOKENS, {"detector": detector})
         verdict = (response.model_extra or {})["trimtab"]["detectors"][0]
-        facts.append({"question": question, "answer": (response.choices[0].message.content or "").strip()} | verdict)
+        facts.append({"question": question, "answer": answer} | verdict)
     return facts
 
 

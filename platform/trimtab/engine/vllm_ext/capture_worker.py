@@ -4,6 +4,7 @@ from typing import Any
 
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner as GPUModelRunnerV2
 
+from trimtab.engine.vllm_ext import patches
 from trimtab.engine.vllm_ext.args import is_cpu_build
 from trimtab.engine.vllm_ext.capture import SignalCapture
 from trimtab.engine.vllm_ext.runners.adapter import RunnerAdapter, find_full_attention_group
@@ -33,6 +34,7 @@ class CaptureWorker(BaseWorker, EmbeddingWorkerExtension):  # pyright: ignore[re
             ValueError: if the model class does not expose hidden states.
         """
         runner = build_adapter(self.model_runner)
+        patches.REGISTER.check(runner.sampling_patch)
         runner.check_attributes()
         super().load_model(**options)
         runner.capture_layers(self._settings["layers"])

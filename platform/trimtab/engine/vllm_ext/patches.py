@@ -42,6 +42,11 @@ SCHEDULER_OUTPUT = (
     "num_common_prefix_blocks",
     "finished_req_ids",
 )
+# Data of the scheduler that the signal capture reads, with both model runners.
+SCHEDULED = (
+    Symbol("vllm.v1.core.sched.output:NewRequestData", ("req_id", "prompt_token_ids", "mm_features", "sampling_params")),
+    Symbol("vllm.v1.core.sched.output:SchedulerOutput", SCHEDULER_OUTPUT),
+)
 
 
 @REGISTER.add(
@@ -270,8 +275,7 @@ def patch_seeded_sampling(runner: "ModelRunnerV1Adapter") -> None:
     Symbol("vllm.v1.worker.gpu_model_runner:ExecuteModelState.hidden_states"),
     Symbol("vllm.v1.worker.gpu_model_runner:ExecuteModelState.logits"),
     Symbol("vllm.v1.worker.gpu_model_runner:ExecuteModelState.scheduler_output"),
-    Symbol("vllm.v1.core.sched.output:NewRequestData", ("req_id", "prompt_token_ids", "mm_features", "sampling_params")),
-    Symbol("vllm.v1.core.sched.output:SchedulerOutput", SCHEDULER_OUTPUT),
+    *SCHEDULED,
     upstream="none: vLLM returns hidden states of pooling models only",
     versions=VERSIONS,
     remove_when="vLLM returns auxiliary hidden states and token statistics of generated tokens",
@@ -287,8 +291,7 @@ def patch_sampling(runner: Any, wrap: Wrap) -> None:
     Symbol("vllm.v1.worker.gpu.model_runner:ExecuteModelState.hidden_states"),
     Symbol("vllm.v1.worker.gpu.model_runner:ExecuteModelState.input_batch"),
     Symbol("vllm.v1.worker.gpu.sample.output:SamplerOutput", ("sampled_token_ids",)),
-    Symbol("vllm.v1.core.sched.output:NewRequestData", ("req_id", "prompt_token_ids", "mm_features", "sampling_params")),
-    Symbol("vllm.v1.core.sched.output:SchedulerOutput", SCHEDULER_OUTPUT),
+    *SCHEDULED,
     upstream="none: vLLM returns hidden states of pooling models only",
     versions=VERSIONS,
     remove_when="vLLM returns auxiliary hidden states and token statistics of generated tokens",

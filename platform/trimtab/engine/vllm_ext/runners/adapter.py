@@ -3,16 +3,19 @@
 The signal capture reads a model runner only through a `RunnerAdapter`, and replaces its methods only through patches.py.
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, UniformTypeKVCacheSpecs
+
+from trimtab.engine.vllm_ext import patches
 
 TokenUpdate = Callable[[Tensor], None]
 """Reads and replaces the sampled tokens [n, 1] of the requests in a batch, in place."""
@@ -39,10 +42,16 @@ class RunnerStep:
     hidden_states: Tensor
 
 
-class RunnerAdapter(Protocol):
+class RunnerAdapter(ABC):
     """Access to a model runner of vLLM.
 
+    Args:
+        runner: the model runner.
+
     Attributes:
+        runner_attributes: attributes of a model runner that exist when it is constructed.
+        cache_attributes: attributes that exist when the KV cache is allocated.
+        sampling_patch: name of the patch that `add_token_update` applies.
         owner: the model runner, whose methods the patches replace.
         device: device of the model.
         max_requests: maximum number of requests in a batch.
@@ -50,13 +59,17 @@ class RunnerAdapter(Protocol):
         width: width of the model.
     """
 
-    owner: Any
-    device: torch.device
-    max_requests: int
-    max_length: int
-    width: int
+    runner_attributes: ClassVar[tuple[str, ...]]
+    cache_attributes: ClassVar[tuple[str, ...]]
+    sampling_patch: ClassVar[str]
 
-    @abstractmethod
+    def __init__(self, runner: Any) -> None:
+        self.owner = runner
+        self.device: torch.device = runner.device
+        self.max_requests: int = runner.max_num_reqs
+        self.max_length: int = runner.max_model_len
+        self.width: int = runner.model_config.get_hidden_size()
+
     def check_attributes(self, *, allocated: bool = False) -> None:
         """Raise IncompatibleLibraryError if the model runner lacks an attribute that this adapter reads.
 
@@ -66,7 +79,8 @@ class RunnerAdapter(Protocol):
         Raises:
             IncompatibleLibraryError: if an attribute is missing.
         """
-        ...
+        paths = (*self.runner_attributes, *(self.cache_attributes if allocated else ()))
+        patches.REGISTER.check_attributes("model runner", self.owner, paths, patches.VERSIONS)
 
     @abstractmethod
     def get_block_size(self) -> int:
@@ -106,9 +120,27 @@ class RunnerAdapter(Protocol):
         ...
 
     @abstractmethod
+    def wrap_sampling(self, wrap: patches.Wrap) -> None:
+        """Replace the method of the model runner that samples."""
+        ...
+
+    @abstractmethod
+    def get_sampled_tokens(self, result: Any) -> Tensor:
+        """Return the sampled tokens [n, 1] in the result of this method. Changes take effect."""
+        ...
+
     def add_token_update(self, update: TokenUpdate) -> None:
         """Call `update` with the sampled tokens of each step before the runner uses them."""
-        ...
+
+        def wrap(sample: Callable[..., Any]) -> Callable[..., Any]:
+            def sample_and_update(*args: Any, **options: Any) -> Any:
+                result = sample(*args, **options)
+                update(self.get_sampled_tokens(result))
+                return result
+
+            return sample_and_update
+
+        self.wrap_sampling(wrap)
 
     def capture_layers(self, layers: Sequence[int]) -> None:
         """Make the forward pass return the hidden states of layers. Called after the model is loaded.
@@ -130,6 +162,11 @@ class RunnerAdapter(Protocol):
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
         """Compute the logits [N, V] of states [N, d]."""
         return self.owner.get_model().compute_logits(hidden_states)
+
+    @cached_property
+    def attention_group(self) -> int:
+        """Index of the first group of full-attention layers. Read after the KV cache is allocated."""
+        return find_full_attention_group(self.owner.kv_cache_config)
 
 
 def find_full_attention_group(cache: KVCacheConfig) -> int:

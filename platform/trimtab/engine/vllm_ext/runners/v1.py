@@ -1,6 +1,5 @@
 """Adapter of vLLM's first model runner: `GPUModelRunner`, and `CPUModelRunner`, which extends it."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trimtab.engine.vllm_ext import patches
-from trimtab.engine.vllm_ext.runners.adapter import RunnerAdapter, RunnerStep, TokenUpdate, find_full_attention_group
+from trimtab.engine.vllm_ext.runners.adapter import RunnerAdapter, RunnerStep
 
 # Attributes of a model runner that exist when it is constructed.
 RUNNER_ATTRIBUTES = (
@@ -36,25 +35,15 @@ TABLE_ATTRIBUTES = ("block_size", "blocks_per_kv_block", "get_numpy_array")
 
 
 class ModelRunnerV1Adapter(RunnerAdapter):
-    """Adapter of vLLM's first model runner.
+    """Adapter of vLLM's first model runner."""
 
-    Args:
-        runner: the model runner.
-    """
-
-    def __init__(self, runner: Any) -> None:
-        self.owner = runner
-        self.device = runner.device
-        self.max_requests = runner.max_num_reqs
-        self.max_length = runner.max_model_len
-        self.width = runner.model_config.get_hidden_size()
+    runner_attributes, cache_attributes, sampling_patch = RUNNER_ATTRIBUTES, CACHE_ATTRIBUTES, "patch_sampling"
 
     def check_attributes(self, *, allocated: bool = False) -> None:
-        patches.REGISTER.check("patch_sampling")
-        check = patches.REGISTER.check_attributes
-        check("model runner", self.owner, (*RUNNER_ATTRIBUTES, *(CACHE_ATTRIBUTES if allocated else ())), patches.VERSIONS)
+        super().check_attributes(allocated=allocated)
         if allocated:
-            check("model runner", self.owner.input_batch.block_table[0], TABLE_ATTRIBUTES, patches.VERSIONS)
+            table = self.owner.input_batch.block_table[0]
+            patches.REGISTER.check_attributes("model runner", table, TABLE_ATTRIBUTES, patches.VERSIONS)
 
     def get_block_size(self) -> int:
         return self._get_table().block_size
@@ -77,16 +66,11 @@ class ModelRunnerV1Adapter(RunnerAdapter):
     def get_next_logits(self, lines: Tensor) -> Tensor:
         return self.owner.execute_model_state.logits[lines]
 
-    def add_token_update(self, update: TokenUpdate) -> None:
-        def wrap(sample: Callable[..., Any]) -> Callable[..., Any]:
-            def sample_and_update(*args: Any, **options: Any) -> Any:
-                output = sample(*args, **options)
-                update(output.sampled_token_ids)
-                return output
-
-            return sample_and_update
-
+    def wrap_sampling(self, wrap: patches.Wrap) -> None:
         patches.patch_sampling(self.owner, wrap)
+
+    def get_sampled_tokens(self, result: Any) -> Tensor:
+        return result.sampled_token_ids
 
     def get_discarded(self) -> NDArray[np.bool_]:
         """Return whether the next token of each request in the batch is sampled only to be discarded [n]."""
@@ -97,4 +81,4 @@ class ModelRunnerV1Adapter(RunnerAdapter):
         return self.owner.input_batch.generators
 
     def _get_table(self) -> Any:
-        return self.owner.input_batch.block_table[find_full_attention_group(self.owner.kv_cache_config)]
+        return self.owner.input_batch.block_table[self.attention_group]

@@ -8,7 +8,6 @@ It differs from the first runner in three points:
 - The sampler is called by `sample`, which returns two more values.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trimtab.engine.vllm_ext import patches
-from trimtab.engine.vllm_ext.runners.adapter import RunnerAdapter, RunnerStep, TokenUpdate, find_full_attention_group
+from trimtab.engine.vllm_ext.runners.adapter import RunnerAdapter, RunnerStep
 
 # Attributes of a model runner that exist when it is constructed.
 RUNNER_ATTRIBUTES = (
@@ -39,7 +38,7 @@ CACHE_ATTRIBUTES = (
     "kv_cache_config.kv_cache_groups",
     "kv_cache_config.num_blocks",
 )
-# Attributes of the batch of a step.
+# Attributes of the batch of a step. It does not exist at start-up: a test checks them.
 BATCH_ATTRIBUTES = (
     "idx_mapping_np",
     "logits_indices",
@@ -52,31 +51,20 @@ BATCH_ATTRIBUTES = (
 
 
 class ModelRunnerV2Adapter(RunnerAdapter):
-    """Adapter of vLLM's second model runner.
+    """Adapter of vLLM's second model runner."""
 
-    Args:
-        runner: the model runner.
-    """
-
-    def __init__(self, runner: Any) -> None:
-        self.owner = runner
-        self.device = runner.device
-        self.max_requests = runner.max_num_reqs
-        self.max_length = runner.max_model_len
-        self.width = runner.model_config.get_hidden_size()
+    runner_attributes, cache_attributes, sampling_patch = RUNNER_ATTRIBUTES, CACHE_ATTRIBUTES, "patch_sampling_v2"
 
     def check_attributes(self, *, allocated: bool = False) -> None:
-        patches.REGISTER.check("patch_sampling_v2")
-        paths = (*RUNNER_ATTRIBUTES, *(CACHE_ATTRIBUTES if allocated else ()))
-        patches.REGISTER.check_attributes("model runner", self.owner, paths, patches.VERSIONS)
+        super().check_attributes(allocated=allocated)
         if self.owner.pcp_manager is not None:
             raise ValueError("detectors do not support prefill context parallelism. Start the server without it")
 
     def get_block_size(self) -> int:
-        return self.owner.block_tables.kernel_block_sizes[self._find_group()]
+        return self.owner.block_tables.kernel_block_sizes[self.attention_group]
 
     def count_blocks(self) -> int:
-        return self.owner.kv_cache_config.num_blocks * self.owner.block_tables.blocks_per_kv_block[self._find_group()]
+        return self.owner.kv_cache_config.num_blocks * self.owner.block_tables.blocks_per_kv_block[self.attention_group]
 
     def get_step(self) -> RunnerStep | None:
         if (state := self.owner.execute_model_state) is None:
@@ -89,23 +77,15 @@ class ModelRunnerV2Adapter(RunnerAdapter):
 
     def get_blocks(self, lines: NDArray[np.integer[Any]], numbers: NDArray[np.integer[Any]]) -> Tensor:
         rows = self.owner.execute_model_state.input_batch.idx_mapping_np[lines]
-        table = self.owner.block_tables.block_tables[self._find_group()].gpu
+        table = self.owner.block_tables.block_tables[self.attention_group].gpu
         return table[torch.as_tensor(rows, device=self.device), torch.as_tensor(numbers, device=self.device)].long()
 
     def get_next_logits(self, lines: Tensor) -> Tensor:
         state = self.owner.execute_model_state
         return self.compute_logits(state.hidden_states[state.input_batch.logits_indices[lines]])
 
-    def add_token_update(self, update: TokenUpdate) -> None:
-        def wrap(sample: Callable[..., Any]) -> Callable[..., Any]:
-            def sample_and_update(*args: Any, **options: Any) -> Any:
-                output, *others = sample(*args, **options)
-                update(output.sampled_token_ids)
-                return output, *others
-
-            return sample_and_update
-
+    def wrap_sampling(self, wrap: patches.Wrap) -> None:
         patches.patch_sampling_v2(self.owner, wrap)
 
-    def _find_group(self) -> int:
-        return find_full_attention_group(self.owner.kv_cache_config)
+    def get_sampled_tokens(self, result: Any) -> Tensor:
+        return result[0].sampled_token_ids
