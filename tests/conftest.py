@@ -122,13 +122,10 @@ def cluster(object_store) -> Generator[None]:
 @pytest.fixture(scope="session")
 def bucket(cluster, object_store) -> Generator[str]:
     """S3 bucket that the test process and Ray's workers can access."""
-    import boto3
-
     with pytest.MonkeyPatch.context() as patch:
         for name, value in object_store.environment.items():
             patch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket="trimtab-tests")
-        yield "s3://trimtab-tests"
+        yield object_store.create_bucket("trimtab-tests")
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,13 @@ class ObjectStore:
     def stop(self) -> None:
         self._server.stop()
 
+    def create_bucket(self, name: str) -> str:
+        """Create a bucket and return its URI."""
+        keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+        client = boto3.client("s3", endpoint_url=self.environment["AWS_ENDPOINT_URL"], region_name="us-east-1", **keys)
+        client.create_bucket(Bucket=name)
+        return f"s3://{name}"
+
 
 def list_keys() -> list[str]:
     """Return the keys in the test bucket. Server and credentials come from the environment."""
