@@ -10,10 +10,12 @@ import os
 # Ray reads these when it is imported.
 os.environ |= {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 
+import ray
 import torch
 from ray import serve
 from ray.serve.llm import LLMConfig, build_openai_app
 
+CORES = 8
 START_OPTIONS = {"dtype": "float32", "enforce_eager": True, "generation_config": "vllm", "distributed_executor_backend": "mp"}
 
 
@@ -37,6 +39,8 @@ def main() -> None:
         deployment_config={"num_replicas": 1, "max_ongoing_requests": 256},
         **on_cpu,
     )
+    # Logical cores: on a machine with two, the ingress would wait forever beside the engine.
+    ray.init(num_cpus=CORES)
     serve.start(http_options={"host": options.host, "port": options.port})
     serve.run(build_openai_app({"llm_configs": [config]}), blocking=True)
 

@@ -66,10 +66,10 @@ def read_system_prompt(config: DistilConfig, base: BaseModel) -> SystemPrompt:
     return SystemPrompt(text, tokens, compute_key(text, 16))
 
 
-def build_engine_config(config: DistilConfig, system: SystemPrompt, slots: int = 1) -> EngineConfig:
+def build_engine_config(config: DistilConfig, system: SystemPrompt) -> EngineConfig:
     """Build the configuration of engines whose context fits the system prompt."""
     length = max(2048, system.tokens + max(CONTEXT, 2 * config.train.max_target_tokens, 2 * config.evaluate.max_tokens))
-    return EngineConfig(num_slots=slots, dtype=config.dtype, max_model_len=length)
+    return EngineConfig(num_slots=1, dtype=config.dtype, max_model_len=length)
 
 
 def prepare_dataset(config: DistilConfig, base: BaseModel, system: SystemPrompt) -> PreparedDataset:

@@ -17,12 +17,15 @@ from trimtab.evaluation.rules.rule_checks import Rule, check_answer
 from trimtab.evaluation.rules.rule_results import SYSTEM_ARM, RuleVerdicts, compute_recovered_share
 from trimtab.evaluation.safety.results import Arm
 from trimtab.evaluation.utility.metrics import MeasuredArm
+from trimtab.generation_types import Sampling
 from trimtab.jobs.distil.config import DistilConfig, DistilGateConfig
 from trimtab.jobs.distil.dataset import SystemPrompt, build_engine_config
 from trimtab.jobs.evaluate import utility
 from trimtab.jobs.evaluate.variants import ArmBatch, generate_batches
 from trimtab.jobs.judges.config import JudgeConfig
 from trimtab.jobs.runtime.cluster import run_task
+from trimtab.jobs.runtime.engine_pool import GenerationRequest
+from trimtab.jobs.runtime.generation_cache import generate_cached
 from trimtab.judges.llm_rule import LlmRuleJudge
 from trimtab.model.base_model import BaseModel
 from trimtab.ray_connection import get_max_node_cores
@@ -160,20 +163,32 @@ def _generate_answers(
     prefix: Prefix,
     sets: Mapping[str, tuple[Sequence[Prompt], int]],
 ) -> dict[str, dict[str, list[str]]]:
-    """Return the answers to each set of prompts by arm, from one engine."""
-    arms = _build_arms(prefix)
-    batches = [
-        ArmBatch(arm, [add_system_prompt(p, system.text) for p in prompts] if arm.name == SYSTEM_ARM else prompts, longest)
-        for prompts, longest in sets.values()
-        for arm in arms
-    ]
-    engine = build_engine_config(config, system, 256)
-    found = iter(generate_batches("answers of all arms", base, batches, engine, config.scale.gpus_per_worker))
-    return {name: {arm.name: next(found) for arm in arms} for name in sets}
+    """Return the answers to each set of prompts by arm.
+
+    Those without the prefix are cached: they are the same for every prefix and seed.
+    """
+    engine = build_engine_config(config, system)
+    requests = {
+        (name, arm): [_build_request(prompt, system.text if arm == SYSTEM_ARM else None, longest) for prompt in prompts]
+        for name, (prompts, longest) in sets.items()
+        for arm in (BASE_ARM, SYSTEM_ARM)
+    }
+    distinct = [request for listed in requests.values() for request in listed]
+    cached = generate_cached("answers without the prefix", base, distinct, engine, config.scale)
+    answers: dict[str, dict[str, list[str]]] = {name: {} for name in sets}
+    for (name, arm), listed in requests.items():
+        answers[name][arm] = [cached[request.key(engine.dtype)][0].text for request in listed]
+    batches = [ArmBatch(Arm(prefix.card.name, prefix=prefix), prompts, longest) for prompts, longest in sets.values()]
+    with_slots = replace(engine, num_slots=config.num_virtual_tokens)
+    found = generate_batches("answers with the prefix", base, batches, with_slots, config.scale.gpus_per_worker)
+    for name, texts in zip(sets, found, strict=True):
+        answers[name][prefix.card.name] = texts
+    return answers
 
 
-def _build_arms(prefix: Prefix) -> list[Arm]:
-    return [Arm(BASE_ARM), Arm(SYSTEM_ARM), Arm(prefix.card.name, prefix=prefix)]
+def _build_request(prompt: Prompt, system: str | None, max_tokens: int) -> GenerationRequest:
+    whole = prompt if system is None else add_system_prompt(prompt, system)
+    return GenerationRequest(whole.messages, Sampling(max_tokens, logprobs=0))
 
 
 def _check_rule(
