@@ -6,7 +6,6 @@ import random
 import statistics
 import sys
 import time
-from itertools import pairwise
 from typing import Any
 
 import aiohttp
@@ -42,7 +41,8 @@ async def run_load(task: dict[str, Any]) -> dict[str, float]:
 
         await asyncio.gather(*(run_client() for _ in range(task["clients"])))
     seconds = time.perf_counter() - start
-    gaps = [later - earlier for _, *chunks in answers for earlier, later in pairwise(chunks)]
+    # The mean of an answer, because a server may send several tokens at once.
+    gaps = [(times[-1] - times[1]) / (task["tokens"] - 1) for times in answers]
     return {
         "tokens": len(requests) * task["tokens"],
         "tokens_per_second": len(requests) * task["tokens"] / seconds,

@@ -1,7 +1,6 @@
 """Servers of the benchmarks: their commands, start and stop, and the prefixes that they serve."""
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -87,7 +86,7 @@ def run_server(server: Server, headers: Mapping[str, str] | None = None) -> Gene
             wait_until_ready(f"http://127.0.0.1:{port}/v1/models", process, output, headers)
             yield RunningServer(f"http://127.0.0.1:{port}", process)
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             try:
                 process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:

@@ -1,6 +1,7 @@
-"""Untrained baseline arms of a study: random vectors and the best single vocabulary token."""
+"""Arms of a study, with untrained baselines: an empty system prompt, random vectors and the best vocabulary token."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -12,9 +13,11 @@ from trimtab.artifacts.card import FILE, PrefixCard
 from trimtab.artifacts.prefix import Prefix, build_prefix, load_prefix, save_prefix
 from trimtab.data.hard_filter import TrainingRow
 from trimtab.data.prompt import compute_prompts_digest
+from trimtab.evaluation.safety.results import Arm
 from trimtab.generation_types import Progress
 from trimtab.jobs.align.config import AlignConfig
 from trimtab.jobs.align.dataset import PreparedDataset
+from trimtab.jobs.evaluate.variants import build_standard_arms
 from trimtab.jobs.runtime.cluster import run_task
 from trimtab.jobs.study.config import StudyConfig
 from trimtab.model.base_model import BaseModel, resolve_on_node
@@ -24,8 +27,24 @@ from trimtab.model.objective_inputs import ObjectiveScorer, compute_totals
 from trimtab.model.reference_outputs import ReferenceOutputs
 from trimtab.objectives.likelihood import Likelihood
 from trimtab.ray_connection import get_max_node_cores
-from trimtab.types import RANDOM_ARM, TOKEN_ARM
+from trimtab.types import BASE_ARM, EMPTY_ARM, RANDOM_ARM, TOKEN_ARM
 from trimtab.util.identifiers import compute_key
+
+
+def build_study_arms(base: BaseModel, prefixes: Mapping[str, Prefix]) -> list[Arm]:
+    """Build the arms of a study.
+
+    If the chat template adds a system message by itself, a prefix at position `system` replaces it. An arm with an empty system
+    message then shows what this change does alone.
+
+    Args:
+        base: base model.
+        prefixes: trained and untrained prefixes by arm name.
+    """
+    arms = build_standard_arms(prefixes)
+    if build_renderer(base, 1).default_system:
+        arms.insert(arms.index(Arm(BASE_ARM)) + 1, Arm(EMPTY_ARM, system=""))
+    return arms
 
 
 def build_baselines(

@@ -30,13 +30,13 @@ from trimtab.jobs.evaluate import utility
 from trimtab.jobs.evaluate.arm_cache import ArmCache
 from trimtab.jobs.evaluate.conditions import add_guarded_arms, apply_conditions
 from trimtab.jobs.evaluate.utility import LoadedSuite
-from trimtab.jobs.evaluate.variants import TITLE, build_engine_config, build_standard_arms, generate_missing, limit_prompts
+from trimtab.jobs.evaluate.variants import TITLE, build_engine_config, generate_missing, limit_prompts
 from trimtab.jobs.judges.runner import apply_judge, compute_standing, open_judge
 from trimtab.jobs.runtime.cluster import ray_session
 from trimtab.jobs.runtime.config import as_source_list
 from trimtab.jobs.runtime.run_state import create_or_resume_run
 from trimtab.jobs.study.arm_runs import ArmRun, TrainedArm, train_arms
-from trimtab.jobs.study.baselines import build_baselines
+from trimtab.jobs.study.baselines import build_baselines, build_study_arms
 from trimtab.jobs.study.config import StudyConfig
 from trimtab.judges import Judge
 from trimtab.judges.human_agreement import JudgeStanding
@@ -144,7 +144,7 @@ def _train_and_compare(session: StudySession, prepared: Mapping[str, PreparedDat
     report = _build_report(config, first, base, prepared[first.name], trained, results, session.standing)
     if not session.suites:
         return report
-    all_arms, precision = build_standard_arms(prefixes), first.train.dtype
+    all_arms, precision = build_study_arms(base, prefixes), first.train.dtype
     cost = utility.measure_utility(base, all_arms, session.suites, precision, first.scale.gpus_per_worker, folder / "utility")
     parent.log_inputs([entry for name, suite in session.suites.items() for entry in suite.inputs(name)], "utility")
     parent.log_metrics(get_logged_metrics(cost), 0)
@@ -196,7 +196,7 @@ def _answer_all(
 
     One engine generates the answers that are not cached, also those to the questions of the utility suites.
     """
-    first, base, arms = session.first, session.base, build_standard_arms(prefixes)
+    first, base, arms = session.first, session.base, build_study_arms(session.base, prefixes)
     tokens, dtype, folder = first.evaluate.max_tokens, first.train.dtype, session.folder / "judged"
     caches = {part: ArmCache(folder, base.fingerprint, prompts, tokens, dtype) for part, prompts in parts.items()}
     questions = utility.open_answer_caches(base, session.suites, dtype, session.folder / "utility")

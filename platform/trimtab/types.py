@@ -51,10 +51,11 @@ TARGET_ORIGINS: tuple[TargetOrigin, ...] = get_args(TargetOrigin)
 # Measure on the validation rows that selects the vectors of a prefix.
 Selection = Literal["decision", "loss"]
 # Arms without training.
-BASE_ARM, TEXT_ARM, RANDOM_ARM, TOKEN_ARM = "base", "text prompt", "random vector", "best token"
+BASE_ARM, TEXT_ARM, EMPTY_ARM = "base", "text prompt", "empty system prompt"
+RANDOM_ARM, TOKEN_ARM = "random vector", "best token"
 # Arms that act on the verdict of a detector of prompts.
 GUARD_ARM, CONDITIONAL_ARM = "guard", "conditional"
-BASELINE_ARMS = (BASE_ARM, TEXT_ARM, RANDOM_ARM, TOKEN_ARM)
+BASELINE_ARMS = (BASE_ARM, TEXT_ARM, EMPTY_ARM, RANDOM_ARM, TOKEN_ARM)
 # Verdict of a refusal judge on an answer.
 Verdict = Literal["refusal", "partial", "compliance"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)

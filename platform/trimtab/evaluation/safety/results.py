@@ -31,7 +31,8 @@ class Arm:
     Attributes:
         name: name of the arm.
         prefix: prefix to apply, if any.
-        system: text system prompt, if any; a prompt's own system message takes precedence.
+        system: text system prompt; empty for a system message without text, None for none. A prompt's own system message takes
+            precedence.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Arm:
 
     def build_ask(self, prompt: Prompt) -> Conversation:
         """Return the generation request of this arm for a prompt."""
-        system = [{"role": "system", "content": self.system}] if self.system and not prompt.system else []
+        system = [{"role": "system", "content": self.system}] if self.system is not None and not prompt.system else []
         return Conversation([*system, *prompt.messages], self.prefix)
 
 
