@@ -173,8 +173,8 @@ def _generate_answers(
         for name, (prompts, longest) in sets.items()
         for arm in (BASE_ARM, SYSTEM_ARM)
     }
-    distinct = [request for listed in requests.values() for request in listed]
-    cached = generate_cached("answers without the prefix", base, distinct, engine, config.scale)
+    every_request = [request for listed in requests.values() for request in listed]
+    cached = generate_cached("answers without the prefix", base, every_request, engine, config.scale)
     answers: dict[str, dict[str, list[str]]] = {name: {} for name in sets}
     for (name, arm), listed in requests.items():
         answers[name][arm] = [cached[request.key(engine.dtype)][0].text for request in listed]

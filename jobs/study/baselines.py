@@ -27,7 +27,7 @@ from trimtab.model.objective_inputs import ObjectiveScorer, compute_totals
 from trimtab.model.reference_outputs import ReferenceOutputs
 from trimtab.objectives.likelihood import Likelihood
 from trimtab.ray_connection import get_max_node_cores
-from trimtab.types import BASE_ARM, EMPTY_ARM, RANDOM_ARM, TOKEN_ARM
+from trimtab.types import EMPTY_ARM, RANDOM_ARM, TOKEN_ARM
 from trimtab.util.identifiers import compute_key
 
 
@@ -41,10 +41,9 @@ def build_study_arms(base: BaseModel, prefixes: Mapping[str, Prefix]) -> list[Ar
         base: base model.
         prefixes: trained and untrained prefixes by arm name.
     """
-    arms = build_standard_arms(prefixes)
-    if build_renderer(base, 1).default_system:
-        arms.insert(arms.index(Arm(BASE_ARM)) + 1, Arm(EMPTY_ARM, system=""))
-    return arms
+    plain, *others = build_standard_arms(prefixes)
+    empty = [Arm(EMPTY_ARM, system="")] if build_renderer(base, 1).default_system else []
+    return [plain, *empty, *others]
 
 
 def build_baselines(

@@ -7,21 +7,20 @@ and the answers are cached. A study can therefore be interrupted, resumed, and e
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from trimtab import settings
 from trimtab.artifacts.card import PrefixCondition
-from trimtab.artifacts.prefix import Prefix
 from trimtab.cli import main
 from trimtab.cli.console import console, print_line
 from trimtab.data.prompt import Prompt
 from trimtab.data.readers import read_all_prompts
 from trimtab.errors import UsageError
 from trimtab.evaluation.safety.report import build_table
-from trimtab.evaluation.safety.results import ArmResult, judge_answers
+from trimtab.evaluation.safety.results import Arm, ArmResult, judge_answers
 from trimtab.evaluation.study_page import StudyReport, report_as_json, write_report
 from trimtab.evaluation.utility.report import build_tables, get_logged_metrics
 from trimtab.jobs.align.config import PARTED_BY, AlignConfig
@@ -134,7 +133,8 @@ def _train_and_compare(session: StudySession, prepared: Mapping[str, PreparedDat
     prefixes = {name: t.prefix for name, t in trained.items()} | build_baselines(
         config, first, base, prepared[first.name], folder
     )
-    answered = _answer_all(session, prefixes, _read_prompt_parts(config, first, prepared[first.name]))
+    all_arms = build_study_arms(base, prefixes)
+    answered = _answer_all(session, all_arms, _read_prompt_parts(config, first, prepared[first.name]))
     results = apply_judge(answered, session.judge, first.scale.gpus_per_worker)
     engine, gpus = build_engine_config(first.train.dtype), first.scale.gpus_per_worker
     if config.detector is not None:
@@ -144,8 +144,7 @@ def _train_and_compare(session: StudySession, prepared: Mapping[str, PreparedDat
     report = _build_report(config, first, base, prepared[first.name], trained, results, session.standing)
     if not session.suites:
         return report
-    all_arms, precision = build_study_arms(base, prefixes), first.train.dtype
-    cost = utility.measure_utility(base, all_arms, session.suites, precision, first.scale.gpus_per_worker, folder / "utility")
+    cost = utility.measure_utility(base, all_arms, session.suites, first.train.dtype, gpus, folder / "utility")
     parent.log_inputs([entry for name, suite in session.suites.items() for entry in suite.inputs(name)], "utility")
     parent.log_metrics(get_logged_metrics(cost), 0)
     return replace(report, utility=cost)
@@ -189,14 +188,12 @@ def _read_prompt_parts(config: StudyConfig, first: AlignConfig, prepared: Prepar
     return parts
 
 
-def _answer_all(
-    session: StudySession, prefixes: Mapping[str, Prefix], parts: Mapping[str, list[Prompt]]
-) -> dict[str, list[ArmResult]]:
+def _answer_all(session: StudySession, arms: Sequence[Arm], parts: Mapping[str, list[Prompt]]) -> dict[str, list[ArmResult]]:
     """Return the results of all arms on all parts.
 
     One engine generates the answers that are not cached, also those to the questions of the utility suites.
     """
-    first, base, arms = session.first, session.base, build_study_arms(session.base, prefixes)
+    first, base = session.first, session.base
     tokens, dtype, folder = first.evaluate.max_tokens, first.train.dtype, session.folder / "judged"
     caches = {part: ArmCache(folder, base.fingerprint, prompts, tokens, dtype) for part, prompts in parts.items()}
     questions = utility.open_answer_caches(base, session.suites, dtype, session.folder / "utility")
