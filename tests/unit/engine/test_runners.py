@@ -143,7 +143,7 @@ def test_missing_attribute_is_reported_in_one_line(module, path):
     name = path.removeprefix(f"{TABLE}.0.")
     with pytest.raises(
         IncompatibleLibraryError,
-        match=rf"^model runner: SimpleNamespace\.{name} of vllm [0-9.]+ does not exist\. Install vllm 0\.29\.0$",
+        match=rf"^model runner: SimpleNamespace\.{name} of vllm [0-9.]+ does not exist\. Install vllm 0\.32\.0$",
     ):
         check_without(module, path)
 

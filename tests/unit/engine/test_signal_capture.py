@@ -33,7 +33,7 @@ class ScriptedRunner:
         self.device, self.max_num_reqs, self.max_model_len = torch.device("cpu"), 4, 32
         self.model_config = types.SimpleNamespace(get_hidden_size=lambda: WIDTH)
         self.blocks = np.zeros((self.max_num_reqs, 8), np.int32)
-        table = types.SimpleNamespace(block_size=BLOCK, blocks_per_kv_block=1, get_numpy_array=lambda: self.blocks)
+        table = types.SimpleNamespace(block_size=BLOCK, get_numpy_array=lambda: self.blocks)
         self.input_batch = types.SimpleNamespace(block_table=[table], generators={})
         self.discard_request_mask = types.SimpleNamespace(np=np.zeros(self.max_num_reqs, np.bool_))
         self.execute_model_state = None
@@ -122,7 +122,7 @@ class ScriptedRunnerV2(ScriptedRunner):
         super().__init__()
         self.pcp_manager = None
         table = types.SimpleNamespace(gpu=torch.zeros(self.max_num_reqs, 8, dtype=torch.int32))
-        self.block_tables = types.SimpleNamespace(block_tables=[table], kernel_block_sizes=[BLOCK], blocks_per_kv_block=[1])
+        self.block_tables = types.SimpleNamespace(block_tables=[table], block_sizes=[BLOCK])
         self.rows: dict[str, int] = {}
 
     def prepare_batch(self, spans: dict[str, tuple[int, int, list[int]]], scheduled: object, states: torch.Tensor) -> None:

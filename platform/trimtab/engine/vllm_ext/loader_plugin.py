@@ -14,6 +14,7 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from trimtab.engine.vllm_ext.args import LOAD_FORMAT
+from trimtab.engine.vllm_ext.patches import patch_kernel_registration
 
 
 class EnlargedVocabularyLoader(DefaultModelLoader):
@@ -53,5 +54,6 @@ def enlarge_tensor(tensor: Tensor, vocabulary: int, added: int) -> Tensor:
 
 
 def register_loader() -> None:
-    """Register `load_format="trimtab"` with vLLM. Entry point of the plugin."""
+    """Register `load_format="trimtab"` with vLLM, in each of its processes. Entry point of the plugin."""
+    patch_kernel_registration()
     register_model_loader(LOAD_FORMAT)(EnlargedVocabularyLoader)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Takes the original function, returns its replacement."""
 
-VERSIONS = "0.29.0"
+VERSIONS = "0.32.0"
 # A character of UTF-8 has at most four bytes, each of which may be a token; more tokens for the merges of the tokenizer.
 LONGEST_CHARACTER = 8
 REPLACEMENT_CHARACTER = "\ufffd"
@@ -39,7 +39,6 @@ SCHEDULER_OUTPUT = (
     "total_num_scheduled_tokens",
     "scheduled_spec_decode_tokens",
     "scheduled_encoder_inputs",
-    "num_common_prefix_blocks",
     "finished_req_ids",
 )
 # Data of the scheduler that the signal capture reads, with both model runners.
@@ -299,6 +298,30 @@ def patch_sampling(runner: Any, wrap: Wrap) -> None:
 def patch_sampling_v2(runner: Any, wrap: Wrap) -> None:
     """Wrap `sample` of vLLM's second model runner, for the signal capture."""
     _replace(runner, "sample", "patch_sampling_v2", wrap)
+
+
+@REGISTER.add(
+    Symbol("vllm.triton_utils.dispatcher:_rebind_kernels", ("overrides",)),
+    upstream="none: reading an attribute of every object of every module raises for objects that are bound to a context",
+    versions=VERSIONS,
+    remove_when="vLLM's CPU worker starts in a process that has imported Flask, as MLflow does",
+)
+def patch_kernel_registration() -> None:
+    """Let vLLM skip objects whose attributes cannot be read when it searches all modules for kernels to replace."""
+    dispatcher: Any = import_module("vllm.triton_utils.dispatcher")
+    # The search calls the built-in function, which a global of its module hides.
+    vars(dispatcher).setdefault("hasattr", hasattr)
+
+    def wrap(has_attribute: Callable[[Any, str], bool]) -> Callable[[Any, str], bool]:
+        def patched(value: Any, name: str) -> bool:
+            try:
+                return has_attribute(value, name)
+            except Exception:
+                return False
+
+        return patched
+
+    _replace(dispatcher, "hasattr", "patch_kernel_registration", wrap)
 
 
 def _replace(owner: Any, name: str, patch: str, wrap: Wrap, caller: str = "") -> None:

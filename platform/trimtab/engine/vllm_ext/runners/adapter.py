@@ -87,10 +87,9 @@ class RunnerAdapter(ABC):
         """Return the number of tokens in a block of the block table. Called after the KV cache is allocated."""
         ...
 
-    @abstractmethod
     def count_blocks(self) -> int:
         """Return the number of blocks that the block table can refer to. Called after the KV cache is allocated."""
-        ...
+        return self.owner.kv_cache_config.num_blocks
 
     @abstractmethod
     def get_step(self) -> RunnerStep | None:

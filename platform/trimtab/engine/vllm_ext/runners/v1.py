@@ -31,7 +31,7 @@ RUNNER_ATTRIBUTES = (
 # Attributes that exist when the KV cache is allocated.
 CACHE_ATTRIBUTES = ("kv_cache_config.kv_cache_groups", "kv_cache_config.num_blocks")
 # Attributes of each block table.
-TABLE_ATTRIBUTES = ("block_size", "blocks_per_kv_block", "get_numpy_array")
+TABLE_ATTRIBUTES = ("block_size", "get_numpy_array")
 
 
 class ModelRunnerV1Adapter(RunnerAdapter):
@@ -47,9 +47,6 @@ class ModelRunnerV1Adapter(RunnerAdapter):
 
     def get_block_size(self) -> int:
         return self._get_table().block_size
-
-    def count_blocks(self) -> int:
-        return self.owner.kv_cache_config.num_blocks * self._get_table().blocks_per_kv_block
 
     def get_step(self) -> RunnerStep | None:
         if (state := self.owner.execute_model_state) is None:

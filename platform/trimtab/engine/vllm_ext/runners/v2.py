@@ -32,9 +32,8 @@ RUNNER_ATTRIBUTES = (
 )
 # Attributes that exist when the KV cache is allocated.
 CACHE_ATTRIBUTES = (
+    "block_tables.block_sizes",
     "block_tables.block_tables",
-    "block_tables.blocks_per_kv_block",
-    "block_tables.kernel_block_sizes",
     "kv_cache_config.kv_cache_groups",
     "kv_cache_config.num_blocks",
 )
@@ -61,10 +60,7 @@ class ModelRunnerV2Adapter(RunnerAdapter):
             raise ValueError("detectors do not support prefill context parallelism. Start the server without it")
 
     def get_block_size(self) -> int:
-        return self.owner.block_tables.kernel_block_sizes[self.attention_group]
-
-    def count_blocks(self) -> int:
-        return self.owner.kv_cache_config.num_blocks * self.owner.block_tables.blocks_per_kv_block[self.attention_group]
+        return self.owner.block_tables.block_sizes[self.attention_group]
 
     def get_step(self) -> RunnerStep | None:
         if (state := self.owner.execute_model_state) is None:
