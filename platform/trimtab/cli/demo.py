@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -22,7 +23,14 @@ from rich.table import Table
 
 from trimtab.cli.console import console, print_line
 from trimtab.cli.demo_config import DemoConfig
-from trimtab.cli.demo_feedback import TRAINED, ask_factual_questions, print_risks, send_labeled_questions, send_question
+from trimtab.cli.demo_feedback import (
+    CLIENTS,
+    TRAINED,
+    ask_factual_questions,
+    print_risks,
+    send_labeled_questions,
+    send_question,
+)
 from trimtab.data.question_sets import read_question_set
 from trimtab.errors import JobError
 from trimtab.settings import build_key_header
@@ -221,15 +229,17 @@ def _wait_until_ready(url: str, key: str, process: "subprocess.Popen[bytes]") ->
 
 
 def _ask_questions(client: OpenAI, prefixed: str, guard: Mapping[str, Any]) -> list[dict[str, str]]:
-    answers: list[dict[str, str]] = []
     columns = (("base", DEFAULT_BASE, []), ("prefix", prefixed, []), ("guard", DEFAULT_BASE, [guard]))
-    for question in QUESTIONS:
+
+    def ask(question: str) -> dict[str, str]:
         row = {"question": question}
         for column, model, policies in columns:
             row[column], response = send_question(client, model, question, 40, {"policies": policies})
             row[f"{column}_model"] = response.model
-        answers.append(row)
-    return answers
+        return row
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        return list(pool.map(ask, QUESTIONS))
 
 
 def _print_answers(answers: Sequence[dict[str, str]], name: str) -> None:
