@@ -27,6 +27,7 @@ from typing import Any
 
 import psutil
 from peers import signal_workers
+from peers.costs import list_processes
 from peers.ratios import bootstrap_mean, decide_at_most
 
 QUICK_QUESTIONS = 100
@@ -116,7 +117,7 @@ def run_and_sample(name: str, command: list[str], combine: Callable[[list[int]],
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         process, peak = psutil.Popen(command, stdout=output, stderr=errors, text=True), 0
         while process.poll() is None:
-            peak = max(peak, combine([read_memory(one) for one in [process, *process.children(recursive=True)]]))
+            peak = max(peak, combine([read_memory(one) for one in list_processes(process.pid)]))
             time.sleep(SAMPLE_SECONDS)
         for file in (output, errors):
             file.seek(0)

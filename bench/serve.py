@@ -97,18 +97,21 @@ def measure_server(server: Server, number: int, path: Path, quick: bool) -> None
 
 def measure_idle(up: RunningServer, quick: bool) -> dict[str, float]:
     """Measure the CPU time of a server without requests, in hundredths of a core, in all and by role of the process."""
-    before, seconds = read_cpu_seconds(up), QUICK_IDLE_SECONDS if quick else IDLE_SECONDS
+    before, seconds = read_cpu_seconds(up.process.pid), QUICK_IDLE_SECONDS if quick else IDLE_SECONDS
     time.sleep(seconds)
-    roles = divide_increase(before, read_cpu_seconds(up), seconds / 100)
+    roles = divide_increase(before, read_cpu_seconds(up.process.pid), seconds / 100)
     return {"idle": sum(roles.values())} | {f"idle {role}": value for role, value in roles.items()}
 
 
 def measure_load(up: RunningServer, models: Sequence[str], clients: int, number: int) -> dict[str, float]:
     """Send one load, and measure the CPU time per 1,000 tokens, in all and by role, and the memory after it."""
-    before = read_cpu_seconds(up)
+    pid = up.process.pid
+    before = read_cpu_seconds(pid)
     values = send_load(up.url, models, clients, seed=1000 * number + clients)
-    roles = divide_increase(before, read_cpu_seconds(up), values["tokens"] / 1000)
-    return values | {"cpu": sum(roles.values()), "memory": measure_memory(up)} | {f"cpu {role}": s for role, s in roles.items()}
+    roles = divide_increase(before, read_cpu_seconds(pid), values["tokens"] / 1000)
+    return (
+        values | {"cpu": sum(roles.values()), "memory": measure_memory(pid)} | {f"cpu {role}": s for role, s in roles.items()}
+    )
 
 
 def send_load(url: str, models: Sequence[str], clients: int, *, seed: int) -> dict[str, float]:

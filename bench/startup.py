@@ -6,7 +6,8 @@ python bench/startup.py [--quick] [--rounds N] [--json FILE]
 - `align`: `trimtab align` until the first training step, and the lines that it prints before, with their times.
 - `serve`: `trimtab serve` until it lists its models, and vLLM's own server as a peer.
 
-The measurements of a round take turns, in alternating order. CPU time is that of the command and all of its processes.
+The measurements of a round take turns, in alternating order. CPU time is that of the command and of its processes that
+run when its work begins.
 """
 
 import argparse
@@ -25,9 +26,9 @@ from typing import Any
 
 import psutil
 from peers import servers
-from peers.costs import read_cpu_seconds
+from peers.costs import list_processes, read_cpu_seconds
 from peers.homes import own_home
-from peers.servers import RunningServer, Server
+from peers.servers import Server
 
 from trimtab.model.base_model import resolve_base_model
 
@@ -83,8 +84,10 @@ def measure(name: str, base: str) -> Result:
     if name in ("serve", "vllm"):
         return measure_server(name, base)
     options = [text for key, value in ALIGN_OPTIONS.items() for text in (f"--{key}", value)]
-    arguments = ["--help"] if name == "help" else ["align", "--base", base, *options]
-    return measure_command([sys.executable, "-m", "trimtab", *arguments], FIRST_STEP if name == "align" else None)
+    command = [sys.executable, "-m", "trimtab"]
+    if name == "help":
+        return measure_to_end([*command, "--help"])
+    return measure_until([*command, "align", "--base", base, *options], FIRST_STEP)
 
 
 def measure_server(name: str, base: str) -> Result:
@@ -95,34 +98,36 @@ def measure_server(name: str, base: str) -> Result:
     environment = servers.VLLM_ENVIRONMENT if name == "vllm" else {}
     start = time.monotonic()
     with servers.run_server(Server(name, command, environment=environment)) as up:
-        return {"seconds": time.monotonic() - start, "cpu": sum(read_cpu_seconds(up).values())}
+        return {"seconds": time.monotonic() - start, "cpu": sum(read_cpu_seconds(up.process.pid).values())}
 
 
-def measure_command(command: Sequence[str], marker: re.Pattern[str] | None) -> Result:
-    """Run a command until it prints a line that matches the marker, or to its end without a marker."""
-    start, lines, cpu = time.monotonic(), list[tuple[float, str]](), 0.0
-    before = os.times()
+def measure_to_end(command: Sequence[str]) -> Result:
+    """Measure a command from its start to its end."""
+    start, before = time.monotonic(), os.times()
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    seconds, after = time.monotonic() - start, os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"seconds": seconds, "cpu": cpu}
+
+
+def measure_until(command: Sequence[str], marker: re.Pattern[str]) -> Result:
+    """Measure a command until it prints a line that matches the marker, and end it."""
+    start, lines = time.monotonic(), list[tuple[float, str]]()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     assert process.stdout is not None
     for line in map(bytes.decode, process.stdout):
-        lines.append((time.monotonic() - start, line.rstrip()))
-        if marker and marker.search(line):
-            cpu = sum(read_cpu_seconds(RunningServer("", process)).values())
-            break
-    seconds = time.monotonic() - start
-    if marker:
-        end_processes(process)
-    elif process.wait() == 0:
-        after = os.times()
-        cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    if cpu == 0.0:
-        sys.exit(f"the command ended before its work began: {lines[-1][1] if lines else 'no output'}")
-    return {"seconds": seconds, "cpu": cpu} | ({"lines": lines} if marker else {})
+        seconds = time.monotonic() - start
+        lines.append((seconds, line.rstrip()))
+        if marker.search(line):
+            cpu = sum(read_cpu_seconds(process.pid).values())
+            end_processes(process)
+            return {"seconds": seconds, "cpu": cpu, "lines": lines}
+    sys.exit(f"the command ended before its work began: {lines[-1][1] if lines else 'no output'}")
 
 
 def end_processes(process: "subprocess.Popen[bytes]") -> None:
     """End a command and the processes that it leaves."""
-    children = psutil.Process(process.pid).children(recursive=True)
+    children = list_processes(process.pid)[1:]
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=STOP_SECONDS)
     for child in psutil.wait_procs(children, timeout=STOP_SECONDS)[1]:

@@ -82,8 +82,8 @@ def parse_arguments() -> argparse.Namespace:
 def measure_cost(up: RunningServer, base: str, seconds: float) -> float:
     """Return the CPU seconds of all processes of a server per 1,000 tokens under load."""
     asyncio.run(run_load(up.url, base, seconds / 4))
-    before, tokens = sum(read_cpu_seconds(up).values()), asyncio.run(run_load(up.url, base, seconds))
-    return (sum(read_cpu_seconds(up).values()) - before) / tokens * 1000
+    before, tokens = sum(read_cpu_seconds(up.process.pid).values()), asyncio.run(run_load(up.url, base, seconds))
+    return (sum(read_cpu_seconds(up.process.pid).values()) - before) / tokens * 1000
 
 
 async def run_load(url: str, base: str, seconds: float) -> int:

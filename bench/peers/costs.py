@@ -1,17 +1,16 @@
-"""CPU time and memory of all processes of a server."""
+"""CPU time and memory of a process and all of its children, such as those of a server."""
 
 from collections import defaultdict
 from collections.abc import Mapping
 
 import psutil
 from peers.processes import MEGABYTE, name_process
-from peers.servers import RunningServer
 
 
-def read_cpu_seconds(up: RunningServer) -> dict[str, float]:
-    """Return the CPU time that the processes of a server have used, by their role."""
+def read_cpu_seconds(pid: int) -> dict[str, float]:
+    """Return the CPU time that the running processes have used, by their role."""
     seconds: defaultdict[str, float] = defaultdict(float)
-    for process in list_processes(up):
+    for process in list_processes(pid):
         try:
             command, used = " ".join(process.cmdline()) or process.name(), process.cpu_times()
         except psutil.Error:
@@ -25,10 +24,10 @@ def divide_increase(before: Mapping[str, float], after: Mapping[str, float], div
     return {role: (seconds - before.get(role, 0.0)) / divisor for role, seconds in after.items()}
 
 
-def measure_memory(up: RunningServer) -> float:
-    """Return the memory that belongs to the processes of a server alone (USS), in MB."""
+def measure_memory(pid: int) -> float:
+    """Return the memory that belongs to the processes alone (USS), in MB."""
     total = 0
-    for process in list_processes(up):
+    for process in list_processes(pid):
         try:
             total += process.memory_full_info().uss
         except psutil.Error:
@@ -36,7 +35,7 @@ def measure_memory(up: RunningServer) -> float:
     return total / MEGABYTE
 
 
-def list_processes(up: RunningServer) -> list[psutil.Process]:
-    """List the process of a server and all of its children."""
-    parent = psutil.Process(up.process.pid)
+def list_processes(pid: int) -> list[psutil.Process]:
+    """List a process and all of its children."""
+    parent = psutil.Process(pid)
     return [parent, *parent.children(recursive=True)]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
+from peers.costs import divide_increase, read_cpu_seconds
 from peers.servers import VLLM_ENVIRONMENT
 
 from trimtab.data.questions import read_questions
@@ -152,21 +152,16 @@ def measure_throughput(
     generate: Generate, conversations: Sequence[Conversation], count_bytes: Callable[[], int]
 ) -> dict[str, float]:
     """Measure a function that generates answers."""
-    cpu, start = read_cpu_seconds(), time.monotonic()
+    before, start = read_cpu_seconds(os.getpid()), time.monotonic()
     lengths = generate(conversations)
-    seconds, cpu_seconds = time.monotonic() - start, read_cpu_seconds() - cpu
+    seconds = time.monotonic() - start
+    roles = divide_increase(before, read_cpu_seconds(os.getpid()), len(lengths))
     return {
         "answers_per_second": len(lengths) / seconds,
-        "cpu_seconds_per_answer": cpu_seconds / len(lengths),
+        "cpu_seconds_per_answer": sum(roles.values()),
         "bytes_per_answer": count_bytes() / len(lengths),
         "tokens_per_answer": sum(lengths) / len(lengths),
     }
-
-
-def read_cpu_seconds() -> float:
-    """Return the CPU time of this process and its children."""
-    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 WORKERS: dict[str, Callable[[BaseModel, Sequence[Conversation], int, Path], dict[str, float]]] = {

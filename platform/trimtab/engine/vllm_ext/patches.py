@@ -316,6 +316,7 @@ def patch_kernel_registration() -> None:
         def patched(value: Any, name: str) -> bool:
             try:
                 return has_attribute(value, name)
+            # An attribute of an object of any library may raise any error.
             except Exception:
                 return False
 
