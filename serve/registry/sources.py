@@ -152,6 +152,21 @@ class RegistrySource(Generic[ArtifactT]):
 
 
 @dataclass(frozen=True)
+class BuiltVersions:
+    """Versions of a name, and the files that they were built from.
+
+    Attributes:
+        cards: cards by version.
+        targets: version numbers by alias.
+        versions: versions with their aliases.
+    """
+
+    cards: ReadCard
+    targets: dict[str, Any]
+    versions: list[RegisteredVersion]
+
+
+@dataclass(frozen=True)
 class FolderSource(Generic[ArtifactT]):
     """Artifacts of one kind in a folder.
 
@@ -172,6 +187,7 @@ class FolderSource(Generic[ArtifactT]):
     is_cached: bool = False
     _held: dict[str, tuple[int, ReadCard]] = field(default_factory=dict[str, tuple[int, ReadCard]])
     _read: dict[str, tuple[int, dict[str, Any]]] = field(default_factory=dict[str, tuple[int, dict[str, Any]]])
+    _built: dict[str, BuiltVersions] = field(default_factory=dict[str, BuiltVersions])
 
     def list_versions(self) -> Sequence[RegisteredVersion]:
         """Return all versions of this kind with their aliases."""
@@ -180,9 +196,7 @@ class FolderSource(Generic[ArtifactT]):
         for name in filter(str.isprintable, sorted(_list_names(str(self.folder)))):
             cards = self._read_cards(f"{self.folder}/{name}")
             targets = self._read_object(f"{self.folder}/{name}/{ALIASES}", ALIAS_FILE) if cards else {}
-            for number, card in cards.items():
-                aliases = tuple(sorted(alias for alias, version in targets.items() if version == number))
-                versions.append(RegisteredVersion(name, number, card.get("run_id"), aliases))
+            versions += self._build_versions(name, cards, targets)
         return versions
 
     def load(self, known: RegisteredVersion) -> ArtifactT:
@@ -192,6 +206,17 @@ class FolderSource(Generic[ArtifactT]):
             ArtifactError: if the artifact is damaged or was made for another base model.
         """
         return self.fetch(self.folder / known.name / str(known.version), self.base)
+
+    def _build_versions(self, name: str, cards: ReadCard, targets: dict[str, Any]) -> list[RegisteredVersion]:
+        """Return the versions of a name; the same objects while its files are unchanged, which are fast to compare."""
+        cached = self._built.get(name)
+        if cached is None or cached.cards is not cards or cached.targets != targets:
+            versions = [
+                RegisteredVersion(name, number, card.get("run_id"), tuple(sorted(a for a, v in targets.items() if v == number)))
+                for number, card in cards.items()
+            ]
+            cached = self._built[name] = BuiltVersions(cards, targets, versions)
+        return cached.versions
 
     def _read_cards(self, folder: str) -> ReadCard:
         """Return the cards of this kind in the folder of a name; list it again only if its entries changed.

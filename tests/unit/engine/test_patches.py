@@ -1,6 +1,8 @@
 """Patches of vLLM and Ray: the patched symbols exist, and changes upstream are detected."""
 
+import sys
 import types
+from importlib import import_module
 
 import jinja2
 import pytest
@@ -76,6 +78,27 @@ def test_last_patch_of_a_symbol_is_outermost():
         replace_attribute(owner, "call", name, lambda call, name=name: lambda: (calls.append(name), call()))
     owner.call()
     assert calls == ["second", "first", "original"]
+
+
+@pytest.mark.slow
+def test_kernels_are_replaced_beside_an_object_that_is_bound_to_a_request(monkeypatch):
+    dispatcher = import_module("vllm.triton_utils.dispatcher")
+
+    class Bound:
+        @property
+        def __dict__(self):
+            raise RuntimeError("outside of a request")
+
+    def kernel(): ...
+
+    def replacement(): ...
+
+    module = types.ModuleType("module_with_kernel")
+    module.first, module.kernel = Bound(), kernel
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    patches.patch_kernel_registration()
+    dispatcher.register_kernels({f"{module.__name__}.kernel": replacement})
+    assert module.kernel.func is replacement
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ aliases resolve to these versions. If the registry cannot be read, the aliases s
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic
@@ -62,8 +62,10 @@ class VersionCatalog(Generic[ArtifactT]):
         self._base = base
         self._kind = kind
         self._loader = VersionLoader(source, check)
-        self._aliases: dict[tuple[str, str], int] = {}
+        self._aliases: AliasVersions = {}
         self._registered: dict[VersionKey, RegisteredVersion] = {}
+        self._listed: Sequence[RegisteredVersion] = ()
+        self._available: AliasVersions = {}
 
     async def refresh(self) -> AliasVersions:
         """Read the registry and load every version with an alias.
@@ -78,6 +80,9 @@ class VersionCatalog(Generic[ArtifactT]):
             TrackingError: if the list of versions cannot be read. The catalog is unchanged.
         """
         versions = await asyncio.to_thread(self.source.list_versions)
+        # Checking a thousand versions takes as long as generating a token.
+        if versions == self._listed and not self.refused:
+            return self._available
         aliases: dict[tuple[str, str], int] = {}
         refused: dict[str, str] = {}
         self._registered = {v.key: v for v in versions}
@@ -93,6 +98,7 @@ class VersionCatalog(Generic[ArtifactT]):
                     if (current := self._aliases.get((v.name, alias))) is not None:
                         aliases[v.name, alias] = current
         self.refused = refused
+        self._listed, self._available = versions, aliases
         return aliases
 
     async def set_aliases(self, aliases: AliasVersions) -> None:
@@ -101,6 +107,8 @@ class VersionCatalog(Generic[ArtifactT]):
         Args:
             aliases: version numbers by (name, alias). Other aliases are removed.
         """
+        if aliases == self._aliases:
+            return
         updated: dict[tuple[str, str], int] = {}
         for (name, alias), version in aliases.items():
             with suppress(TrimtabError):
