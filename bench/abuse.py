@@ -117,12 +117,12 @@ class AttackBench:
         calm, attacked, statuses, recovery = list[float](), list[float](), list[int](), list[float]()
         memory = self._read_memory()
         for _ in range(self._pairs):
-            finished, seen = asyncio.run(self._load(self._seconds))
+            finished, observed = asyncio.run(self._load(self._seconds))
             calm.append(finished / self._seconds)
             with self._run_attack(attack, keys):
-                finished, seen = asyncio.run(self._load(self._seconds))
+                finished, observed = asyncio.run(self._load(self._seconds))
             attacked.append(finished / self._seconds)
-            statuses += seen
+            statuses += observed
             recovery.append(self._measure_recovery(calm[-1]))
         ratio = bootstrap_ratio(attacked, calm)
         failed = [status for status in statuses if status != OK]

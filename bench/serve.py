@@ -31,7 +31,8 @@ LOAD = Path(__file__).parent / "peers" / "load.py"
 TOKENS = 32
 CLIENTS, QUICK_CLIENTS = (1, 8, 32, 64), (1, 8)
 REQUESTS_PER_CLIENT, MIN_REQUESTS = 3, 16
-WARM_UP_CLIENTS = 32
+# A seed that no load has: prompts of the warm-up are in the prefix cache.
+WARM_UP_CLIENTS, WARM_UP_SEED = 32, 10**9
 IDLE_SECONDS, QUICK_IDLE_SECONDS = 20.0, 5.0
 
 
@@ -83,7 +84,7 @@ def measure_server(server: Server, number: int, path: Path, quick: bool) -> None
         return
     with servers.run_server(server) as up:
         for models in server.models.values():
-            send_load(up.url, models[:8], WARM_UP_CLIENTS, seed=-1)
+            send_load(up.url, models[:8], WARM_UP_CLIENTS, seed=WARM_UP_SEED)
         # In turns, so that no mode is always the first one after a start.
         modes = list(missing.items())
         for mode, counts in modes if number % 2 == 0 else reversed(modes):

@@ -31,7 +31,8 @@ def save_untrained_guard(base: BaseModel, folder: Path, layer: int) -> Path:
     card = DetectorCard("guard", base.name, base.fingerprint, [layer], base.width, "linear", options, -2.0, thresholds)
     head = heads.get_head("linear")(base.width, 1, **options)
     spread = torch.stack([torch.zeros(7), torch.ones(7)])
-    detector = build_detector(head, spread, torch.tensor([0.01, 0.0]), replace(card, subject="prompt"))
+    # With this calibration, no risk reaches the threshold: refused requests have no tokens to measure.
+    detector = build_detector(head, spread, torch.tensor([0.0, 2.0]), replace(card, subject="prompt"))
     saved = save_detector(detector, folder / "guard" / "1")
     (folder / "guard" / "aliases.json").write_text('{"champion": 1}')
     return saved

@@ -16,6 +16,8 @@ SERVING = ("replica", "proxy", "engine core", "trimtab serve")
 THROUGHPUT_GOAL, THROUGHPUT_CLIENTS = 0.95, 8
 CPU_GOAL, FIRST_TOKEN_GOAL_MS = 1.15, 10.0
 PREFIX_GOAL, DETECTOR_GOAL = 0.99, 0.98
+# The interval of fewer rounds is too narrow to decide a goal.
+MIN_ROUNDS = 3
 UNITS = {
     "tokens_per_second": "tokens/s",
     "first_token_ms": "ms",
@@ -110,7 +112,8 @@ def compare(
     low, high = bootstrap_mean(paired.tolist())
     line = {"name": name, "value": float(np.median(first)), "unit": UNITS.get(key, UNITS["cpu"])}
     line |= {"peer": float(np.median(second)), "ratio": float(paired.mean()), "low": low, "high": high, "rounds": len(common)}
-    return line | {"goal": goal.bound if goal else None, "met": goal.decide(low, high) if goal and len(common) > 1 else None}
+    met = goal.decide(low, high) if goal and len(common) >= MIN_ROUNDS else None
+    return line | {"goal": goal.bound if goal else None, "met": met}
 
 
 def sum_serving_cpu(values: dict[str, float]) -> float:

@@ -148,15 +148,15 @@ class SoakLoad:
         await self._post_stream(client, self._build_chat(stream=True, max_tokens=64), chunks=2)
 
     async def _post_stream(self, client: httpx.AsyncClient, body: dict[str, Any], chunks: int | None) -> None:
-        seen = 0
+        chunk_count = 0
         async with client.stream("POST", "/v1/chat/completions", json=body) as response:
             self.outcome.statuses[f"stream{'' if chunks is None else ' left'} {response.status_code}"] += 1
             async for line in response.aiter_lines():
-                seen += line.startswith("data: {")
-                if chunks is not None and seen >= chunks:
+                chunk_count += line.startswith("data: {")
+                if chunks is not None and chunk_count >= chunks:
                     return
-        if response.status_code != httpx.codes.OK or not seen:
-            self.outcome.failed.append(f"stream: status {response.status_code} and {seen} chunks")
+        if response.status_code != httpx.codes.OK or not chunk_count:
+            self.outcome.failed.append(f"stream: status {response.status_code} and {chunk_count} chunks")
 
     async def _send_response(self, client: httpx.AsyncClient) -> None:
         chat = self._build_chat()

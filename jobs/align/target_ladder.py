@@ -15,7 +15,7 @@ from trimtab.data.prompt import Prompt
 from trimtab.evaluation.safety.results import JudgedAnswer
 from trimtab.generation_types import Answer, Sampling
 from trimtab.jobs.align.config import AlignConfig
-from trimtab.jobs.runtime.engine_pool import AskEngine, GenerationRequest
+from trimtab.jobs.runtime.engine_pool import GenerationRequest, SendToEngine
 from trimtab.jobs.runtime.generation_cache import CachedAnswer, convert_answer
 from trimtab.model.chat_template import Message
 from trimtab.text.degenerate_answers import is_repetitive
@@ -92,11 +92,11 @@ def build_ladder_request(
     )
 
 
-def climb_ladder(ask: AskEngine, requests: Sequence[GenerationRequest]) -> list[list[CachedAnswer]]:
+def climb_ladder(send: SendToEngine, requests: Sequence[GenerationRequest]) -> list[list[CachedAnswer]]:
     """Try the rungs in turn, each only for the requests that are still open; the `EngineWork` of the ladder.
 
     Args:
-        ask: function that sends requests to an engine.
+        send: function that sends requests to an engine.
         requests: requests of `build_ladder_request`.
 
     Returns:
@@ -113,14 +113,14 @@ def climb_ladder(ask: AskEngine, requests: Sequence[GenerationRequest]) -> list[
         parts = [(index, part) for index in still_open for part in _build_rung_requests(ladder[index], rung)]
         if not parts:
             continue
-        for (index, part), answers in zip(parts, ask([part for _, part in parts]), strict=True):
+        for (index, part), answers in zip(parts, send([part for _, part in parts]), strict=True):
             results[index] += [_convert(answer, part.answer_start, rung) for answer in answers]
         if rung == "greedy":
-            _complete_refusals(ask, ladder, results)
+            _complete_refusals(send, ladder, results)
     return results
 
 
-def _complete_refusals(ask: AskEngine, ladder: Sequence[LadderRequest], results: list[list[CachedAnswer]]) -> None:
+def _complete_refusals(send: SendToEngine, ladder: Sequence[LadderRequest], results: list[list[CachedAnswer]]) -> None:
     """Generate greedy refusals in full, of which only the opening was generated."""
     cut = [
         index
@@ -128,7 +128,7 @@ def _complete_refusals(ask: AskEngine, ladder: Sequence[LadderRequest], results:
         if request.deciding_tokens and not results[index][0].finished and find_accepted(results[index], "refusal")
     ]
     requests = [GenerationRequest(ladder[index].messages, ladder[index].sampling) for index in cut]
-    for index, answers in zip(cut, ask(requests) if requests else [], strict=True):
+    for index, answers in zip(cut, send(requests) if requests else [], strict=True):
         results[index] = [_convert(answer, "", "greedy") for answer in answers]
 
 

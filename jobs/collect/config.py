@@ -25,7 +25,7 @@ class CollectConfig:
         attacks: rewrites of each prompt to collect as well, which make a detector more robust, or all.
         read_answers: read answers from the files instead of generating them: each row has `answer`, and `truthful` or
             `hallucinated` if the label is known, or lists in `correct_answers` and `incorrect_answers`.
-        answer_separator: separator between several given answers in one text.
+        answer_separator: separator between several supplied answers in one text.
         columns: other names of the fields, as --columns.answers NAME: question, answers, context, kind, source, group; and
             answer, truthful, hallucinated, correct_answers, incorrect_answers; for prompts: prompt, class, system, messages,
             source, group.

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from trimtab.artifacts.prefix import Prefix
 from trimtab.data.attacks import build_rewrites
-from trimtab.data.given_answers import GivenAnswer, read_all_given_answers
 from trimtab.data.prompt import Prompt, compute_prompt_key
 from trimtab.data.questions import Question, read_all_questions
 from trimtab.data.readers import read_all_prompts
+from trimtab.data.supplied_answers import SuppliedAnswer, read_all_supplied_answers
 from trimtab.errors import UsageError
 from trimtab.generation_types import Answer, Sampling
 from trimtab.jobs.collect.config import CollectConfig
@@ -37,7 +37,7 @@ class PlannedRequest:
         question: question with its reference answers.
         kind: comparison of the answer with the reference answers.
         request: request to the engine.
-        truthful: label of a given answer or a prompt; None if it is unknown or the answer is generated.
+        truthful: label of a supplied answer or a prompt; None if it is unknown or the answer is generated.
         label: class of a prompt; None for a question.
         labels: labels of a prompt.
         original: key of the prompt that this one is a rewrite of; None for other prompts.
@@ -65,7 +65,7 @@ def load_plan(config: CollectConfig) -> list[PlannedRequest]:
         return build_prompt_plan(config, prompts, attacks)
     files = as_source_list(config.questions)
     if config.read_answers:
-        return build_given_plan(config, read_all_given_answers(files, config.columns, config.answer_separator))
+        return build_supplied_plan(config, read_all_supplied_answers(files, config.columns, config.answer_separator))
     return build_plan(config, read_all_questions(files, config.columns))
 
 
@@ -91,8 +91,8 @@ def build_plan(config: CollectConfig, questions: Sequence[Question]) -> list[Pla
     return _subsample(config, planned)
 
 
-def build_given_plan(config: CollectConfig, answers: Sequence[GivenAnswer]) -> list[PlannedRequest]:
-    """Return one planned request per unique given answer.
+def build_supplied_plan(config: CollectConfig, answers: Sequence[SuppliedAnswer]) -> list[PlannedRequest]:
+    """Return one planned request per unique supplied answer.
 
     The key hashes the question, the answer, and its label.
 
@@ -100,12 +100,12 @@ def build_given_plan(config: CollectConfig, answers: Sequence[GivenAnswer]) -> l
         UsageError: if there are no answers.
     """
     planned: dict[str, PlannedRequest] = {}
-    for given in answers:
-        identity = json.dumps([given.question.prompt.messages, given.text, given.truthful])
+    for answer in answers:
+        identity = json.dumps([answer.question.prompt.messages, answer.text, answer.truthful])
         key = compute_key(identity, 24)
         sampling = Sampling(max_tokens=config.max_tokens)
-        request = GenerationRequest(given.question.prompt.messages, sampling, given.text, recorded=config.unfinished)
-        planned.setdefault(key, PlannedRequest(key, given.question, DEFAULT_KIND, request, given.truthful))
+        request = GenerationRequest(answer.question.prompt.messages, sampling, answer.text, recorded=config.unfinished)
+        planned.setdefault(key, PlannedRequest(key, answer.question, DEFAULT_KIND, request, answer.truthful))
     return _subsample(config, planned)
 
 
@@ -142,27 +142,27 @@ def drop_overlong(
         prompt = count_tokens(item.request.messages)
         if not config.p_true:
             return prompt
-        answer = Answer(item.request.given_answer or "", (), "stop", 0)
+        answer = Answer(item.request.supplied_answer or "", (), "stop", 0)
         # A generated text may have more tokens when it is tokenized again.
-        answer_tokens = 0 if item.request.given_answer is not None else 2 * config.max_tokens
+        answer_tokens = 0 if item.request.supplied_answer is not None else 2 * config.max_tokens
         return max(prompt, count_tokens(build_verdict_request(item.request, answer).messages) + answer_tokens)
 
-    # Two more tokens: the first one of an answer, and the one that vLLM generates after a given answer.
+    # Two more tokens: the first one of an answer, and the one that vLLM generates after a supplied answer.
     return [item for item in planned if count_required(item) + 2 <= config.max_model_len]
 
 
 def label_answers(pairs: Sequence[tuple[PlannedRequest, Answer]], judge: JudgeConfig) -> list[AnswerLabel]:
     """Return the label of each answer or prompt.
 
-    Prompts have a class. Complete given answers take the label of their file. Generated answers are judged by the endpoint, or
-    compared with the reference answers.
+    Prompts have a class. Complete supplied answers take the label of their file. Generated answers are judged by the
+    endpoint, or compared with the reference answers.
 
     Raises:
         JobError: if the endpoint returns no verdict.
     """
     if pairs and pairs[0][0].label is not None:
         return [(item.truthful, f"class {item.label}") for item, _ in pairs]
-    if pairs and pairs[0][0].request.given_answer is not None:
+    if pairs and pairs[0][0].request.supplied_answer is not None:
         return [_file_label(item, answer) for item, answer in pairs]
     if judge.kind == "endpoint":
         endpoint = LlmAnswerJudge(judge.url or "", judge.model or "", judge.max_concurrency)

@@ -12,7 +12,7 @@ from torch import Tensor
 from trimtab.detection.signal_dataset import SampledAnswer
 from trimtab.errors import ArtifactError
 from trimtab.generation_types import Answer, Sampling
-from trimtab.jobs.runtime.engine_pool import BATCH, AskEngine, GenerationRequest
+from trimtab.jobs.runtime.engine_pool import BATCH, GenerationRequest, SendToEngine
 from trimtab.scores import p_true
 
 # Answers requested from an engine per batch: a few rounds of its concurrent requests. The engine buffers the signals of at most
@@ -57,17 +57,17 @@ class AnswerSampler:
         """Number of questions per engine batch."""
         return min(BATCH, max(1, AT_ONCE // (1 + self.samples)))
 
-    def __call__(self, ask: AskEngine, requests: Sequence[GenerationRequest]) -> list[GatheredAnswers]:
+    def __call__(self, send: SendToEngine, requests: Sequence[GenerationRequest]) -> list[GatheredAnswers]:
         """Generate the outputs of each request, in order.
 
         Raises:
             TrimtabError: if the engine rejects a request or loses the signals of a sample.
         """
-        answers = [choices[0] for choices in ask(requests)]
+        answers = [choices[0] for choices in send(requests)]
         nothing: list[list[Answer]] = [[]] * len(requests)
-        drawn = ask([self._sample_request(request) for request in requests]) if self.samples else nothing
+        drawn = send([self._sample_request(request) for request in requests]) if self.samples else nothing
         verdict_requests = [build_verdict_request(request, answer) for request, answer in zip(requests, answers, strict=True)]
-        verdicts = ask(verdict_requests) if self.p_true else nothing
+        verdicts = send(verdict_requests) if self.p_true else nothing
         return [
             GatheredAnswers(answer, tuple(map(build_sample, samples)), verdict[0] if verdict else None)
             for answer, samples, verdict in zip(answers, drawn, verdicts, strict=True)

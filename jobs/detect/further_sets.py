@@ -87,8 +87,8 @@ def measure_further_set(detector: Detector, name: str, data: SignalDataset, trai
         data: data set.
         trained: training data set.
     """
-    known = set(trained.keys)
-    is_new = torch.tensor([key not in known for key in data.keys])
+    trained_keys = set(trained.keys)
+    is_new = torch.tensor([key not in trained_keys for key in data.keys])
     if shared := int((~is_new).sum()):
         print_line(f"{name}: {shared} of {len(is_new)} rows are in the training data and are left out")
     rows = (~data.truthful.isnan() & is_new).nonzero()[:, 0]

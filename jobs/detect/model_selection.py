@@ -277,9 +277,9 @@ def _list_layer_sets(name: str, indices: Sequence[int]) -> list[tuple[int, ...]]
     return [(index,) for index in indices] + ([tuple(indices)] if joint else [])
 
 
-def _list_settings(name: str, subject: Subject, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _list_settings(name: str, subject: Subject, options: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return every combination of settings; a list is a set of choices."""
-    choices = {**DEFAULT_OPTIONS.get((name, None), {}), **DEFAULT_OPTIONS.get((name, subject), {}), **given}
+    choices = {**DEFAULT_OPTIONS.get((name, None), {}), **DEFAULT_OPTIONS.get((name, subject), {}), **options}
     lists = [value if isinstance(value, list) else [value] for value in choices.values()]
     return [dict(zip(choices, values, strict=True)) for values in product(*lists)]
 

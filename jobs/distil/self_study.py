@@ -69,10 +69,10 @@ def write_prompts(config: DistilConfig, base: BaseModel, system: str, engine: En
     Raises:
         TrimtabError: if generation fails.
     """
-    asks = [[{"role": "system", "content": system}, {"role": "user", "content": text}] for text in QUESTION_TEMPLATES]
+    questions = [[{"role": "system", "content": system}, {"role": "user", "content": text}] for text in QUESTION_TEMPLATES]
     requests = [[{"role": "user", "content": REQUEST_TEMPLATE.format(topic=topic)}] for topic in TOPICS]
     counts = config.data.num_questions, config.data.num_requests
-    kinds = (("self-study", asks, counts[0]), ("requests", requests, counts[1]))
+    kinds = (("self-study", questions, counts[0]), ("requests", requests, counts[1]))
     planned = {
         (source, index): GenerationRequest(messages, _build_sampling(count, len(conversations), config.data.seed + index))
         for source, conversations, count in kinds

@@ -114,7 +114,7 @@ def apply_conditions(
     parts: Mapping[str, Sequence[ArmResult]],
     engine: EngineConfig,
     gpus: float,
-    known: ConditionedPrompts | None = None,
+    precomputed: ConditionedPrompts | None = None,
 ) -> dict[str, list[ArmResult]]:
     """Replace the results of conditional prefixes by those that they have under their conditions.
 
@@ -124,15 +124,15 @@ def apply_conditions(
         parts: results of the arms by part, that of the base model first.
         engine: configuration of the engine.
         gpus: number of GPUs for the engine.
-        known: sides of all prompts for a condition, if they are known already.
+        precomputed: sides of all prompts for a condition, if they were computed before.
     """
     prompts = [answer.prompt for arms in parts.values() for answer in arms[0].answers]
     judged: dict[str, ConditionedPrompts] = {}
     for name, prefix in prefixes.items():
         if (condition := prefix.card.condition) is not None:
             resolved = resolve_condition(condition, base)
-            is_known = known is not None and known.condition == resolved
-            judged[name] = known if known and is_known else judge_prompts(resolved, base, prompts, engine, gpus)
+            is_same = precomputed is not None and precomputed.condition == resolved
+            judged[name] = precomputed if precomputed and is_same else judge_prompts(resolved, base, prompts, engine, gpus)
     return {
         part: [judged[result.name].compose(result, arms[0]) if result.name in judged else result for result in arms]
         for part, arms in parts.items()

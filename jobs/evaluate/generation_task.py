@@ -31,17 +31,19 @@ def generate_answers(
     with Engine(resolve_on_node(base), config) as engine:
         for group in group_batches(batches):
             if (detector := group[0].detector) is not None:
-                asks = [group[0].arm.build_ask(prompt) for prompt in group[0].prompts]
-                yield engine.score_prompts(asks, detector, lambda done, _, before=before: progress(before + done, total))
+                conversations = [group[0].arm.build_conversation(prompt) for prompt in group[0].prompts]
+                yield engine.score_prompts(
+                    conversations, detector, lambda done, _, before=before: progress(before + done, total)
+                )
                 before += len(group[0].prompts)
                 continue
-            asks = [batch.arm.build_ask(prompt) for batch in group for prompt in batch.prompts]
+            conversations = [batch.arm.build_conversation(prompt) for batch in group for prompt in batch.prompts]
             sampling = [Sampling(max_tokens=batch.max_tokens) for batch in group for _ in batch.prompts]
             choices = iter(
                 engine.chat_many(
-                    asks, sampling, lambda done, _, before=before: progress(before + done, total), with_signals=False
+                    conversations, sampling, lambda done, _, before=before: progress(before + done, total), with_signals=False
                 )
             )
             for batch in group:
                 yield [next(choices)[0].text for _ in batch.prompts]
-            before += len(asks)
+            before += len(conversations)

@@ -30,19 +30,19 @@ from trimtab.util.identifiers import compute_key
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """Request to generate answers, or to read a given answer.
+    """Request to generate answers, or to read a supplied answer.
 
     Attributes:
         messages: conversation to answer.
         sampling: sampling settings of the answers.
-        given_answer: answer to read instead of generating one.
+        supplied_answer: answer to read instead of generating one.
         answer_start: opening that generated answers continue; it is not part of them.
         recorded: whether the signals include those of the unfinished answer and of the windows of the prompt.
     """
 
     messages: Sequence[Message]
     sampling: Sampling
-    given_answer: str | None = None
+    supplied_answer: str | None = None
     answer_start: str = ""
     recorded: bool = False
 
@@ -52,7 +52,7 @@ class GenerationRequest:
         Args:
             precision: precision of the base model.
         """
-        content = json.dumps([list(self.messages), asdict(self.sampling), precision, self.given_answer])
+        content = json.dumps([list(self.messages), asdict(self.sampling), precision, self.supplied_answer])
         return compute_key(content + self.answer_start, 24)
 
 
@@ -60,9 +60,9 @@ class GenerationRequest:
 BATCH = 128
 
 T = TypeVar("T")
-AskEngine = Callable[[Sequence[GenerationRequest]], list[list[Answer]]]
+SendToEngine = Callable[[Sequence[GenerationRequest]], list[list[Answer]]]
 """Function that sends requests to an engine and returns the answers to each."""
-EngineWork = Callable[[AskEngine, Sequence[GenerationRequest]], Sequence[T]]
+EngineWork = Callable[[SendToEngine, Sequence[GenerationRequest]], Sequence[T]]
 """Function that processes a batch of requests with one or more engine calls and returns one result per request."""
 
 
@@ -154,19 +154,19 @@ class PooledEngine:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Process a batch; a TrimtabError is returned as the result, because Ray Data would lose its type if raised."""
         try:
-            results = self.work(self.ask, list(batch["request"]))
+            results = self.work(self.send_requests, list(batch["request"]))
         except TrimtabError as error:
             results = [error] * len(batch["key"])
         return {"key": batch["key"], "result": _to_object_column(results)}
 
-    def ask(self, requests: Sequence[GenerationRequest]) -> list[list[Answer]]:
-        """Return the answers to each request, generated or, if all requests have a given answer, read."""
-        asks = [Conversation(request.messages, self.prefix, request.answer_start) for request in requests]
-        given = [request.given_answer for request in requests if request.given_answer is not None]
+    def send_requests(self, requests: Sequence[GenerationRequest]) -> list[list[Answer]]:
+        """Return the answers to each request, generated or, if all requests have a supplied answer, read."""
+        conversations = [Conversation(request.messages, self.prefix, request.answer_start) for request in requests]
+        supplied = [request.supplied_answer for request in requests if request.supplied_answer is not None]
         recorded = any(request.recorded for request in requests)
-        if given:
-            return [[answer] for answer in self.engine.score_many(asks, given, recorded=recorded)]
-        return self.engine.chat_many(asks, [request.sampling for request in requests], recorded=recorded)
+        if supplied:
+            return [[answer] for answer in self.engine.score_many(conversations, supplied, recorded=recorded)]
+        return self.engine.chat_many(conversations, [request.sampling for request in requests], recorded=recorded)
 
 
 def _to_object_column(values: Sequence[Any]) -> Any:

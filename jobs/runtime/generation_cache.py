@@ -10,7 +10,7 @@ from trimtab import settings
 from trimtab.engine.config import EngineConfig
 from trimtab.generation_types import Answer
 from trimtab.jobs.runtime.config import ScaleConfig
-from trimtab.jobs.runtime.engine_pool import AskEngine, EngineWork, GenerationRequest, run_pool
+from trimtab.jobs.runtime.engine_pool import EngineWork, GenerationRequest, SendToEngine, run_pool
 from trimtab.jobs.runtime.jsonl import append_jsonl, read_jsonl
 from trimtab.model.base_model import BaseModel
 from trimtab.types import TargetRung
@@ -73,9 +73,9 @@ def generate_cached(
     return cached
 
 
-def generate_answers(ask: AskEngine, requests: Sequence[GenerationRequest]) -> list[list[CachedAnswer]]:
+def generate_answers(send: SendToEngine, requests: Sequence[GenerationRequest]) -> list[list[CachedAnswer]]:
     """Generate the answers to each request; the `EngineWork` of plain generation."""
-    return [[convert_answer(answer) for answer in answers] for answers in ask(requests)]
+    return [[convert_answer(answer) for answer in answers] for answers in send(requests)]
 
 
 def read_cached(base: BaseModel, keys: set[str]) -> dict[str, list[CachedAnswer]]:

@@ -71,9 +71,9 @@ def run_feedback_import(config: FeedbackImportConfig) -> dict[str, Any]:
     journal = LabelJournal(folder, f"import-{uuid4().hex}")
     for label in labels:
         journal.append_label(label)
-    known = sum(label.key in stored for label in labels)
-    print_line(f"{len(labels)} labels imported, {known} of them for stored answers or prompts")
-    return {"labels": len(labels), "stored": known}
+    matched = sum(label.key in stored for label in labels)
+    print_line(f"{len(labels)} labels imported, {matched} of them for stored answers or prompts")
+    return {"labels": len(labels), "stored": matched}
 
 
 def run_feedback_list(config: FeedbackListConfig) -> list[dict[str, Any]]:

@@ -142,13 +142,13 @@ class RegistrySource(Generic[ArtifactT]):
         """
         return [RegisteredVersion(v.name, v.version, v.run_id, v.aliases) for v in self.registry.list_versions(self.kind)]
 
-    def load(self, known: RegisteredVersion) -> ArtifactT:
+    def load(self, version: RegisteredVersion) -> ArtifactT:
         """Load and check the artifact of a version.
 
         Raises:
             ArtifactError: if the artifact is damaged or was made for another base model.
         """
-        return self.fetch(self.registry.find_version(self.kind, known.name, known.version), self.registry.base)
+        return self.fetch(self.registry.find_version(self.kind, version.name, version.version), self.registry.base)
 
 
 @dataclass(frozen=True)
@@ -185,9 +185,9 @@ class FolderSource(Generic[ArtifactT]):
     kind: str
     fetch: Callable[[Path, BaseModel], ArtifactT]
     is_cached: bool = False
-    _held: dict[str, tuple[int, ReadCard]] = field(default_factory=dict[str, tuple[int, ReadCard]])
-    _read: dict[str, tuple[int, dict[str, Any]]] = field(default_factory=dict[str, tuple[int, dict[str, Any]]])
-    _built: dict[str, BuiltVersions] = field(default_factory=dict[str, BuiltVersions])
+    _cards: dict[str, tuple[int, ReadCard]] = field(default_factory=dict[str, tuple[int, ReadCard]])
+    _objects: dict[str, tuple[int, dict[str, Any]]] = field(default_factory=dict[str, tuple[int, dict[str, Any]]])
+    _versions_by_name: dict[str, BuiltVersions] = field(default_factory=dict[str, BuiltVersions])
 
     def list_versions(self) -> Sequence[RegisteredVersion]:
         """Return all versions of this kind with their aliases."""
@@ -199,23 +199,23 @@ class FolderSource(Generic[ArtifactT]):
             versions += self._build_versions(name, cards, targets)
         return versions
 
-    def load(self, known: RegisteredVersion) -> ArtifactT:
+    def load(self, version: RegisteredVersion) -> ArtifactT:
         """Load and check the artifact of a version.
 
         Raises:
             ArtifactError: if the artifact is damaged or was made for another base model.
         """
-        return self.fetch(self.folder / known.name / str(known.version), self.base)
+        return self.fetch(self.folder / version.name / str(version.version), self.base)
 
     def _build_versions(self, name: str, cards: ReadCard, targets: dict[str, Any]) -> list[RegisteredVersion]:
         """Return the versions of a name; the same objects while its files are unchanged, which are fast to compare."""
-        cached = self._built.get(name)
+        cached = self._versions_by_name.get(name)
         if cached is None or cached.cards is not cards or cached.targets != targets:
             versions = [
                 RegisteredVersion(name, number, card.get("run_id"), tuple(sorted(a for a, v in targets.items() if v == number)))
                 for number, card in cards.items()
             ]
-            cached = self._built[name] = BuiltVersions(cards, targets, versions)
+            cached = self._versions_by_name[name] = BuiltVersions(cards, targets, versions)
         return cached.versions
 
     def _read_cards(self, folder: str) -> ReadCard:
@@ -224,12 +224,12 @@ class FolderSource(Generic[ArtifactT]):
         With a thousand names, checking the card of every version each second would take a tenth of a CPU core.
         """
         modified = _get_modification_time(folder)
-        if modified is None or (cached := self._held.get(folder)) is None or cached[0] != modified:
+        if modified is None or (cached := self._cards.get(folder)) is None or cached[0] != modified:
             numbers = sorted(int(entry) for entry in _list_names(folder) if NUMBER.fullmatch(entry))
             cards = {number: self._read_object(f"{folder}/{number}/{CARD}", "a card") for number in numbers}
             matching = {number: card for number, card in cards.items() if self._has_kind(card)}
             # A missing card may still be written: list the folder again in the next call.
-            cached = self._held[folder] = (modified if modified and all(cards.values()) else UNREAD, matching)
+            cached = self._cards[folder] = (modified if modified and all(cards.values()) else UNREAD, matching)
         return cached[1]
 
     def _has_kind(self, card: dict[str, Any]) -> bool:
@@ -242,7 +242,7 @@ class FolderSource(Generic[ArtifactT]):
         """
         if (modified := _get_modification_time(path)) is None:
             return {}
-        if (cached := self._read.get(path)) is None or cached[0] != modified:
+        if (cached := self._objects.get(path)) is None or cached[0] != modified:
             try:
                 content = read_json_object(Path(path), what)
                 if what == ALIAS_FILE and not all(type(number) is int for number in content.values()):
@@ -250,7 +250,7 @@ class FolderSource(Generic[ArtifactT]):
             except ArtifactError as error:
                 log.warning("%s; keeping its previous content", error)
                 content = cached[1] if cached else {}
-            cached = self._read[path] = (modified, content)
+            cached = self._objects[path] = (modified, content)
         return cached[1]
 
 

@@ -26,8 +26,8 @@ from trimtab.cli.demo_config import DemoConfig
 from trimtab.cli.demo_feedback import (
     CLIENTS,
     TRAINED,
-    ask_factual_questions,
     print_risks,
+    send_factual_questions,
     send_labeled_questions,
     send_question,
 )
@@ -83,15 +83,15 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
             name = f"{DEFAULT_BASE}:{config.name}" + ("" if aligned["champion"] else f"@{aligned['version']}")
             client = OpenAI(base_url=f"{url}/v1", api_key=key, timeout=300)
             guard = {"detector": f"{config.name}-guard@{guarded['detector']['version']['version']}", "action": "refuse"}
-            answers = _ask_questions(client, name, guard)
+            answers = _send_questions(client, name, guard)
             _print_answers(answers, name)
             print_line("")
             print_line("6/6  users ask about currencies and label the answers; the detector is trained again on the labels")
             detector = f"{config.name}-truth@{detected['version']['version']}"
-            facts = ask_factual_questions(client, detector)
+            facts = send_factual_questions(client, detector)
             send_labeled_questions(url, key)
             refreshed = _run_refresh(config, folder)
-            later = ask_factual_questions(client, f"{config.name}-truth@{refreshed['version']}")
+            later = send_factual_questions(client, f"{config.name}-truth@{refreshed['version']}")
         print_risks(facts, later)
     print_line(f"done in {(time.monotonic() - started) / 60:.1f} minutes; all started processes have ended")
     print_line("show the runs:        trimtab ui")
@@ -228,10 +228,10 @@ def _wait_until_ready(url: str, key: str, process: "subprocess.Popen[bytes]") ->
     raise JobError(f"the server did not respond within {START_SECONDS:.0f} s")
 
 
-def _ask_questions(client: OpenAI, prefixed: str, guard: Mapping[str, Any]) -> list[dict[str, str]]:
+def _send_questions(client: OpenAI, prefixed: str, guard: Mapping[str, Any]) -> list[dict[str, str]]:
     columns = (("base", DEFAULT_BASE, []), ("prefix", prefixed, []), ("guard", DEFAULT_BASE, [guard]))
 
-    def ask(question: str) -> dict[str, str]:
+    def compare_models(question: str) -> dict[str, str]:
         row = {"question": question}
         for column, model, policies in columns:
             row[column], response = send_question(client, model, question, 40, {"policies": policies})
@@ -239,7 +239,7 @@ def _ask_questions(client: OpenAI, prefixed: str, guard: Mapping[str, Any]) -> l
         return row
 
     with ThreadPoolExecutor(CLIENTS) as pool:
-        return list(pool.map(ask, QUESTIONS))
+        return list(pool.map(compare_models, QUESTIONS))
 
 
 def _print_answers(answers: Sequence[dict[str, str]], name: str) -> None:

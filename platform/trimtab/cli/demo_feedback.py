@@ -75,16 +75,16 @@ def send_question(
     return (response.choices[0].message.content or "").strip(), response
 
 
-def ask_factual_questions(client: OpenAI, detector: str) -> list[dict[str, Any]]:
+def send_factual_questions(client: OpenAI, detector: str) -> list[dict[str, Any]]:
     """Return the answers to `FACTS`, with the verdicts of a detector."""
 
-    def ask(question: str) -> dict[str, Any]:
+    def judge_fact(question: str) -> dict[str, Any]:
         answer, response = send_question(client, DEFAULT_BASE, question, ANSWER_TOKENS, {"detector": detector})
         verdict = (response.model_extra or {})["trimtab"]["detectors"][0]
         return {"question": question, "answer": answer} | verdict
 
     with ThreadPoolExecutor(CLIENTS) as pool:
-        return list(pool.map(ask, FACTS))
+        return list(pool.map(judge_fact, FACTS))
 
 
 def print_risks(facts: Sequence[dict[str, Any]], later: Sequence[dict[str, Any]]) -> None:

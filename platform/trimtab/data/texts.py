@@ -16,7 +16,7 @@ from trimtab.errors import NotFoundError, UsageError
 FIELDS = ("text", "prompt", "source")
 SETS = ("neutral",)
 # Prompt of a text that has none of its own.
-ASK = "Write a short passage of text about anything you like."
+DEFAULT_REQUEST = "Write a short passage of text about anything you like."
 
 
 def read_texts(source: str, columns: Mapping[str, str] | None = None) -> list[Prompt]:
@@ -60,7 +60,7 @@ def _parse_text(row: Row, number: int, source: str, names: Mapping[str, str]) ->
         return None
     if not isinstance(text, str) or not (prompt is None or isinstance(prompt, str)):
         raise UsageError(f"{source}, row {number}: text and prompt must be text")
-    question = (prompt or "").strip() or ASK
+    question = (prompt or "").strip() or DEFAULT_REQUEST
     name = row.get(names["source"])
     origin = Path(source).stem.removeprefix("trimtab:") if name is None else str(name)
     return Prompt(question, "benign_easy", origin, question.lower(), target=text.strip())

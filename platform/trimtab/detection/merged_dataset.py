@@ -92,11 +92,11 @@ def find_reserved_rows(data: SignalDataset, fraction: float) -> Tensor:
 
 
 def _drop_repeated_rows(sets: Sequence[SignalDataset]) -> list[SignalDataset]:
-    known: set[str] = set()
+    merged: set[str] = set()
     result: list[SignalDataset] = []
     for data in sets:
-        result.append(data.select_rows(torch.tensor([key not in known for key in data.keys])))
-        known |= set(data.keys)
+        result.append(data.select_rows(torch.tensor([key not in merged for key in data.keys])))
+        merged |= set(data.keys)
     return result
 
 

@@ -29,7 +29,7 @@ class Steering:
 steering: ContextVar[Steering | None] = ContextVar("steering", default=None)
 """Prefix of the HTTP request that this task answers."""
 
-reads_given_answer: ContextVar[bool] = ContextVar("reads_given_answer", default=False)
+reads_supplied_answer: ContextVar[bool] = ContextVar("reads_supplied_answer", default=False)
 """Whether this task scores an answer that the client supplied: only then may a prompt hold one."""
 
 validated_grammar: ContextVar[Any] = ContextVar("validated_grammar", default=None)

@@ -26,7 +26,7 @@ from trimtab.engine.checks import RECORDED, UNTRACKED
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.detectors.signal_client import decode_signals
 from trimtab.engine.prefixes.slots import ResidentPrefix, SlotTable
-from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START, build_engine_args
+from trimtab.engine.vllm_ext.args import SUPPLIED_ANSWER_START, build_engine_args
 from trimtab.engine.vllm_ext.environment import engine_environment
 from trimtab.errors import JobError, UsageError
 from trimtab.generation_types import Answer, Conversation, Progress, Sampling, Signals
@@ -118,11 +118,13 @@ class Engine:
             return answer
         return replace(answer, risk=detector.score_answer(answer.signals, self.config.layers))
 
-    def score_prompts(self, asks: Sequence[Conversation], detector: Detector, progress: Progress | None = None) -> list[float]:
+    def score_prompts(
+        self, conversations: Sequence[Conversation], detector: Detector, progress: Progress | None = None
+    ) -> list[float]:
         """Compute the risks of prompts.
 
         Args:
-            asks: conversations with their prefixes.
+            conversations: conversations with their prefixes.
             detector: detector of prompts, whose layers the engine captures.
             progress: called with the numbers of finished and of all prompts.
 
@@ -131,8 +133,8 @@ class Engine:
         """
         indices = [self.config.layers.index(layer) for layer in detector.card.layers]
         risks: list[float] = []
-        for start in range(0, len(asks), SCORED_TOGETHER):
-            batch = asks[start : start + SCORED_TOGETHER]
+        for start in range(0, len(conversations), SCORED_TOGETHER):
+            batch = conversations[start : start + SCORED_TOGETHER]
             answers = [answer for (answer,) in self.chat_many(batch, Sampling(max_tokens=1), recorded=detector.card.windows)]
             signals = [answer.signals for answer in answers if answer.signals is not None]
             if len(signals) < len(answers):
@@ -141,12 +143,12 @@ class Engine:
             windows = [entry.windows[:, indices] if len(entry.windows) else None for entry in signals]
             risks += detector.score_prompts(psi, windows).tolist()
             if progress is not None:
-                progress(len(risks), len(asks))
+                progress(len(risks), len(conversations))
         return risks
 
     def chat_many(
         self,
-        asks: Sequence[Conversation],
+        conversations: Sequence[Conversation],
         sampling: Sampling | Sequence[Sampling] | None = None,
         progress: Progress | None = None,
         *,
@@ -156,7 +158,7 @@ class Engine:
         """Generate answers to many conversations in one batch.
 
         Args:
-            asks: conversations with their prefixes.
+            conversations: conversations with their prefixes.
             sampling: sampling options, either one for all conversations or one per conversation; greedy by default.
             progress: called with the numbers of finished and of all answers.
             with_signals: whether to capture signals if the engine captures layers. The workers keep those of the last 1,024
@@ -164,33 +166,35 @@ class Engine:
             recorded: whether the signals include those of the unfinished answers and of the windows of the prompts.
 
         Returns:
-            `sampling.n` answers per conversation, in the order of `asks`.
+            `sampling.n` answers per conversation, in the order of `conversations`.
 
         Raises:
             ArtifactError: if a prefix belongs to another base model.
             BusyError: if the prefixes of the batch need more slots than the engine has.
             UsageError: if a prompt is too long or contains a slot token.
         """
-        with self._lease_slots(asks) as leases:
-            prompts = [self._build_prompt(ask, slots) for ask, slots in zip(asks, leases, strict=True)]
+        with self._lease_slots(conversations) as leases:
+            prompts = [
+                self._build_prompt(conversation, slots) for conversation, slots in zip(conversations, leases, strict=True)
+            ]
             options = sampling or Sampling()
-            listed = [options] * len(asks) if isinstance(options, Sampling) else options
+            listed = [options] * len(conversations) if isinstance(options, Sampling) else options
             extra_args = ({} if with_signals else {UNTRACKED: True}) | ({RECORDED: True} if recorded else {})
             parameters = [SamplingParams(**asdict(entry), extra_args=extra_args) for entry in listed]
             return self._generate(prompts, parameters, progress, with_signals=with_signals)
 
     def score_many(
         self,
-        asks: Sequence[Conversation],
+        conversations: Sequence[Conversation],
         texts: Sequence[str],
         progress: Progress | None = None,
         *,
         recorded: bool = False,
     ) -> list[Answer]:
-        """Compute the signals of given answers, as if the model had generated them.
+        """Compute the signals of supplied answers, as if the model had generated them.
 
         Args:
-            asks: conversations with their prefixes.
+            conversations: conversations with their prefixes.
             texts: one answer per conversation. Each is tokenized with the token that ends a turn.
             progress: called with the numbers of finished and of all answers.
             recorded: whether the signals include those of the unfinished answers.
@@ -206,8 +210,10 @@ class Engine:
         """
         if not self.config.layers:
             raise UsageError("this engine captures no layers. Set EngineConfig(layers=…) to score answers")
-        with self._lease_slots(asks) as leases:
-            prompts = [self._build_prompt(ask, slots) for ask, slots in zip(asks, leases, strict=True)]
+        with self._lease_slots(conversations) as leases:
+            prompts = [
+                self._build_prompt(conversation, slots) for conversation, slots in zip(conversations, leases, strict=True)
+            ]
             starts = [len(prompt["prompt_token_ids"]) for prompt in prompts]
             answers = [self.renderer.render_answer(t, p["prompt_token_ids"]) for t, p in zip(texts, prompts, strict=True)]
             # vLLM generates at least one more token.
@@ -216,7 +222,7 @@ class Engine:
                 prompt["prompt_token_ids"] = [*prompt["prompt_token_ids"], *ids]
             sampling = [
                 SamplingParams(
-                    max_tokens=1, skip_reading_prefix_cache=True, extra_args={GIVEN_ANSWER_START: start, RECORDED: recorded}
+                    max_tokens=1, skip_reading_prefix_cache=True, extra_args={SUPPLIED_ANSWER_START: start, RECORDED: recorded}
                 )
                 for start in starts
             ]
@@ -236,7 +242,7 @@ class Engine:
             )
 
     @contextmanager
-    def _lease_slots(self, asks: Sequence[Conversation]) -> Generator[list[tuple[int, ...]]]:
+    def _lease_slots(self, conversations: Sequence[Conversation]) -> Generator[list[tuple[int, ...]]]:
         """Hold the slots of each conversation's prefix while the context is open."""
         with ExitStack() as stack:
 
@@ -245,7 +251,7 @@ class Engine:
                 stack.callback(self.table.release_slots, resident)
                 return resident.slots
 
-            yield [lease(ask.prefix) if ask.prefix else () for ask in asks]
+            yield [lease(conversation.prefix) if conversation.prefix else () for conversation in conversations]
 
     def _acquire_rows(self, prefix: Prefix) -> ResidentPrefix:
         check_base(prefix, self.base)
@@ -259,19 +265,19 @@ class Engine:
                 raise
         return resident
 
-    def _build_prompt(self, ask: Conversation, slots: tuple[int, ...]) -> TokensPrompt:
-        if ask.prefix is None:
-            ids = self.renderer.render_prompt(ask.messages)
+    def _build_prompt(self, conversation: Conversation, slots: tuple[int, ...]) -> TokensPrompt:
+        if conversation.prefix is None:
+            ids = self.renderer.render_prompt(conversation.messages)
         else:
-            ids = self.renderer.render_prompt(ask.messages, ask.prefix.card.position, slots)
-        if ask.answer_start:
-            ids += self.renderer.tokenizer.encode(ask.answer_start, add_special_tokens=False)
+            ids = self.renderer.render_prompt(conversation.messages, conversation.prefix.card.position, slots)
+        if conversation.answer_start:
+            ids += self.renderer.tokenizer.encode(conversation.answer_start, add_special_tokens=False)
         if len(ids) >= self.config.max_model_len:
             raise UsageError(f"a prompt has {len(ids)} tokens; the engine takes fewer than {self.config.max_model_len}")
         self.renderer.check_slots(ids, slots)
         prompt = TokensPrompt(prompt_token_ids=ids)
-        if ask.prefix is not None:
-            prompt["cache_salt"] = ask.prefix.salt
+        if conversation.prefix is not None:
+            prompt["cache_salt"] = conversation.prefix.salt
         return prompt
 
     def _generate(

@@ -49,7 +49,7 @@ class Flag(Head):
         aggregate: Literal["logsumexp", "mean"] = "logsumexp",
     ) -> None:
         super().__init__()
-        self.seen, self.tau, self.aggregate = (geometry, trace), tau, aggregate
+        self.inputs, self.tau, self.aggregate = (geometry, trace), tau, aggregate
         self.reads_trace = trace
         size = projection or width
         self.project = nn.Linear(3 * width * layers, size)
@@ -64,7 +64,7 @@ class Flag(Head):
 
     def embedded(self, psi: Tensor, phi: Tensor) -> Tensor:
         """Compute r [N, dim] from psi [N, L, 3d] and phi [N, 7]."""
-        geometry, trace = self.seen
+        geometry, trace = self.inputs
         projected = self.project(psi.flatten(1)) * geometry
         return self.mlp(torch.cat([projected, phi * trace], 1))
 

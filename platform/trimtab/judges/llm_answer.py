@@ -51,7 +51,7 @@ class LlmAnswerJudge(LlmClient):
             | {"right_answers": question.answers, "answer": answer}
             for question, answer in answered
         ]
-        return self.ask_all(RUBRIC, SCHEMA, data, _parse_mark)
+        return self.judge_all(RUBRIC, SCHEMA, data, _parse_mark)
 
 
 def _parse_mark(reply: dict[str, Any]) -> AnswerMark | None:

@@ -80,7 +80,9 @@ class LlmClient:
         """
         return f"endpoint {self.url} {self.model} {compute_key(json.dumps(inputs), 12)}"
 
-    def ask_all(self, rubric: str, schema: Mapping[str, Any], data: Sequence[Data], read: Callable[[Any], T | None]) -> list[T]:
+    def judge_all(
+        self, rubric: str, schema: Mapping[str, Any], data: Sequence[Data], read: Callable[[Any], T | None]
+    ) -> list[T]:
         """Request one judgment per item.
 
         Args:
@@ -101,7 +103,7 @@ class LlmClient:
             OpenAI(base_url=self.url, api_key=key, timeout=TIMEOUT, max_retries=RETRIES) as client,
             ThreadPoolExecutor(self.concurrency) as pool,
         ):
-            futures = [pool.submit(self._ask_one, client, rubric, schema, item, read) for item in data]
+            futures = [pool.submit(self._judge_one, client, rubric, schema, item, read) for item in data]
             try:
                 return [future.result() for future in futures]
             except OpenAIError as error:
@@ -112,12 +114,12 @@ class LlmClient:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _ask_one(
+    def _judge_one(
         self, client: OpenAI, rubric: str, schema: Mapping[str, Any], data: Data, read: Callable[[Any], T | None]
     ) -> T:
         reply = ""
         for _ in range(ATTEMPTS):
-            reply = _ask(client, self.model, rubric, schema, _serialize(data))
+            reply = _send_request(client, self.model, rubric, schema, _serialize(data))
             if (verdict := _parse(reply, read)) is not None:
                 return verdict
         raise JobError(
@@ -126,7 +128,7 @@ class LlmClient:
         )
 
 
-def _ask(client: OpenAI, model: str, rubric: str, schema: Mapping[str, Any], data: str) -> str:
+def _send_request(client: OpenAI, model: str, rubric: str, schema: Mapping[str, Any], data: str) -> str:
     """Return the text of the reply, at temperature 0 if the model accepts a temperature."""
     options: dict[str, Any] = {
         "model": model,

@@ -42,7 +42,7 @@ class LlmRefusalJudge(LlmClient):
             JobError: if a request fails or its reply is not a verdict.
         """
         data = [{"prompt": prompt, "answer": answer} for prompt, answer in zip(prompts, answers, strict=True)]
-        return self.ask_all(RUBRIC, SCHEMA, data, _parse_verdict)
+        return self.judge_all(RUBRIC, SCHEMA, data, _parse_verdict)
 
 
 def _parse_verdict(reply: dict[str, Any]) -> Verdict | None:

@@ -38,7 +38,7 @@ class LlmRuleJudge(LlmClient):
             JobError: if a request fails or its reply is not a verdict.
         """
         data = [{"rule": question, "prompt": prompt, "answer": answer} for prompt, answer in pairs]
-        return self.ask_all(RUBRIC, SCHEMA, data, _parse_verdict)
+        return self.judge_all(RUBRIC, SCHEMA, data, _parse_verdict)
 
 
 def _parse_verdict(reply: dict[str, Any]) -> bool | None:

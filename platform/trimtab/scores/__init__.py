@@ -78,16 +78,16 @@ class Score(ABC):
     least: ClassVar[int] = 1
 
     @abstractmethod
-    def score_answer(self, seen: ScoreInputs) -> float:
+    def score_answer(self, inputs: ScoreInputs) -> float:
         """Compute the score of one answer.
 
         Args:
-            seen: collected data of the answer, with all inputs in `needs`.
+            inputs: collected data of the answer, with all inputs in `needs`.
         """
 
 
 def list_computable(answers: Sequence[ScoreInputs]) -> list[str]:
-    """List the names of the scores that can be computed for all given answers; none without answers."""
+    """List the names of the scores that can be computed for all supplied answers; none without answers."""
     return [name for name in list_scores() if answers and not _find_missing_input(name, answers)]
 
 
@@ -109,7 +109,7 @@ def measure_scores(name: str, answers: Sequence[ScoreInputs], similarity: str = 
     if missing := _find_missing_input(name, answers):
         raise UsageError(f"score {name} needs {missing}")
     score = get_score(name)(similarity)
-    values = [score.score_answer(seen) for seen in answers]
+    values = [score.score_answer(inputs) for inputs in answers]
     if bad := [index for index, value in enumerate(values) if not math.isfinite(value)]:
         raise UsageError(f"score {name} gives {values[bad[0]]} for answer {bad[0]} ({answers[bad[0]].answer.text[:40]!r})")
     return torch.tensor(values, dtype=torch.float64)
@@ -124,16 +124,16 @@ def compute_token_cost(name: str, answers: Sequence[ScoreInputs]) -> float:
     """
     needs = get_score(name).needs
     verdict_tokens = 1 if "p_true" in needs else 0
-    sampled_tokens = sum(s.tokens for seen in answers for s in seen.samples) if needs & {"samples", "states"} else 0
+    sampled_tokens = sum(s.tokens for inputs in answers for s in inputs.samples) if needs & {"samples", "states"} else 0
     return verdict_tokens + sampled_tokens / max(len(answers), 1)
 
 
 def _find_missing_input(name: str, answers: Sequence[ScoreInputs]) -> str:
     """Describe the input that a score lacks and how to collect it; empty if all inputs exist."""
     score = get_score(name)
-    if "p_true" in score.needs and any(seen.p_true is None for seen in answers):
+    if "p_true" in score.needs and any(inputs.p_true is None for inputs in answers):
         return "the model's verdict on each answer: collect with --p_true true"
-    fewest = min((len(seen.samples) for seen in answers), default=0)
+    fewest = min((len(inputs.samples) for inputs in answers), default=0)
     if score.needs & {"samples", "states"} and fewest < score.least:
         return f"at least {score.least} samples for each answer, but there are {fewest}: collect with --num_samples {ENOUGH}"
     return ""

@@ -27,8 +27,8 @@ class EigenScore(Score):
     alpha: float = 1e-3
     layer: int = 0
 
-    def score_answer(self, seen: ScoreInputs) -> float:
+    def score_answer(self, inputs: ScoreInputs) -> float:
         """Return minus the mean logarithm of the eigenvalues."""
-        states = torch.stack([s.state[self.layer].double() for s in seen.samples])
+        states = torch.stack([s.state[self.layer].double() for s in inputs.samples])
         spread = torch.cov(states) + self.alpha * torch.eye(len(states), dtype=torch.double)
         return -(torch.linalg.slogdet(spread).logabsdet / len(states)).item()

@@ -7,15 +7,15 @@ from trimtab.scores import Score, ScoreInputs, register
 class Entropy(Score):
     """-(1/m) sum_t H_t, H_t the entropy of the distribution that token t was sampled from. Generates no tokens."""
 
-    def score_answer(self, seen: ScoreInputs) -> float:
+    def score_answer(self, inputs: ScoreInputs) -> float:
         """Return minus the mean entropy."""
-        return -seen.trace[:, 1].mean().item()
+        return -inputs.trace[:, 1].mean().item()
 
 
 @register("max-entropy")
 class MaxEntropy(Score):
     """-max_t H_t. Generates no tokens."""
 
-    def score_answer(self, seen: ScoreInputs) -> float:
+    def score_answer(self, inputs: ScoreInputs) -> float:
         """Return minus the highest entropy."""
-        return -seen.trace[:, 1].max().item()
+        return -inputs.trace[:, 1].max().item()

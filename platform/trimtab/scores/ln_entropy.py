@@ -15,6 +15,6 @@ class LnEntropy(Score):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"samples"})
 
-    def score_answer(self, seen: ScoreInputs) -> float:
+    def score_answer(self, inputs: ScoreInputs) -> float:
         """Return the mean over the samples of their mean log-probability."""
-        return sum(s.logp for s in seen.samples) / len(seen.samples)
+        return sum(s.logp for s in inputs.samples) / len(inputs.samples)

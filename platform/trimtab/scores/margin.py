@@ -10,6 +10,6 @@ class Margin(Score):
     The margin is one of FLaG's features; its use as a separate score is [trimtab].
     """
 
-    def score_answer(self, seen: ScoreInputs) -> float:
+    def score_answer(self, inputs: ScoreInputs) -> float:
         """Return the mean margin."""
-        return seen.trace[:, 2].mean().item()
+        return inputs.trace[:, 2].mean().item()

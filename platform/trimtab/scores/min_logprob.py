@@ -7,6 +7,6 @@ from trimtab.scores import Score, ScoreInputs, register
 class MinLogprob(Score):
     """min_t l_t (Manakul et al. 2023 use its negative, "Max(-log p)"). Generates no tokens."""
 
-    def score_answer(self, seen: ScoreInputs) -> float:
+    def score_answer(self, inputs: ScoreInputs) -> float:
         """Return the lowest log-probability."""
-        return seen.trace[:, 0].min().item()
+        return inputs.trace[:, 0].min().item()

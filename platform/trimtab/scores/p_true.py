@@ -23,9 +23,9 @@ class PTrue(Score):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"p_true"})
 
-    def score_answer(self, seen: ScoreInputs) -> float:
+    def score_answer(self, inputs: ScoreInputs) -> float:
         """Return the log-odds of the collected probability."""
-        p = min(max(0.5 if seen.p_true is None else seen.p_true, NEAREST), 1 - NEAREST)
+        p = min(max(0.5 if inputs.p_true is None else inputs.p_true, NEAREST), 1 - NEAREST)
         return math.log(p / (1 - p))
 
 

@@ -7,6 +7,6 @@ from trimtab.scores import Score, ScoreInputs, register
 class Perplexity(Score):
     """(1/m) sum_t l_t, minus the logarithm of the perplexity (Ren et al. 2023). Generates no tokens."""
 
-    def score_answer(self, seen: ScoreInputs) -> float:
+    def score_answer(self, inputs: ScoreInputs) -> float:
         """Return the mean log-probability."""
-        return seen.trace[:, 0].mean().item()
+        return inputs.trace[:, 0].mean().item()

@@ -16,7 +16,7 @@ class SelfConsistency(Score):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"samples"})
 
-    def score_answer(self, seen: ScoreInputs) -> float:
+    def score_answer(self, inputs: ScoreInputs) -> float:
         """Return the share of agreeing samples, from 0 to 1."""
         is_same = build_similarity(self.similarity)
-        return sum(is_same(seen.answer, sample) for sample in seen.samples) / len(seen.samples)
+        return sum(is_same(inputs.answer, sample) for sample in inputs.samples) / len(inputs.samples)

@@ -20,9 +20,9 @@ class SemanticEntropy(Score):
     needs: ClassVar[frozenset[Need]] = frozenset({"samples"})
     least: ClassVar[int] = 2
 
-    def score_answer(self, seen: ScoreInputs) -> float:
+    def score_answer(self, inputs: ScoreInputs) -> float:
         """Return minus the entropy, in nats."""
-        clusters = cluster_generations(seen.samples, self.similarity)
+        clusters = cluster_generations(inputs.samples, self.similarity)
         mass = torch.stack([torch.tensor([s.logp for s in cluster]).double().logsumexp(0) for cluster in clusters])
         return -_entropy(mass.softmax(0))
 
@@ -37,9 +37,9 @@ class DiscreteSemanticEntropy(Score):
     needs: ClassVar[frozenset[Need]] = frozenset({"samples"})
     least: ClassVar[int] = 2
 
-    def score_answer(self, seen: ScoreInputs) -> float:
+    def score_answer(self, inputs: ScoreInputs) -> float:
         """Return minus the entropy, in nats."""
-        counts = torch.tensor([len(cluster) for cluster in cluster_generations(seen.samples, self.similarity)]).double()
+        counts = torch.tensor([len(cluster) for cluster in cluster_generations(inputs.samples, self.similarity)]).double()
         return -_entropy(counts / counts.sum())
 
 

@@ -44,7 +44,7 @@ def compare_states(one: Generation, other: Generation) -> float:
     return cosine_similarity(one.state[-1].double(), other.state[-1].double(), dim=0).item()
 
 
-KNOWN: dict[str, tuple[Likeness, float]] = {
+SIMILARITIES: dict[str, tuple[Likeness, float]] = {
     "exact": (compare_exact, 1.0),
     "overlap": (compare_overlap, 0.7),
     "news": (compare_new_words, 0.5),
@@ -61,7 +61,7 @@ def register_similarity(name: str, likeness: Likeness, threshold: float) -> None
         likeness: function of two answers.
         threshold: default threshold from which two answers count as the same.
     """
-    KNOWN[name] = (likeness, threshold)
+    SIMILARITIES[name] = (likeness, threshold)
 
 
 def build_similarity(similarity: str) -> Same:
@@ -75,9 +75,9 @@ def build_similarity(similarity: str) -> Same:
         UsageError: if the threshold is not a number.
     """
     name, colon, threshold_text = similarity.partition(":")
-    if name not in KNOWN:
-        raise NotFoundError(f"no similarity {name!r}; there are: {', '.join(KNOWN)}")
-    likeness, threshold = KNOWN[name]
+    if name not in SIMILARITIES:
+        raise NotFoundError(f"no similarity {name!r}; there are: {', '.join(SIMILARITIES)}")
+    likeness, threshold = SIMILARITIES[name]
     if colon:
         try:
             threshold = float(threshold_text)

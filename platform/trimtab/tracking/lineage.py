@@ -165,8 +165,8 @@ def trace_run(run_id: str, children: frozenset[str] = frozenset()) -> LineageNod
     sources = [_build_data_node(entry) for entry in (run.inputs.dataset_inputs if run.inputs else [])]
     sources += [_build_code_node(tags)] if any(key.startswith(("trimtab.code", "mlflow.source.git")) for key in tags) else []
     parent = tags.get("mlflow.parentRunId")
-    known = children | {run_id}
-    sources += [trace_run(parent, known)] if parent and parent not in known and RUN.fullmatch(parent) else []
+    traced = children | {run_id}
+    sources += [trace_run(parent, traced)] if parent and parent not in traced and RUN.fullmatch(parent) else []
     return LineageNode("run", f"{tags.get('trimtab.kind', 'run')} {run.info.run_name} {run_id}", facts, sources)
 
 

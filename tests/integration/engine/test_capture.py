@@ -88,7 +88,7 @@ def test_prompt_states_match_one_pass_cold_and_cached(signal_engine, frozen, bas
 
 
 def test_unfinished_answers_and_windows_match_one_pass(signal_engine, frozen, base):
-    """Generated and given answers, and prompts of one, two and more windows, cold and from the prefix cache."""
+    """Generated and supplied answers, and prompts of one, two and more windows, cold and from the prefix cache."""
     conversations = build_conversations(*SHORT[:3], *LONG)
     answers = [answer for (answer,) in signal_engine.chat_many(conversations, Sampling(max_tokens=14), recorded=True)]
     given = signal_engine.score_many(conversations, [answer.text for answer in answers], recorded=True)
@@ -158,7 +158,7 @@ def test_sampling_settings_do_not_change_signals(signal_engine, frozen):
 
 
 def test_scored_answers_match_one_pass(signal_engine, frozen, base):
-    """Given answers are read in chunks and batches, with the signals of one pass."""
+    """Supplied answers are read in chunks and batches, with the signals of one pass."""
     prefix = make_prefix(frozen, base, "p", 2, "system", 1)
     conversations = [
         *build_conversations(*SHORT, *LONG),

@@ -1,4 +1,4 @@
-"""Scores of given answers (`POST /v1/score`)."""
+"""Scores of supplied answers (`POST /v1/score`)."""
 
 import json
 

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from trimtab.data.files import parse_list, read_file, rename_columns
-from trimtab.data.given_answers import read_given_answers
 from trimtab.data.questions import read_questions
 from trimtab.data.readers import read_prompts
+from trimtab.data.supplied_answers import read_supplied_answers
 from trimtab.data.texts import read_texts
 from trimtab.errors import UsageError
 from trimtab.judges.human_labels import read_label_file
@@ -138,7 +138,7 @@ def test_lists_in_csv_are_read_as_answers_and_messages(tmp_path):
     (tmp_path / "q.csv").write_text("question,answers\nWhich?,\"['Quito', 'San Francisco de Quito']\"\n")
     assert read_questions(str(tmp_path / "q.csv"))[0].answers == ("Quito", "San Francisco de Quito")
     (tmp_path / "g.csv").write_text("question,incorrect_answers\nWhich?,\"['Guayaquil', 'Cuenca']\"\n")
-    assert [(a.text, a.truthful) for a in read_given_answers(str(tmp_path / "g.csv"))] == [
+    assert [(a.text, a.truthful) for a in read_supplied_answers(str(tmp_path / "g.csv"))] == [
         ("Guayaquil", False),
         ("Cuenca", False),
     ]
@@ -175,7 +175,7 @@ def test_hallucination_labels_are_the_reverse_of_truthful(tmp_path, value, truth
     row = {"user_query": "Name a prime.", "chatgpt_response": "Nine.", "hallucination_label": value}
     (tmp_path / "a.json").write_text(json.dumps(row))
     columns = {"question": "user_query", "answer": "chatgpt_response", "hallucinated": "hallucination_label"}
-    (answer,) = read_given_answers(str(tmp_path / "a.json"), columns)
+    (answer,) = read_supplied_answers(str(tmp_path / "a.json"), columns)
     assert answer.truthful is truthful
 
 
@@ -183,7 +183,7 @@ def test_rejects_both_label_columns(tmp_path):
     row = {"question": "Which?", "answer": "This.", "truthful": True, "hallucinated": False}
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     with pytest.raises(UsageError, match="row 1 has both truthful and hallucinated"):
-        read_given_answers(str(tmp_path / "a.jsonl"))
+        read_supplied_answers(str(tmp_path / "a.jsonl"))
 
 
 def test_label_files_are_read_by_the_same_rules(tmp_path):

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from trimtab.data.questions import Question, read_questions
-from trimtab.data.texts import ASK, read_texts
+from trimtab.data.texts import DEFAULT_REQUEST, read_texts
 from trimtab.errors import NotFoundError, UsageError
 from trimtab.text.normalization import normalize_answer
 
@@ -133,7 +133,7 @@ def test_country_questions_do_not_contain_their_answers():
 def test_reads_texts_with_and_without_prompts(tmp_path):
     rows = [{"text": " Once. "}, {"text": ""}, {"text": "Twice.", "prompt": "How often?", "source": "own"}]
     first, second = read_texts(write_rows(tmp_path / "t.jsonl", rows))
-    assert (first.prompt, first.target, first.source) == (ASK, "Once.", "t")
+    assert (first.prompt, first.target, first.source) == (DEFAULT_REQUEST, "Once.", "t")
     assert (second.prompt, second.target, second.source) == ("How often?", "Twice.", "own")
     renamed = write_rows(tmp_path / "o.jsonl", [{"response": "So it is.", "instruction": "Tell me."}])
     (third,) = read_texts(renamed, {"text": "response", "prompt": "instruction"})

@@ -47,8 +47,8 @@ class DetectorSource:
     def list_versions(self) -> Sequence[RegisteredVersion]:
         return [RegisteredVersion(name, 1, None, ("champion",)) for name in ("guard", "truth")]
 
-    def load(self, known: RegisteredVersion) -> Detector:
-        return make_detector(known.name, "prompt" if known.name == "guard" else "answer")
+    def load(self, version: RegisteredVersion) -> Detector:
+        return make_detector(version.name, "prompt" if version.name == "guard" else "answer")
 
 
 async def find_model(model: str) -> None:

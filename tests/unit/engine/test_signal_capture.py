@@ -1,4 +1,4 @@
-"""Signal capture on a scripted model runner: chunks, blocks, preemption, given answers and request ids."""
+"""Signal capture on a scripted model runner: chunks, blocks, preemption, supplied answers and request ids."""
 
 import types
 
@@ -13,7 +13,7 @@ from trimtab.detection.detector_card import DetectorCard
 from trimtab.detection.signals import CHECK_INTERVAL, compute_token_statistics, compute_trace_features, concatenate_states
 from trimtab.engine.checks import PROMPT_STORED, RECORDED, UNTRACKED, AnswerCheck, PromptCheck, RequestChecks, encode_checks
 from trimtab.engine.vllm_ext import patches
-from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START
+from trimtab.engine.vllm_ext.args import SUPPLIED_ANSWER_START
 from trimtab.engine.vllm_ext.capture import SignalCapture
 from trimtab.engine.vllm_ext.runners.adapter import RunnerAdapter
 from trimtab.engine.vllm_ext.runners.v1 import ModelRunnerV1Adapter
@@ -52,13 +52,13 @@ class ScriptedRunner:
                 self.tokens[request].append(int(sampled[index]))
         return types.SimpleNamespace(sampled_token_ids=sampled)
 
-    def add_request(self, request: str, prompt: int, given_answer: tuple[int, ...] = ()) -> types.SimpleNamespace:
+    def add_request(self, request: str, prompt: int, supplied_answer: tuple[int, ...] = ()) -> types.SimpleNamespace:
         """Add a request and return it as the scheduler describes it."""
         self.tokens[request], self.prompts[request] = [0] * prompt, prompt
         self.states[request] = torch.randn(self.max_model_len, LAYERS, WIDTH)
-        if given_answer:
-            self.tokens[request] += given_answer
-        extra = {GIVEN_ANSWER_START: prompt} if given_answer else None
+        if supplied_answer:
+            self.tokens[request] += supplied_answer
+        extra = {SUPPLIED_ANSWER_START: prompt} if supplied_answer else None
         return types.SimpleNamespace(
             req_id=request,
             prompt_token_ids=list(self.tokens[request]),
@@ -189,7 +189,7 @@ def check_record(runner: ScriptedRunner, request: str, record: dict, tokens: int
 
 @pytest.mark.parametrize("history", [True, False])
 def test_signals_in_one_batch_equal_whole_tensors(scripted_runner, capture):
-    """Chunked, with a given answer, from the prefix cache, and preempted. Two requests have the same client id."""
+    """Chunked, with a supplied answer, from the prefix cache, and preempted. Two requests have the same client id."""
     blocks = {"x-00000001": [1, 2, 3, 4], "x-00000002": [5, 6, 7], "given": [8, 9, 10, 11], "cached": [1, 12, 13]}
     first, second, given = (
         scripted_runner.add_request("x-00000001", 9),

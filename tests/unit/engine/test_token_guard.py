@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 from vllm.exceptions import VLLMValidationError
 
-from trimtab.engine.context import Steering, reads_given_answer, steering
+from trimtab.engine.context import Steering, reads_supplied_answer, steering
 from trimtab.engine.prefixes.token_guard import check_token_ids, install_token_guard
 from trimtab.engine.vllm_ext import patches
-from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START
+from trimtab.engine.vllm_ext.args import SUPPLIED_ANSWER_START
 
 FIRST_SLOT = 100
 RESERVED = "the prompt contains reserved token ids"
@@ -133,13 +133,13 @@ def test_prompt_embeddings_are_rejected(guarded_engine):
 
 
 def test_given_answer_is_accepted_in_score_requests_only(guarded_engine):
-    prompt, params = {"prompt_token_ids": [1]}, SimpleNamespace(extra_args={GIVEN_ANSWER_START: 1})
-    with pytest.raises(VLLMValidationError, match=f"{GIVEN_ANSWER_START} is not a request argument"):
+    prompt, params = {"prompt_token_ids": [1]}, SimpleNamespace(extra_args={SUPPLIED_ANSWER_START: 1})
+    with pytest.raises(VLLMValidationError, match=f"{SUPPLIED_ANSWER_START} is not a request argument"):
         add(guarded_engine, prompt, params=params)
     assert guarded_engine.added == []
 
     async def score():
-        reads_given_answer.set(True)
+        reads_supplied_answer.set(True)
         return await guarded_engine.add_request("r", prompt, params)
 
     assert run_with(None, score) == "internal-r"

@@ -30,8 +30,8 @@ class RecordingSource:
     def list_versions(self):
         return []
 
-    def load(self, known):
-        self.loads.append(known.version)
+    def load(self, version):
+        self.loads.append(version.version)
         assert self.released.wait(30)
         if self.error is not None:
             raise self.error

@@ -84,7 +84,7 @@ def generate_answer(conversation):
 
 
 def answer_and_judge(arm, prompts):
-    return judge_answers(arm, prompts, [generate_answer(arm.build_ask(prompt)) for prompt in prompts])
+    return judge_answers(arm, prompts, [generate_answer(arm.build_conversation(prompt)) for prompt in prompts])
 
 
 @pytest.fixture

@@ -16,4 +16,4 @@ def test_empty_system_prompt_is_an_arm_where_the_template_adds_a_system_message(
     assert list(arms) == expected
     if adds_system_message:
         prompt = Prompt("Hello", "benign_easy", "test", "Hello")
-        assert arms[EMPTY_ARM].build_ask(prompt).messages[0] == {"role": "system", "content": ""}
+        assert arms[EMPTY_ARM].build_conversation(prompt).messages[0] == {"role": "system", "content": ""}

@@ -217,7 +217,7 @@ def test_rejects_invalid_similarity():
 
 
 def test_registers_similarity(monkeypatch):
-    monkeypatch.setattr(similarity, "KNOWN", dict(similarity.KNOWN))
+    monkeypatch.setattr(similarity, "SIMILARITIES", dict(similarity.SIMILARITIES))
     similarity.register_similarity("initial", lambda a, b: float(a.text[:1] == b.text[:1]), 1.0)
     inputs = make_inputs(*make_generations("Paris", "Pau", "Lyon"))
     assert compute_score("self-consistency", inputs, "initial") == pytest.approx(2 / 3)

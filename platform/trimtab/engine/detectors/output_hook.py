@@ -206,7 +206,7 @@ class OutputHook:
             return None
         engine_id = risk.ids[request_id]
         name = engine_id if len(counter.choices) == 1 else f"{index}_{engine_id}"
-        signals = await self._fetch_signals(name, (risk.given_tokens or tokens) if scored else 0, ended=ended)
+        signals = await self._fetch_signals(name, (risk.supplied_tokens or tokens) if scored else 0, ended=ended)
         if checked:
             verdicts.record_risks(choice, signals and signals.prompt_risks)
         if not scored:
@@ -237,8 +237,8 @@ class OutputHook:
 
 def _record_prompt(signals: Signals, verdicts: PromptVerdicts, choice: int) -> PromptSignals:
     """Return the signals of the prompt of a choice, with the risk by the first policy that has a detector."""
-    known = ((a.detector.version, risk) for a, risk in verdicts.pair_risks(choice) if a.detector and risk is not None)
-    version, risk = next(known, (None, None))
+    scored = ((a.detector.version, risk) for a, risk in verdicts.pair_risks(choice) if a.detector and risk is not None)
+    version, risk = next(scored, (None, None))
     prefix = steering.get()
     detector = f"{version.name}@{version.version}" if version else None
     return PromptSignals(signals.prompt, signals.windows, prefix.digest if prefix else None, detector, risk)

@@ -31,7 +31,7 @@ class RequestRisk:
         running: whether to compute risks of unfinished answers.
         warning: reason why the risks may be miscalibrated.
         shadow: whether the request is shadow traffic, whose answer is discarded.
-        given_tokens: number of tokens of a supplied answer; 0 if the engine generates the answer.
+        supplied_tokens: number of tokens of a supplied answer; 0 if the engine generates the answer.
         risks: known risks by index of the choice.
         ids: engine ids by request id.
         choices: number of choices.
@@ -52,7 +52,7 @@ class RequestRisk:
     running: bool = False
     warning: str | None = None
     shadow: bool = False
-    given_tokens: int = 0
+    supplied_tokens: int = 0
     risks: dict[int, float] = field(default_factory=dict[int, float])
     ids: dict[str, str] = field(default_factory=dict[str, str])
     choices: int = 0

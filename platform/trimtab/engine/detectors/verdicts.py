@@ -103,13 +103,13 @@ class Verdicts:
         if detector is not None:
             version = detector.version
             entry |= {"name": version.name, "version": version.version, "run_id": version.run_id}
-        known = risk is not None
-        reason = None if known else applied.reason or f"the engine has no signals of this {applied.subject}"
+        is_scored = risk is not None
+        reason = None if is_scored else applied.reason or f"the engine has no signals of this {applied.subject}"
         return entry | {
             "label": policy.label,
-            "status": "scored" if known else "unavailable",
-            "probability": round(risk, self.digits) if known else None,
-            "flagged": risk > applied.threshold if known else None,
+            "status": "scored" if is_scored else "unavailable",
+            "probability": round(risk, self.digits) if is_scored else None,
+            "flagged": risk > applied.threshold if is_scored else None,
             "threshold": applied.threshold if detector else None,
             "false_positive_rate": policy.false_positive_rate,
             "reason": reason,

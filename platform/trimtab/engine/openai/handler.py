@@ -25,7 +25,7 @@ from trimtab.engine.openai.policy import PolicyReply, apply_policies, check_retr
 from trimtab.engine.openai.policy_resolver import PolicyResolver, resolve_own_policy
 from trimtab.engine.openai.request_fields import SCORE_FIELDS
 from trimtab.engine.openai.response_rewriter import ResponseRewriter, RouteGate
-from trimtab.engine.openai.score import score_given_answer
+from trimtab.engine.openai.score import score_supplied_answer
 from trimtab.engine.openai.shadow_traffic import ShadowTraffic
 from trimtab.engine.openai.traffic_split import TrafficSplit
 from trimtab.engine.prefixes.catalog import VersionCatalog
@@ -142,13 +142,13 @@ class RequestHandler:
                 else:
                     check_retry(risk.answers, request)
 
-                    async def ask(changed: dict[str, Any]) -> PolicyReply:
+                    async def forward(changed: dict[str, Any]) -> PolicyReply:
                         nonlocal answered
                         response, new_risk = ResponseBuffer(), risk.copy_settings()
                         answered, new_risk = await self._answer(changed, options, steering, new_risk, scope, context, response)
                         return PolicyReply(response.status, response.headers, response.body, new_risk)
 
-                    reply = await apply_policies(ask, risk.answers, request, PROTOCOLS[path])
+                    reply = await apply_policies(forward, risk.answers, request, PROTOCOLS[path])
                     await asgi.send_response(context.send, reply.status, reply.headers, reply.body)
                     self._record(reply.watch, answered, context)
         except TrimtabError as error:
@@ -280,7 +280,7 @@ class RequestHandler:
         loaded: LoadedVersion[Prefix] | None,
         context: RequestContext,
     ) -> Steering | None:
-        """Answer a request that scores a given answer; return its prefix."""
+        """Answer a request that scores a supplied answer; return its prefix."""
         if options.policies:
             raise UsageError(f"trimtab.policies checks requests that the model answers, not those of {SCORE_PATH}")
         risk = await self._detectors.select_detector(options, loaded and loaded.artifact, request)
@@ -291,7 +291,7 @@ class RequestHandler:
             if risk.detector is not None:
                 steering_variable.set(steering)
                 current_risk.set(risk)
-                tokens = await score_given_answer(self._engine, self._renderer, request, steering, risk)
+                tokens = await score_supplied_answer(self._engine, self._renderer, request, steering, risk)
             response = {
                 "object": "score",
                 "model": annotation.model,

@@ -41,7 +41,7 @@ def build_openapi_document(vllm: dict[str, Any], paths: Collection[str]) -> dict
         included[path] = included[path] | {"post": post | {"responses": post["responses"] | {"200": answered}}}
     body = {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ScoreRequest"}}}}
     answer = {"200": answered | {"description": "Risk of the answer."}, "400": {"description": "Bad input."}}
-    included[SCORE_PATH] = {"post": {"summary": "Risk of a given answer", "requestBody": body, "responses": answer}}
+    included[SCORE_PATH] = {"post": {"summary": "Risk of a supplied answer", "requestBody": body, "responses": answer}}
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/ModerationRequest"}}}
     body, answer = {"required": True, "content": content}, {"200": {"description": "Verdicts by detector."}}
     included[MODERATIONS_PATH] = {"post": {"summary": "Moderation of texts", "requestBody": body, "responses": answer}}

@@ -35,7 +35,7 @@ class PolicyReply:
     watch: RequestRisk
 
 
-AskModel = Callable[[dict[str, Any]], Awaitable[PolicyReply]]
+ForwardRequest = Callable[[dict[str, Any]], Awaitable[PolicyReply]]
 """Forwards a request body to the model, and returns the complete response."""
 
 
@@ -45,14 +45,16 @@ def check_retry(answers: AnswerVerdicts, request: dict[str, Any]) -> None:
         raise UsageError("a policy with action retry returns one answer. Send one prompt with n=1")
 
 
-async def apply_policies(ask: AskModel, answers: AnswerVerdicts, request: dict[str, Any], protocol: Protocol) -> PolicyReply:
+async def apply_policies(
+    forward: ForwardRequest, answers: AnswerVerdicts, request: dict[str, Any], protocol: Protocol
+) -> PolicyReply:
     """Answer a request under policies on its answers: retry or withhold risky answers.
 
     A streamed answer cannot be withdrawn. Therefore a request with `stream` receives its answer as a stream after the answer is
     complete.
 
     Args:
-        ask: forwards a request body to the model.
+        forward: forwards a request body to the model.
         answers: policies on the answers.
         request: request body.
         protocol: protocol of the request.
@@ -63,7 +65,7 @@ async def apply_policies(ask: AskModel, answers: AnswerVerdicts, request: dict[s
     stream_options = request.get("stream_options")
     streams = request.get("stream") is True
     unstreamed = {key: value for key, value in request.items() if key != "stream_options"} | {"stream": False}
-    reply = await _select_reply(ask, answers, unstreamed if streams else request)
+    reply = await _select_reply(forward, answers, unstreamed if streams else request)
     if reply.status != HTTPStatus.OK:
         return reply
     body = asgi.parse_body(reply.body)
@@ -79,13 +81,13 @@ async def apply_policies(ask: AskModel, answers: AnswerVerdicts, request: dict[s
     return PolicyReply(reply.status, asgi.set_content_length(headers, data), data, reply.watch)
 
 
-async def _select_reply(ask: AskModel, answers: AnswerVerdicts, request: dict[str, Any]) -> PolicyReply:
+async def _select_reply(forward: ForwardRequest, answers: AnswerVerdicts, request: dict[str, Any]) -> PolicyReply:
     """Return the answer, or the least risky one of several if a policy retries."""
     if not answers.can_retry:
-        return await ask(request)
+        return await forward(request)
     replies: list[PolicyReply] = []
     for number in range(answers.max_attempts):
-        replies.append(await ask(request if number == 0 else _vary_request(request, number)))
+        replies.append(await forward(request if number == 0 else _vary_request(request, number)))
         watch = replies[-1].watch
         if replies[-1].status != HTTPStatus.OK or watch.verdicts.refusals or not watch.answers.is_risky(0):
             break

@@ -90,23 +90,23 @@ class RouteGate:
     def __init__(self, send: Send, risk: RequestRisk) -> None:
         self._send = send
         self._risk = risk
-        self._held: list[Message] = []
+        self._buffered: list[Message] = []
         self.is_open = not (risk.verdicts.is_active and risk.verdicts.can_route)
 
     async def __call__(self, message: Message) -> None:
-        """Process one ASGI message of the wrapped app: send it, or hold it back."""
+        """Process one ASGI message of the wrapped app: send it, or buffer it."""
         if self.is_open:
             await self._send(message)
             return
-        self._held.append(message)
+        self._buffered.append(message)
         if 0 < self._risk.choices <= len(self._risk.verdicts.started):
             await self.end()
 
     async def end(self) -> None:
-        """Send what was held back, and all later messages at once, unless the request is routed."""
+        """Send the buffered messages, and all later messages at once, unless the request is routed."""
         if self._risk.verdicts.route is not None:
             return
         self.is_open = True
-        messages, self._held = self._held, []
+        messages, self._buffered = self._buffered, []
         for message in messages:
             await self._send(message)

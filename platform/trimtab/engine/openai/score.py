@@ -1,4 +1,4 @@
-"""Scoring of given answers (`POST /v1/score`)."""
+"""Scoring of supplied answers (`POST /v1/score`)."""
 
 import asyncio
 import json
@@ -8,9 +8,9 @@ from typing import Any
 from vllm import SamplingParams
 from vllm.inputs.engine import tokens_input
 
-from trimtab.engine.context import Steering, join_salts, reads_given_answer
+from trimtab.engine.context import Steering, join_salts, reads_supplied_answer
 from trimtab.engine.detectors.request_risk import RequestRisk
-from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START
+from trimtab.engine.vllm_ext.args import SUPPLIED_ANSWER_START
 from trimtab.errors import UsageError
 from trimtab.model.chat_template import ChatRenderer
 
@@ -18,10 +18,10 @@ from trimtab.model.chat_template import ChatRenderer
 TEMPLATE_FIELDS = ("role", "name", "tool_calls", "tool_call_id")
 
 
-async def score_given_answer(
+async def score_supplied_answer(
     engine: Any, renderer: ChatRenderer, request: dict[str, Any], steering: Steering | None, risk: RequestRisk
 ) -> int:
-    """Compute the risk of a given answer, as if the engine had generated it.
+    """Compute the risk of a supplied answer, as if the engine had generated it.
 
     Args:
         engine: vLLM's engine, with the output hook installed.
@@ -43,15 +43,15 @@ async def score_given_answer(
     if len(ids) > limit:
         raise UsageError(f"messages and answer have {len(ids)} tokens; the engine takes {limit}")
     prompt = tokens_input(ids, cache_salt=join_salts())
-    sampling = SamplingParams(max_tokens=1, skip_reading_prefix_cache=True, extra_args={GIVEN_ANSWER_START: len(prompt_ids)})
+    sampling = SamplingParams(max_tokens=1, skip_reading_prefix_cache=True, extra_args={SUPPLIED_ANSWER_START: len(prompt_ids)})
     # vLLM generates at least one token, which is not part of the answer.
-    risk.given_tokens = len(answer_ids)
-    token = reads_given_answer.set(True)
+    risk.supplied_tokens = len(answer_ids)
+    token = reads_supplied_answer.set(True)
     try:
         async for _ in engine.generate(prompt, sampling, f"score-{uuid.uuid4().hex}"):
             pass
     finally:
-        reads_given_answer.reset(token)
+        reads_supplied_answer.reset(token)
     return len(ids)
 
 

@@ -23,13 +23,13 @@ class ShadowTraffic:
     Args:
         prefixes: catalog of prefixes.
         slots: slots of the engine.
-        ask: forwards a request to vLLM.
+        forward: forwards a request to vLLM.
     """
 
-    def __init__(self, prefixes: VersionCatalog[Prefix], slots: PrefixSlots, ask: Callable[..., Awaitable[None]]) -> None:
+    def __init__(self, prefixes: VersionCatalog[Prefix], slots: PrefixSlots, forward: Callable[..., Awaitable[None]]) -> None:
         self._prefixes = prefixes
         self._slots = slots
-        self._ask = ask
+        self._forward = forward
         self._running: set[asyncio.Task[None]] = set()
 
     def start(self, request: dict[str, Any], name: str, alias: str, risk: RequestRisk, scope: Scope) -> None:
@@ -54,7 +54,7 @@ class ShadowTraffic:
         with suppress(TrimtabError):
             async with self._slots.lease_slots(await self._prefixes.find(name, alias)) as steering:
                 try:
-                    await self._ask(request, steering, risk, scope, _receive_nothing, response)
+                    await self._forward(request, steering, risk, scope, _receive_nothing, response)
                 finally:
                     REQUESTS.labels(*request_labels(steering, shadow=risk.shadow), str(response.status)).inc()
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from vllm.exceptions import VLLMValidationError
 
-from trimtab.engine.context import join_salts, reads_given_answer, steering
+from trimtab.engine.context import join_salts, reads_supplied_answer, steering
 from trimtab.engine.vllm_ext import patches
-from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START
+from trimtab.engine.vllm_ext.args import SUPPLIED_ANSWER_START
 from trimtab.model.chat_template import ChatRenderer
 
 
@@ -72,9 +72,11 @@ async def _wait_until_written(written: asyncio.Future[None], abort: Callable[[],
 
 
 def _check_extra_args(params: Any) -> None:
-    """Reject the start of a given answer in requests other than score requests, since clients can send any extra argument."""
-    if GIVEN_ANSWER_START in (getattr(params, "extra_args", None) or {}) and not reads_given_answer.get():
-        raise VLLMValidationError(f"{GIVEN_ANSWER_START} is not a request argument. Use /v1/score to score a given answer")
+    """Reject the start of a supplied answer in requests that score none, since clients can send any extra argument."""
+    if SUPPLIED_ANSWER_START in (getattr(params, "extra_args", None) or {}) and not reads_supplied_answer.get():
+        raise VLLMValidationError(
+            f"{SUPPLIED_ANSWER_START} is not a request argument. Use /v1/score to score a supplied answer"
+        )
 
 
 def _admit_prompt(prompt: Any, renderer: ChatRenderer) -> Any:

@@ -71,7 +71,7 @@ class ArtifactSource(Protocol[ArtifactT_co]):
         """Return all versions for the base model."""
         ...
 
-    def load(self, known: RegisteredVersion) -> ArtifactT_co:
+    def load(self, version: RegisteredVersion) -> ArtifactT_co:
         """Load the artifact of a version.
 
         Raises:

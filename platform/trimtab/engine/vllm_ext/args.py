@@ -16,8 +16,8 @@ from trimtab.model.chat_template import build_renderer
 
 # Name of the weight loader that loader_plugin.py registers with vLLM.
 LOAD_FORMAT = "trimtab"
-# Extra argument of a request whose prompt ends with a given answer: the number of tokens before the answer.
-GIVEN_ANSWER_START = "trimtab_answer_from"
+# Extra argument of a request whose prompt ends with a supplied answer: the number of tokens before the answer.
+SUPPLIED_ANSWER_START = "trimtab_answer_from"
 
 
 def is_cpu_build() -> bool:

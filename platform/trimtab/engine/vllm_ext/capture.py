@@ -158,7 +158,7 @@ class SignalCapture:
         self._add_to_blocks(line, position, rows)
         spans = self._build_spans(step, first)
         self._add_prompt_tails(spans, rows)
-        self._write_given_answers(spans, rows, step.hidden_states)
+        self._write_supplied_answers(spans, rows, step.hidden_states)
         self._prepare_samples(step, spans, rows)
 
     def _build_spans(self, step: RunnerStep, first: NDArray[np.integer[Any]]) -> list[RequestSpan]:
@@ -200,14 +200,14 @@ class SignalCapture:
     def _add_prompt_tails(self, spans: Sequence[RequestSpan], rows: Tensor) -> None:
         """Add the prompt tokens after the last full block.
 
-        Each token is added once, although a preempted request computes its tokens again. A request with a given answer does not
-        read the prefix cache, so that all its prompt tokens are added here.
+        Each token is added once, although a preempted request computes its tokens again. A request with a supplied answer does
+        not read the prefix cache, so that all its prompt tokens are added here.
         """
         selected: list[int] = []
         slots: list[int] = []
         for span in spans:
             running = span.running
-            tail = 0 if running.given is not None else running.prompt - running.prompt % self.block_size
+            tail = 0 if running.supplied is not None else running.prompt - running.prompt % self.block_size
             added = span.select_rows(max(tail, running.read), running.prompt)
             running.read = max(running.read, min(running.prompt, span.end))
             selected += added
@@ -215,8 +215,8 @@ class SignalCapture:
         if selected:
             self.sums.read(self._as_indices(slots), rows[self._as_indices(selected)])
 
-    def _write_given_answers(self, spans: Sequence[RequestSpan], rows: Tensor, hidden: Tensor) -> None:
-        """Add the tokens of given answers whose states this step computed.
+    def _write_supplied_answers(self, spans: Sequence[RequestSpan], rows: Tensor, hidden: Tensor) -> None:
+        """Add the tokens of supplied answers whose states this step computed.
 
         The accumulator takes at most one token per request and call. Thus the n-th tokens of all requests are written together.
         """
@@ -224,13 +224,13 @@ class SignalCapture:
         recorded: list[tuple[RunningRequest, range]] = []
         for span in spans:
             running = span.running
-            if running.given is None:
+            if running.supplied is None:
                 continue
             # The state that a token is generated from is at the position before the token.
             start = running.prompt - 1
             offset = span.first - span.start + start
-            added = span.select_rows(start + running.written, start + len(running.given))
-            entries += [(turn, row, running.slot, running.given[row - offset]) for turn, row in enumerate(added)]
+            added = span.select_rows(start + running.written, start + len(running.supplied))
+            entries += [(turn, row, running.slot, running.supplied[row - offset]) for turn, row in enumerate(added)]
             if running.is_recorded:
                 recorded.append((running, range(running.written + 1, running.written + 1 + len(added))))
             running.written += len(added)
@@ -258,7 +258,7 @@ class SignalCapture:
         prompts: list[RequestSpan] = []
         for span in spans:
             running = span.running
-            if running.given is not None or step.discarded[span.index] or span.end != running.prompt + running.written:
+            if running.supplied is not None or step.discarded[span.index] or span.end != running.prompt + running.written:
                 continue
             if running.written == 0 and (running.is_tracked or running.needs_prompt_psi):
                 self._add_full_blocks(span)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trimtab.detection.signals import CHECK_INTERVAL, RECENT, SignalAccumulator
 from trimtab.engine.checks import PROMPT_STORED, RECORDED, UNTRACKED, RequestChecks, decode_checks
-from trimtab.engine.vllm_ext.args import GIVEN_ANSWER_START
+from trimtab.engine.vllm_ext.args import SUPPLIED_ANSWER_START
 
 
 @dataclass
@@ -19,8 +19,8 @@ class RunningRequest:
     Attributes:
         slot: slot in the accumulator.
         prompt: number of prompt tokens.
-        given: token ids of a given answer after the prompt; None if the engine generates the answer. Tokens that the engine
-            generates after a given answer are ignored.
+        supplied: token ids of a supplied answer after the prompt; None if the engine generates the answer. Tokens that the
+            engine generates after a supplied answer are ignored.
         checks: checks of the prompt, which are applied when its last token is read, and of the answer.
         is_tracked: whether the signals of the answer are captured.
         is_recorded: whether the signals of the unfinished answer and the windows of the prompt are stored.
@@ -34,7 +34,7 @@ class RunningRequest:
 
     slot: int
     prompt: int
-    given: list[int] | None = None
+    supplied: list[int] | None = None
     checks: RequestChecks = field(default_factory=RequestChecks)
     is_tracked: bool = True
     is_recorded: bool = False
@@ -120,7 +120,7 @@ class EndedRequest:
     """Signals of a request on the host.
 
     Attributes:
-        held: accumulator with the request's slot only.
+        accumulator: accumulator with the request's slot only.
         history: log-probability, entropy and margin of each token [m, 3]; None without a history.
         prompt_risks: risks of the prompt's checks; NaN for unknown ones.
         windows: mean states of the windows of the prompt [W, L, d]; None if they were not stored.
@@ -128,7 +128,7 @@ class EndedRequest:
         prompt: features of the prompt [L, 3d]; None if they were not stored.
     """
 
-    held: SignalAccumulator
+    accumulator: SignalAccumulator
     history: Tensor | None
     prompt_risks: list[float]
     windows: Tensor | None = None
@@ -145,7 +145,7 @@ def start_request(slot: int, new: Any) -> RunningRequest:
     """
     ids: list[int] = list(new.prompt_token_ids or ())
     extra_args = _get_extra_args(new)
-    if (start := extra_args.get(GIVEN_ANSWER_START)) is not None:
+    if (start := extra_args.get(SUPPLIED_ANSWER_START)) is not None:
         return RunningRequest(slot, start, ids[start:], is_recorded=bool(extra_args.get(RECORDED)))
     tracked, recorded, stored = (bool(extra_args.get(name)) for name in (UNTRACKED, RECORDED, PROMPT_STORED))
     return RunningRequest(slot, len(ids), None, decode_checks(extra_args), not tracked, recorded, stored)
@@ -168,14 +168,14 @@ def build_record(ended: EndedRequest | None, tokens: int) -> dict[str, Any] | No
     if tokens < 1:
         is_empty = not ended.prompt_risks and ended.prompt is None
         return None if is_empty else _encode(prompt) | {"psi": b"", "prompt_risks": ended.prompt_risks}
-    excess = int(ended.held.tokens[0]) - tokens
+    excess = int(ended.accumulator.tokens[0]) - tokens
     if not 0 <= excess < RECENT:
         return None
-    held = ended.held if excess == 0 else ended.held.taken(0)
-    held.take_back(0, excess)
+    accumulator = ended.accumulator if excess == 0 else ended.accumulator.taken(0)
+    accumulator.take_back(0, excess)
     slot = torch.zeros(1, dtype=torch.long)
     tensors = {
-        "psi": held.geometry(slot)[0],
+        "psi": accumulator.geometry(slot)[0],
         "history": None if ended.history is None else ended.history[:tokens],
         "running": None if ended.running is None else ended.running[: tokens // CHECK_INTERVAL],
     }

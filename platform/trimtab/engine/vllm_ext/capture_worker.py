@@ -52,7 +52,7 @@ class CaptureWorker(BaseWorker, EmbeddingWorkerExtension):  # pyright: ignore[re
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """Run one step and accumulate its signals."""
-        # All ranks capture, although rank 0 would suffice: the logits of given answers are computed by all ranks together.
+        # All ranks capture, although rank 0 would suffice: the logits of supplied answers are computed by all ranks together.
         capture = self._get_capture()
         capture.begin_step(scheduler_output)
         output = super().execute_model(scheduler_output)

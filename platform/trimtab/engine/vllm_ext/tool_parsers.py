@@ -46,9 +46,9 @@ def select_tool_parser(base: BaseModel, name: str) -> str | None:
     # Imported lazily: vLLM takes seconds to import.
     from vllm.tool_parsers import ToolParserManager
 
-    known = ToolParserManager.list_registered()
-    if name not in known:
-        raise UsageError(f"engine.tool_parser: vLLM has no parser {name!r}. Use auto, none, or one of {', '.join(known)}")
+    parsers = ToolParserManager.list_registered()
+    if name not in parsers:
+        raise UsageError(f"engine.tool_parser: vLLM has no parser {name!r}. Use auto, none, or one of {', '.join(parsers)}")
     return name
 
 

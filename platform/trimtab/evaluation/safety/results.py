@@ -39,7 +39,7 @@ class Arm:
     prefix: Prefix | None = None
     system: str | None = None
 
-    def build_ask(self, prompt: Prompt) -> Conversation:
+    def build_conversation(self, prompt: Prompt) -> Conversation:
         """Return the generation request of this arm for a prompt."""
         system = [{"role": "system", "content": self.system}] if self.system is not None and not prompt.system else []
         return Conversation([*system, *prompt.messages], self.prefix)

@@ -95,7 +95,9 @@ def score_texts(
 
 def _tokenize(renderer: ChatRenderer, arm: Arm, text: Prompt, longest: int) -> TokenizedText:
     rows = range(renderer.first_slot, renderer.first_slot + len(arm.prefix.vectors)) if arm.prefix else range(0)
-    prompt = renderer.render_prompt(arm.build_ask(text).messages, arm.prefix.card.position if arm.prefix else "system", rows)
+    prompt = renderer.render_prompt(
+        arm.build_conversation(text).messages, arm.prefix.card.position if arm.prefix else "system", rows
+    )
     target = renderer.render_answer(text.target or "", prompt)[:-1][:longest]
     if not target:
         raise UsageError(f"the text that answers {text.prompt[:40]!r} is empty")

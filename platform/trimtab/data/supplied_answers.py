@@ -14,7 +14,7 @@ MEANINGS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "n
 
 
 @dataclass(frozen=True)
-class GivenAnswer:
+class SuppliedAnswer:
     """A pre-written answer to a question.
 
     Attributes:
@@ -28,9 +28,9 @@ class GivenAnswer:
     truthful: bool | None
 
 
-def read_given_answers(
+def read_supplied_answers(
     source: str, columns: Mapping[str, str] | None = None, separator: str | None = None
-) -> list[GivenAnswer]:
+) -> list[SuppliedAnswer]:
     """Read the answers of one source.
 
     A row has either one answer in `answer`, with its label in `truthful` or, reversed, in `hallucinated` (true, false, or empty
@@ -54,14 +54,14 @@ def read_given_answers(
     return [answer for number, row in enumerate(rows, 1) for answer in _parse_row(row, number, source, names, separator)]
 
 
-def read_all_given_answers(
+def read_all_supplied_answers(
     sources: Sequence[str], columns: Mapping[str, str] | None = None, separator: str | None = None
-) -> list[GivenAnswer]:
-    """Read the answers of several sources, in order; see `read_given_answers`."""
-    return [answer for source in sources for answer in read_given_answers(source, columns, separator)]
+) -> list[SuppliedAnswer]:
+    """Read the answers of several sources, in order; see `read_supplied_answers`."""
+    return [answer for source in sources for answer in read_supplied_answers(source, columns, separator)]
 
 
-def _parse_row(row: Row, number: int, source: str, names: Mapping[str, str], separator: str | None) -> Iterator[GivenAnswer]:
+def _parse_row(row: Row, number: int, source: str, names: Mapping[str, str], separator: str | None) -> Iterator[SuppliedAnswer]:
     location = f"{source}, row {number}"
     question = build_question(row, number, source, names)
     lists = [name for name in (names["correct_answers"], names["incorrect_answers"]) if row.get(name) is not None]
@@ -74,14 +74,14 @@ def _parse_row(row: Row, number: int, source: str, names: Mapping[str, str], sep
                 f"{location}: an answer must be one text, not {type(text).__name__}. Use correct_answers and "
                 "incorrect_answers for several"
             )
-        yield GivenAnswer(question, text.strip(), _parse_label(row, names, location))
+        yield SuppliedAnswer(question, text.strip(), _parse_label(row, names, location))
         return
     if names["correct_answers"] not in row and names["incorrect_answers"] not in row:
         # Raises an error that lists the columns.
         get_column_name(row, source, "answer", names["answer"])
     for field, truthful in (("correct_answers", True), ("incorrect_answers", False)):
         for text in _split_texts(row.get(names[field]), location, separator):
-            yield GivenAnswer(question, text, truthful)
+            yield SuppliedAnswer(question, text, truthful)
 
 
 def _split_texts(value: Any, location: str, separator: str | None) -> list[str]:

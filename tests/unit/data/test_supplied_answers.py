@@ -1,10 +1,10 @@
-"""Given answers: layouts of labeled data sets, and their plan and labels."""
+"""Supplied answers: layouts of labeled data sets, and their plan and labels."""
 
 import json
 
 import pytest
 
-from trimtab.data.given_answers import read_given_answers
+from trimtab.data.supplied_answers import read_supplied_answers
 from trimtab.errors import UsageError
 from trimtab.generation_types import Answer
 from trimtab.jobs.collect.config import CollectConfig
@@ -33,7 +33,7 @@ def write_rows(path, rows):
     ],
 )
 def test_reads_answer_layouts(tmp_path, row, expected):
-    answers = read_given_answers(write_rows(tmp_path / "g.jsonl", [{"question": "The capital of France?", **row}]))
+    answers = read_supplied_answers(write_rows(tmp_path / "g.jsonl", [{"question": "The capital of France?", **row}]))
     assert [(answer.text, answer.truthful) for answer in answers] == expected
     assert {answer.question.question for answer in answers} == {"The capital of France?"}
 
@@ -41,7 +41,7 @@ def test_reads_answer_layouts(tmp_path, row, expected):
 def test_reads_renamed_columns_and_separator(tmp_path):
     row = {"Question": "Which?", "Good": "a; b;", "knowledge": "Once.", "entity": "FR"}
     columns = {"question": "Question", "correct_answers": "Good", "context": "knowledge", "group": "entity"}
-    answers = read_given_answers(write_rows(tmp_path / "g.jsonl", [row]), columns, ";")
+    answers = read_supplied_answers(write_rows(tmp_path / "g.jsonl", [row]), columns, ";")
     assert [answer.text for answer in answers] == ["a", "b"]
     assert answers[0].question.prompt.messages[-1]["content"] == "Once.\n\nWhich?"
     assert answers[0].question.prompt.group == "FR"
@@ -65,7 +65,7 @@ def test_reads_renamed_columns_and_separator(tmp_path):
 )
 def test_rejects_unreadable_row(tmp_path, row, message):
     with pytest.raises(UsageError, match=message):
-        read_given_answers(write_rows(tmp_path / "g.jsonl", [row]))
+        read_supplied_answers(write_rows(tmp_path / "g.jsonl", [row]))
 
 
 def test_answers_to_one_question_share_a_group(tmp_path):
@@ -74,7 +74,11 @@ def test_answers_to_one_question_share_a_group(tmp_path):
     )
     config = CollectConfig(questions=file, out=str(tmp_path / "out"), read_answers=True)
     plan = load_plan(config)
-    assert [(planned.request.given_answer, planned.truthful) for planned in plan] == [("a", True), ("b", False), ("c", False)]
+    assert [(planned.request.supplied_answer, planned.truthful) for planned in plan] == [
+        ("a", True),
+        ("b", False),
+        ("c", False),
+    ]
     assert len({planned.question.prompt.group for planned in plan}) == 1
     assert len({planned.key for planned in plan}) == 3
 
