@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -129,6 +130,16 @@ def test_least_recently_used_versions_leave_beyond_the_memory_limit(source):
     asyncio.run(run())
     assert [version.version for version in loader.evict_unused()] == [3]
     assert [loader.get_loaded(("mine", number)) is not None for number in (1, 2, 3, 4, 5)] == [True, True, False, True, True]
+
+
+def test_idle_time_of_a_version_begins_when_it_is_no_longer_pinned(source, monkeypatch):
+    loader = build_loader(source)
+    loader.pin({("mine", 1)})
+    asyncio.run(loader.load(make_version(1)))
+    later = time.monotonic() + 2 * version_loader.IDLE_SECONDS
+    monkeypatch.setattr(version_loader.time, "monotonic", lambda: later)
+    loader.pin(frozenset())
+    assert loader.evict_unused() == []
 
 
 def test_loads_do_not_use_the_threads_of_requests(source):

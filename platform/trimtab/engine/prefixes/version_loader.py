@@ -149,7 +149,9 @@ class VersionLoader(Generic[ArtifactT]):
         return await asyncio.shield(task)
 
     def pin(self, keys: Set[VersionKey]) -> None:
-        """Set the versions that stay in memory."""
+        """Set the versions that stay in memory. The idle time of the others begins when they are no longer among them."""
+        now = time.monotonic()
+        self._used_at.update({key: now for key in self._pinned - keys if key in self._loaded})
         self._pinned = keys
 
     def evict_unused(self) -> list[RegisteredVersion]:
