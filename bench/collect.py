@@ -30,9 +30,10 @@ from peers import signal_workers
 from peers.costs import list_processes
 from peers.ratios import bootstrap_mean, decide_at_most
 
-QUICK_QUESTIONS = 100
 # Batch sizes of transformers, and the number of questions on which they are compared.
 BATCH_SIZES, SELECTION_QUESTIONS = (16, 32, 64), 128
+# Defaults of the numbers of questions and rounds, and of the batch sizes that are compared.
+FULL, QUICK = (192, 5, BATCH_SIZES), (100, 1, ())
 MEMORY_QUESTIONS, MEMORY_TOKENS, SAMPLE_SECONDS = (200, 2000), 8, 0.2
 # Goals: throughput relative to peers, and growth of the memory with the questions. No goal was set for the extraction.
 MIN_ENGINE_RATIO, MIN_EXTRACTION_RATIO, MIN_TWO_PASSES_RATIO, MAX_MEMORY_RATIO = 0.95, 1.0, 10.0, 1.1
@@ -77,17 +78,19 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few questions, one round, no memory of trimtab collect")
+    parser.add_argument("--quick", action="store_true", help="fewer questions and rounds, no memory of trimtab collect")
     parser.add_argument("--json", help="write the figures to this file")
     parser.add_argument("--base", default="smollm2-135m")
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each")
-    parser.add_argument("--questions", type=int, default=192)
-    parser.add_argument("--sizes", type=int, nargs="*", default=BATCH_SIZES, help="batch sizes of transformers to compare")
+    parser.add_argument("--rounds", type=int, help="measurements of each, by default 5, or 1 with --quick")
+    parser.add_argument("--questions", type=int, help="number of questions, by default 192, or 100 with --quick")
+    parser.add_argument("--sizes", type=int, nargs="*", help="batch sizes of transformers to compare")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--size", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.quick:
-        options.questions, options.rounds, options.sizes = min(options.questions, QUICK_QUESTIONS), 1, ()
+    defaults = QUICK if options.quick else FULL
+    for name, default in zip(("questions", "rounds", "sizes"), defaults, strict=True):
+        if getattr(options, name) is None:
+            setattr(options, name, default)
     return options
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from peers import servers
 from peers.costs import divide_increase, measure_memory, read_cpu_seconds
 from peers.homes import own_home
-from peers.serve_modes import SERVERS, build_servers
+from peers.serve_modes import PREFIXES, QUICK_PREFIXES, SERVERS, build_servers
 from peers.serve_report import Measurement, build_report, read_measurements
 from peers.servers import RunningServer, Server
 
@@ -42,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="serve-", ignore_cleanup_errors=True) as name:
         own_home(Path(name) / "home")
         base = resolve_base_model(options.base)
-        selected = [server for server in build_servers(base, Path(name), options.quick) if server.name in options.only]
+        selected = [server for server in build_servers(base, Path(name), options.prefixes) if server.name in options.only]
         for number in range(1 if options.quick else options.rounds):
             for server in selected if number % 2 == 0 else reversed(selected):
                 measure_server(server, number, path, options.quick)
@@ -69,7 +69,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=SERVERS, default=SERVERS, help="servers to start")
-    return parser.parse_args()
+    parser.add_argument("--prefixes", nargs="*", type=int, help="numbers of prefixes to measure, besides trimtab without one")
+    options = parser.parse_args()
+    if options.prefixes is None:
+        options.prefixes = QUICK_PREFIXES if options.quick else PREFIXES
+    return options
 
 
 def measure_server(server: Server, number: int, path: Path, quick: bool) -> None:

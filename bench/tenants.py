@@ -196,7 +196,7 @@ class TenantBench:
         return {"model": model, "messages": messages} | options
 
     async def _measure_first_tokens(self, client: httpx.AsyncClient, bodies: Sequence[Body]) -> list[float]:
-        return [await self._send(client, body) for body in bodies]
+        return [await self._send(client, body | {"max_tokens": 1}) for body in bodies]
 
     async def _measure_throughput(self, client: httpx.AsyncClient, bodies: Sequence[Body]) -> float:
         waiting = iter(bodies)

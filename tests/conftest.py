@@ -13,7 +13,7 @@ from tests.support.homes import fresh_home
 from tests.support.object_store import ObjectStore
 from trimtab import settings
 
-pytest_plugins = ["tests.support.lanes", "tests.support.order", "tests.support.starts.plugin"]
+pytest_plugins = ["tests.support.deadline", "tests.support.lanes", "tests.support.order", "tests.support.starts.plugin"]
 
 # Set before trimtab reads the variables. Tests must not write into the user's runs and registry.
 _home = Path(tempfile.mkdtemp(prefix="trimtab-tests-"))

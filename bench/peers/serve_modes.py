@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,10 +21,9 @@ ADAPTERS, RANK = 64, 8
 GUARD_LAYER = 18
 
 
-def build_servers(base: BaseModel, folder: Path, quick: bool) -> list[Server]:
-    """Build the servers, with their prefixes, detectors and adapters."""
-    counts = QUICK_PREFIXES if quick else PREFIXES
-    prefixes = servers.save_random_prefixes(base, folder / "prefixes", max(counts))
+def build_servers(base: BaseModel, folder: Path, counts: Sequence[int]) -> list[Server]:
+    """Build the servers, with their prefixes, detectors and adapters; trimtab has a mode for each number of prefixes."""
+    prefixes = servers.save_random_prefixes(base, folder / "prefixes", max([1, *counts]))
     names = [f"{base.name}:{prefix.card.name}" for prefix in prefixes]
     modes = {"trimtab": [base.name]} | {f"trimtab, {count} prefixes": names[:count] for count in counts}
     save_untrained_detector(base, folder / "detector")

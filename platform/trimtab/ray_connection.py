@@ -73,7 +73,7 @@ def connect_to_ray(address: str | None, environment: Mapping[str, str] | None = 
             patch_log_monitor(needed=shows_logs or target != LOCAL),
             preserve_handlers(),
         ):
-            ray.init(
+            _initialize_ray(
                 address=target,
                 include_dashboard=False if address is None else None,
                 logging_level=logging.WARNING,
@@ -83,13 +83,6 @@ def connect_to_ray(address: str | None, environment: Mapping[str, str] | None = 
             )
     except (ConnectionError, RayError, ValueError) as error:
         raise JobError(f"no Ray cluster at {target}: {str(error).splitlines()[0]}") from error
-    except Exception as error:
-        # Ray raises a bare Exception if a node does not start in time.
-        if type(error) is not Exception:
-            raise
-        raise JobError(
-            f"Ray did not start on this machine, try again when it is less busy: {str(error).splitlines()[0]}"
-        ) from error
     return True
 
 
@@ -137,6 +130,24 @@ def find_missing_resources(cpus: float, gpus: float) -> str | None:
 def get_max_node_cores() -> float:
     """Return the CPU cores of the largest node, for work that runs alone; at least 1, as a head node may have none."""
     return max([1.0, *(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"])])
+
+
+def _initialize_ray(**options: Any) -> None:
+    """Call `ray.init`, and repeat it if the node does not start within Ray's 30 s, as on a busy machine."""
+    for is_last in (False, True):
+        try:
+            ray.init(**options)
+        except Exception as error:
+            # Ray raises a bare Exception if a node does not start in time.
+            if type(error) is not Exception:
+                raise
+            if is_last:
+                reason = str(error).splitlines()[0]
+                raise JobError(
+                    f"Ray did not start on this machine: {reason} Two attempts failed. Try again when the machine is less busy"
+                ) from error
+        else:
+            return
 
 
 def _check_temporary_folder() -> None:

@@ -27,14 +27,13 @@ PROMPTS = "".join(json.dumps({"prompt": f"Tell me of {thing}", "class": "safe"})
 
 @dataclass(frozen=True)
 class Case:
-    """Command and a part of its error line; `slow` if it needs a cluster. Placeholders: {x} is a folder with `files`, {base} a
-    tiny model, {port} a free port, {taken} a used port."""
+    """Command and a part of its error line. Placeholders: {x} is a folder with `files`, {base} a tiny model, {port} a free
+    port, {taken} a used port."""
 
     command: str
     message: str
     files: Mapping[str, str | bytes] = field(default_factory=dict)
     exit_code: int = 2
-    slow: bool = False
 
 
 ALIGN = "align --base {base} --data.harmful {x}/a"
@@ -91,7 +90,6 @@ COMMANDS = [
     Case("evaluate truth --signals {x} --label_fractions [2]", "label_fractions must be above 0"),
     Case("evaluate utility --base {base}", "questions or texts are required"),
     Case("evaluate safety --data trimtab:nothing --base {base}", "trimtab:nothing"),
-    Case("evaluate safety --data trimtab:pairs --base {base} --num_gpus 64", "64 GPUs, and Ray has", slow=True),
     Case("sweep --num_trials 0", "num_trials (0)"),
     Case("sweep --param_space {}", "param_space is empty"),
     Case(
@@ -117,7 +115,6 @@ COMMANDS = [
     Case("serve --base {base} --host 0.0.0.0 --port {port}", "would be open to other machines"),
     Case("serve --base {base} --registry {x}/nowhere --port {port}", "{x}/nowhere"),
     Case("serve --base {base} --engine.layers [9] --port {port}", "engine.layers must be from 0 to"),
-    Case("serve --base {base} --gpus_per_replica 64 --port {port}", "serving takes 64 GPUs, and Ray has", slow=True),
     Case("serve --base {base} --engine.num_slots 0 --port {port}", "engine.num_slots must be at least 1"),
 ]
 CONFIGS = [
@@ -203,15 +200,10 @@ def fail_on_connection(*_: object, **__: object) -> None:
     raise AssertionError("the command connected to Ray before it checked its options")
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, marks=[pytest.mark.slow] * case.slow) for case in ALL],
-    ids=lambda case: f"{case.command[:40]}: {case.message[:30]}",
-)
+@pytest.mark.parametrize("case", ALL, ids=lambda case: f"{case.command[:40]}: {case.message[:30]}")
 def test_usage_error_is_one_line(case, tiny_base, used_port, home, tmp_path, capsys, monkeypatch):
-    if not case.slow:
-        monkeypatch.setattr(ray, "is_initialized", lambda: False)
-        monkeypatch.setattr(ray, "init", fail_on_connection)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail_on_connection)
     folder = tmp_path / "x"
     folder.mkdir()
     if case in ARTIFACTS:

@@ -9,9 +9,11 @@ import psutil
 import pytest
 import ray
 
+from trimtab.cli.main import main
 from trimtab.errors import JobError, UsageError
 from trimtab.jobs.runtime.cluster import run_task, stream_task
 from trimtab.ray_connection import connect_to_ray
+from trimtab.util import ports
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -45,15 +47,40 @@ def test_function_result_is_the_only_part():
     assert list(stream_parts(add, 1, 2)) == [3]
 
 
-def test_start_timeout_of_ray_is_one_error_line(monkeypatch):
+@pytest.mark.parametrize("timeouts", [1, 2])
+def test_start_timeout_of_ray_is_repeated_once(monkeypatch, timeouts):
+    attempts = []
+
     def time_out(**_):
-        raise Exception("The current node timed out during startup.\nMore")
+        attempts.append(1)
+        if len(attempts) <= timeouts:
+            raise Exception("The current node timed out during startup.\nMore")
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", time_out)
-    with pytest.raises(JobError, match=r"^Ray did not start on this machine, .*: The current node timed out during startup\.$"):
-        connect_to_ray(None)
+    if timeouts == 1:
+        assert connect_to_ray(None)
+    else:
+        with pytest.raises(JobError, match=r"^Ray did not start on this machine: The current node timed out .* less busy$"):
+            connect_to_ray(None)
+    assert len(attempts) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("evaluate safety --data trimtab:pairs --base {base} --num_gpus 64", "takes 64 GPUs, and Ray has 0"),
+        ("serve --base {base} --gpus_per_replica 64 --port {port}", "serving takes 64 GPUs, and Ray has 0"),
+    ],
+)
+def test_missing_gpus_are_one_error_line(tiny_base, home, capsys, command, message):
+    (port,) = ports.find_free_ports(1)
+    assert main(command.format(base=tiny_base.path, port=port).split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("trimtab: ")
+    assert error.count("\n") == 1, error
+    assert message in error
 
 
 def test_part_arrives_while_the_next_is_computed(tmp_path, capsys):
