@@ -33,8 +33,8 @@ class DistilDataConfig:
 
     prompts: list[str] | str = field(default_factory=lambda: ["trimtab:everyday", "trimtab:plain"])
     columns: dict[str, str] = field(default_factory=dict[str, str])
-    limit: int = 400
-    num_questions: int = 100
+    limit: int = 240
+    num_questions: int = 60
     num_requests: int = 0
     decontaminate_against: list[str] | str = field(default_factory=list[str])
     validation_fraction: float = 0.1
@@ -62,7 +62,7 @@ class DistilEvaluateConfig:
         judge: endpoint that decides rules of the kind judge.
     """
 
-    limit: int = 100
+    limit: int = 60
     max_tokens: int = 96
     utility: UtilitySuite | None = field(
         default_factory=lambda: UtilitySuite(questions="trimtab:countries", texts="trimtab:neutral", limit=60)
@@ -124,6 +124,7 @@ class DistilConfig:
             init="teacher",
             corrected_fraction=0,
             selection="loss",
+            validate_every=40,
             early_stopping_patience=0,
         )
     )
