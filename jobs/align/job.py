@@ -91,7 +91,7 @@ def align(config: AlignConfig) -> AlignResult:
         InterruptedByUserError: if the user stops training; it can be resumed.
     """
     check_config(config)
-    print_line(f"base model {config.base}, and the prompts (the first time they are downloaded)")
+    print_line(f"base model {config.base}, and the prompts (downloaded and converted at the first use)")
     base = resolve_base_model(config.base, config.revision)
     registry.format_model_name(base.name, config.name)
     raw = read_raw_dataset(config, base)

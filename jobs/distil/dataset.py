@@ -12,9 +12,11 @@ from trimtab.data.prompt import Prompt, add_system_prompt, compute_prompts_diges
 from trimtab.data.readers import read_all_prompts
 from trimtab.engine.config import EngineConfig
 from trimtab.errors import UsageError
+from trimtab.evaluation.rules.rule_checks import Rule
 from trimtab.generation_types import Sampling
 from trimtab.jobs.align.dataset import PreparedDataset
 from trimtab.jobs.distil.config import AnswerPart, DistilConfig
+from trimtab.jobs.distil.evaluation_requests import build_peer_requests, build_prompt_sets
 from trimtab.jobs.distil.self_study import write_prompts
 from trimtab.jobs.runtime.config import as_source_list
 from trimtab.jobs.runtime.engine_pool import GenerationRequest
@@ -72,13 +74,16 @@ def build_engine_config(config: DistilConfig, system: SystemPrompt) -> EngineCon
     return EngineConfig(num_slots=1, dtype=config.dtype, max_model_len=length)
 
 
-def prepare_dataset(config: DistilConfig, base: BaseModel, system: SystemPrompt) -> PreparedDataset:
+def prepare_dataset(config: DistilConfig, base: BaseModel, system: SystemPrompt, rules: Sequence[Rule]) -> PreparedDataset:
     """Read or write the user prompts, split them, and generate the answers of the teacher.
+
+    The same engine generates the answers that the evaluation compares with, which are cached: a start takes half a minute.
 
     Args:
         config: settings of the job.
         base: base model, which is the teacher with the system prompt.
         system: system prompt.
+        rules: rules of the system prompt.
 
     Raises:
         UsageError: if prompts cannot be read, or too few are left.
@@ -91,12 +96,14 @@ def prepare_dataset(config: DistilConfig, base: BaseModel, system: SystemPrompt)
     parts = split_by_hash(prompts, data.validation_fraction, data.test_fraction, data.seed)
     test = [prompt.prompt for prompt in parts["test"]]
     rows = {part: [TrainingRow(prompt, "", 0) for prompt in parts[part]] for part in ("train", "validation")}
-    rules: list[FilterRule] = ["duplicate", "contamination"]
-    filtered = apply_hard_filter(rows["train"], rules, FilterContext(data.seed, held_out, test))
-    validation = apply_hard_filter(rows["validation"], rules, FilterContext(data.seed, held_out, test)).rows
+    enabled: list[FilterRule] = ["duplicate", "contamination"]
+    filtered = apply_hard_filter(rows["train"], enabled, FilterContext(data.seed, held_out, test))
+    validation = apply_hard_filter(rows["validation"], enabled, FilterContext(data.seed, held_out, test)).rows
     if empty := [name for name, left in (("train", filtered.rows), ("validation", validation), ("test", test)) if not left]:
         raise UsageError(f"no prompts are left for the {empty[0]} part. Give more data.prompts, or raise data.num_questions")
-    answers = _generate_answers(config, base, system, [*filtered.rows, *validation], engine)
+    peers = build_peer_requests(build_prompt_sets(config, rules, parts["test"]), system.text)
+    later = [request for listed in peers.values() for request in listed]
+    answers = _generate_answers(config, base, system, [*filtered.rows, *validation], later, engine)
     renderer = build_renderer(base, config.num_virtual_tokens)
     train, validation = (
         [_build_row(config, system, renderer, row, answers[row.prompt]) for row in part if answers[row.prompt].text]
@@ -152,12 +159,17 @@ def _read_prompts(config: DistilConfig) -> list[Prompt]:
 
 
 def _generate_answers(
-    config: DistilConfig, base: BaseModel, system: SystemPrompt, rows: Sequence[TrainingRow], engine: EngineConfig
+    config: DistilConfig,
+    base: BaseModel,
+    system: SystemPrompt,
+    rows: Sequence[TrainingRow],
+    later: Sequence[GenerationRequest],
+    engine: EngineConfig,
 ) -> dict[Prompt, CachedAnswer]:
-    """Return the answers of the teacher by prompt."""
+    """Return the answers of the teacher by prompt, and cache those to later requests."""
     sampling = Sampling(config.train.max_target_tokens, config.data.temperature, seed=config.data.seed, logprobs=0)
     requests = {row.prompt: GenerationRequest(add_system_prompt(row.prompt, system.text).messages, sampling) for row in rows}
-    generated = generate_cached("answers of the teacher", base, list(requests.values()), engine, config.scale)
+    generated = generate_cached("answers of the teacher", base, [*requests.values(), *later], engine, config.scale)
     return {prompt: generated[request.key(engine.dtype)][0] for prompt, request in requests.items()}
 
 

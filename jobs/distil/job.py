@@ -63,14 +63,14 @@ def distil(config: DistilConfig) -> DistilResult:
         InterruptedByUserError: if the user stops training; it can be resumed.
     """
     rules = read_rules(Path(config.checks)) if config.checks else []
-    print_line(f"base model {config.base}, and the prompts (the first time they are downloaded)")
+    print_line(f"base model {config.base}, and the prompts (downloaded and converted at the first use)")
     base = resolve_base_model(config.base, config.revision)
     registry.format_model_name(base.name, config.name)
     system = read_system_prompt(config, base)
     identity = build_run_identity(config.identity(), base, [{"name": "system prompt", "digest": system.digest}])
     folder = choose_run_folder(config.name, config.resume, identity)
     with exclusive_lock(folder), ray_session(config.scale.address):
-        prepared = prepare_dataset(config, base, system)
+        prepared = prepare_dataset(config, base, system, rules)
         run = create_or_resume_run(folder, config.name, "distil", config=identity)
         with runs.close_run(run):
             return _train_with_tracking(config, base, system, rules, prepared, run, folder)

@@ -66,7 +66,7 @@ def search_settings(config: SweepConfig) -> SweepResult:
     folder = settings.get_runs_folder() / f"sweep-{config.name}"
     trials = plan_trials(config, folder)
     first = trials[0].config
-    print_line(f"base model {first.base}, and the prompts (the first time they are downloaded)")
+    print_line(f"base model {first.base}, and the prompts (downloaded and converted at the first use)")
     base = resolve_base_model(first.base, first.revision)
     _check_unchanged(config, trials, base, folder)
     ranked = rank_trials(trials)

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import logging
 import struct
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from functools import lru_cache
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -205,14 +208,25 @@ def _convert_gguf(asset: Asset) -> Path:
     with FileLock(f"{target}.lock"):
         if not (target / "config.json").exists():
             partial = target.with_name(target.name + ".part")
-            loaded = _import_auto_classes().AutoModelForCausalLM.from_pretrained(
-                source.parent, gguf_file=source.name, dtype=torch.bfloat16
-            )
+            _save_as_safetensors(source, partial)
+            partial.rename(target)
+    return target
+
+
+def _save_as_safetensors(source: Path, folder: Path) -> None:
+    """Save a GGUF file as a model folder, without the progress bars and warnings of transformers: none needs an action."""
+    # The import creates a log handler, which must not write into the buffer below.
+    auto, logger = _import_auto_classes(), logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stderr(StringIO()):
+            loaded = auto.AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.bfloat16)
             # transformers cannot save a model loaded from GGUF while it is marked as quantized.
             loaded.hf_quantizer = None  # pyright: ignore[reportArgumentType]
             if hasattr(loaded.config, "quantization_config"):
                 del loaded.config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
-            loaded.save_pretrained(partial)
-            _import_auto_classes().AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(partial)
-            partial.rename(target)
-    return target
+            loaded.save_pretrained(folder)
+            auto.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
+    finally:
+        logger.setLevel(level)
