@@ -15,7 +15,10 @@ from trimtab.util import ports
 
 SECTION = re.compile(r"^## Your own model\n(.*?)^## ", re.DOTALL | re.MULTILINE)
 # With the default options, the command takes minutes; a prefix of a few steps may not pass the gate.
-SHORTER = "--train.max_steps 4 --evaluate.limit 8 --evaluate.max_tokens 8 --gate.min_improvement -1 --gate.min_compliance 0"
+SHORTER = (
+    "--data.limit 120 --train.max_steps 4 --evaluate.limit 8 --evaluate.max_tokens 8 "
+    "--gate.min_improvement -1 --gate.min_compliance 0"
+)
 
 
 @pytest.fixture
