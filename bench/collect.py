@@ -33,7 +33,8 @@ from peers.ratios import bootstrap_mean, decide_at_most
 # Batch sizes of transformers, and the number of questions on which they are compared.
 BATCH_SIZES, SELECTION_QUESTIONS = (16, 32, 64), 128
 # Defaults of the numbers of questions and rounds, and of the batch sizes that are compared.
-FULL, QUICK = (192, 5, BATCH_SIZES), (100, 1, ())
+FULL: dict[str, Any] = {"questions": 192, "rounds": 5, "sizes": BATCH_SIZES}
+QUICK: dict[str, Any] = {"questions": 100, "rounds": 1, "sizes": ()}
 MEMORY_QUESTIONS, MEMORY_TOKENS, SAMPLE_SECONDS = (200, 2000), 8, 0.2
 # Goals: throughput relative to peers, and growth of the memory with the questions. No goal was set for the extraction.
 MIN_ENGINE_RATIO, MIN_EXTRACTION_RATIO, MIN_TWO_PASSES_RATIO, MAX_MEMORY_RATIO = 0.95, 1.0, 10.0, 1.1
@@ -87,8 +88,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--size", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    defaults = QUICK if options.quick else FULL
-    for name, default in zip(("questions", "rounds", "sizes"), defaults, strict=True):
+    for name, default in (QUICK if options.quick else FULL).items():
         if getattr(options, name) is None:
             setattr(options, name, default)
     return options

@@ -69,9 +69,9 @@ def main() -> None:
     if options.ablation:
         runs += [Run(base, prompt, GOAL_ROWS, 0, "vocab-mean") for base in options.bases for prompt in options.prompts]
     done = read_results(path)
-    with ray_session(None):
-        for run in runs:
-            if shorten_base(run) not in done:
+    if missing := [run for run in runs if shorten_base(run) not in done]:
+        with ray_session(None):
+            for run in missing:
                 execute_run(run, path, options.steps)
     lines = build_report(read_results(path))
     print(json.dumps(lines, indent=1))

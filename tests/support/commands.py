@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 
 END_SECONDS = 120
+# Maximum length of the error line of a command.
+MAX_CHARACTERS = 500
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,14 @@ def start_command(
             start_new_session=True,
         )
     return RunningCommand(process, log)
+
+
+def check_error_line(error: str, message: str) -> None:
+    """Check that the error output of a command is one short line with a message."""
+    assert error.startswith("trimtab: ")
+    assert error.count("\n") == 1, error
+    assert message in error
+    assert len(error) < MAX_CHARACTERS
 
 
 def can_mount(namespace: Sequence[str]) -> bool:

@@ -16,12 +16,12 @@ import ray
 import torch
 from safetensors.torch import save_file
 
+from tests.support.commands import check_error_line
 from trimtab.artifacts import prefix as prefixes
 from trimtab.artifacts.card import FILE, PrefixCard, add_checksum
 from trimtab.cli.main import main
 from trimtab.util import ports
 
-MAX_CHARACTERS = 500
 PROMPTS = "".join(json.dumps({"prompt": f"Tell me of {thing}", "class": "safe"}) + "\n" for thing in ("cats", "dogs", "birds"))
 
 
@@ -220,11 +220,7 @@ def test_usage_error_is_one_line(case, tiny_base, used_port, home, tmp_path, cap
     for key, value in placeholders.items():
         command, message = command.replace(key, value), message.replace(key, value)
     assert main(shlex.split(command)) == case.exit_code
-    error = capsys.readouterr().err
-    assert error.startswith("trimtab: ")
-    assert error.count("\n") == 1, error
-    assert message in error
-    assert len(error) < MAX_CHARACTERS
+    check_error_line(capsys.readouterr().err, message)
 
 
 def test_covers_at_least_60_cases():

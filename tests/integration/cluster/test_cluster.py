@@ -9,6 +9,7 @@ import psutil
 import pytest
 import ray
 
+from tests.support.commands import check_error_line
 from trimtab.cli.main import main
 from trimtab.errors import JobError, UsageError
 from trimtab.jobs.runtime.cluster import run_task, stream_task
@@ -77,10 +78,7 @@ def test_start_timeout_of_ray_is_repeated_once(monkeypatch, timeouts):
 def test_missing_gpus_are_one_error_line(tiny_base, home, capsys, command, message):
     (port,) = ports.find_free_ports(1)
     assert main(command.format(base=tiny_base.path, port=port).split()) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("trimtab: ")
-    assert error.count("\n") == 1, error
-    assert message in error
+    check_error_line(capsys.readouterr().err, message)
 
 
 def test_part_arrives_while_the_next_is_computed(tmp_path, capsys):
